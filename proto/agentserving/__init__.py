@@ -1,0 +1,1 @@
+"""agentserving: the Python client, and the contract that the components share."""

@@ -1,0 +1,84 @@
+"""Tickets: what a call carries to its engine, signed with the cluster's key.
+
+A ticket rides in ``X-Session-ID``, which vLLM hands to the scheduler as ``request.session_id``. Layout, base64url
+without padding: ``version(1) | msgpack array of the fields below | HMAC-SHA256 truncated to 16 bytes``. Needs only
+msgspec, which the engine process has.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+
+import msgspec
+
+_VERSION = b"\x01"
+_MAC_BYTES = 16
+MAX_TICKET_CHARS = 2048
+
+
+class InvalidTicketError(ValueError):
+    """``reason`` is one of malformed, forged, expired, wrong_engine: a metric label."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"ticket refused: {reason}")
+        self.reason = reason
+
+
+class Ticket(msgspec.Struct, frozen=True, array_like=True):
+    """What the engine needs to know of a call. Service and wait in microseconds, expiry in Unix seconds."""
+
+    call_id: str
+    attempt: int
+    program_id: str
+    root_program_id: str
+    tenant: str
+    thread_id: str
+    engine_id: str
+    attained_service_us: int
+    wait_us: int
+    policy_version: int
+    epoch: int
+    expires_unix_s: int
+    # Arrival of the root program, Unix microseconds: the order of program-FCFS on every engine.
+    program_arrival_us: int = 0
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Ticket)
+
+
+def _mac(key: bytes, body: bytes) -> bytes:
+    return hmac.digest(key, body, hashlib.sha256)[:_MAC_BYTES]
+
+
+def sign(ticket: Ticket, key: bytes) -> str:
+    """The header value for a ticket."""
+    body = _VERSION + _encoder.encode(ticket)
+    return base64.urlsafe_b64encode(body + _mac(key, body)).rstrip(b"=").decode("ascii")
+
+
+def verify(text: str, key: bytes, *, engine_id: str, now_unix_s: float) -> Ticket:
+    """The ticket in `text`. Raises InvalidTicketError; never anything else, whatever `text` is."""
+    if len(text) > MAX_TICKET_CHARS:
+        raise InvalidTicketError("malformed")
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidTicketError("malformed") from None
+    body, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
+    if not body.startswith(_VERSION):
+        raise InvalidTicketError("malformed")
+    if not hmac.compare_digest(mac, _mac(key, body)):
+        raise InvalidTicketError("forged")
+    try:
+        ticket = _decoder.decode(body[1:])
+    except msgspec.DecodeError:
+        raise InvalidTicketError("malformed") from None
+    if ticket.expires_unix_s < now_unix_s:
+        raise InvalidTicketError("expired")
+    if ticket.engine_id != engine_id:
+        raise InvalidTicketError("wrong_engine")
+    return ticket

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Writes the generated code of agentserving.v1 (and of the etcd wire subset) with the oldest compatible generator:
+# gencode 5.29 loads on protobuf 5.29 to 7. Usage: scripts/proto.sh [OUTPUT_DIR]   (default: proto)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-proto}
+mkdir -p "$out"
+run() {
+  uv tool run --quiet --python 3.11 --from grpcio-tools==1.71.2 --with 'setuptools<81' --with mypy-protobuf==3.6.0 \
+    python -m grpc_tools.protoc "$@"
+}
+run -Iproto --python_out="$out" --mypy_out="quiet:$out" --grpc_python_out="$out" \
+  proto/agentserving/v1/*.proto
