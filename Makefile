@@ -1,0 +1,38 @@
+# Commands of the project; `make help` lists them. Every target sets up what it needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+UV := $(shell command -v uv || echo "python3 -m uv")
+RUN := .venv/bin
+PYTHON ?= 3.11
+
+.PHONY: help setup demo test bench check proto clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: .venv/.stamp ## the project's environment in .venv
+
+.venv/.stamp: pyproject.toml constraints.txt
+	@$(UV) --version >/dev/null 2>&1 || python3 -m pip install --quiet uv
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+	$(UV) pip install --quiet --python .venv/bin/python --constraint constraints.txt --group dev --editable '.[server,cli,dev-etcd]'
+	@touch $@
+
+demo: setup ## the same agent programs under FCFS and under ATLAS, on two real vLLM engines
+	$(RUN)/agentserving demo
+
+test: setup ## all tests: unit, property, integration with real etcd and real CPU vLLM
+	$(RUN)/python -m agentserving_cli.local.vllm_env
+	$(RUN)/python -m pytest
+
+bench: setup ## timings and ratios into benchmarks/results
+	$(RUN)/python benchmarks/run.py
+
+check: setup ## ruff, mypy --strict, import-linter, buf, generated code; changes nothing
+	scripts/check.sh
+
+proto: ## writes the generated code again
+	scripts/proto.sh
+
+clean: ## removes the environment and caches of the checkout
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# What `make check` runs. Changes nothing in the checkout.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.venv/bin:$PATH"
+buf_version=1.75.0
+buf_home="${XDG_CACHE_HOME:-$HOME/.cache}/agentserving/buf-$buf_version"
+if [ ! -x "$buf_home/node_modules/.bin/buf" ]; then
+  npm install --silent --no-audit --no-fund --prefix "$buf_home" "@bufbuild/buf@$buf_version" >/dev/null 2>&1
+fi
+step() { printf '%-14s' "$1"; shift; "$@" && echo ok; }
+step "ruff" ruff check --quiet .
+step "format" ruff format --quiet --check .
+step "mypy" mypy --no-error-summary proto/agentserving controlplane/agentserving_controlplane \
+  controlplane/agentserving_gateway controlplane/agentserving_cli engine-image/agentserving_engine \
+  engine-image/agentserving_sidecar engine-image/agentserving_simulator
+step "import-linter" bash -c 'lint-imports --no-cache >/tmp/lint-$$.log 2>&1 || { cat /tmp/lint-$$.log; rm -f /tmp/lint-$$.log; exit 1; }; rm -f /tmp/lint-$$.log'
+step "buf" "$buf_home/node_modules/.bin/buf" lint
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+scripts/proto.sh "$scratch" >/dev/null
+generated() { diff -r --exclude=__pycache__ --exclude=__init__.py --exclude='*.proto' "$scratch/agentserving/v1" proto/agentserving/v1; }
+step "generated" generated
+step "protobuf range" scripts/check_protobuf_range.sh
