@@ -96,9 +96,7 @@ def validate(policy: Policy) -> None:
     if policy.max_preemptions < 0:
         raise InvalidPolicyError("max_preemptions", f"must not be negative, got {policy.max_preemptions}")
     if policy.decision_interval_steps < 1:
-        raise InvalidPolicyError(
-            "decision_interval_steps", f"must be at least 1, got {policy.decision_interval_steps}"
-        )
+        raise InvalidPolicyError("decision_interval_steps", f"must be at least 1, got {policy.decision_interval_steps}")
     if not 0 <= policy.unmanaged_level < len(levels):
         raise InvalidPolicyError(
             "unmanaged_level", f"must be a level, 0 to {len(levels) - 1}, got {policy.unmanaged_level}"

@@ -1,0 +1,6 @@
+"""The pure policy core: Algorithm 1 of the paper over any policy value. Imports nothing but agentserving.policy."""
+
+from agentserving_engine.policy.call_queue import CallQueue
+from agentserving_engine.policy.state import CallFacts, CallStats, Decision
+
+__all__ = ["CallFacts", "CallQueue", "CallStats", "Decision"]

@@ -1,0 +1,397 @@
+"""Algorithm 1 of the paper over any policy value: who runs next on one engine.
+
+The queue holds every call of the engine, waiting and running. Work is in proportion to what changed: waiting calls sit
+in a heap by rank and in a heap by the time at which they starve; entries are never searched for, they carry the call's
+version and are skipped when it has moved on. Pure: the caller gives the time and tells what happened.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+
+from agentserving.policy import Order, Policy
+
+from agentserving_engine.policy.state import NOTHING, CallFacts, CallState, CallStats, Decision, ProgramState
+
+Rank = tuple[int, int, int]
+
+# A resumed call is not preempted again before it got this much service: recomputing its prompt must pay.
+PROTECTED_SERVICE_US = 100_000
+# Service below this counts as this when wait / service is formed, so that newcomers are not "starved" at once.
+MIN_SERVICE_US = 10_000
+
+
+class CallQueue:
+    """All calls of one engine in the order of a policy."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._calls: dict[str, CallState] = {}
+        self._programs: dict[str, ProgramState] = {}
+        self._running: dict[str, CallState] = {}
+        self._waiting = 0
+        self._held = 0
+        self._order: list[tuple[Rank, int, str]] = []
+        self._starving: list[tuple[int, int, str]] = []
+        self._spent: set[str] = set()
+        self._seq = 0
+        self._set_bounds()
+
+    def _set_bounds(self) -> None:
+        levels = self._policy.levels
+        self._last = len(levels) - 1
+        self._quanta = [level.quantum_us for level in levels]
+        self._lower = [0, *(level.upper_bound_us for level in levels[:-1])]
+
+    # -- what happened -------------------------------------------------------------------------------------------
+
+    def arrive(self, facts: CallFacts, now_us: int) -> None:
+        """A call joins the waiting ones. A key that is here already is ignored."""
+        if facts.key in self._calls:
+            return
+        program = self._programs.get(facts.program)
+        if program is None:
+            arrival = facts.program_arrival_us or now_us
+            program = self._programs[facts.program] = ProgramState(
+                facts.attained_service_us, facts.program_wait_us, arrival
+            )
+        program.attained_us = max(program.attained_us, facts.attained_service_us)
+        program.wait_us = max(program.wait_us, facts.program_wait_us)
+        program.calls.add(facts.key)
+        call = CallState(facts, self._arrival_level(facts), self._next_seq(), now_us)
+        self._calls[facts.key] = call
+        self._waiting += 1
+        self._enqueue(call, program)
+
+    def start(self, key: str, now_us: int) -> None:
+        """A waiting call runs from now on."""
+        call = self._calls.get(key)
+        if call is None or call.running:
+            return
+        call.wait_us += max(0, now_us - call.waiting_since_us)
+        call.running = True
+        call.started_service_us = call.service_us
+        call.version += 1
+        self._waiting -= 1
+        self._running[key] = call
+
+    def preempt(self, key: str, now_us: int) -> None:
+        """A running call waits again, at its old place; counted as a preemption."""
+        call = self._calls.get(key)
+        if call is None or not call.running:
+            return
+        call.running = False
+        call.preemptions += 1
+        call.waiting_since_us = now_us
+        del self._running[key]
+        self._waiting += 1
+        self._enqueue(call, self._programs[call.facts.program])
+
+    def charge(self, keys: Iterable[str], dt_us: int) -> None:
+        """A step of `dt_us` ran these calls: each has attained all of it (paper: model-execution time)."""
+        quanta = self._quanta
+        for key in keys:
+            call = self._calls.get(key)
+            if call is None:
+                continue
+            call.service_us += dt_us
+            call.quantum_used_us += dt_us
+            quantum = quanta[call.level]
+            if quantum and call.quantum_used_us >= quantum:
+                self._spent.add(key)
+
+    def finish(self, key: str, now_us: int) -> CallStats | None:
+        """The call is gone; its totals, or None for a stranger."""
+        call = self._calls.pop(key, None)
+        if call is None:
+            return None
+        call.version += 1
+        self._spent.discard(key)
+        if call.running:
+            del self._running[key]
+        else:
+            self._waiting -= 1
+            call.wait_us += max(0, now_us - call.waiting_since_us)
+        program = self._programs[call.facts.program]
+        if not call.running and program.paused:
+            self._held -= 1
+        program.calls.discard(key)
+        if not program.calls and not program.paused:
+            del self._programs[call.facts.program]
+        return _stats(call, now_us, final=True)
+
+    def set_account(self, program_id: str, attained_us: int, wait_us: int) -> None:
+        """The table's account of a program that has calls here; never lowers what is known."""
+        program = self._programs.get(program_id)
+        if program is None:
+            return
+        program.attained_us = max(program.attained_us, attained_us)
+        program.wait_us = max(program.wait_us, wait_us)
+        for key in program.calls:
+            call = self._calls[key]
+            if not call.running and not program.paused:
+                self._watch_starvation(call, program)
+
+    def pause(self, program_id: str, paused: bool, now_us: int) -> list[str]:
+        """Holds a program or lets it go; gives the running calls that the caller must preempt."""
+        program = self._programs.get(program_id)
+        if program is None:
+            if not paused:
+                return []
+            program = self._programs[program_id] = ProgramState(0, 0, now_us)
+        if program.paused == paused:
+            return []
+        waiting = [self._calls[k] for k in sorted(program.calls) if not self._calls[k].running]
+        program.paused = paused
+        self._held += len(waiting) if paused else -len(waiting)
+        for call in waiting:
+            call.version += 1
+            if not paused:
+                self._push(call, program)
+        if not paused and not program.calls:
+            del self._programs[program_id]
+        return sorted(k for k in program.calls if self._calls[k].running) if paused else []
+
+    def set_policy(self, policy: Policy) -> None:
+        """Another policy from now on: every call enters the level that its account and own service stand at."""
+        self._policy = policy
+        self._set_bounds()
+        self._order.clear()
+        self._starving.clear()
+        self._spent.clear()
+        for call in self._calls.values():
+            call.level = self._arrival_level(call.facts, call.service_us)
+            call.quantum_used_us = 0
+            program = self._programs[call.facts.program]
+            call.version += 1
+            if not call.running and not program.paused:
+                self._push(call, program)
+
+    # -- questions -----------------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self._policy
+
+    @property
+    def waiting_count(self) -> int:
+        """Calls that wait, held ones included."""
+        return self._waiting
+
+    @property
+    def held_count(self) -> int:
+        """Waiting calls of paused programs."""
+        return self._held
+
+    @property
+    def running_keys(self) -> list[str]:
+        """Keys of running calls, in order of their start."""
+        return list(self._running)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._calls
+
+    def rank(self, key: str) -> Rank:
+        """Place in the order: lower runs first. KeyError for a stranger."""
+        return self._rank(self._calls[key])
+
+    def is_held(self, key: str) -> bool:
+        """True when the call's program is paused."""
+        call = self._calls.get(key)
+        return call is not None and self._programs[call.facts.program].paused
+
+    def stats(self, key: str, now_us: int) -> CallStats | None:
+        """Totals of a call up to now."""
+        call = self._calls.get(key)
+        return None if call is None else _stats(call, now_us, final=False)
+
+    def best_waiting(self) -> str | None:
+        """Key of the waiting call that runs next; None when none may."""
+        order, calls = self._order, self._calls
+        while order:
+            _, version, key = order[0]
+            call = calls.get(key)
+            if call is not None and call.version == version:
+                return key
+            heapq.heappop(order)
+        return None
+
+    def iter_waiting(self) -> Iterator[str]:
+        """Waiting calls best first; costs O(log n) for each one taken."""
+        taken: list[tuple[Rank, int, str]] = []
+        try:
+            while (key := self.best_waiting()) is not None:
+                taken.append(heapq.heappop(self._order))
+                yield key
+        finally:
+            for entry in taken:
+                heapq.heappush(self._order, entry)
+
+    # -- the decision --------------------------------------------------------------------------------------------
+
+    def decide(
+        self,
+        now_us: int,
+        *,
+        slots: int,
+        free_blocks: int,
+        need_blocks: Callable[[str], int],
+        returns_blocks: Callable[[str], int],
+        preemptable: Callable[[str], bool] = lambda key: True,
+    ) -> Decision:
+        """Demotes, promotes, and says which running calls must give way to which waiting ones.
+
+        `slots`: running calls at most; blocks as the engine's allocator counts them. A running call gives way only to
+        a call of a better level, never within its level, and only when the newcomer then fits.
+        """
+        demoted = self._demote() if self._spent else ()
+        promoted = self._promote(now_us)
+        if self._waiting == self._held:
+            return Decision(demoted, promoted) if demoted or promoted else NOTHING
+        preempt, admit = self._select(slots, free_blocks, need_blocks, returns_blocks, preemptable)
+        return Decision(demoted, promoted, tuple(preempt), tuple(admit))
+
+    def _select(
+        self,
+        slots: int,
+        free_blocks: int,
+        need_blocks: Callable[[str], int],
+        returns_blocks: Callable[[str], int],
+        preemptable: Callable[[str], bool],
+    ) -> tuple[list[str], list[str]]:
+        free_slots = slots - len(self._running)
+        budget = self._policy.max_preemptions
+        victims: list[str] | None = None
+        preempt: list[str] = []
+        admit: list[str] = []
+        for key in self.iter_waiting():
+            need = need_blocks(key)
+            chosen: list[str] = []
+            gained = 0
+            if free_slots < 1 or free_blocks < need:
+                if budget <= 0:
+                    break
+                if victims is None:
+                    victims = self._victims(preemptable)
+                level = self._calls[key].level
+                while (
+                    victims and len(chosen) < budget and (free_slots + len(chosen) < 1 or free_blocks + gained < need)
+                ):
+                    if self._calls[victims[-1]].level <= level:
+                        break
+                    chosen.append(victims.pop())
+                    gained += returns_blocks(chosen[-1])
+            if free_slots + len(chosen) < 1 or free_blocks + gained < need:
+                break
+            preempt += chosen
+            budget -= len(chosen)
+            free_slots += len(chosen) - 1
+            free_blocks += gained - need
+            admit.append(key)
+        return preempt, admit
+
+    def _victims(self, preemptable: Callable[[str], bool]) -> list[str]:
+        """Running calls that may be preempted, worst last."""
+        able = [
+            key
+            for key, call in self._running.items()
+            if (call.preemptions == 0 or call.service_us - call.started_service_us >= PROTECTED_SERVICE_US)
+            and preemptable(key)
+        ]
+        return sorted(able, key=self.rank)
+
+    def _demote(self) -> tuple[str, ...]:
+        demoted = []
+        for key in sorted(self._spent):
+            call = self._calls[key]
+            while call.level < self._last and call.quantum_used_us >= self._quanta[call.level]:
+                call.quantum_used_us -= self._quanta[call.level]
+                call.level += 1
+                call.demotions += 1
+            call.seq = self._next_seq()
+            call.version += 1
+            if not call.running:
+                self._enqueue(call, self._programs[call.facts.program], moved=True)
+            demoted.append(key)
+        self._spent.clear()
+        return tuple(demoted)
+
+    def _promote(self, now_us: int) -> tuple[str, ...]:
+        promoted = []
+        starving = self._starving
+        while starving and starving[0][0] <= now_us:
+            _, version, key = heapq.heappop(starving)
+            call = self._calls.get(key)
+            if call is None or call.version != version or call.level == 0:
+                continue
+            program = self._programs[call.facts.program]
+            if self._starves_at(call, program) > now_us:
+                self._watch_starvation(call, program)
+                continue
+            call.wait_us += max(0, now_us - call.waiting_since_us)
+            call.waiting_since_us = now_us
+            call.wait_mark_us, call.service_mark_us = call.wait_us, call.service_us
+            call.level, call.quantum_used_us = 0, 0
+            call.seq = self._next_seq()
+            call.promotions += 1
+            call.version += 1
+            self._push(call, program)
+            promoted.append(key)
+        return tuple(promoted)
+
+    # -- heaps ---------------------------------------------------------------------------------------------------
+
+    def _arrival_level(self, facts: CallFacts, own_us: int = 0) -> int:
+        if not facts.managed:
+            return min(self._policy.unmanaged_level, self._last)
+        return self._policy.level_of(facts.attained_service_us + own_us)
+
+    def _next_seq(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    def _rank(self, call: CallState) -> Rank:
+        match self._policy.order:
+            case Order.CALL_ARRIVAL:
+                return (call.level, 0, call.seq)
+            case Order.PROGRAM_ARRIVAL:
+                return (call.level, self._programs[call.facts.program].arrival_us, call.seq)
+            case Order.ATTAINED_SERVICE:
+                return (call.level, call.facts.attained_service_us + call.service_us, call.seq)
+
+    def _enqueue(self, call: CallState, program: ProgramState, *, moved: bool = False) -> None:
+        call.version += 1
+        if program.paused:
+            self._held += 0 if moved else 1
+        else:
+            self._push(call, program)
+
+    def _push(self, call: CallState, program: ProgramState) -> None:
+        heapq.heappush(self._order, (self._rank(call), call.version, call.facts.key))
+        self._watch_starvation(call, program)
+
+    def _watch_starvation(self, call: CallState, program: ProgramState) -> None:
+        if self._policy.beta_milli and call.level > 0:
+            heapq.heappush(self._starving, (self._starves_at(call, program), call.version, call.facts.key))
+
+    def _starves_at(self, call: CallState, program: ProgramState) -> int:
+        """When wait / service reaches beta, if the call goes on waiting (Algorithm 1, anti-starvation)."""
+        floor = MIN_SERVICE_US if call.facts.managed else max(MIN_SERVICE_US, self._lower[call.level])
+        service = max(floor, program.attained_us + call.service_us - call.service_mark_us)
+        waited = program.wait_us + call.wait_us - call.wait_mark_us
+        return call.waiting_since_us + -(-self._policy.beta_milli * service // 1000) - waited
+
+
+def _stats(call: CallState, now_us: int, *, final: bool) -> CallStats:
+    waiting = 0 if final or call.running else max(0, now_us - call.waiting_since_us)
+    return CallStats(
+        call.level,
+        call.service_us,
+        call.wait_us + waiting,
+        call.demotions,
+        call.promotions,
+        call.preemptions,
+        call.running,
+    )

@@ -1,0 +1,75 @@
+"""What the call queue knows of calls and programs. Times are integer microseconds on the caller's clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class CallFacts:
+    """A call as it arrives; `program` is the root program's id, whose account counts."""
+
+    key: str
+    program: str
+    attained_service_us: int = 0
+    program_wait_us: int = 0
+    program_arrival_us: int = 0
+    managed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CallStats:
+    """Totals of a call since its arrival at this engine."""
+
+    level: int
+    service_us: int
+    wait_us: int
+    demotions: int
+    promotions: int
+    preemptions: int
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do before the next step: `preempt` worst first, `admit` best first (an estimate, the engine allocates)."""
+
+    demoted: tuple[str, ...] = ()
+    promoted: tuple[str, ...] = ()
+    preempt: tuple[str, ...] = ()
+    admit: tuple[str, ...] = ()
+
+
+NOTHING = Decision()
+
+
+@dataclass(slots=True)
+class ProgramState:
+    """Account of a program as this engine knows it, and its calls here."""
+
+    attained_us: int
+    wait_us: int
+    arrival_us: int
+    paused: bool = False
+    calls: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class CallState:
+    """A call in the queue. `*_mark_us` are values at the last promotion: only what came after counts for starvation."""
+
+    facts: CallFacts
+    level: int
+    seq: int
+    waiting_since_us: int
+    running: bool = False
+    service_us: int = 0
+    wait_us: int = 0
+    quantum_used_us: int = 0
+    service_mark_us: int = 0
+    wait_mark_us: int = 0
+    started_service_us: int = 0
+    demotions: int = 0
+    promotions: int = 0
+    preemptions: int = 0
+    version: int = 0
