@@ -1,0 +1,171 @@
+"""Between messages and values. Pure."""
+
+from __future__ import annotations
+
+from agentserving.policy import PRESETS, Accounting, InvalidPolicyError, Level, Order, Policy, preset
+from agentserving.v1 import engine_service_pb2, types_pb2
+
+from agentserving_controlplane.errors import InvalidError
+from agentserving_controlplane.load_balancer import Balancer
+from agentserving_controlplane.process_table import Reported
+from agentserving_controlplane.rows import CallRow, ProgramRow
+
+_ACCOUNTING = {
+    types_pb2.ACCOUNTING_NONE: Accounting.NONE,
+    types_pb2.ACCOUNTING_SUM: Accounting.SUM,
+    types_pb2.ACCOUNTING_CRITICAL_PATH: Accounting.CRITICAL_PATH,
+}
+_ORDER = {
+    types_pb2.ORDER_CALL_ARRIVAL: Order.CALL_ARRIVAL,
+    types_pb2.ORDER_PROGRAM_ARRIVAL: Order.PROGRAM_ARRIVAL,
+    types_pb2.ORDER_ATTAINED_SERVICE: Order.ATTAINED_SERVICE,
+}
+_BALANCER = {
+    types_pb2.BALANCER_ROUND_ROBIN: Balancer.ROUND_ROBIN,
+    types_pb2.BALANCER_LEAST_USED: Balancer.LEAST_USED,
+    types_pb2.BALANCER_PROGRAM_LOCALITY: Balancer.PROGRAM_LOCALITY,
+    types_pb2.BALANCER_PREFIX_AWARE: Balancer.PREFIX_AWARE,
+}
+
+
+def policy_from_message(message: types_pb2.Policy) -> Policy:
+    """A policy value; with only a preset's name set, the preset. InvalidError names the field."""
+    try:
+        if message.name in PRESETS and message == types_pb2.Policy(name=message.name):
+            return preset(message.name)
+        if message.accounting not in _ACCOUNTING:
+            if message == types_pb2.Policy(name=message.name):
+                return preset(message.name)
+            raise InvalidPolicyError("accounting", "must be set")
+        if message.order not in _ORDER:
+            raise InvalidPolicyError("order", "must be set")
+        return Policy(
+            name=message.name or "custom",
+            accounting=_ACCOUNTING[message.accounting],
+            levels=tuple(Level(level.upper_bound_us, level.quantum_us) for level in message.levels),
+            order=_ORDER[message.order],
+            beta_milli=message.beta_milli,
+            max_preemptions=message.max_preemptions,
+            decision_interval_steps=message.decision_interval_steps,
+            unmanaged_level=message.unmanaged_level,
+        )
+    except InvalidPolicyError as error:
+        raise InvalidError("BAD_POLICY", str(error), field=f"policy.{error.field}") from error
+
+
+def policy_to_message(policy: Policy) -> types_pb2.Policy:
+    """Inverse of `policy_from_message`."""
+    return types_pb2.Policy(
+        name=policy.name,
+        accounting=next(number for number, value in _ACCOUNTING.items() if value is policy.accounting),
+        levels=[
+            types_pb2.Level(upper_bound_us=level.upper_bound_us, quantum_us=level.quantum_us) for level in policy.levels
+        ],
+        order=next(number for number, value in _ORDER.items() if value is policy.order),
+        beta_milli=policy.beta_milli,
+        max_preemptions=policy.max_preemptions,
+        decision_interval_steps=policy.decision_interval_steps,
+        unmanaged_level=policy.unmanaged_level,
+    )
+
+
+def balancer_from_number(number: int) -> Balancer:
+    """InvalidError for a number that is no balancer."""
+    for known, value in _BALANCER.items():
+        if known == number:
+            return value
+    raise InvalidError("BAD_BALANCER", f"balancer: unknown value {number}", field="balancer")
+
+
+def balancer_to_number(balancer: Balancer) -> types_pb2.Balancer:
+    """Inverse of `balancer_from_number`."""
+    return next(number for number, value in _BALANCER.items() if value is balancer)
+
+
+def call_to_message(call: CallRow) -> types_pb2.Call:
+    """A call in flight."""
+    message = types_pb2.Call(
+        call_id=call.call_id,
+        attempt=call.attempt,
+        thread_id=call.thread_id,
+        engine_id=call.engine_id,
+        attained_service_us=call.attained_service_us,
+        service_us=call.service_us,
+        wait_us=call.wait_us,
+        prompt_tokens=call.prompt_tokens,
+        cached_tokens=call.cached_tokens,
+        output_tokens=call.output_tokens,
+        preemptions=call.preemptions,
+        level=call.level,
+        running=call.running,
+        parent_call_ids=call.parents,
+    )
+    message.admit_time.FromMicroseconds(call.admit_us)
+    return message
+
+
+def program_to_message(row: ProgramRow, root: ProgramRow, level: int, revision: int) -> types_pb2.Program:
+    """A row and its account."""
+    message = types_pb2.Program(
+        program_id=row.program_id,
+        tenant=row.tenant,
+        name=row.name,
+        parent_program_id=row.parent,
+        root_program_id=row.root,
+        state=types_pb2.ProgramState.ValueType(row.state),
+        outcome=types_pb2.Outcome.ValueType(row.outcome),
+        attained_service_us=root.attained_service_us,
+        total_service_us=row.total_service_us,
+        wait_us=row.wait_us,
+        calls_completed=row.calls_completed,
+        prompt_tokens=row.prompt_tokens,
+        cached_tokens=row.cached_tokens,
+        output_tokens=row.output_tokens,
+        preemptions=row.preemptions,
+        calls=[call_to_message(call) for call in row.calls.values()],
+        threads=[
+            types_pb2.Thread(
+                thread_id=thread.thread_id,
+                parent_thread_id=thread.parent_thread_id,
+                calls=thread.calls,
+                service_us=thread.service_us,
+                wait_us=thread.wait_us,
+                joined=thread.joined,
+            )
+            for thread in row.threads.values()
+        ],
+        engine_ids=row.engines,
+        level=level,
+        revision=revision,
+    )
+    message.open_time.FromMicroseconds(row.open_us)
+    message.last_arrival_time.FromMicroseconds(row.last_arrival_us)
+    if row.last_completion_us:
+        message.last_completion_time.FromMicroseconds(row.last_completion_us)
+    if row.close_us:
+        message.close_time.FromMicroseconds(row.close_us)
+    return message
+
+
+def reported(told: engine_service_pb2.CallReport, engine_id: str) -> Reported:
+    """A call's counters as the table takes them."""
+    return Reported(
+        told.call_id,
+        told.attempt,
+        told.program_id,
+        told.tenant,
+        told.thread_id,
+        told.root_program_id,
+        told.attained_service_us,
+        engine_id,
+        told.boot_id,
+        told.service_us,
+        told.wait_us,
+        told.prompt_tokens,
+        told.cached_tokens,
+        told.output_tokens,
+        told.preemptions,
+        told.level,
+        told.running,
+        told.outcome,
+    )

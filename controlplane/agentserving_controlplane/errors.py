@@ -1,0 +1,49 @@
+"""What the control plane refuses, and why.
+
+DomainError            code, reason (a closed word for machines), message (for people: which field, what to do)
+ +- NotFoundError
+ +- InvalidError        `field` names the field
+ +- ConflictError       the state of things does not allow it
+ +- ExistsError
+ +- OverloadedError     try again after `retry_after_s`
+ +- UnavailableError    try again after `retry_after_s`
+ +- GoneError           a revision that is no longer kept
+"""
+
+from __future__ import annotations
+
+
+class DomainError(Exception):
+    """Root: every refusal has a reason that a program can match and a message that a person can act on."""
+
+    def __init__(self, reason: str, message: str, *, field: str = "", retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.reason, self.field, self.retry_after_s = reason, field, retry_after_s
+
+
+class NotFoundError(DomainError):
+    """No such program, call or engine, or not for this tenant."""
+
+
+class InvalidError(DomainError):
+    """A field that makes no sense."""
+
+
+class ConflictError(DomainError):
+    """Right in form, wrong in this state."""
+
+
+class ExistsError(DomainError):
+    """The id or the idempotency key is taken by something else."""
+
+
+class OverloadedError(DomainError):
+    """A limit is reached."""
+
+
+class UnavailableError(DomainError):
+    """Nothing can serve this now."""
+
+
+class GoneError(DomainError):
+    """A revision that has been compacted."""

@@ -1,0 +1,76 @@
+"""The one table from a refusal to its gRPC status."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import grpc
+from agentserving.v1 import call_service_pb2
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from agentserving_controlplane import errors
+from agentserving_controlplane.store import FencedError, PendingLimitError, StoreError
+
+DOMAIN = "agentserving.io"
+
+_CODES: dict[type[Exception], int] = {
+    errors.NotFoundError: code_pb2.NOT_FOUND,
+    errors.InvalidError: code_pb2.INVALID_ARGUMENT,
+    errors.ConflictError: code_pb2.FAILED_PRECONDITION,
+    errors.ExistsError: code_pb2.ALREADY_EXISTS,
+    errors.OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
+    errors.UnavailableError: code_pb2.UNAVAILABLE,
+    errors.GoneError: code_pb2.OUT_OF_RANGE,
+}
+
+
+def as_domain_error(error: Exception) -> errors.DomainError:
+    """Any exception as a refusal; a bug becomes INTERNAL without its text, which may hold what nobody should see."""
+    match error:
+        case errors.DomainError():
+            return error
+        case PendingLimitError():
+            return errors.OverloadedError("STORE_BACKPRESSURE", str(error), retry_after_s=1.0)
+        case FencedError():
+            return errors.UnavailableError(
+                "NOT_LEADER", "this control plane is no longer the leader", retry_after_s=1.0
+            )
+        case StoreError():
+            return errors.UnavailableError("STORE_UNAVAILABLE", str(error), retry_after_s=1.0)
+        case _:
+            return errors.DomainError("INTERNAL", f"internal error ({type(error).__name__})")
+
+
+def code_of(error: errors.DomainError) -> int:
+    """google.rpc.Code."""
+    return _CODES.get(type(error), code_pb2.INTERNAL)
+
+
+async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:  # type: ignore[type-arg]
+    """Ends the RPC with status, ErrorInfo and, where there is one, BadRequest and RetryInfo."""
+    refusal = as_domain_error(error)
+    status = status_pb2.Status(code=code_of(refusal), message=str(refusal))
+    details = [error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN)]
+    if refusal.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=refusal.field, description=str(refusal))
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if refusal.retry_after_s:
+        details.append(error_details_pb2.RetryInfo(retry_delay=Duration(nanos=0, seconds=int(refusal.retry_after_s))))
+    for detail in details:
+        packed = AnyMessage()
+        packed.Pack(detail)
+        status.details.append(packed)
+    await context.abort_with_status(rpc_status.to_status(status))
+    raise AssertionError("abort_with_status raises")
+
+
+def admission_error(error: Exception) -> call_service_pb2.AdmissionError:
+    """The same on the admissions stream."""
+    refusal = as_domain_error(error)
+    told = call_service_pb2.AdmissionError(code=code_of(refusal), reason=refusal.reason, message=str(refusal))
+    if refusal.retry_after_s:
+        told.retry_after.FromMilliseconds(int(refusal.retry_after_s * 1000))
+    return told
