@@ -403,7 +403,7 @@ class AsyncProgramScheduler(_ProgramMixin, AsyncScheduler):
     """For engines that overlap scheduling and execution."""
 
 
-def ProgramScheduler(*args: Any, **kwargs: Any) -> Scheduler:  # noqa: N802 - named as the class it stands for
+def ProgramScheduler(*args: Any, **kwargs: Any) -> Scheduler:
     """Factory for ``--scheduler-cls``: the scheduler for this engine's mode, or UnsupportedEngineError with the reason."""
     config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
     check_version(vllm.__version__)

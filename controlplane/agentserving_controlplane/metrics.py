@@ -1,0 +1,68 @@
+"""/metrics, /healthz and /readyz. Nothing is counted twice: the collector reads the state when it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agentserving.v1 import types_pb2
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from agentserving_controlplane.control_plane import ControlPlane
+
+
+class Collector:
+    """Reads a control plane."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+
+    def collect(self) -> Iterator[Metric]:
+        """Metric families; no label is unbounded."""
+        plane = self._plane
+        for name, value in plane.overview().items():
+            yield GaugeMetricFamily(f"agentserving_{name}", name.replace("_", " "), value)
+        totals = plane.table.totals
+        yield CounterMetricFamily("agentserving_programs_completed", "programs ended", totals.programs_completed)
+        yield CounterMetricFamily(
+            "agentserving_reports_ignored", "reports that changed nothing", totals.reports_ignored
+        )
+        yield CounterMetricFamily("agentserving_calls_adopted", "calls found after a crash", totals.calls_adopted)
+        yield CounterMetricFamily("agentserving_store_commits", "group commits landed", plane.commits.commits)
+        yield GaugeMetricFamily("agentserving_store_pending_writes", "writes not landed", plane.commits.pending)
+        yield GaugeMetricFamily("agentserving_store_healthy", "1 = the last commit landed", plane.commits.healthy)
+        yield GaugeMetricFamily("agentserving_policy_version", "policy in force", plane.policy.version)
+        calls = CounterMetricFamily("agentserving_calls_completed", "calls ended", labels=["outcome"])
+        for outcome, count in totals.outcomes.items():
+            calls.add_metric([types_pb2.Outcome.Name(outcome).removeprefix("OUTCOME_").lower()], count)
+        yield calls
+        in_flight = GaugeMetricFamily("agentserving_engine_calls_in_flight", "calls on an engine", labels=["engine"])
+        ready = GaugeMetricFamily("agentserving_engine_ready", "1 = takes calls", labels=["engine"])
+        for engine in plane.engines.engines.values():
+            in_flight.add_metric([engine.engine_id], engine.in_flight)
+            ready.add_metric([engine.engine_id], engine.state == types_pb2.ENGINE_STATE_READY)
+        yield in_flight
+        yield ready
+
+
+def http_app(holder: list[ControlPlane]) -> web.Application:
+    """Probes and metrics; `holder` is empty until the control plane has recovered."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        if not holder:
+            return web.Response(status=503, text="not recovered: waiting for the store\n")
+        return web.Response(text="ok\n")
+
+    async def metrics(_: web.Request) -> web.Response:
+        registry = CollectorRegistry()
+        if holder:
+            registry.register(Collector(holder[0]))  # type: ignore[arg-type]
+        return web.Response(body=generate_latest(registry), content_type="text/plain")
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    return app

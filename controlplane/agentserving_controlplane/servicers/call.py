@@ -1,0 +1,89 @@
+"""CallService on the control plane: admissions, one by one or on a gateway's stream."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import structlog
+from agentserving.v1 import call_service_pb2 as pb
+from agentserving.v1 import call_service_pb2_grpc as rpc
+
+from agentserving_controlplane.control_plane import ControlPlane
+from agentserving_controlplane.engines import LOST
+from agentserving_controlplane.errors import DomainError
+from agentserving_controlplane.servicers.common import tenant_of, unary
+from agentserving_controlplane.status_codes import admission_error
+from agentserving_controlplane.store import StoreError
+
+log = structlog.get_logger()
+
+
+class CallServicer(rpc.CallServiceServicer):
+    """Generate is the sidecar's: here it answers UNIMPLEMENTED."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+
+    @unary
+    async def AdmitCall(self, request: pb.AdmitCallRequest, tenant: str) -> pb.AdmitCallResponse:
+        """Waits for nothing."""
+        return self._plane.admit(request, request.tenant or tenant)
+
+    @unary
+    async def EndCall(self, request: pb.EndCallRequest, tenant: str) -> pb.EndCallResponse:
+        """For calls that no engine will report."""
+        self._plane.end_by_request(request, tenant)
+        return pb.EndCallResponse()
+
+    async def Admissions(self, requests: Any, context: Any) -> None:
+        """No task per call: each request is answered before the next is read."""
+        tenant = tenant_of(context)
+        pusher = asyncio.create_task(self._push_engines(context))
+        try:
+            while (request := await context.read()) is not grpc.aio.EOF:
+                response = self._answer(request, tenant)
+                if response is not None:
+                    await context.write(response)
+        finally:
+            pusher.cancel()
+            await asyncio.gather(pusher, return_exceptions=True)
+
+    def _answer(self, request: pb.AdmissionsRequest, tenant: str) -> pb.AdmissionsResponse | None:
+        response = pb.AdmissionsResponse(stream_id=request.stream_id, epoch=self._plane.epoch)
+        try:
+            match request.WhichOneof("request"):
+                case "admit":
+                    response.admitted.CopyFrom(self._plane.admit(request.admit, request.admit.tenant or tenant))
+                case "end":
+                    self._plane.end_by_request(request.end, tenant)
+                    response.ended.SetInParent()
+                case _:
+                    return None
+        except (DomainError, StoreError) as error:
+            response.error.CopyFrom(admission_error(error))
+        except Exception as error:
+            log.exception("admission failed")
+            response.error.CopyFrom(admission_error(error))
+        return response
+
+    async def _push_engines(self, context: Any) -> None:
+        """Which engines there are: at once, and whenever that changes."""
+        told: list[tuple[str, str, int]] | None = None
+        wake = asyncio.Event()
+        self._plane.listeners.add(wake.set)
+        try:
+            while True:
+                wake.clear()
+                there = [e for e in self._plane.engines.engines.values() if e.state != LOST]
+                facts = [(e.engine_id, e.address, e.state) for e in there]
+                if facts != told:
+                    told = facts
+                    engines = [self._plane.engines.message(e) for e in there]
+                    message = pb.AdmissionsResponse(engines=pb.EngineSet(engines=engines), epoch=self._plane.epoch)
+                    await context.write(message)
+                await wake.wait()
+                await asyncio.sleep(0.1)
+        finally:
+            self._plane.listeners.discard(wake.set)

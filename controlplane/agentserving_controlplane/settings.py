@@ -1,0 +1,82 @@
+"""Settings of the control plane; every flag has an environment variable AGENTSERVING_<FLAG>."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentserving.policy import PRESETS
+
+from agentserving_controlplane.load_balancer import Balancer
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Durations in seconds."""
+
+    listen: str
+    http_port: int
+    store: str
+    etcd_endpoints: tuple[str, ...]
+    etcd_prefix: str
+    ticket_key: bytes
+    policy: str
+    balancer: Balancer
+    tls_cert: str
+    tls_key: str
+    tls_ca: str
+    # A program without calls for this long has been abandoned; six times that while it waits for a tool.
+    program_idle_s: float
+    # Engines speak of each call several times a minute: silence means that call and engine are gone.
+    call_idle_s: float
+    # How long a closed program can be asked about.
+    closed_retention_s: float
+
+
+def parse(argv: list[str]) -> Settings:
+    """Settings from flags and environment. Exits with code 2 and one line when they make no sense."""
+    parser = argparse.ArgumentParser(prog="agentserving-controlplane", description=__doc__)
+
+    def flag(name: str, default: str | None = None, **kwargs: object) -> None:
+        variable = "AGENTSERVING_" + name.upper().replace("-", "_")
+        value = os.environ.get(variable, default)
+        parser.add_argument(f"--{name}", default=value, required=value is None, **kwargs)  # type: ignore[arg-type]
+
+    flag("listen", "127.0.0.1:7070")
+    flag("http-port", "0", type=int)
+    flag("store", "memory", choices=["memory", "etcd"])
+    flag("etcd-endpoints", "127.0.0.1:2379")
+    flag("etcd-prefix", "/agentserving/default")
+    flag("ticket-key-file")
+    flag("policy", "atlas", choices=sorted(PRESETS))
+    flag("balancer", Balancer.PREFIX_AWARE.value, choices=[b.value for b in Balancer])
+    for name in ("tls-cert", "tls-key", "tls-ca"):
+        flag(name, "")
+    flag("program-idle-s", "600", type=float)
+    flag("call-idle-s", "120", type=float)
+    flag("closed-retention-s", "600", type=float)
+    given = parser.parse_args(argv)
+    try:
+        key = Path(given.ticket_key_file).read_bytes()
+    except OSError as error:
+        parser.error(f"--ticket-key-file {given.ticket_key_file}: {error.strerror}")
+    if len(key) < 16:
+        parser.error(f"--ticket-key-file {given.ticket_key_file}: needs at least 16 bytes, has {len(key)}")
+    return Settings(
+        given.listen,
+        given.http_port,
+        given.store,
+        tuple(given.etcd_endpoints.split(",")),
+        given.etcd_prefix.rstrip("/"),
+        key,
+        given.policy,
+        Balancer(given.balancer),
+        given.tls_cert,
+        given.tls_key,
+        given.tls_ca,
+        given.program_idle_s,
+        given.call_idle_s,
+        given.closed_retention_s,
+    )
