@@ -111,7 +111,7 @@ class LoadBalancer:
         return min(prompt_tokens * PREFIX_SHARE, held.tokens * alive)
 
     def ran(self, program: str, engine_id: str, tokens: int, prefilled_tokens: int) -> None:
-        """A call of the program ended on the engine with `tokens` of context; the engine had prefilled so much by then."""
+        """A call of the program ended there with `tokens` of context, when the engine had prefilled so much."""
         self._held[(program, engine_id)] = _Held(tokens, prefilled_tokens)
         self._held.move_to_end((program, engine_id))
         if len(self._held) > MAX_REMEMBERED:

@@ -1,4 +1,4 @@
-"""Rows of the process table, and how they lie in the store. Times are Unix microseconds, service and waits microseconds.
+"""Rows of the process table, and how they lie in the store. All times are microseconds, instants since the epoch.
 
 A row holds its open calls and, per epoch, how many calls it has admitted: a call is open, or below the watermark and so
 counted already, or above it and so lost in a crash before it was written down. No tombstones are kept.

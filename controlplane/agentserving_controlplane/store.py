@@ -1,6 +1,6 @@
 """The Store port: what the control plane asks of durable storage.
 
-Keys are relative to the store's own prefix. A store has one writer at a time: `acquire` makes the caller that writer and
+Keys are relative to the store's own prefix. A store has one writer at a time: `acquire` makes the caller that one and
 fences every earlier one, by an epoch that only grows. `memory_store` is for laptops and tests of the real thing;
 `etcd_store` is for everything that must survive. tests/store holds the one suite that both pass.
 """

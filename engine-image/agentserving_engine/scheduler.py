@@ -1,4 +1,4 @@
-"""vLLM's scheduler, ordered by program. Selected with ``--scheduler-cls agentserving_engine.scheduler.ProgramScheduler``.
+"""vLLM's scheduler, ordered by program. ``--scheduler-cls agentserving_engine.scheduler.ProgramScheduler`` selects it.
 
 Nothing of vLLM is patched: the subclass overrides five methods and puts its own queue in the place of `waiting`. Before
 each step it takes in directives and lets the call queue decide; after each step it charges the members. Every hook
@@ -404,7 +404,7 @@ class AsyncProgramScheduler(_ProgramMixin, AsyncScheduler):
 
 
 def ProgramScheduler(*args: Any, **kwargs: Any) -> Scheduler:
-    """Factory for ``--scheduler-cls``: the scheduler for this engine's mode, or UnsupportedEngineError with the reason."""
+    """Factory for ``--scheduler-cls``: the scheduler for this engine, or UnsupportedEngineError."""
     config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
     check_version(vllm.__version__)
     check_config(config)

@@ -1,4 +1,4 @@
-"""How a finished call moves its program's account (paper, section 4: PLAS sums, ATLAS keeps the running maximum). Pure."""
+"""How a finished call moves its program's account (paper, section 4: PLAS sums, ATLAS takes the maximum). Pure."""
 
 from __future__ import annotations
 

@@ -93,10 +93,11 @@ class ProgramServicer(rpc.ProgramServiceServicer):
         try:
             while True:
                 wake.clear()
-                changed: dict[str, bool] = {}
-                for revision, owner, program_id, removed in plane.history:
-                    if revision > seen and owner == tenant and request.program_id in ("", program_id):
-                        changed[program_id] = removed
+                changed = {
+                    program_id: removed
+                    for revision, owner, program_id, removed in plane.history
+                    if revision > seen and owner == tenant and request.program_id in ("", program_id)
+                }
                 seen = plane.revision
                 live = [plane.table.rows.get((tenant, p)) for p, removed in changed.items() if not removed]
                 if changed:

@@ -32,7 +32,7 @@ class CallStats:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do before the next step: `preempt` worst first, `admit` best first (an estimate, the engine allocates)."""
+    """What to do before the next step: `preempt` worst first, `admit` best first (an estimate: vLLM allocates)."""
 
     demoted: tuple[str, ...] = ()
     promoted: tuple[str, ...] = ()

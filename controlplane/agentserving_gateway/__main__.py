@@ -1,0 +1,106 @@
+"""The gateway's only wiring."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import grpc
+import structlog
+import uvloop
+from aiohttp import web
+
+from agentserving_gateway import metrics
+from agentserving_gateway.admission import Admission
+from agentserving_gateway.client_connection import ClientConnection
+
+log = structlog.get_logger()
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Flags, each with an environment variable AGENTSERVING_<FLAG>."""
+    parser = argparse.ArgumentParser(prog="agentserving-gateway", description=__doc__)
+    for name, default in (
+        ("listen", "127.0.0.1:8080"),
+        ("control-plane", "127.0.0.1:7070"),
+        ("http-port", "0"),
+        ("max-body-bytes", str(8 << 20)),
+        ("tls-ca", ""),
+        ("tls-cert", ""),
+        ("tls-key", ""),
+    ):
+        value = os.environ.get("AGENTSERVING_" + name.upper().replace("-", "_"), default)
+        parser.add_argument(f"--{name}", default=value, type=int if name in ("http-port", "max-body-bytes") else str)
+    return parser.parse_args(argv)
+
+
+def open_channel(settings: argparse.Namespace) -> grpc.aio.Channel:
+    """To the control plane; TLS when a CA is given."""
+    options = [("grpc.max_reconnect_backoff_ms", 2000), ("grpc.initial_reconnect_backoff_ms", 100)]
+    if not settings.tls_ca:
+        return grpc.aio.insecure_channel(settings.control_plane, options=options)
+    pair = (settings.tls_key, settings.tls_cert) if settings.tls_cert else ("", "")
+    key, cert = (Path(p).read_bytes() if p else None for p in pair)
+    credentials = grpc.ssl_channel_credentials(Path(settings.tls_ca).read_bytes(), key, cert)
+    return grpc.aio.secure_channel(settings.control_plane, credentials, options=options)
+
+
+async def serve(settings: argparse.Namespace) -> int:
+    """Runs until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    admission = Admission(open_channel(settings))
+    admission.start()
+    host, _, port = settings.listen.rpartition(":")
+    try:
+        server = await loop.create_server(lambda: ClientConnection(admission, settings.max_body_bytes), host, int(port))
+    except OSError as error:
+        log.error("cannot listen: is the port taken?", listen=settings.listen, error=error.strerror)
+        return 1
+
+    async def readyz(_: web.Request) -> web.Response:
+        if not admission.engines:
+            return web.Response(status=503, text="no engine known yet\n")
+        return web.Response(text="ok\n")
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics.endpoint)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    if settings.http_port:
+        await web.TCPSite(runner, "127.0.0.1", settings.http_port).start()
+    log.info("serving", listen=settings.listen, control_plane=settings.control_plane)
+    await stop.wait()
+    server.close()
+    await admission.close()
+    await runner.cleanup()
+    return 0
+
+
+def main() -> None:
+    """Entry point."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    )
+    sys.exit(uvloop.run(serve(parse(sys.argv[1:]))))
+
+
+if __name__ == "__main__":
+    main()
