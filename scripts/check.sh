@@ -20,5 +20,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 scripts/proto.sh "$scratch" >/dev/null
 generated() { diff -r --exclude=__pycache__ --exclude=__init__.py --exclude='*.proto' "$scratch/agentserving/v1" proto/agentserving/v1; }
+generated_etcd() { diff "$scratch/etcd/wire_pb2.py" controlplane/agentserving_controlplane/etcd/wire_pb2.py; }
 step "generated" generated
+step "generated etcd" generated_etcd
 step "protobuf range" scripts/check_protobuf_range.sh

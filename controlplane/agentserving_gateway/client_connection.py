@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import cast
 
 import httptools
 import structlog
@@ -56,8 +57,8 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has come."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are asyncio.Transport in all but the class.
+        self._transport = cast(asyncio.Transport, transport)
         self._set_timer(HEAD_DEADLINE_S)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -7,7 +7,7 @@ read by httptools and written again with our headers, the rest is handed on as i
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Protocol, cast
 
 import httptools
 
@@ -64,11 +64,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Sends the request."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.write(self._request)
+        # uvloop's transports are asyncio.Transport in all but the class.
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.write(self._request)
         if self._body:
-            transport.write(self._body)
+            self.transport.write(self._body)
         self._request = self._body = b""
 
     def data_received(self, data: bytes) -> None:

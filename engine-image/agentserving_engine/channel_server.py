@@ -26,10 +26,13 @@ from agentserving.channel import (
     FrameSplitter,
     FromEngine,
     Load,
+    PolicyResult,
+    SetPolicy,
     ToEngine,
     frame,
     to_engine_decoder,
 )
+from agentserving.policy import InvalidPolicyError, from_dict
 
 # Bytes queued for a sidecar that does not read; beyond, it is cut off and starts anew.
 MAX_OUT_BYTES = 64 << 20
@@ -81,6 +84,10 @@ class ChannelServer:
         """What the next heartbeat says."""
         self._load = load
         self._policy_version = policy_version
+        self.step_ended()
+
+    def step_ended(self) -> None:
+        """A step has ended: progress."""
         self._last_step_s = time.monotonic()
 
     def close(self) -> None:
@@ -136,7 +143,20 @@ class ChannelServer:
                 self._drop(selector)
                 return
             for body in self._splitter.feed(data):
-                self.inbox.append(to_engine_decoder.decode(body))
+                self._take(to_engine_decoder.decode(body))
+
+    def _take(self, message: ToEngine) -> None:
+        if isinstance(message, SetPolicy):
+            # Answered here, since an idle engine makes no steps: it is in force before the next one all the same.
+            error = ""
+            try:
+                from_dict(message.policy)
+            except InvalidPolicyError as refused:
+                error = str(refused)
+            self._out.append(PolicyResult(message.version, error))
+            if error:
+                return
+        self.inbox.append(message)
 
     def _heartbeat(self, now: float) -> EngineReport:
         age = int((now - self._last_step_s) * 1_000_000)

@@ -24,13 +24,12 @@ from agentserving.channel import (
     EngineReport,
     Load,
     Pause,
-    PolicyResult,
     Preempt,
     SetAccounts,
     SetPolicy,
     ToEngine,
 )
-from agentserving.policy import FCFS, InvalidPolicyError, from_dict
+from agentserving.policy import FCFS, from_dict
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -312,7 +311,12 @@ class _ProgramMixin:
 
     def _report(self) -> None:
         now = _now_us()
-        if self._channel is None or now - self._last_report_us < REPORT_INTERVAL_US:
+        if self._channel is None:
+            return
+        self._channel.step_ended()
+        self_: Any = self
+        idle = not self_.running and not self_.waiting
+        if now - self._last_report_us < REPORT_INTERVAL_US and not idle:
             return
         self._last_report_us = now
         records = []
@@ -360,16 +364,10 @@ class _ProgramMixin:
 
     def _set_policy(self, message: SetPolicy) -> None:
         self_: Any = self
-        error = ""
-        try:
-            self._calls.set_policy(from_dict(message.policy))
-            self._policy_version = message.version
-            self_.waiting.rekey_all()
-            self._dirty_order = True
-        except InvalidPolicyError as refused:
-            error = str(refused)
-        if self._channel is not None:
-            self._channel.post(PolicyResult(message.version, error), wake=True)
+        self._calls.set_policy(from_dict(message.policy))
+        self._policy_version = message.version
+        self_.waiting.rekey_all()
+        self._dirty_order = True
 
     def _pause(self, program_id: str, paused: bool) -> None:
         self_: Any = self

@@ -1,0 +1,195 @@
+"""Calls to etcd over grpc.aio: one channel per endpoint, a deadline per attempt, the next endpoint on failure.
+
+Every call carries ``hasleader``: a member that is cut off from its peers then answers with an error at once instead of
+hanging or serving the past. Writes are only ever transactions under a guard, so that repeating one is harmless: see etcd_store for the argument.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from agentserving_controlplane.etcd import wire_pb2 as pb
+from agentserving_controlplane.store import CompactedError, StoreUnavailableError
+
+ATTEMPT_S = 1.0
+WATCH_IDLE_S = 3.0
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.02, 0.5
+PAGE_KEYS = 2000
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 16 << 20),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+_METADATA = (("hasleader", "true"),)
+_AMBIGUOUS = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+)
+
+
+class _Endpoint:
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None) -> None:
+        if credentials is None:
+            self.channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        else:
+            self.channel = grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+        self.calls: dict[str, Any] = {
+            name: self.channel.unary_unary(
+                f"/etcdserverpb.KV/{name}",
+                request_serializer=request.SerializeToString,
+                response_deserializer=response.FromString,
+            )
+            for name, request, response in (
+                ("Range", pb.RangeRequest, pb.RangeResponse),
+                ("Txn", pb.TxnRequest, pb.TxnResponse),
+            )
+        }
+        self.watch: Any = self.channel.stream_stream(
+            "/etcdserverpb.Watch/Watch",
+            request_serializer=pb.WatchRequest.SerializeToString,
+            response_deserializer=pb.WatchResponse.FromString,
+        )
+
+
+class EtcdClient:
+    """Range, Txn and a watch that misses nothing."""
+
+    def __init__(self, endpoints: tuple[str, ...], credentials: grpc.ChannelCredentials | None = None) -> None:
+        self._endpoints = [_Endpoint(target, credentials) for target in endpoints]
+        self._current = 0
+
+    async def close(self) -> None:
+        """Closes every channel."""
+        await asyncio.gather(*(endpoint.channel.close() for endpoint in self._endpoints))
+
+    def _failed(self, index: int) -> None:
+        if index == self._current:
+            self._current = (index + 1) % len(self._endpoints)
+
+    async def _call(self, name: str, request: Any, timeout_s: float) -> Any:
+        """Tries until the deadline. StoreUnavailableError with the last reason."""
+        deadline = time.monotonic() + timeout_s
+        backoff = BACKOFF_FIRST_S
+        while True:
+            index = self._current
+            left = deadline - time.monotonic()
+            try:
+                return await self._endpoints[index].calls[name](
+                    request, timeout=min(ATTEMPT_S, max(left, 0.001)), metadata=_METADATA
+                )
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.OUT_OF_RANGE and "compacted" in (error.details() or ""):
+                    raise CompactedError(0) from error
+                if error.code() not in _AMBIGUOUS:
+                    raise StoreUnavailableError(f"etcd {name}: {error.code().name} {error.details()}") from error
+                self._failed(index)
+                if time.monotonic() + backoff > deadline:
+                    raise StoreUnavailableError(f"etcd {name}: {error.code().name} {error.details()}") from error
+            await asyncio.sleep(backoff * (0.5 + random.random()))
+            backoff = min(backoff * 2, BACKOFF_MAX_S)
+
+    async def txn(self, request: pb.TxnRequest, timeout_s: float = 5.0) -> pb.TxnResponse:
+        """One transaction; must be harmless to repeat."""
+        response: pb.TxnResponse = await self._call("Txn", request, timeout_s)
+        return response
+
+    async def load(self, key: bytes, range_end: bytes, timeout_s: float = 30.0) -> tuple[int, list[pb.KeyValue]]:
+        """(revision, all pairs as they were at that revision), in pages."""
+        found: list[pb.KeyValue] = []
+        revision = 0
+        while True:
+            request = pb.RangeRequest(key=key, range_end=range_end, limit=PAGE_KEYS, revision=revision)
+            response: pb.RangeResponse = await self._call("Range", request, timeout_s)
+            revision = revision or response.header.revision
+            found += response.kvs
+            if not response.more:
+                return revision, found
+            key = response.kvs[-1].key + b"\0"
+
+    async def watch(
+        self, key: bytes, range_end: bytes, after_revision: int
+    ) -> AsyncIterator[tuple[int, list[pb.Event]]]:
+        """(revision, events) of every commit after a revision, whole and in order, over any number of reconnections."""
+        following = after_revision + 1
+        backoff = BACKOFF_FIRST_S
+        while True:
+            index = self._current
+            call = self._endpoints[index].watch(metadata=_METADATA)
+            pieces: list[pb.Event] = []
+            try:
+                create = pb.WatchCreateRequest(
+                    key=key, range_end=range_end, start_revision=following, progress_notify=True, fragment=True
+                )
+                await call.write(pb.WatchRequest(create_request=create))
+                while True:
+                    response = await self._read(call)
+                    if response.compact_revision:
+                        raise CompactedError(response.compact_revision)
+                    if response.canceled:
+                        raise StoreUnavailableError(f"etcd watch: {response.cancel_reason}")
+                    backoff = BACKOFF_FIRST_S
+                    if response.created:
+                        continue
+                    # Pieces are cut inside a revision, too: only a whole answer moves us on.
+                    pieces += response.events
+                    if response.fragment:
+                        continue
+                    events, pieces = pieces, []
+                    for revision, group in _by_revision(events):
+                        following = revision + 1
+                        yield revision, group
+                    if not events:
+                        following = max(following, response.header.revision + 1)
+            except (grpc.aio.AioRpcError, StoreUnavailableError):
+                self._failed(index)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+            finally:
+                call.cancel()
+            await asyncio.sleep(backoff * (0.5 + random.random()))
+            backoff = min(backoff * 2, BACKOFF_MAX_S)
+
+    async def _read(self, call: Any) -> pb.WatchResponse:
+        """The next answer. A silent server is asked once for a sign of life: a frozen one closes nothing."""
+        reading = asyncio.ensure_future(call.read())
+        try:
+            for asked in (False, True):
+                done, _ = await asyncio.wait({reading}, timeout=WATCH_IDLE_S)
+                if done:
+                    response = reading.result()
+                    if response is grpc.aio.EOF:
+                        raise StoreUnavailableError("etcd watch: stream ended")
+                    found: pb.WatchResponse = response
+                    return found
+                if not asked:
+                    await call.write(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
+            raise StoreUnavailableError("etcd watch: no sign of life")
+        finally:
+            if not reading.done():
+                reading.cancel()
+
+
+def _by_revision(events: list[pb.Event]) -> list[tuple[int, list[pb.Event]]]:
+    groups: list[tuple[int, list[pb.Event]]] = []
+    for event in events:
+        if not groups or groups[-1][0] != event.kv.mod_revision:
+            groups.append((event.kv.mod_revision, []))
+        groups[-1][1].append(event)
+    return groups
