@@ -1,0 +1,1 @@
+"""The `agentserving` command, and the cluster that runs on one machine."""

@@ -1,8 +1,8 @@
 """The Store port on etcd.
 
 The writer's claim is the key ``<prefix>/leader``: its mod_revision is the epoch, and each commit compares it. A commit
-whose answer was lost is simply made again: the guard still holds or it does not, and the values are absolute, so landing
-twice is landing once. Taking the claim twice after a lost answer only skips an epoch.
+whose answer was lost is simply made again: the guard still holds or it does not, and the values are absolute, so
+landing twice is landing once. Taking the claim twice after a lost answer only skips an epoch.
 """
 
 from __future__ import annotations

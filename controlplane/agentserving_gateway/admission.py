@@ -1,7 +1,7 @@
 """The gateway's open stream to the control plane.
 
-Admissions are matched by stream id. When the control plane is away or silent, calls are served all the same: on the last
-known engines, by rendezvous hashing of the program id, without a ticket, and counted as unmanaged.
+Admissions are matched by stream id. When the control plane is away or silent, calls are served all the same: on the
+last known engines, by rendezvous hashing of the program id, without a ticket, and counted as unmanaged.
 """
 
 from __future__ import annotations

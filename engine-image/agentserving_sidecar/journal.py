@@ -1,8 +1,8 @@
 """Reports that the control plane has not acknowledged, on disk.
 
 Append-only segments of frames ``length(4) crc32(4) body``; a body is msgpack. Only terminal records are
-kept: the others are out of date by the next one. A torn tail, as SIGKILL leaves it, is cut off; a frame whose checksum is
-wrong ends its segment and is counted. Segments whose records are all acknowledged are removed.
+kept: the others are out of date by the next one. A torn tail, as SIGKILL leaves it, is cut off; a frame whose
+checksum is wrong ends its segment and is counted. Segments whose records are all acknowledged are removed.
 """
 
 from __future__ import annotations

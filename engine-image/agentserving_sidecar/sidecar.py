@@ -1,7 +1,7 @@
 """Between one engine and the control plane: reports up, directives down, nothing lost in between.
 
-A terminal record goes: plugin -> journal (fsync) -> AckCalls to the plugin and report to the leader -> Ack -> out of the
-journal. Whoever dies on the way, the one before still has it. Progress is told with seq 0 and never kept.
+A terminal record goes: plugin -> journal (fsync) -> AckCalls to the plugin and report to the leader -> Ack -> out of
+the journal. Whoever dies on the way, the one before still has it. Progress is told with seq 0 and never kept.
 """
 
 from __future__ import annotations

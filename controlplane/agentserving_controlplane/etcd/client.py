@@ -1,7 +1,8 @@
 """Calls to etcd over grpc.aio: one channel per endpoint, a deadline per attempt, the next endpoint on failure.
 
 Every call carries ``hasleader``: a member that is cut off from its peers then answers with an error at once instead of
-hanging or serving the past. Writes are only ever transactions under a guard, so that repeating one is harmless: see etcd_store for the argument.
+hanging or serving the past. Writes are only ever transactions under a guard, so that repeating one is harmless: see
+etcd_store for the argument.
 """
 
 from __future__ import annotations

@@ -1,0 +1,110 @@
+"""What runs where in a one-machine cluster: ports, directories, command lines. Pure but for finding free ports."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY_ROOTS = ("proto", "controlplane", "engine-image")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSpec:
+    """What the user asked for."""
+
+    state_dir: Path
+    engine: str = "vllm"
+    engines: int = 2
+    store: str = "etcd"
+    policy: str = "atlas"
+    balancer: str = "prefix_aware"
+    gateway_port: int = 0
+    max_num_seqs: int = 8
+    engine_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAddresses:
+    """One engine and its sidecar."""
+
+    engine_id: str
+    http: int
+    sidecar: int
+    sidecar_http: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """All on 127.0.0.1."""
+
+    etcd_client: int
+    etcd_peer: int
+    control_plane: int
+    control_plane_http: int
+    gateway: int
+    gateway_http: int
+    engines: tuple[EngineAddresses, ...] = field(default=())
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now; held together, so that they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def choose_ports(spec: ClusterSpec) -> Ports:
+    """A port for everybody."""
+    free = iter(free_ports(6 + 3 * spec.engines))
+    fixed = [next(free) for _ in range(6)]
+    engines = tuple(EngineAddresses(f"engine-{i}", next(free), next(free), next(free)) for i in range(spec.engines))
+    gateway = spec.gateway_port or fixed[4]
+    return Ports(fixed[0], fixed[1], fixed[2], fixed[3], gateway, fixed[5], engines)
+
+
+def source_path() -> str:
+    """PYTHONPATH of a checkout; of an installed package it is where the package lies."""
+    here = Path(__file__).resolve()
+    root = here.parents[3]
+    roots = [root / name for name in REPOSITORY_ROOTS]
+    return os.pathsep.join(str(path) for path in (roots if roots[0].is_dir() else [here.parents[2]]))
+
+
+def component(module: str, *flags: str) -> list[str]:
+    """Command line of one of ours."""
+    return [sys.executable, "-m", module, *flags]
+
+
+def vllm_argv(python: Path, model: Path, port: int, spec: ClusterSpec) -> list[str]:
+    """Command line of a CPU vLLM with our scheduler (started as a module: the `vllm` script looks for another name)."""
+    return [
+        str(python), "-m", "vllm.entrypoints.openai.api_server",
+        "--model", str(model), "--served-model-name", "tiny", "--load-format", "dummy", "--enforce-eager",
+        "--dtype", "bfloat16", "--max-model-len", "8192", "--max-num-seqs", str(spec.max_num_seqs),
+        "--host", "127.0.0.1", "--port", str(port),
+        "--scheduler-cls", "agentserving_engine.scheduler.ProgramScheduler", *spec.engine_args,
+    ]  # fmt: skip
+
+
+def engine_env(engine_id: str, channel: Path, key: Path, core: int | None) -> dict[str, str]:
+    """Environment of an engine; `core` binds a CPU vLLM to one core, so that engines do not fight."""
+    env = {
+        "AGENTSERVING_ENGINE_ID": engine_id,
+        "AGENTSERVING_CHANNEL_DIR": str(channel),
+        "AGENTSERVING_TICKET_KEY_FILE": str(key),
+        "PYTHONPATH": source_path(),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
+    if core is not None:
+        env["VLLM_CPU_OMP_THREADS_BIND"] = str(core)
+    return env

