@@ -40,6 +40,8 @@ class OpenCall:
     program_arrival_us: int = 0
     members: set[str] = field(default_factory=set)
     charged_step: int = -1
+    # Output tokens of each live member, as far as they were seen.
+    tokens: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

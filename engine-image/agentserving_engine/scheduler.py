@@ -267,6 +267,7 @@ class _ProgramMixin:
                 call = self._book.call_of(item.request_id)
                 if call is not None:
                     call.record.output_tokens += count
+                    call.tokens[item.request_id] = call.tokens.get(item.request_id, 0) + count
                     if count and not call.record.first_token_us:
                         stats = self._calls.stats(item.request_id, now)
                         call.record.first_token_us = stats.service_us + stats.wait_us if stats else 0
@@ -283,8 +284,9 @@ class _ProgramMixin:
         key = request.request_id
         now = _now_us()
         call = self._book.call_of(key)
-        if call is not None and request.is_finished():
-            call.record.output_tokens = max(call.record.output_tokens, request.num_output_tokens)
+        if call is not None:
+            # vLLM frees a request before it hands out the last tokens: count what has not been seen yet.
+            call.record.output_tokens += request.num_output_tokens - call.tokens.pop(key, 0)
         stats = self._calls.finish(key, now)
         outcome = "cancelled" if request.status == RequestStatus.FINISHED_ABORTED else "completed"
         if request.status == getattr(RequestStatus, "FINISHED_ERROR", None):

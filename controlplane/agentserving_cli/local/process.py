@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
@@ -71,10 +72,8 @@ class Child:
         if process is None or process.returncode is not None:
             return
         process.terminate()
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), STOP_BOUND_S)
-        except TimeoutError:
-            pass
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:

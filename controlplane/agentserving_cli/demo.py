@@ -1,0 +1,161 @@
+"""The demo: one load of agent programs, first under FCFS, then under ATLAS, on the same engines."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import grpc
+from agentserving.v1 import admin_service_pb2 as admin
+from agentserving.v1 import types_pb2
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from agentserving_cli.connection import Services
+from agentserving_cli.figures import draw
+from agentserving_cli.local.cluster import LocalCluster
+from agentserving_cli.local.layout import ClusterSpec
+from agentserving_cli.summary import Summary, summarise
+
+POLICIES = ("fcfs", "atlas")
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPlan:
+    """What to run; `rate_per_s` programs arrive a second, `scale` shrinks the paper's token counts."""
+
+    engine: str
+    programs: int
+    rate_per_s: float
+    scale: float
+    seed: int
+    out: Path
+
+
+def load_examples() -> ModuleType:
+    """examples/mixed_load.py of the checkout: plain OpenAI SDK agents, not part of any component."""
+    path = Path(__file__).resolve().parents[2] / "examples" / "mixed_load.py"
+    spec = importlib.util.spec_from_file_location("mixed_load", path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise FileNotFoundError(f"{path}: the demo runs from a checkout")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _engine_totals(overview: admin.GetOverviewResponse) -> dict[str, int]:
+    loads = [engine.load for engine in overview.engines]
+    return {
+        "preemptions": sum(load.preemptions_proactive for load in loads),
+        "prompt_tokens": sum(load.prompt_tokens for load in loads),
+        "cached_tokens": sum(load.cached_tokens for load in loads),
+    }
+
+
+async def _settle(stubs: Services, bound_s: float = 30.0) -> admin.GetOverviewResponse:
+    """Until no call is in flight: then every service has been reported."""
+    deadline = asyncio.get_running_loop().time() + bound_s
+    while True:
+        overview: admin.GetOverviewResponse = stubs.admin.GetOverview(admin.GetOverviewRequest(), timeout=10)
+        if not overview.calls_running + overview.calls_waiting or asyncio.get_running_loop().time() > deadline:
+            return overview
+        await asyncio.sleep(0.1)
+
+
+async def _run_policy(cluster: LocalCluster, stubs: Services, name: str, plan: DemoPlan, bar: Progress) -> Summary:
+    examples = load_examples()
+    request = admin.ApplyPolicyRequest(policy=types_pb2.Policy(name=name))
+    version = stubs.admin.ApplyPolicy(request, timeout=10).policy.version
+    while stubs.admin.GetPolicy(admin.GetPolicyRequest(), timeout=10).pending_engine_ids:
+        await asyncio.sleep(0.1)
+    before = _engine_totals(await _settle(stubs))
+    task = bar.add_task(f"{name.upper()} (version {version})", total=plan.programs)
+
+    def progressed(progress: Any) -> None:
+        bar.update(task, completed=progress.done, total=progress.total)
+
+    results = await examples.run_mixed_load(
+        cluster.gateway_url,
+        "tiny",
+        programs=plan.programs,
+        rate_per_s=plan.rate_per_s,
+        seed=plan.seed,
+        scale=plan.scale,
+        on_progress=progressed,
+    )
+    after = _engine_totals(await _settle(stubs))
+    rows = {}
+    for result in results:
+        rows[result.program_id] = _program(stubs, result.program_id)
+    return summarise(name, results, rows, {key: after[key] - before[key] for key in after})
+
+
+def _program(stubs: Services, program_id: str) -> types_pb2.Program:
+    from agentserving.v1 import program_service_pb2
+
+    try:
+        return stubs.programs.GetProgram(
+            program_service_pb2.GetProgramRequest(program_id=program_id), timeout=10
+        ).program
+    except grpc.RpcError:
+        return types_pb2.Program(program_id=program_id)
+
+
+def table_of(summaries: list[Summary]) -> Table:
+    """One column a policy, and how many times better the last is than the first."""
+    table = Table(title="The same programs, two policies")
+    table.add_column("")
+    for summary in summaries:
+        table.add_column(summary.policy.upper(), justify="right")
+    table.add_column("better", justify="right")
+    first, last = summaries[0], summaries[-1]
+    for label, name, form in (
+        ("program latency, mean (s)", "latency_mean_s", "{:.2f}"),
+        ("program latency, p95 (s)", "latency_p95_s", "{:.2f}"),
+        ("program latency, p99 (s)", "latency_p99_s", "{:.2f}"),
+        ("token latency, mean (ms/token)", "token_latency_mean_ms", "{:.1f}"),
+        ("token latency, p95 (ms/token)", "token_latency_p95_ms", "{:.1f}"),
+        ("share of life spent waiting", "wait_share", "{:.0%}"),
+        ("preemptions", "preemptions", "{:.0f}"),
+        ("prefix hits", "prefix_hits", "{:.0%}"),
+        ("programs failed", "failed", "{:.0f}"),
+    ):
+        before, after = getattr(first, name), getattr(last, name)
+        ratio = f"{before / after:.2f}x" if "latency" in name and after else ""
+        table.add_row(label, *(form.format(getattr(summary, name)) for summary in summaries), ratio)
+    return table
+
+
+async def run_demo(plan: DemoPlan, console: Console) -> None:
+    """Everything; leaves results.json and demo.png in `plan.out`."""
+    plan.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="agentserving-demo-") as directory:
+        spec = ClusterSpec(Path(directory), engine=plan.engine, policy=POLICIES[0])
+        with console.status("starting") as status:
+            cluster = LocalCluster(spec, lambda text: status.update(f"starting: {text}"))
+            await cluster.__aenter__()
+        try:
+            console.print(f"{spec.engines} {plan.engine} engines are up: {plan.programs} programs, {plan.rate_per_s}/s")
+            with (
+                grpc.insecure_channel(cluster.control_plane) as channel,
+                Progress(
+                    TextColumn("{task.description:>20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                    console=console,
+                ) as bar,
+            ):  # fmt: skip
+                stubs = Services(channel)
+                summaries = [await _run_policy(cluster, stubs, name, plan, bar) for name in POLICIES]
+        finally:
+            await cluster.stop()
+    console.print(table_of(summaries))
+    results = plan.out / "results.json"
+    results.write_text(json.dumps([asdict(summary) for summary in summaries], indent=2) + "\n")
+    picture = draw(summaries, plan.out / "demo.png")
+    console.print(f"results: {results}\npicture: {picture}")
