@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NoReturn
 
 import click
 import grpc
-from agentserving.v1 import admin_service_pb2_grpc, program_service_pb2_grpc
+from agentserving.v1 import admin_service_pb2, admin_service_pb2_grpc, program_service_pb2_grpc
 
 DEADLINE_S = 10.0
 
@@ -56,3 +57,15 @@ def services(state_dir: Path, control_plane: str) -> Iterator[Services]:
         except grpc.RpcError as error:
             detail = error.details() if isinstance(error, grpc.Call) else str(error)
             fail(f"{address}: {detail}")
+
+
+def wait_for_policy(stubs: Services, version: int, bound_s: float = 15.0) -> int:
+    """Until every attached engine has acknowledged it."""
+    deadline = time.monotonic() + bound_s
+    while True:
+        told = stubs.admin.GetPolicy(admin_service_pb2.GetPolicyRequest(), timeout=DEADLINE_S)
+        if told.policy.version != version or not told.pending_engine_ids:
+            return int(told.policy.version)
+        if time.monotonic() > deadline:
+            fail(f"version {version} is in force, but not acknowledged by {', '.join(told.pending_engine_ids)}")
+        time.sleep(0.1)

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from agentserving_cli.connection import Services
+from agentserving_cli.connection import Services, wait_for_policy
 from agentserving_cli.figures import draw
 from agentserving_cli.local.cluster import LocalCluster
 from agentserving_cli.local.layout import ClusterSpec
@@ -73,8 +73,7 @@ async def _run_policy(cluster: LocalCluster, stubs: Services, name: str, plan: D
     examples = load_examples()
     request = admin.ApplyPolicyRequest(policy=types_pb2.Policy(name=name))
     version = stubs.admin.ApplyPolicy(request, timeout=10).policy.version
-    while stubs.admin.GetPolicy(admin.GetPolicyRequest(), timeout=10).pending_engine_ids:
-        await asyncio.sleep(0.1)
+    await asyncio.to_thread(wait_for_policy, stubs, version)
     before = _engine_totals(await _settle(stubs))
     task = bar.add_task(f"{name.upper()} (version {version})", total=plan.programs)
 

@@ -16,7 +16,7 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from agentserving_cli import screens
-from agentserving_cli.connection import DEADLINE_S, Services, default_state_dir, fail, services
+from agentserving_cli.connection import DEADLINE_S, Services, default_state_dir, fail, services, wait_for_policy
 from agentserving_cli.local.cluster import LocalCluster, StateDirError
 from agentserving_cli.local.layout import ClusterSpec
 from agentserving_cli.local.process import StartFailedError
@@ -192,18 +192,6 @@ def policy_set(name_or_file: str, state_dir: Path, control_plane: str) -> None:
         applied = stubs.admin.ApplyPolicy(request, timeout=DEADLINE_S).policy
         version = wait_for_policy(stubs, applied.version)
         console.print(f"policy {applied.policy.name} is version {version}, acknowledged by every engine")
-
-
-def wait_for_policy(stubs: Services, version: int, bound_s: float = 15.0) -> int:
-    """Until every attached engine has acknowledged it."""
-    deadline = time.monotonic() + bound_s
-    while True:
-        told = stubs.admin.GetPolicy(admin_service_pb2.GetPolicyRequest(), timeout=DEADLINE_S)
-        if told.policy.version != version or not told.pending_engine_ids:
-            return int(told.policy.version)
-        if time.monotonic() > deadline:
-            fail(f"version {version} is in force, but not acknowledged by {', '.join(told.pending_engine_ids)}")
-        time.sleep(0.1)
 
 
 @main.command()

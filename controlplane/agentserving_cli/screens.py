@@ -72,5 +72,6 @@ def headline(overview: admin_service_pb2.GetOverviewResponse) -> str:
     return (
         f"policy [bold]{overview.policy.policy.name}[/bold] v{overview.policy.version}  "
         f"programs {overview.programs_live} ({overview.programs_running} running)  "
-        f"calls
-        {overview.calls_running} running, {overview.calls_waiting} queued, {overview.calls_completed} done{store}" )
+        f"calls {overview.calls_running} running, {overview.calls_waiting} queued, "
+        f"{overview.calls_completed} done{store}"
+    )
