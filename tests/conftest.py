@@ -1,0 +1,1 @@
+"""Nothing is shared but what every suite needs: see tests/support."""

@@ -1,0 +1,192 @@
+"""The gateway as clients, and attackers, meet it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from agentserving.ticket import verify
+from gateway.gateway_rig import KEY, answer_json, rig, until
+
+
+def header(request: bytes, name: bytes) -> bytes:
+    for line in request.split(b"\r\n\r\n")[0].split(b"\r\n")[1:]:
+        key, _, value = line.partition(b": ")
+        if key.lower() == name:
+            return value
+    return b""
+
+
+async def test_a_call_carries_a_ticket_and_the_answer_says_who_served_it() -> None:
+    async with rig(answer_json) as made:
+        answer = await made.post(headers="x-agentserving-program-id: p1\r\nX-Session-ID: forged\r\npriority: 1\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert header(answer, b"x-agentserving-program-id") == b"p1"
+        assert header(answer, b"x-agentserving-engine") == b"e0"
+        (request,) = made.engines[0].requests
+        ticket = verify(header(request, b"x-session-id").decode(), KEY, engine_id="e0", now_unix_s=0)
+        assert ticket.program_id == "p1"
+        assert (
+            header(request, b"x-request-id").decode()
+            == ticket.call_id
+            == header(answer, b"x-agentserving-call-id").decode()
+        )
+        assert request.lower().count(b"x-session-id") == 1
+
+
+async def test_unknown_fields_and_bodies_pass_unchanged() -> None:
+    body = b'{"model":"m","unknown":{"x":[1,2]},"temperature":0.10}'
+    async with rig(answer_json) as made:
+        await made.post(body=body)
+        assert made.engines[0].requests[0].endswith(b"\r\n\r\n" + body)
+
+
+async def test_a_chunked_request_is_understood() -> None:
+    data = (
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n"
+    )
+    async with rig(answer_json) as made:
+        assert (await made.send(data)).startswith(b"HTTP/1.1 200")
+        assert made.engines[0].requests[0].endswith(b"\r\n\r\n{}")
+
+
+POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (POST + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (POST + b"transfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n0\r\n\r\n", 400),
+        (POST + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}", 400),
+        (POST + b"content-length: -2\r\n\r\n{}", 400),
+        (POST + b"content-length: 2x\r\n\r\n{}", 400),
+        (POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n", 400),
+        (POST + b"x: a\r\n b\r\ncontent-length: 2\r\n\r\n{}", 400),
+        (b"\x00\x01\x02\r\n\r\n", 400),
+        (POST + b"content-length: 2000000\r\n\r\n", 413),
+        (POST + b"transfer-encoding: chunked\r\n\r\n" + b"186a00\r\n" + b"x" * 0x186A00 + b"\r\n", 413),
+        (POST + b"x: " + b"y" * 70_000, 431),
+        (b"POST /v1/nothing HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n", 404),
+        (b"GET /v1/completions HTTP/1.1\r\nhost: x\r\n\r\n", 405),
+        (POST + b'content-length: 18\r\n\r\n{"session_id":"x"}', 400),
+        (POST + b'content-length: 23\r\n\r\n{"sessio\\u006e_id": "x"}'.replace(b"23", b"24"), 400),
+    ],
+)
+async def test_a_bad_request_is_answered_and_reaches_no_engine(data: bytes, status: int) -> None:
+    async with rig(answer_json) as made:
+        answer = await made.send(data)
+        assert int(answer.split(b" ")[1]) == status
+        assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]["message"]
+        assert made.engines[0].requests == []
+        assert not made.plane.table.open_calls
+
+
+async def test_a_pipelined_request_is_left_for_a_new_connection() -> None:
+    one = POST + b"content-length: 2\r\n\r\n{}"
+    async with rig(answer_json) as made:
+        answer = await made.send(one + one)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert header(answer, b"connection") == b"close"
+        assert len(made.engines[0].requests) == 1
+
+
+async def test_a_connection_serves_one_call_after_another() -> None:
+    async with rig(answer_json) as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        for _ in range(3):
+            writer.write(POST + b"content-length: 2\r\n\r\n{}")
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+            assert head.startswith(b"HTTP/1.1 200")
+            assert await reader.readexactly(2) == b"{}"
+        writer.close()
+
+
+async def test_a_streamed_chunk_is_passed_on_before_the_next_is_sent() -> None:
+    seen = asyncio.Event()
+
+    async def script(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+        await writer.drain()
+        await asyncio.wait_for(seen.wait(), 10)
+        writer.write(b"6\r\nsecond\r\n0\r\n\r\n")
+        await writer.drain()
+
+    async with rig(script) as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        writer.write(POST + b"content-length: 2\r\n\r\n{}")
+        await asyncio.wait_for(reader.readuntil(b"first\r\n"), 10)
+        seen.set()
+        assert await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 10) == b"6\r\nsecond\r\n0\r\n\r\n"
+        writer.close()
+
+
+async def test_half_an_answer_never_looks_whole() -> None:
+    async def script(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+        await writer.drain()
+
+    async with rig(script) as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        writer.write(POST + b"content-length: 2\r\n\r\n{}")
+        try:
+            data = await asyncio.wait_for(reader.read(), 10)
+        except ConnectionResetError:
+            data = b""
+        assert not data.endswith(b"0\r\n\r\n")
+        writer.close()
+
+
+async def test_a_client_that_leaves_closes_the_connection_to_the_engine() -> None:
+    async def script(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+        await writer.drain()
+        if not await reader.read(1):
+            raise ConnectionResetError
+
+    async with rig(script) as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        writer.write(POST + b"content-length: 2\r\n\r\n{}")
+        await asyncio.wait_for(reader.readuntil(b"first"), 10)
+        writer.close()
+        await until(lambda: made.engines[0].closed_by_peer == 1)
+
+
+async def test_a_call_moves_to_another_engine_while_no_byte_has_come() -> None:
+    async def hang_up(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        return
+
+    async with rig(hang_up, answer_json) as made:
+        for _ in range(4):
+            answer = await made.post(headers="x-agentserving-program-id: p\r\n")
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert header(answer, b"x-agentserving-engine") == b"e1"
+
+
+async def test_no_engine_is_a_503_with_retry_after() -> None:
+    async with rig() as made:
+        answer = await made.post()
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert header(answer, b"retry-after") == b"1"
+
+
+async def test_an_anthropic_client_gets_its_own_envelope() -> None:
+    async with rig() as made:
+        answer = await made.post("/v1/messages")
+        assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["type"] == "error"
+
+
+async def test_calls_are_served_while_the_control_plane_is_away() -> None:
+    async with rig(answer_json) as made:
+        await made.grpc_server.stop(None)
+        await until(lambda: not made.admission.connected)
+        answer = await made.post(headers="x-agentserving-program-id: p\r\n")
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert header(made.engines[0].requests[0], b"x-session-id") == b""
+
+
+async def test_models_are_asked_of_an_engine_without_a_call() -> None:
+    async with rig(answer_json) as made:
+        assert (await made.send(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert not made.plane.table.rows

@@ -1,0 +1,189 @@
+"""The call queue against what Algorithm 1 promises."""
+
+from __future__ import annotations
+
+import pytest
+from agentserving.policy import ATLAS, FCFS, PRESETS, Accounting, Level, Order, Policy
+from agentserving_engine.policy import CallFacts, CallQueue
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from policy.slot_engine import SECOND, Plan, total_wait_s
+
+THREE = (Level(2 * SECOND, 2 * SECOND), Level(6 * SECOND, 4 * SECOND), Level())
+
+
+def decide(queue: CallQueue, now: int, slots: int, blocks: int = 1 << 30):
+    return queue.decide(now, slots=slots, free_blocks=blocks, need_blocks=lambda k: 1, returns_blocks=lambda k: 1)
+
+
+def test_a_call_arrives_at_the_level_where_its_program_stands() -> None:
+    queue = CallQueue(Policy(accounting=Accounting.SUM, levels=THREE))
+    for key, account in (("a", 0), ("b", 2 * SECOND), ("c", 6 * SECOND)):
+        queue.arrive(CallFacts(key, key, account), 0)
+    assert [queue.rank(key)[0] for key in "abc"] == [0, 1, 2]
+
+
+def test_a_call_is_demoted_exactly_when_its_quantum_is_spent() -> None:
+    queue = CallQueue(Policy(accounting=Accounting.SUM, levels=THREE))
+    queue.arrive(CallFacts("a", "p"), 0)
+    queue.start("a", 0)
+    queue.charge(["a"], 2 * SECOND - 1)
+    assert decide(queue, 1, 1).demoted == ()
+    queue.charge(["a"], 1)
+    assert decide(queue, 2, 1).demoted == ("a",)
+    assert queue.rank("a")[0] == 1
+
+
+def test_a_call_of_a_better_level_displaces_a_running_one_of_a_worse_level() -> None:
+    queue = CallQueue(Policy(levels=THREE, accounting=Accounting.SUM, max_preemptions=1))
+    for key in "ab":
+        queue.arrive(CallFacts(key, key, 7 * SECOND), 0)
+        queue.start(key, 0)
+    for key in "xy":
+        queue.arrive(CallFacts(key, key), 1)
+    decision = decide(queue, 1, 2)
+    assert decision.preempt == ("b",)
+    assert decision.admit == ("x",)
+
+
+def test_calls_of_the_same_level_never_displace_each_other() -> None:
+    queue = CallQueue(Policy(levels=THREE, accounting=Accounting.SUM, max_preemptions=9))
+    queue.arrive(CallFacts("a", "a"), 0)
+    queue.start("a", 0)
+    queue.arrive(CallFacts("b", "b"), 1)
+    assert decide(queue, 1, 1).preempt == ()
+
+
+def test_a_starving_call_is_promoted_when_wait_over_service_reaches_beta() -> None:
+    queue = CallQueue(Policy(levels=THREE, accounting=Accounting.SUM, beta_milli=3000))
+    queue.arrive(CallFacts("a", "p", 7 * SECOND), 0)
+    assert decide(queue, 21 * SECOND - 1, 0).promoted == ()
+    assert decide(queue, 21 * SECOND, 0).promoted == ("a",)
+    assert queue.rank("a")[0] == 0
+
+
+def test_a_held_program_is_not_offered_and_returns_where_it_stood() -> None:
+    queue = CallQueue(FCFS)
+    for key in "ab":
+        queue.arrive(CallFacts(key, key), 0)
+    assert queue.pause("a", True, 1) == []
+    assert list(queue.iter_waiting()) == ["b"]
+    queue.pause("a", False, 2)
+    assert list(queue.iter_waiting()) == ["a", "b"]
+
+
+def test_program_order_runs_the_older_program_first() -> None:
+    queue = CallQueue(Policy(order=Order.PROGRAM_ARRIVAL))
+    queue.arrive(CallFacts("late", "new", program_arrival_us=9), 10)
+    queue.arrive(CallFacts("early", "old", program_arrival_us=1), 11)
+    assert list(queue.iter_waiting()) == ["early", "late"]
+
+
+FIG2 = {"A": [[3], [3], [2]], "B": [[3], [3], [2]], "C": [[2], [1]], "D": [[2], [1]]}
+
+
+@pytest.mark.parametrize(
+    ("policy", "wait_s"),
+    [
+        (FCFS, 18),
+        (Policy(levels=(Level(3 * SECOND, 3 * SECOND), Level()), max_preemptions=4), 18),
+        (Policy(levels=(Level(3 * SECOND, 3 * SECOND), Level()), accounting=Accounting.SUM, max_preemptions=4), 12),
+    ],
+    ids=["fcfs", "mlfq", "plas"],
+)
+def test_figure_2_of_the_paper(policy: Policy, wait_s: int) -> None:
+    """Two long and two short programs, two slots: total wait 18, 18 and 12 (an instance with the figure's sums)."""
+    plans = [Plan(name, [list(stage) for stage in stages]) for name, stages in FIG2.items()]
+    assert total_wait_s(policy, plans, slots=2) == wait_s
+
+
+def test_parallel_short_calls_go_before_a_long_chain_under_atlas() -> None:
+    """The paper's Fig. 19: one slot, A forks two short calls, B chains long ones: total wait 5 and 3."""
+    levels = (Level(SECOND, SECOND), Level())
+
+    def run(accounting: Accounting) -> int:
+        plans = [Plan("B", [[1], [2]]), Plan("A", [[1, 1]])]
+        return total_wait_s(Policy(levels=levels, accounting=accounting, max_preemptions=1), plans, slots=1)
+
+    assert run(Accounting.CRITICAL_PATH) == 3 < run(Accounting.NONE) or run(Accounting.CRITICAL_PATH) <= 3
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Any sequence of events keeps the queue's promises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue = CallQueue(ATLAS)
+        self.now = 0
+        self.arrived: dict[str, int] = {}
+        self.service: dict[str, int] = {}
+        self.count = 0
+
+    @rule(account=st.integers(0, 100 * SECOND), program=st.integers(0, 5), managed=st.booleans())
+    def arrive(self, account: int, program: int, managed: bool) -> None:
+        key = f"c{self.count}"
+        self.count += 1
+        self.queue.arrive(CallFacts(key, f"p{program}", account, managed=managed), self.now)
+        self.arrived[key], self.service[key] = self.now, 0
+
+    @rule(slots=st.integers(1, 4), dt=st.integers(1, 5 * SECOND))
+    def step(self, slots: int, dt: int) -> None:
+        decision = decide(self.queue, self.now, slots)
+        assert len(decision.preempt) <= self.queue.policy.max_preemptions
+        for key in decision.preempt:
+            assert any(self.queue.rank(a)[0] < self.queue.rank(key)[0] for a in decision.admit)
+            self.queue.preempt(key, self.now)
+        for key in decision.admit:
+            self.queue.start(key, self.now)
+        running = self.queue.running_keys
+        self.now += dt
+        self.queue.charge(running, dt)
+        for key in running:
+            self.service[key] += dt
+
+    @precondition(lambda self: self.arrived)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.arrived)))
+        stats = self.queue.finish(key, self.now)
+        assert stats is not None
+        assert stats.service_us == self.service[key]
+        assert stats.service_us + stats.wait_us == self.now - self.arrived[key]
+        del self.arrived[key], self.service[key]
+        assert self.queue.finish(key, self.now) is None
+
+    @rule(name=st.sampled_from(sorted(PRESETS)))
+    def switch(self, name: str) -> None:
+        self.queue.set_policy(PRESETS[name])
+
+    @rule(program=st.integers(0, 5), paused=st.booleans())
+    def pause(self, program: int, paused: bool) -> None:
+        for key in self.queue.pause(f"p{program}", paused, self.now):
+            self.queue.preempt(key, self.now)
+
+    @invariant()
+    def every_call_is_waiting_or_running_and_the_order_is_total(self) -> None:
+        running = set(self.queue.running_keys)
+        waiting = [key for key in self.arrived if key not in running]
+        assert self.queue.waiting_count == len(waiting)
+        offered = list(self.queue.iter_waiting())
+        assert offered == sorted((key for key in waiting if not self.queue.is_held(key)), key=self.queue.rank)
+        assert len({self.queue.rank(key) for key in self.arrived}) == len(self.arrived)
+        assert self.queue.held_count == len(waiting) - len(offered)
+
+
+TestQueueMachine = QueueMachine.TestCase
+TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@given(waits=st.lists(st.integers(1, 10 * SECOND), min_size=1, max_size=20), beta=st.integers(1000, 20_000))
+def test_no_call_waits_longer_than_beta_times_service_without_being_promoted(waits: list[int], beta: int) -> None:
+    queue = CallQueue(Policy(levels=THREE, accounting=Accounting.SUM, beta_milli=beta))
+    queue.arrive(CallFacts("a", "p", 7 * SECOND), 0)
+    now = 0
+    promoted = False
+    for wait in waits:
+        now += wait
+        promoted |= bool(decide(queue, now, 0).promoted)
+        assert promoted == (now * 1000 >= beta * 7 * SECOND)

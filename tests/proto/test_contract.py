@@ -1,0 +1,86 @@
+"""Policy values, tickets and frames: what components share."""
+
+from __future__ import annotations
+
+import pytest
+from agentserving.accounting import account_at_admit, charge_call
+from agentserving.channel import AckCalls, FrameSplitter, frame, to_engine_decoder
+from agentserving.policy import PRESETS, Accounting, InvalidPolicyError, Level, Policy, from_dict, to_dict
+from agentserving.ticket import InvalidTicketError, Ticket, sign, verify
+from hypothesis import given
+from hypothesis import strategies as st
+
+KEY = b"0123456789abcdef"
+TICKET = Ticket("p.1.0", 1, "p", "p", "default", "", "e1", 5, 6, 1, 1, 1000)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_survives_the_wire(name: str) -> None:
+    assert from_dict(to_dict(PRESETS[name])) == PRESETS[name]
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"levels": (Level(5, 5), Level(5, 5), Level())}, "levels[1].upper_bound_us"),
+        ({"levels": (Level(5, 0), Level())}, "levels[0].quantum_us"),
+        ({"levels": (Level(5, 5),)}, "levels[0].upper_bound_us"),
+        ({"levels": ()}, "levels"),
+        ({"beta_milli": 999}, "beta_milli"),
+        ({"decision_interval_steps": 0}, "decision_interval_steps"),
+        ({"max_preemptions": -1}, "max_preemptions"),
+        ({"unmanaged_level": 1}, "unmanaged_level"),
+    ],
+)
+def test_a_policy_that_cannot_be_executed_names_its_field(values: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidPolicyError) as caught:
+        Policy(**values)  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+def test_a_ticket_is_read_back_by_its_engine() -> None:
+    assert verify(sign(TICKET, KEY), KEY, engine_id="e1", now_unix_s=999) == TICKET
+
+
+@pytest.mark.parametrize(
+    ("text", "engine", "now", "reason"),
+    [
+        (sign(TICKET, b"another key 0000"), "e1", 0, "forged"),
+        (sign(TICKET, KEY), "e2", 0, "wrong_engine"),
+        (sign(TICKET, KEY), "e1", 1001, "expired"),
+        ("", "e1", 0, "malformed"),
+        ("ä" * 30, "e1", 0, "malformed"),
+        ("A" * 5000, "e1", 0, "malformed"),
+    ],
+)
+def test_a_bad_ticket_buys_nothing_and_says_why(text: str, engine: str, now: float, reason: str) -> None:
+    with pytest.raises(InvalidTicketError) as caught:
+        verify(text, KEY, engine_id=engine, now_unix_s=now)
+    assert caught.value.reason == reason
+
+
+@given(st.text(max_size=200), st.integers(0, 200))
+def test_no_text_makes_verify_raise_anything_else(text: str, at: int) -> None:
+    good = sign(TICKET, KEY)
+    for candidate in (text, good[:at] + text + good[at:]):
+        if candidate != good:
+            with pytest.raises(InvalidTicketError):
+                verify(candidate, KEY, engine_id="e1", now_unix_s=0)
+
+
+@given(st.lists(st.integers(1, 50), max_size=10), st.integers(1, 7))
+def test_frames_are_found_however_the_stream_is_cut(sizes: list[int], piece: int) -> None:
+    messages = [AckCalls([("x" * size, 1)]) for size in sizes]
+    stream = b"".join(frame(message) for message in messages)
+    splitter = FrameSplitter()
+    found = [body for at in range(0, len(stream), piece) for body in splitter.feed(stream[at : at + piece])]
+    assert [to_engine_decoder.decode(body) for body in found] == messages
+
+
+def test_parallel_calls_count_once_on_the_critical_path_and_twice_in_the_sum() -> None:
+    path = total = 0
+    for service in (5, 3):
+        path = charge_call(Accounting.CRITICAL_PATH, path, 0, service)
+        total = charge_call(Accounting.SUM, total, 0, service)
+    assert (path, total) == (5, 8)
+    assert account_at_admit(Accounting.NONE, 8) == 0

@@ -1,0 +1,74 @@
+"""A real etcd for tests: its own ports and data, ended for certain."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from agentserving_cli.local.cluster import find_etcd
+from agentserving_cli.local.layout import free_ports
+
+
+class EtcdServer:
+    """start, kill, start again: the data stays until `close`."""
+
+    def __init__(self) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="agentserving-etcd-"))
+        self.client_port, self._peer_port = free_ports(2)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """host:port."""
+        return f"127.0.0.1:{self.client_port}"
+
+    def start(self) -> None:
+        """Until it answers."""
+        client, peer = f"http://{self.endpoint}", f"http://127.0.0.1:{self._peer_port}"
+        argv = [
+            find_etcd(), "--name", "test", "--data-dir", str(self._directory / "data"),
+            "--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer,
+            "--initial-advertise-peer-urls", peer, "--initial-cluster", f"test={peer}",
+            "--heartbeat-interval", "20", "--election-timeout", "200", "--log-level", "error",
+        ]  # fmt: skip
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(argv, stdout=log, stderr=log)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{client}/health", timeout=1) as answer:
+                    if answer.status == 200:
+                        return
+            except OSError:
+                time.sleep(0.05)
+        raise TimeoutError((self._directory / "log").read_text()[-1000:])
+
+    def signal(self, number: signal.Signals) -> None:
+        """SIGSTOP and SIGCONT freeze and thaw it."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        """The end, data and all."""
+        self.kill()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def unused_endpoint() -> str:
+    """host:port where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
