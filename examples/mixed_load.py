@@ -180,18 +180,18 @@ async def run_mixed_load(
         if on_progress is not None:
             on_progress(Progress(done, len(results), programs))
 
-    async with openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=600) as client:
-        async with asyncio.TaskGroup() as group:
-            due = 0.0
-            for index, shape in enumerate(names):
-                due += -math.log(1 - dice.random()) / rate_per_s
-                await asyncio.sleep(max(0.0, began + due - time.monotonic()))
-                program = f"{shape}-{run}-{index}"
-                result = ProgramResult(program, shape, time.monotonic() - began)
-                results.append(result)
-                headers = {"x-agentserving-program-id": program, "x-agentserving-program-name": shape}
-                agent = Agent(client, model, random.Random(f"{seed}-{index}"), scale, result, headers)
-                group.create_task(_run_one(agent, shape)).add_done_callback(finished)
+    client = openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=600)
+    async with client, asyncio.TaskGroup() as group:
+        due = 0.0
+        for index, shape in enumerate(names):
+            due += -math.log(1 - dice.random()) / rate_per_s
+            await asyncio.sleep(max(0.0, began + due - time.monotonic()))
+            program = f"{shape}-{run}-{index}"
+            result = ProgramResult(program, shape, time.monotonic() - began)
+            results.append(result)
+            headers = {"x-agentserving-program-id": program, "x-agentserving-program-name": shape}
+            agent = Agent(client, model, random.Random(f"{seed}-{index}"), scale, result, headers)
+            group.create_task(_run_one(agent, shape)).add_done_callback(finished)
     return results
 
 

@@ -102,9 +102,9 @@ def _program(stubs: Services, program_id: str) -> types_pb2.Program:
     from agentserving.v1 import program_service_pb2
 
     try:
-        return stubs.programs.GetProgram(
-            program_service_pb2.GetProgramRequest(program_id=program_id), timeout=10
-        ).program
+        request = program_service_pb2.GetProgramRequest(program_id=program_id)
+        told: types_pb2.Program = stubs.programs.GetProgram(request, timeout=10).program
+        return told
     except grpc.RpcError:
         return types_pb2.Program(program_id=program_id)
 

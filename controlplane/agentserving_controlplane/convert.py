@@ -77,7 +77,7 @@ def balancer_from_number(number: int) -> Balancer:
     raise InvalidError("BAD_BALANCER", f"balancer: unknown value {number}", field="balancer")
 
 
-def balancer_to_number(balancer: Balancer) -> types_pb2.Balancer:
+def balancer_to_number(balancer: Balancer) -> types_pb2.Balancer.ValueType:
     """Inverse of `balancer_from_number`."""
     return next(number for number, value in _BALANCER.items() if value is balancer)
 

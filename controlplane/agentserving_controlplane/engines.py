@@ -37,7 +37,7 @@ class Engine:
     call_us: float = 500_000.0
 
     @property
-    def state(self) -> types_pb2.EngineState:
+    def state(self) -> types_pb2.EngineState.ValueType:
         """LOST beats STUCK beats DRAINING beats READY."""
         if not self.attached:
             return LOST

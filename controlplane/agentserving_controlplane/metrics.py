@@ -35,7 +35,9 @@ class Collector:
         yield GaugeMetricFamily("agentserving_policy_version", "policy in force", plane.policy.version)
         calls = CounterMetricFamily("agentserving_calls_completed", "calls ended", labels=["outcome"])
         for outcome, count in totals.outcomes.items():
-            calls.add_metric([types_pb2.Outcome.Name(outcome).removeprefix("OUTCOME_").lower()], count)
+            calls.add_metric(
+                [types_pb2.Outcome.Name(types_pb2.Outcome.ValueType(outcome)).removeprefix("OUTCOME_").lower()], count
+            )
         yield calls
         in_flight = GaugeMetricFamily("agentserving_engine_calls_in_flight", "calls on an engine", labels=["engine"])
         ready = GaugeMetricFamily("agentserving_engine_ready", "1 = takes calls", labels=["engine"])
@@ -60,7 +62,7 @@ def http_app(holder: list[ControlPlane]) -> web.Application:
     async def metrics(_: web.Request) -> web.Response:
         registry = CollectorRegistry()
         if holder:
-            registry.register(Collector(holder[0]))  # type: ignore[arg-type]
+            registry.register(Collector(holder[0]))
         return web.Response(body=generate_latest(registry), content_type="text/plain")
 
     app = web.Application()

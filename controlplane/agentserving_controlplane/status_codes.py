@@ -46,7 +46,7 @@ def as_domain_error(error: Exception) -> errors.DomainError:
 
 def code_of(error: errors.DomainError) -> int:
     """google.rpc.Code."""
-    return _CODES.get(type(error), code_pb2.INTERNAL)
+    return int(_CODES.get(type(error), code_pb2.INTERNAL))
 
 
 async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:  # type: ignore[type-arg]

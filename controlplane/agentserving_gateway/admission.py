@@ -152,7 +152,7 @@ class Admission:
         told = response.admitted
         return Admitted(told.engine_id, told.engine_address, told.call_id, told.program_id, told.ticket)
 
-    def ended(self, call_id: str, outcome: types_pb2.Outcome, *, never_started: bool) -> None:
+    def ended(self, call_id: str, outcome: types_pb2.Outcome.ValueType, *, never_started: bool) -> None:
         """Tells that no engine will report this call; best effort, expiry does the rest."""
         if call_id and self._stream is not None:
             end = pb.EndCallRequest(call_id=call_id, outcome=outcome, never_started=never_started)

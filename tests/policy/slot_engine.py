@@ -13,15 +13,17 @@ SECOND = 1_000_000
 
 @dataclass
 class Plan:
-    """A program: stages one after another, each a list of call lengths (seconds) that run in parallel."""
+    """A program: stages one after another, each a list of call lengths (seconds) that run in parallel,
+    from `at_s` on."""
 
     name: str
     stages: list[list[int]]
+    at_s: int = 0
     left: dict[str, int] = field(default_factory=dict)
 
 
 def total_wait_s(policy: Policy, plans: list[Plan], slots: int) -> int:
-    """Runs the programs, all at time 0; gives the calls' waits added up."""
+    """Runs the programs; gives the calls' waits added up."""
     queue = CallQueue(policy)
     accounts = dict.fromkeys((plan.name for plan in plans), 0)
     admitted: dict[str, int] = {}
@@ -36,8 +38,9 @@ def total_wait_s(policy: Policy, plans: list[Plan], slots: int) -> int:
             queue.arrive(CallFacts(key, plan.name, account, 0, 1), now)
 
     for plan in plans:
-        begin(plan)
-    while any(plan.left for plan in plans):
+        if plan.at_s == 0:
+            begin(plan)
+    while any(plan.left or plan.stages for plan in plans):
         decision = queue.decide(
             now, slots=slots, free_blocks=1 << 30, need_blocks=lambda key: 1, returns_blocks=lambda key: 1
         )
@@ -60,6 +63,6 @@ def total_wait_s(policy: Policy, plans: list[Plan], slots: int) -> int:
                     accounts[plan.name] = charge_call(
                         policy.accounting, accounts[plan.name], admitted[key], stats.service_us
                     )
-            if not plan.left and plan.stages:
+            if not plan.left and plan.stages and now >= plan.at_s * SECOND:
                 begin(plan)
     return waits

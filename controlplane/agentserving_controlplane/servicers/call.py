@@ -9,6 +9,7 @@ import grpc
 import structlog
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
+from agentserving.v1 import types_pb2
 
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engines import LOST
@@ -70,7 +71,7 @@ class CallServicer(rpc.CallServiceServicer):
 
     async def _push_engines(self, context: Any) -> None:
         """Which engines there are: at once, and whenever that changes."""
-        told: list[tuple[str, str, int]] | None = None
+        told: list[tuple[str, str, types_pb2.EngineState.ValueType]] | None = None
         wake = asyncio.Event()
         self._plane.listeners.add(wake.set)
         try:
