@@ -8,7 +8,7 @@ buf_home="${XDG_CACHE_HOME:-$HOME/.cache}/agentserving/buf-$buf_version"
 if [ ! -x "$buf_home/node_modules/.bin/buf" ]; then
   npm install --silent --no-audit --no-fund --prefix "$buf_home" "@bufbuild/buf@$buf_version" >/dev/null 2>&1
 fi
-step() { printf '%-14s' "$1"; shift; "$@" && echo ok; }
+step() { printf '%-16s' "$1"; shift; "$@" && echo ok; }
 step "ruff" ruff check --quiet .
 step "format" ruff format --quiet --check .
 step "mypy" mypy --no-error-summary proto/agentserving controlplane/agentserving_controlplane \

@@ -107,7 +107,9 @@ class Journal:
 
     def _open_segment(self) -> None:
         self._path = self._directory / f"{self.next_seq:020d}.seg"
-        self._file = self._path.open("ab")
+        # A file of that name can hold only a torn tail: what follows one is unreadable, so it goes.
+        self._bytes -= self._path.stat().st_size if self._path.exists() else 0
+        self._file = self._path.open("wb")
         self._segments[self._path] = self.next_seq - 1
 
     def append(self, boot_id: str, records: list[CallRecord]) -> list[Entry]:

@@ -59,14 +59,16 @@ class Cluster:
         except AssertionError:
             return {}
 
-    def kill(self, module: str, nth: int = 0) -> None:
-        """SIGKILL to a component."""
+    def kill(self, module: str) -> None:
+        """SIGKILL to every process of a component."""
         found = [
             p
             for p in psutil.Process(self.process.pid).children(recursive=True)
             if p.status() != psutil.STATUS_ZOMBIE and module in " ".join(p.cmdline())
         ]
-        found[nth].kill()
+        assert found, f"no process of {module}"
+        for process in found:
+            process.kill()
 
     def close(self) -> None:
         """Ctrl-C; every process of it must be gone."""

@@ -189,8 +189,7 @@ def test_a_killed_component_breaks_no_stream_and_loses_no_service(cluster: Clust
         for chunk in stream:
             counted += len(chunk.choices)
             if counted == 20:
-                for nth in range(2 if "sidecar" in victim else 1):
-                    cluster.kill(victim, nth)
+                cluster.kill(victim)
         finish = chunk.choices[0].finish_reason
     assert finish == "length"
     cluster.wait(lambda: cluster.program_or_none(program).get("calls_completed") == "2", 60)
