@@ -15,7 +15,6 @@ from agentserving_sidecar.progress_probe import Progress
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-
 Opener = Callable[..., Journal]
 
 
