@@ -75,7 +75,7 @@ def add_services(server: grpc.aio.Server, plane: ControlPlane) -> Any:
     call_service_pb2_grpc.add_CallServiceServicer_to_server(CallServicer(plane), server)
     engine_service_pb2_grpc.add_EngineServiceServicer_to_server(EngineServicer(plane), server)
     admin_service_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(plane), server)
-    healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs lack it
+    healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     names = [
         module.DESCRIPTOR.services_by_name[name].full_name

@@ -112,7 +112,7 @@ async def serve(settings: argparse.Namespace) -> int:
     assert sidecar.link is not None
     assert sidecar.leader is not None
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)])
-    healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs lack it
+    healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
         call_service_pb2_grpc.add_CallServiceServicer_to_server(
