@@ -1,0 +1,64 @@
+"""`agentserving up --engine simulator`: the same control path without vLLM."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import openai
+import pytest
+from integration.local_cluster import Cluster
+
+pytestmark = [pytest.mark.etcd, pytest.mark.timeout(120)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(tmp_path_factory.mktemp("simulated") / "state", "--engine", "simulator", "--engines", "2")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def client(cluster: Cluster, program: str) -> openai.OpenAI:
+    headers = {"x-agentserving-program-id": program}
+    return openai.OpenAI(
+        base_url=cluster.addresses["gateway"], api_key="none", default_headers=headers, max_retries=0, timeout=60
+    )
+
+
+def test_chat_streams_and_choices_reach_the_account(cluster: Cluster) -> None:
+    messages: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
+    with client(cluster, "sim") as agent:
+        whole = agent.chat.completions.create(model="tiny", messages=messages, max_tokens=5, n=2)
+        assert whole.usage is not None
+        assert whole.usage.completion_tokens == 10
+        chunks = list(agent.chat.completions.create(model="tiny", messages=messages, max_tokens=7, stream=True))
+    assert chunks[-1].choices[0].finish_reason == "length"
+    cluster.wait(lambda: cluster.program("sim").get("calls_completed") == "2")
+    assert cluster.program("sim")["output_tokens"] == "17"
+    assert int(cluster.program("sim")["attained_service_us"]) > 0
+
+
+def test_policies_are_acknowledged_and_bad_input_is_named(cluster: Cluster) -> None:
+    assert "acknowledged by every engine" in cluster.cli("policy", "set", "plas")
+    with client(cluster, "bad") as agent:
+        with pytest.raises(openai.NotFoundError, match="nothing"):
+            agent.completions.create(model="nothing", prompt="x")
+        with pytest.raises(openai.BadRequestError, match="max_tokens must be"):
+            agent.completions.create(model="tiny", prompt="x", max_tokens=-1)
+
+
+def test_a_cancelled_program_answers_its_client(cluster: Cluster) -> None:
+    def run() -> None:
+        with client(cluster, "doomed") as agent:
+            list(agent.completions.create(model="tiny", prompt="x", max_tokens=8000, stream=True))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    cluster.wait(lambda: "doomed" in cluster.cli("ps"))
+    cluster.cli("cancel", "doomed")
+    thread.join(30)
+    assert not thread.is_alive()
+    cluster.wait(lambda: cluster.program("doomed").get("state") == "PROGRAM_STATE_CLOSED")
