@@ -69,7 +69,9 @@ def verify(text: str, key: bytes, *, engine_id: str, now_unix_s: float) -> Ticke
     except (binascii.Error, ValueError):
         raise InvalidTicketError("malformed") from None
     body, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
-    if not body.startswith(_VERSION):
+    # One spelling only: base64 also decodes with padding, the other alphabet or stray low bits at the end.
+    canonical = base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii") == text
+    if not canonical or not body.startswith(_VERSION):
         raise InvalidTicketError("malformed")
     if not hmac.compare_digest(mac, _mac(key, body)):
         raise InvalidTicketError("forged")
