@@ -1,8 +1,9 @@
 """One client connection: heads by httptools, one call at a time, answers spliced.
 
 Limits come first: a head that is too large or too slow, a body over the limit, lengths that contradict each other are
-answered and the connection closed, before anything is forwarded. What a client sends while its call runs (pipelining)
-is not read ahead: the connection is closed after the answer, and the client sends it again.
+answered and the connection closed, before anything is forwarded. What a client sends while its call runs is kept and
+served after it: a client that has the whole answer may speak again before we have seen the engine's end of file. Two
+requests in one packet (pipelining) are not: the connection is closed after the first answer.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class ClientConnection(asyncio.Protocol):
         self._close_after = False
         self._failed = False
         self._retry: asyncio.Future[bool] | None = None
+        self._early = b""
         self._begin()
 
     def _begin(self) -> None:
@@ -75,7 +77,7 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes of a request."""
         if self._busy:
-            self._close_after = True
+            self._keep_early(data)
             return
         if not self._request.head_done:
             self._head_bytes += len(data)
@@ -91,6 +93,11 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             cause = error.__context__
             self._refuse(cause if isinstance(cause, HttpError) else HttpError(400, f"malformed HTTP request: {error}"))
+
+    def _keep_early(self, data: bytes) -> None:
+        self._early += data
+        if len(self._early) > MAX_HEAD_BYTES:
+            self._close_after, self._early = True, b""
 
     def pause_writing(self) -> None:
         """The client reads slowly: so do we."""
@@ -283,6 +290,9 @@ class ClientConnection(asyncio.Protocol):
         self._upstream = None
         self._begin()
         self._set_timer(KEEP_ALIVE_S)
+        if self._early:
+            early, self._early = self._early, b""
+            self.data_received(early)
 
     def _answer_error(self, error: HttpError) -> None:
         if self._transport is None:

@@ -103,6 +103,27 @@ async def test_a_connection_serves_one_call_after_another() -> None:
         writer.close()
 
 
+async def test_a_request_that_comes_before_the_engine_has_hung_up_is_served_next() -> None:
+    hang_up = asyncio.Event()
+
+    async def lingers(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answer_json(request, reader, writer)
+        await hang_up.wait()
+
+    async with rig(lingers) as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        whole = POST + b"content-length: 2\r\n\r\n{}"
+        writer.write(whole)
+        async with asyncio.timeout(20):
+            await reader.readuntil(b"\r\n\r\n{}")
+            writer.write(whole)
+            await asyncio.sleep(0)
+            asyncio.get_running_loop().call_later(0.05, hang_up.set)
+            assert (await reader.readuntil(b"\r\n\r\n{}")).startswith(b"HTTP/1.1 200")
+        writer.close()
+        assert len(made.engines[0].requests) == 2
+
+
 async def test_a_streamed_chunk_is_passed_on_before_the_next_is_sent() -> None:
     seen = asyncio.Event()
 
