@@ -26,7 +26,7 @@ test: setup ## all tests: unit, property, integration with real etcd and real CP
 	$(RUN)/python -m pytest
 
 bench: setup ## timings and ratios into benchmarks/results
-	$(RUN)/python benchmarks/run.py
+	$(RUN)/python -m benchmarks.run
 
 check: setup ## ruff, mypy --strict, import-linter, buf, generated code; changes nothing
 	scripts/check.sh

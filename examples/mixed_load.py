@@ -1,9 +1,8 @@
-"""Four kinds of agent program, written with the plain OpenAI SDK: they know nothing of agentserving but a header.
+"""A load of the four example agents, written with the plain OpenAI SDK: they know of agentserving by a header only.
 
-chatbot (ShareGPT), ReAct with tools (BFCL), map-reduce, and tree search (LATS); sizes are drawn from the generators
-that match the paper's tables, times `scale`. Run against any OpenAI-compatible address:
+Sizes are drawn from generators that match the paper's tables, times `scale`. Run against any OpenAI-compatible address:
 
-    OPENAI_BASE_URL=http://127.0.0.1:8080/v1 python examples/mixed_load.py
+    OPENAI_BASE_URL=http://127.0.0.1:8080/v1 python -m examples.mixed_load
 """
 
 from __future__ import annotations
@@ -14,27 +13,16 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 import openai
 
-# The tiny model reads 8192 tokens of one byte each: leave room for what it writes.
-MAX_CONTEXT_CHARS = 6000
-
-
-@dataclass
-class ProgramResult:
-    """One program, as its user saw it."""
-
-    program_id: str
-    shape: str
-    arrival_s: float
-    latency_s: float = 0.0
-    output_tokens: int = 0
-    calls: int = 0
-    failed: bool = False
-    error: str = ""
+from examples.agent import Agent, ProgramResult
+from examples.chatbot import chatbot
+from examples.map_reduce import map_reduce
+from examples.mcts import mcts
+from examples.react import react
 
 
 @dataclass(frozen=True)
@@ -44,97 +32,6 @@ class Progress:
     done: int
     started: int
     total: int
-
-
-@dataclass
-class Agent:
-    """A program's connection and its dice."""
-
-    client: openai.AsyncOpenAI
-    model: str
-    dice: random.Random
-    scale: float
-    result: ProgramResult
-    headers: dict[str, str] = field(default_factory=dict)
-
-    def draw(self, mu: float, sigma: float, low: int, high: int) -> int:
-        """Tokens: lognormal, scaled, clipped."""
-        return max(low, min(high, round(self.dice.lognormvariate(mu, sigma) * self.scale)))
-
-    async def call(self, messages: list[dict[str, str]], tokens: int, thread: str = "") -> str:
-        """One LLM call of exactly `tokens` output tokens."""
-        headers = {**self.headers, "x-agentserving-thread-id": thread} if thread else self.headers
-        answer = await self.client.chat.completions.create(
-            model=self.model,
-            messages=messages,  # type: ignore[arg-type]
-            max_tokens=tokens,
-            extra_headers=headers,
-            extra_body={"ignore_eos": True},
-        )
-        self.result.calls += 1
-        self.result.output_tokens += answer.usage.completion_tokens if answer.usage else tokens
-        return answer.choices[0].message.content or ""
-
-
-def text(agent: Agent, tokens: int) -> str:
-    """A prompt of so many tokens (bytes, for the tiny model)."""
-    return "".join(agent.dice.choice("etaoin shrdlu") for _ in range(tokens))
-
-
-def user(content: str) -> dict[str, str]:
-    """A message."""
-    return {"role": "user", "content": content}
-
-
-async def chatbot(agent: Agent) -> None:
-    """A conversation: each turn sends all before it."""
-    history: list[dict[str, str]] = []
-    turns = max(1, min(12, round(agent.dice.lognormvariate(1.153, 1.0))))
-    for _ in range(turns):
-        history.append(user(text(agent, agent.draw(4.375, 1.2, 4, 800))))
-        answer = await agent.call(history, agent.draw(5.152, 1.0, 4, 512))
-        history.append({"role": "assistant", "content": answer[:400]})
-        if sum(len(m["content"]) for m in history) > MAX_CONTEXT_CHARS:
-            return
-
-
-async def react(agent: Agent) -> None:
-    """Think, use a tool, think again."""
-    history = [user(text(agent, agent.draw(6.477, 0.5, 50, 1500)))]
-    for step in range(max(3, round(agent.dice.gauss(7, 2)))):
-        thought = await agent.call(history, agent.draw(3.353, 0.6, 4, 128))
-        history.append({"role": "assistant", "content": thought[:200]})
-        await asyncio.sleep(agent.dice.uniform(0.02, 0.15))
-        history.append(user(f"tool result {step}: {text(agent, 40)}"))
-
-
-async def map_reduce(agent: Agent) -> None:
-    """Parts in parallel, then one call over all."""
-    width = agent.dice.randint(3, 6)
-    document = [text(agent, agent.draw(6.0, 0.5, 50, 900)) for _ in range(width)]
-    parts = await asyncio.gather(
-        *(agent.call([user(part)], agent.draw(4.1, 0.5, 8, 200), f"map-{i}") for i, part in enumerate(document))
-    )
-    await agent.call([user("\n".join(part[:300] for part in parts))], agent.draw(4.8, 0.5, 16, 300), "reduce")
-
-
-async def mcts(agent: Agent) -> None:
-    """Tree search: samples in parallel, evaluations in parallel, again and again."""
-    path = [user(text(agent, agent.draw(6.047, 0.45, 50, 900)))]
-    solved = agent.dice.uniform(0.15, 0.6)
-    for iteration in range(8):
-        samples = await asyncio.gather(
-            *(agent.call(path, agent.draw(4.136, 0.55, 8, 160), f"{iteration}-sample-{i}") for i in range(4))
-        )
-        await asyncio.gather(
-            *(
-                agent.call([*path, user(s[:150] + "?")], agent.draw(3.0, 0.4, 4, 40), f"{iteration}-judge-{i}")
-                for i, s in enumerate(samples)
-            )
-        )
-        path = [*path[:6], user(samples[0][:150])]
-        if agent.dice.random() < solved:
-            return
 
 
 SHAPES: dict[str, Callable[[Agent], Awaitable[None]]] = {
@@ -163,11 +60,13 @@ async def run_mixed_load(
     rate_per_s: float,
     seed: int,
     scale: float = 1.0,
+    shapes: Sequence[str] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[ProgramResult]:
-    """`programs` programs, a quarter of each shape, Poisson arrivals. The same seed gives the same load."""
+    """`programs` programs, equally many of each shape, Poisson arrivals. The same seed gives the same load."""
     dice = random.Random(seed)
-    names = [list(SHAPES)[i % len(SHAPES)] for i in range(programs)]
+    kinds = list(shapes or SHAPES)
+    names = [kinds[i % len(kinds)] for i in range(programs)]
     dice.shuffle(names)
     run = uuid.uuid4().hex[:6]
     results: list[ProgramResult] = []

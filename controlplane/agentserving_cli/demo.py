@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib
 import json
 import sys
 import tempfile
@@ -41,15 +41,13 @@ class DemoPlan:
 
 
 def load_examples() -> ModuleType:
-    """examples/mixed_load.py of the checkout: plain OpenAI SDK agents, not part of any component."""
-    path = Path(__file__).resolve().parents[2] / "examples" / "mixed_load.py"
-    spec = importlib.util.spec_from_file_location("mixed_load", path)
-    if spec is None or spec.loader is None or not path.exists():
-        raise FileNotFoundError(f"{path}: the demo runs from a checkout")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    """examples.mixed_load of the checkout: plain OpenAI SDK agents, not part of any component."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "examples" / "mixed_load.py").exists():
+        raise FileNotFoundError(f"{root}/examples: the demo runs from a checkout")
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
+    return importlib.import_module("examples.mixed_load")
 
 
 def _engine_totals(overview: admin.GetOverviewResponse) -> dict[str, int]:

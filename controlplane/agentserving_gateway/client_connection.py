@@ -26,6 +26,8 @@ from agentserving_gateway.upstream import UpstreamConnection
 log = structlog.get_logger()
 
 MAX_HEAD_BYTES = 64 << 10
+# Kept of a next request while a call runs; beyond it we stop reading, and hear that the client left at the next write.
+MAX_EARLY_BYTES = 64 << 10
 HEAD_DEADLINE_S, BODY_DEADLINE_S, KEEP_ALIVE_S = 10.0, 120.0, 75.0
 CONNECT_DEADLINE_S = 5.0
 MAX_ATTEMPTS = 3
@@ -96,8 +98,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _keep_early(self, data: bytes) -> None:
         self._early += data
-        if len(self._early) > MAX_HEAD_BYTES:
-            self._close_after, self._early = True, b""
+        if len(self._early) > MAX_EARLY_BYTES and self._transport is not None:
+            self._transport.pause_reading()
 
     def pause_writing(self) -> None:
         """The client reads slowly: so do we."""
@@ -292,6 +294,7 @@ class ClientConnection(asyncio.Protocol):
         self._set_timer(KEEP_ALIVE_S)
         if self._early:
             early, self._early = self._early, b""
+            self._transport.resume_reading()
             self.data_received(early)
 
     def _answer_error(self, error: HttpError) -> None:

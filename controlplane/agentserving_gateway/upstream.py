@@ -82,6 +82,12 @@ class UpstreamConnection(asyncio.Protocol):
         elif self._remaining >= 0:
             self._remaining -= len(data)
         self._downstream.answer_bytes(data)
+        if self._remaining == 0 and not self._over:
+            # All of it is there: the engine's end of file would come later than the client's next request.
+            self._over = True
+            if self.transport is not None:
+                self.transport.close()
+            self._downstream.answer_end(complete=True)
 
     def _take_head(self, data: bytes) -> bytes:
         self._buffer += data

@@ -31,9 +31,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", default="tiny", help="name it serves under")
     parser.add_argument("--max-num-seqs", type=int, default=Limits().max_num_seqs)
     parser.add_argument("--num-blocks", type=int, default=Limits().num_blocks)
+    parser.add_argument("--max-model-len", type=int, default=Limits().max_model_len)
     parser.add_argument("--speed", type=float, default=1.0, help="times as fast as an A100 with an 8B model")
     given = parser.parse_args(argv)
-    for name in ("max_num_seqs", "num_blocks", "speed"):
+    for name in ("max_num_seqs", "num_blocks", "max_model_len", "speed"):
         if getattr(given, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be positive, not {getattr(given, name)}")
     return given
@@ -58,7 +59,7 @@ def _hello(limits: Limits) -> EngineHello:
 
 
 async def _serve(given: argparse.Namespace, settings: PluginSettings) -> None:
-    limits = Limits(max_num_seqs=given.max_num_seqs, num_blocks=given.num_blocks)
+    limits = Limits(given.max_num_seqs, given.max_model_len, num_blocks=given.num_blocks)
     book = CallBook(settings.engine_id, settings.ticket_key)
     engine = SimulatedEngine(book, limits, CostModel(speed=given.speed))
     if settings.channel_dir is not None:

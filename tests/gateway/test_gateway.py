@@ -103,25 +103,46 @@ async def test_a_connection_serves_one_call_after_another() -> None:
         writer.close()
 
 
-async def test_a_request_that_comes_before_the_engine_has_hung_up_is_served_next() -> None:
+@pytest.mark.parametrize("size", [2, 300_000])
+async def test_a_request_that_comes_before_the_engine_has_hung_up_is_served_next(size: int) -> None:
     hang_up = asyncio.Event()
 
     async def lingers(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await answer_json(request, reader, writer)
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+        writer.write(head + b"2\r\n{}\r\n0\r\n\r\n")
         await hang_up.wait()
 
     async with rig(lingers) as made:
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
-        whole = POST + b"content-length: 2\r\n\r\n{}"
-        writer.write(whole)
-        async with asyncio.timeout(20):
-            await reader.readuntil(b"\r\n\r\n{}")
-            writer.write(whole)
-            await asyncio.sleep(0)
-            asyncio.get_running_loop().call_later(0.05, hang_up.set)
-            assert (await reader.readuntil(b"\r\n\r\n{}")).startswith(b"HTTP/1.1 200")
-        writer.close()
-        assert len(made.engines[0].requests) == 2
+        body = b"{" + b" " * (size - 2) + b"}"
+        whole = POST + b"content-length: %d\r\n\r\n" % size + body
+        try:
+            async with asyncio.timeout(20):
+                for _ in range(2):
+                    writer.write(whole)
+                    asyncio.get_running_loop().call_later(0.05, hang_up.set)
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    assert head.startswith(b"HTTP/1.1 200")
+                    assert await reader.readuntil(b"0\r\n\r\n")
+        finally:
+            writer.close()
+        assert [len(request) for request in made.engines[0].requests] == [len(made.engines[0].requests[0])] * 2
+
+
+async def test_a_whole_answer_ends_the_call_though_the_engine_does_not_hang_up() -> None:
+    async def stays(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answer_json(request, reader, writer)
+        await reader.read()
+
+    async with rig(stays) as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        try:
+            async with asyncio.timeout(20):
+                for _ in range(2):
+                    writer.write(POST + b"content-length: 2\r\n\r\n{}")
+                    assert (await reader.readuntil(b"\r\n\r\n{}")).startswith(b"HTTP/1.1 200")
+        finally:
+            writer.close()
 
 
 async def test_a_streamed_chunk_is_passed_on_before_the_next_is_sent() -> None:

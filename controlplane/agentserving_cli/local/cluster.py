@@ -206,7 +206,7 @@ class LocalCluster:
             argv = component(
                 "agentserving_simulator", "--listen", f"127.0.0.1:{engine.http}", "--engine-id", engine.engine_id,
                 "--channel-dir", str(channel), "--ticket-key-file", str(key), "--model", "tiny",
-                "--max-num-seqs", str(self.spec.max_num_seqs),
+                "--max-num-seqs", str(self.spec.max_num_seqs), *self.spec.engine_args,
             )  # fmt: skip
             return self._child(engine.engine_id, argv, url, 30.0, {"PYTHONPATH": source_path()})
         cores = os.cpu_count() or 1

@@ -1,0 +1,98 @@
+"""Clusters and engines for benchmarks: the same that `agentserving up` starts, and a stock vLLM beside."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import httpx
+import psutil
+from agentserving.v1 import admin_service_pb2, types_pb2
+from agentserving_cli.connection import Services, wait_for_policy
+from agentserving_cli.local import vllm_env
+from agentserving_cli.local.cluster import LocalCluster
+from agentserving_cli.local.layout import ClusterSpec, engine_env, free_ports, vllm_argv
+from agentserving_cli.local.process import Child
+
+
+@asynccontextmanager
+async def cluster(**spec: object) -> AsyncIterator[tuple[LocalCluster, Services]]:
+    """A cluster in a directory of its own, and stubs to its control plane."""
+    with tempfile.TemporaryDirectory(prefix="agentserving-bench-") as directory:
+        async with LocalCluster(ClusterSpec(Path(directory), **spec)) as made:  # type: ignore[arg-type]
+            with grpc.insecure_channel(made.control_plane) as channel:
+                yield made, Services(channel)
+
+
+async def use_policy(stubs: Services, policy: types_pb2.Policy) -> None:
+    """In force on every engine when this returns."""
+    request = admin_service_pb2.ApplyPolicyRequest(policy=policy)
+    version = stubs.admin.ApplyPolicy(request, timeout=10).policy.version
+    await asyncio.to_thread(wait_for_policy, stubs, version)
+
+
+def engine_totals(stubs: Services) -> dict[str, int]:
+    """Counters since boot, over all engines."""
+    loads = [
+        engine.load for engine in stubs.admin.GetOverview(admin_service_pb2.GetOverviewRequest(), timeout=10).engines
+    ]
+    names = ("steps", "policy_time_us", "prompt_tokens", "cached_tokens", "output_tokens", "preemptions_proactive")
+    return {name: sum(int(getattr(load, name)) for load in loads) for name in (*names, "promotions", "demotions")}
+
+
+@asynccontextmanager
+async def stock_vllm(max_num_seqs: int, core: int = 0) -> AsyncIterator[str]:
+    """vLLM with its own scheduler, everything else as in a cluster; gives its base URL."""
+    python = await asyncio.to_thread(vllm_env.ensure_vllm)
+    model = await asyncio.to_thread(vllm_env.ensure_model, python)
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory(prefix="agentserving-stock-") as directory:
+        home = Path(directory)
+        argv = vllm_argv(python, model, port, ClusterSpec(home, max_num_seqs=max_num_seqs))
+        at = argv.index("--scheduler-cls")
+        del argv[at : at + 2]
+        async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
+
+            async def ready() -> bool:
+                try:
+                    return (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
+                except httpx.HTTPError:
+                    return False
+
+            child = Child("stock", argv, engine_env("stock", home, home / "none", core), home / "log", ready, 300.0)
+            (home / "log").touch()
+            await child.start()
+            try:
+                await child.wait_ready()
+                yield f"http://127.0.0.1:{port}/v1"
+            finally:
+                await child.stop()
+
+
+def pids(made: LocalCluster, names: Iterable[str]) -> list[psutil.Process]:
+    """Processes of components and their children."""
+    found = []
+    for name in names:
+        process = made.children[name].process
+        if process is not None:
+            root = psutil.Process(process.pid)
+            found += [root, *root.children(recursive=True)]
+    return found
+
+
+def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
+    """User and system time so far."""
+    return sum(sum(p.cpu_times()[:2]) for p in processes)
+
+
+def bind(processes: Iterable[psutil.Process], cores: Iterable[int]) -> None:
+    """Holds processes and all their threads to cores."""
+    wanted = set(cores) & os.sched_getaffinity(0) or os.sched_getaffinity(0)
+    for process in processes:
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, wanted)

@@ -1,0 +1,92 @@
+"""PLAS against FCFS and MLFQ on real vLLM, ShareGPT-like programs, batch 8, at overload and far below saturation.
+
+Token latency is a program's latency by its output tokens (paper, section 6), the mean over programs. Policies are
+switched at run time on one engine and interleaved seed by seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from typing import Any
+
+from agentserving.v1 import types_pb2
+
+from benchmarks.bars import Bar, bar
+from benchmarks.local import cluster, stock_vllm, use_policy
+from examples.mixed_load import run_mixed_load
+
+BATCH = 8
+POLICIES = ("fcfs", "mlfq", "plas")
+
+
+async def load(url: str, seed: int, rate: float, programs: int, **more: Any) -> dict[str, float]:
+    """One run of the load: its mean and tail token latency, milliseconds a token."""
+    results = await run_mixed_load(
+        url, "tiny", programs=programs, rate_per_s=rate, seed=seed, shapes=more.pop("shapes", ("chatbot",)), **more
+    )
+    good = [r for r in results if not r.failed]
+    per_token = sorted(1000 * r.latency_s / max(1, r.output_tokens) for r in good)
+    return {
+        "mean_ms": statistics.fmean(per_token),
+        "p50_ms": statistics.median(per_token),
+        "p95_ms": per_token[int(0.95 * (len(per_token) - 1))],
+        "program_mean_s": statistics.fmean(r.latency_s for r in good),
+        "makespan_s": max(r.arrival_s + r.latency_s for r in results),
+        "failed": float(len(results) - len(good)),
+    }
+
+
+async def overload(seeds: int, rate: float, programs: int) -> dict[str, Any]:
+    """Every policy on every seed, and an idle run."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in POLICIES}
+    async with cluster(engines=1, max_num_seqs=BATCH) as (made, stubs):
+        await load(made.gateway_url, 99, 4.0, 8)
+        idle = await load(made.gateway_url, 1, rate / 16, 12)
+        for seed in range(seeds):
+            for name in POLICIES[seed % len(POLICIES) :] + POLICIES[: seed % len(POLICIES)]:
+                await use_policy(stubs, types_pb2.Policy(name=name))
+                runs[name].append(await load(made.gateway_url, seed, rate, programs))
+                print(f"  seed {seed} {name}: {runs[name][-1]}", flush=True)
+    return {"idle": idle, "runs": runs, "rate_per_s": rate, "programs": programs}
+
+
+async def low_load(seeds: int, rate: float, programs: int) -> dict[str, Any]:
+    """Stock vLLM called directly, against each policy with the plugin alone and through everything."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("stock", *POLICIES, "plas-direct")}
+    async with stock_vllm(BATCH) as stock, cluster(engines=1, max_num_seqs=BATCH) as (made, stubs):
+        direct = f"http://127.0.0.1:{made.ports.engines[0].http}/v1"
+        for url in (stock, made.gateway_url):
+            await load(url, 99, 4.0, 8)
+        for seed in range(seeds):
+            for name in runs:
+                if name != "stock":
+                    await use_policy(stubs, types_pb2.Policy(name=name.partition("-")[0]))
+                url = {"stock": stock, "plas-direct": direct}.get(name, made.gateway_url)
+                runs[name].append(await load(url, seed, rate, programs))
+                print(f"  low load, seed {seed} {name}: {runs[name][-1]}", flush=True)
+    return {"runs": runs, "rate_per_s": rate, "programs": programs}
+
+
+def ratios(over: list[dict[str, float]], under: list[dict[str, float]]) -> list[float]:
+    """Seed by seed, of the mean token latency."""
+    return [a["mean_ms"] / b["mean_ms"] for a, b in zip(over, under, strict=True)]
+
+
+def measure() -> tuple[list[Bar], Any]:
+    """Bars and raw figures."""
+    high = asyncio.run(overload(seeds=5, rate=4.2, programs=150))
+    low = asyncio.run(low_load(seeds=5, rate=0.5, programs=16))
+    runs, unit = high["runs"], "ratio"
+    idle = high["idle"]["mean_ms"]
+    bars = [
+        bar("overload-fcfs-over-idle", [r["mean_ms"] / idle for r in runs["fcfs"]], ">= 3", unit, "idle system"),
+        bar("plas-over-fcfs", ratios(runs["fcfs"], runs["plas"]), ">= 2.5", unit, "FCFS, same engine and seeds"),
+        bar("plas-over-mlfq", ratios(runs["mlfq"], runs["plas"]), ">= 1.5", unit, "MLFQ, same engine and seeds"),
+        *(
+            bar(f"low-load-{name}", ratios(low["runs"][name], low["runs"]["stock"]), "<= 1.02", unit, "stock vLLM")
+            for name in low["runs"]
+            if name != "stock"
+        ),
+    ]
+    return bars, {"overload": high, "low_load": low}

@@ -1,0 +1,40 @@
+"""``python -m benchmarks.recovery ENDPOINT PREFIX``: a control plane recovers in a fresh process; prints JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+
+import psutil
+import structlog
+from agentserving_controlplane.control_plane import ControlPlane
+from agentserving_controlplane.etcd_store import EtcdStore
+from agentserving_controlplane.load_balancer import Balancer
+from agentserving_controlplane.settings import Settings
+
+
+def settings(endpoint: str, prefix: str) -> Settings:
+    """A control plane that only reads its store."""
+    key = b"0123456789abcdef"
+    return Settings("", 0, "etcd", (endpoint,), prefix, key, "atlas", Balancer.LEAST_USED, "", "", "", 600, 120, 600)
+
+
+async def recover(endpoint: str, prefix: str) -> dict[str, float]:
+    """Seconds, calls and resident megabytes."""
+    before = psutil.Process().memory_info().rss
+    store = EtcdStore((endpoint,), prefix)
+    began = time.perf_counter()
+    plane = ControlPlane(settings(endpoint, prefix), store, await store.acquire("bench"), lambda error: None)
+    await plane.recover(store)
+    seconds = time.perf_counter() - began
+    grown = psutil.Process().memory_info().rss - before
+    await plane.commits.close()
+    await store.close()
+    return {"seconds": seconds, "calls": plane.table.open_calls, "rss_mb": grown / 2**20}
+
+
+if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    print(json.dumps(asyncio.run(recover(*sys.argv[1:]))))
