@@ -46,8 +46,8 @@ def engine_totals(stubs: Services) -> dict[str, int]:
 
 
 @asynccontextmanager
-async def stock_vllm(max_num_seqs: int, core: int = 0) -> AsyncIterator[str]:
-    """vLLM with its own scheduler, everything else as in a cluster; gives its base URL."""
+async def stock_vllm(max_num_seqs: int, core: int = 0) -> AsyncIterator[tuple[str, list[psutil.Process]]]:
+    """vLLM with its own scheduler, everything else as in a cluster; gives its base URL and its processes."""
     python = await asyncio.to_thread(vllm_env.ensure_vllm)
     model = await asyncio.to_thread(vllm_env.ensure_model, python)
     (port,) = free_ports(1)
@@ -69,20 +69,20 @@ async def stock_vllm(max_num_seqs: int, core: int = 0) -> AsyncIterator[str]:
             await child.start()
             try:
                 await child.wait_ready()
-                yield f"http://127.0.0.1:{port}/v1"
+                yield f"http://127.0.0.1:{port}/v1", tree([child])
             finally:
                 await child.stop()
 
 
+def tree(children: Iterable[Child]) -> list[psutil.Process]:
+    """Their processes, and those that they have started."""
+    roots = [psutil.Process(child.process.pid) for child in children if child.process is not None]
+    return [process for root in roots for process in (root, *root.children(recursive=True))]
+
+
 def pids(made: LocalCluster, names: Iterable[str]) -> list[psutil.Process]:
     """Processes of components and their children."""
-    found = []
-    for name in names:
-        process = made.children[name].process
-        if process is not None:
-            root = psutil.Process(process.pid)
-            found += [root, *root.children(recursive=True)]
-    return found
+    return tree(made.children[name] for name in names)
 
 
 def cpu_seconds(processes: Iterable[psutil.Process]) -> float:

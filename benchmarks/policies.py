@@ -17,13 +17,15 @@ from benchmarks.local import cluster, stock_vllm, use_policy
 from examples.mixed_load import run_mixed_load
 
 BATCH = 8
+# Of the paper's token counts: a program has some 600 output tokens then, and an engine on one core ends four a second.
+SCALE = 0.33
 POLICIES = ("fcfs", "mlfq", "plas")
 
 
-async def load(url: str, seed: int, rate: float, programs: int, **more: Any) -> dict[str, float]:
+async def load(url: str, seed: int, rate: float, programs: int) -> dict[str, float]:
     """One run of the load: its mean and tail token latency, milliseconds a token."""
     results = await run_mixed_load(
-        url, "tiny", programs=programs, rate_per_s=rate, seed=seed, shapes=more.pop("shapes", ("chatbot",)), **more
+        url, "tiny", programs=programs, rate_per_s=rate, seed=seed, scale=SCALE, shapes=("chatbot",)
     )
     good = [r for r in results if not r.failed]
     per_token = sorted(1000 * r.latency_s / max(1, r.output_tokens) for r in good)
@@ -54,7 +56,7 @@ async def overload(seeds: int, rate: float, programs: int) -> dict[str, Any]:
 async def low_load(seeds: int, rate: float, programs: int) -> dict[str, Any]:
     """Stock vLLM called directly, against each policy with the plugin alone and through everything."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("stock", *POLICIES, "plas-direct")}
-    async with stock_vllm(BATCH) as stock, cluster(engines=1, max_num_seqs=BATCH) as (made, stubs):
+    async with stock_vllm(BATCH) as (stock, _), cluster(engines=1, max_num_seqs=BATCH) as (made, stubs):
         direct = f"http://127.0.0.1:{made.ports.engines[0].http}/v1"
         for url in (stock, made.gateway_url):
             await load(url, 99, 4.0, 8)

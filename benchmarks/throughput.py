@@ -26,9 +26,10 @@ async def rate(url: str, *, stream: bool, program: str = "") -> float:
 async def run() -> dict[str, Any]:
     """Rates of every round."""
     raw: dict[str, Any] = {name: [] for name in ("direct", "gateway", "stock", "plugin")}
-    async with stock_vllm(BATCH) as stock, cluster(engines=1, max_num_seqs=BATCH) as (made, stubs):
+    async with stock_vllm(BATCH) as (stock, processes), cluster(engines=1, max_num_seqs=BATCH) as (made, stubs):
         ours = [name for name in made.children if name != "engine-0"]
-        bind(pids(made, ["engine-0"]), [0])
+        # Both engines whole, their HTTP fronts included: else the one whose front has a core to itself wins.
+        bind([*processes, *pids(made, ["engine-0"])], [0])
         bind([*pids(made, ours), psutil.Process()], [1])
         direct = f"http://127.0.0.1:{made.ports.engines[0].http}/v1"
         for url in (stock, direct, made.gateway_url):

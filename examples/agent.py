@@ -49,7 +49,8 @@ class Agent:
         )
         self.result.calls += 1
         self.result.output_tokens += answer.usage.completion_tokens if answer.usage else tokens
-        return answer.choices[0].message.content or ""
+        # The tiny model babbles bytes: keep one character a token, so that contexts have the length they would have.
+        return (answer.choices[0].message.content or "").encode("ascii", "replace").decode()[:tokens]
 
 
 def text(agent: Agent, tokens: int) -> str:

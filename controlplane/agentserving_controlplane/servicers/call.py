@@ -59,10 +59,14 @@ class CallServicer(rpc.CallServiceServicer):
                     response.admitted.CopyFrom(self._plane.admit(request.admit, request.admit.tenant or tenant))
                 case "end":
                     self._plane.end_by_request(request.end, tenant)
+                    if not request.stream_id:
+                        return None
                     response.ended.SetInParent()
                 case _:
                     return None
         except (DomainError, StoreError) as error:
+            if not request.stream_id:
+                return None
             response.error.CopyFrom(admission_error(error))
         except Exception as error:
             log.exception("admission failed")

@@ -156,6 +156,7 @@ class AdmissionsRequest(google.protobuf.message.Message):
     END_FIELD_NUMBER: builtins.int
     HELLO_FIELD_NUMBER: builtins.int
     stream_id: builtins.int
+    """Comes back in the answer. 0 on `end` = no answer wanted."""
     @property
     def admit(self) -> global___AdmitCallRequest: ...
     @property
