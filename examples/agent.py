@@ -32,6 +32,8 @@ class Agent:
     scale: float
     result: ProgramResult
     headers: dict[str, str] = field(default_factory=dict)
+    # Begins every prompt, so that the same load run again finds nothing of the first run in a prefix cache.
+    run: str = ""
 
     def draw(self, mu: float, sigma: float, low: int, high: int) -> int:
         """Tokens: lognormal, scaled, clipped."""
@@ -55,7 +57,7 @@ class Agent:
 
 def text(agent: Agent, tokens: int) -> str:
     """A prompt of so many tokens (bytes, for the tiny model)."""
-    return "".join(agent.dice.choice("etaoin shrdlu") for _ in range(tokens))
+    return (agent.run + "".join(agent.dice.choice("etaoin shrdlu") for _ in range(tokens)))[:tokens]
 
 
 def user(content: str) -> dict[str, str]:

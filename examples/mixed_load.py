@@ -89,7 +89,7 @@ async def run_mixed_load(
             result = ProgramResult(program, shape, time.monotonic() - began)
             results.append(result)
             headers = {"x-agentserving-program-id": program, "x-agentserving-program-name": shape}
-            agent = Agent(client, model, random.Random(f"{seed}-{index}"), scale, result, headers)
+            agent = Agent(client, model, random.Random(f"{seed}-{index}"), scale, result, headers, run)
             group.create_task(_run_one(agent, shape)).add_done_callback(finished)
     return results
 
