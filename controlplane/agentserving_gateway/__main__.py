@@ -18,6 +18,7 @@ from aiohttp import web
 from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.client_connection import ClientConnection
+from agentserving_gateway.upstream_pool import UpstreamPool
 
 log = structlog.get_logger()
 
@@ -58,9 +59,12 @@ async def serve(settings: argparse.Namespace) -> int:
         loop.add_signal_handler(number, stop.set)
     admission = Admission(open_channel(settings))
     admission.start()
+    pool = UpstreamPool()
     host, _, port = settings.listen.rpartition(":")
     try:
-        server = await loop.create_server(lambda: ClientConnection(admission, settings.max_body_bytes), host, int(port))
+        server = await loop.create_server(
+            lambda: ClientConnection(admission, pool, settings.max_body_bytes), host, int(port)
+        )
     except OSError as error:
         log.error("cannot listen: is the port taken?", listen=settings.listen, error=error.strerror)
         return 1
@@ -82,6 +86,7 @@ async def serve(settings: argparse.Namespace) -> int:
     log.info("serving", listen=settings.listen, control_plane=settings.control_plane)
     await stop.wait()
     server.close()
+    pool.close()
     await admission.close()
     await runner.cleanup()
     return 0

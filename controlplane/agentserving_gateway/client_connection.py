@@ -22,6 +22,7 @@ from agentserving_gateway.errors import HttpError, render
 from agentserving_gateway.identity import identify
 from agentserving_gateway.request import ROUTES, Request, upstream_head
 from agentserving_gateway.upstream import UpstreamConnection
+from agentserving_gateway.upstream_pool import UpstreamPool
 
 log = structlog.get_logger()
 
@@ -29,15 +30,14 @@ MAX_HEAD_BYTES = 64 << 10
 # Kept of a next request while a call runs; beyond it we stop reading, and hear that the client left at the next write.
 MAX_EARLY_BYTES = 64 << 10
 HEAD_DEADLINE_S, BODY_DEADLINE_S, KEEP_ALIVE_S = 10.0, 120.0, 75.0
-CONNECT_DEADLINE_S = 5.0
 MAX_ATTEMPTS = 3
 
 
 class ClientConnection(asyncio.Protocol):
     """asyncio protocol towards a client; also the Downstream of its call."""
 
-    def __init__(self, admission: Admission, max_body_bytes: int) -> None:
-        self._admission, self._max_body = admission, max_body_bytes
+    def __init__(self, admission: Admission, pool: UpstreamPool, max_body_bytes: int) -> None:
+        self._admission, self._pool, self._max_body = admission, pool, max_body_bytes
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -225,20 +225,25 @@ class ClientConnection(asyncio.Protocol):
 
     async def _attempt(self, request: Request, admitted: Admitted) -> bool:
         """True when the engine has answered with at least a head; False when nothing came and another may be tried."""
-        host, _, port = admitted.engine_address.rpartition(":")
         self._admitted = admitted
-        self._retry = self._loop.create_future()
-        upstream = UpstreamConnection(upstream_head(request, admitted), bytes(request.body), self)
-        self._upstream = None
-        try:
-            await asyncio.wait_for(self._loop.create_connection(lambda: upstream, host, int(port)), CONNECT_DEADLINE_S)
-        except (OSError, TimeoutError):
-            return False
-        self._upstream = upstream
-        if self._transport is None:
-            upstream.abandon()
-            return True
-        return await self._retry
+        keep = not request.may_stream()
+        head, body = upstream_head(request, admitted, keep=keep), bytes(request.body)
+        while True:
+            upstream = self._pool.take(admitted.engine_address)
+            try:
+                upstream = upstream or await self._pool.connect(admitted.engine_address)
+            except (OSError, TimeoutError):
+                return False
+            if self._transport is None:
+                upstream.abandon()
+                return True
+            self._upstream, self._retry = upstream, self._loop.create_future()
+            upstream.send(head, body, self, keep=keep)
+            if await self._retry:
+                return True
+            if upstream.calls == 1:
+                return False
+            # An idle connection that the engine closed in the same moment says nothing of the engine: once more.
 
     # -- Downstream ----------------------------------------------------------------------------------------------
 
@@ -271,6 +276,8 @@ class ClientConnection(asyncio.Protocol):
 
     def answer_end(self, *, complete: bool) -> None:
         """See Downstream."""
+        # It may serve somebody else's call already.
+        self._upstream = None
         if self._retry is not None and not self._retry.done():
             # The engine hung up without a word and the client has seen nothing: another may be tried.
             self._retry.set_result(False)
@@ -289,7 +296,6 @@ class ClientConnection(asyncio.Protocol):
         if self._close_after or not self._request.keep_alive:
             self._transport.close()
             return
-        self._upstream = None
         self._begin()
         self._set_timer(KEEP_ALIVE_S)
         if self._early:

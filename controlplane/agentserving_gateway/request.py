@@ -66,6 +66,10 @@ class Request:
             found.setdefault(name.lower().decode("latin-1"), value.decode("latin-1"))
         return found
 
+    def may_stream(self) -> bool:
+        """True when the answer may be a stream: the word stands in the body. A guess: `upstream` copes with both."""
+        return b'"stream"' in self.body
+
     def tenant(self) -> str:
         """From the credential; one tenant until credentials are mapped to tenants."""
         return "default"
@@ -101,13 +105,17 @@ class Request:
                             param="vllm_xargs.session_id", code="reserved_field")  # fmt: skip
 
 
-def upstream_head(request: Request, admitted: Admitted) -> bytes:
-    """The request head for the engine: the client's own headers, ours in the place of those that order calls."""
+def upstream_head(request: Request, admitted: Admitted, *, keep: bool) -> bytes:
+    """The request head for the engine: the client's own headers, ours in the place of those that order calls.
+
+    `keep`: the connection may serve another call afterwards.
+    """
     lines = [request.method + b" " + request.target + b" HTTP/1.1", b"host: " + admitted.engine_address.encode()]
     lines += [name + b": " + value for name, value in request.headers if name.lower() not in _DROPPED]
     if request.method == b"POST":
         lines.append(b"content-length: %d" % len(request.body))
-    lines.append(b"connection: close")
+    if not keep:
+        lines.append(b"connection: close")
     if admitted.ticket:
         lines.append(f"x-session-id: {admitted.ticket}".encode())
     if admitted.call_id:

@@ -1,18 +1,22 @@
-"""One connection to an engine for one call.
+"""One connection to an engine, and the answers that come over it.
 
-`Connection: close` on it, so the engine's end of file is the end of the answer and no body is ever parsed: the head is
-read by httptools and written again with our headers, the rest is handed on as it comes.
+The head of an answer is read by httptools and written again with our headers; the body is handed on as it comes. Where
+it ends is told by its content-length or, for a stream, by the engine's end of file: a call whose answer may be a stream
+is sent with `Connection: close`, so no streamed token is ever parsed. After an answer that ended otherwise the
+connection goes back to the pool (`upstream_pool`), which spares the next call a handshake on both sides.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import httptools
 
 MAX_HEAD_BYTES = 64 << 10
 _HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "server", "date"}
+_BODILESS = {204, 304}
 
 
 class Downstream(Protocol):
@@ -31,13 +35,13 @@ class Downstream(Protocol):
         ...
 
 
-class _Head:
-    """Collects a response head for httptools."""
+class _Answer:
+    """What httptools finds: a head, and the end where nothing simpler tells it."""
 
     def __init__(self) -> None:
         self.headers: list[tuple[bytes, bytes]] = []
         self.reason = b""
-        self.done = False
+        self.complete = False
 
     def on_status(self, status: bytes) -> None:
         self.reason += status
@@ -45,49 +49,94 @@ class _Head:
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name, value))
 
-    def on_headers_complete(self) -> None:
-        self.done = True
+    def on_message_complete(self) -> None:
+        self.complete = True
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """asyncio protocol towards an engine."""
+    """asyncio protocol towards an engine; one call at a time."""
 
-    def __init__(self, request: bytes, body: bytes, downstream: Downstream) -> None:
-        self._request, self._body, self._downstream = request, body, downstream
+    def __init__(self, address: str, on_idle: Callable[[UpstreamConnection], None]) -> None:
+        self.address = address
         self.transport: asyncio.Transport | None = None
-        self.began = False
+        self.calls = 0
+        self._on_idle = on_idle
+        self._downstream: Downstream | None = None
+        self._reset(keep=False)
+
+    def _reset(self, *, keep: bool) -> None:
+        self._keep = keep
+        self._began = False
         self._buffer = b""
         self._remaining = -1
         self._chunked = False
         self._tail = b""
-        self._over = False
+        self._answer = _Answer()
+        self._parser: httptools.HttpResponseParser | None = None
+
+    def send(self, head: bytes, body: bytes, downstream: Downstream, *, keep: bool) -> None:
+        """Sends a request. `keep` as the head says: False when it holds `Connection: close`."""
+        assert self.transport is not None
+        assert self._downstream is None
+        self._reset(keep=keep)
+        self._downstream = downstream
+        self.calls += 1
+        self.transport.write(head)
+        if body:
+            self.transport.write(body)
+
+    # -- asyncio -------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Sends the request."""
+        """Ready for a call."""
         # uvloop's transports are asyncio.Transport in all but the class.
         self.transport = cast(asyncio.Transport, transport)
-        self.transport.write(self._request)
-        if self._body:
-            self.transport.write(self._body)
-        self._request = self._body = b""
 
     def data_received(self, data: bytes) -> None:
         """The hot path: once the head is through, bytes in, bytes out."""
-        if not self.began:
+        if self._downstream is None:
+            self._break()  # nobody asked: nothing on this connection can be trusted any more
+            return
+        if not self._began:
             data = self._take_head(data)
-            if not data:
+            if not data and self._remaining:
                 return
         if self._chunked:
+            if self._parser is not None and not self._parse(data):
+                return
             self._tail = data[-5:] if len(data) >= 5 else (self._tail + data)[-5:]
         elif self._remaining >= 0:
+            if len(data) > self._remaining:
+                # More than it announced: to the client it would look like the answer to its next request.
+                data, self._keep = data[: self._remaining], False
             self._remaining -= len(data)
-        self._downstream.answer_bytes(data)
-        if self._remaining == 0 and not self._over:
-            # All of it is there: the engine's end of file would come later than the client's next request.
-            self._over = True
-            if self.transport is not None:
-                self.transport.close()
-            self._downstream.answer_end(complete=True)
+        if data:
+            self._downstream.answer_bytes(data)
+        if self._remaining == 0 or self._answer.complete:
+            self._end(complete=True)
+
+    def eof_received(self) -> bool:
+        """The engine has said all."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The end of the answer, or of the engine."""
+        self.transport = None
+        if self._downstream is None:
+            return
+        if self._chunked:
+            complete = self._tail == b"0\r\n\r\n"
+        else:
+            complete = self._remaining < 0 and exc is None and self._parser is None
+        self._end(complete=complete and self._began)
+
+    def pause_writing(self) -> None:
+        """The request is in memory as a whole; nothing to hold back."""
+
+    def resume_writing(self) -> None:
+        """See pause_writing."""
+
+    # -- an answer -----------------------------------------------------------------------------------------------
 
     def _take_head(self, data: bytes) -> bytes:
         self._buffer += data
@@ -96,17 +145,33 @@ class UpstreamConnection(asyncio.Protocol):
             if len(self._buffer) > MAX_HEAD_BYTES:
                 self._break()
             return b""
-        head = _Head()
-        parser = httptools.HttpResponseParser(head)
+        parser = httptools.HttpResponseParser(self._answer)
         try:
             parser.feed_data(self._buffer[: end + 4])
         except httptools.HttpParserError:
             self._break()
             return b""
         rest, self._buffer = self._buffer[end + 4 :], b""
-        self.began = True
+        self._began = True
+        kept = self._framing(parser)
+        if self._downstream is not None:
+            framed = self._chunked or self._remaining >= 0
+            self._downstream.answer_head(parser.get_status_code(), self._answer.reason, kept, framed=framed)
+        return rest
+
+    def _parse(self, data: bytes) -> bool:
+        try:
+            if self._parser is not None:
+                self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._break()
+            return False
+        return True
+
+    def _framing(self, parser: httptools.HttpResponseParser) -> list[tuple[bytes, bytes]]:
+        """Finds how the answer's end will be told; gives the headers to pass on."""
         kept = []
-        for name, value in head.headers:
+        for name, value in self._answer.headers:
             lower = name.lower().decode("latin-1")
             if lower == "content-length":
                 self._remaining = int(value)
@@ -114,37 +179,34 @@ class UpstreamConnection(asyncio.Protocol):
                 self._chunked = True
             if lower not in _HOP_BY_HOP:
                 kept.append((name, value))
-        framed = self._chunked or self._remaining >= 0
-        self._downstream.answer_head(parser.get_status_code(), head.reason, kept, framed=framed)
-        return rest
+        if parser.get_status_code() in _BODILESS:
+            self._remaining = 0
+        self._answer.complete = False
+        if self._chunked:
+            self._remaining = -1
+            if self._keep:
+                # Not announced as a stream, and no end of file will come: the parser finds the end.
+                self._parser = parser
+        self._keep = self._keep and parser.should_keep_alive()
+        return kept
+
+    def _end(self, *, complete: bool) -> None:
+        downstream, self._downstream = self._downstream, None
+        if self.transport is not None:
+            if complete and self._keep:
+                self.transport.resume_reading()
+                self._on_idle(self)
+            else:
+                self.transport.close()
+        if downstream is not None:
+            downstream.answer_end(complete=complete)
 
     def _break(self) -> None:
         if self.transport is not None:
             self.transport.abort()
 
-    def eof_received(self) -> bool:
-        """The engine has said all."""
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The end of the answer, or of the engine."""
-        if self._over:
-            return
-        self._over = True
-        if self._chunked:
-            complete = self._tail == b"0\r\n\r\n"
-        else:
-            complete = self._remaining == 0 or (self._remaining < 0 and exc is None)
-        self._downstream.answer_end(complete=complete and self.began)
-
     def abandon(self) -> None:
         """The client is gone: closing makes the engine abort the call."""
-        self._over = True
+        idle, self._downstream = self._downstream is None, None
         if self.transport is not None:
-            self.transport.abort()
-
-    def pause_writing(self) -> None:
-        """The request is in memory as a whole; nothing to hold back."""
-
-    def resume_writing(self) -> None:
-        """See pause_writing."""
+            (self.transport.close if idle else self.transport.abort)()

@@ -19,6 +19,7 @@ from agentserving_controlplane.memory_store import MemoryStore
 from agentserving_controlplane.settings import Settings
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.client_connection import ClientConnection
+from agentserving_gateway.upstream_pool import UpstreamPool
 
 KEY = b"0123456789abcdef"
 Script = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
@@ -136,13 +137,15 @@ async def rig(*scripts: Script, max_body: int = 1 << 20) -> AsyncIterator[Rig]:
     )
     admission.start()
     await until(lambda: len(admission.engines) == len(engines))
+    pool = UpstreamPool()
     front = await asyncio.get_running_loop().create_server(
-        lambda: ClientConnection(admission, max_body), "127.0.0.1", 0
+        lambda: ClientConnection(admission, pool, max_body), "127.0.0.1", 0
     )
     try:
         yield Rig(front.sockets[0].getsockname()[1], plane, server, admission, engines)
     finally:
         front.close()
+        pool.close()
         await admission.close()
         for stream in streams:
             stream.cancel()

@@ -7,7 +7,7 @@ import json
 
 import pytest
 from agentserving.ticket import verify
-from gateway.gateway_rig import KEY, answer_json, rig, until
+from gateway.gateway_rig import KEY, Script, answer_json, rig, until
 
 
 def header(request: bytes, name: bytes) -> bytes:
@@ -49,6 +49,20 @@ async def test_a_chunked_request_is_understood() -> None:
     async with rig(answer_json) as made:
         assert (await made.send(data)).startswith(b"HTTP/1.1 200")
         assert made.engines[0].requests[0].endswith(b"\r\n\r\n{}")
+
+
+def kept_alive(answer: Script, requests: list[bytes] | None = None) -> Script:
+    """Answers every request of a connection, as vLLM's server does; `requests` takes those after the first."""
+
+    async def script(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await answer(request, reader, writer)
+            request = await reader.readuntil(b"\r\n\r\n")
+            request += await reader.readexactly(int(header(request, b"content-length") or 0))
+            if requests is not None:
+                requests.append(request)
+
+    return script
 
 
 POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
@@ -130,17 +144,68 @@ async def test_a_request_that_comes_before_the_engine_has_hung_up_is_served_next
 
 
 async def test_a_whole_answer_ends_the_call_though_the_engine_does_not_hang_up() -> None:
-    async def stays(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await answer_json(request, reader, writer)
-        await reader.read()
-
-    async with rig(stays) as made:
+    async with rig(kept_alive(answer_json)) as made:
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         try:
             async with asyncio.timeout(20):
                 for _ in range(2):
                     writer.write(POST + b"content-length: 2\r\n\r\n{}")
                     assert (await reader.readuntil(b"\r\n\r\n{}")).startswith(b"HTTP/1.1 200")
+        finally:
+            writer.close()
+
+
+async def test_calls_share_a_connection_to_the_engine_and_a_client_that_goes_does_not_break_it() -> None:
+    later: list[bytes] = []
+    async with rig(kept_alive(answer_json, later)) as made:
+        for _ in range(4):
+            answer = await made.post(headers="connection: close\r\n")
+            assert answer.endswith(b"\r\n\r\n{}")
+        assert len(made.engines[0].requests) == 1
+        assert len(later) == 3
+
+
+async def test_an_idle_connection_that_the_engine_closed_is_replaced_by_a_new_one() -> None:
+    async def once_then_vanish(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answer_json(request, reader, writer)
+        await reader.readexactly(1)  # the next request has begun: hang up on it
+        writer.transport.abort()
+
+    async with rig(once_then_vanish) as made:
+        for _ in range(3):
+            assert (await made.post()).endswith(b"\r\n\r\n{}")
+        # The second call met the closing connection and went to the same engine again.
+        assert len(made.engines[0].requests) == 3
+        assert made.plane.table.open_calls == 3
+
+
+@pytest.mark.parametrize(
+    ("head", "sent", "wanted"),
+    [
+        (b"content-length: 2", b"{}HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil", b"{}"),
+        (b"transfer-encoding: chunked", b"2\r\n{}\r\n0\r\n\r\n", b"2\r\n{}\r\n0\r\n\r\n"),
+        # A chunk may end as the last chunk does.
+        (
+            b"transfer-encoding: chunked",
+            b"3\r\n0\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+            b"3\r\n0\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        ),
+    ],
+)
+async def test_an_answer_ends_where_its_framing_says(head: bytes, sent: bytes, wanted: bytes) -> None:
+    async def script(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + sent[:8])
+        await writer.drain()
+        writer.write(sent[8:])
+
+    async with rig(kept_alive(script)) as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        try:
+            async with asyncio.timeout(20):
+                for _ in range(2):
+                    writer.write(POST + b"content-length: 2\r\n\r\n{}")
+                    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+                    assert await reader.readexactly(len(wanted)) == wanted
         finally:
             writer.close()
 
