@@ -1,26 +1,20 @@
 """Writes are gathered for 50 ms and land together; nobody on the path of a call waits for them.
 
-A key written twice before it lands is written once, with the last value. A batch that fails is tried again until it
-lands: values are absolute and guarded by the epoch, so landing twice is landing once. One batch is in flight at a time,
-so no key is ever overtaken by its own past.
+A key written twice before it lands is written once, with the last value; keys written together land in one transaction
+(gathering.py). A batch that fails is tried again until it lands: values are absolute and guarded by the epoch, so
+landing twice is landing once. One batch is in flight at a time, so no key is ever overtaken by its own past.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 
 import structlog
 
-from agentserving_controlplane.store import (
-    MAX_BATCH_BYTES,
-    MAX_BATCH_WRITES,
-    FencedError,
-    PendingLimitError,
-    Store,
-    StoreUnavailableError,
-    Write,
-)
+from agentserving_controlplane.gathering import Gathering
+from agentserving_controlplane.store import FencedError, PendingLimitError, Store, StoreUnavailableError, Write
 
 log = structlog.get_logger()
 
@@ -41,8 +35,9 @@ class GroupCommit:
     ) -> None:
         self._store, self._epoch, self._interval_s, self._max_pending = store, epoch, interval_s, max_pending
         self._on_fenced = on_fenced
-        self._dirty: dict[str, tuple[bytes | None, int]] = {}
-        self._in_flight: list[Write] = []
+        # Oldest first; only the last one takes more.
+        self._gatherings: deque[Gathering] = deque([Gathering()])
+        self._in_flight = 0
         self._number = 0
         self._landed = 0
         self._landing = asyncio.Condition()
@@ -61,7 +56,7 @@ class GroupCommit:
     @property
     def pending(self) -> int:
         """Writes that have not landed."""
-        return len(self._dirty) + len(self._in_flight)
+        return sum(len(gathering.values) for gathering in self._gatherings) + self._in_flight
 
     @property
     def healthy(self) -> bool:
@@ -75,12 +70,18 @@ class GroupCommit:
 
     def put(self, key: str, value: bytes | None, *, force: bool = False) -> int:
         """Queues a write. PendingLimitError when too many wait; `force` is for writes that must not be lost."""
+        if self.full and key not in self._gatherings[-1].values and not force:
+            raise PendingLimitError(f"{self.pending} writes wait for the store: {self.last_error or 'it is slow'}")
+        return self.put_together([Write(key, value)])
+
+    def put_together(self, writes: Sequence[Write]) -> int:
+        """Queues writes that must land in one transaction, whatever the bound; at most MAX_BATCH_WRITES."""
         if self.fenced is not None:
             raise self.fenced
-        if self.full and key not in self._dirty and not force:
-            raise PendingLimitError(f"{self.pending} writes wait for the store: {self.last_error or 'it is slow'}")
         self._number += 1
-        self._dirty[key] = (value, self._number)
+        if not self._gatherings[-1].take(writes, self._number):
+            self._gatherings.append(Gathering())
+            self._gatherings[-1].take(writes, self._number)
         self._work.set()
         return self._number
 
@@ -88,6 +89,10 @@ class GroupCommit:
     def number(self) -> int:
         """Number of the newest write."""
         return self._number
+
+    def has_landed(self, number: int) -> bool:
+        """True when every write up to `number` has."""
+        return self._landed >= number
 
     async def durable(self, number: int) -> None:
         """Returns when every write up to `number` has landed. FencedError when it never will."""
@@ -121,17 +126,20 @@ class GroupCommit:
             if not self._hurry:
                 await asyncio.sleep(self._interval_s)
             self._work.clear()
-            gathered, self._dirty = self._dirty, {}
-            through = self._number
-            self._in_flight = [Write(key, value) for key, (value, _) in gathered.items()]
-            while self._in_flight and self.fenced is None:
-                batch = _next_batch(self._in_flight)
-                if await self._land(batch):
-                    del self._in_flight[: len(batch)]
-            async with self._landing:
-                if self.fenced is None:
-                    self._landed = max(self._landed, through)
-                self._landing.notify_all()
+            waiting, self._gatherings = self._gatherings, deque([Gathering()])
+            self._in_flight = sum(len(gathering.values) for gathering in waiting)
+            for gathering in waiting:
+                await self._land_all(gathering)
+
+    async def _land_all(self, gathering: Gathering) -> None:
+        for batch in gathering.batches():
+            if not await self._land(batch):
+                break
+            self._in_flight -= len(batch)
+        async with self._landing:
+            if self.fenced is None:
+                self._landed = max(self._landed, gathering.through)
+            self._landing.notify_all()
 
     async def _land(self, batch: list[Write]) -> bool:
         delay = RETRY_FIRST_S
@@ -147,18 +155,12 @@ class GroupCommit:
                 self.fenced = error
                 self._on_fenced(error)
                 return False
-            except StoreUnavailableError as error:
-                if not self.last_error:
+            except Exception as error:
+                # Whatever it is, giving up would lose writes without a word.
+                if not isinstance(error, StoreUnavailableError):
+                    log.exception("the store failed in an unknown way, writes wait")
+                elif not self.last_error:
                     log.warning("store away, writes wait", pending=self.pending, error=str(error))
-                self.last_error = str(error)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, RETRY_MAX_S)
-
-
-def _next_batch(writes: list[Write]) -> list[Write]:
-    size = 0
-    for index, write in enumerate(writes[:MAX_BATCH_WRITES]):
-        size += len(write.key) + len(write.value or b"")
-        if size > MAX_BATCH_BYTES and index:
-            return writes[:index]
-    return writes[:MAX_BATCH_WRITES]
+                self.last_error = str(error) or type(error).__name__
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, RETRY_MAX_S)
