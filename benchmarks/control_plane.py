@@ -71,7 +71,7 @@ async def populate(endpoint: str, prefix: str) -> None:
         for call in range(10):
             plane.table.admit(row, now_us(), engine_id=f"e{call % 8}", thread_id=f"t{call}", parents=(), attempt=1)
         if index % 500 == 499:
-            await plane.commits.durable(plane.settle(force=True))
+            await plane.commits.durable(plane.settle())
     await plane.commits.close()
     await store.close()
 

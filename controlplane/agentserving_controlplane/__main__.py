@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -30,7 +31,7 @@ from grpc_reflection.v1alpha import reflection
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.etcd_store import EtcdStore
 from agentserving_controlplane.memory_store import MemoryStore
-from agentserving_controlplane.metrics import http_app
+from agentserving_controlplane.metrics import Readiness, http_app
 from agentserving_controlplane.rows import NewerSchemaError
 from agentserving_controlplane.servicers.admin import AdminServicer
 from agentserving_controlplane.servicers.call import CallServicer
@@ -40,17 +41,33 @@ from agentserving_controlplane.settings import Settings, parse
 from agentserving_controlplane.store import Store, StoreUnavailableError
 
 log = structlog.get_logger()
-TICK_S = 5.0
+TICK_S, STORE_RETRY_S = 5.0, 0.5
 
 
 def make_store(settings: Settings) -> Store:
     """The store that the settings name."""
     if settings.store == "memory":
         return MemoryStore()
-    return EtcdStore(settings.etcd_endpoints, settings.etcd_prefix)
+    secure = None
+    if settings.etcd_tls_ca:
+        key, cert = (Path(p).read_bytes() if p else None for p in (settings.etcd_tls_key, settings.etcd_tls_cert))
+        secure = grpc.ssl_channel_credentials(Path(settings.etcd_tls_ca).read_bytes(), key, cert)
+    return EtcdStore(settings.etcd_endpoints, settings.etcd_prefix, secure)
 
 
-async def take_over(settings: Settings, store: Store, stop: asyncio.Event) -> ControlPlane | None:
+def check_port(listen: str) -> None:
+    """OSError when somebody listens there: found out before the store is taken from whoever that may be."""
+    host, _, port = listen.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), int(port)))
+        except OSError as error:
+            raise OSError(error.errno, f"cannot listen on {listen}: {error.strerror}") from error
+
+
+async def take_over(settings: Settings, store: Store, stop: asyncio.Event, readiness: Readiness) -> ControlPlane | None:
     """Becomes the writer and recovers; tries for as long as the store is away."""
     while not stop.is_set():
         try:
@@ -64,8 +81,10 @@ async def take_over(settings: Settings, store: Store, stop: asyncio.Event) -> Co
             await plane.recover(store)
             return plane
         except StoreUnavailableError as error:
+            readiness.waiting = f"waiting for the store: {error}"
             log.warning("store away, trying again", error=str(error))
-            await asyncio.sleep(0.5)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), STORE_RETRY_S)
     return None
 
 
@@ -99,20 +118,32 @@ def credentials(settings: Settings) -> grpc.ServerCredentials | None:
     return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
 
 
+async def tick(plane: ControlPlane, stop: asyncio.Event) -> None:
+    """Expiry until the end; as often as the shortest limit asks for."""
+    limits = plane.settings
+    shortest = min(limits.program_idle_s, limits.call_idle_s, limits.closed_retention_s)
+    while not stop.is_set():
+        try:
+            await asyncio.wait_for(stop.wait(), min(TICK_S, shortest / 4))
+        except TimeoutError:
+            await plane.tick()
+
+
 async def serve(settings: Settings) -> int:
     """Runs until SIGTERM, SIGINT or fenced. Gives the exit code."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    holder: list[ControlPlane] = []
-    runner = web.AppRunner(http_app(holder), access_log=None)
+    check_port(settings.listen)
+    readiness = Readiness()
+    runner = web.AppRunner(http_app(readiness), access_log=None)
     await runner.setup()
     if settings.http_port:
         await web.TCPSite(runner, "127.0.0.1", settings.http_port).start()
     store = make_store(settings)
-    plane = await take_over(settings, store, stop)
+    plane = await take_over(settings, store, stop, readiness)
     if plane is None:
-        return 1
+        return 0
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)])
     healthy = add_services(server, plane)
     secure = credentials(settings)
@@ -125,14 +156,10 @@ async def serve(settings: Settings) -> int:
         log.error("cannot listen: is the port taken?", listen=settings.listen)
         return 1
     await server.start()
-    holder.append(plane)
+    readiness.plane = plane
     await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
     log.info("serving", listen=settings.listen, epoch=plane.epoch, policy=plane.policy.policy.name)
-    while not stop.is_set():
-        try:
-            await asyncio.wait_for(stop.wait(), TICK_S)
-        except TimeoutError:
-            plane.tick()
+    await tick(plane, stop)
     await server.stop(1.0)
     await plane.commits.close()
     await store.close()

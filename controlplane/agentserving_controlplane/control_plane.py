@@ -1,38 +1,41 @@
 """The control plane's state and what may be done to it; servicers translate, this decides.
 
-One asyncio loop owns everything: the table, the registry of engines, the policy. A change marks rows dirty, `settle`
-hands them to the group commit, and only those who promised durability wait for it.
+One asyncio loop owns everything: the table, the registry of engines, the policy. A change marks rows, `settle` hands
+them to the group commit, and only those who promised durability wait for it. Too many writes that wait for the store
+are refused at the entrance (`check_room`), where new programs and calls come in; what changes rows that are there
+already is bounded by the table itself and always taken.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 
 import structlog
-from agentserving import ticket
-from agentserving.policy import Accounting, Policy, preset
-from agentserving.v1 import call_service_pb2, engine_service_pb2, types_pb2
+from agentserving.policy import Accounting, preset
+from agentserving.v1 import admin_service_pb2, call_service_pb2, engine_service_pb2, types_pb2
 
 from agentserving_controlplane import convert, rows
+from agentserving_controlplane.admission_keys import AdmissionKeys, digest
+from agentserving_controlplane.admissions import admission_answer, as_claim, program_for
 from agentserving_controlplane.engines import Engine, EngineRegistry
-from agentserving_controlplane.errors import ConflictError, DomainError, InvalidError, NotFoundError, OverloadedError
+from agentserving_controlplane.errors import DomainError, InvalidError, NotFoundError, OverloadedError
 from agentserving_controlplane.group_commit import GroupCommit
+from agentserving_controlplane.history import History
+from agentserving_controlplane.links import Links
 from agentserving_controlplane.load_balancer import LoadBalancer
-from agentserving_controlplane.process_table import CANCELLED, CLOSED, COMPLETED, ProcessTable
+from agentserving_controlplane.policy_in_force import POLICY_KEY, REQUESTS_KEY, PolicyInForce
+from agentserving_controlplane.process_table import CANCELLED, COMPLETED, FAILED, ProcessTable
+from agentserving_controlplane.program_index import Key
 from agentserving_controlplane.rows import ProgramRow
 from agentserving_controlplane.settings import Settings
-from agentserving_controlplane.store import Store
+from agentserving_controlplane.store import Store, Write
 
 log = structlog.get_logger()
 
-TICKET_LIFETIME_S = 600
-POLICY_KEY = "policy"
-HISTORY = 20_000
-
-Push = Callable[[engine_service_pb2.AttachResponse], None]
+# Rows that expiry looks at before it lets others run: a millisecond or two.
+ROWS_PER_SLICE = 500
 
 
 def now_us() -> int:
@@ -46,21 +49,17 @@ class ControlPlane:
     def __init__(self, settings: Settings, store: Store, epoch: int, on_fenced: Callable[[Exception], None]) -> None:
         self.settings = settings
         self.epoch = epoch
-        self.policy = types_pb2.PolicyVersion(
-            version=1,
-            policy=convert.policy_to_message(preset(settings.policy)),
-            balancer=convert.balancer_to_number(settings.balancer),
-        )
+        self.policy_in_force = PolicyInForce(preset(settings.policy), settings.balancer)
         self.table = ProcessTable(epoch)
-        self.engines = EngineRegistry()
+        self.engines = EngineRegistry(self.table.calls_on)
         self.balancer = LoadBalancer()
-        self.commits = GroupCommit(store, epoch, on_fenced=on_fenced)
-        self.links: dict[str, Push] = {}
+        self.commits = GroupCommit(store, epoch, on_fenced=on_fenced, max_pending=settings.max_pending_writes)
+        self.links = Links(epoch)
+        self.keys = AdmissionKeys()
         self.listeners: set[Callable[[], None]] = set()
-        self.history: deque[tuple[int, str, str, bool]] = deque(maxlen=HISTORY)
-        self.revision = 0
-        self.changed = asyncio.Condition()
-        self._use_policy(preset(settings.policy))
+        # Counted from the clock, so that no revision of an earlier process is taken for one of this.
+        self.history = History(now_us())
+        self._use_policy()
 
     # -- start ---------------------------------------------------------------------------------------------------
 
@@ -68,130 +67,103 @@ class ControlPlane:
         """Takes in what the store holds and begins to write."""
         began = time.monotonic()
         snapshot = await store.load()
-        self.revision = snapshot.revision
         programs = [rows.decode(v) for k, v in snapshot.items.items() if k.startswith("programs/")]
         self.table.restore(programs)
-        stored = snapshot.items.get(POLICY_KEY)
-        if stored is not None:
-            self.policy = types_pb2.PolicyVersion.FromString(stored)
-            self._use_policy(convert.policy_from_message(self.policy.policy))
+        self.policy_in_force.restore(snapshot.items.get(POLICY_KEY), snapshot.items.get(REQUESTS_KEY))
+        self._use_policy()
+        now = now_us()
         for row in programs:
+            self.keys.restore(row, now)
             for call in row.calls.values():
                 # A call in flight is heard of again once its engine attaches: count silence from now.
-                call.heard_us = now_us()
-                self.engines.ensure(call.engine_id).in_flight += 1
+                call.heard_us = now
+                self.engines.ensure(call.engine_id)
         self.commits.start()
         log.info("recovered", programs=len(programs), revision=snapshot.revision, seconds=time.monotonic() - began)
 
-    def _use_policy(self, policy: Policy) -> None:
-        self.table.accounting = policy.accounting
-        self._policy_value = policy
-        self.balancer.kind = convert.balancer_from_number(self.policy.balancer)
+    def _use_policy(self) -> None:
+        self.table.accounting = self.policy_in_force.value.accounting
+        self.balancer.kind = self.policy_in_force.balancer
+
+    @property
+    def policy(self) -> types_pb2.PolicyVersion:
+        """The policy in force."""
+        return self.policy_in_force.message
+
+    @property
+    def revision(self) -> int:
+        """Of the newest change."""
+        return self.history.revision
 
     # -- writing down --------------------------------------------------------------------------------------------
 
-    def settle(self, *, force: bool = False) -> int:
+    def settle(self) -> int:
         """Queues every changed row; gives the number to wait for with `commits.durable`."""
-        changed = self.table.take_dirty()
-        if changed:
-            self.revision += 1
-        number = self.commits.number
-        for row in changed:
-            number = self.commits.put(rows.row_key(row.tenant, row.program_id), rows.encode(row), force=force)
-            self._tell(row.tenant, row.program_id, removed=False)
-        return number
+        groups = self.table.take_changes()
+        if not groups:
+            return self.commits.number
+        self.history.begin()
+        for group in groups:
+            self.commits.put_together([Write(rows.row_key(r.tenant, r.program_id), rows.encode(r)) for r in group])
+            for row in group:
+                self.history.note(row.tenant, row.program_id, removed=False)
+        self._wake()
+        return self.commits.number
 
-    def _tell(self, tenant: str, program_id: str, *, removed: bool) -> None:
-        self.history.append((self.revision, tenant, program_id, removed))
+    def _wake(self) -> None:
         for listener in self.listeners:
             listener()
+
+    def check_room(self) -> None:
+        """OverloadedError while too many writes wait for the store: before anything is changed."""
+        if self.commits.full:
+            reason = self.commits.last_error or "it is slow"
+            raise OverloadedError(
+                "STORE_BACKPRESSURE", f"{self.commits.pending} writes wait for the store: {reason}", retry_after_s=1.0
+            )
 
     def describe(self, row: ProgramRow) -> types_pb2.Program:
         """A row as clients see it."""
         root = self.table.root_of(row)
-        level = self._policy_value.level_of(0 if self.table.accounting is Accounting.NONE else root.attained_service_us)
-        return convert.program_to_message(row, root, level, self.revision)
+        account = 0 if self.table.accounting is Accounting.NONE else root.attained_service_us
+        level = self.policy_in_force.value.level_of(account)
+        return convert.program_to_message(row, root, self.table.state_of(row), level, self.revision)
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
     def admit(self, request: call_service_pb2.AdmitCallRequest, tenant: str) -> call_service_pb2.AdmitCallResponse:
         """Takes a call in. Waits for nothing; refuses only when it must."""
-        if self.commits.full:
-            raise OverloadedError("STORE_BACKPRESSURE", "too many writes wait for the store", retry_after_s=1.0)
+        self.check_room()
         if request.prompt_tokens < 0:
             raise InvalidError("NEGATIVE", "prompt_tokens must not be negative", field="prompt_tokens")
-        now = now_us()
-        row = self._program_for(request, tenant, now)
-        parents = tuple(request.parent_call_ids)
-        self.table.check_admittable(row, request.thread_id, parents)
+        now, key, asked = now_us(), request.idempotency_key, ""
+        if key:
+            asked = digest(request)
+            kept = self.keys.find(tenant, key, asked, now)
+            if kept is not None:
+                return admission_answer(self, kept.row, kept.call)
+        row = program_for(self.table, request, tenant, now)
+        thread_id, parents = request.thread_id, tuple(request.parent_call_ids)
+        if request.implicit:
+            thread_id, parents = as_claim(self.table, row, thread_id, parents)
+        self.table.check_admittable(row, thread_id, parents)
         candidates = self.engines.candidates(
             frozenset(request.exclude_engine_ids), request.model, frozenset(row.engines)
         )
         attempt = 1
         if request.retry_of_call_id and request.retry_of_call_id in row.calls:
             attempt = row.calls[request.retry_of_call_id].attempt + 1
-            self.end_call(row, request.retry_of_call_id, types_pb2.OUTCOME_FAILED)
+            self.table.end_call(row, request.retry_of_call_id, FAILED, now)
         chosen = self.balancer.choose(row.root, request.prompt_tokens, candidates)
-        engine = self.engines.engines[chosen.engine_id]
         call = self.table.admit(
-            row, now, engine_id=engine.engine_id, thread_id=request.thread_id, parents=parents, attempt=attempt
-        )
+            row, now, engine_id=chosen.engine_id, thread_id=thread_id, parents=parents, attempt=attempt,
+            key=key, request=asked,
+        )  # fmt: skip
         row.closing |= request.final or not request.program_id
-        engine.in_flight += 1
+        if key:
+            self.keys.keep(row, call, now)
         self.settle()
-        root = self.table.root_of(row)
-        signed = ticket.sign(
-            ticket.Ticket(
-                call.call_id,
-                attempt,
-                row.program_id,
-                row.root,
-                tenant,
-                call.thread_id,
-                engine.engine_id,
-                call.attained_service_us,
-                root.account_wait_us,
-                self.policy.version,
-                self.epoch,
-                now // 1_000_000 + TICKET_LIFETIME_S,
-                root.open_us,
-            ),
-            self.settings.ticket_key,
-        )
-        return call_service_pb2.AdmitCallResponse(
-            call_id=call.call_id,
-            attempt=attempt,
-            program_id=row.program_id,
-            engine_id=engine.engine_id,
-            engine_address=engine.address,
-            ticket=signed,
-            sidecar_address=engine.sidecar_address,
-            epoch=self.epoch,
-        )
-
-    def _program_for(self, request: call_service_pb2.AdmitCallRequest, tenant: str, now: int) -> ProgramRow:
-        known = self.table.rows.get((tenant, request.program_id)) if request.program_id else None
-        if known is not None:
-            if known.state == CLOSED and request.implicit:
-                # A header is a claim, never an error: an id used again after its end is the same program, gone on.
-                known.state, known.outcome, known.close_us = 1, 0, 0
-            return known
-        if request.program_id and not request.implicit:
-            return self.table.find(tenant, request.program_id)
-        parent = request.parent_program_id
-        if parent and request.implicit and (tenant, parent) not in self.table.rows:
-            self.table.open(tenant, parent, now)
-        return self.table.open(
-            tenant, request.program_id, now, name=request.name[:100], parent=parent, key=request.idempotency_key
-        )
-
-    def end_call(self, row: ProgramRow, call_id: str, outcome: int) -> None:
-        """Ends a call on the word of a gateway or client."""
-        call = row.calls.get(call_id)
-        if call is None:
-            return
-        self.engines.ensure(call.engine_id).in_flight -= 1
-        self.table.end_call(row, call_id, outcome, now_us())
+        return admission_answer(self, row, call)
 
     def end_by_request(self, request: call_service_pb2.EndCallRequest, tenant: str) -> None:
         """EndCall: ends a call no engine will report; one that an engine runs goes on until that engine's word."""
@@ -200,11 +172,9 @@ class ControlPlane:
         if row is None:
             raise NotFoundError("CALL_NOT_FOUND", f"no call {request.call_id!r}", field="call_id")
         call = row.calls.get(request.call_id)
-        if call is None:
-            return
-        if request.never_started or not call.boot_id:
-            self.end_call(row, request.call_id, request.outcome or CANCELLED)
-            self.settle(force=True)
+        if call is not None and (request.never_started or not call.boot_id):
+            self.table.end_call(row, request.call_id, convert.outcome(request.outcome) or CANCELLED, now_us())
+            self.settle()
 
     # -- engines -------------------------------------------------------------------------------------------------
 
@@ -217,57 +187,57 @@ class ControlPlane:
         engine.stuck = told.stuck
         accounts: dict[str, ProgramRow] = {}
         for call in told.calls:
-            before = self.table.open_calls
-            row = self.table.report(convert.reported(call, engine.engine_id), now)
-            if row is None:
+            heard = convert.reported(call, engine.engine_id)
+            row = self.table.report(heard, now)
+            if row is None or not heard.outcome:
                 continue
-            if call.outcome:
-                if self.table.open_calls < before:
-                    engine.in_flight -= 1
-                engine.learn(call.service_us)
-                self.balancer.ran(
-                    row.root,
-                    engine.engine_id,
-                    call.prompt_tokens + call.output_tokens,
-                    engine.load.prompt_tokens - engine.load.cached_tokens,
-                )
-                accounts[row.root] = self.table.root_of(row)
+            # One call at a time: what must land together stays small.
+            self.settle()
+            engine.learn(heard.service_us)
+            tokens, load = heard.prompt_tokens + heard.output_tokens, engine.load
+            self.balancer.ran(row.root, engine.engine_id, tokens, load.prompt_tokens - load.cached_tokens)
+            accounts[row.root] = self.table.root_of(row)
         if told.engine_down:
-            lost = self.table.engine_lost(engine.engine_id, told.boot_id, now)
-            engine.in_flight = max(0, engine.in_flight - len(lost))
+            alive = engine.boot_id if engine.boot_id != told.boot_id else ""
+            self.boot_lost(engine, alive)
         self._spread(engine, accounts)
-        return self.settle(force=True)
+        return self.settle()
+
+    def boot_lost(self, engine: Engine, boot_id: str) -> None:
+        """Calls that ran on an earlier boot of an engine have failed; charged with what was reported last."""
+        now = now_us()
+        for key, call_id in self.table.boot_lost(engine.engine_id, boot_id):
+            self.table.end_call(self.table.rows[key], call_id, FAILED, now)
+            self.settle()
 
     def _spread(self, teller: Engine, accounts: dict[str, ProgramRow]) -> None:
         """Tells other engines that run calls of these programs where their accounts stand now."""
-        by_engine: dict[str, list[types_pb2.Program | ProgramRow]] = {}
+        by_engine: dict[str, list[ProgramRow]] = {}
         for root in accounts.values():
             running_on = {c.engine_id for row in self.table.tree(root) for c in row.calls.values()}
             for engine_id in running_on - {teller.engine_id}:
                 by_engine.setdefault(engine_id, []).append(root)
         for engine_id, roots in by_engine.items():
-            told = [
-                engine_service_pb2.ProgramAccount(
-                    program_id=root.program_id,
-                    root_program_id=root.program_id,
-                    attained_service_us=root.attained_service_us,
-                    wait_us=root.account_wait_us if isinstance(root, ProgramRow) else 0,
-                )
-                for root in roots
-            ]
-            self.direct(engine_id, accounts=engine_service_pb2.Accounts(accounts=told))
-
-    def direct(self, engine_id: str, **directive: object) -> None:
-        """Sends a directive to an engine, if it is attached."""
-        push = self.links.get(engine_id)
-        if push is not None:
-            message = engine_service_pb2.Directive(epoch=self.epoch, **directive)  # type: ignore[arg-type]
-            push(engine_service_pb2.AttachResponse(directive=message))
+            self.links.direct(engine_id, accounts=convert.accounts(roots))
 
     def engines_changed(self) -> None:
         """Tells gateways."""
-        for listener in self.listeners:
-            listener()
+        self._wake()
+
+    def greet(self, engine: Engine) -> engine_service_pb2.Welcome:
+        """What an engine that attaches must know first."""
+        held = sorted({root for _, root in self.table.held})
+        return engine_service_pb2.Welcome(epoch=self.epoch, policy=self.policy, held_program_ids=held)
+
+    def brief(self, engine: Engine) -> None:
+        """What an engine has missed while it was away: accounts that moved, calls that were cancelled."""
+        told = [self.table.rows[key] for key in set(engine.calls.values())]
+        roots = {(row.tenant, row.root): self.table.root_of(row) for row in told}
+        cancelled = [c.call_id for row in told if row.outcome == CANCELLED for c in row.calls.values()]
+        if roots:
+            self.links.direct(engine.engine_id, accounts=convert.accounts(list(roots.values())))
+        if cancelled:
+            self.links.direct(engine.engine_id, cancel=engine_service_pb2.CancelCalls(call_ids=cancelled))
 
     # -- programs ------------------------------------------------------------------------------------------------
 
@@ -279,69 +249,70 @@ class ControlPlane:
             for call in program.calls.values():
                 by_engine.setdefault(call.engine_id, []).append(call.call_id)
                 count += 1
-            self.table.close(program, CANCELLED, now)
+            self.close(program, CANCELLED, now)
         for engine_id, call_ids in by_engine.items():
-            self.direct(engine_id, cancel=engine_service_pb2.CancelCalls(call_ids=call_ids))
+            self.links.direct(engine_id, cancel=engine_service_pb2.CancelCalls(call_ids=call_ids))
         return count
 
-    def pause(self, row: ProgramRow, paused: bool) -> None:
-        """Holds a program on every engine, or lets it go."""
-        self.table.set_state(row, 3 if paused else 1)
-        for engine_id in self.links:
-            self.direct(engine_id, pause=engine_service_pb2.PauseCalls(program_id=row.root, paused=paused))
+    def close(self, row: ProgramRow, outcome: int, now: int) -> None:
+        """Ends a program; its hold, when it has one, ends everywhere."""
+        held = row.held
+        self.table.close(row, outcome, now)
+        if held:
+            self._tell_held(row)
 
-    def paused_roots(self) -> list[str]:
-        """Programs that an engine must hold."""
-        return [row.root for row in self.table.rows.values() if row.state == 3]
+    def hold(self, row: ProgramRow, held: bool) -> None:
+        """Holds a program's tree on every engine, or lets it go."""
+        self._tell_held(self.table.hold(row, held))
 
-    async def apply_policy(self, policy: Policy | None, balancer: int, expected_version: int) -> None:
+    def _tell_held(self, root: ProgramRow) -> None:
+        told = engine_service_pb2.PauseCalls(program_id=root.program_id, paused=root.held)
+        self.links.direct_all(pause=told)
+
+    async def apply_policy(self, request: admin_service_pb2.ApplyPolicyRequest) -> types_pb2.PolicyVersion:
         """Puts a policy in force, durably, and tells every engine."""
-        if expected_version and expected_version != self.policy.version:
-            raise ConflictError(
-                "VERSION_MISMATCH", f"version {self.policy.version} is in force, not {expected_version}"
-            )
-        wanted = types_pb2.PolicyVersion()
-        wanted.CopyFrom(self.policy)
-        wanted.version += 1
-        if policy is not None:
-            wanted.policy.CopyFrom(convert.policy_to_message(policy))
-        if balancer:
-            wanted.balancer = convert.balancer_to_number(convert.balancer_from_number(balancer))
-        number = self.commits.put(POLICY_KEY, wanted.SerializeToString(), force=True)
-        self.policy = wanted
-        self._use_policy(convert.policy_from_message(wanted.policy))
-        for engine_id in self.links:
-            self.direct(engine_id, policy=wanted)
-        await self.commits.durable(number)
+        made, writes = self.policy_in_force.apply(request)
+        if writes:
+            self.commits.put_together(writes)
+            self._use_policy()
+            self.links.direct_all(policy=made)
+        await self.commits.durable(self.commits.number)
+        return made
 
-    def tick(self) -> None:
-        """Expiry; once in a few seconds."""
+    async def tick(self) -> None:
+        """Expiry, once in a few seconds; never holds the loop for long."""
         limits = self.settings
-        for row in self.table.rows.values():
-            for call in row.calls.values():
-                if now_us() - call.heard_us > limits.call_idle_s * 1_000_000:
-                    self.engines.ensure(call.engine_id).in_flight -= 1
-        gone = self.table.expire(
-            now_us(),
-            idle_us=int(limits.program_idle_s * 1_000_000),
-            silent_us=int(limits.call_idle_s * 1_000_000),
-            retention_us=int(limits.closed_retention_s * 1_000_000),
+        idle, silent, kept = (
+            int(seconds * 1_000_000)
+            for seconds in (limits.program_idle_s, limits.call_idle_s, limits.closed_retention_s)
         )
-        self.settle(force=True)
-        for tenant, program_id in gone:
-            self.revision += 1
-            self.commits.put(rows.row_key(tenant, program_id), None, force=True)
-            self._tell(tenant, program_id, removed=True)
+        for number, key in enumerate(list(self.table.rows)):
+            if number % ROWS_PER_SLICE == ROWS_PER_SLICE - 1:
+                await asyncio.sleep(0)
+            row = self.table.rows.get(key)
+            if row is None:
+                continue
+            held = row.held
+            if self.table.expire(row, now_us(), idle_us=idle, silent_us=silent, retention_us=kept):
+                self._forget(key)
+            self.settle()
+            if held and not row.held:
+                self._tell_held(row)
+
+    def _forget(self, key: Key) -> None:
+        self.history.begin()
+        self.commits.put_together([Write(rows.row_key(*key), None)])
+        self.history.note(*key, removed=True)
+        self._wake()
 
     def overview(self) -> dict[str, int]:
         """Counts for GetOverview and /metrics."""
-        live = [row for row in self.table.rows.values() if row.state != CLOSED]
-        calls = [call for row in live for call in row.calls.values()]
+        table = self.table
         return {
-            "programs_live": len(live),
-            "programs_running": sum(1 for row in live if row.calls),
-            "calls_running": sum(1 for call in calls if call.running),
-            "calls_waiting": sum(1 for call in calls if not call.running),
+            "programs_live": table.live,
+            "programs_running": table.busy,
+            "calls_running": table.running_calls,
+            "calls_waiting": table.open_calls - table.running_calls,
         }
 
 

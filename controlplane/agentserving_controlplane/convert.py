@@ -7,7 +7,7 @@ from agentserving.v1 import engine_service_pb2, types_pb2
 
 from agentserving_controlplane.errors import InvalidError
 from agentserving_controlplane.load_balancer import Balancer
-from agentserving_controlplane.process_table import Reported
+from agentserving_controlplane.reported import Reported
 from agentserving_controlplane.rows import CallRow, ProgramRow
 
 _ACCOUNTING = {
@@ -104,15 +104,15 @@ def call_to_message(call: CallRow) -> types_pb2.Call:
     return message
 
 
-def program_to_message(row: ProgramRow, root: ProgramRow, level: int, revision: int) -> types_pb2.Program:
-    """A row and its account."""
+def program_to_message(row: ProgramRow, root: ProgramRow, state: int, level: int, revision: int) -> types_pb2.Program:
+    """A row, with the account and the hold of its root."""
     message = types_pb2.Program(
         program_id=row.program_id,
         tenant=row.tenant,
         name=row.name,
         parent_program_id=row.parent,
         root_program_id=row.root,
-        state=types_pb2.ProgramState.ValueType(row.state),
+        state=types_pb2.ProgramState.ValueType(state),
         outcome=types_pb2.Outcome.ValueType(row.outcome),
         attained_service_us=root.attained_service_us,
         total_service_us=row.total_service_us,
@@ -126,11 +126,9 @@ def program_to_message(row: ProgramRow, root: ProgramRow, level: int, revision: 
         threads=[
             types_pb2.Thread(
                 thread_id=thread.thread_id,
-                parent_thread_id=thread.parent_thread_id,
                 calls=thread.calls,
                 service_us=thread.service_us,
                 wait_us=thread.wait_us,
-                joined=thread.joined,
             )
             for thread in row.threads.values()
         ],
@@ -145,6 +143,26 @@ def program_to_message(row: ProgramRow, root: ProgramRow, level: int, revision: 
     if row.close_us:
         message.close_time.FromMicroseconds(row.close_us)
     return message
+
+
+def outcome(number: int) -> int:
+    """A word of the closed enum: what a newer engine or client may say beyond it counts as FAILED."""
+    return number if number in types_pb2.Outcome.values() else types_pb2.OUTCOME_FAILED
+
+
+def accounts(roots: list[ProgramRow]) -> engine_service_pb2.Accounts:
+    """Where the accounts of these root programs stand."""
+    return engine_service_pb2.Accounts(
+        accounts=[
+            engine_service_pb2.ProgramAccount(
+                program_id=root.program_id,
+                root_program_id=root.program_id,
+                attained_service_us=root.attained_service_us,
+                wait_us=root.account_wait_us,
+            )
+            for root in roots
+        ]
+    )
 
 
 def reported(told: engine_service_pb2.CallReport, engine_id: str) -> Reported:
@@ -167,5 +185,5 @@ def reported(told: engine_service_pb2.CallReport, engine_id: str) -> Reported:
         told.preemptions,
         told.level,
         told.running,
-        told.outcome,
+        outcome(told.outcome),
     )

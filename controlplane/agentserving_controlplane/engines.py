@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from agentserving.v1 import types_pb2
@@ -19,7 +20,7 @@ _SMOOTHING = 0.1
 
 @dataclass(slots=True)
 class Engine:
-    """One engine; `in_flight` counts calls admitted to it and not ended."""
+    """One engine; `calls` are those admitted to it and not ended, kept by the process table."""
 
     engine_id: str
     boot_id: str = ""
@@ -32,9 +33,14 @@ class Engine:
     load: types_pb2.EngineLoad = field(default_factory=types_pb2.EngineLoad)
     policy_version: int = 0
     policy_error: str = ""
-    in_flight: int = 0
+    calls: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     heard_us: int = 0
     call_us: float = 500_000.0
+
+    @property
+    def in_flight(self) -> int:
+        """Calls admitted to it and not ended."""
+        return len(self.calls)
 
     @property
     def state(self) -> types_pb2.EngineState.ValueType:
@@ -65,8 +71,9 @@ class Engine:
 class EngineRegistry:
     """All engines ever attached to this leader."""
 
-    def __init__(self) -> None:
+    def __init__(self, calls_on: Callable[[str], Mapping[str, tuple[str, str]]] = lambda engine_id: {}) -> None:
         self.engines: dict[str, Engine] = {}
+        self._calls_on = calls_on
 
     def get(self, engine_id: str) -> Engine:
         """The engine; NotFoundError when it never attached."""
@@ -78,7 +85,17 @@ class EngineRegistry:
 
     def ensure(self, engine_id: str) -> Engine:
         """The engine, made when new."""
-        return self.engines.setdefault(engine_id, Engine(engine_id))
+        engine = self.engines.get(engine_id)
+        if engine is None:
+            engine = self.engines[engine_id] = Engine(engine_id, calls=self._calls_on(engine_id))
+        return engine
+
+    def reachable(self, engine_id: str) -> Engine:
+        """An engine whose address is known; UnavailableError for one that has not attached since the start."""
+        engine = self.engines.get(engine_id)
+        if engine is None or not engine.address:
+            raise UnavailableError("NO_ENGINE", f"engine {engine_id!r} has not attached yet", retry_after_s=1.0)
+        return engine
 
     def candidates(self, exclude: frozenset[str], model: str, holding: frozenset[str]) -> list[Candidate]:
         """Engines that may take a call; a draining one only for programs it is `holding`."""
@@ -108,7 +125,7 @@ class EngineRegistry:
             capabilities=engine.capabilities,
             load=engine.load,
             policy_version=engine.policy_version,
-            calls_in_flight=max(0, engine.in_flight),
+            calls_in_flight=engine.in_flight,
         )
         told.last_report_time.FromMicroseconds(engine.heard_us)
         return told

@@ -8,6 +8,8 @@ DomainError            code, reason (a closed word for machines), message (for p
  +- OverloadedError     try again after `retry_after_s`
  +- UnavailableError    try again after `retry_after_s`
  +- GoneError           a revision that is no longer kept
+ +- ReplacedError       a stream that another has taken the place of
+ +- LateError           no answer of the store within the time a call may take
 """
 
 from __future__ import annotations
@@ -47,3 +49,11 @@ class UnavailableError(DomainError):
 
 class GoneError(DomainError):
     """A revision that has been compacted."""
+
+
+class ReplacedError(DomainError):
+    """The stream ends for another's sake; open a new one."""
+
+
+class LateError(DomainError):
+    """The change has been made and will be durable, or not, later than the caller could wait."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from agentserving.v1 import types_pb2
 from aiohttp import web
@@ -48,21 +49,29 @@ class Collector:
         yield ready
 
 
-def http_app(holder: list[ControlPlane]) -> web.Application:
-    """Probes and metrics; `holder` is empty until the control plane has recovered."""
+@dataclass(slots=True)
+class Readiness:
+    """`plane` is there once it has recovered; `waiting` says for what it waits until then."""
+
+    plane: ControlPlane | None = None
+    waiting: str = "starting"
+
+
+def http_app(readiness: Readiness) -> web.Application:
+    """Probes and metrics."""
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        if not holder:
-            return web.Response(status=503, text="not recovered: waiting for the store\n")
+        if readiness.plane is None:
+            return web.Response(status=503, text=f"not recovered: {readiness.waiting}\n")
         return web.Response(text="ok\n")
 
     async def metrics(_: web.Request) -> web.Response:
         registry = CollectorRegistry()
-        if holder:
-            registry.register(Collector(holder[0]))
+        if readiness.plane is not None:
+            registry.register(Collector(readiness.plane))
         return web.Response(body=generate_latest(registry), content_type="text/plain")
 
     app = web.Application()

@@ -1,177 +1,47 @@
 """The process table: one row per live program, and the account that decides who runs next.
 
-Pure: time and epoch are given, nothing is read or written outside. Every method that changes rows adds their keys to
-`dirty`; the caller writes those down. Reports are absolute, so hearing one twice, late or out of order changes nothing
-(rows.py says how a call that was counted is told from one whose admission was lost).
+Pure: time and epoch are given, nothing is read or written outside. Reports are absolute, so hearing one twice, late or
+out of order changes nothing (rows.py says how a call that was counted is told from one whose admission was lost). What
+it is made of: program_index (every way to look rows up), programs (their life, and what changed), and here the calls.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-
 from agentserving.accounting import account_at_admit, charge_call
 from agentserving.policy import Accounting
 
-from agentserving_controlplane.errors import ConflictError, ExistsError, InvalidError, NotFoundError
-from agentserving_controlplane.rows import MAX_ENGINES_KEPT, CallRow, ProgramRow, ThreadRow, call_parts, row_key
+from agentserving_controlplane.errors import ConflictError, InvalidError, NotFoundError
+from agentserving_controlplane.program_index import ACTIVE, CLOSED, PAUSED, TOOL_WAIT, Key
+from agentserving_controlplane.programs import PROGRAM_ID, Programs
+from agentserving_controlplane.reported import MAX_COUNTER, Reported, raise_counters
+from agentserving_controlplane.rows import (
+    MAX_ENGINES_KEPT,
+    MAX_EPOCHS_KEPT,
+    MAX_MISSING_KEPT,
+    MAX_SUM,
+    MAX_THREADS_KEPT,
+    CallRow,
+    ProgramRow,
+    ThreadRow,
+    call_parts,
+    row_key,
+)
 
-ACTIVE, TOOL_WAIT, PAUSED, CLOSED = 1, 2, 3, 4
 COMPLETED, CANCELLED, FAILED, EXPIRED = 1, 2, 3, 4
 
-PROGRAM_ID = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
-MAX_NAME_BYTES, MAX_THREADS, MAX_PARENTS, MAX_OPEN_CALLS = 128, 4096, 64, 4096
-MAX_DEPTH = 16
+MAX_THREAD_CHARS, MAX_PARENTS = 128, 64
+# Bounds on the calls in flight of one program; the second on what they take in its encoded row.
+MAX_OPEN_CALLS, MAX_OPEN_CALL_BYTES = 1024, 400_000
+# A program that waits for a tool is abandoned after so many times the idle limit.
+TOOL_WAIT_PATIENCE = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """One call's counters as an engine tells them; `outcome` 0 while it goes on."""
-
-    call_id: str
-    attempt: int
-    program_id: str
-    tenant: str
-    thread_id: str
-    root: str
-    attained_service_us: int
-    engine_id: str
-    boot_id: str = ""
-    service_us: int = 0
-    wait_us: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    preemptions: int = 0
-    level: int = 0
-    running: bool = False
-    outcome: int = 0
-
-
-@dataclass(slots=True)
-class Totals:
-    """Since this process began."""
-
-    programs_completed: int = 0
-    calls_completed: int = 0
-    reports_ignored: int = 0
-    calls_adopted: int = 0
-    calls_expired: int = 0
-    outcomes: dict[int, int] = field(default_factory=dict)
-
-
-class ProcessTable:
+class ProcessTable(Programs):
     """All live programs of all tenants."""
 
     def __init__(self, epoch: int, accounting: Accounting = Accounting.CRITICAL_PATH) -> None:
-        self.epoch = epoch
+        super().__init__(epoch)
         self.accounting = accounting
-        self.rows: dict[tuple[str, str], ProgramRow] = {}
-        self.dirty: set[tuple[str, str]] = set()
-        self.totals = Totals()
-        self.open_calls = 0
-        self._children: dict[tuple[str, str], set[str]] = {}
-        self._anonymous = 0
-
-    # -- reading -------------------------------------------------------------------------------------------------
-
-    def restore(self, rows: Iterable[ProgramRow]) -> None:
-        """Takes in what the store holds; before anything else."""
-        for row in rows:
-            self._insert(row)
-            self.open_calls += len(row.calls)
-
-    def find(self, tenant: str, program_id: str) -> ProgramRow:
-        """The row; NotFoundError for an unknown program and for one of another tenant alike."""
-        row = self.rows.get((tenant, program_id))
-        if row is None:
-            raise NotFoundError("PROGRAM_NOT_FOUND", f"no program {program_id!r}: open it first", field="program_id")
-        return row
-
-    def root_of(self, row: ProgramRow) -> ProgramRow:
-        """The row that holds the account of a program's tree."""
-        return self.rows.get((row.tenant, row.root), row)
-
-    def tree(self, row: ProgramRow) -> Iterator[ProgramRow]:
-        """A program and all below it."""
-        stack = [row.program_id]
-        while stack:
-            program_id = stack.pop()
-            found = self.rows.get((row.tenant, program_id))
-            if found is not None:
-                yield found
-            stack += sorted(self._children.get((row.tenant, program_id), ()))
-
-    def _touch(self, row: ProgramRow) -> None:
-        self.dirty.add((row.tenant, row.program_id))
-
-    def _insert(self, row: ProgramRow) -> None:
-        self.rows[(row.tenant, row.program_id)] = row
-        if row.parent:
-            self._children.setdefault((row.tenant, row.parent), set()).add(row.program_id)
-
-    # -- programs ------------------------------------------------------------------------------------------------
-
-    def anonymous_id(self) -> str:
-        """An id for a program that brought none; never given twice."""
-        self._anonymous += 1
-        return f"p-{self.epoch:x}-{self._anonymous:x}"
-
-    def open(
-        self, tenant: str, program_id: str, now_us: int, *, name: str = "", parent: str = "", key: str = ""
-    ) -> ProgramRow:
-        """Opens a program; with the same idempotency key and facts again, gives the one there is."""
-        program_id = program_id or self.anonymous_id()
-        if PROGRAM_ID.fullmatch(program_id) is None:
-            raise InvalidError("BAD_PROGRAM_ID", "program_id: 1 to 128 of A-Z a-z 0-9 . _ : @ / -", field="program_id")
-        if len(name.encode()) > MAX_NAME_BYTES:
-            raise InvalidError("NAME_TOO_LONG", f"name: at most {MAX_NAME_BYTES} bytes", field="name")
-        there = self.rows.get((tenant, program_id))
-        if there is not None:
-            if key and there.idempotency_key == key and (there.name, there.parent) == (name, parent):
-                return there
-            raise ExistsError("PROGRAM_EXISTS", f"program {program_id!r} is open already", field="program_id")
-        root = program_id
-        if parent:
-            root = self._root_for_child(tenant, program_id, parent)
-        row = ProgramRow(program_id, tenant, now_us, name, parent, root, idempotency_key=key, last_arrival_us=now_us)
-        self._insert(row)
-        self._touch(row)
-        return row
-
-    def _root_for_child(self, tenant: str, program_id: str, parent: str) -> str:
-        if parent == program_id:
-            raise InvalidError(
-                "CYCLIC_PARENT", f"program {program_id!r} cannot be its own parent", field="parent_program_id"
-            )
-        above = self.rows.get((tenant, parent))
-        if above is None:
-            raise NotFoundError("PARENT_NOT_FOUND", f"no parent program {parent!r}", field="parent_program_id")
-        depth = 1
-        step: ProgramRow | None = above
-        while step is not None and step.parent and depth <= MAX_DEPTH:
-            step = self.rows.get((tenant, step.parent))
-            depth += 1
-        if depth > MAX_DEPTH:
-            raise InvalidError("TOO_DEEP", f"programs nest at most {MAX_DEPTH} deep", field="parent_program_id")
-        return above.root
-
-    def close(self, row: ProgramRow, outcome: int, now_us: int) -> None:
-        """No new calls; those in flight finish and are charged."""
-        if row.state == CLOSED:
-            return
-        row.state, row.outcome, row.close_us = CLOSED, outcome, now_us
-        self.totals.programs_completed += 1
-        self._touch(row)
-
-    def set_state(self, row: ProgramRow, state: int) -> None:
-        """Pauses, resumes, or begins and ends a tool wait."""
-        if row.state == CLOSED:
-            raise ConflictError("PROGRAM_CLOSED", f"program {row.program_id!r} is closed", field="program_id")
-        if row.state != state:
-            row.state = state
-            self._touch(row)
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
@@ -184,20 +54,20 @@ class ProcessTable:
         thread_id: str = "",
         parents: tuple[str, ...] = (),
         attempt: int = 1,
+        key: str = "",
+        request: str = "",
     ) -> CallRow:
         """Takes a call in, on an engine that has been chosen."""
         self.check_admittable(row, thread_id, parents)
         n = row.admitted.get(self.epoch, 0)
         row.admitted[self.epoch] = n + 1
-        root = self.root_of(row)
-        account = account_at_admit(self.accounting, root.attained_service_us)
-        call_id = f"{row.program_id}.{self.epoch}.{n}"
-        call = CallRow(call_id, attempt, thread_id, engine_id, account, now_us, now_us, parents=list(parents))
-        row.calls[call_id] = call
-        thread = row.threads.get(thread_id)
-        if thread is None:
-            thread = row.threads[thread_id] = ThreadRow(thread_id)
-        thread.calls += 1
+        account = account_at_admit(self.accounting, self.root_of(row).attained_service_us)
+        call = CallRow(
+            f"{row.program_id}.{self.epoch}.{n}", attempt, thread_id, engine_id, account, now_us, now_us,
+            parents=list(parents), idempotency_key=key, request=request,
+        )  # fmt: skip
+        self._add_call(row, call)
+        self._thread(row, thread_id).calls += 1
         row.last_arrival_us = now_us
         if row.state == TOOL_WAIT:
             row.state = ACTIVE
@@ -205,56 +75,61 @@ class ProcessTable:
             row.engines.remove(engine_id)
         row.engines.insert(0, engine_id)
         del row.engines[MAX_ENGINES_KEPT:]
-        self.open_calls += 1
         self._touch(row)
         return call
 
+    def _thread(self, row: ProgramRow, thread_id: str) -> ThreadRow:
+        """The thread, made when new, as the one used last; the one unused for longest makes room."""
+        thread = row.threads.pop(thread_id, None)
+        if thread is None:
+            if len(row.threads) >= MAX_THREADS_KEPT:
+                del row.threads[next(iter(row.threads))]
+            thread = ThreadRow(thread_id)
+        row.threads[thread_id] = thread
+        return thread
+
     def check_admittable(self, row: ProgramRow, thread_id: str, parents: tuple[str, ...]) -> None:
         """Raises what `admit` would; before an engine is chosen."""
-        if row.state == CLOSED:
-            raise ConflictError(
-                "PROGRAM_CLOSED", f"program {row.program_id!r} is closed: open another", field="program_id"
-            )
-        if len(row.calls) >= MAX_OPEN_CALLS:
+        self._check_open(row)
+        if len(row.calls) >= MAX_OPEN_CALLS or (len(row.calls) >= 64 and _call_bytes(row) > MAX_OPEN_CALL_BYTES):
             raise ConflictError("TOO_MANY_CALLS", f"a program has at most {MAX_OPEN_CALLS} calls in flight")
-        if len(thread_id) > 128:
-            raise InvalidError("BAD_THREAD_ID", "thread_id: at most 128 characters", field="thread_id")
-        thread = row.threads.get(thread_id)
-        if thread is None and len(row.threads) >= MAX_THREADS:
-            raise ConflictError("TOO_MANY_THREADS", f"a program has at most {MAX_THREADS} threads", field="thread_id")
-        if thread is not None and thread.joined:
-            raise ConflictError("THREAD_JOINED", f"thread {thread_id!r} has been joined", field="thread_id")
+        if len(thread_id) > MAX_THREAD_CHARS:
+            raise InvalidError("BAD_THREAD_ID", f"thread_id: at most {MAX_THREAD_CHARS} characters", field="thread_id")
         if len(parents) > MAX_PARENTS:
             raise InvalidError("TOO_MANY_PARENTS", f"at most {MAX_PARENTS} parents", field="parent_call_ids")
         for parent in parents:
-            known = call_parts(parent)
-            if known is None or known[0] != row.program_id or known[2] >= row.admitted.get(known[1], 0):
+            if not self.knows_call(row, parent):
                 raise NotFoundError(
                     "PARENT_CALL_NOT_FOUND", f"{parent!r} is no earlier call of this program", field="parent_call_ids"
                 )
 
+    def knows_call(self, row: ProgramRow, call_id: str) -> bool:
+        """True for a call of this program that has been admitted, whether or not it has ended."""
+        known = call_parts(call_id)
+        return known is not None and known[0] == row.program_id and known[2] < row.admitted.get(known[1], 0)
+
     def report(self, told: Reported, now_us: int) -> ProgramRow | None:
         """An engine's word on a call. Gives the row when it changed something."""
         parts = call_parts(told.call_id)
-        if parts is None or min(told.service_us, told.wait_us, told.output_tokens, told.prompt_tokens) < 0:
-            self.totals.reports_ignored += 1
-            return None
         row = self.rows.get((told.tenant, told.program_id))
         call = row.calls.get(told.call_id) if row is not None else None
-        if call is None:
+        if parts is None or told.negative:
+            self.totals.reports_ignored += 1
+            return None
+        if row is None or call is None:
             adopted = self._adopt(row, told, parts, now_us)
             if adopted is None:
                 self.totals.reports_ignored += 1
                 return None
             row, call = adopted
-        assert row is not None
         if told.attempt < call.attempt:
             return None
-        _raise_counters(call, told)
+        self._move_call(row, call, told.engine_id, told.running)
+        raise_counters(call, told)
         call.heard_us = now_us
+        self._touch(row)
         if told.outcome:
             self._end(row, call, told.outcome, now_us)
-        self._touch(row)
         return row
 
     def _adopt(
@@ -262,118 +137,124 @@ class ProcessTable:
     ) -> tuple[ProgramRow, CallRow] | None:
         """A call that the table does not know: counted already (None), or lost when a control plane died."""
         program_id, epoch, n = parts
-        if epoch >= self.epoch or program_id != told.program_id:
+        missing = row is not None and told.call_id in row.missing
+        if program_id != told.program_id or (epoch >= self.epoch and not missing):
             return None
         if row is None:
-            root = told.root or program_id
-            row = ProgramRow(program_id, told.tenant, now_us, root=root, last_arrival_us=now_us)
-            if root != program_id and (told.tenant, root) not in self.rows:
-                above = ProgramRow(root, told.tenant, now_us, root=root, last_arrival_us=now_us)
-                self._insert(above)
-                self._touch(above)
-            self._insert(row)
+            row = self._adopt_program(told, now_us)
+            if row is None:
+                return None
         watermark = row.admitted.get(epoch, 0)
-        if told.call_id in row.missing:
+        if missing:
             row.missing.remove(told.call_id)
         elif n >= watermark:
             row.missing += [f"{program_id}.{epoch}.{i}" for i in range(max(watermark, n - 1000), n)]
+            del row.missing[:-MAX_MISSING_KEPT]
             row.admitted[epoch] = n + 1
+            while len(row.admitted) > MAX_EPOCHS_KEPT:
+                del row.admitted[min(row.admitted)]
         else:
             return None
-        call = CallRow(
-            told.call_id, told.attempt, told.thread_id, told.engine_id, told.attained_service_us, now_us, now_us
-        )
-        row.calls[told.call_id] = call
-        row.threads.setdefault(told.thread_id, ThreadRow(told.thread_id)).calls += 1
-        self.open_calls += 1
+        thread_id = told.thread_id[:MAX_THREAD_CHARS]
+        account = min(told.attained_service_us, MAX_COUNTER)
+        call = CallRow(told.call_id, told.attempt, thread_id, told.engine_id, account, now_us, now_us)
+        self._add_call(row, call)
+        self._thread(row, thread_id).calls += 1
         self.totals.calls_adopted += 1
         return row, call
 
+    def _adopt_program(self, told: Reported, now_us: int) -> ProgramRow | None:
+        root = told.root or told.program_id
+        if not (PROGRAM_ID.fullmatch(told.program_id) and PROGRAM_ID.fullmatch(root)):
+            return None
+        above = self.rows.get((told.tenant, root))
+        if above is None:
+            above = ProgramRow(root, told.tenant, now_us, root=root, last_arrival_us=now_us)
+            self._insert(above)
+            self._touch(above)
+        if root == told.program_id:
+            return above
+        row = ProgramRow(told.program_id, told.tenant, now_us, parent=root, root=root, last_arrival_us=now_us)
+        self._insert(row)
+        self._touch(row, above)
+        return row
+
     def end_call(self, row: ProgramRow, call_id: str, outcome: int, now_us: int) -> None:
-        """Ends a call by somebody else's word than the engine's; charged with what was reported last."""
+        """Ends a call by somebody else's word than the engine's.
+
+        One that was reported is charged with what was reported last. One that was not is taken back: should an engine
+        speak of it after all, it counts as if its admission had been lost.
+        """
         call = row.calls.get(call_id)
-        if call is not None:
+        if call is None:
+            return
+        if call.boot_id:
             self._end(row, call, outcome, now_us)
-            self._touch(row)
+            return
+        self._drop_call(row, call)
+        row.missing.append(call_id)
+        del row.missing[:-MAX_MISSING_KEPT]
+        self._ended(row, outcome, now_us)
 
     def _end(self, row: ProgramRow, call: CallRow, outcome: int, now_us: int) -> None:
-        del row.calls[call.call_id]
-        self.open_calls -= 1
+        self._drop_call(row, call)
         root = self.root_of(row)
-        root.attained_service_us = charge_call(
-            self.accounting, root.attained_service_us, call.attained_service_us, call.service_us
-        )
-        root.account_wait_us += call.wait_us
-        row.total_service_us += call.service_us
-        row.wait_us += call.wait_us
-        row.prompt_tokens += call.prompt_tokens
-        row.cached_tokens += call.cached_tokens
-        row.output_tokens += call.output_tokens
-        row.preemptions += call.preemptions
+        account = charge_call(self.accounting, root.attained_service_us, call.attained_service_us, call.service_us)
+        root.attained_service_us = min(account, MAX_SUM)
+        root.account_wait_us = min(root.account_wait_us + call.wait_us, MAX_SUM)
+        row.total_service_us = min(row.total_service_us + call.service_us, MAX_SUM)
+        for name in ("wait_us", "prompt_tokens", "cached_tokens", "output_tokens", "preemptions"):
+            setattr(row, name, min(getattr(row, name) + getattr(call, name), MAX_SUM))
         row.calls_completed += 1
-        row.last_completion_us = now_us
         thread = row.threads.get(call.thread_id)
         if thread is not None:
-            thread.service_us += call.service_us
-            thread.wait_us += call.wait_us
+            thread.service_us = min(thread.service_us + call.service_us, MAX_SUM)
+            thread.wait_us = min(thread.wait_us + call.wait_us, MAX_SUM)
+        self._touch(row, root)
+        self._ended(row, outcome, now_us)
+
+    def _ended(self, row: ProgramRow, outcome: int, now_us: int) -> None:
+        row.last_completion_us = now_us
         self.totals.calls_completed += 1
         self.totals.outcomes[outcome] = self.totals.outcomes.get(outcome, 0) + 1
-        if root is not row:
-            self._touch(root)
+        self._touch(row)
         if row.closing and not row.calls:
             self.close(row, COMPLETED, now_us)
 
     # -- expiry --------------------------------------------------------------------------------------------------
 
-    def expire(self, now_us: int, *, idle_us: int, silent_us: int, retention_us: int) -> list[tuple[str, str]]:
-        """Ends what nobody will end; gives the keys of rows that are gone. Looks at every row: call it rarely."""
-        removed: list[tuple[str, str]] = []
-        for key, row in list(self.rows.items()):
-            for call in [c for c in row.calls.values() if now_us - c.heard_us > silent_us]:
-                self.end_call(row, call.call_id, EXPIRED, now_us)
-                self.totals.calls_expired += 1
-            if row.calls:
-                continue
-            last = max(row.last_arrival_us, row.last_completion_us, row.open_us)
-            if row.state == CLOSED:
-                if now_us - row.close_us > retention_us and not self._children.get(key):
-                    removed.append(key)
-            elif row.state != PAUSED and now_us - last > idle_us * (6 if row.state == TOOL_WAIT else 1):
-                self.close(row, EXPIRED, now_us)
-        for key in removed:
-            row = self.rows.pop(key)
-            self.dirty.discard(key)
-            if row.parent:
-                self._children.get((row.tenant, row.parent), set()).discard(row.program_id)
-        return removed
+    def expire(self, row: ProgramRow, now_us: int, *, idle_us: int, silent_us: int, retention_us: int) -> bool:
+        """Ends what nobody will end of one row; True when the row itself is gone."""
+        for call in [c for c in row.calls.values() if now_us - c.heard_us > silent_us]:
+            self.end_call(row, call.call_id, EXPIRED, now_us)
+            self.totals.calls_expired += 1
+        if row.calls:
+            return False
+        if row.state == CLOSED:
+            if now_us - row.close_us <= retention_us or self.has_children(row):
+                return False
+            self._changed.pop((row.tenant, row.program_id), None)
+            self._remove(row)
+            return True
+        last = max(row.last_arrival_us, row.last_completion_us, row.open_us)
+        patience = TOOL_WAIT_PATIENCE if row.state == TOOL_WAIT else 1
+        if self.state_of(row) != PAUSED and now_us - last > idle_us * patience:
+            self.close(row, EXPIRED, now_us)
+        return False
 
-    def engine_lost(self, engine_id: str, boot_id: str, now_us: int) -> list[str]:
-        """The engine's process is gone: its calls of that boot have failed. Gives their ids."""
-        lost = []
-        for row in self.rows.values():
-            for call in [c for c in row.calls.values() if c.engine_id == engine_id and c.boot_id == boot_id]:
-                self.end_call(row, call.call_id, FAILED, now_us)
-                lost.append(call.call_id)
-        return lost
-
-    def take_dirty(self) -> list[ProgramRow]:
-        """Rows changed since the last time."""
-        rows = [self.rows[key] for key in self.dirty if key in self.rows]
-        self.dirty.clear()
-        return rows
+    def boot_lost(self, engine_id: str, boot_id: str) -> list[tuple[Key, str]]:
+        """Keys of rows and ids of calls that ran on another boot of an engine than this one."""
+        return [
+            (key, call_id)
+            for call_id, key in self.calls_on(engine_id).items()
+            if self.rows[key].calls[call_id].boot_id not in ("", boot_id)
+        ]
 
 
-def _raise_counters(call: CallRow, told: Reported) -> None:
-    if told.attempt > call.attempt:
-        call.attempt = told.attempt
-    call.engine_id, call.boot_id = told.engine_id, told.boot_id or call.boot_id
-    call.service_us = max(call.service_us, told.service_us)
-    call.wait_us = max(call.wait_us, told.wait_us)
-    call.prompt_tokens = max(call.prompt_tokens, told.prompt_tokens)
-    call.cached_tokens = max(call.cached_tokens, told.cached_tokens)
-    call.output_tokens = max(call.output_tokens, told.output_tokens)
-    call.preemptions = max(call.preemptions, told.preemptions)
-    call.level, call.running = told.level, told.running
+def _call_bytes(row: ProgramRow) -> int:
+    """Bound on what the calls in flight take in the encoded row."""
+    fixed = 300 + 2 * len(row.program_id)
+    return sum(fixed + 4 * len(c.thread_id) + sum(map(len, c.parents)) for c in row.calls.values())
 
 
-__all__ = ["ProcessTable", "Reported", "row_key"]
+__all__ = ["ACTIVE", "CLOSED", "PAUSED", "TOOL_WAIT", "ProcessTable", "Reported", "row_key"]

@@ -6,10 +6,19 @@ counted already, or above it and so lost in a crash before it was written down. 
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 SCHEMA_VERSION = 1
 MAX_ENGINES_KEPT = 8
+# What keeps the largest row below 600 KB, so that two of them fit into one transaction of etcd (1.5 MiB).
+MAX_THREADS_KEPT, MAX_MISSING_KEPT, MAX_EPOCHS_KEPT = 512, 2000, 256
+# Saturation of every sum: no engine's word makes a number that the wire cannot carry (int64).
+MAX_SUM = 1 << 60
+
+_CALL_ID = re.compile(r"(.{1,128})\.(0|[1-9][0-9]{0,17})\.(0|[1-9][0-9]{0,17})", re.DOTALL)
+_PAUSED_BEFORE_HOLDS = 3
 
 
 class NewerSchemaError(ValueError):
@@ -36,17 +45,18 @@ class CallRow(msgspec.Struct, omit_defaults=True):
     level: int = 0
     running: bool = False
     parents: list[str] = []
+    # Of the admission, when it carried a key; and what it asked for.
+    idempotency_key: str = ""
+    request: str = ""
 
 
 class ThreadRow(msgspec.Struct, omit_defaults=True):
     """A chain of calls."""
 
     thread_id: str
-    parent_thread_id: str = ""
     calls: int = 0
     service_us: int = 0
     wait_us: int = 0
-    joined: bool = False
 
 
 class ProgramRow(msgspec.Struct, omit_defaults=True):
@@ -80,6 +90,9 @@ class ProgramRow(msgspec.Struct, omit_defaults=True):
     missing: list[str] = []
     idempotency_key: str = ""
     closing: bool = False
+    # What OpenProgram asked for, with its key; and, on a root, whether its tree is held.
+    request: str = ""
+    held: bool = False
 
 
 class _Stored(msgspec.Struct, array_like=True):
@@ -104,7 +117,10 @@ def decode(data: bytes) -> ProgramRow:
         raise NewerSchemaError(
             f"the store holds rows of schema {stored.version}, this version reads up to {SCHEMA_VERSION}: upgrade"
         )
-    return _row_decoder.decode(stored.row)
+    row = _row_decoder.decode(stored.row)
+    if row.state == _PAUSED_BEFORE_HOLDS:
+        row.state, row.held = 1, True
+    return row
 
 
 def row_key(tenant: str, program_id: str) -> str:
@@ -113,8 +129,6 @@ def row_key(tenant: str, program_id: str) -> str:
 
 
 def call_parts(call_id: str) -> tuple[str, int, int] | None:
-    """(program id, epoch, n) of a call id, or None when it is not one."""
-    parts = call_id.rsplit(".", 2)
-    if len(parts) != 3 or not (parts[0] and parts[1].isdecimal() and parts[2].isdecimal()):
-        return None
-    return parts[0], int(parts[1]), int(parts[2])
+    """(program id, epoch, n) of a call id, or None when it is not one. There is one spelling of each."""
+    parts = _CALL_ID.fullmatch(call_id)
+    return (parts[1], int(parts[2]), int(parts[3])) if parts else None

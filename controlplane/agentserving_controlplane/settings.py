@@ -33,6 +33,12 @@ class Settings:
     call_idle_s: float
     # How long a closed program can be asked about.
     closed_retention_s: float
+    # Rows that may wait for a store that is away before new programs and calls are refused; a row is about a kilobyte.
+    max_pending_writes: int = 50_000
+    # TLS to etcd: CA, and a client certificate where etcd asks for one.
+    etcd_tls_ca: str = ""
+    etcd_tls_cert: str = ""
+    etcd_tls_key: str = ""
 
 
 def parse(argv: list[str]) -> Settings:
@@ -52,11 +58,12 @@ def parse(argv: list[str]) -> Settings:
     flag("ticket-key-file")
     flag("policy", "atlas", choices=sorted(PRESETS))
     flag("balancer", Balancer.PREFIX_AWARE.value, choices=[b.value for b in Balancer])
-    for name in ("tls-cert", "tls-key", "tls-ca"):
+    for name in ("tls-cert", "tls-key", "tls-ca", "etcd-tls-ca", "etcd-tls-cert", "etcd-tls-key"):
         flag(name, "")
     flag("program-idle-s", "600", type=float)
     flag("call-idle-s", "120", type=float)
     flag("closed-retention-s", "600", type=float)
+    flag("max-pending-writes", "50000", type=int)
     given = parser.parse_args(argv)
     try:
         key = Path(given.ticket_key_file).read_bytes()
@@ -64,6 +71,9 @@ def parse(argv: list[str]) -> Settings:
         parser.error(f"--ticket-key-file {given.ticket_key_file}: {error.strerror}")
     if len(key) < 16:
         parser.error(f"--ticket-key-file {given.ticket_key_file}: needs at least 16 bytes, has {len(key)}")
+    for name in ("program_idle_s", "call_idle_s", "closed_retention_s", "max_pending_writes"):
+        if not getattr(given, name) > 0:
+            parser.error(f"--{name.replace('_', '-')} must be positive, not {getattr(given, name)}")
     return Settings(
         given.listen,
         given.http_port,
@@ -79,4 +89,8 @@ def parse(argv: list[str]) -> Settings:
         given.program_idle_s,
         given.call_idle_s,
         given.closed_retention_s,
+        given.max_pending_writes,
+        given.etcd_tls_ca,
+        given.etcd_tls_cert,
+        given.etcd_tls_key,
     )

@@ -24,6 +24,8 @@ _CODES: dict[type[Exception], int] = {
     errors.OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
     errors.UnavailableError: code_pb2.UNAVAILABLE,
     errors.GoneError: code_pb2.OUT_OF_RANGE,
+    errors.ReplacedError: code_pb2.ABORTED,
+    errors.LateError: code_pb2.DEADLINE_EXCEEDED,
 }
 
 
@@ -58,7 +60,9 @@ async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn
         violation = error_details_pb2.BadRequest.FieldViolation(field=refusal.field, description=str(refusal))
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if refusal.retry_after_s:
-        details.append(error_details_pb2.RetryInfo(retry_delay=Duration(nanos=0, seconds=int(refusal.retry_after_s))))
+        delay = Duration()
+        delay.FromMilliseconds(round(refusal.retry_after_s * 1000))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     for detail in details:
         packed = AnyMessage()
         packed.Pack(detail)

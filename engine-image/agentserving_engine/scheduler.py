@@ -23,9 +23,9 @@ from agentserving.channel import (
     EngineHello,
     EngineReport,
     Load,
-    Pause,
     Preempt,
     SetAccounts,
+    SetHolds,
     SetPolicy,
     ToEngine,
 )
@@ -354,8 +354,10 @@ class _ProgramMixin:
             case Preempt():
                 for key in self._book.requests_of(message.call_id):
                     self._give_way(key)
-            case Pause():
-                self._pause(message.program_id, message.paused)
+            case SetHolds():
+                wanted, held = set(message.program_ids), self._calls.held_programs
+                for program_id in sorted(wanted ^ held):
+                    self._pause(program_id, program_id in wanted)
             case Cancel():
                 self._cancel([key for call_id in message.call_ids for key in self._book.requests_of(call_id)])
 

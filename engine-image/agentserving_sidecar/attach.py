@@ -1,4 +1,9 @@
-"""The stream to the control plane's leader: hello, everything unacknowledged, then whatever happens."""
+"""The stream to the control plane's leader: hello, everything unacknowledged, then whatever happens.
+
+Acknowledgements say "all up to here", so terminal reports must be sent in the order of the journal without a gap: what
+is replayed and what happens next go through one queue, and between taking the one and letting in the other nothing
+else runs.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,8 @@ from agentserving.v1 import engine_service_pb2_grpc as rpc
 log = structlog.get_logger()
 
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 3.0
+# Reports queued for a leader that does not read; beyond, progress is skipped: the next one says more.
+MAX_QUEUED = 1000
 
 
 class LeaderEvents(Protocol):
@@ -47,13 +54,17 @@ class LeaderLink:
         self._stub = rpc.EngineServiceStub(channel)
         self._events = events
         self._outgoing: asyncio.Queue[pb.AttachRequest] = asyncio.Queue()
+        # True while what is sent reaches the stream; `_welcomed` once the leader has answered on it.
         self.attached = False
+        self._welcomed = False
         self.ready = asyncio.Event()
-        self._renew = asyncio.Event()
 
     def send(self, request: pb.AttachRequest) -> None:
         """Sends while attached; otherwise drops, since everything is told anew on attaching."""
-        if self.attached:
+        if not self.attached:
+            return
+        progress = request.HasField("report") and not request.report.seq and not request.report.engine_down
+        if not progress or self._outgoing.qsize() < MAX_QUEUED:
             self._outgoing.put_nowait(request)
 
     def renew(self) -> None:
@@ -69,13 +80,11 @@ class LeaderLink:
         while True:
             await self.ready.wait()
             try:
+                self._welcomed = False
                 await self._attach()
-                delay = BACKOFF_FIRST_S
             except grpc.aio.AioRpcError as error:
                 log.warning("control plane away", code=error.code().name, error=error.details())
-            finally:
-                was, self.attached = self.attached, False
-            if was:
+            if self._welcomed:
                 delay = BACKOFF_FIRST_S
             await asyncio.sleep(delay * (0.5 + random.random()))
             delay = min(delay * 2, BACKOFF_MAX_S)
@@ -85,19 +94,19 @@ class LeaderLink:
         if hello is None:
             return
         stream = self._stub.Attach()
-        writer: asyncio.Task[None] | None = None
+        self._outgoing = asyncio.Queue()
+        self._outgoing.put_nowait(pb.AttachRequest(hello=hello))
+        for report in self._events.unacked():
+            self._outgoing.put_nowait(pb.AttachRequest(report=report))
+        self.attached = True
+        writer = asyncio.create_task(self._write(stream, self._outgoing))
         try:
-            await stream.write(pb.AttachRequest(hello=hello))
-            self._outgoing = asyncio.Queue()
-            for report in self._events.unacked():
-                await stream.write(pb.AttachRequest(report=report))
-            writer = asyncio.create_task(self._write(stream, self._outgoing))
-            self.attached = True
             while (response := await stream.read()) is not grpc.aio.EOF:
                 self._take(response)
         finally:
-            if writer is not None:
-                writer.cancel()
+            self.attached = False
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
             stream.cancel()
 
     async def _write(self, stream: Any, outgoing: asyncio.Queue[pb.AttachRequest]) -> None:
@@ -107,6 +116,7 @@ class LeaderLink:
     def _take(self, response: pb.AttachResponse) -> None:
         match response.WhichOneof("message"):
             case "welcome":
+                self._welcomed = True
                 self._events.leader_welcome(response.welcome)
             case "directive":
                 self._events.leader_directive(response.directive)

@@ -112,6 +112,11 @@ class Journal:
         self._file = self._path.open("wb")
         self._segments[self._path] = self.next_seq - 1
 
+    @property
+    def last_unacked(self) -> int:
+        """Highest seq that is not acknowledged; 0 when all are."""
+        return next(reversed(self.unacked), 0)
+
     def append(self, boot_id: str, records: list[CallRecord]) -> list[Entry]:
         """Puts records on disk; when it returns they survive SIGKILL and power loss. JournalFullError when full."""
         if self._bytes > self._limit:

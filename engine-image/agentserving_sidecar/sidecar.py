@@ -18,10 +18,10 @@ from agentserving.channel import (
     EngineHello,
     EngineReport,
     Load,
-    Pause,
     PolicyResult,
     Preempt,
     SetAccounts,
+    SetHolds,
     SetPolicy,
     ToEngine,
 )
@@ -59,7 +59,7 @@ class Sidecar:
         self.link: EngineLink | None = None
         self.leader: LeaderLink | None = None
         self._policy: types_pb2.PolicyVersion | None = None
-        self._paused: set[str] = set()
+        self._holds: set[str] = set()
         self._terminal: list[CallRecord] = []
         self._gathering: asyncio.TimerHandle | None = None
 
@@ -72,12 +72,14 @@ class Sidecar:
     def engine_hello(self, rank: int, hello: EngineHello) -> None:
         """A boot id that we have not seen: calls of the old boot are gone."""
         if self.engine is not None and self.engine.boot_id != hello.boot_id:
+            # Its last records first: whoever hears that a boot is over gives up what it has not heard the end of.
+            self._keep()
             self._tell_down(self.engine.boot_id)
         self.engine, self.engine_present = hello, True
         if self._policy is not None:
             self._send_policy()
-        for program in sorted(self._paused):
-            self._to_engine(Pause(program, True))
+        if self.epoch:
+            self._to_engine(SetHolds(sorted(self._holds)))
         if self.leader is not None:
             self.leader.renew()
         log.info("engine connected", boot=hello.boot_id, kind=hello.engine_kind, version=hello.engine_version)
@@ -151,6 +153,7 @@ class Sidecar:
             sidecar_address=self.sidecar_address,
             epoch=self.epoch,
             draining=self.draining,
+            unacked_seq=self.journal.last_unacked,
             capabilities=types_pb2.EngineCapabilities(
                 engine_kind=engine.engine_kind,
                 engine_version=engine.engine_version,
@@ -180,6 +183,9 @@ class Sidecar:
             return
         self.epoch = welcome.epoch
         self._take_policy(welcome.policy)
+        # Replaces what we knew: programs may have been let go while we were away.
+        self._holds = set(welcome.held_program_ids)
+        self._to_engine(SetHolds(sorted(self._holds)))
         log.info("attached", epoch=welcome.epoch, policy=welcome.policy.policy.name)
 
     def leader_directive(self, directive: pb.Directive) -> None:
@@ -197,8 +203,8 @@ class Sidecar:
                 self._to_engine(Preempt(directive.preempt.call_id))
             case "pause":
                 told = directive.pause
-                (self._paused.add if told.paused else self._paused.discard)(told.program_id)
-                self._to_engine(Pause(told.program_id, told.paused))
+                (self._holds.add if told.paused else self._holds.discard)(told.program_id)
+                self._to_engine(SetHolds(sorted(self._holds)))
             case "cancel":
                 self._to_engine(Cancel(list(directive.cancel.call_ids)))
             case "drain":

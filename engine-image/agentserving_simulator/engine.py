@@ -16,9 +16,9 @@ from agentserving.channel import (
     Cancel,
     EngineReport,
     Load,
-    Pause,
     Preempt,
     SetAccounts,
+    SetHolds,
     SetPolicy,
     ToEngine,
 )
@@ -191,9 +191,11 @@ class SimulatedEngine:
                 for key in self._book.requests_of(message.call_id):
                     if key in running:
                         self._preempt(key, now_us)
-            case Pause():
-                for key in self._calls.pause(message.program_id, message.paused, now_us):
-                    self._preempt(key, now_us)
+            case SetHolds():
+                wanted = set(message.program_ids)
+                for program_id in sorted(wanted ^ self._calls.held_programs):
+                    for key in self._calls.pause(program_id, program_id in wanted, now_us):
+                        self._preempt(key, now_us)
             case Cancel():
                 for call_id in message.call_ids:
                     for key in self._book.requests_of(call_id):

@@ -123,11 +123,10 @@ class Preempt(msgspec.Struct, tag="preempt"):
     call_id: str
 
 
-class Pause(msgspec.Struct, tag="pause"):
-    """Hold (or let go) every call of a program; running ones are preempted."""
+class SetHolds(msgspec.Struct, tag="holds"):
+    """Root programs to hold, all of them: their running calls are preempted, every other program is let go."""
 
-    program_id: str
-    paused: bool
+    program_ids: list[str]
 
 
 class Cancel(msgspec.Struct, tag="cancel"):
@@ -137,7 +136,7 @@ class Cancel(msgspec.Struct, tag="cancel"):
 
 
 FromEngine = EngineHello | EngineReport | PolicyResult
-ToEngine = AckCalls | SetPolicy | SetAccounts | Preempt | Pause | Cancel
+ToEngine = AckCalls | SetPolicy | SetAccounts | Preempt | SetHolds | Cancel
 
 encoder = msgspec.msgpack.Encoder()
 from_engine_decoder = msgspec.msgpack.Decoder(FromEngine)

@@ -58,7 +58,7 @@ def test_an_abandoned_call_is_charged_with_what_was_reported_last() -> None:
     row = table.open("default", "p", 0)
     call = table.admit(row, 0, engine_id="e1")
     table.report(told(call, "p", 3, outcome=0), 1)
-    table.expire(100 * S, idle_us=1000 * S, silent_us=10 * S, retention_us=S)
+    table.expire(row, 100 * S, idle_us=1000 * S, silent_us=10 * S, retention_us=S)
     assert row.attained_service_us == 3
     assert not row.calls
 
@@ -66,9 +66,10 @@ def test_an_abandoned_call_is_charged_with_what_was_reported_last() -> None:
 def test_an_idle_program_expires_and_is_forgotten_after_its_retention() -> None:
     table = ProcessTable(1)
     row = table.open("default", "p", 0)
-    table.expire(11 * S, idle_us=10 * S, silent_us=S, retention_us=5 * S)
+    assert not table.expire(row, 11 * S, idle_us=10 * S, silent_us=S, retention_us=5 * S)
     assert (row.state, row.outcome) == (CLOSED, EXPIRED)
-    assert table.expire(17 * S, idle_us=10 * S, silent_us=S, retention_us=5 * S) == [("default", "p")]
+    assert table.expire(row, 17 * S, idle_us=10 * S, silent_us=S, retention_us=5 * S)
+    assert not table.rows
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,9 @@ def test_an_idle_program_expires_and_is_forgotten_after_its_retention() -> None:
         (lambda t: t.find("default", "nobody"), NotFoundError, "PROGRAM_NOT_FOUND"),
         (lambda t: t.find("other", "p"), NotFoundError, "PROGRAM_NOT_FOUND"),
         (lambda t: t.open("default", "p", 0), ExistsError, "PROGRAM_EXISTS"),
-        (lambda t: t.open("default", "p", 0, name="n", key="k"), ExistsError, "PROGRAM_EXISTS"),
+        (lambda t: t.open("default", "p", 0, key="k", request="another"), ExistsError, "IDEMPOTENCY_KEY_REUSED"),
+        (lambda t: t.open("default", "q", 0, key="k", request="another"), ExistsError, "IDEMPOTENCY_KEY_REUSED"),
+        (lambda t: t.open("default", "", 0, key="k" * 129), InvalidError, "KEY_TOO_LONG"),
         (lambda t: t.open("default", "bad id", 0), InvalidError, "BAD_PROGRAM_ID"),
         (lambda t: t.open("default", "c", 0, parent="c"), InvalidError, "CYCLIC_PARENT"),
         (lambda t: t.open("default", "c", 0, parent="nobody"), NotFoundError, "PARENT_NOT_FOUND"),
@@ -133,7 +136,7 @@ def test_crashes_repeats_and_reordering_neither_lose_nor_double_a_call(seed: int
             for report in dice.choices(unacked, k=3):
                 table.report(report, 1)
         elif action < 0.9:
-            for changed in table.take_dirty():
+            for changed in (row for group in table.take_changes() for row in group):
                 durable[(changed.tenant, changed.program_id)] = rows.encode(changed)
         else:
             epoch += 1

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from agentserving.v1 import admin_service_pb2 as pb
 from agentserving.v1 import admin_service_pb2_grpc as rpc
-from agentserving.v1 import engine_service_pb2, types_pb2
+from agentserving.v1 import engine_service_pb2
 
-from agentserving_controlplane import convert
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.servicers.common import unary
 
@@ -20,11 +19,7 @@ class AdminServicer(rpc.AdminServiceServicer):
     @unary
     async def ApplyPolicy(self, request: pb.ApplyPolicyRequest, tenant: str) -> pb.ApplyPolicyResponse:
         """Durable before it answers."""
-        policy = None
-        if request.HasField("policy") and request.policy != types_pb2.Policy():
-            policy = convert.policy_from_message(request.policy)
-        await self._plane.apply_policy(policy, request.balancer, request.expected_version)
-        return pb.ApplyPolicyResponse(policy=self._plane.policy)
+        return pb.ApplyPolicyResponse(policy=await self._plane.apply_policy(request))
 
     @unary
     async def GetPolicy(self, request: pb.GetPolicyRequest, tenant: str) -> pb.GetPolicyResponse:
@@ -48,7 +43,7 @@ class AdminServicer(rpc.AdminServiceServicer):
         """New programs go elsewhere from now on."""
         engine = self._plane.engines.get(request.engine_id)
         engine.draining = True
-        self._plane.direct(engine.engine_id, drain=engine_service_pb2.Drain())
+        self._plane.links.direct(engine.engine_id, drain=engine_service_pb2.Drain())
         self._plane.engines_changed()
         return pb.DrainEngineResponse(engine=self._plane.engines.message(engine))
 

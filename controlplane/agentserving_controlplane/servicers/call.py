@@ -14,11 +14,16 @@ from agentserving.v1 import types_pb2
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engines import LOST
 from agentserving_controlplane.errors import DomainError
-from agentserving_controlplane.servicers.common import tenant_of, unary
-from agentserving_controlplane.status_codes import admission_error
+from agentserving_controlplane.servicers.common import check_tenant, own_tenant, tenant_of, unary
+from agentserving_controlplane.status_codes import abort, admission_error
 from agentserving_controlplane.store import StoreError
 
 log = structlog.get_logger()
+
+
+def _named(named: str, tenant: str) -> str:
+    """A gateway speaks for the tenants of its clients, whose credentials it has checked."""
+    return check_tenant(named) if named else tenant
 
 
 class CallServicer(rpc.CallServiceServicer):
@@ -30,17 +35,20 @@ class CallServicer(rpc.CallServiceServicer):
     @unary
     async def AdmitCall(self, request: pb.AdmitCallRequest, tenant: str) -> pb.AdmitCallResponse:
         """Waits for nothing."""
-        return self._plane.admit(request, request.tenant or tenant)
+        return self._plane.admit(request, own_tenant(request.tenant, tenant))
 
     @unary
     async def EndCall(self, request: pb.EndCallRequest, tenant: str) -> pb.EndCallResponse:
         """For calls that no engine will report."""
-        self._plane.end_by_request(request, tenant)
+        self._plane.end_by_request(request, own_tenant(request.tenant, tenant))
         return pb.EndCallResponse()
 
     async def Admissions(self, requests: Any, context: Any) -> None:
         """No task per call: each request is answered before the next is read."""
-        tenant = tenant_of(context)
+        try:
+            tenant = tenant_of(context)
+        except DomainError as error:
+            await abort(context, error)
         pusher = asyncio.create_task(self._push_engines(context))
         try:
             while (request := await context.read()) is not grpc.aio.EOF:
@@ -56,9 +64,9 @@ class CallServicer(rpc.CallServiceServicer):
         try:
             match request.WhichOneof("request"):
                 case "admit":
-                    response.admitted.CopyFrom(self._plane.admit(request.admit, request.admit.tenant or tenant))
+                    response.admitted.CopyFrom(self._plane.admit(request.admit, _named(request.admit.tenant, tenant)))
                 case "end":
-                    self._plane.end_by_request(request.end, tenant)
+                    self._plane.end_by_request(request.end, _named(request.end.tenant, tenant))
                     if not request.stream_id:
                         return None
                     response.ended.SetInParent()

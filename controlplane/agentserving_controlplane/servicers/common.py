@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import grpc
 import structlog
 
-from agentserving_controlplane.errors import DomainError
+from agentserving_controlplane.errors import DomainError, InvalidError, LateError
 from agentserving_controlplane.status_codes import abort
 from agentserving_controlplane.store import StoreError
 
@@ -22,12 +22,30 @@ Response = TypeVar("Response")
 DEFAULT_DEADLINE_S = 30.0
 
 
+# Part of keys in the store, beside NUL.
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def check_tenant(tenant: str) -> str:
+    """The tenant. InvalidError for what cannot be one."""
+    if _TENANT.fullmatch(tenant) is None:
+        raise InvalidError("BAD_TENANT", "tenant: 1 to 64 of A-Z a-z 0-9 . _ -", field="tenant")
+    return tenant
+
+
 def tenant_of(context: Any) -> str:
-    """From the credential's metadata, never from a body."""
+    """From the credential's metadata, never from a body. InvalidError."""
     for key, value in context.invocation_metadata() or ():
         if key == "x-agentserving-tenant" and value:
-            return str(value)
+            return check_tenant(str(value))
     return "default"
+
+
+def own_tenant(named: str, tenant: str) -> str:
+    """The connection's tenant, which a body may name but not change. InvalidError."""
+    if named and named != tenant:
+        raise InvalidError("FOREIGN_TENANT", f"tenant: this connection is {tenant!r}'s", field="tenant")
+    return tenant
 
 
 def unary(
@@ -40,8 +58,7 @@ def unary(
         try:
             return await asyncio.wait_for(method(self, request, tenant_of(context)), DEFAULT_DEADLINE_S)
         except TimeoutError:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the store did not answer in time")
-            raise
+            await abort(context, LateError("STORE_SLOW", "the store has not answered in time", retry_after_s=1.0))
         except (DomainError, StoreError) as error:
             await abort(context, error)
         except Exception as error:

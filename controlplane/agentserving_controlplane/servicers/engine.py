@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections import deque
 from typing import Any
 
 import grpc
@@ -12,11 +14,17 @@ from agentserving.v1 import engine_service_pb2_grpc as rpc
 
 from agentserving_controlplane.control_plane import ControlPlane, now_us
 from agentserving_controlplane.engines import Engine
-from agentserving_controlplane.store import FencedError
+from agentserving_controlplane.errors import ConflictError, DomainError, InvalidError, ReplacedError, UnavailableError
+from agentserving_controlplane.links import Link
+from agentserving_controlplane.status_codes import abort
+from agentserving_controlplane.store import FencedError, StoreError
 
 log = structlog.get_logger()
 
 REPORT_INTERVAL_US = 1_000_000
+# Acknowledgements that wait for the store, each for itself; more are merged into the last one.
+MAX_WAITING_ACKS = 1000
+ENGINE_ID = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
 
 
 class EngineServicer(rpc.EngineServiceServicer):
@@ -27,76 +35,130 @@ class EngineServicer(rpc.EngineServiceServicer):
 
     async def Attach(self, requests: Any, context: Any) -> None:
         """See the proto."""
-        outgoing: asyncio.Queue[pb.AttachResponse] = asyncio.Queue()
-        acks: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
-        tasks = [asyncio.create_task(self._write(context, outgoing)), asyncio.create_task(self._ack(acks, outgoing))]
-        engine: Engine | None = None
-        push = outgoing.put_nowait
+        stream = _Stream(self._plane, context)
+        tasks = [asyncio.create_task(work()) for work in (stream.read, stream.write, stream.acknowledge)]
+        ended = asyncio.create_task(stream.link.ended.wait())
+        error: BaseException | None = None
         try:
-            while (message := await context.read()) is not grpc.aio.EOF:
-                kind = message.WhichOneof("message")
-                if kind == "hello":
-                    engine = self._welcome(message.hello, push)
-                elif engine is None:
-                    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "hello must come first")
-                elif kind == "report":
-                    number = self._plane.report(engine, message.report)
-                    if message.report.seq:
-                        acks.put_nowait((number, message.report.seq))
-                elif kind == "policy_ack":
-                    self._policy_ack(engine, message.policy_ack)
+            await asyncio.wait({tasks[0], ended}, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done() and not tasks[0].cancelled():
+                error = tasks[0].exception()
+            elif stream.link.ended.is_set():
+                error = ReplacedError("STREAM_ENDED", stream.link.reason, retry_after_s=1.0)
         finally:
-            for task in tasks:
+            for task in (*tasks, ended):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            if engine is not None and self._plane.links.get(engine.engine_id) is push:
-                del self._plane.links[engine.engine_id]
-                engine.attached = False
-                log.warning("engine detached", engine=engine.engine_id)
-                self._plane.engines_changed()
+            await asyncio.gather(*tasks, ended, return_exceptions=True)
+            stream.detach()
+        if isinstance(error, DomainError | StoreError):
+            await abort(context, error)
+        elif isinstance(error, Exception) and not isinstance(error, grpc.RpcError):
+            log.error("stream of an engine failed", exc_info=error)
+            await abort(context, error)
 
-    def _welcome(self, hello: pb.EngineHello, push: Any) -> Engine:
+
+class _Stream:
+    """One sidecar's stream: three tasks that end together."""
+
+    def __init__(self, plane: ControlPlane, context: Any) -> None:
+        self._plane, self._context = plane, context
+        self.link = Link()
+        self.engine: Engine | None = None
+        self._acks: deque[tuple[int, int]] = deque()
+        self._acks_there = asyncio.Event()
+        self._seen_seq = 0
+        # Calls of earlier boots are given up once the reports up to here have come.
+        self._give_up_at: int | None = None
+
+    async def read(self) -> None:
+        """What the sidecar says, until it hangs up."""
+        while (message := await self._context.read()) is not grpc.aio.EOF:
+            kind = message.WhichOneof("message")
+            if kind == "hello":
+                self._welcome(message.hello)
+            elif self.engine is None:
+                raise ConflictError("HELLO_FIRST", "the first message must be hello")
+            elif kind == "report":
+                self._report(self.engine, message.report)
+            elif kind == "policy_ack":
+                self._policy_ack(self.engine, message.policy_ack)
+
+    def _welcome(self, hello: pb.EngineHello) -> None:
         plane = self._plane
-        engine = plane.engines.ensure(hello.engine_id)
-        if engine.boot_id and engine.boot_id != hello.boot_id:
-            lost = plane.table.engine_lost(engine.engine_id, engine.boot_id, now_us())
-            engine.in_flight = max(0, engine.in_flight - len(lost))
-            plane.settle(force=True)
+        if ENGINE_ID.fullmatch(hello.engine_id) is None or not hello.boot_id or len(hello.boot_id) > 128:
+            raise InvalidError(
+                "BAD_ENGINE_ID", "engine_id: 1 to 128 of A-Z a-z 0-9 . _ : @ / -, with a boot_id", field="engine_id"
+            )
+        if self.engine is not None and self.engine.engine_id != hello.engine_id:
+            raise InvalidError("ENGINE_CHANGED", "engine_id: one stream, one engine", field="engine_id")
+        if hello.epoch > plane.epoch:
+            raise UnavailableError(
+                "NOT_LEADER", f"epoch {hello.epoch} has been seen, this is {plane.epoch}", retry_after_s=1.0
+            )
+        engine = self.engine = plane.engines.ensure(hello.engine_id)
         engine.boot_id, engine.address = hello.boot_id, hello.address
         engine.sidecar_address = hello.sidecar_address
         engine.capabilities.CopyFrom(hello.capabilities)
         engine.draining = engine.draining or hello.draining
         engine.attached, engine.heard_us = True, now_us()
-        plane.links[engine.engine_id] = push
-        push(
-            pb.AttachResponse(
-                welcome=pb.Welcome(epoch=plane.epoch, policy=plane.policy, report_interval_us=REPORT_INTERVAL_US)
-            )
-        )
-        for root in plane.paused_roots():
-            plane.direct(engine.engine_id, pause=pb.PauseCalls(program_id=root, paused=True))
+        self._give_up_at = hello.unacked_seq
+        self._give_up(engine)
+        plane.links.attach(engine.engine_id, self.link)
+        welcome = plane.greet(engine)
+        welcome.report_interval_us = REPORT_INTERVAL_US
+        self.link.push(pb.AttachResponse(welcome=welcome))
+        plane.brief(engine)
         log.info("engine attached", engine=engine.engine_id, boot=engine.boot_id, address=engine.address)
         plane.engines_changed()
-        return engine
+
+    def _give_up(self, engine: Engine) -> None:
+        if self._give_up_at is not None and self._seen_seq >= self._give_up_at:
+            self._give_up_at = None
+            self._plane.boot_lost(engine, engine.boot_id)
+
+    def _report(self, engine: Engine, report: pb.Report) -> None:
+        number = self._plane.report(engine, report)
+        if not report.seq:
+            return
+        self._seen_seq = max(self._seen_seq, report.seq)
+        if len(self._acks) >= MAX_WAITING_ACKS:
+            self._acks.pop()
+        self._acks.append((number, report.seq))
+        self._acks_there.set()
+        self._give_up(engine)
 
     def _policy_ack(self, engine: Engine, ack: pb.PolicyAck) -> None:
         if ack.error:
-            engine.policy_error = ack.error
-            log.error("engine refused the policy", engine=engine.engine_id, version=ack.version, error=ack.error)
+            engine.policy_error = ack.error[:1000]
+            log.error("engine refused the policy", engine=engine.engine_id, version=ack.version, error=ack.error[:1000])
         else:
             engine.policy_version, engine.policy_error = ack.version, ""
 
-    async def _write(self, context: Any, outgoing: asyncio.Queue[pb.AttachResponse]) -> None:
+    async def write(self) -> None:
+        """What there is to tell, in order."""
         while True:
-            await context.write(await outgoing.get())
+            await self._context.write(await self.link.outgoing.get())
 
-    async def _ack(self, acks: asyncio.Queue[tuple[int, int]], outgoing: asyncio.Queue[pb.AttachResponse]) -> None:
+    async def acknowledge(self) -> None:
+        """Acknowledges what has landed; one message for all that landed together."""
+        commits = self._plane.commits
         while True:
-            number, seq = await acks.get()
+            await self._acks_there.wait()
+            number, seq = self._acks.popleft()
             try:
-                await self._plane.commits.durable(number)
+                await commits.durable(number)
             except FencedError:
                 return
-            while not acks.empty() and acks._queue[0][0] <= number:  # type: ignore[attr-defined]
-                seq = max(seq, acks.get_nowait()[1])
-            outgoing.put_nowait(pb.AttachResponse(ack=pb.Ack(seq=seq)))
+            while self._acks and commits.has_landed(self._acks[0][0]):
+                seq = max(seq, self._acks.popleft()[1])
+            if not self._acks:
+                self._acks_there.clear()
+            self.link.push(pb.AttachResponse(ack=pb.Ack(seq=seq)))
+
+    def detach(self) -> None:
+        """The stream is over."""
+        engine = self.engine
+        if engine is not None and self._plane.links.detach(engine.engine_id, self.link):
+            engine.attached = False
+            log.warning("engine detached", engine=engine.engine_id)
+            self._plane.engines_changed()

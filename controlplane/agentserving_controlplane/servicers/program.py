@@ -8,11 +8,12 @@ from typing import Any
 
 from agentserving.v1 import program_service_pb2 as pb
 from agentserving.v1 import program_service_pb2_grpc as rpc
-from agentserving.v1 import types_pb2
 
+from agentserving_controlplane.admission_keys import digest
 from agentserving_controlplane.control_plane import ControlPlane, now_us
-from agentserving_controlplane.errors import GoneError, InvalidError
-from agentserving_controlplane.process_table import ACTIVE, CLOSED, COMPLETED, FAILED, TOOL_WAIT
+from agentserving_controlplane.errors import DomainError, InvalidError
+from agentserving_controlplane.process_table import COMPLETED, FAILED, TOOL_WAIT
+from agentserving_controlplane.programs import PROGRAM_ID
 from agentserving_controlplane.servicers.common import tenant_of, unary
 from agentserving_controlplane.status_codes import abort
 
@@ -29,6 +30,7 @@ class ProgramServicer(rpc.ProgramServiceServicer):
     @unary
     async def OpenProgram(self, request: pb.OpenProgramRequest, tenant: str) -> pb.OpenProgramResponse:
         """Durable before it answers."""
+        self._plane.check_room()
         row = self._plane.table.open(
             tenant,
             request.program_id,
@@ -36,6 +38,7 @@ class ProgramServicer(rpc.ProgramServiceServicer):
             name=request.name,
             parent=request.parent_program_id,
             key=request.idempotency_key,
+            request=digest(request) if request.idempotency_key else "",
         )
         await self._landed()
         return pb.OpenProgramResponse(program=self._plane.describe(row))
@@ -47,7 +50,7 @@ class ProgramServicer(rpc.ProgramServiceServicer):
         outcome = request.outcome or COMPLETED
         if outcome not in (COMPLETED, FAILED):
             raise InvalidError("BAD_OUTCOME", "outcome: COMPLETED or FAILED", field="outcome")
-        self._plane.table.close(row, outcome, now_us())
+        self._plane.close(row, outcome, now_us())
         await self._landed()
         return pb.CloseProgramResponse(program=self._plane.describe(row))
 
@@ -61,43 +64,29 @@ class ProgramServicer(rpc.ProgramServiceServicer):
         """Ordered by id; the page token is the last id seen."""
         if request.page_size > 1000:
             raise InvalidError("PAGE_TOO_LARGE", "page_size: at most 1000", field="page_size")
-        wanted = set(request.states)
-        rows = sorted(
-            (
-                row
-                for (owner, program_id), row in self._plane.table.rows.items()
-                if owner == tenant
-                and program_id > request.page_token
-                and (row.state in wanted if wanted else row.state != CLOSED)
-            ),
-            key=lambda row: row.program_id,
-        )
-        size = request.page_size or 100
-        more = rows[size - 1].program_id if len(rows) > size else ""
+        wanted: set[int] = set(request.states)
+        if request.page_token and PROGRAM_ID.fullmatch(request.page_token) is None:
+            raise InvalidError("BAD_PAGE_TOKEN", "page_token: as a page before gave it", field="page_token")
+        revision = self._plane.revision
+        rows, more = self._plane.table.page(tenant, request.page_token, request.page_size or 100, wanted)
         return pb.ListProgramsResponse(
-            programs=[self._plane.describe(row) for row in rows[:size]],
-            next_page_token=more,
-            revision=self._plane.revision,
+            programs=[self._plane.describe(row) for row in rows], next_page_token=more, revision=revision
         )
 
     async def WatchPrograms(
         self, request: pb.WatchProgramsRequest, context: Any
     ) -> AsyncIterator[pb.WatchProgramsResponse]:
         """Changes after a revision, from a bounded history."""
-        plane, tenant = self._plane, tenant_of(context)
+        plane = self._plane
         seen = request.after_revision or plane.revision
-        if seen < plane.revision and (not plane.history or plane.history[0][0] > seen + 1):
-            await abort(context, GoneError("REVISION_COMPACTED", f"revision {seen} is no longer kept: list again"))
         wake = asyncio.Event()
         plane.listeners.add(wake.set)
         try:
+            tenant = tenant_of(context)
             while True:
                 wake.clear()
-                changed = {
-                    program_id: removed
-                    for revision, owner, program_id, removed in plane.history
-                    if revision > seen and owner == tenant and request.program_id in ("", program_id)
-                }
+                # One that reads slowly is asked to list again rather than given a gap.
+                changed = plane.history.after(seen, tenant, request.program_id)
                 seen = plane.revision
                 live = [plane.table.rows.get((tenant, p)) for p, removed in changed.items() if not removed]
                 if changed:
@@ -107,6 +96,8 @@ class ProgramServicer(rpc.ProgramServiceServicer):
                         removed_program_ids=[p for p, removed in changed.items() if removed],
                     )
                 await wake.wait()
+        except DomainError as error:
+            await abort(context, error)
         finally:
             plane.listeners.discard(wake.set)
 
@@ -122,7 +113,7 @@ class ProgramServicer(rpc.ProgramServiceServicer):
     async def PauseProgram(self, request: pb.PauseProgramRequest, tenant: str) -> pb.PauseProgramResponse:
         """Held on every engine."""
         row = self._plane.table.find(tenant, request.program_id)
-        self._plane.pause(row, True)
+        self._plane.hold(row, True)
         await self._landed()
         return pb.PauseProgramResponse(program=self._plane.describe(row))
 
@@ -130,7 +121,7 @@ class ProgramServicer(rpc.ProgramServiceServicer):
     async def ResumeProgram(self, request: pb.ResumeProgramRequest, tenant: str) -> pb.ResumeProgramResponse:
         """Let go."""
         row = self._plane.table.find(tenant, request.program_id)
-        self._plane.pause(row, False)
+        self._plane.hold(row, False)
         await self._landed()
         return pb.ResumeProgramResponse(program=self._plane.describe(row))
 
@@ -139,7 +130,7 @@ class ProgramServicer(rpc.ProgramServiceServicer):
         """Not durable: a hint."""
         if request.expected_us < 0:
             raise InvalidError("NEGATIVE", "expected_us must not be negative", field="expected_us")
-        self._plane.table.set_state(self._plane.table.find(tenant, request.program_id), TOOL_WAIT)
+        self._plane.table.wait_for_tool(self._plane.table.find(tenant, request.program_id), True)
         self._plane.settle()
         return pb.BeginToolWaitResponse()
 
@@ -148,9 +139,6 @@ class ProgramServicer(rpc.ProgramServiceServicer):
         """Back to work."""
         row = self._plane.table.find(tenant, request.program_id)
         if row.state == TOOL_WAIT:
-            self._plane.table.set_state(row, ACTIVE)
+            self._plane.table.wait_for_tool(row, False)
             self._plane.settle()
         return pb.EndToolWaitResponse()
-
-
-__all__ = ["ProgramServicer", "types_pb2"]

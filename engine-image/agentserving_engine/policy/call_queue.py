@@ -186,6 +186,11 @@ class CallQueue:
         return self._held
 
     @property
+    def held_programs(self) -> set[str]:
+        """Programs that are paused, with or without calls here."""
+        return {program_id for program_id, program in self._programs.items() if program.paused}
+
+    @property
     def running_keys(self) -> list[str]:
         """Keys of running calls, in order of their start."""
         return list(self._running)

@@ -24,6 +24,9 @@ class ApplyPolicyRequest(google.protobuf.message.Message):
     balancer: agentserving.v1.types_pb2.Balancer.ValueType
     """UNSPECIFIED = unchanged."""
     idempotency_key: builtins.str
+    """At most 128 bytes. The same key with the same request gives the same version without applying it again, with
+    another request ALREADY_EXISTS (reason IDEMPOTENCY_KEY_REUSED). The last 16 are kept, durably.
+    """
     expected_version: builtins.int
     """0 = whatever is in force; else FAILED_PRECONDITION when another version is."""
     @property
@@ -131,6 +134,7 @@ class DrainEngineRequest(google.protobuf.message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
     engine_id: builtins.str
     idempotency_key: builtins.str
+    """Not looked at: draining twice is draining."""
     def __init__(
         self,
         *,

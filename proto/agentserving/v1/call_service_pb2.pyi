@@ -34,8 +34,11 @@ class AdmitCallRequest(google.protobuf.message.Message):
     program_id: builtins.str
     """Empty = a program of one call. Unknown = opened on the fly when `implicit` is set, else NOT_FOUND."""
     thread_id: builtins.str
+    """Any text of at most 128 characters; a new one begins a thread, one used before goes on with it."""
     implicit: builtins.bool
-    """Opens an unknown program instead of refusing (gateways: a header is a claim, never an error)."""
+    """For claims that somebody else made (gateways: a header is never an error): opens an unknown program, opens a
+    closed one again, drops parents that are not known and cuts what is too long, instead of refusing.
+    """
     name: builtins.str
     """For a program opened by this call."""
     parent_program_id: builtins.str
@@ -48,10 +51,18 @@ class AdmitCallRequest(google.protobuf.message.Message):
     final: builtins.bool
     """This call ends the program (X-Dynamo-Session-Final)."""
     idempotency_key: builtins.str
+    """At most 128 bytes. The same key with the same request gives the same call and ticket, with another request
+    ALREADY_EXISTS (reason IDEMPOTENCY_KEY_REUSED). Kept for ten minutes after the admission; a control plane that
+    starts anew knows the keys of calls in flight whose admission had been written down (50 ms after it at most).
+    """
     tenant: builtins.str
-    """From the credential, set by the gateway; empty = "default"."""
+    """From the credential, set by the gateway on its stream; empty = that of the connection. AdmitCall refuses another
+    than its connection's.
+    """
     @property
-    def parent_call_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def parent_call_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Earlier calls of the same program whose results this one uses, at most 64; NOT_FOUND for any other id."""
+
     @property
     def exclude_engine_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
@@ -117,23 +128,31 @@ global___AdmitCallResponse = AdmitCallResponse
 
 @typing.final
 class EndCallRequest(google.protobuf.message.Message):
+    """Repeating it changes nothing. A call that an engine has reported ends with that engine's word, unless
+    `never_started` is set; one that was ended here and is reported after all is charged all the same.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CALL_ID_FIELD_NUMBER: builtins.int
     OUTCOME_FIELD_NUMBER: builtins.int
     NEVER_STARTED_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
     call_id: builtins.str
     outcome: agentserving.v1.types_pb2.Outcome.ValueType
     never_started: builtins.bool
     """True when no engine ever saw the call: nothing to wait for."""
+    tenant: builtins.str
+    """As in AdmitCallRequest."""
     def __init__(
         self,
         *,
         call_id: builtins.str = ...,
         outcome: agentserving.v1.types_pb2.Outcome.ValueType = ...,
         never_started: builtins.bool = ...,
+        tenant: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["call_id", b"call_id", "never_started", b"never_started", "outcome", b"outcome"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["call_id", b"call_id", "never_started", b"never_started", "outcome", b"outcome", "tenant", b"tenant"]) -> None: ...
 
 global___EndCallRequest = EndCallRequest
 

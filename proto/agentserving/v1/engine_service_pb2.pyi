@@ -54,6 +54,7 @@ class EngineHello(google.protobuf.message.Message):
     CAPABILITIES_FIELD_NUMBER: builtins.int
     EPOCH_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
+    UNACKED_SEQ_FIELD_NUMBER: builtins.int
     engine_id: builtins.str
     boot_id: builtins.str
     address: builtins.str
@@ -61,6 +62,10 @@ class EngineHello(google.protobuf.message.Message):
     epoch: builtins.int
     """Highest epoch seen: an older leader must step back."""
     draining: builtins.bool
+    unacked_seq: builtins.int
+    """Highest seq of the reports that were not acknowledged when this was said: all of them follow. Only then are calls
+    of an earlier boot given up, since their last reports may be among these. 0 = none.
+    """
     @property
     def capabilities(self) -> agentserving.v1.types_pb2.EngineCapabilities: ...
     def __init__(
@@ -73,9 +78,10 @@ class EngineHello(google.protobuf.message.Message):
         capabilities: agentserving.v1.types_pb2.EngineCapabilities | None = ...,
         epoch: builtins.int = ...,
         draining: builtins.bool = ...,
+        unacked_seq: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["capabilities", b"capabilities"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "boot_id", b"boot_id", "capabilities", b"capabilities", "draining", b"draining", "engine_id", b"engine_id", "epoch", b"epoch", "sidecar_address", b"sidecar_address"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "boot_id", b"boot_id", "capabilities", b"capabilities", "draining", b"draining", "engine_id", b"engine_id", "epoch", b"epoch", "sidecar_address", b"sidecar_address", "unacked_seq", b"unacked_seq"]) -> None: ...
 
 global___EngineHello = EngineHello
 
@@ -243,20 +249,26 @@ class Welcome(google.protobuf.message.Message):
     EPOCH_FIELD_NUMBER: builtins.int
     POLICY_FIELD_NUMBER: builtins.int
     REPORT_INTERVAL_US_FIELD_NUMBER: builtins.int
+    HELD_PROGRAM_IDS_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     report_interval_us: builtins.int
     """Largest time between two reports the leader tolerates, microseconds."""
     @property
     def policy(self) -> agentserving.v1.types_pb2.PolicyVersion: ...
+    @property
+    def held_program_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Root programs that are held now, all of them: whatever else an engine holds it lets go."""
+
     def __init__(
         self,
         *,
         epoch: builtins.int = ...,
         policy: agentserving.v1.types_pb2.PolicyVersion | None = ...,
         report_interval_us: builtins.int = ...,
+        held_program_ids: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["policy", b"policy"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "policy", b"policy", "report_interval_us", b"report_interval_us"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "held_program_ids", b"held_program_ids", "policy", b"policy", "report_interval_us", b"report_interval_us"]) -> None: ...
 
 global___Welcome = Welcome
 
@@ -336,6 +348,8 @@ global___PreemptCall = PreemptCall
 
 @typing.final
 class PauseCalls(google.protobuf.message.Message):
+    """Holds, or lets go, all calls of a root program's tree."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PROGRAM_ID_FIELD_NUMBER: builtins.int

@@ -97,7 +97,7 @@ class ProgramServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CloseProgram(self, request, context):
-        """Ends a program; calls in flight finish and are still charged.
+        """Ends a program; calls in flight finish and are still charged. The first word on the outcome stands. Ends a hold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,21 +124,23 @@ class ProgramServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelProgram(self, request, context):
-        """Aborts all calls of a program and of its children, then closes them.
+        """Aborts all calls of a program and of its children, and closes them. Ends a hold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseProgram(self, request, context):
-        """Holds a program: its calls queue, running ones are preempted.
+        """Holds the whole tree that a program belongs to: engines queue a tree as one, by its account. Calls queue, running
+        ones are preempted; holds survive restarts of the control plane, of sidecars and of engines.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeProgram(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Lets the whole tree go.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

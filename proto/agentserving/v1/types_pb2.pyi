@@ -34,7 +34,7 @@ class _ProgramStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     PROGRAM_STATE_TOOL_WAIT: _ProgramState.ValueType  # 2
     """Told us that it waits for a tool or a human (BeginToolWait)."""
     PROGRAM_STATE_PAUSED: _ProgramState.ValueType  # 3
-    """Held by PauseProgram: its calls queue and do not run."""
+    """The tree it belongs to is held by PauseProgram: calls queue and do not run."""
     PROGRAM_STATE_CLOSED: _ProgramState.ValueType  # 4
     """Ended; kept for a while so that late reports and questions find it."""
 
@@ -47,7 +47,7 @@ PROGRAM_STATE_ACTIVE: ProgramState.ValueType  # 1
 PROGRAM_STATE_TOOL_WAIT: ProgramState.ValueType  # 2
 """Told us that it waits for a tool or a human (BeginToolWait)."""
 PROGRAM_STATE_PAUSED: ProgramState.ValueType  # 3
-"""Held by PauseProgram: its calls queue and do not run."""
+"""The tree it belongs to is held by PauseProgram: calls queue and do not run."""
 PROGRAM_STATE_CLOSED: ProgramState.ValueType  # 4
 """Ended; kept for a while so that late reports and questions find it."""
 global___ProgramState = ProgramState
@@ -260,33 +260,29 @@ global___Call = Call
 
 @typing.final
 class Thread(google.protobuf.message.Message):
-    """A chain of calls in a program, parallel to other chains."""
+    """A chain of calls in a program, parallel to other chains. Threads begin with their first call and need no end: an id
+    that is used again, at any time, is the same thread gone on. Rows keep the 512 threads used last.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     THREAD_ID_FIELD_NUMBER: builtins.int
-    PARENT_THREAD_ID_FIELD_NUMBER: builtins.int
     CALLS_FIELD_NUMBER: builtins.int
     SERVICE_US_FIELD_NUMBER: builtins.int
     WAIT_US_FIELD_NUMBER: builtins.int
-    JOINED_FIELD_NUMBER: builtins.int
     thread_id: builtins.str
-    parent_thread_id: builtins.str
     calls: builtins.int
     service_us: builtins.int
     wait_us: builtins.int
-    joined: builtins.bool
     def __init__(
         self,
         *,
         thread_id: builtins.str = ...,
-        parent_thread_id: builtins.str = ...,
         calls: builtins.int = ...,
         service_us: builtins.int = ...,
         wait_us: builtins.int = ...,
-        joined: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["calls", b"calls", "joined", b"joined", "parent_thread_id", b"parent_thread_id", "service_us", b"service_us", "thread_id", b"thread_id", "wait_us", b"wait_us"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls", b"calls", "service_us", b"service_us", "thread_id", b"thread_id", "wait_us", b"wait_us"]) -> None: ...
 
 global___Thread = Thread
 
@@ -343,7 +339,7 @@ class Program(google.protobuf.message.Message):
     level: builtins.int
     """Level a call arriving now would start at."""
     revision: builtins.int
-    """Store revision of this state; 0 = not yet durable."""
+    """Order of changes of the whole table, as WatchPrograms and ListPrograms count it; grows over restarts, too."""
     @property
     def calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Call]: ...
     @property
