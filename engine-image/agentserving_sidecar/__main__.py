@@ -56,7 +56,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def open_channel(settings: argparse.Namespace) -> grpc.aio.Channel:
     """To the control plane; TLS when a CA is given."""
     options = [
-        ("grpc.max_reconnect_backoff_ms", 2000),
+        ("grpc.max_reconnect_backoff_ms", 1000),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 5_000),

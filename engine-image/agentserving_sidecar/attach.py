@@ -18,7 +18,8 @@ from agentserving.v1 import engine_service_pb2_grpc as rpc
 
 log = structlog.get_logger()
 
-BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 3.0
+# A control plane that is back has no engine to choose until we are: do not be late.
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 1.0
 # Reports queued for a leader that does not read; beyond, progress is skipped: the next one says more.
 MAX_QUEUED = 1000
 

@@ -1,0 +1,114 @@
+"""A control plane on a real etcd and two engines with sidecars, each a process that a test may kill."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+from agentserving.v1 import (
+    admin_service_pb2_grpc,
+    call_service_pb2_grpc,
+    program_service_pb2,
+    program_service_pb2_grpc,
+    types_pb2,
+)
+from agentserving_cli.local.layout import free_ports
+from support.component import Component
+from support.etcd_server import EtcdServer
+from support.scripted_engine import ScriptedEngine
+
+KEY = b"0123456789abcdef"
+ALL_STATES = [state for state in types_pb2.ProgramState.values() if state]
+
+
+async def until(condition: Callable[[], Any], bound_s: float = 30.0) -> None:
+    """Waits for a condition; it may take a while, so it is asked in a thread."""
+    async with asyncio.timeout(bound_s):
+        while not await asyncio.to_thread(condition):
+            await asyncio.sleep(0.02)
+
+
+class KillableCluster:
+    """`async with` starts it and ends all of it."""
+
+    def __init__(self, engines: int = 2, **flags: object) -> None:
+        # Sockets have short names: not below pytest's long ones.
+        self.directory = Path(tempfile.mkdtemp(prefix="agentserving-faults-"))
+        self.etcd = EtcdServer()
+        (port,) = free_ports(1)
+        self.listen = f"127.0.0.1:{port}"
+        (self.directory / "key").write_bytes(KEY)
+        self.control_plane = self.another_control_plane(**flags)
+        self._count = engines
+        self.engines: dict[str, ScriptedEngine] = {}
+        self.sidecars: dict[str, Component] = {}
+
+    def another_control_plane(self, **flags: object) -> Component:
+        """On the same store; not started."""
+        given = {
+            "listen": self.listen, "store": "etcd", "etcd_endpoints": self.etcd.endpoint,
+            "ticket_key_file": self.directory / "key", "policy": "plas", **flags,
+        }  # fmt: skip
+        return Component("agentserving_controlplane", self.directory, **given)
+
+    async def __aenter__(self) -> KillableCluster:
+        await asyncio.to_thread(self.etcd.start)
+        self.control_plane.start()
+        for number in range(self._count):
+            await self._engine(f"e{number}")
+        for component in (self.control_plane, *self.sidecars.values()):
+            await asyncio.to_thread(component.wait_ready)
+        options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
+        self.channel = grpc.aio.insecure_channel(self.listen, options=options)
+        self.programs = program_service_pb2_grpc.ProgramServiceStub(self.channel)
+        self.calls = call_service_pb2_grpc.CallServiceStub(self.channel)
+        self.admin = admin_service_pb2_grpc.AdminServiceStub(self.channel)
+        return self
+
+    async def _engine(self, engine_id: str) -> None:
+        home = self.directory / engine_id
+        home.mkdir()
+        engine = self.engines[engine_id] = await ScriptedEngine(engine_id, KEY, home).start()
+        (port,) = free_ports(1)
+        self.sidecars[engine_id] = Component(
+            "agentserving_sidecar", self.directory, engine_id=engine_id, engine_address=engine.address,
+            channel_dir=home, state_dir=home / "state", control_plane=self.listen, listen=f"127.0.0.1:{port}",
+        ).start()  # fmt: skip
+
+    async def attached(self) -> None:
+        """Until every sidecar is attached to the control plane."""
+        await until(lambda: all(s.metric("agentserving_sidecar_attached") for s in self.sidecars.values()))
+
+    async def acknowledged(self, bound_s: float = 30.0) -> None:
+        """Until every report of every engine is durable."""
+        books = [engine.book for engine in self.engines.values()]
+        await until(lambda: not any(book.unacked for book in books), bound_s)
+        await until(
+            lambda: all(s.metric("agentserving_sidecar_unacked_reports") == 0 for s in self.sidecars.values()), bound_s
+        )
+
+    async def table(self) -> dict[str, types_pb2.Program]:
+        """Every row, page by page."""
+        found: dict[str, types_pb2.Program] = {}
+        token = ""
+        while True:
+            request = program_service_pb2.ListProgramsRequest(page_size=50, page_token=token, states=ALL_STATES)
+            page = await self.programs.ListPrograms(request, wait_for_ready=True, timeout=30)
+            found.update({program.program_id: program for program in page.programs})
+            token = page.next_page_token
+            if not token:
+                return found
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.channel.close()
+        for component in (*self.sidecars.values(), self.control_plane):
+            await asyncio.to_thread(component.kill)
+        for engine in self.engines.values():
+            await engine.close()
+        await asyncio.to_thread(self.etcd.close)
+        shutil.rmtree(self.directory, ignore_errors=True)

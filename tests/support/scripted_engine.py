@@ -1,0 +1,82 @@
+"""An engine whose calls cost exactly what the test says: the plugin's own book and channel, without a model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from pathlib import Path
+
+from agentserving.channel import AckCalls, EngineHello, EngineReport, Load, ToEngine
+from agentserving.policy import Accounting
+from agentserving_engine.call_book import CallBook, copy_record
+from agentserving_engine.channel_server import ChannelServer
+from agentserving_engine.policy import CallStats
+from aiohttp import web
+
+
+class ScriptedEngine:
+    """Answers /v1/models and /health; `run` is a call."""
+
+    def __init__(self, engine_id: str, key: bytes, directory: Path) -> None:
+        self.engine_id, self.directory = engine_id, directory
+        self.book = CallBook(engine_id, key)
+        self.told: list[ToEngine] = []
+        self._number = 0
+        hello = EngineHello(
+            uuid.uuid4().hex, 0, 0, "SIMULATOR", "0", "0", 64, 8192, 16, 27_000, 1, False, 0
+        )  # fmt: skip
+        self.channel = ChannelServer(directory / "rank0.sock", hello, lambda: list(self.book.unacked.values()))
+        self.address = ""
+
+    async def start(self) -> ScriptedEngine:
+        """Begins to listen."""
+
+        async def models(_: web.Request) -> web.Response:
+            return web.json_response({"data": [{"id": "tiny"}]})
+
+        app = web.Application()
+        app.add_routes([web.get("/v1/models", models), web.get("/health", models)])
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.address = f"127.0.0.1:{self._runner.addresses[0][1]}"
+        self._reader = asyncio.create_task(self._read())
+        return self
+
+    async def _read(self) -> None:
+        while True:
+            while self.channel.inbox:
+                message = self.channel.inbox.popleft()
+                if isinstance(message, AckCalls):
+                    self.book.acknowledge(message.calls)
+                else:
+                    self.told.append(message)
+            await asyncio.sleep(0.005)
+
+    async def run(self, ticket: str, pieces: list[tuple[float, int]], wait_us: int, tokens: int) -> None:
+        """A call in pieces of (seconds that pass, service in microseconds)."""
+        self._number += 1
+        request_id = f"request{self._number}x"
+        facts = self.book.arrive(request_id, ticket, self._number, time.time(), Accounting.SUM)
+        assert facts.managed, f"ticket refused: {ticket}"
+        call = self.book.call_of(request_id)
+        assert call is not None
+        for step, (pause_s, service_us) in enumerate(pieces):
+            await asyncio.sleep(pause_s)
+            self.book.charge(request_id, step, service_us)
+            self.channel.post(EngineReport(Load(running=1), [copy_record(call.record)], 1), wake=True)
+        call.record.output_tokens = tokens
+        record = self.book.end(
+            request_id, CallStats(0, 0, wait_us, 0, 0, 0, False), "completed", self._number, Accounting.SUM
+        )
+        assert record is not None
+        self.channel.post(EngineReport(Load(), [record], 1), wake=True)
+
+    async def close(self) -> None:
+        """The end."""
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        await self._runner.cleanup()
+        await asyncio.to_thread(self.channel.close)
