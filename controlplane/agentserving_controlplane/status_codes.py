@@ -8,6 +8,7 @@ import grpc
 from agentserving.v1 import call_service_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -15,6 +16,8 @@ from agentserving_controlplane import errors
 from agentserving_controlplane.store import FencedError, PendingLimitError, StoreError
 
 DOMAIN = "agentserving.io"
+# Messages repeat what the client sent, and travel thrice in headers that hold 8 KiB: longer ones are cut.
+MAX_MESSAGE_CHARS = 300
 
 _CODES: dict[type[Exception], int] = {
     errors.NotFoundError: code_pb2.NOT_FOUND,
@@ -34,6 +37,8 @@ def as_domain_error(error: Exception) -> errors.DomainError:
     match error:
         case errors.DomainError():
             return error
+        case DecodeError():
+            return errors.InvalidError("MALFORMED_MESSAGE", "these bytes are no message of this call")
         case PendingLimitError():
             return errors.OverloadedError("STORE_BACKPRESSURE", str(error), retry_after_s=1.0)
         case FencedError():
@@ -51,13 +56,19 @@ def code_of(error: errors.DomainError) -> int:
     return int(_CODES.get(type(error), code_pb2.INTERNAL))
 
 
+def _short(refusal: errors.DomainError) -> str:
+    text = str(refusal)
+    return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 3] + "..."
+
+
 async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:  # type: ignore[type-arg]
     """Ends the RPC with status, ErrorInfo and, where there is one, BadRequest and RetryInfo."""
     refusal = as_domain_error(error)
-    status = status_pb2.Status(code=code_of(refusal), message=str(refusal))
+    message = _short(refusal)
+    status = status_pb2.Status(code=code_of(refusal), message=message)
     details = [error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN)]
     if refusal.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=refusal.field, description=str(refusal))
+        violation = error_details_pb2.BadRequest.FieldViolation(field=refusal.field, description=message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if refusal.retry_after_s:
         delay = Duration()
@@ -74,7 +85,7 @@ async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn
 def admission_error(error: Exception) -> call_service_pb2.AdmissionError:
     """The same on the admissions stream."""
     refusal = as_domain_error(error)
-    told = call_service_pb2.AdmissionError(code=code_of(refusal), reason=refusal.reason, message=str(refusal))
+    told = call_service_pb2.AdmissionError(code=code_of(refusal), reason=refusal.reason, message=_short(refusal))
     if refusal.retry_after_s:
         told.retry_after.FromMilliseconds(int(refusal.retry_after_s * 1000))
     return told

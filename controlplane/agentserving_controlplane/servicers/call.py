@@ -10,11 +10,12 @@ import structlog
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
 from agentserving.v1 import types_pb2
+from google.protobuf.message import DecodeError
 
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engines import LOST
 from agentserving_controlplane.errors import DomainError
-from agentserving_controlplane.servicers.common import check_tenant, own_tenant, tenant_of, unary
+from agentserving_controlplane.servicers.common import Outlet, check_tenant, own_tenant, tenant_of, unary
 from agentserving_controlplane.status_codes import abort, admission_error
 from agentserving_controlplane.store import StoreError
 
@@ -49,12 +50,17 @@ class CallServicer(rpc.CallServiceServicer):
             tenant = tenant_of(context)
         except DomainError as error:
             await abort(context, error)
-        pusher = asyncio.create_task(self._push_engines(context))
+        outlet = Outlet(context)
+        pusher = asyncio.create_task(self._push_engines(outlet))
         try:
             while (request := await context.read()) is not grpc.aio.EOF:
                 response = self._answer(request, tenant)
                 if response is not None:
-                    await context.write(response)
+                    await outlet.write(response)
+            await outlet.close()
+        except DecodeError as error:
+            await outlet.close()
+            await abort(context, error)
         finally:
             pusher.cancel()
             await asyncio.gather(pusher, return_exceptions=True)
@@ -81,7 +87,7 @@ class CallServicer(rpc.CallServiceServicer):
             response.error.CopyFrom(admission_error(error))
         return response
 
-    async def _push_engines(self, context: Any) -> None:
+    async def _push_engines(self, outlet: Outlet) -> None:
         """Which engines there are: at once, and whenever that changes."""
         told: list[tuple[str, str, types_pb2.EngineState.ValueType]] | None = None
         wake = asyncio.Event()
@@ -95,7 +101,7 @@ class CallServicer(rpc.CallServiceServicer):
                     told = facts
                     engines = [self._plane.engines.message(e) for e in there]
                     message = pb.AdmissionsResponse(engines=pb.EngineSet(engines=engines), epoch=self._plane.epoch)
-                    await context.write(message)
+                    await outlet.write(message)
                 await wake.wait()
                 await asyncio.sleep(0.1)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import re
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,7 @@ Response = TypeVar("Response")
 
 # For clients that set no deadline: a mutation that waits for the store gives up after this.
 DEFAULT_DEADLINE_S = 30.0
+LAST_WRITE_S = 1.0
 
 
 # Part of keys in the store, beside NUL.
@@ -46,6 +48,24 @@ def own_tenant(named: str, tenant: str) -> str:
     if named and named != tenant:
         raise InvalidError("FOREIGN_TENANT", f"tenant: this connection is {tenant!r}'s", field="tenant")
     return tenant
+
+
+class Outlet:
+    """Writes of one stream, one at a time: grpc.aio takes no second one, nor a status, while one is on its way."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._writing = asyncio.Lock()
+
+    async def write(self, message: object) -> None:
+        """Waits while the client does not read."""
+        async with self._writing:
+            await self._context.write(message)
+
+    async def close(self) -> None:
+        """No more writes; before a status is sent. Does not wait for ever for a client that does not read."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._writing.acquire(), LAST_WRITE_S)
 
 
 def unary(

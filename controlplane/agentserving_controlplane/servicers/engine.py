@@ -11,11 +11,13 @@ import grpc
 import structlog
 from agentserving.v1 import engine_service_pb2 as pb
 from agentserving.v1 import engine_service_pb2_grpc as rpc
+from google.protobuf.message import DecodeError
 
 from agentserving_controlplane.control_plane import ControlPlane, now_us
 from agentserving_controlplane.engines import Engine
 from agentserving_controlplane.errors import ConflictError, DomainError, InvalidError, ReplacedError, UnavailableError
 from agentserving_controlplane.links import Link
+from agentserving_controlplane.servicers.common import Outlet
 from agentserving_controlplane.status_codes import abort
 from agentserving_controlplane.store import FencedError, StoreError
 
@@ -45,12 +47,13 @@ class EngineServicer(rpc.EngineServiceServicer):
                 error = tasks[0].exception()
             elif stream.link.ended.is_set():
                 error = ReplacedError("STREAM_ENDED", stream.link.reason, retry_after_s=1.0)
+            await stream.outlet.close()
         finally:
             for task in (*tasks, ended):
                 task.cancel()
             await asyncio.gather(*tasks, ended, return_exceptions=True)
             stream.detach()
-        if isinstance(error, DomainError | StoreError):
+        if isinstance(error, DomainError | StoreError | DecodeError):
             await abort(context, error)
         elif isinstance(error, Exception) and not isinstance(error, grpc.RpcError):
             log.error("stream of an engine failed", exc_info=error)
@@ -61,7 +64,7 @@ class _Stream:
     """One sidecar's stream: three tasks that end together."""
 
     def __init__(self, plane: ControlPlane, context: Any) -> None:
-        self._plane, self._context = plane, context
+        self._plane, self._context, self.outlet = plane, context, Outlet(context)
         self.link = Link()
         self.engine: Engine | None = None
         self._acks: deque[tuple[int, int]] = deque()
@@ -137,7 +140,7 @@ class _Stream:
     async def write(self) -> None:
         """What there is to tell, in order."""
         while True:
-            await self._context.write(await self.link.outgoing.get())
+            await self.outlet.write(await self.link.outgoing.get())
 
     async def acknowledge(self) -> None:
         """Acknowledges what has landed; one message for all that landed together."""
