@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 MAX_LEVELS = 64
+MAX_NAME_BYTES = 128
 
 
 class Accounting(StrEnum):
@@ -73,6 +74,8 @@ class Policy:
 def validate(policy: Policy) -> None:
     """Raises InvalidPolicyError with the field's path when the policy cannot be executed."""
     levels = policy.levels
+    if len(policy.name.encode()) > MAX_NAME_BYTES:
+        raise InvalidPolicyError("name", f"at most {MAX_NAME_BYTES} bytes")
     if not 1 <= len(levels) <= MAX_LEVELS:
         raise InvalidPolicyError("levels", f"needs 1 to {MAX_LEVELS} levels, got {len(levels)}")
     below = 0

@@ -1,0 +1,173 @@
+"""What engines may say, in which order, and what numbers do to an account."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from agentserving.v1 import admin_service_pb2, call_service_pb2, engine_service_pb2, program_service_pb2, types_pb2
+from agentserving_controlplane import links, rows
+from agentserving_controlplane.metrics import Collector
+from agentserving_controlplane.reported import MAX_COUNTER
+from grpc import StatusCode
+from prometheus_client import CollectorRegistry, generate_latest
+from support.served_plane import PlayedEngine, ServedPlane, refusal, until_end
+
+MAX = 2**63 - 1
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[ServedPlane]:
+    async with ServedPlane() as made:
+        yield made
+
+
+async def test_a_report_before_hello_is_refused(served: ServedPlane) -> None:
+    engine = PlayedEngine(served.engine_service)
+    await engine.say(report=engine_service_pb2.Report(seq=1))
+    told = await refusal(until_end(engine.stream))
+    assert (told.code, told.reason) == (StatusCode.FAILED_PRECONDITION, "HELLO_FIRST")
+
+
+@pytest.mark.parametrize(
+    ("hello", "code", "reason"),
+    [
+        ({"engine_id": ""}, StatusCode.INVALID_ARGUMENT, "BAD_ENGINE_ID"),
+        ({"engine_id": "x" * 129}, StatusCode.INVALID_ARGUMENT, "BAD_ENGINE_ID"),
+        ({"boot_id": ""}, StatusCode.INVALID_ARGUMENT, "BAD_ENGINE_ID"),
+        ({"epoch": MAX}, StatusCode.UNAVAILABLE, "NOT_LEADER"),
+    ],
+)
+async def test_a_hello_that_cannot_be_is_refused(
+    served: ServedPlane, hello: dict[str, Any], code: StatusCode, reason: str
+) -> None:
+    told = await refusal(PlayedEngine(served.engine_service).hello(**hello))
+    assert (told.code, told.reason) == (code, reason)
+
+
+async def test_hello_twice_is_a_renewal_but_not_of_another_engine(served: ServedPlane) -> None:
+    engine = await served.attach("e1")
+    assert (await engine.hello("e1", draining=True)).epoch == served.plane.epoch
+    told = await refusal(engine.hello("e2"))
+    assert told.reason == "ENGINE_CHANGED"
+
+
+async def test_a_second_stream_of_an_engine_ends_the_first(served: ServedPlane) -> None:
+    first = await served.attach("e1")
+    second = await served.attach("e1")
+    told = await refusal(until_end(first.stream))
+    assert (told.code, told.reason) == (StatusCode.ABORTED, "STREAM_ENDED")
+    assert told.retry_after_s == 1.0
+    engines = (await served.admin.ListEngines(admin_service_pb2.ListEnginesRequest())).engines
+    assert [e.state for e in engines] == [types_pb2.ENGINE_STATE_READY]
+    second.stream.cancel()
+
+
+async def test_an_engine_that_does_not_read_is_cut_off(served: ServedPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "MAX_QUEUED", 100)
+    engine = await served.attach("e1")
+    for number in range(100_000):
+        if not served.plane.links._links:
+            break
+        served.plane.links.direct("e1", cancel=engine_service_pb2.CancelCalls(call_ids=["x" * 1000]))
+        if number % 50 == 0:
+            await asyncio.sleep(0.001)
+    assert "e1" not in served.plane.links._links
+    engine.stream.cancel()
+
+
+async def test_absurd_reports_never_overflow_an_account(served: ServedPlane) -> None:
+    await served.open("p")
+    engine = await served.attach()
+    numbers = dict.fromkeys(
+        ("service_us", "wait_us", "prompt_tokens", "cached_tokens", "output_tokens", "attained_service_us"), MAX
+    )
+    for seq in range(1, 21):
+        await engine.report(await served.admit("p"), seq, **numbers, preemptions=2**32 - 1, level=2**32 - 1, outcome=99)
+    row = await served.get("p")
+    assert row.total_service_us == row.attained_service_us == 20 * MAX_COUNTER
+    (stored,) = (await served.store.load("programs/")).items.values()
+    assert rows.decode(stored).calls_completed == 20
+    registry = CollectorRegistry()
+    registry.register(Collector(served.plane))
+    assert b'agentserving_calls_completed_total{outcome="failed"} 20.0' in generate_latest(registry)
+    assert (await served.admit("p", prompt_tokens=MAX)).call_id
+
+
+async def test_sums_stop_below_what_the_wire_can_carry(served: ServedPlane) -> None:
+    await served.open("p")
+    engine = await served.attach()
+    row = served.plane.table.find("default", "p")
+    row.attained_service_us = row.total_service_us = row.prompt_tokens = rows.MAX_SUM - 1
+    await engine.report(await served.admit("p"), 1, service_us=50, prompt_tokens=50, outcome=1)
+    told = await served.get("p")
+    assert told.attained_service_us == told.total_service_us == told.prompt_tokens == rows.MAX_SUM
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"service_us": -1},
+        {"cached_tokens": -(2**63)},
+        {"call_id": "p.1." + "9" * 5000},
+        {"call_id": "p.01.0"},
+        {"call_id": ""},
+        {"program_id": "another"},
+        {"tenant": "another"},
+    ],
+)
+async def test_a_report_that_makes_no_sense_changes_nothing_and_is_acknowledged(
+    served: ServedPlane, fields: dict[str, Any]
+) -> None:
+    await served.open("p")
+    engine = await served.attach()
+    await engine.report(await served.admit("p"), 1, **{"service_us": 5, "outcome": 1, **fields})
+    assert (await served.get("p")).calls_completed == 0
+    assert served.plane.table.totals.reports_ignored == 1
+
+
+async def test_calls_of_an_earlier_boot_wait_for_the_reports_that_are_still_to_come(served: ServedPlane) -> None:
+    await served.open("p")
+    engine = await served.attach(boot_id="b1")
+    told, silent = await served.admit("p"), await served.admit("p")
+    await engine.report(told, service_us=3)
+    await engine.report(silent, service_us=4)
+    engine.stream.cancel()
+    engine = await served.attach(boot_id="b2", unacked_seq=7)
+    assert len((await served.get("p")).calls) == 2
+    await engine.report(told, seq=7, service_us=100, outcome=1)
+    row = await served.get("p")
+    assert not row.calls
+    assert (row.calls_completed, row.total_service_us) == (2, 104)
+
+
+async def test_a_call_ended_by_a_client_and_reported_after_all_is_charged(served: ServedPlane) -> None:
+    await served.open("p")
+    engine = await served.attach()
+    admitted = await served.admit("p")
+    for _ in range(2):
+        await served.calls.EndCall(call_service_pb2.EndCallRequest(call_id=admitted.call_id, never_started=True))
+    assert not (await served.get("p")).calls
+    for seq in (1, 2):
+        await engine.report(admitted, seq, service_us=9, outcome=2)
+    row = await served.get("p")
+    assert (row.calls_completed, row.total_service_us) == (1, 9)
+
+
+async def test_an_engine_that_comes_back_learns_what_was_cancelled_and_where_accounts_stand(
+    served: ServedPlane,
+) -> None:
+    await served.open("p")
+    engine = await served.attach()
+    ended, running = await served.admit("p"), await served.admit("p")
+    await engine.report(ended, 1, service_us=11, outcome=1)
+    engine.stream.cancel()
+    while served.plane.engines.engines["e1"].attached:
+        await served.get("p")
+    await served.programs.CancelProgram(program_service_pb2.CancelProgramRequest(program_id="p"))
+    engine = await served.attach()
+    accounts = (await engine.hear("accounts")).directive.accounts.accounts
+    assert [(a.root_program_id, a.attained_service_us) for a in accounts] == [("p", 11)]
+    assert list((await engine.hear("cancel")).directive.cancel.call_ids) == [running.call_id]
