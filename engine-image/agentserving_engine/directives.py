@@ -1,0 +1,85 @@
+"""What the sidecar tells the engine to do, executed between two steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentserving.channel import AckCalls, Cancel, Preempt, SetAccounts, SetHolds, SetPolicy, ToEngine
+from agentserving.policy import from_dict
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.request import RequestStatus
+
+from agentserving_engine.plugin_state import PluginState, now_us
+from agentserving_engine.steering import Steering
+
+
+class Directives:
+    """Executes the messages in the channel's inbox."""
+
+    def __init__(self, state: PluginState, steering: Steering) -> None:
+        self._state, self._steering = state, steering
+        self._cancelled: list[tuple[int, EngineCoreOutput]] = []
+
+    def take(self) -> None:
+        """Everything that has come in since the last step."""
+        if self._state.channel is None:
+            return
+        inbox = self._state.channel.inbox
+        while inbox:
+            self._execute(inbox.popleft())
+
+    def answer_cancelled(self, result: dict[int, Any]) -> None:
+        """Adds the last outputs of cancelled requests to what goes to the front end."""
+        for client_index, output in self._cancelled:
+            result.setdefault(client_index, EngineCoreOutputs()).outputs.append(output)
+        self._cancelled.clear()
+
+    def _execute(self, message: ToEngine) -> None:
+        state = self._state
+        match message:
+            case AckCalls():
+                state.book.acknowledge(message.calls)
+            case SetAccounts():
+                for root, attained, wait in message.accounts:
+                    state.book.learn(root, attained, wait)
+                    state.calls.set_account(root, attained, wait)
+            case SetPolicy():
+                self._set_policy(message)
+            case Preempt():
+                for key in state.book.requests_of(message.call_id):
+                    self._give_way(key)
+            case SetHolds():
+                wanted, held = set(message.program_ids), state.calls.held_programs
+                for program_id in sorted(wanted ^ held):
+                    self._pause(program_id, program_id in wanted)
+            case Cancel():
+                self._cancel([key for call_id in message.call_ids for key in state.book.requests_of(call_id)])
+
+    def _give_way(self, key: str) -> None:
+        self._steering.preempt(key)
+        self._state.vllm.waiting.offer(key)
+
+    def _set_policy(self, message: SetPolicy) -> None:
+        state = self._state
+        state.calls.set_policy(from_dict(message.policy))
+        state.policy_version = message.version
+        state.vllm.waiting.rekey_all()
+        state.order_changed = True
+
+    def _pause(self, program_id: str, paused: bool) -> None:
+        state, waiting = self._state, self._state.vllm.waiting
+        for key in state.calls.pause(program_id, paused, now_us()):
+            self._steering.preempt(key)
+        for request in list(waiting):
+            if paused and state.calls.is_held(request.request_id):
+                waiting.set_aside(request.request_id)
+            elif not paused:
+                waiting.offer(request.request_id)
+
+    def _cancel(self, keys: list[str]) -> None:
+        """Aborts requests and answers their clients: vLLM's own abort tells the front end nothing."""
+        for request in self._state.vllm.finish_requests(keys, RequestStatus.FINISHED_ABORTED) or ():
+            output = EngineCoreOutput(
+                request_id=request.request_id, new_token_ids=[], finish_reason=request.get_finished_reason()
+            )
+            self._cancelled.append((request.client_index, output))
