@@ -5,10 +5,10 @@ UV := $(shell command -v uv || echo "python3 -m uv")
 RUN := .venv/bin
 PYTHON ?= 3.11
 
-.PHONY: help setup demo test bench check proto clean
+.PHONY: help setup demo test test-matrix bench check proto clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 setup: .venv/.stamp ## the project's environment in .venv
 
@@ -24,6 +24,10 @@ demo: setup ## the same agent programs under FCFS and under ATLAS, on two real v
 test: setup ## all tests: unit, property, integration with real etcd and real CPU vLLM
 	$(RUN)/python -m agentserving_cli.local.vllm_env
 	$(RUN)/python -m pytest
+
+test-matrix: setup ## the scheduler plugin on every vLLM it supports (make test takes the oldest, ours and the newest)
+	$(RUN)/python -m agentserving_cli.local.vllm_env
+	AGENTSERVING_VLLM_VERSIONS=all $(RUN)/python -m pytest tests/engine/test_vllm_versions.py
 
 bench: setup ## timings and ratios into benchmarks/results
 	$(RUN)/python -m benchmarks.run

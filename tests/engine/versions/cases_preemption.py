@@ -1,0 +1,73 @@
+"""Preemptions of every cause, under load: each token of each request arrives once and in order."""
+
+from __future__ import annotations
+
+from agentserving.policy import ATLAS, FCFS, MLFQ, PLAS, PROGRAM_FCFS
+from engine.versions.rig import Engine, Options, Pipeline
+
+SEEDS = (1, 2, 3)
+
+
+def churn(engine: Engine, *, requests: int = 40, forced: float = 0.3, aborts: float = 0.02) -> None:
+    """Random arrivals, forced preemptions and aborts until all requests are through."""
+    rng, left = engine.rng, requests
+    shared = [rng.randint(0, 200) for _ in range(48)]
+    while left or engine.unfinished():
+        if left and rng.random() < 0.3:
+            left -= 1
+            tail = [rng.randint(0, 200) for _ in range(rng.randint(1, 120))]
+            engine.send(
+                prompt_tokens=(shared if rng.random() < 0.5 else []) + tail,
+                max_tokens=rng.randint(1, 60),
+                program=f"p{rng.randint(0, 7)}" if rng.random() < 0.8 else None,
+                attained_us=rng.choice([0, 0, 300_000, 2_000_000, 10**9]),
+            )
+        if rng.random() < forced:
+            for key in rng.sample(engine.running(), rng.randint(0, len(engine.running()))):
+                engine.preempt(key)
+        if rng.random() < aborts and engine.unfinished():
+            engine.abort(rng.choice(engine.unfinished()))
+        engine.step()
+
+
+def case_forced_preemptions_lose_no_token(pipeline: Pipeline) -> None:
+    for seed in SEEDS:
+        engine = Engine(pipeline, Options(budget=64), seed=seed)
+        churn(engine, aborts=0)
+        engine.finish()
+        assert engine.plugin.load.preemptions_proactive > 30, "the case forces hardly any preemption"
+        assert engine.runner.most_at_once == engine.options.slots
+        engine.close()
+
+
+def case_preemptions_and_aborts_under_kv_pressure(pipeline: Pipeline) -> None:
+    reactive = 0
+    for seed in SEEDS:
+        engine = Engine(pipeline, Options(slots=8, blocks=26, budget=64), seed=seed)
+        engine.set_policy(PLAS)
+        churn(engine)
+        engine.finish()
+        reactive += engine.plugin.load.preemptions_reactive
+        engine.close()
+    assert reactive > 0, "the case never ran out of blocks"
+
+
+def case_preemptions_without_prefix_caching(pipeline: Pipeline) -> None:
+    for seed in SEEDS:
+        engine = Engine(pipeline, Options(slots=8, blocks=40, budget=64, prefix_caching=False), seed=seed)
+        engine.set_policy(ATLAS)
+        churn(engine)
+        engine.finish()
+        engine.close()
+
+
+def case_policy_changes_in_mid_run(pipeline: Pipeline) -> None:
+    engine = Engine(pipeline, Options(blocks=60, budget=64), seed=7)
+    policies = [FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS]
+    for round_ in range(6):
+        engine.set_policy(policies[round_ % len(policies)], version=round_ + 1)
+        churn(engine, requests=10)
+    engine.finish()
+    assert engine.plugin.policy_version == 6
+    assert engine.plugin.load.hook_errors == 0
+    engine.close()

@@ -1,0 +1,335 @@
+"""One engine core in this process: the real scheduler with our plugin, a fake runner, steps in flight as vLLM has them.
+
+`Engine.step` follows EngineCore.step and step_with_batch_queue of the version that is imported; after each one the
+invariants are checked (see invariants.py). Time is virtual: a step lasts STEP_US.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+import random
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from agentserving.channel import Preempt, SetPolicy, ToEngine
+from agentserving.policy import Policy, to_dict
+from agentserving.ticket import Ticket, sign
+from agentserving_engine import plugin_state
+from agentserving_engine.scheduler import ProgramScheduler
+from engine.versions.fake_runner import BLOCK_SIZE, FakeRunner, next_token
+from engine.versions.invariants import check
+from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+KEY = b"0123456789abcdef"
+ENGINE_ID = "engine"
+STEP_US = 10_000
+MAX_STEPS = 20_000
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """How steps overlap and which model runner the scheduler output is made for."""
+
+    name: str
+    asynchronous: bool
+    v2: bool
+
+
+PIPELINES = {
+    pipeline.name: pipeline
+    for pipeline in (
+        Pipeline("sync-runner1", False, False),
+        Pipeline("sync-runner2", False, True),
+        Pipeline("async-runner1", True, False),
+        Pipeline("async-runner2", True, True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a case wants of its engine. `blocks` of 16 tokens; `budget` tokens a step, so longer prompts are chunked."""
+
+    slots: int = 4
+    blocks: int = 400
+    budget: int = 256
+    prefix_caching: bool = True
+    tokenizer: bool = False
+    lora_slots: int = 0
+    queue: str = "fcfs"
+
+
+@dataclass
+class Sent:
+    """A request and what must come back."""
+
+    request: Request
+    prompt: int
+    max_tokens: int
+    tokens: list[int]
+    finish_reason: Any = None
+    aborted: bool = False
+
+    def expected(self) -> list[int]:
+        """Every token it gets if it runs to its end."""
+        return [next_token(self.request.request_id, self.prompt + at) for at in range(self.max_tokens)]
+
+
+class Clock:
+    """Virtual time in the place of the plugin's clock."""
+
+    def __init__(self) -> None:
+        self.ns = 10**12
+
+    def monotonic_ns(self) -> int:
+        return self.ns
+
+
+class Engine:
+    """An engine core with one scheduler."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        options: Options | None = None,
+        *,
+        seed: int = 0,
+        choose: Callable[[str, int, Any], int] | None = None,
+    ) -> None:
+        self.pipeline, self.options = pipeline, options or Options()
+        self.rng = random.Random(seed)
+        self.clock = Clock()
+        plugin_state.time = SimpleNamespace(monotonic_ns=self.clock.monotonic_ns)  # type: ignore[assignment]
+        self.scheduler = self._make_scheduler()
+        self.plugin = self.scheduler._plugin
+        self.runner = FakeRunner(pipeline.v2, self.options.slots, choose)
+        self.sent: dict[str, Sent] = {}
+        self._in_flight: deque[tuple[Any, Any]] = deque()
+        self._count = itertools.count()
+        self.steps = 0
+        self.checked = True
+
+    def _make_scheduler(self) -> Any:
+        options, asynchronous = self.options, self.pipeline.asynchronous
+        directory = Path(tempfile.mkdtemp(prefix="agentserving-matrix-"))
+        (directory / "key").write_bytes(KEY)
+        os.environ["AGENTSERVING_ENGINE_ID"] = ENGINE_ID
+        os.environ["AGENTSERVING_TICKET_KEY_FILE"] = str(directory / "key")
+        os.environ["AGENTSERVING_CHANNEL_DIR"] = str(directory)
+        config = self.config = make_config(options, asynchronous)
+        self.structured_output = StructuredOutputManager(config)
+        attention = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=16, dtype=torch.float32)
+        arguments = {
+            "vllm_config": config,
+            "kv_cache_config": KVCacheConfig(
+                num_blocks=options.blocks,
+                kv_cache_tensors=[],
+                kv_cache_groups=[KVCacheGroupSpec(["layer"], attention)],
+            ),
+            "block_size": BLOCK_SIZE,
+            "log_stats": True,
+            "structured_output_manager": self.structured_output,
+        }
+        if "hash_block_size" in inspect.signature(Scheduler.__init__).parameters:
+            arguments["hash_block_size"] = BLOCK_SIZE
+        scheduler: Any = ProgramScheduler(**arguments)
+        # A property of the configuration that asks the platform; the CPU's answer is always V1.
+        scheduler.use_v2_model_runner = self.pipeline.v2
+        init_none_hash(sha256)
+        self._block_hasher = get_request_block_hasher(BLOCK_SIZE, sha256)
+        return scheduler
+
+    def close(self) -> None:
+        """Ends the channel's thread."""
+        if self.plugin.channel is not None:
+            self.plugin.channel.close()
+
+    # -- what comes from outside ---------------------------------------------------------------------------------
+
+    def send(
+        self,
+        *,
+        prompt: int = 20,
+        max_tokens: int = 10,
+        program: str | None = None,
+        call: str | None = None,
+        request_id: str | None = None,
+        attained_us: int = 0,
+        prompt_tokens: list[int] | None = None,
+        **request_fields: Any,
+    ) -> str:
+        """A request arrives; gives its id. With `program` it carries a ticket, else it is unmanaged."""
+        number = next(self._count)
+        call = call or f"{program or 'none'}.1.{number}"
+        request_id = request_id or f"chatcmpl-{call}-{number:08x}"
+        tokens = prompt_tokens or [self.rng.randint(0, 200) for _ in range(prompt)]
+        sampling = request_fields.pop("sampling_params", None) or SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+        request = Request(
+            request_id=request_id,
+            prompt_token_ids=tokens,
+            sampling_params=sampling,
+            pooling_params=None,
+            session_id=ticket(program, call, attained_us) if program else None,
+            block_hasher=self._block_hasher if self.options.prefix_caching else None,
+            **request_fields,
+        )
+        self.sent[request_id] = Sent(request, len(tokens), max_tokens, [])
+        if request.use_structured_output:
+            self.structured_output.grammar_init(request)
+        self.scheduler.add_request(request)
+        return request_id
+
+    def tell(self, message: ToEngine) -> None:
+        """A directive is in the inbox, as the channel's thread puts it there."""
+        self.plugin.channel.inbox.append(message)
+
+    def set_policy(self, policy: Policy, version: int = 1) -> None:
+        """A policy to execute from the next step on."""
+        self.tell(SetPolicy(version, to_dict(policy)))
+
+    def preempt(self, request_id: str) -> None:
+        """Makes the request give way in the next step."""
+        call = self.plugin.book.call_of(request_id)
+        if call is not None:
+            self.tell(Preempt(call.record.call_id))
+
+    def abort(self, request_id: str) -> None:
+        """The client has hung up."""
+        if self.sent[request_id].finish_reason is None:
+            self.sent[request_id].aborted = True
+            self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """EngineCore.step, or step_with_batch_queue when scheduling is asynchronous."""
+        self.steps += 1
+        self.clock.ns += STEP_US * 1000
+        scheduler, depth, deferred = self.scheduler, 2 if self.pipeline.asynchronous else 1, None
+        if scheduler.has_requests():
+            output = scheduler.schedule()
+            if output.pending_structured_output_tokens and self._in_flight:
+                deferred = output
+            else:
+                self._launch(output)
+                executed = output.total_num_scheduled_tokens > 0
+                if len(self._in_flight) < depth and (executed or scheduler.has_requests()):
+                    self._checked()
+                    return
+        if self._in_flight:
+            self._update(*self._in_flight.popleft())
+        if deferred is not None:
+            self._launch(deferred)
+        self._checked()
+
+    def _launch(self, output: Any) -> None:
+        grammar = self.scheduler.get_grammar_bitmask(output) if output.total_num_scheduled_tokens else None
+        self._in_flight.append((output, self.runner.run(output, grammar)))
+
+    def _update(self, output: Any, result: Any) -> None:
+        for outputs in self.scheduler.update_from_output(output, result).values():
+            for item in outputs.outputs:
+                sent = self.sent[item.request_id]
+                assert sent.finish_reason is None, f"{item.request_id}: output after its last one"
+                sent.tokens += item.new_token_ids
+                sent.finish_reason = item.finish_reason
+
+    def _checked(self) -> None:
+        if self.checked:
+            check(self)
+
+    def run(self, *, steps: int | None = None, until: Callable[[], bool] | None = None) -> None:
+        """Steps on: `steps` times, until a condition holds, or until nothing is left to do."""
+        for count in itertools.count():
+            if count == steps or (until is not None and until()):
+                return
+            if steps is None and until is None and not self.scheduler.has_requests() and not self._in_flight:
+                return
+            assert count < MAX_STEPS, f"no end after {count} steps; left: {self.unfinished()}"
+            self.step()
+
+    def unfinished(self) -> list[str]:
+        """Requests whose last output has not come."""
+        return [key for key, sent in self.sent.items() if sent.finish_reason is None and not sent.aborted]
+
+    def running(self) -> list[str]:
+        """Ids that vLLM runs, in its order."""
+        return [request.request_id for request in self.scheduler.running]
+
+    def finish(self) -> None:
+        """Runs to the end; every token of every request must be right, and nothing may be left anywhere."""
+        self.run()
+        for key, sent in self.sent.items():
+            expected = sent.expected()
+            if sent.finish_reason is None:
+                assert sent.aborted, f"{key} never finished"
+                expected = expected[: len(sent.tokens)]
+            assert sent.tokens == expected, f"{key}: tokens differ: {sent.tokens[:8]} for {expected[:8]}"
+        pool = self.scheduler.kv_cache_manager.block_pool
+        assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "blocks leak"
+        assert not self.scheduler.requests, f"requests leak: {list(self.scheduler.requests)}"
+        assert not self.plugin.calls.running_keys, f"calls leak: {self.plugin.calls.running_keys}"
+        assert not self.plugin.calls.waiting_count, "waiting calls leak"
+
+
+def ticket(program: str, call: str, attained_us: int = 0) -> str:
+    """A signed account of `program` for one call on this engine."""
+    return sign(Ticket(call, 1, program, program, "default", "", ENGINE_ID, attained_us, 0, 1, 1, 1 << 40, 42), KEY)
+
+
+def make_config(options: Options, asynchronous: bool) -> VllmConfig:
+    """A small engine's configuration."""
+    length = 2048
+    model = ModelConfig(
+        model=os.environ["AGENTSERVING_TEST_MODEL"],
+        dtype="float32",
+        seed=0,
+        max_model_len=length,
+        skip_tokenizer_init=not options.tokenizer,
+    )
+    scheduler = SchedulerConfig(
+        max_num_seqs=options.slots,
+        max_num_batched_tokens=options.budget,
+        max_model_len=length,
+        enable_chunked_prefill=True,
+        async_scheduling=asynchronous,
+        is_encoder_decoder=False,
+        policy=options.queue,  # type: ignore[arg-type]
+    )
+    cache = CacheConfig(
+        block_size=BLOCK_SIZE,
+        gpu_memory_utilization=0.9,
+        cache_dtype="auto",
+        enable_prefix_caching=options.prefix_caching,
+    )
+    extra: dict[str, Any] = {}
+    if options.lora_slots:
+        from vllm.config import LoRAConfig
+
+        extra["lora_config"] = LoRAConfig(max_loras=options.lora_slots, max_lora_rank=8)
+    config = VllmConfig(
+        scheduler_config=scheduler,
+        model_config=model,
+        cache_config=cache,
+        device_config=DeviceConfig(device="cpu"),
+        **extra,
+    )
+    # The platform turns asynchronous scheduling off on a CPU; nothing of it depends on the device here.
+    scheduler.async_scheduling = asynchronous
+    cache.num_gpu_blocks = options.blocks
+    return config

