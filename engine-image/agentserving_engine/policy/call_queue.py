@@ -20,6 +20,8 @@ Rank = tuple[int, int, int]
 PROTECTED_SERVICE_US = 100_000
 # Service below this counts as this when wait / service is formed, so that newcomers are not "starved" at once.
 MIN_SERVICE_US = 10_000
+# Waiting calls that could not start, looked past in one decision: its cost must not grow with the queue.
+MAX_PASSED_OVER = 64
 
 
 class CallQueue:
@@ -245,17 +247,19 @@ class CallQueue:
         need_blocks: Callable[[str], int],
         returns_blocks: Callable[[str], int],
         preemptable: Callable[[str], bool] = lambda key: True,
+        admissible: Callable[[str], bool] = lambda key: True,
     ) -> Decision:
         """Demotes, promotes, and says which running calls must give way to which waiting ones.
 
         `slots`: running calls at most; blocks as the engine's allocator counts them. A running call gives way only to
-        a call of a better level, never within its level, and only when the newcomer then fits.
+        a call of a better level, never within its level, and only when the newcomer then fits. A waiting call that is
+        not `admissible` could not start whoever gave way: it is passed over.
         """
         demoted = self._demote() if self._spent else ()
         promoted = self._promote(now_us)
         if self._waiting == self._held:
             return Decision(demoted, promoted) if demoted or promoted else NOTHING
-        preempt, admit = self._select(slots, free_blocks, need_blocks, returns_blocks, preemptable)
+        preempt, admit = self._select(slots, free_blocks, need_blocks, returns_blocks, preemptable, admissible)
         return Decision(demoted, promoted, tuple(preempt), tuple(admit))
 
     def _select(
@@ -265,13 +269,20 @@ class CallQueue:
         need_blocks: Callable[[str], int],
         returns_blocks: Callable[[str], int],
         preemptable: Callable[[str], bool],
+        admissible: Callable[[str], bool],
     ) -> tuple[list[str], list[str]]:
         free_slots = slots - len(self._running)
         budget = self._policy.max_preemptions
         victims: list[str] | None = None
         preempt: list[str] = []
         admit: list[str] = []
+        passed_over = 0
         for key in self.iter_waiting():
+            if not admissible(key):
+                passed_over += 1
+                if passed_over == MAX_PASSED_OVER:
+                    break
+                continue
             need = need_blocks(key)
             chosen: list[str] = []
             gained = 0
