@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from agentserving.policy import ATLAS, FCFS, PRESETS, Accounting, Level, Order, Policy
+from agentserving.policy import ATLAS, FCFS, PLAS, PRESETS, Accounting, Level, Order, Policy
 from agentserving_engine.policy import CallFacts, CallQueue
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -183,3 +183,29 @@ def test_no_call_waits_longer_than_beta_times_service_without_being_promoted(wai
         now += wait
         promoted |= bool(decide(queue, now, 0).promoted)
         assert promoted == (now * 1000 >= beta * 7 * SECOND)
+
+
+def test_a_policy_that_counts_accounts_learns_them_of_the_calls_that_are_here() -> None:
+    """Under FCFS no account counts: a call that arrived then has none in its facts."""
+    queue = CallQueue(FCFS)
+    queue.arrive(CallFacts("old", "rich"), 0)
+    queue.set_policy(PLAS, lambda key: CallFacts(key, "rich", attained_service_us=10**9))
+    queue.arrive(CallFacts("new", "poor"), 1)
+    assert queue.best_waiting() == "new"
+    # Nor is it taken for starved at once: its program has received much.
+    queue.decide(10**7, slots=0, free_blocks=0, need_blocks=lambda key: 1, returns_blocks=lambda key: 1)
+    stats = queue.stats("old", 10**7)
+    assert stats is not None
+    assert (stats.level, stats.promotions) == (len(PLAS.levels) - 1, 0)
+
+
+def test_a_call_that_could_not_start_makes_nobody_give_way_and_blocks_nobody() -> None:
+    queue = CallQueue(PLAS)
+    queue.arrive(CallFacts("hog", "hog", 10**9), 0)
+    queue.start("hog", 0)
+    queue.arrive(CallFacts("blocked", "a"), 1)
+    room = {"slots": 1, "free_blocks": 9, "need_blocks": lambda key: 1, "returns_blocks": lambda key: 1}
+    assert queue.decide(2, **room, admissible=lambda key: key != "blocked").preempt == ()
+    queue.arrive(CallFacts("able", "b"), 3)
+    decision = queue.decide(4, **room, admissible=lambda key: key != "blocked")
+    assert (decision.preempt, decision.admit) == (("hog",), ("able",))

@@ -155,17 +155,22 @@ class CallQueue:
             del self._programs[program_id]
         return sorted(k for k in program.calls if self._calls[k].running) if paused else []
 
-    def set_policy(self, policy: Policy) -> None:
-        """Another policy from now on: every call enters the level that its account and own service stand at."""
+    def set_policy(self, policy: Policy, facts_of: Callable[[str], CallFacts] | None = None) -> None:
+        """Another policy from now on: every call enters the level that its account and own service stand at.
+
+        `facts_of` tells the calls' facts anew: which account counts depends on the policy.
+        """
         self._policy = policy
         self._set_bounds()
         self._order.clear()
         self._starving.clear()
         self._spent.clear()
-        for call in self._calls.values():
+        for key, call in self._calls.items():
+            call.facts = facts_of(key) if facts_of is not None else call.facts
             call.level = self._arrival_level(call.facts, call.service_us)
             call.quantum_used_us = 0
             program = self._programs[call.facts.program]
+            program.attained_us = max(program.attained_us, call.facts.attained_service_us)
             call.version += 1
             if not call.running and not program.paused:
                 self._push(call, program)
