@@ -74,10 +74,17 @@ class CallBook:
         call = self._find_call(request_id, session_id, now_us, unix_s)
         if call is None:
             self.totals.unmanaged_calls += 1
+        else:
+            call.members.add(request_id)
+            self._by_request[request_id] = call
+        return self.facts(request_id, accounting)
+
+    def facts(self, request_id: str, accounting: Accounting) -> CallFacts:
+        """What the policy needs of a request that has arrived; one without a call is a program of its own."""
+        call = self._by_request.get(request_id)
+        if call is None:
             return CallFacts(request_id, f"\x00{request_id}", managed=False)
         record = call.record
-        call.members.add(request_id)
-        self._by_request[request_id] = call
         attained, wait = self._accounts.get(record.root_program_id, (0, 0))
         attained = max(attained, record.attained_service_us) if accounting is not Accounting.NONE else 0
         return CallFacts(request_id, record.root_program_id, attained, wait, call.program_arrival_us)
@@ -128,6 +135,11 @@ class CallBook:
     def call_of(self, request_id: str) -> OpenCall | None:
         """The managed call of a request."""
         return self._by_request.get(request_id)
+
+    @property
+    def request_ids(self) -> list[str]:
+        """Requests of managed calls that are in the engine."""
+        return list(self._by_request)
 
     def requests_of(self, call_id: str) -> list[str]:
         """Requests of a call that are in the engine."""

@@ -1,6 +1,7 @@
-"""Every private symbol of vLLM that the plugin stands on, and which engines it refuses.
+"""Every symbol of vLLM that the plugin stands on, and which engines it refuses.
 
-Checked when the engine starts: a version that moved one of them is refused by name, before it serves a call.
+Checked when the engine starts: a version that moved one of them is refused by name, before it serves a call. The tables
+are complete, and hold nothing that is not used: tests/engine/test_conformance.py reads the plugin's source.
 """
 
 from __future__ import annotations
@@ -11,30 +12,66 @@ from typing import Any
 OLDEST = (0, 28)
 NEWEST = (0, 33)
 
-# Attributes of a constructed scheduler.
+# Attributes of a constructed scheduler, read or replaced.
 SCHEDULER_ATTRIBUTES = (
-    "running",
-    "waiting",
-    "requests",
-    "finished_req_ids",
-    "max_num_running_reqs",
-    "prev_step_scheduled_req_ids",
-    "kv_cache_manager",
-    "block_size",
-    "vllm_config",
-    "requires_kv_delivery",
     "_pause_state",
+    "block_size",
+    "kv_cache_manager",
+    "lora_config",
+    "max_num_running_reqs",
+    "policy",
+    "prev_step_scheduled_req_ids",
+    "requests",
+    "requires_kv_delivery",
+    "reset_preempted_req_ids",
+    "running",
+    "vllm_config",
+    "waiting",
 )
 # Methods and the parameters they are called or overridden with.
-SCHEDULER_METHODS = {
-    "schedule": ("throttle_prefills",),
-    "add_request": ("request",),
-    "update_from_output": ("scheduler_output", "model_runner_output"),
-    "finish_requests": ("request_ids", "finished_status"),
+SCHEDULER_METHODS: dict[str, tuple[str, ...]] = {
     "_free_request": ("request",),
+    "_is_blocked_waiting_status": ("status",),
     "_preempt_request": ("request", "timestamp", "drop_stale_output"),
+    "add_request": ("request",),
+    "finish_requests": ("request_ids", "finished_status"),
+    "get_request_counts": (),
+    "schedule": (),
+    "update_from_output": ("scheduler_output", "model_runner_output"),
 }
-REQUEST_ATTRIBUTES = ("session_id", "num_preemptions", "num_computed_tokens", "num_tokens", "client_index", "resumable")
+# What only some versions have; the plugin asks before it touches them.
+OPTIONAL_SCHEDULER_SYMBOLS = {
+    "_request_blocks_can_be_freed": "0.30 and later",
+    "_select_waiting_queue_for_scheduling": "up to 0.30",
+    "max_num_active_reqs": "0.31 and later",
+    "num_waiting_for_streaming_input": "its share of the slot limit counts from 0.31 on",
+    "skipped_waiting": "up to 0.30",
+}
+REQUEST_ATTRIBUTES = (
+    "arrival_time",
+    "client_index",
+    "get_finished_reason",
+    "lora_request",
+    "num_computed_tokens",
+    "num_output_tokens",
+    "num_preemptions",
+    "num_prompt_tokens",
+    "num_stale_output_tokens",
+    "num_tokens",
+    "request_id",
+    "resumable",
+    "session_id",
+    "status",
+)
+
+
+BLOCK_POOL_SYMBOLS = ("get_num_free_blocks", "num_gpu_blocks")
+SCHEDULER_OUTPUT_ATTRIBUTES = (
+    "num_scheduled_tokens",
+    "preempted_req_ids",
+    "scheduled_cached_reqs",
+    "scheduled_new_reqs",
+)
 
 
 class UnsupportedEngineError(RuntimeError):
@@ -47,18 +84,25 @@ def parse_version(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
+def _range() -> str:
+    return f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
+
+
 def check_version(text: str) -> None:
     """Raises UnsupportedEngineError outside OLDEST..NEWEST."""
-    version = parse_version(text)
-    if not OLDEST <= version <= NEWEST:
+    try:
+        known = OLDEST <= parse_version(text) <= NEWEST
+    except (ValueError, IndexError):
+        known = False
+    if not known:
         raise UnsupportedEngineError(
-            f"vLLM {text} is not supported: use {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
+            f"vLLM {text} is not supported: use {_range()}, or leave --scheduler-cls out to serve without programs"
         )
 
 
 def check_config(vllm_config: Any) -> None:
-    """Refuses what the plugin does not do right: pooling and diffusion models, prefill/decode disaggregation."""
-    model = vllm_config.model_config
+    """Refuses what the plugin does not do right; UnsupportedEngineError says what to do instead."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
     if getattr(model, "runner_type", "generate") != "generate":
         raise UnsupportedEngineError(f"runner {model.runner_type!r} has no decode steps to schedule: use stock vLLM")
     if getattr(model, "is_diffusion", False):
@@ -66,23 +110,48 @@ def check_config(vllm_config: Any) -> None:
     transfer = getattr(vllm_config, "kv_transfer_config", None)
     if transfer is not None and getattr(transfer, "is_kv_producer", False) and not transfer.is_kv_consumer:
         raise UnsupportedEngineError("a prefill-only engine (KV producer) cannot preempt: use stock vLLM there")
+    # vLLM tells the ranks of a dense model that they are one of one; only the index betrays that there are others.
+    # One refused rank ends them all.
+    size, index = parallel.data_parallel_size, getattr(parallel, "data_parallel_index", 0) or 0
+    if size > 1 or index > 0:
+        raise UnsupportedEngineError(
+            f"--data-parallel-size (size {size}, this is rank {index}): its front end spreads the requests of one call "
+            "over schedulers that know nothing of each other, so no account would be right. Start one engine, with its "
+            "own engine id and port, for each rank; the load balancer spreads programs over them"
+        )
 
 
-def missing_symbols(scheduler_class: type, request_class: type, scheduler: Any | None = None) -> list[str]:
+def check_symbols(version: str, scheduler: Any, request: Any) -> None:
+    """Raises UnsupportedEngineError that names each symbol which this vLLM lacks; `request` is any vLLM Request."""
+    missing = missing_symbols(scheduler, request)
+    if missing:
+        raise UnsupportedEngineError(
+            f"vLLM {version} lacks {', '.join(missing)}, which the plugin needs: use a release of {_range()} (this may "
+            "be a modified one), or leave --scheduler-cls out to serve without programs"
+        )
+
+
+def missing_symbols(scheduler: Any, request: Any) -> list[str]:
     """Symbols that this vLLM lacks; empty when the plugin can stand on it."""
-    missing: list[str] = []
+    missing = [f"Scheduler.{name}" for name in SCHEDULER_ATTRIBUTES if not hasattr(scheduler, name)]
     for name, parameters in SCHEDULER_METHODS.items():
-        method = getattr(scheduler_class, name, None)
+        method = _vllms_own(type(scheduler), name)
         if method is None:
             missing.append(f"Scheduler.{name}")
             continue
         have = inspect.signature(method).parameters
         missing += [f"Scheduler.{name}({parameter})" for parameter in parameters if parameter not in have]
-    if scheduler is not None:
-        missing += [f"Scheduler.{name}" for name in SCHEDULER_ATTRIBUTES if not hasattr(scheduler, name)]
-        pool = getattr(getattr(scheduler, "kv_cache_manager", None), "block_pool", None)
-        if not hasattr(pool, "get_num_free_blocks"):
-            missing.append("Scheduler.kv_cache_manager.block_pool.get_num_free_blocks")
-    source = inspect.getsource(request_class)
-    missing += [f"Request.{name}" for name in REQUEST_ATTRIBUTES if name not in source]
-    return missing
+    pool = getattr(getattr(scheduler, "kv_cache_manager", None), "block_pool", None)
+    missing += [
+        f"Scheduler.kv_cache_manager.block_pool.{name}" for name in BLOCK_POOL_SYMBOLS if not hasattr(pool, name)
+    ]
+    return missing + [f"Request.{name}" for name in REQUEST_ATTRIBUTES if not hasattr(request, name)]
+
+
+def _vllms_own(scheduler_class: type, name: str) -> Any | None:
+    """The nearest definition of a method that is not ours: ours takes whatever comes."""
+    for owner in scheduler_class.__mro__:
+        if name in vars(owner) and not owner.__module__.startswith("agentserving_engine"):
+            method = vars(owner)[name]
+            return getattr(method, "__func__", method)
+    return None

@@ -20,21 +20,21 @@ class Directives:
         self._state, self._steering = state, steering
         self._cancelled: list[tuple[int, EngineCoreOutput]] = []
 
-    def take(self) -> None:
-        """Everything that has come in since the last step."""
+    def take(self, *, steers: bool) -> None:
+        """Everything that has come in since the last step; without `steers` nothing that orders or holds calls."""
         if self._state.channel is None:
             return
         inbox = self._state.channel.inbox
         while inbox:
-            self._execute(inbox.popleft())
+            self._execute(inbox.popleft(), steers)
 
     def answer_cancelled(self, result: dict[int, Any]) -> None:
         """Adds the last outputs of cancelled requests to what goes to the front end."""
-        for client_index, output in self._cancelled:
+        answers, self._cancelled = self._cancelled, []
+        for client_index, output in answers:
             result.setdefault(client_index, EngineCoreOutputs()).outputs.append(output)
-        self._cancelled.clear()
 
-    def _execute(self, message: ToEngine) -> None:
+    def _execute(self, message: ToEngine, steers: bool) -> None:
         state = self._state
         match message:
             case AckCalls():
@@ -43,42 +43,33 @@ class Directives:
                 for root, attained, wait in message.accounts:
                     state.book.learn(root, attained, wait)
                     state.calls.set_account(root, attained, wait)
-            case SetPolicy():
+            case Cancel():
+                self._cancel([key for call_id in message.call_ids for key in state.book.requests_of(call_id)])
+            case SetPolicy() if steers:
                 self._set_policy(message)
-            case Preempt():
+            case Preempt() if steers:
                 for key in state.book.requests_of(message.call_id):
-                    self._give_way(key)
-            case SetHolds():
+                    self._steering.preempt(key)
+            case SetHolds() if steers:
                 wanted, held = set(message.program_ids), state.calls.held_programs
                 for program_id in sorted(wanted ^ held):
                     self._pause(program_id, program_id in wanted)
-            case Cancel():
-                self._cancel([key for call_id in message.call_ids for key in state.book.requests_of(call_id)])
-
-    def _give_way(self, key: str) -> None:
-        self._steering.preempt(key)
-        self._state.vllm.waiting.offer(key)
 
     def _set_policy(self, message: SetPolicy) -> None:
         state = self._state
-        state.calls.set_policy(from_dict(message.policy))
+        policy = from_dict(message.policy)
+        state.calls.set_policy(policy, lambda key: state.book.facts(key, policy.accounting))
         state.policy_version = message.version
-        state.vllm.waiting.rekey_all()
-        state.order_changed = True
+        self._steering.refresh()
 
     def _pause(self, program_id: str, paused: bool) -> None:
-        state, waiting = self._state, self._state.vllm.waiting
-        for key in state.calls.pause(program_id, paused, now_us()):
+        for key in self._state.calls.pause(program_id, paused, now_us()):
             self._steering.preempt(key)
-        for request in list(waiting):
-            if paused and state.calls.is_held(request.request_id):
-                waiting.set_aside(request.request_id)
-            elif not paused:
-                waiting.offer(request.request_id)
+        self._steering.refresh()
 
     def _cancel(self, keys: list[str]) -> None:
         """Aborts requests and answers their clients: vLLM's own abort tells the front end nothing."""
-        for request in self._state.vllm.finish_requests(keys, RequestStatus.FINISHED_ABORTED) or ():
+        for request in self._state.vllm.finish_requests(keys, RequestStatus.FINISHED_ABORTED):
             output = EngineCoreOutput(
                 request_id=request.request_id, new_token_ids=[], finish_reason=request.get_finished_reason()
             )

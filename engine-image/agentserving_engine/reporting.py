@@ -66,7 +66,7 @@ class Reporting:
             call.record.output_tokens += request.num_output_tokens - call.tokens.pop(key, 0)
         stats = state.calls.finish(key, now)
         outcome = "cancelled" if request.status == RequestStatus.FINISHED_ABORTED else "completed"
-        if request.status == getattr(RequestStatus, "FINISHED_ERROR", None):
+        if request.status == RequestStatus.FINISHED_ERROR:
             outcome = "failed"
         record = state.book.end(key, stats, outcome, now, state.calls.policy.accounting)
         if record is not None:
@@ -81,7 +81,7 @@ class Reporting:
         if state.channel is None:
             return
         state.channel.step_ended()
-        idle = not state.vllm.running and not state.vllm.waiting
+        idle = not any(state.vllm.get_request_counts())
         if now - self._last_report_us < REPORT_INTERVAL_US and not idle:
             return
         self._last_report_us = now
@@ -99,7 +99,7 @@ class Reporting:
     def _load_now(self) -> Load:
         state, vllm = self._state, self._state.vllm
         load, pool = state.load, vllm.kv_cache_manager.block_pool
-        load.running, load.waiting = len(vllm.running), len(vllm.waiting)
+        load.running, load.waiting = vllm.get_request_counts()
         load.free_blocks, load.total_blocks = pool.get_num_free_blocks(), pool.num_gpu_blocks
         load.unmanaged_calls = state.book.totals.unmanaged_calls
         load.rejected_tickets = state.book.totals.rejected_tickets

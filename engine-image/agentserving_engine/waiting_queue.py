@@ -1,8 +1,10 @@
 """vLLM's waiting queue in the policy's order.
 
-Takes the place of ``Scheduler.waiting``. vLLM's own priority queue is a heap whose entries cannot be moved: re-keying
-one costs O(n). Here an entry carries a version, so a promotion is one push. Requests set aside (held programs, victims
-of this very step) count in ``len`` but are not offered.
+Takes the place of ``Scheduler.waiting`` (and, up to 0.30, of ``skipped_waiting``, where vLLM keeps the requests that it
+had to pass over). vLLM's own priority queue is a heap whose entries cannot be moved: re-keying one costs O(n). Here an
+entry carries a version, so a promotion is one push. Requests of held programs, and those hidden for one step because
+that step preempted them, count in ``len`` but are not offered. vLLM calls this in the middle of a step, where an
+exception would end the engine: `rank_of` and `is_held` must not raise, whatever the id.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class RankedQueue(RequestQueue):
         self._requests: dict[str, Any] = {}
         self._versions: dict[str, int] = {}
         self._heap: list[tuple[Rank, int, str]] = []
-        self._aside: set[str] = set()
+        self._hidden: set[str] = set()
         self._version = 0
 
     def _push(self, request_id: str) -> None:
@@ -33,23 +35,28 @@ class RankedQueue(RequestQueue):
         self._versions[request_id] = self._version
         heapq.heappush(self._heap, (self._rank_of(request_id), self._version, request_id))
 
-    def _head(self) -> str | None:
+    def _show(self, request_id: str) -> None:
+        """Offers a request, unless its program is held or it is hidden."""
+        if request_id in self._hidden or self._is_held(request_id):
+            self._versions.pop(request_id, None)
+        else:
+            self._push(request_id)
+
+    def head(self) -> tuple[Rank, int, str] | None:
+        """(rank, version, id) of the request that runs next; None when none may."""
         heap, versions = self._heap, self._versions
         while heap:
-            _, version, request_id = heap[0]
-            if versions.get(request_id) == version:
-                return request_id
+            if versions.get(heap[0][2]) == heap[0][1]:
+                return heap[0]
             heapq.heappop(heap)
         return None
 
+    # -- what vLLM calls -----------------------------------------------------------------------------------------
+
     def add_request(self, request: Any) -> None:
-        """Adds by rank; a request of a held program is set aside."""
-        request_id = request.request_id
-        self._requests[request_id] = request
-        if self._is_held(request_id):
-            self._aside.add(request_id)
-        else:
-            self._push(request_id)
+        """Adds by rank."""
+        self._requests[request.request_id] = request
+        self._show(request.request_id)
 
     def prepend_request(self, request: Any) -> None:
         """The same as add: rank decides, not the end it comes in at."""
@@ -62,10 +69,10 @@ class RankedQueue(RequestQueue):
 
     def peek_request(self) -> Any:
         """The request that runs next. IndexError when none may."""
-        head = self._head()
+        head = self.head()
         if head is None:
             raise IndexError("peek from an empty queue")
-        return self._requests[head]
+        return self._requests[head[2]]
 
     def pop_request(self) -> Any:
         """Takes out the request that runs next."""
@@ -78,35 +85,12 @@ class RankedQueue(RequestQueue):
         request_id = request.request_id
         self._requests.pop(request_id, None)
         self._versions.pop(request_id, None)
-        self._aside.discard(request_id)
+        self._hidden.discard(request_id)
 
     def remove_requests(self, requests: Iterable[Any]) -> None:
         """Takes out each."""
         for request in requests:
             self.remove_request(request)
-
-    def rekey(self, request_id: str) -> None:
-        """The rank of a request has changed."""
-        if request_id in self._versions:
-            self._push(request_id)
-
-    def set_aside(self, request_id: str) -> None:
-        """Keeps a request out of sight until `offer`."""
-        if request_id in self._requests:
-            self._versions.pop(request_id, None)
-            self._aside.add(request_id)
-
-    def offer(self, request_id: str) -> None:
-        """Shows a request again, unless its program is held."""
-        if request_id in self._aside and not self._is_held(request_id):
-            self._aside.discard(request_id)
-            self._push(request_id)
-
-    def rekey_all(self) -> None:
-        """Every rank may have changed (another policy)."""
-        self._heap.clear()
-        for request_id in list(self._versions):
-            self._push(request_id)
 
     def __bool__(self) -> bool:
         return bool(self._versions)
@@ -117,3 +101,31 @@ class RankedQueue(RequestQueue):
     def __iter__(self) -> Iterator[Any]:
         ranked = sorted((self._rank_of(request_id), request_id) for request_id in self._requests)
         return iter([self._requests[request_id] for _, request_id in ranked])
+
+    # -- what the plugin calls -----------------------------------------------------------------------------------
+
+    def __contains__(self, request_id: object) -> bool:
+        return request_id in self._requests
+
+    def rekey(self, request_id: str) -> None:
+        """The rank of a request has changed."""
+        if request_id in self._versions:
+            self._push(request_id)
+
+    def hide(self, request_id: str) -> None:
+        """Keeps a request out of sight until `show_hidden`."""
+        if request_id in self._requests:
+            self._versions.pop(request_id, None)
+            self._hidden.add(request_id)
+
+    def show_hidden(self) -> None:
+        """Ends every `hide`."""
+        shown, self._hidden = self._hidden, set()
+        for request_id in shown:
+            self._show(request_id)
+
+    def refresh(self) -> None:
+        """Every rank, and who is held, may have changed (another policy, a pause)."""
+        self._heap.clear()
+        for request_id in self._requests:
+            self._show(request_id)

@@ -34,7 +34,7 @@ class Known:
 class FakeRunner:
     """`v2`: the semantics of model runner V2, whose slots end at a preemption; else those of V1."""
 
-    def __init__(self, v2: bool, slots: int, choose: Callable[[str, int, Any], int] | None = None) -> None:
+    def __init__(self, v2: bool, slots: int, choose: Callable[[str, int], int] = next_token) -> None:
         self._v2, self._slots = v2, slots
         self._choose = choose
         self.known: dict[str, Known] = {}
@@ -97,6 +97,7 @@ class FakeRunner:
         for position in range(end):
             held = self.kv.get((known.blocks[position // BLOCK_SIZE], position % BLOCK_SIZE))
             assert held == known.tokens[position], f"{key}: KV of position {position} is not its own"
-        token = self._choose(key, end, row) if self._choose else next_token(key, end)
+        token = self._choose(key, end)
+        assert row is None or int(row[token // 32]) >> token % 32 & 1, f"{key}: the grammar forbids token {end}"
         known.tokens.append(token)
         return [token]

@@ -11,6 +11,7 @@ import itertools
 import os
 import random
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from agentserving.channel import Preempt, SetPolicy, ToEngine
+from agentserving.channel import CallRecord, Cancel, Pause, Preempt, SetPolicy, ToEngine
 from agentserving.policy import Policy, to_dict
 from agentserving.ticket import Ticket, sign
 from agentserving_engine import plugin_state
@@ -31,6 +32,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import FinishReason
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
@@ -85,10 +87,6 @@ class Sent:
     finish_reason: Any = None
     aborted: bool = False
 
-    def expected(self) -> list[int]:
-        """Every token it gets if it runs to its end."""
-        return [next_token(self.request.request_id, self.prompt + at) for at in range(self.max_tokens)]
-
 
 class Clock:
     """Virtual time in the place of the plugin's clock."""
@@ -109,10 +107,10 @@ class Engine:
         options: Options | None = None,
         *,
         seed: int = 0,
-        choose: Callable[[str, int, Any], int] | None = None,
+        choose: Callable[[str, int], int] = next_token,
     ) -> None:
         self.pipeline, self.options = pipeline, options or Options()
-        self.rng = random.Random(seed)
+        self.rng, self.choose = random.Random(seed), choose
         self.clock = Clock()
         plugin_state.time = SimpleNamespace(monotonic_ns=self.clock.monotonic_ns)  # type: ignore[assignment]
         self.scheduler = self._make_scheduler()
@@ -122,7 +120,6 @@ class Engine:
         self._in_flight: deque[tuple[Any, Any]] = deque()
         self._count = itertools.count()
         self.steps = 0
-        self.checked = True
 
     def _make_scheduler(self) -> Any:
         options, asynchronous = self.options, self.pipeline.asynchronous
@@ -171,9 +168,13 @@ class Engine:
         request_id: str | None = None,
         attained_us: int = 0,
         prompt_tokens: list[int] | None = None,
+        compiled: bool = True,
         **request_fields: Any,
     ) -> str:
-        """A request arrives; gives its id. With `program` it carries a ticket, else it is unmanaged."""
+        """A request arrives; gives its id. With `program` it carries a ticket, else it is unmanaged.
+
+        A grammar is compiled at once unless `compiled` is false: then the case calls `compile`.
+        """
         number = next(self._count)
         call = call or f"{program or 'none'}.1.{number}"
         request_id = request_id or f"chatcmpl-{call}-{number:08x}"
@@ -189,10 +190,19 @@ class Engine:
             **request_fields,
         )
         self.sent[request_id] = Sent(request, len(tokens), max_tokens, [])
-        if request.use_structured_output:
+        if request.use_structured_output and compiled:
             self.structured_output.grammar_init(request)
         self.scheduler.add_request(request)
         return request_id
+
+    def compile(self, request_id: str) -> None:
+        """The request's grammar compiles now; it is ready when this returns."""
+        request = self.sent[request_id].request
+        self.structured_output.grammar_init(request)
+        while request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
+            if request.structured_output_request.grammar is not None:
+                return
+            time.sleep(0.001)
 
     def tell(self, message: ToEngine) -> None:
         """A directive is in the inbox, as the channel's thread puts it there."""
@@ -208,6 +218,19 @@ class Engine:
         if call is not None:
             self.tell(Preempt(call.record.call_id))
 
+    def hold(self, program: str, held: bool) -> None:
+        """Pauses a program or lets it go in the next step."""
+        self.tell(Pause(program, held))
+
+    def cancel(self, *request_ids: str) -> None:
+        """Cancels the calls of these requests in the next step."""
+        calls = [self.plugin.book.call_of(request_id) for request_id in request_ids]
+        self.tell(Cancel([call.record.call_id for call in calls if call is not None]))
+
+    def records(self) -> dict[str, CallRecord]:
+        """Terminal records of calls that have ended, by call id."""
+        return {call_id: record for (call_id, _), record in self.plugin.book.unacked.items()}
+
     def abort(self, request_id: str) -> None:
         """The client has hung up."""
         if self.sent[request_id].finish_reason is None:
@@ -219,7 +242,6 @@ class Engine:
     def step(self) -> None:
         """EngineCore.step, or step_with_batch_queue when scheduling is asynchronous."""
         self.steps += 1
-        self.clock.ns += STEP_US * 1000
         scheduler, depth, deferred = self.scheduler, 2 if self.pipeline.asynchronous else 1, None
         if scheduler.has_requests():
             output = scheduler.schedule()
@@ -242,6 +264,7 @@ class Engine:
         self._in_flight.append((output, self.runner.run(output, grammar)))
 
     def _update(self, output: Any, result: Any) -> None:
+        self.clock.ns += STEP_US * 1000
         for outputs in self.scheduler.update_from_output(output, result).values():
             for item in outputs.outputs:
                 sent = self.sent[item.request_id]
@@ -250,8 +273,7 @@ class Engine:
                 sent.finish_reason = item.finish_reason
 
     def _checked(self) -> None:
-        if self.checked:
-            check(self)
+        check(self)
 
     def run(self, *, steps: int | None = None, until: Callable[[], bool] | None = None) -> None:
         """Steps on: `steps` times, until a condition holds, or until nothing is left to do."""
@@ -271,13 +293,18 @@ class Engine:
         """Ids that vLLM runs, in its order."""
         return [request.request_id for request in self.scheduler.running]
 
+    def expected(self, request_id: str) -> list[int]:
+        """Every token that the request gets if it runs to its end."""
+        sent = self.sent[request_id]
+        return [self.choose(request_id, sent.prompt + at) for at in range(sent.max_tokens)]
+
     def finish(self) -> None:
         """Runs to the end; every token of every request must be right, and nothing may be left anywhere."""
         self.run()
         for key, sent in self.sent.items():
-            expected = sent.expected()
-            if sent.finish_reason is None:
-                assert sent.aborted, f"{key} never finished"
+            expected = self.expected(key)
+            assert sent.aborted or sent.finish_reason is not None, f"{key} never finished"
+            if sent.finish_reason in (None, FinishReason.ABORT):
                 expected = expected[: len(sent.tokens)]
             assert sent.tokens == expected, f"{key}: tokens differ: {sent.tokens[:8]} for {expected[:8]}"
         pool = self.scheduler.kv_cache_manager.block_pool

@@ -1,0 +1,150 @@
+"""What the plugin refuses, and that its tables of vLLM's symbols are neither behind nor ahead of its code."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from types import SimpleNamespace
+
+import agentserving_engine
+import pytest
+from agentserving_engine import conformance
+from agentserving_engine.conformance import (
+    BLOCK_POOL_SYMBOLS,
+    OPTIONAL_SCHEDULER_SYMBOLS,
+    REQUEST_ATTRIBUTES,
+    SCHEDULER_ATTRIBUTES,
+    SCHEDULER_METHODS,
+    SCHEDULER_OUTPUT_ATTRIBUTES,
+    UnsupportedEngineError,
+    check_config,
+    check_symbols,
+    check_version,
+    missing_symbols,
+)
+
+SOURCE = Path(agentserving_engine.__path__[0])
+# Names that stand for one of vLLM's objects in the modules that touch them; `x.vllm.NAME` counts as `vllm.NAME`.
+SCHEDULER_NAMES = {"vllm", "self_"}
+
+
+def touched(names: set[str]) -> set[str]:
+    """Attributes of these objects that the plugin's source reads, writes, or asks for by getattr and hasattr."""
+    found: set[str] = set()
+    for path in sorted(SOURCE.glob("*.py")):
+        if path.name in {"conformance.py", "call_book.py", "channel_server.py"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and _stands_for(node.value, names):
+                found.add(node.attr)
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in {"getattr", "hasattr"}
+            ):
+                target, name = node.args[:2]
+                if _stands_for(target, names) and isinstance(name, ast.Constant):
+                    found.add(str(name.value))
+    return {name for name in found if not name.startswith("__")}
+
+
+def _stands_for(node: ast.expr, names: set[str]) -> bool:
+    if isinstance(node, ast.Subscript):
+        # requests[key] is a request.
+        return "request" in names and _stands_for(node.value, {"requests"})
+    return (isinstance(node, ast.Name) and node.id in names) or (isinstance(node, ast.Attribute) and node.attr in names)
+
+
+def overridden() -> set[str]:
+    """Methods of vLLM's scheduler that call super() in ours."""
+    tree = ast.parse((SOURCE / "scheduler.py").read_text())
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Name) and node.value.func.id == "super" and node.attr != "__init__"
+    }  # fmt: skip
+
+
+def test_the_table_of_scheduler_symbols_is_what_the_plugin_touches() -> None:
+    table = {*SCHEDULER_ATTRIBUTES, *SCHEDULER_METHODS, *OPTIONAL_SCHEDULER_SYMBOLS}
+    assert touched(SCHEDULER_NAMES) | overridden() == table
+
+
+def test_the_tables_of_request_output_and_pool_symbols_are_what_the_plugin_touches() -> None:
+    assert touched({"request"}) == set(REQUEST_ATTRIBUTES)
+    assert touched({"output"}) == set(SCHEDULER_OUTPUT_ATTRIBUTES)
+    assert touched({"pool", "block_pool"}) == set(BLOCK_POOL_SYMBOLS)
+
+
+class OldScheduler:
+    """Lacks nearly everything."""
+
+    running: tuple[()] = ()
+
+    def schedule(self) -> None: ...
+
+    def _preempt_request(self, request: object, timestamp: float) -> None: ...
+
+
+def test_a_missing_symbol_or_parameter_is_named() -> None:
+    missing = missing_symbols(OldScheduler(), SimpleNamespace(status=None))
+    assert "Scheduler._preempt_request(drop_stale_output)" in missing
+    assert "Scheduler.requires_kv_delivery" in missing
+    assert "Request.session_id" in missing
+    assert not {"Scheduler.schedule", "Scheduler.running", "Request.status"} & set(missing)
+    with pytest.raises(UnsupportedEngineError, match=r"vLLM 0\.31\.0 lacks .*session_id.*: use a release of 0\.28 to"):
+        check_symbols("0.31.0", OldScheduler(), SimpleNamespace())
+
+
+@pytest.mark.parametrize("version", ["0.27.1", "0.34.0", "1.0.0", "dev", ""])
+def test_a_version_outside_the_range_is_refused_with_the_range(version: str) -> None:
+    with pytest.raises(UnsupportedEngineError, match=r"use 0\.28 to 0\.33, or leave --scheduler-cls out"):
+        check_version(version)
+
+
+@pytest.mark.parametrize("version", ["0.28.0", "0.33.0", "0.32.1+cpu", "0.33.0rc1"])
+def test_a_version_of_the_range_is_taken(version: str) -> None:
+    check_version(version)
+
+
+def config(**changes: object) -> SimpleNamespace:
+    values = {
+        "model_config": SimpleNamespace(runner_type="generate", is_diffusion=False),
+        "parallel_config": SimpleNamespace(data_parallel_size=1, data_parallel_index=0),
+        "kv_transfer_config": None,
+    }
+    return SimpleNamespace(**{**values, **changes})
+
+
+def test_an_ordinary_engine_is_taken() -> None:
+    check_config(config())
+    check_config(config(kv_transfer_config=SimpleNamespace(is_kv_producer=True, is_kv_consumer=True)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model_config": SimpleNamespace(runner_type="pooling")}, "'pooling' has no decode steps.*use stock vLLM"),
+        ({"model_config": SimpleNamespace(is_diffusion=True)}, "diffusion.*use stock vLLM"),
+        ({"kv_transfer_config": SimpleNamespace(is_kv_producer=True, is_kv_consumer=False)}, "KV producer.*use stock"),
+        (
+            {"parallel_config": SimpleNamespace(data_parallel_size=2, data_parallel_index=0)},
+            r"size 2, this is rank 0.*Start one engine.*for each rank",
+        ),
+        # A dense model's rank: vLLM has set its size to one.
+        ({"parallel_config": SimpleNamespace(data_parallel_size=1, data_parallel_index=1)}, "this is rank 1"),
+    ],
+)
+def test_what_cannot_be_scheduled_by_program_is_refused_with_what_to_do(changes: dict, reason: str) -> None:
+    with pytest.raises(UnsupportedEngineError, match=reason):
+        check_config(config(**changes))
+
+
+def test_the_range_is_what_the_version_matrix_runs() -> None:
+    from engine.vllm_sources import VERSIONS
+
+    minors = [conformance.parse_version(version) for version in VERSIONS]
+    assert minors[0] == conformance.OLDEST
+    assert minors[-1] == conformance.NEWEST
+    assert minors == [(0, minor) for minor in range(conformance.OLDEST[1], conformance.NEWEST[1] + 1)]
