@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from agentserving.channel import CallRecord, Cancel, Pause, Preempt, SetPolicy, ToEngine
+from agentserving.channel import CallRecord, Cancel, Preempt, SetHolds, SetPolicy, ToEngine
 from agentserving.policy import Policy, to_dict
 from agentserving.ticket import Ticket, sign
 from agentserving_engine import plugin_state
@@ -219,8 +219,8 @@ class Engine:
             self.tell(Preempt(call.record.call_id))
 
     def hold(self, program: str, held: bool) -> None:
-        """Pauses a program or lets it go in the next step."""
-        self.tell(Pause(program, held))
+        """Holds a program, and only this one, or lets it go in the next step."""
+        self.tell(SetHolds([program] if held else []))
 
     def cancel(self, *request_ids: str) -> None:
         """Cancels the calls of these requests in the next step."""
