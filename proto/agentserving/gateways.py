@@ -1,0 +1,67 @@
+"""Which requests are for our gateway: ids go there and nowhere else. Pure but for reading the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+from urllib.parse import urlsplit
+
+# The first line that names anything counts; what is below it is somebody else's.
+ENVIRONMENT = (("AGENTSERVING_GATEWAY",), ("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL"))
+_PORTS = {"http": 80, "https": 443}
+
+Origin = tuple[str, str, int]
+
+
+class Url(Protocol):
+    """What is used of httpx.URL."""
+
+    @property
+    def scheme(self) -> str: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int | None: ...
+
+
+@lru_cache(maxsize=64)
+def origin_of(base_url: str) -> Origin | None:
+    """Scheme, host and port of a base URL; None when it has none of them."""
+    try:
+        parts = urlsplit(base_url if "//" in base_url else f"http://{base_url}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    return (parts.scheme, host, port or _PORTS.get(parts.scheme, 0)) if host else None
+
+
+@dataclass(frozen=True, slots=True)
+class Gateways:
+    """Base URLs of ours. Empty: what the environment says at the time of each request."""
+
+    base_urls: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, base_urls: str | Iterable[str]) -> Gateways:
+        """ValueError for a base URL without a host."""
+        urls = (base_urls,) if isinstance(base_urls, str) else tuple(base_urls)
+        for url in urls:
+            if origin_of(url) is None:
+                raise ValueError(f"base_urls: {url!r} names no host; give one like http://127.0.0.1:8080/v1")
+        return cls(urls)
+
+    def include(self, url: Url) -> bool:
+        """True when a request to this URL is ours."""
+        origin = (url.scheme, url.host, url.port or _PORTS.get(url.scheme, 0))
+        return any(origin == origin_of(base_url) for base_url in self.base_urls or _from_environment())
+
+
+def _from_environment() -> tuple[str, ...]:
+    for names in ENVIRONMENT:
+        found = tuple(value for name in names if (value := os.environ.get(name)))
+        if found:
+            return found
+    return ()

@@ -1,0 +1,48 @@
+"""The headers by which a call names its program, and what may stand in them. Pure.
+
+The gateway reads them in agentserving_gateway/identity.py; an id with other characters is hashed there and here alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+PROGRAM_ID = "x-agentserving-program-id"
+PARENT_PROGRAM_ID = "x-agentserving-parent-program-id"
+PROGRAM_NAME = "x-agentserving-program-name"
+THREAD_ID = "x-agentserving-thread-id"
+PARENT_CALL_IDS = "x-agentserving-parent-call-ids"
+# In the gateway's answers.
+CALL_ID = "x-agentserving-call-id"
+
+SENT = (PROGRAM_ID, PARENT_PROGRAM_ID, PROGRAM_NAME, THREAD_ID, PARENT_CALL_IDS)
+
+MAX_NAME_BYTES = 128
+_ID = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
+_UNSAFE = re.compile(r"[^\x20-\x7e]+")
+
+
+def is_program_id(text: str) -> bool:
+    """1 to 128 of A-Z a-z 0-9 . _ : @ / -"""
+    return _ID.fullmatch(text) is not None
+
+
+def thread_id(name: str) -> str:
+    """A thread's name as an id: itself, or a hash when it has other characters or is too long."""
+    if _ID.fullmatch(name):
+        return name
+    return "h-" + hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:40]
+
+
+def short_name(name: str) -> str:
+    """A program's name, cut to what the control plane takes."""
+    return name.encode("utf-8", "replace")[:MAX_NAME_BYTES].decode("utf-8", "ignore")
+
+
+def headers_of(
+    program_id: str, *, parent_program_id: str = "", name: str = "", thread: str = "", parents: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """Those that have something to say; printable ASCII only (a name loses its other characters)."""
+    values = (program_id, parent_program_id, _UNSAFE.sub("?", name).strip(), thread, ",".join(parents))
+    return {header: value for header, value in zip(SENT, values, strict=True) if value}
