@@ -1,0 +1,97 @@
+"""From messages of agentserving.v1 to values, and policies back. Pure.
+
+The values have the names of the messages' fields, so one walk over the fields reads them all.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Callable, Hashable
+from dataclasses import MISSING, fields, is_dataclass
+from datetime import UTC, datetime
+from enum import IntEnum
+from typing import Any, TypeVar
+
+from agentserving.policy import Accounting, Level, Order, Policy, preset
+from agentserving.v1 import types_pb2
+from agentserving.values import Balancer, PolicyVersion
+
+Value = TypeVar("Value")
+Reader = Callable[[Any, str], Any]
+
+
+def read(kind: type[Value], message: Any) -> Value:
+    """The value that a message says. Fields that have a default are not looked for."""
+    readers: dict[str, Reader] = _readers(typing.cast(Hashable, kind))
+    return kind(**{name: reader(message, name) for name, reader in readers.items()})
+
+
+@functools.cache
+def _readers(kind: Any) -> dict[str, Reader]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: _reader(hints[field.name]) for field in fields(kind) if field.default is MISSING}
+
+
+def _reader(hint: Any) -> Reader:
+    if hint == datetime | None:
+        return _instant
+    if typing.get_origin(hint) is tuple:
+        item: Any = typing.get_args(hint)[0]
+        if is_dataclass(item):
+            of = typing.cast(type[Any], item)
+            return lambda message, name: tuple(read(of, each) for each in getattr(message, name))
+        return lambda message, name: tuple(getattr(message, name))
+    if hint is PolicyVersion:
+        return lambda message, name: policy_version(getattr(message, name))
+    if is_dataclass(hint):
+        return lambda message, name: read(typing.cast(type[Any], hint), getattr(message, name))
+    if isinstance(hint, type) and issubclass(hint, IntEnum):
+        return lambda message, name: hint(getattr(message, name))
+    return getattr
+
+
+def _instant(message: Any, name: str) -> datetime | None:
+    if not message.HasField(name):
+        return None
+    found: datetime = getattr(message, name).ToDatetime(tzinfo=UTC)
+    return found
+
+
+def policy_version(
+    message: types_pb2.PolicyVersion, acknowledged: tuple[str, ...] = (), pending: tuple[str, ...] = ()
+) -> PolicyVersion:
+    """A policy in force."""
+    return PolicyVersion(
+        message.version, policy_from(message.policy), Balancer(message.balancer), acknowledged, pending
+    )
+
+
+def policy_from(message: types_pb2.Policy) -> Policy:
+    """The policy value of a message; a bare name is the preset. InvalidPolicyError when it makes none."""
+    if message.accounting == types_pb2.ACCOUNTING_UNSPECIFIED:
+        return preset(message.name)
+    return Policy(
+        name=message.name,
+        accounting=Accounting[types_pb2.Accounting.Name(message.accounting).removeprefix("ACCOUNTING_")],
+        levels=tuple(Level(level.upper_bound_us, level.quantum_us) for level in message.levels),
+        order=Order[types_pb2.Order.Name(message.order).removeprefix("ORDER_")],
+        beta_milli=message.beta_milli,
+        max_preemptions=message.max_preemptions,
+        decision_interval_steps=message.decision_interval_steps,
+        unmanaged_level=message.unmanaged_level,
+    )
+
+
+def policy_to(policy: Policy) -> types_pb2.Policy:
+    """Inverse of `policy_from`."""
+    return types_pb2.Policy(
+        name=policy.name,
+        accounting=types_pb2.Accounting.Value(f"ACCOUNTING_{policy.accounting.name}"),
+        levels=[types_pb2.Level(upper_bound_us=lv.upper_bound_us, quantum_us=lv.quantum_us) for lv in policy.levels],
+        order=types_pb2.Order.Value(f"ORDER_{policy.order.name}"),
+        beta_milli=policy.beta_milli,
+        max_preemptions=policy.max_preemptions,
+        decision_interval_steps=policy.decision_interval_steps,
+        unmanaged_level=policy.unmanaged_level,
+    )

@@ -1,0 +1,59 @@
+"""How a watch goes on after its stream has broken. Pure; `Client` and `AsyncClient` do what it says.
+
+A stream that breaks is opened again after the revision seen last. When the control plane no longer keeps that far back
+(GoneError), or counts from lower than we have seen (it lost its store), what was seen is void: list again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from agentserving import messages
+from agentserving.errors import AgentServingError, DeadlineExceededError, GoneError, UnavailableError
+from agentserving.v1 import program_service_pb2 as pb
+from agentserving.values import Program, ProgramChanges, ProgramState
+
+PATH = "/agentserving.v1.ProgramService/WatchPrograms"
+FIRST_DELAY_S, MAX_DELAY_S = 0.2, 5.0
+EVERY_STATE = tuple(state for state in ProgramState if state)
+
+
+class Watch:
+    """One watch across its streams. `must_list`: list all programs and tell `listed`, before the next stream."""
+
+    def __init__(self, after_revision: int, program_id: str) -> None:
+        self._revision, self._program_id = after_revision, program_id
+        self._delay_s = FIRST_DELAY_S
+        self.must_list = False
+
+    def request(self, current_revision: int) -> pb.WatchProgramsRequest | None:
+        """For the next stream, given the control plane's revision now; None when `must_list` has become true."""
+        if not self._revision:
+            self._revision = current_revision
+        if current_revision < self._revision:
+            self.must_list = True
+            return None
+        return pb.WatchProgramsRequest(after_revision=self._revision, program_id=self._program_id)
+
+    def listed(self, programs: Iterable[Program], revision: int) -> ProgramChanges:
+        """What a list gave."""
+        self.must_list, self._revision = False, revision
+        found = tuple(p for p in programs if self._program_id in ("", p.program_id))
+        return ProgramChanges(revision, found, (), relisted=True)
+
+    def changes(self, response: Any) -> ProgramChanges:
+        """What the stream gave."""
+        self._revision, self._delay_s = response.revision, FIRST_DELAY_S
+        changed = tuple(messages.read(Program, program) for program in response.changed)
+        return ProgramChanges(response.revision, changed, tuple(response.removed_program_ids))
+
+    def delay_s(self, error: AgentServingError) -> float:
+        """How long to wait before going on; raises an error that will not pass."""
+        if isinstance(error, GoneError):
+            self.must_list = True
+            return 0.0
+        if not isinstance(error, UnavailableError | DeadlineExceededError):
+            raise error
+        delay, self._delay_s = self._delay_s, min(self._delay_s * 2, MAX_DELAY_S)
+        return max(delay, error.retry_after_s)
