@@ -297,3 +297,16 @@ async def test_models_are_asked_of_an_engine_without_a_call() -> None:
     async with rig(answer_json) as made:
         assert (await made.send(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")).startswith(b"HTTP/1.1 200")
         assert not made.plane.table.rows
+
+
+async def test_parents_that_nobody_knows_are_no_reason_to_refuse_a_call() -> None:
+    async with rig(answer_json) as made:
+        first = await made.post(headers="x-agentserving-program-id: p1\r\n")
+        known = header(first, b"x-agentserving-call-id").decode()
+        claimed = f"p1.1.99, other.1.0, nonsense, {known}"
+        answer = await made.post(
+            headers=f"x-agentserving-program-id: p1\r\nx-agentserving-parent-call-ids: {claimed}\r\n"
+        )
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        (call,) = [c for c in made.plane.table.rows[("default", "p1")].calls.values() if c.call_id != known]
+        assert call.parents == [known]
