@@ -47,7 +47,7 @@ class Gateways:
     @classmethod
     def of(cls, base_urls: str | Iterable[str]) -> Gateways:
         """ValueError for a base URL without a host."""
-        urls = (base_urls,) if isinstance(base_urls, str) else tuple(base_urls)
+        urls = tuple(filter(None, (base_urls,))) if isinstance(base_urls, str) else tuple(base_urls)
         for url in urls:
             if origin_of(url) is None:
                 raise ValueError(f"base_urls: {url!r} names no host; give one like http://127.0.0.1:8080/v1")

@@ -32,7 +32,7 @@ from agentserving.gateways import Gateways
 from agentserving.watched_streams import watch
 
 LIBRARIES = ("httpx", "httpx2")
-# In a request's extensions: the call it is.
+# In a request's extensions: who made it a call, the call, and the headers that were put into it.
 _MARK = "agentserving.call"
 
 HttpxClient = TypeVar("HttpxClient")
@@ -63,7 +63,7 @@ def _marked(request: Any, call: CarriedCall) -> Any:
         request.url,
         headers=merged,
         stream=request.stream,
-        extensions={**request.extensions, _MARK: call},
+        extensions={**request.extensions, _MARK: (None, call, ())},
     )
 
 
@@ -159,47 +159,57 @@ def uninstrument() -> None:
 # -- one client ----------------------------------------------------------------------------------------------------
 
 
-def attach(client: HttpxClient, *, base_urls: str | Iterable[str] = ()) -> HttpxClient:
-    """The same httpx client, sync or async, whose calls carry the current program from now on; for `http_client=`.
+class _Attached:
+    """The hooks of one `attach`. Two of them on one client leave each other's calls alone."""
 
-    `base_urls` as in `instrument`; by default the client's own `base_url`, when it has one, else the environment.
-    """
-    target: Any = client
-    gateways = Gateways.of(base_urls or str(target.base_url))
+    def __init__(self, gateways: Gateways) -> None:
+        self._gateways = gateways
 
-    def before(request: Any) -> None:
-        _take_out(request, gateways)
-        call = _call_for(request, gateways)
+    def before(self, request: Any) -> None:
+        """A request, or one hop of it, is about to go out."""
+        self._take_out(request)
+        call = _call_for(request, self._gateways)
         if call is not None:
             ours = _missing(request, call)
             request.headers.update(ours)
-            request.extensions = {**request.extensions, _MARK: (call, tuple(ours))}
+            request.extensions = {**request.extensions, _MARK: (self, call, tuple(ours))}
             # An attempt that fails before its answer tells no hook: then the call ends with its request.
             weakref.finalize(request, call.end)
 
-    def after(response: Any) -> None:
-        marked = response.request.extensions.get(_MARK)
-        if isinstance(marked, tuple):
-            _answered(response, marked[0])
+    def after(self, response: Any) -> None:
+        """The head of its answer has come."""
+        owner, call, _ = response.request.extensions.get(_MARK, (None, None, ()))
+        if owner is self:
+            _answered(response, call)
 
-    async def before_async(request: Any) -> None:
-        before(request)
+    def _take_out(self, request: Any) -> None:
+        """A request that was redirected, or is sent again, begins without what we put into it before."""
+        owner, call, ours = request.extensions.get(_MARK, (None, None, ()))
+        if owner is self:
+            call.end()
+            for name in ours:
+                request.headers.pop(name, None)
+            request.extensions = {key: value for key, value in request.extensions.items() if key != _MARK}
 
-    async def after_async(response: Any) -> None:
-        after(response)
+    async def before_async(self, request: Any) -> None:
+        """As `before`."""
+        self.before(request)
 
+    async def after_async(self, response: Any) -> None:
+        """As `after`."""
+        self.after(response)
+
+
+def attach(client: HttpxClient, *, base_urls: str | Iterable[str] = ()) -> HttpxClient:
+    """The same httpx client, sync or async, whose calls carry the current program from now on; for `http_client=`.
+
+    `base_urls`: as in `instrument`.
+    """
+    target: Any = client
+    hooks = _Attached(Gateways.of(base_urls))
     is_async = hasattr(target, "aclose")
     target.event_hooks = {
-        "request": [*target.event_hooks["request"], before_async if is_async else before],
-        "response": [*target.event_hooks["response"], after_async if is_async else after],
+        "request": [*target.event_hooks["request"], hooks.before_async if is_async else hooks.before],
+        "response": [*target.event_hooks["response"], hooks.after_async if is_async else hooks.after],
     }
     return client
-
-
-def _take_out(request: Any, gateways: Gateways) -> None:
-    """A request that was redirected, or is sent again, begins without what we put into it before."""
-    marked = request.extensions.get(_MARK)
-    if isinstance(marked, tuple):
-        for name in marked[1]:
-            request.headers.pop(name, None)
-        request.extensions = {key: value for key, value in request.extensions.items() if key != _MARK}

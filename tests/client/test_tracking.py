@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 Branch = list[object]
 branches = st.recursive(
     st.lists(st.none(), min_size=1, max_size=3),
-    lambda inner: st.lists(
-        st.one_of(st.none(), st.lists(inner, min_size=2, max_size=4)), min_size=1, max_size=3
-    ).map(lambda steps: [None, *steps]),
+    lambda inner: st.lists(st.one_of(st.none(), st.lists(inner, min_size=2, max_size=4)), min_size=1, max_size=3).map(
+        lambda steps: [None, *steps]
+    ),
     max_leaves=12,
 )
 
