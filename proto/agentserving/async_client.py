@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
@@ -12,7 +13,7 @@ import grpc
 
 from agentserving import operations, watching
 from agentserving.connection import Attempts, Settings, control_plane_address, dial
-from agentserving.errors import InternalError, from_rpc
+from agentserving.errors import AgentServingError, InternalError, from_rpc
 from agentserving.generating import PATH as GENERATE
 from agentserving.generating import Generating
 from agentserving.operations import Operation
@@ -94,7 +95,7 @@ class AsyncClient:
                 response = program_service_pb2.WatchProgramsResponse
                 async for answer in self._stream(self.address, watching.PATH, request, response):
                     yield watch.changes(answer)
-            except grpc.RpcError as error:
+            except (grpc.RpcError, AgentServingError) as error:
                 await asyncio.sleep(watch.delay_s(from_rpc(error, self.address)))
 
     async def generate(
@@ -105,20 +106,30 @@ class AsyncClient:
         try:
             while True:
                 admission = await self.run(asked.admit())
-                response = call_service_pb2.GenerateResponse
-                stream = self._stream(admission.sidecar_address, GENERATE, asked.request(admission), response)
                 try:
-                    head = await stream.read()
-                    if head is grpc.aio.EOF:
-                        raise InternalError(f"{admission.sidecar_address}: the answer ended before it began")
-                    return AsyncGeneration(asked, admission, stream, head)
-                except grpc.RpcError as error:
-                    told = from_rpc(error, admission.sidecar_address)
-                    if not asked.elsewhere(told, admission):
-                        raise told from error
+                    return await self._generation(asked, admission)
+                except BaseException as error:
+                    with contextlib.suppress(AgentServingError):
+                        await self.run(asked.let_go(admission))
+                    if not asked.elsewhere(error, admission):
+                        raise
         except BaseException:
             asked.end()
             raise
+
+    async def _generation(self, asked: Generating, admission: Admission) -> AsyncGeneration:
+        response = call_service_pb2.GenerateResponse
+        stream = self._stream(admission.sidecar_address, GENERATE, asked.request(admission), response)
+        try:
+            head = await stream.read()
+        except grpc.RpcError as error:
+            raise from_rpc(error, admission.sidecar_address) from error
+        except BaseException:
+            stream.cancel()
+            raise
+        if head is grpc.aio.EOF:
+            raise InternalError(f"{admission.sidecar_address}: the answer ended before it began")
+        return AsyncGeneration(asked, admission, stream, head)
 
     # -- running -------------------------------------------------------------------------------------------------
 

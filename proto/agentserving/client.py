@@ -13,6 +13,7 @@ asyncio. Every operation has a deadline, is tried again while nobody answers, an
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -22,7 +23,7 @@ import grpc
 
 from agentserving import operations, watching
 from agentserving.connection import Attempts, Settings, control_plane_address, dial
-from agentserving.errors import from_rpc
+from agentserving.errors import AgentServingError, InternalError, from_rpc
 from agentserving.generating import PATH as GENERATE
 from agentserving.generating import Generating
 from agentserving.operations import Operation
@@ -102,7 +103,7 @@ class Client:
                 response = program_service_pb2.WatchProgramsResponse
                 for answer in self._stream(self.address, watching.PATH, request, response):
                     yield watch.changes(answer)
-            except grpc.RpcError as error:
+            except (grpc.RpcError, AgentServingError) as error:
                 time.sleep(watch.delay_s(from_rpc(error, self.address)))
 
     def generate(
@@ -117,17 +118,30 @@ class Client:
         try:
             while True:
                 admission = self.run(asked.admit())
-                response = call_service_pb2.GenerateResponse
-                stream = self._stream(admission.sidecar_address, GENERATE, asked.request(admission), response)
                 try:
-                    return Generation(asked, admission, stream, next(stream))
-                except grpc.RpcError as error:
-                    told = from_rpc(error, admission.sidecar_address)
-                    if not asked.elsewhere(told, admission):
-                        raise told from error
+                    return self._generation(asked, admission)
+                except BaseException as error:
+                    with contextlib.suppress(AgentServingError):
+                        self.run(asked.let_go(admission))
+                    if not asked.elsewhere(error, admission):
+                        raise
         except BaseException:
             asked.end()
             raise
+
+    def _generation(self, asked: Generating, admission: Admission) -> Generation:
+        response = call_service_pb2.GenerateResponse
+        stream = self._stream(admission.sidecar_address, GENERATE, asked.request(admission), response)
+        try:
+            head = next(stream, None)
+        except grpc.RpcError as error:
+            raise from_rpc(error, admission.sidecar_address) from error
+        except BaseException:
+            stream.cancel()
+            raise
+        if head is None:
+            raise InternalError(f"{admission.sidecar_address}: the answer ended before it began")
+        return Generation(asked, admission, stream, head)
 
     # -- running -------------------------------------------------------------------------------------------------
 

@@ -94,8 +94,10 @@ _BY_CODE: dict[grpc.StatusCode, type[AgentServingError]] = {
 }
 
 
-def from_rpc(error: grpc.RpcError, address: str) -> AgentServingError:
-    """What a gRPC error, sync or async, says. Raise it `from` the original."""
+def from_rpc(error: grpc.RpcError | AgentServingError, address: str) -> AgentServingError:
+    """What a gRPC error, sync or async, says, with the original as its cause; one of ours is itself."""
+    if isinstance(error, AgentServingError):
+        return error
     call: Any = error
     code: grpc.StatusCode = call.code()
     reason, field, retry_after_s = "", "", 0.0
@@ -107,7 +109,9 @@ def from_rpc(error: grpc.RpcError, address: str) -> AgentServingError:
         elif isinstance(detail, error_details_pb2.RetryInfo):
             retry_after_s = detail.retry_delay.ToMilliseconds() / 1000
     kind = _BY_CODE.get(code, InternalError)
-    return kind(f"{address}: {call.details() or code.name}", reason=reason, field=field, retry_after_s=retry_after_s)
+    told = kind(f"{address}: {call.details() or code.name}", reason=reason, field=field, retry_after_s=retry_after_s)
+    told.__cause__ = error
+    return told
 
 
 def _details(call: Any) -> list[Any]:

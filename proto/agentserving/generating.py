@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentserving import context, operations
-from agentserving.errors import AgentServingError, InvalidArgumentError, UnavailableError
+from agentserving.errors import InvalidArgumentError, UnavailableError
 from agentserving.operations import Operation
 from agentserving.v1 import call_service_pb2 as pb
-from agentserving.values import Admission
+from agentserving.values import Admission, Outcome
 
 PATH = "/agentserving.v1.CallService/Generate"
 MAX_ATTEMPTS = 3
@@ -35,13 +35,11 @@ class Generating:
         self._carried = context.begin_call() if inside else None
         self._program_id, self._thread_id = program_id or "", thread_id
         self._excluded: list[str] = []
-        self._last = ""
 
     def admit(self) -> Operation[Admission]:
         """The next admission to ask for."""
-        carried, tracker = self._carried, None
-        if carried is not None:
-            tracker = carried.tracker
+        carried = self._carried
+        tracker = carried.tracker if carried else None
         return operations.admit(
             carried.program_id if carried else self._program_id,
             thread_id=carried.thread_id if carried else self._thread_id,
@@ -51,19 +49,22 @@ class Generating:
             implicit=True,
             model=self._model,
             prompt_tokens=len(self._body) // BYTES_PER_TOKEN,
-            retry_of_call_id=self._last,
             exclude_engine_ids=self._excluded,
         )
 
     def request(self, admission: Admission) -> pb.GenerateRequest:
         """For the engine's sidecar."""
-        self._last = admission.call_id
         return pb.GenerateRequest(ticket=admission.ticket, call_id=admission.call_id, path=self._path, body=self._body)
 
-    def elsewhere(self, error: AgentServingError, admission: Admission) -> bool:
+    def elsewhere(self, error: BaseException, admission: Admission) -> bool:
         """True when another engine should be tried after this error."""
         self._excluded.append(admission.engine_id)
         return isinstance(error, UnavailableError) and len(self._excluded) < MAX_ATTEMPTS
+
+    @staticmethod
+    def let_go(admission: Admission) -> Operation[None]:
+        """What the control plane must hear of a call that has not begun, or it waits for its end until it expires."""
+        return operations.end_call(admission.call_id, outcome=Outcome.FAILED)
 
     def answered(self, admission: Admission, http_status: int) -> None:
         """The answer has begun."""
