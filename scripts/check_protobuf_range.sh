@@ -6,10 +6,15 @@ program='
 import importlib, pkgutil, google.protobuf, agentserving.v1
 for module in pkgutil.iter_modules(agentserving.v1.__path__):
     importlib.import_module("agentserving.v1." + module.name)
-importlib.import_module("agentserving.ticket")
+for module in pkgutil.iter_modules(agentserving.__path__):
+    importlib.import_module("agentserving." + module.name)
+for name in agentserving.__all__:
+    getattr(agentserving, name)
+from agentserving import messages, policy
+assert messages.policy_from(messages.policy_to(policy.ATLAS)) == policy.ATLAS
 print("protobuf", google.protobuf.__version__, end=" ", flush=True)'
 for pair in "protobuf==5.29.6 grpcio==1.71.2" "protobuf>=7,<8 grpcio>=1.80"; do
   read -r protobuf grpcio <<<"$pair"
   PYTHONPATH=proto uv run --quiet --isolated --no-project --python 3.11 \
-    --with "$protobuf" --with "$grpcio" --with googleapis-common-protos --with msgspec python -W ignore -c "$program"
+    --with "$protobuf" --with "$grpcio" --with googleapis-common-protos --with grpcio-status --with msgspec python -W ignore -c "$program"
 done
