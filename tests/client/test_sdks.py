@@ -286,3 +286,19 @@ async def test_the_control_plane_being_away_costs_an_agent_nothing(
             agentserving.uninstrument()
     assert [sent["program-name"] for sent in gateway.seen] == ["alone"] * 6
     assert sum("control plane away" in record.message for record in caplog.records) == 1
+
+
+# -- the example ---------------------------------------------------------------------------------------------------
+
+
+def test_the_example_runs_as_it_stands(cluster: Cluster) -> None:
+    done = subprocess.run([sys.executable, "-m", "examples.with_client"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = row(cluster, done.stdout.split(":")[0].removeprefix("program "), 5)
+    assert threads(found) == {"main": 2, "t1": 1, "t2": 1, "critic": 1}
+    with Client() as client:
+        programs = client.list_programs(states=[ProgramState.CLOSED])
+        children = [p for p in programs if p.parent_program_id == found.program_id]
+    assert [(child.name, child.calls_completed, child.outcome) for child in children] == [
+        ("research", 2, Outcome.COMPLETED)
+    ]
