@@ -1,6 +1,6 @@
 """The same plain OpenAI SDK, with the client library: what it can say that headers alone do not.
 
-    export OPENAI_BASE_URL=... OPENAI_API_KEY=none AGENTSERVING_CONTROL_PLANE=...      # as `agentserving up` prints them
+    export OPENAI_BASE_URL=... OPENAI_API_KEY=none AGENTSERVING_CONTROL_PLANE=...       # `agentserving up` prints them
     python -m examples.with_client
 
 The calls below say nothing of programs. That they are one, that the reviews are parallel and come after the draft, that

@@ -75,7 +75,8 @@ async def _up(spec: ClusterSpec) -> None:
         async with LocalCluster(spec, tell) as cluster:
             started = True
             console.print(f"\nReady. Point any OpenAI client at it:\n  export OPENAI_BASE_URL={cluster.gateway_url}")
-            console.print("  export OPENAI_API_KEY=none\nModel: tiny. See who runs: agentserving top. Ctrl-C ends it.")
+            console.print(f"  export OPENAI_API_KEY=none\n  export AGENTSERVING_CONTROL_PLANE={cluster.control_plane}")
+            console.print("Model: tiny. See who runs: agentserving top. Ctrl-C ends it.")
             await stop.wait()
             console.print("ending")
     except asyncio.CancelledError:
