@@ -119,6 +119,12 @@ def current_thread(at: Point) -> Thread:
         return thread
 
 
+def frontier(here: Thread) -> tuple[str, ...]:
+    """The calls that the next call of `here` comes after."""
+    with _lock:
+        return here.frontier()
+
+
 def fork(here: Thread, name: str = "") -> Thread:
     """A thread that begins where `here` is now, whoever will run it."""
     with _lock:

@@ -35,7 +35,7 @@ class ProgramSession:
     def __init__(self, tracker: Tracker, depth: int, teller: Teller) -> None:
         self._tracker, self._depth, self._teller = tracker, depth, teller
         self._previous: tuple[Point | None, object] = (None, None)
-        self._ours, self._failed = True, False
+        self._ours, self._failed, self._entered = True, False, False
 
     @property
     def program_id(self) -> str:
@@ -60,7 +60,7 @@ class ProgramSession:
             parent_program_id=self.parent_program_id,
             name=self.name,
             thread=thread.thread_id,
-            parents=thread.frontier(),
+            parents=context.frontier(thread),
         )
 
     # -- threads -------------------------------------------------------------------------------------------------
@@ -103,6 +103,11 @@ class ProgramSession:
         outcome = values.Outcome.FAILED if self._failed else values.Outcome.COMPLETED
         return operations.close_program(self.program_id, outcome=outcome)
 
+    def _once(self) -> None:
+        if self._entered:
+            raise RuntimeError(f"program {self.program_id!r} has been opened before: call program() for another")
+        self._entered = True
+
     def _enter(self, answer: str) -> Self:
         # One that is open already belongs to whoever has opened it.
         self._ours = answer != "PROGRAM_EXISTS"
@@ -115,6 +120,7 @@ class ProgramSession:
         context.leave(*self._previous)
 
     def __enter__(self) -> Self:
+        self._once()
         return self._enter(self._teller.tell(self._open))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -124,6 +130,7 @@ class ProgramSession:
         self._teller.end()
 
     async def __aenter__(self) -> Self:
+        self._once()
         return self._enter(await self._teller.atell(self._open))
 
     async def __aexit__(

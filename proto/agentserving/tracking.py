@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 MAX_PARENTS = 64
 MAX_INFERRED_THREADS = 1024
 MAX_NAMED_THREADS = 2048
+# Ended threads that a thread remembers for its next call, which can name MAX_PARENTS of them.
+MAX_UNJOINED = 1024
 MAIN = "main"
 
 
@@ -47,7 +49,7 @@ class Point:
 
     thread: Thread
     base: tuple[str, ...] = ()
-    wave: list[Thread] = field(default_factory=list)
+    wave: dict[Thread, None] = field(default_factory=dict)
 
 
 class Thread:
@@ -61,7 +63,8 @@ class Thread:
     def __init__(self, tracker: Tracker, thread_id: str, owner: object, base: tuple[str, ...] = ()) -> None:
         self.tracker, self.thread_id, self.owner = tracker, thread_id, owner
         self.point = Point(self, base)
-        self.children: list[Thread] = []
+        # Ordered sets: forked from here, started, and not joined yet.
+        self.children: dict[Thread, None] = {}
         self.parent: Thread | None = None
         # The point it was forked at, until the parent has moved on from there.
         self.origin: Point | None = None
@@ -88,15 +91,24 @@ class Thread:
         """Becomes one of those that its parent's next call joins."""
         if self.parent is not None and not self._adopted:
             self._adopted = True
-            self.parent.children.append(self)
+            self.parent.forget_oldest()
+            self.parent.children[self] = None
             if self.origin is not None:
-                self.origin.wave.append(self)
+                self.origin.wave[self] = None
+
+    def forget_oldest(self) -> None:
+        """Lets go of what no call can name any more, in a program that forks for ever and never joins."""
+        if len(self.children) >= MAX_UNJOINED:
+            for child in [child for child in self.children if child.ended][:-MAX_PARENTS]:
+                child.release()
 
     def release(self) -> None:
         """Joined: its id may serve another thread, itself if it goes on."""
         if self.parent is not None and self._adopted:
+            if self.origin is not None:
+                self.origin.wave.pop(self, None)
             self._adopted, self.origin = False, None
-            self.parent.children.remove(self)
+            del self.parent.children[self]
             if self.inferred:
                 self.tracker.give_back(self.thread_id)
 
@@ -128,8 +140,7 @@ class Tracker:
         """A thread that begins at a point. It shows in the graph from its first call on."""
         if at.wave and all(thread.ended for thread in at.wave):
             at.base = newest(call for thread in at.wave for call in thread.frontier())
-            ended, at.wave = at.wave, []
-            for thread in ended:
+            for thread in list(at.wave):
                 thread.release()
         thread = Thread(self, self._named(name) if name else self._take(), owner, at.base)
         thread.inferred = not name
@@ -193,7 +204,7 @@ class Tracker:
         else:
             for child in old.wave:
                 child.origin = None
-            old.base, old.wave = base, []
+            old.base, old.wave = base, {}
         return thread.point
 
     def end(self, pending: PendingCall) -> None:

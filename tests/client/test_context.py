@@ -258,3 +258,10 @@ def test_any_text_makes_a_name_and_a_thread() -> None:
     assert all(value.isascii() and value.isprintable() for value in sent.values())
     assert sent["x-agentserving-thread-id"].startswith("h-")
     assert len(p.name.encode()) <= 128
+
+
+def test_a_program_is_opened_once() -> None:
+    with agentserving.program() as p:
+        pass
+    with pytest.raises(RuntimeError, match="opened before"), p:
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import operator
 import os
 import subprocess
@@ -83,6 +84,26 @@ async def test_a_body_that_raises_is_a_failed_program_and_its_child_too(cluster:
         programs = [await client.get_program(p.program_id) for p in (outer, inner)]
     assert [p.outcome for p in programs] == [Outcome.FAILED, Outcome.FAILED]
     assert programs[1].parent_program_id == programs[1].root_program_id == outer.program_id
+
+
+async def test_no_parent_and_no_depth_makes_a_call_fail(cluster: Cluster) -> None:
+    async with openai.AsyncOpenAI(max_retries=0) as sdk, contextlib.AsyncExitStack() as stack:
+        innermost = await stack.enter_async_context(agentserving.program(parent="nobody-has-opened-it"))
+        for _ in range(20):
+            innermost = await stack.enter_async_context(agentserving.program())
+        await sdk.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=3)
+    found = await asyncio.to_thread(row, cluster, innermost.program_id, 1)
+    assert (found.parent_program_id, found.outcome) == (innermost.parent_program_id, Outcome.COMPLETED)
+
+
+async def test_headers_alone_do_the_same_without_a_control_plane_to_tell(cluster: Cluster) -> None:
+    async with openai.AsyncOpenAI(max_retries=0) as sdk:
+        with agentserving.program("outer", control_plane="") as outer, agentserving.program("inner") as inner:
+            with agentserving.program(control_plane="") as innermost, innermost.tool_wait("search"):
+                await sdk.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=3)
+    found = await asyncio.to_thread(row, cluster, innermost.program_id, 1)
+    assert (found.parent_program_id, found.state) == (inner.program_id, ProgramState.ACTIVE)
+    assert outer.program_id == inner.parent_program_id
 
 
 def test_one_client_is_enough_without_patching_anything(cluster: Cluster) -> None:

@@ -6,7 +6,15 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from agentserving.tracking import MAX_INFERRED_THREADS, MAX_NAMED_THREADS, MAX_PARENTS, Point, Thread, Tracker
+from agentserving.tracking import (
+    MAX_INFERRED_THREADS,
+    MAX_NAMED_THREADS,
+    MAX_PARENTS,
+    MAX_UNJOINED,
+    Point,
+    Thread,
+    Tracker,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -181,3 +189,16 @@ def test_calls_that_overlap_in_one_thread_are_both_parents_of_the_next() -> None
     tracker.answered(first, "p.1.0", in_home=True)
     tracker.answered(second, "p.1.1", in_home=True)
     assert tracker.begin(tracker.main).parents == ("p.1.0", "p.1.1")
+
+
+def test_a_program_that_never_joins_remembers_no_more_than_it_can_name() -> None:
+    tracker = Tracker("p", "main")
+    at = tracker.main.point
+    background = tracker.fork(at, "background")
+    background.alive = lambda: True
+    tracker.begin(background)
+    for number in range(3 * MAX_UNJOINED):
+        answer(tracker, tracker.fork(at, number), f"p.1.{number}")
+    assert len(tracker.main.children) <= MAX_UNJOINED
+    assert len(at.wave) <= MAX_UNJOINED
+    assert answer(tracker, tracker.main, "p.1.x")[-1] == f"p.1.{3 * MAX_UNJOINED - 1}"
