@@ -1,4 +1,4 @@
-"""The simulated engine: chunked prefill, a block pool, preemption by recompute; no prefix cache.
+"""The simulated engine: chunked prefill, a block pool with a prefix cache, preemption by recompute.
 
 Its calls are ordered by the same `CallQueue`, kept in the same `CallBook` and told over the same channel as vLLM's. A
 step is `begin_step` (what runs, how long) and `end_step` (charges and tokens); only `run` knows a clock.
@@ -27,6 +27,7 @@ from agentserving_engine.call_book import CallBook, copy_record
 from agentserving_engine.channel_server import ChannelServer
 from agentserving_engine.policy import CallQueue
 
+from agentserving_simulator.block_pool import BlockPool
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.requests import Finished, SimRequest
 
@@ -56,6 +57,7 @@ class SimulatedEngine:
         self.policy_version = 0
         self._book = book
         self._calls = CallQueue(FCFS)
+        self._pool = BlockPool(limits.num_blocks)
         self._arrived = asyncio.Event()
         self._last_report_us = 0
 
@@ -87,7 +89,7 @@ class SimulatedEngine:
             slots=self.limits.max_num_seqs,
             free_blocks=self.free_blocks,
             need_blocks=lambda key: self.requests[key].total // size + 1,
-            returns_blocks=lambda key: self.requests[key].blocks(size),
+            returns_blocks=lambda key: self._pool.returns(self.requests[key].blocks),
         )
         self.load.promotions += len(decision.promoted)
         self.load.demotions += len(decision.demoted)
@@ -96,27 +98,41 @@ class SimulatedEngine:
             self.load.preemptions_proactive += 1
         for key in decision.admit:
             self._calls.start(key, now_us)
+            self._reuse(self.requests[key])
         return self._schedule(now_us)
+
+    def _reuse(self, request: SimRequest) -> None:
+        """Takes what the prefix cache has; the last token is always computed, for there is no answer without it."""
+        size = self.limits.block_size
+        request.blocks = self._pool.lookup(request.hashes(size)[: (request.total - 1) // size])
+        self._pool.share(request.blocks)
+        request.computed = len(request.blocks) * size
+        if request.started:
+            return
+        request.started = True
+        request.cached_tokens = request.computed
+        self.load.cached_tokens += request.computed
+        call = self._book.call_of(request.request_id)
+        if call is not None:
+            call.record.cached_tokens += request.computed
 
     def _schedule(self, now_us: int) -> tuple[list[str], int]:
         order = sorted(self._calls.running_keys, key=self._calls.rank)
         budget, context = self.limits.max_batched_tokens, 0
         batch: list[str] = []
-        free = self.free_blocks
         while order and budget:
             request = self.requests[order.pop(0)]
             tokens = min(budget, request.total - request.computed)
-            needed = -(-(request.computed + tokens) // self.limits.block_size) - request.blocks(self.limits.block_size)
-            while needed > free and order:
+            needed = -(-(request.computed + tokens) // self.limits.block_size) - len(request.blocks)
+            while needed > self._pool.free and order:
                 # The worst-ranked gives its blocks, as vLLM does when the pool runs out.
-                victim = order.pop()
-                free += self.requests[victim].blocks(self.limits.block_size)
-                self._preempt(victim, now_us)
+                self._preempt(order.pop(), now_us)
                 self.load.preemptions_reactive += 1
-            if needed > free:
+            if needed > self._pool.free:
                 self._preempt(request.request_id, now_us)
+                self.load.preemptions_reactive += 1
                 break
-            free -= needed
+            request.blocks += self._pool.take(needed)
             budget -= tokens
             request.scheduled = tokens
             context += request.computed + tokens
@@ -132,15 +148,22 @@ class SimulatedEngine:
         for key in alive:
             self._book.charge(key, self.load.steps, dt_us)
             request = self.requests[key]
-            request.computed += request.scheduled
-            request.scheduled = 0
+            self._computed(request)
             if request.computed == request.total:
                 self._produce(request, now_us)
         self._report(now_us)
 
+    def _computed(self, request: SimRequest) -> None:
+        size = self.limits.block_size
+        full = request.computed // size
+        request.computed += request.scheduled
+        request.scheduled = 0
+        hashes = request.hashes(size)
+        for index in range(full, request.computed // size):
+            self._pool.remember(request.blocks[index], hashes[index])
+
     def _produce(self, request: SimRequest, now_us: int) -> None:
-        request.outputs.put_nowait(request.generated)
-        request.generated += 1
+        request.produce()
         self.load.output_tokens += 1
         call = self._book.call_of(request.request_id)
         if call is not None:
@@ -154,16 +177,20 @@ class SimulatedEngine:
     @property
     def free_blocks(self) -> int:
         """Blocks nobody holds."""
-        return self.limits.num_blocks - sum(
-            self.requests[key].blocks(self.limits.block_size) for key in self._calls.running_keys
-        )
+        return self._pool.free
 
     def _preempt(self, key: str, now_us: int) -> None:
         self._calls.preempt(key, now_us)
-        self.requests[key].computed = self.requests[key].scheduled = 0
+        self._release(self.requests[key])
+
+    def _release(self, request: SimRequest) -> None:
+        self._pool.give(request.blocks)
+        request.blocks = []
+        request.computed = request.scheduled = 0
 
     def _end(self, key: str, reason: str, now_us: int) -> None:
         request = self.requests.pop(key)
+        self._release(request)
         stats = self._calls.finish(key, now_us)
         outcome = "cancelled" if reason == "abort" else "completed"
         record = self._book.end(key, stats, outcome, now_us, self._calls.policy.accounting)
@@ -171,7 +198,7 @@ class SimulatedEngine:
             self._calls.set_account(record.root_program_id, *self._book.account(record.root_program_id))
             if self.channel is not None:
                 self.channel.post(EngineReport(self._load_now(), [record], self.policy_version), wake=True)
-        request.outputs.put_nowait(Finished(reason))
+        request.outputs.put_nowait((request.choice, Finished(reason)))
 
     # -- directives and reports ----------------------------------------------------------------------------------
 

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 
+from agentserving_simulator.asked import Asked, BadRequestError, parse
 from agentserving_simulator.engine import SimulatedEngine, now_us
-from agentserving_simulator.requests import Finished, SimRequest
+from agentserving_simulator.requests import Finished, Outputs, SimRequest
 
 MAX_BODY_BYTES = 16 << 20
-MAX_CHOICES = 128
-# English prose has about this many characters a token under common tokenizers; there is no tokenizer here.
-CHARACTERS_PER_TOKEN = 4
-DEFAULT_MAX_TOKENS = {"completions": 16, "chat": 256}
-
-
-class BadRequestError(Exception):
-    """What is wrong with the request: (message, parameter, status)."""
-
-    def __init__(self, message: str, param: str, status: int = 400) -> None:
-        super().__init__(message)
-        self.param, self.status = param, status
 
 
 class Front:
@@ -36,7 +26,7 @@ class Front:
 
     def app(self) -> web.Application:
         """The routes."""
-        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_enveloped])
         app.add_routes(
             [
                 web.get("/health", self._health),
@@ -63,106 +53,95 @@ class Front:
 
     async def _answer(self, request: web.Request, kind: str) -> web.StreamResponse:
         try:
-            body = await _body(request)
-            choices = self._requests(body, kind)
+            asked = parse(await _json(request), kind, self._model, self._engine.limits.max_model_len)
         except BadRequestError as error:
             told = {"message": str(error), "type": "invalid_request_error", "param": error.param, "code": error.status}
             return web.json_response({"error": told}, status=error.status)
         session = request.headers.get("X-Session-ID")
+        base = uuid.uuid4()
+        head = _head(kind, f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{base.hex}", self._model)
+        requests = self._requests(asked, head["id"], base.int)
         try:
-            for choice in choices:
-                self._engine.add(choice, session, now_us(), time.time())
-            if body.get("stream"):
-                return await self._stream(request, body, kind, choices)
-            return await self._whole(kind, choices)
+            for each in requests:
+                self._engine.add(each, session, now_us(), time.time())
+            if asked.stream:
+                return await _stream(request, asked, kind, head, requests)
+            return await _whole(asked, kind, head, requests)
         finally:
-            for choice in choices:
-                self._engine.abort(choice.request_id, now_us())
+            for each in requests:
+                self._engine.abort(each.request_id, now_us())
 
-    def _requests(self, body: dict[str, Any], kind: str) -> list[SimRequest]:
-        model = body.get("model", self._model)
-        if model != self._model:
-            raise BadRequestError(f"The model `{model}` does not exist; this engine serves {self._model}", "model", 404)
-        text = body.get("messages") if kind == "chat" else body.get("prompt")
-        if not text:
-            name = "messages" if kind == "chat" else "prompt"
-            raise BadRequestError(f"{name} is missing or empty", name)
-        prompt = max(1, len(text if isinstance(text, str) else json.dumps(text)) // CHARACTERS_PER_TOKEN)
+    def _requests(self, asked: Asked, name: str, seed: int) -> list[SimRequest]:
+        outputs: Outputs = asyncio.Queue()
         limit = self._engine.limits.max_model_len
-        if prompt >= limit:
-            raise BadRequestError(f"the prompt has about {prompt} tokens, the model takes {limit}", "prompt")
-        wanted = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_MAX_TOKENS[kind]
-        tokens = min(_count(wanted, "max_tokens", limit * 1000), limit - prompt)
-        base = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
-        number = _count(body.get("n") or 1, "n", MAX_CHOICES)
-        return [SimRequest(f"{index}_{base}", prompt, tokens) for index in range(number)]
-
-    async def _whole(self, kind: str, choices: list[SimRequest]) -> web.Response:
-        answered = []
-        for index, choice in enumerate(choices):
-            words = []
-            reason = ""
-            async for item in _outputs(choice):
-                if isinstance(item, Finished):
-                    reason = item.reason
-                else:
-                    words.append(_word(item))
-            answered.append(_choice(kind, index, "".join(words), reason, delta=False))
-        base = choices[0].request_id.partition("_")[2]
-        return web.json_response({**_head(kind, base, self._model), "choices": answered, "usage": _usage(choices)})
-
-    async def _stream(
-        self, request: web.Request, body: dict[str, Any], kind: str, choices: list[SimRequest]
-    ) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-        await response.prepare(request)
-        head = {**_head(kind, choices[0].request_id.partition("_")[2], self._model), "object": _chunk_object(kind)}
-        for index, choice in enumerate(choices):
-            async for item in _outputs(choice):
-                reason = item.reason if isinstance(item, Finished) else None
-                text = "" if isinstance(item, Finished) else _word(item)
-                await _event(response, {**head, "choices": [_choice(kind, index, text, reason, delta=True)]})
-        if (body.get("stream_options") or {}).get("include_usage"):
-            await _event(response, {**head, "choices": [], "usage": _usage(choices)})
-        await response.write(b"data: [DONE]\n\n")
-        return response
+        return [
+            SimRequest(
+                f"{choice}_{name}", list(prompt), min(asked.max_tokens, limit - len(prompt)), seed >> choice, choice,
+                outputs,
+            )
+            for choice, prompt in enumerate(prompt for prompt in asked.prompts for _ in range(asked.choices))
+        ]  # fmt: skip
 
 
-async def _body(request: web.Request) -> dict[str, Any]:
+async def _whole(asked: Asked, kind: str, head: dict[str, Any], requests: list[SimRequest]) -> web.Response:
+    words: list[list[str]] = [[] for _ in requests]
+    reasons = [""] * len(requests)
+    async for choice, item in _outputs(requests):
+        if isinstance(item, Finished):
+            reasons[choice] = item.reason
+        else:
+            words[choice].append(item)
+    answered = [
+        _choice(kind, index, "".join(said), reason, delta=False)
+        for index, (said, reason) in enumerate(zip(words, reasons, strict=True))
+    ]
+    return web.json_response({**head, "choices": answered, "usage": _usage(asked, requests)})
+
+
+async def _stream(
+    request: web.Request, asked: Asked, kind: str, head: dict[str, Any], requests: list[SimRequest]
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    head = {**head, "object": "chat.completion.chunk" if kind == "chat" else "text_completion"}
+    async for choice, item in _outputs(requests):
+        reason, text = (item.reason, "") if isinstance(item, Finished) else (None, item)
+        await _event(response, {**head, "choices": [_choice(kind, choice, text, reason, delta=True)]})
+    if asked.include_usage:
+        await _event(response, {**head, "choices": [], "usage": _usage(asked, requests)})
+    await response.write(b"data: [DONE]\n\n")
+    return response
+
+
+async def _outputs(requests: list[SimRequest]) -> AsyncIterator[tuple[int, str | Finished]]:
+    """Of all choices, in the order in which they are made."""
+    left = len(requests)
+    while left:
+        choice, item = await requests[0].outputs.get()
+        left -= isinstance(item, Finished)
+        yield choice, item
+
+
+async def _json(request: web.Request) -> object:
     try:
-        body = await request.json()
+        return await request.json()
     except ValueError as error:
         raise BadRequestError(f"the body is not JSON: {error}", "") from error
-    if not isinstance(body, dict):
-        raise BadRequestError("the body is not a JSON object", "")
-    return body
 
 
-def _count(value: object, name: str, most: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise BadRequestError(f"{name} must be a whole number from 1 to {most}, not {value!r}", name)
-    return value
-
-
-async def _outputs(choice: SimRequest) -> AsyncIterator[int | Finished]:
-    while True:
-        item = await choice.outputs.get()
-        yield item
-        if isinstance(item, Finished):
-            return
-
-
-def _word(index: int) -> str:
-    return f" w{index % 10}"
+@web.middleware
+async def _enveloped(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
+    """What aiohttp refuses by itself (no such path, too large) in OpenAI's envelope."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        told = {"message": f"{request.path}: {error.reason}", "type": "invalid_request_error", "code": error.status}
+        return web.json_response({"error": told}, status=error.status)
 
 
 def _head(kind: str, base: str, model: str) -> dict[str, Any]:
     name = "chat.completion" if kind == "chat" else "text_completion"
     return {"id": base, "object": name, "created": int(time.time()), "model": model}
-
-
-def _chunk_object(kind: str) -> str:
-    return "chat.completion.chunk" if kind == "chat" else "text_completion"
 
 
 def _choice(kind: str, index: int, text: str, reason: str | None, *, delta: bool) -> dict[str, Any]:
@@ -172,9 +151,16 @@ def _choice(kind: str, index: int, text: str, reason: str | None, *, delta: bool
     return {"index": index, "delta" if delta else "message": message, "finish_reason": reason}
 
 
-def _usage(choices: list[SimRequest]) -> dict[str, int]:
-    prompt, output = choices[0].prompt_tokens, sum(choice.generated for choice in choices)
-    return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+def _usage(asked: Asked, requests: list[SimRequest]) -> dict[str, Any]:
+    # A prompt counts once, however many choices were made of it.
+    prompts = requests[:: asked.choices]
+    prompt, output = sum(each.prompt_tokens for each in prompts), sum(each.generated for each in requests)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": prompt + output,
+        "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in prompts)},
+    }
 
 
 async def _event(response: web.StreamResponse, document: dict[str, Any]) -> None:

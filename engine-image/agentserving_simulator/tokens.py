@@ -1,0 +1,42 @@
+"""Text to tokens and back, without a tokenizer: pieces of up to four characters, each with the space before it.
+
+English prose has about four characters a token under common tokenizers. What matters more: a token of an answer is the
+same token when the answer comes back inside the next prompt, so that the prefix cache finds a program's earlier calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_TOKEN = re.compile(r"\s?\S{1,4}|\s")
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def tokenize(text: str) -> list[str]:
+    """The tokens of a text; their concatenation is the text."""
+    return _TOKEN.findall(text)
+
+
+def render(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A chat as one prompt; the answer follows it. What is not text (images, tool calls) goes in as JSON."""
+    lines = []
+    for message in messages:
+        content = message.get("content")
+        extra = {key: value for key, value in message.items() if key not in ("role", "content", "name")}
+        text = content if isinstance(content, str) else json.dumps(content)
+        lines.append(f"{message.get('role')}: {text}{json.dumps(extra) if extra else ''}\n")
+    return "".join(lines) + "assistant: "
+
+
+def word(seed: int, index: int) -> str:
+    """The token at `index` of an answer; answers of different seeds differ."""
+    return f" {_LETTERS[(seed >> (index % 8)) % 26]}{index % 10}"
+
+
+def block_hash(before: bytes, tokens: Sequence[str]) -> bytes:
+    """Of a full block, and of everything before it."""
+    return hashlib.blake2b(before + "\x00".join(tokens).encode("utf-8", "replace"), digest_size=16).digest()
