@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from typing import NoReturn
 import click
 import grpc
 from agentserving.v1 import admin_service_pb2, admin_service_pb2_grpc, program_service_pb2_grpc
+
+from agentserving_cli.local.state_dir import is_claimed, read_addresses
 
 DEADLINE_S = 10.0
 
@@ -27,11 +28,15 @@ def address_of(state_dir: Path, control_plane: str) -> str:
     """The flag, else AGENTSERVING_CONTROL_PLANE, else the local cluster's."""
     given = control_plane or os.environ.get("AGENTSERVING_CONTROL_PLANE", "")
     if given:
+        if not given.rpartition(":")[0] or not given.rpartition(":")[2].isdigit():
+            fail(f"{given!r} is not an address of a control plane: write host:port")
         return given
-    described = state_dir / "cluster.json"
-    if not described.exists():
-        fail(f"no cluster runs in {state_dir}: start one with `agentserving up`, or name one with --control-plane")
-    return str(json.loads(described.read_text())["control_plane"])
+    told = read_addresses(state_dir)
+    if told and is_claimed(state_dir):
+        return str(told["control_plane"])
+    if is_claimed(state_dir):
+        fail(f"the cluster in {state_dir} is not up yet: try again when `agentserving up` says Ready")
+    fail(f"no cluster runs in {state_dir}: start one with `agentserving up`, or name one with --control-plane")
 
 
 def fail(message: str) -> NoReturn:
@@ -55,8 +60,23 @@ def services(state_dir: Path, control_plane: str) -> Iterator[Services]:
         try:
             yield Services(channel)
         except grpc.RpcError as error:
-            detail = error.details() if isinstance(error, grpc.Call) else str(error)
-            fail(f"{address}: {detail}")
+            fail(refusal(error, address))
+
+
+def refusal(error: grpc.RpcError, address: str) -> str:
+    """One line for a user."""
+    if not isinstance(error, grpc.Call):
+        return f"{address}: {error}"
+    details = (error.details() or "").strip()
+    match error.code():
+        case grpc.StatusCode.UNAVAILABLE if "failed to connect" in details or "Connection refused" in details:
+            return f"the control plane at {address} does not answer: is its cluster up?"
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return f"the control plane at {address} did not answer within {DEADLINE_S:.0f} s: its log may tell why"
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return f"{address} is no control plane of agentserving"
+        case code:
+            return details or f"{address}: {code.name}"
 
 
 def wait_for_policy(stubs: Services, version: int, bound_s: float = 15.0) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import signal
+import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from rich.live import Live
 
 from agentserving_cli import screens
 from agentserving_cli.connection import DEADLINE_S, Services, default_state_dir, fail, services, wait_for_policy
-from agentserving_cli.local.cluster import LocalCluster, StateDirError
-from agentserving_cli.local.layout import ClusterSpec
+from agentserving_cli.local.layout import TINY, ClusterSpec
 from agentserving_cli.local.process import StartFailedError
+from agentserving_cli.local.state_dir import StateDirError
 from agentserving_cli.local.vllm_env import EnvironmentFailedError
+from agentserving_cli.up import GaveUpError, run_up
 
 console = Console()
 
@@ -28,59 +31,56 @@ state_dir_option = click.option(
     "--state-dir", type=click.Path(path_type=Path), default=default_state_dir, help="Where the local cluster lives."
 )
 control_plane_option = click.option("--control-plane", default="", help="host:port of another cluster.")
-output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table")
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="Form of the answer.",
+)
+MODEL_HELP = "A directory or a name that vLLM's --model takes. The default is made here and has random weights."
+ENGINE_ARG_HELP = "A flag for every engine, as --engine-arg=--max-num-seqs=32. May be given again."
 
 
 @click.group()
 @click.version_option("0.1.0")
 def main() -> None:
-    """Serve agentic programs, not single requests."""
+    """Serve agentic programs, not single requests.
+
+    Start a cluster with `agentserving up`, point any OpenAI or Anthropic client at the address it prints, and watch
+    its programs with `agentserving top`. Commands find the cluster of this machine by themselves; --control-plane, or
+    AGENTSERVING_CONTROL_PLANE, names another one.
+    """
 
 
 @main.command()
-@click.option("--engine", type=click.Choice(["vllm", "simulator"]), default="vllm")
-@click.option("--engines", type=click.IntRange(1, 16), default=2)
-@click.option("--store", type=click.Choice(["etcd", "memory"]), default="etcd")
-@click.option("--policy", default="atlas")
-@click.option("--gateway-port", type=click.IntRange(0, 65535), default=0, help="0 = any free one.")
+@click.option("--engine", type=click.Choice(["vllm", "simulator"]), default="vllm", show_default=True)
+@click.option("--engines", type=click.IntRange(1, 16), default=2, show_default=True, help="How many.")
+@click.option("--model", default=TINY, show_default=True, help=MODEL_HELP)
+@click.option("--engine-arg", "engine_args", multiple=True, help=ENGINE_ARG_HELP)
+@click.option("--store", type=click.Choice(["etcd", "memory"]), default="etcd", show_default=True)
+@click.option("--policy", default="atlas", show_default=True, help="fcfs, program-fcfs, mlfq, plas or atlas.")
+@click.option("--gateway-port", type=click.IntRange(0, 65535), default=0, help="0, the default: any free one.")
 @state_dir_option
-def up(engine: str, engines: int, store: str, policy: str, gateway_port: int, state_dir: Path) -> None:
-    """Start a cluster on this machine and stay until Ctrl-C."""
-    spec = ClusterSpec(state_dir, engine, engines, store, policy, gateway_port=gateway_port)
+def up(gateway_port: int, state_dir: Path, **chosen: Any) -> None:
+    """Start a cluster on this machine and stay until Ctrl-C.
+
+    Engines are vLLM: a CPU build with a tiny random model, made at the first start; or, with AGENTSERVING_VLLM_PYTHON
+    naming a Python that has vLLM 0.28 to 0.33 (CUDA, say), that one and the --model you name. GPUs are shared out
+    among the engines. --engine simulator needs no vLLM: a cost model in the place of a model.
+    """
+    with _failures():
+        sys.exit(asyncio.run(run_up(ClusterSpec(state_dir, gateway_port=gateway_port, **chosen), console)))
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What may go wrong when a cluster starts, as one clear message and exit status 1."""
     try:
-        asyncio.run(_up(spec))
-    except (StartFailedError, StateDirError, EnvironmentFailedError) as error:
+        yield
+    except (StartFailedError, StateDirError, EnvironmentFailedError, GaveUpError) as error:
         fail(str(error))
-
-
-async def _up(spec: ClusterSpec) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-
-    def end() -> None:
-        if stop.is_set() or (not started and task is not None):
-            task.cancel()  # type: ignore[union-attr]
-        stop.set()
-
-    started = False
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, end)
-    began = time.monotonic()
-
-    def tell(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:6.1f}s[/dim]  {text}")
-
-    try:
-        async with LocalCluster(spec, tell) as cluster:
-            started = True
-            console.print(f"\nReady. Point any OpenAI client at it:\n  export OPENAI_BASE_URL={cluster.gateway_url}")
-            console.print(f"  export OPENAI_API_KEY=none\n  export AGENTSERVING_CONTROL_PLANE={cluster.control_plane}")
-            console.print("Model: tiny. See who runs: agentserving top. Ctrl-C ends it.")
-            await stop.wait()
-            console.print("ending")
-    except asyncio.CancelledError:
-        console.print("ended before it was up")
 
 
 def _all_programs(stubs: Services, *, closed: bool) -> list[types_pb2.Program]:
@@ -97,7 +97,11 @@ def _all_programs(stubs: Services, *, closed: bool) -> list[types_pb2.Program]:
 
 
 def _print_message(message: Any) -> None:
-    click.echo(json_format.MessageToJson(message, preserving_proto_field_name=True))
+    """JSON as protobuf writes it: 64-bit numbers are strings; zeros are there, too."""
+    told = json_format.MessageToJson(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    click.echo(told)
 
 
 @main.command()
@@ -112,26 +116,27 @@ def ps(closed: bool, output: str, state_dir: Path, control_plane: str) -> None:
         if output == "json":
             _print_message(program_service_pb2.ListProgramsResponse(programs=programs))
         else:
-            console.print(screens.programs_table(programs))
+            console.print(screens.programs_table(programs, console.width))
 
 
 @main.command()
 @click.option("--interval", type=click.FloatRange(0.1, 60), default=1.0, help="Seconds.")
 @click.option("--once", is_flag=True, help="One screen, then end; the default without a terminal.")
+@output_option
 @state_dir_option
 @control_plane_option
-def top(interval: float, once: bool, state_dir: Path, control_plane: str) -> None:
-    """Watch programs and engines."""
+def top(interval: float, once: bool, output: str, state_dir: Path, control_plane: str) -> None:
+    """Watch programs and engines: who runs, at which level, with what received."""
     with services(state_dir, control_plane) as stubs:
+        if output == "json":
+            _print_message(stubs.admin.GetOverview(admin_service_pb2.GetOverviewRequest(), timeout=DEADLINE_S))
+            return
 
         def screen() -> Group:
             overview = stubs.admin.GetOverview(admin_service_pb2.GetOverviewRequest(), timeout=DEADLINE_S)
             programs = _all_programs(stubs, closed=False)
-            shown = sorted(programs, key=lambda p: not p.calls)[: max(5, console.height - 12)]
-            return Group(
-                screens.headline(overview), "", screens.engines_table(list(overview.engines)), "",
-                screens.programs_table(shown),
-            )  # fmt: skip
+            height = console.height if sys.stdout.isatty() and not once else 0
+            return screens.top_screen(overview, programs, console.width, height)
 
         if once or not sys.stdout.isatty():
             console.print(screen())
@@ -145,21 +150,46 @@ def top(interval: float, once: bool, state_dir: Path, control_plane: str) -> Non
             return
 
 
-def _program_command(name: str, text: str, method: str, request: Any) -> None:
+@main.command()
+@click.argument("program_id")
+@output_option
+@state_dir_option
+@control_plane_option
+def get(program_id: str, output: str, state_dir: Path, control_plane: str) -> None:
+    """Show one program: its account, its calls, its threads."""
+    with services(state_dir, control_plane) as stubs:
+        request = program_service_pb2.GetProgramRequest(program_id=program_id)
+        program = stubs.programs.GetProgram(request, timeout=DEADLINE_S).program
+        if output == "json":
+            _print_message(program)
+        else:
+            console.print(screens.program_screen(program))
+
+
+def _program_command(name: str, text: str, method: str, request: Any, done: str) -> None:
     @main.command(name, help=text)
     @click.argument("program_id")
+    @output_option
     @state_dir_option
     @control_plane_option
-    def command(program_id: str, state_dir: Path, control_plane: str) -> None:
+    def command(program_id: str, output: str, state_dir: Path, control_plane: str) -> None:
         with services(state_dir, control_plane) as stubs:
             call = getattr(stubs.programs, method)
-            _print_message(call(request(program_id=program_id), timeout=DEADLINE_S).program)
+            program = call(request(program_id=program_id), timeout=DEADLINE_S).program
+            if output == "json":
+                _print_message(program)
+            else:
+                click.echo(f"program {program.program_id} is {done}")
 
 
-_program_command("get", "Show one program.", "GetProgram", program_service_pb2.GetProgramRequest)
-_program_command("cancel", "Abort a program's calls.", "CancelProgram", program_service_pb2.CancelProgramRequest)
-_program_command("pause", "Hold a program's calls.", "PauseProgram", program_service_pb2.PauseProgramRequest)
-_program_command("resume", "Let a held program go on.", "ResumeProgram", program_service_pb2.ResumeProgramRequest)
+_program_command(
+    "cancel", "Abort a program's calls, and its sub-agents'.", "CancelProgram",
+    program_service_pb2.CancelProgramRequest, "cancelled",
+)  # fmt: skip
+_program_command("pause", "Hold a program's calls.", "PauseProgram", program_service_pb2.PauseProgramRequest, "held")
+_program_command(
+    "resume", "Let a held program go on.", "ResumeProgram", program_service_pb2.ResumeProgramRequest, "going on"
+)
 
 
 @main.group()
@@ -168,12 +198,17 @@ def policy() -> None:
 
 
 @policy.command("get")
+@output_option
 @state_dir_option
 @control_plane_option
-def policy_get(state_dir: Path, control_plane: str) -> None:
+def policy_get(output: str, state_dir: Path, control_plane: str) -> None:
     """Show it, and which engines follow it."""
     with services(state_dir, control_plane) as stubs:
-        _print_message(stubs.admin.GetPolicy(admin_service_pb2.GetPolicyRequest(), timeout=DEADLINE_S))
+        told = stubs.admin.GetPolicy(admin_service_pb2.GetPolicyRequest(), timeout=DEADLINE_S)
+        if output == "json":
+            _print_message(told)
+        else:
+            console.print(screens.policy_screen(told))
 
 
 @policy.command("set")
@@ -185,14 +220,19 @@ def policy_set(name_or_file: str, state_dir: Path, control_plane: str) -> None:
     wanted = types_pb2.Policy(name=name_or_file)
     if Path(name_or_file).is_file():
         try:
-            wanted = json_format.Parse(Path(name_or_file).read_text(), types_pb2.Policy())
-        except json_format.ParseError as error:
+            document = json.loads(Path(name_or_file).read_text())
+            if not isinstance(document, dict):
+                fail(f"{name_or_file}: a policy is a JSON object, this is {type(document).__name__}")
+            wanted = json_format.ParseDict(document, types_pb2.Policy())
+        except (json_format.ParseError, OSError, ValueError) as error:
             fail(f"{name_or_file}: {error}")
+    elif name_or_file.endswith(".json"):
+        fail(f"{name_or_file}: there is no such file")
     with services(state_dir, control_plane) as stubs:
         request = admin_service_pb2.ApplyPolicyRequest(policy=wanted)
         applied = stubs.admin.ApplyPolicy(request, timeout=DEADLINE_S).policy
         version = wait_for_policy(stubs, applied.version)
-        console.print(f"policy {applied.policy.name} is version {version}, acknowledged by every engine")
+        click.echo(f"policy {applied.policy.name} is version {version}, acknowledged by every engine")
 
 
 @main.command()
@@ -207,9 +247,8 @@ def demo(engine: str, programs: int, rate: float, scale: float, seed: int, out: 
     from agentserving_cli.demo import DemoPlan, run_demo
 
     try:
-        asyncio.run(run_demo(DemoPlan(engine, programs, rate, scale, seed, out), console))
-    except (StartFailedError, StateDirError, EnvironmentFailedError) as error:
-        fail(str(error))
+        with _failures():
+            asyncio.run(run_demo(DemoPlan(engine, programs, rate, scale, seed, out), console))
     except KeyboardInterrupt:
         fail("interrupted")
 

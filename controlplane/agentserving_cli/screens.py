@@ -2,76 +2,200 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from agentserving.v1 import admin_service_pb2, types_pb2
+from google.protobuf import json_format
+from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
+
+# Below this width columns that can be missed are left out.
+WIDE = 110
 
 
 def seconds(us: int) -> str:
-    """1.23s, 45.6s, 789s."""
+    """1.23s, 45.6s, 789s, 34m, 5.1h."""
     value = us / 1e6
-    return f"{value:.2f}s" if value < 10 else f"{value:.1f}s" if value < 100 else f"{value:.0f}s"
+    if value < 100:
+        return f"{value:.2f}s" if value < 10 else f"{value:.1f}s"
+    return f"{value:.0f}s" if value < 1000 else f"{value / 60:.0f}m" if value < 6000 else f"{value / 3600:.1f}h"
+
+
+def count(value: int) -> str:
+    """950, 12.3k, 4.5M."""
+    if value < 10_000:
+        return str(value)
+    return f"{value / 1000:.1f}k" if value < 1_000_000 else f"{value / 1e6:.1f}M"
 
 
 def _word(name: str, prefix: str) -> str:
     return name.removeprefix(prefix).replace("_", " ").capitalize()
 
 
-def programs_table(programs: list[types_pb2.Program]) -> Table:
-    """A row a program, those that run first, by level."""
+def _table(columns: Iterable[str], left: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for title, justify in (
-        ("PROGRAM", "left"), ("NAME", "left"), ("STATE", "left"), ("LEVEL", "right"), ("ATTAINED", "right"),
-        ("WAIT", "right"), ("RUN/QUEUED", "right"), ("CALLS", "right"), ("TOKENS", "right"), ("PREEMPT", "right"),
-        ("ENGINE", "left"),
-    ):  # fmt: skip
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
-    for program in sorted(programs, key=lambda p: (not p.calls, p.level, p.program_id)):
-        running = sum(1 for call in program.calls if call.running)
-        live_service = sum(call.service_us for call in program.calls)
-        table.add_row(
-            program.program_id,
-            program.name or "-",
-            _word(types_pb2.ProgramState.Name(program.state), "PROGRAM_STATE_"),
-            str(program.level),
-            seconds(program.attained_service_us + live_service),
-            seconds(program.wait_us + sum(call.wait_us for call in program.calls)),
-            f"{running}/{len(program.calls) - running}",
-            str(program.calls_completed),
-            str(program.output_tokens + sum(call.output_tokens for call in program.calls)),
-            str(program.preemptions),
-            ",".join(program.engine_ids[:2]) or "-",
-        )
+    for title in columns:
+        # Ids are cut in their middle of nowhere rather than wrapped: a row is a line.
+        table.add_column(title, justify="left" if title in left else "right", no_wrap=True, overflow="ellipsis",
+                         min_width=8 if title == "PROGRAM" else None)  # fmt: skip
     return table
 
 
-def engines_table(engines: list[types_pb2.Engine]) -> Table:
-    """A row an engine."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("ENGINE", "STATE", "RUNNING", "QUEUED", "KV", "STEPS", "PREEMPTIONS", "POLICY/STEP", "VERSION"):
-        table.add_column(title, justify="left" if title in ("ENGINE", "STATE", "VERSION") else "right")
+def received(program: types_pb2.Program) -> int:
+    """Attained service with what its calls in flight have received so far, microseconds."""
+    return int(program.attained_service_us + sum(call.service_us for call in program.calls))
+
+
+def by_urgency(program: types_pb2.Program) -> tuple[object, ...]:
+    """Those with calls first, running ones before queued, then by level and by what they have received."""
+    running = any(call.running for call in program.calls)
+    return (not program.calls, not running, program.level, received(program), program.program_id)
+
+
+_PROGRAM_COLUMNS = (
+    "PROGRAM", "NAME", "STATE", "LEVEL", "ATTAINED", "WAIT", "RUN", "QUEUED", "DONE", "TOKENS", "CACHED", "PREEMPTED",
+    "ENGINE",
+)  # fmt: skip
+_NARROW = ("PROGRAM", "STATE", "LEVEL", "ATTAINED", "WAIT", "RUN", "QUEUED", "TOKENS", "ENGINE")
+
+
+def programs_table(programs: Iterable[types_pb2.Program], width: int = 200) -> Table:
+    """A row a program, the most urgent first."""
+    columns = _PROGRAM_COLUMNS if width >= WIDE else _NARROW
+    table = _table(columns, ("PROGRAM", "NAME", "STATE", "ENGINE"))
+    for program in sorted(programs, key=by_urgency):
+        cells = _program_cells(program)
+        table.add_row(*(cells[column] for column in columns))
+    return table
+
+
+def _program_cells(program: types_pb2.Program) -> dict[str, str]:
+    running = sum(1 for call in program.calls if call.running)
+    live = program.calls
+    engines = list(dict.fromkeys(call.engine_id for call in live)) or list(program.engine_ids[:1])
+    prompt = program.prompt_tokens + sum(call.prompt_tokens for call in live)
+    cached = program.cached_tokens + sum(call.cached_tokens for call in live)
+    return {
+        "PROGRAM": escape(program.program_id),
+        "NAME": escape(program.name) or "-",
+        "STATE": _word(types_pb2.ProgramState.Name(program.state), "PROGRAM_STATE_"),
+        "LEVEL": str(program.level),
+        "ATTAINED": seconds(received(program)),
+        "WAIT": seconds(program.wait_us + sum(call.wait_us for call in live)),
+        "RUN": str(running),
+        "QUEUED": str(len(live) - running),
+        "DONE": count(program.calls_completed),
+        "TOKENS": count(program.output_tokens + sum(call.output_tokens for call in live)),
+        "CACHED": f"{cached / prompt:.0%}" if prompt else "-",
+        "PREEMPTED": str(program.preemptions + sum(call.preemptions for call in live)),
+        "ENGINE": ",".join(engines[:2]) + (",.." if len(engines) > 2 else "") or "-",
+    }
+
+
+_ENGINE_COLUMNS = ("ENGINE", "STATE", "RUN", "QUEUED", "KV", "STEPS", "PREEMPTED", "POLICY/STEP", "VERSION")
+_NARROW_ENGINE = ("ENGINE", "STATE", "RUN", "QUEUED", "KV", "PREEMPTED", "VERSION")
+
+
+def engines_table(engines: Iterable[types_pb2.Engine], width: int = 200) -> Table:
+    """A row an engine. PREEMPTED is by our policy + by vLLM for want of blocks."""
+    columns = _ENGINE_COLUMNS if width >= WIDE else _NARROW_ENGINE
+    table = _table(columns, ("ENGINE", "STATE", "VERSION"))
     for engine in engines:
         load = engine.load
         used = 1 - load.free_blocks / load.total_blocks if load.total_blocks else 0.0
-        table.add_row(
-            engine.engine_id,
-            _word(types_pb2.EngineState.Name(engine.state), "ENGINE_STATE_"),
-            str(load.running),
-            str(load.waiting),
-            f"{used:.0%}",
-            str(load.steps),
-            f"{load.preemptions_proactive}+{load.preemptions_reactive}",
-            f"{load.policy_time_us / load.steps:.0f}us" if load.steps else "-",
-            f"{engine.capabilities.engine_kind.lower()} {engine.capabilities.engine_version}",
-        )
+        cells = {
+            "ENGINE": escape(engine.engine_id),
+            "STATE": _word(types_pb2.EngineState.Name(engine.state), "ENGINE_STATE_"),
+            "RUN": str(load.running),
+            "QUEUED": str(load.waiting),
+            "KV": f"{used:.0%}",
+            "STEPS": count(load.steps),
+            "PREEMPTED": f"{load.preemptions_proactive}+{load.preemptions_reactive}",
+            "POLICY/STEP": f"{load.policy_time_us / load.steps:.0f}us" if load.steps and load.policy_time_us else "-",
+            "VERSION": f"{engine.capabilities.engine_kind.lower()} {engine.capabilities.engine_version}",
+        }
+        table.add_row(*(cells[column] for column in columns))
     return table
 
 
 def headline(overview: admin_service_pb2.GetOverviewResponse) -> str:
-    """One line on the cluster."""
-    store = "" if overview.store_healthy else f"  [red]store: {overview.store_message}[/red]"
+    """One line on the cluster, and one more when its store is ill."""
+    store = "" if overview.store_healthy else f"\n[red]store: {escape(overview.store_message)}[/red]"
+    unmanaged = f", {overview.calls_unmanaged} unmanaged" if overview.calls_unmanaged else ""
     return (
-        f"policy [bold]{overview.policy.policy.name}[/bold] v{overview.policy.version}  "
-        f"programs {overview.programs_live} ({overview.programs_running} running)  "
-        f"calls {overview.calls_running} running, {overview.calls_waiting} queued, "
-        f"{overview.calls_completed} done{store}"
+        f"policy [bold]{escape(overview.policy.policy.name)}[/bold] v{overview.policy.version}, "
+        f"{overview.programs_live} programs, {overview.programs_running} running; "
+        f"calls: {overview.calls_running} running, {overview.calls_waiting} queued, "
+        f"{overview.calls_completed} done{unmanaged}{store}"
     )
+
+
+def top_screen(
+    overview: admin_service_pb2.GetOverviewResponse, programs: Sequence[types_pb2.Program], width: int, height: int
+) -> Group:
+    """`height` 0 = as long as it gets."""
+    room = max(3, height - len(overview.engines) - 7) if height else len(programs)
+    shown = sorted(programs, key=by_urgency)[:room]
+    left = len(programs) - len(shown)
+    parts: list[RenderableType] = [
+        headline(overview), "", engines_table(overview.engines, width), "", programs_table(shown, width),
+    ]  # fmt: skip
+    return Group(*parts, *([f"[dim]and {left} more: agentserving ps[/dim]"] if left else []))
+
+
+def program_screen(program: types_pb2.Program) -> Group:
+    """Everything about one program that a person asks for."""
+    facts = Table(box=None, pad_edge=False, show_header=False)
+    facts.add_column(style="dim")
+    facts.add_column()
+    cells = _program_cells(program)
+    outcome = _word(types_pb2.Outcome.Name(program.outcome), "OUTCOME_") if program.outcome else ""
+    for label, value in (
+        ("program", cells["PROGRAM"]),
+        ("name", cells["NAME"]),
+        ("parent", escape(program.parent_program_id)),
+        ("state", f"{cells['STATE']}{f' ({outcome.lower()})' if outcome else ''}"),
+        ("level", cells["LEVEL"]),
+        ("attained", f"{cells['ATTAINED']} (all calls together {seconds(program.total_service_us)})"),
+        ("wait", cells["WAIT"]),
+        ("calls", f"{program.calls_completed} done, {cells['RUN']} running, {cells['QUEUED']} queued"),
+        ("tokens", f"{program.prompt_tokens} prompt ({cells['CACHED']} cached), {cells['TOKENS']} output"),
+        ("preempted", cells["PREEMPTED"]),
+        ("engines", escape(", ".join(program.engine_ids)) or "-"),
+        ("opened", program.open_time.ToDatetime().isoformat(" ", "seconds") + " UTC"),
+    ):
+        if value:
+            facts.add_row(label, value)
+    parts: list[RenderableType] = [facts]
+    calls = _table(("CALL", "ENGINE", "STATE", "LEVEL", "SERVICE", "WAIT", "TOKENS"), ("CALL", "ENGINE", "STATE"))
+    for call in program.calls:
+        calls.add_row(
+            escape(call.call_id), escape(call.engine_id), "Running" if call.running else "Queued", str(call.level),
+            seconds(call.service_us), seconds(call.wait_us), count(call.output_tokens),
+        )  # fmt: skip
+    if program.calls:
+        parts += ["", calls]
+    return Group(*parts)
+
+
+def policy_screen(told: admin_service_pb2.GetPolicyResponse) -> Group:
+    """The policy in words, its levels as a table, and who follows it."""
+    value = told.policy.policy
+    facts = json_format.MessageToDict(value, preserving_proto_field_name=True)
+    levels = _table(("LEVEL", "ATTAINED BELOW", "QUANTUM"), ())
+    for index, level in enumerate(value.levels):
+        bound = seconds(level.upper_bound_us) if level.upper_bound_us else "no bound"
+        levels.add_row(str(index), bound, seconds(level.quantum_us) if level.quantum_us else "no end")
+    beta = f"wait / service reaches {value.beta_milli / 1000:g}" if value.beta_milli else "never"
+    pending = f"; not yet: {', '.join(told.pending_engine_ids)}" if told.pending_engine_ids else ""
+    lines = (
+        f"[bold]{escape(value.name)}[/bold], version {told.policy.version}",
+        f"account: {_word(facts.get('accounting', ''), 'ACCOUNTING_').lower()}",
+        f"order inside a level: {_word(facts.get('order', ''), 'ORDER_').lower()}",
+        f"promoted to level 0 when {beta}",
+        f"preemptions a decision: at most {value.max_preemptions}, every {value.decision_interval_steps} steps",
+        f"balancer: {_word(types_pb2.Balancer.Name(told.policy.balancer), 'BALANCER_').lower()}",
+        f"followed by: {', '.join(told.acknowledged_engine_ids) or 'no engine'}{pending}",
+    )
+    return Group(*lines, "", levels)

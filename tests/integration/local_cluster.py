@@ -49,7 +49,7 @@ class Cluster:
 
     def program(self, program_id: str) -> dict[str, Any]:
         """A row of the process table; numbers as text, as JSON of protobuf has them."""
-        found: dict[str, Any] = json.loads(self.cli("get", program_id))
+        found: dict[str, Any] = json.loads(self.cli("get", program_id, "-o", "json"))
         return found
 
     def program_or_none(self, program_id: str) -> dict[str, Any]:

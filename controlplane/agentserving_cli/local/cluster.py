@@ -7,38 +7,35 @@ Starts them in order of need, asks each until it serves, starts again what dies,
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import importlib.util
-import json
 import os
-import secrets
 import shutil
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import IO
 
 import httpx
 
-from agentserving_cli.local import vllm_env
+from agentserving_cli.local import commands, vllm_env
+from agentserving_cli.local.commands import Command
+from agentserving_cli.local.keeper import keep
 from agentserving_cli.local.layout import (
+    TINY,
     ClusterSpec,
     EngineAddresses,
     Ports,
     choose_ports,
-    component,
     engine_env,
-    source_path,
+    gpus_of,
+    memory_share,
+    port_is_free,
     vllm_argv,
 )
+from agentserving_cli.local.leash import Leash
 from agentserving_cli.local.process import Child, StartFailedError
+from agentserving_cli.local.state_dir import StateDir
 
-STATE_VERSION = 1
-VLLM_START_BOUND_S = 300.0
-WATCH_S = 0.5
-
-
-class StateDirError(RuntimeError):
-    """The state directory cannot be used: in use, or of a newer version."""
+STILL_EVERY_S = 15.0
 
 
 def find_etcd() -> str:
@@ -61,9 +58,15 @@ class LocalCluster:
         self.spec, self._tell = spec, tell
         self.ports: Ports = choose_ports(spec)
         self.children: dict[str, Child] = {}
-        self._lock: IO[str] | None = None
+        # Set to the reason when a part that the cluster cannot do without is given up.
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._state = StateDir(spec.state_dir)
+        self._leash: Leash | None = None
         self._client = httpx.AsyncClient(timeout=2.0, trust_env=False)
-        self._watcher: asyncio.Task[None] | None = None
+        self._keepers: list[asyncio.Task[None]] = []
+        self._lost: set[str] = set()
+        self._cpu_build = not os.environ.get("AGENTSERVING_VLLM_PYTHON")
+        self._gpus: list[str] = []
 
     @property
     def gateway_url(self) -> str:
@@ -76,10 +79,14 @@ class LocalCluster:
         return f"127.0.0.1:{self.ports.control_plane}"
 
     async def __aenter__(self) -> LocalCluster:
-        self._claim()
+        self._check_port()
+        self._state.claim()
         try:
+            self._leash = Leash()
             await self._start()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                vllm_env.interrupt.set()
             await self.stop()
             raise
         return self
@@ -87,74 +94,101 @@ class LocalCluster:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    # -- state directory -----------------------------------------------------------------------------------------
-
-    def _claim(self) -> None:
-        home = self.spec.state_dir
-        home.mkdir(parents=True, exist_ok=True)
-        self._lock = (home / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateDirError(f"{home} is in use by another cluster: give this one --state-dir") from None
-        version = home / "VERSION"
-        found = int(version.read_text().strip() or 0) if version.exists() else STATE_VERSION
-        if found > STATE_VERSION:
-            raise StateDirError(
-                f"{home} was written by version {found}, this is {STATE_VERSION}: use another directory"
+    def _check_port(self) -> None:
+        port = self.spec.gateway_port
+        if port and not port_is_free(port):
+            why = "is taken by another program" if port >= 1024 or os.geteuid() == 0 else "needs root or is taken"
+            raise StartFailedError(
+                f"the gateway's port {port} {why}: end that program, choose another --gateway-port, or leave the "
+                f"option away to have any free port"
             )
-        version.write_text(f"{STATE_VERSION}\n")
-        (home / "logs").mkdir(exist_ok=True)
-        key = home / "ticket.key"
-        if not key.exists():
-            key.touch(mode=0o600)
-            key.write_bytes(secrets.token_bytes(32))
 
-    def _write_addresses(self) -> None:
-        document = {
+    def _describe(self) -> dict[str, object]:
+        return {
             "gateway": self.gateway_url,
             "control_plane": self.control_plane,
+            "model": self.spec.model,
             "pid": os.getpid(),
             "engines": [engine.engine_id for engine in self.ports.engines],
+            "metrics": {
+                "control-plane": f"http://127.0.0.1:{self.ports.control_plane_http}/metrics",
+                "gateway": f"http://127.0.0.1:{self.ports.gateway_http}/metrics",
+                **{
+                    f"{engine.engine_id}-sidecar": f"http://127.0.0.1:{engine.sidecar_http}/metrics"
+                    for engine in self.ports.engines
+                },
+            },
         }
-        (self.spec.state_dir / "cluster.json").write_text(json.dumps(document, indent=2) + "\n")
 
     # -- start ---------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        python, model = Path(), Path()
+        python, model = Path(), self.spec.model
         if self.spec.engine == "vllm":
             self._tell("vLLM environment")
             python = await asyncio.to_thread(vllm_env.ensure_vllm)
-            model = await asyncio.to_thread(vllm_env.ensure_model, python)
+            if self.spec.model == TINY:
+                model = str(await asyncio.to_thread(vllm_env.ensure_model, python))
+            if not self._cpu_build:
+                self._gpus = await asyncio.to_thread(vllm_env.visible_gpus)
         engines = [self._engine(index, engine, python, model) for index, engine in enumerate(self.ports.engines)]
         for child in engines:
-            await child.start()
+            await self._launch(child)
         if self.spec.store == "etcd":
-            await self._up(self._etcd())
-        await self._up(self._control_plane())
+            await self._up(self._child(commands.etcd(find_etcd(), self._state.home, self.ports)))
+        await self._up(self._child(commands.control_plane(self.spec, self._state.home, self.ports)))
         for engine in self.ports.engines:
-            await self._sidecar(engine).start()
-        await self._gateway().start()
-        for child in engines:
-            self._tell(f"{child.name} (loading the model)" if self.spec.engine == "vllm" else child.name)
-            await child.wait_ready()
+            channel = self._state.channel_dir(engine.engine_id)
+            await self._launch(self._child(commands.sidecar(self._state.home, self.ports, engine, channel)))
+        await self._launch(self._child(commands.gateway(self.ports)))
+        self._tell("engines (loading the model)" if self.spec.engine == "vllm" else "engines")
+        await self._all_ready(engines)
+        self._tell("sidecars and gateway")
         for child in self.children.values():
-            self._tell(child.name)
             await child.wait_ready()
-        self._write_addresses()
-        self._watcher = asyncio.create_task(self._watch())
+        self._state.write_addresses(self._describe())
+        assert self._leash is not None
+        self._keepers = [
+            asyncio.create_task(keep(child, self._leash, self._tell, self._gave_up)) for child in self.children.values()
+        ]
+
+    async def _all_ready(self, engines: list[Child]) -> None:
+        """The first that fails ends the wait; whoever waits for long is told that it goes on."""
+        began = time.monotonic()
+        waits = [asyncio.create_task(child.wait_ready()) for child in engines]
+        try:
+            while pending := [task for task in waits if not task.done()]:
+                done, _ = await asyncio.wait(pending, timeout=STILL_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                if not done:
+                    self._tell(
+                        f"still loading after {time.monotonic() - began:.0f} s; logs: {self._state.home / 'logs'}"
+                    )
+            for task in waits:
+                task.result()
+        finally:
+            for task in waits:
+                task.cancel()
+
+    async def _launch(self, child: Child) -> None:
+        await child.start()
+        if self._leash is not None and child.process is not None:
+            self._leash.hold(child.process.pid)
 
     async def _up(self, child: Child) -> None:
         self._tell(child.name)
-        await child.start()
+        await self._launch(child)
         await child.wait_ready()
 
-    def _child(self, name: str, argv: list[str], ready_url: str, bound_s: float, env: dict[str, str]) -> Child:
-        log = self.spec.state_dir / "logs" / f"{name}.log"
+    def _child(self, command: Command) -> Child:
+        log = self._state.home / "logs" / f"{command.name}.log"
         log.write_text("")
-        child = Child(name, argv, env, log, self._answers(ready_url), bound_s)
-        self.children[name] = child
+        child = Child(
+            command.name, list(command.argv), command.env, log, self._answers(command.ready_url),
+            command.start_bound_s, command.ports,
+        )  # fmt: skip
+        self.children[command.name] = child
         return child
 
     def _answers(self, url: str) -> Callable[[], Awaitable[bool]]:
@@ -166,85 +200,31 @@ class LocalCluster:
 
         return ready
 
-    def _etcd(self) -> Child:
-        client, peer = (f"http://127.0.0.1:{p}" for p in (self.ports.etcd_client, self.ports.etcd_peer))
-        argv = [
-            find_etcd(), "--name", "local", "--data-dir", str(self.spec.state_dir / "etcd"),
-            "--listen-client-urls", client, "--advertise-client-urls", client,
-            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"local={peer}",
-            "--force-new-cluster", "--auto-compaction-retention", "1", "--logger", "zap", "--log-level", "warn",
-        ]  # fmt: skip
-        if not (self.spec.state_dir / "etcd").exists():
-            argv.remove("--force-new-cluster")
-        return self._child("etcd", argv, f"{client}/health", 30.0, {})
-
-    def _control_plane(self) -> Child:
-        argv = component(
-            "agentserving_controlplane", "--listen", self.control_plane,
-            "--http-port", str(self.ports.control_plane_http), "--store", self.spec.store,
-            "--etcd-endpoints", f"127.0.0.1:{self.ports.etcd_client}", "--etcd-prefix", "/agentserving/local",
-            "--ticket-key-file", str(self.spec.state_dir / "ticket.key"),
-            "--policy", self.spec.policy, "--balancer", self.spec.balancer,
-        )  # fmt: skip
-        url = f"http://127.0.0.1:{self.ports.control_plane_http}/readyz"
-        return self._child("control-plane", argv, url, 30.0, {"PYTHONPATH": source_path()})
-
-    def _gateway(self) -> Child:
-        argv = component(
-            "agentserving_gateway", "--listen", f"127.0.0.1:{self.ports.gateway}",
-            "--control-plane", self.control_plane, "--http-port", str(self.ports.gateway_http),
-        )  # fmt: skip
-        url = f"http://127.0.0.1:{self.ports.gateway_http}/readyz"
-        return self._child("gateway", argv, url, 30.0, {"PYTHONPATH": source_path()})
-
-    def _engine(self, index: int, engine: EngineAddresses, python: Path, model: Path) -> Child:
-        channel = self.spec.state_dir / engine.engine_id
-        channel.mkdir(exist_ok=True)
-        key = self.spec.state_dir / "ticket.key"
-        url = f"http://127.0.0.1:{engine.http}/health"
+    def _engine(self, index: int, engine: EngineAddresses, python: Path, model: str) -> Child:
+        home, channel = self._state.home, self._state.channel_dir(engine.engine_id)
         if self.spec.engine == "simulator":
-            argv = component(
-                "agentserving_simulator", "--listen", f"127.0.0.1:{engine.http}", "--engine-id", engine.engine_id,
-                "--channel-dir", str(channel), "--ticket-key-file", str(key), "--model", "tiny",
-                "--max-num-seqs", str(self.spec.max_num_seqs), *self.spec.engine_args,
-            )  # fmt: skip
-            return self._child(engine.engine_id, argv, url, 30.0, {"PYTHONPATH": source_path()})
-        cores = os.cpu_count() or 1
-        core = index % cores if not os.environ.get("AGENTSERVING_VLLM_PYTHON") else None
-        env = engine_env(engine.engine_id, channel, key, core)
-        return self._child(
-            engine.engine_id, vllm_argv(python, model, engine.http, self.spec), url, VLLM_START_BOUND_S, env
-        )
-
-    def _sidecar(self, engine: EngineAddresses) -> Child:
-        name = f"{engine.engine_id}-sidecar"
-        argv = component(
-            "agentserving_sidecar", "--engine-id", engine.engine_id, "--engine-address", f"127.0.0.1:{engine.http}",
-            "--channel-dir", str(self.spec.state_dir / engine.engine_id), "--control-plane", self.control_plane,
-            "--state-dir", str(self.spec.state_dir / name), "--listen", f"127.0.0.1:{engine.sidecar}",
-            "--http-port", str(engine.sidecar_http), "--drain-s", "3",
-        )  # fmt: skip
-        url = f"http://127.0.0.1:{engine.sidecar_http}/readyz"
-        return self._child(name, argv, url, 30.0, {"PYTHONPATH": source_path()})
+            return self._child(commands.simulator(self.spec, home, engine, channel))
+        count, key = self.spec.engines, home / "ticket.key"
+        argv = vllm_argv(python, model, engine.http, self.spec, *memory_share(count, self._gpus))
+        core = index % (os.cpu_count() or 1) if self._cpu_build else None
+        env = engine_env(engine.engine_id, channel, key, core, gpus_of(index, count, self._gpus))
+        return self._child(commands.vllm(self.spec, engine, argv, env))
 
     # -- life and end --------------------------------------------------------------------------------------------
 
-    async def _watch(self) -> None:
-        """Starts again what has died, slower each time."""
-        while True:
-            await asyncio.sleep(WATCH_S)
-            for child in self.children.values():
-                if child.process is not None and child.process.returncode is not None:
-                    self._tell(f"{child.name} ended with code {child.process.returncode}, starting it again")
-                    child.restarts += 1
-                    await asyncio.sleep(min(5.0, 0.2 * child.restarts))
-                    await child.start()
+    def _gave_up(self, child: Child, told: str) -> None:
+        """Without one engine the others serve; without the rest nobody does."""
+        self._tell(told)
+        self._lost.add(child.name)
+        engines = {engine.engine_id for engine in self.ports.engines}
+        if (child.name in ("etcd", "control-plane", "gateway") or engines <= self._lost) and not self.failed.done():
+            self.failed.set_result(told)
 
     async def stop(self) -> None:
         """Ends every child: gateway first, the store last."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
         children = self.children
         first = [c for n, c in children.items() if n == "gateway"]
         second = [c for n, c in children.items() if n.startswith("engine-")]
@@ -252,6 +232,12 @@ class LocalCluster:
         for group in (first, second, last, [c for n, c in children.items() if n == "etcd"]):
             await asyncio.gather(*(child.stop() for child in group))
         await self._client.aclose()
-        (self.spec.state_dir / "cluster.json").unlink(missing_ok=True)
-        if self._lock is not None:
-            self._lock.close()
+        if self._leash is not None:
+            # Whatever it still holds is ended by it.
+            await asyncio.to_thread(self._leash.close)
+        self._state.release()
+
+    def kill(self) -> None:
+        """Ends every child at once; `stop`, which waits for them, then has nothing to wait for."""
+        for child in self.children.values():
+            child.kill()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+TINY = "tiny"
 REPOSITORY_ROOTS = ("proto", "controlplane", "engine-image")
 
 
@@ -22,7 +24,10 @@ class ClusterSpec:
     policy: str = "atlas"
     balancer: str = "prefix_aware"
     gateway_port: int = 0
+    # Of the tiny model and the simulator; other models take what vLLM finds fit.
     max_num_seqs: int = 8
+    # TINY, or what vLLM's --model takes; engines serve under this name.
+    model: str = TINY
     engine_args: tuple[str, ...] = ()
 
 
@@ -61,6 +66,17 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
+def port_is_free(port: int) -> bool:
+    """True when we could listen on it. Ports that only linger after a closed connection are free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
 def choose_ports(spec: ClusterSpec) -> Ports:
     """A port for everybody."""
     free = iter(free_ports(6 + 3 * spec.engines))
@@ -83,19 +99,23 @@ def component(module: str, *flags: str) -> list[str]:
     return [sys.executable, "-m", module, *flags]
 
 
-def vllm_argv(python: Path, model: Path, port: int, spec: ClusterSpec) -> list[str]:
-    """Command line of a CPU vLLM with our scheduler (started as a module: the `vllm` script looks for another name)."""
+def vllm_argv(python: Path, model: Path | str, port: int, spec: ClusterSpec, *more: str) -> list[str]:
+    """Command line of a vLLM with our scheduler (started as a module: the `vllm` script looks for another name)."""
+    tiny = [
+        "--load-format", "dummy", "--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "8192",
+        "--max-num-seqs", str(spec.max_num_seqs),
+    ]  # fmt: skip
     return [
         str(python), "-m", "vllm.entrypoints.openai.api_server",
-        "--model", str(model), "--served-model-name", "tiny", "--load-format", "dummy", "--enforce-eager",
-        "--dtype", "bfloat16", "--max-model-len", "8192", "--max-num-seqs", str(spec.max_num_seqs),
+        "--model", str(model), "--served-model-name", spec.model,
         "--host", "127.0.0.1", "--port", str(port),
-        "--scheduler-cls", "agentserving_engine.scheduler.ProgramScheduler", *spec.engine_args,
+        "--scheduler-cls", "agentserving_engine.scheduler.ProgramScheduler",
+        *(tiny if spec.model == TINY else []), *more, *spec.engine_args,
     ]  # fmt: skip
 
 
-def engine_env(engine_id: str, channel: Path, key: Path, core: int | None) -> dict[str, str]:
-    """Environment of an engine; `core` binds a CPU vLLM to one core, so that engines do not fight."""
+def engine_env(engine_id: str, channel: Path, key: Path, core: int | None, gpus: Sequence[str] = ()) -> dict[str, str]:
+    """Environment of an engine. Engines must not fight: `core` binds a CPU vLLM to one, `gpus` are this engine's."""
     env = {
         "AGENTSERVING_ENGINE_ID": engine_id,
         "AGENTSERVING_CHANNEL_DIR": str(channel),
@@ -107,4 +127,21 @@ def engine_env(engine_id: str, channel: Path, key: Path, core: int | None) -> di
     }
     if core is not None:
         env["VLLM_CPU_OMP_THREADS_BIND"] = str(core)
+    if gpus:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return env
+
+
+def gpus_of(index: int, engines: int, gpus: Sequence[str]) -> Sequence[str]:
+    """Equal shares of the GPUs; with more engines than GPUs each has one, shared."""
+    if not gpus:
+        return ()
+    each = max(1, len(gpus) // engines)
+    first = index * each % len(gpus)
+    return gpus[first : first + each]
+
+
+def memory_share(engines: int, gpus: Sequence[str]) -> list[str]:
+    """vLLM takes 0.9 of a GPU unless told otherwise; engines on one GPU split that."""
+    per_gpu = -(-engines // len(gpus)) if gpus else 1
+    return ["--gpu-memory-utilization", f"{0.9 / per_gpu:.2f}"] if per_gpu > 1 else []

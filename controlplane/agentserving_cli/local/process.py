@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1
+from agentserving_cli.local.layout import port_is_free
+from agentserving_cli.local.reason import ending, reason_in
+
 STOP_BOUND_S = 15.0
+# Of a log, what is read for the reason of an end.
+MAX_LOG_BYTES = 1 << 20
 
 
 class StartFailedError(RuntimeError):
     """A component did not come up; the message holds the reason from its own log."""
 
 
-def _die_with_parent() -> None:
-    """In the child: no supervisor, no cluster. Linux only; elsewhere the process group does it on Ctrl-C."""
-    os.setpgid(0, 0)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 @dataclass(slots=True)
 class Child:
-    """`ready` is asked again and again until it is true or the deadline passes."""
+    """`ready` is asked again and again until it is true or the deadline passes. `ports` are those it listens on."""
 
     name: str
     argv: list[str]
@@ -35,47 +32,71 @@ class Child:
     log: Path
     ready: Callable[[], Awaitable[bool]]
     start_bound_s: float = 30.0
+    ports: tuple[int, ...] = ()
     process: asyncio.subprocess.Process | None = field(default=None)
-    restarts: int = 0
+    # Where the log of this boot begins.
+    boot_at: int = 0
 
     async def start(self) -> None:
-        """Starts the process; does not wait for it."""
+        """Starts the process in a group of its own; does not wait for it. StartFailedError when a port is taken."""
+        for port in self.ports:
+            # Whoever listens there would be taken for ours.
+            if not port_is_free(port):
+                raise StartFailedError(f"{self.name} cannot start: another program has taken its port {port}")
         with self.log.open("ab") as out:
-            self.process = await asyncio.create_subprocess_exec(
-                *self.argv,
-                stdout=out,
-                stderr=out,
-                stdin=asyncio.subprocess.DEVNULL,
-                env={**os.environ, **self.env},
-                preexec_fn=_die_with_parent,
-            )
+            self.boot_at = out.tell()
+            try:
+                self.process = await asyncio.create_subprocess_exec(
+                    *self.argv,
+                    stdout=out,
+                    stderr=out,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    env={**os.environ, **self.env},
+                    process_group=0,
+                )
+            except OSError as error:
+                raise StartFailedError(f"{self.name} cannot start: {self.argv[0]}: {error.strerror}") from error
 
     async def wait_ready(self) -> None:
         """Until it serves. StartFailedError when it ends first or takes too long."""
         deadline = asyncio.get_running_loop().time() + self.start_bound_s
-        while not await self.ready():
+        while True:
+            served = await self.ready()
             if self.process is not None and self.process.returncode is not None:
-                raise StartFailedError(f"{self.name} ended with code {self.process.returncode}: {self.reason()}")
+                raise StartFailedError(self.report())
+            if served:
+                return
             if asyncio.get_running_loop().time() > deadline:
                 raise StartFailedError(f"{self.name} is not up after {self.start_bound_s:.0f} s: {self.reason()}")
             await asyncio.sleep(0.1)
 
+    def report(self) -> str:
+        """How and why it ended."""
+        code = self.process.returncode if self.process is not None else None
+        return f"{self.name} {ending(code)}: {self.reason()}"
+
     def reason(self) -> str:
-        """The line of the log that tells most: the last error, else the last line."""
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        telling = [line for line in lines if "Error" in line or "ERROR" in line or '"level": "error"' in line]
-        return f"{(telling or lines or ['it said nothing'])[-1].strip()}\n  log: {self.log}"
+        """The line of this boot's log that tells most, and where the log is."""
+        with self.log.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(self.boot_at, size - MAX_LOG_BYTES))
+            text = log.read().decode("utf-8", "replace")
+        return f"{reason_in(text) or 'it said nothing'}\n  log: {self.log}"
 
     async def stop(self) -> None:
-        """SIGTERM, and SIGKILL to the whole group when that is not heard."""
+        """SIGTERM, and SIGKILL to the whole group when that is not heard, or when it left others behind."""
         process = self.process
-        if process is None or process.returncode is not None:
+        if process is None:
             return
-        process.terminate()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), STOP_BOUND_S)
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+        if process.returncode is None:
+            process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), STOP_BOUND_S)
+        self.kill()
         await process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group: a process of it may have outlived the one we started."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)

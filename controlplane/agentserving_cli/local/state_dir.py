@@ -1,0 +1,110 @@
+"""The cluster's directory: who owns it, which version wrote it, what lies where."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+STATE_VERSION = 1
+# sun_path takes 108 bytes with its end; "/rank0.sock" follows.
+MAX_CHANNEL_DIR_BYTES = 90
+
+
+class StateDirError(RuntimeError):
+    """The state directory cannot be used: in use, not writable, or of a newer version."""
+
+
+class StateDir:
+    """`claim` before use, `release` at the end."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home.absolute()
+        self._lock: IO[str] | None = None
+
+    def claim(self) -> None:
+        """Ours alone from now on. StateDirError with what to do about it."""
+        try:
+            self._claim()
+        except OSError as error:
+            raise StateDirError(
+                f"the state directory {self.home} cannot be used: {error.strerror or error}"
+                f"{f' ({error.filename})' if error.filename else ''}. Name another one with --state-dir"
+            ) from error
+
+    def _claim(self) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.home / "lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = read_addresses(self.home).get("pid")
+            raise StateDirError(
+                f"{self.home} is in use by another cluster{f' (process {pid})' if pid else ''}: end that one, "
+                f"or give this one a --state-dir of its own"
+            ) from None
+        self._check_version()
+        (self.home / "cluster.json").unlink(missing_ok=True)
+        (self.home / "logs").mkdir(exist_ok=True)
+        key = self.home / "ticket.key"
+        if not key.exists():
+            key.touch(mode=0o600)
+            key.write_bytes(secrets.token_bytes(32))
+
+    def _check_version(self) -> None:
+        path = self.home / "VERSION"
+        text = path.read_text().strip() if path.exists() else str(STATE_VERSION)
+        if not text.isdigit():
+            raise StateDirError(f"{path} holds {text[:20]!r}, not a version: this is not a directory of ours")
+        if int(text) > STATE_VERSION:
+            raise StateDirError(
+                f"{self.home} was written by a newer agentserving (format {text}, this one knows {STATE_VERSION}): "
+                f"use the newer one, or another --state-dir"
+            )
+        path.write_text(f"{STATE_VERSION}\n")
+
+    def channel_dir(self, engine_id: str) -> Path:
+        """Where an engine's socket is; a Unix socket's path must be short."""
+        path = self.home / engine_id
+        if len(os.fsencode(path)) > MAX_CHANNEL_DIR_BYTES:
+            name = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
+            path = Path(tempfile.gettempdir()) / f"agentserving-{os.getuid()}-{name}" / engine_id
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return path
+
+    def write_addresses(self, document: dict[str, Any]) -> None:
+        """cluster.json: other commands find the cluster by it."""
+        (self.home / "cluster.json").write_text(json.dumps(document, indent=2) + "\n")
+
+    def release(self) -> None:
+        """Somebody else may claim it."""
+        if self._lock is not None:
+            (self.home / "cluster.json").unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+
+def read_addresses(home: Path) -> dict[str, Any]:
+    """What cluster.json says; {} when there is none, or none that can be read."""
+    try:
+        found = json.loads((home / "cluster.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_claimed(home: Path) -> bool:
+    """True while a supervisor holds the directory."""
+    try:
+        with (home / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
