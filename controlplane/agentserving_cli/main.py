@@ -225,7 +225,7 @@ def policy_set(name_or_file: str, state_dir: Path, control_plane: str) -> None:
                 fail(f"{name_or_file}: a policy is a JSON object, this is {type(document).__name__}")
             wanted = json_format.ParseDict(document, types_pb2.Policy())
         except (json_format.ParseError, OSError, ValueError) as error:
-            fail(f"{name_or_file}: {error}")
+            fail(f"{name_or_file}: {' '.join(str(error).split())}")
     elif name_or_file.endswith(".json"):
         fail(f"{name_or_file}: there is no such file")
     with services(state_dir, control_plane) as stubs:

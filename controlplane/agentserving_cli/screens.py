@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 # Below this width columns that can be missed are left out.
-WIDE = 110
+WIDE = 140
 
 
 def seconds(us: int) -> str:
@@ -36,10 +36,16 @@ def _word(name: str, prefix: str) -> str:
 def _table(columns: Iterable[str], left: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in columns:
-        # Ids are cut in their middle of nowhere rather than wrapped: a row is a line.
-        table.add_column(title, justify="left" if title in left else "right", no_wrap=True, overflow="ellipsis",
-                         min_width=8 if title == "PROGRAM" else None)  # fmt: skip
+        table.add_column(title, justify="left" if title in left else "right", no_wrap=True)
     return table
+
+
+def cut(text: str, limit: int) -> str:
+    """A long id keeps its beginning and its end, which tell most."""
+    if len(text) <= limit:
+        return text
+    tail = (limit - 1) // 2
+    return f"{text[: limit - 1 - tail]}…{text[-tail:] if tail else ''}"
 
 
 def received(program: types_pb2.Program) -> int:
@@ -60,13 +66,23 @@ _PROGRAM_COLUMNS = (
 _NARROW = ("PROGRAM", "STATE", "LEVEL", "ATTAINED", "WAIT", "RUN", "QUEUED", "TOKENS", "ENGINE")
 
 
+# What the other columns and the gaps take.
+_TAKEN, _NARROW_TAKEN = 122, 67
+_NAME, _ENGINE, _NARROW_ENGINE_ID = 16, 20, 8
+
+
 def programs_table(programs: Iterable[types_pb2.Program], width: int = 200) -> Table:
-    """A row a program, the most urgent first."""
-    columns = _PROGRAM_COLUMNS if width >= WIDE else _NARROW
+    """A row a program, the most urgent first; a row is a line."""
+    wide = width >= WIDE
+    columns = _PROGRAM_COLUMNS if wide else _NARROW
+    room = max(12, width - (_TAKEN if wide else _NARROW_TAKEN))
     table = _table(columns, ("PROGRAM", "NAME", "STATE", "ENGINE"))
     for program in sorted(programs, key=by_urgency):
         cells = _program_cells(program)
-        table.add_row(*(cells[column] for column in columns))
+        cells["PROGRAM"], cells["NAME"] = cut(cells["PROGRAM"], room), cut(cells["NAME"], _NAME)
+        engine = cells["ENGINE"] if wide else cells["ENGINE"].partition(",")[0]
+        cells["ENGINE"] = cut(engine, _ENGINE if wide else _NARROW_ENGINE_ID)
+        table.add_row(*(escape(cells[column]) for column in columns))
     return table
 
 
@@ -77,8 +93,8 @@ def _program_cells(program: types_pb2.Program) -> dict[str, str]:
     prompt = program.prompt_tokens + sum(call.prompt_tokens for call in live)
     cached = program.cached_tokens + sum(call.cached_tokens for call in live)
     return {
-        "PROGRAM": escape(program.program_id),
-        "NAME": escape(program.name) or "-",
+        "PROGRAM": program.program_id,
+        "NAME": program.name or "-",
         "STATE": _word(types_pb2.ProgramState.Name(program.state), "PROGRAM_STATE_"),
         "LEVEL": str(program.level),
         "ATTAINED": seconds(received(program)),
@@ -89,7 +105,7 @@ def _program_cells(program: types_pb2.Program) -> dict[str, str]:
         "TOKENS": count(program.output_tokens + sum(call.output_tokens for call in live)),
         "CACHED": f"{cached / prompt:.0%}" if prompt else "-",
         "PREEMPTED": str(program.preemptions + sum(call.preemptions for call in live)),
-        "ENGINE": ",".join(engines[:2]) + (",.." if len(engines) > 2 else "") or "-",
+        "ENGINE": ",".join(engines) or "-",
     }
 
 
@@ -152,8 +168,8 @@ def program_screen(program: types_pb2.Program) -> Group:
     cells = _program_cells(program)
     outcome = _word(types_pb2.Outcome.Name(program.outcome), "OUTCOME_") if program.outcome else ""
     for label, value in (
-        ("program", cells["PROGRAM"]),
-        ("name", cells["NAME"]),
+        ("program", escape(cells["PROGRAM"])),
+        ("name", escape(cells["NAME"])),
         ("parent", escape(program.parent_program_id)),
         ("state", f"{cells['STATE']}{f' ({outcome.lower()})' if outcome else ''}"),
         ("level", cells["LEVEL"]),

@@ -36,6 +36,11 @@ class StateDir:
                 f"the state directory {self.home} cannot be used: {error.strerror or error}"
                 f"{f' ({error.filename})' if error.filename else ''}. Name another one with --state-dir"
             ) from error
+        except StateDirError:
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
+            raise
 
     def _claim(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)

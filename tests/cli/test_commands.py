@@ -1,0 +1,81 @@
+"""What a user reads when a command cannot do its work: one line, exit status 1."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from agentserving_cli.local.state_dir import StateDir
+from agentserving_cli.main import main
+from click.testing import CliRunner
+
+
+def failure(*arguments: str) -> str:
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1, done.output
+    lines = done.output.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_no_cluster_says_how_to_start_one(tmp_path: Path) -> None:
+    told = failure("ps", "--state-dir", str(tmp_path))
+    assert told == (
+        f"Error: no cluster runs in {tmp_path}: start one with `agentserving up`, or name one with --control-plane"
+    )
+
+
+def test_addresses_left_by_a_killed_cluster_are_no_cluster(tmp_path: Path) -> None:
+    (tmp_path / "cluster.json").write_text(json.dumps({"control_plane": "127.0.0.1:1"}))
+    assert "no cluster runs" in failure("top", "--state-dir", str(tmp_path))
+
+
+def test_a_cluster_that_is_starting_is_told_from_none(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    state.claim()
+    try:
+        assert "is not up yet" in failure("ps", "--state-dir", str(tmp_path))
+    finally:
+        state.release()
+
+
+@pytest.mark.parametrize("command", [["ps"], ["top"], ["get", "p"], ["cancel", "p"], ["policy", "get"]])
+def test_a_control_plane_that_does_not_answer_is_named(command: list[str]) -> None:
+    told = failure(*command, "--control-plane", "127.0.0.1:1")
+    assert told == "Error: the control plane at 127.0.0.1:1 does not answer: is its cluster up?"
+
+
+@pytest.mark.parametrize("address", ["nonsense", "host:", ":70x"])
+def test_a_bad_address_is_refused_before_it_is_tried(address: str) -> None:
+    assert "write host:port" in failure("ps", "--control-plane", address)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("7", "a policy is a JSON object, this is int"),
+        ("{", "Expecting property name"),
+        ('{"levels": 3}', "repeated field levels must be in"),
+        ('{"quantums": []}', 'no field named "quantums"'),
+    ],
+)
+def test_a_bad_policy_file_is_told_by_what_is_wrong_in_it(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "policy"
+    path.write_text(content)
+    line = failure("policy", "set", str(path), "--control-plane", "127.0.0.1:1")
+    assert str(path) in line
+    assert told in line
+
+
+def test_a_policy_file_that_is_not_there_is_not_taken_for_a_name() -> None:
+    assert "there is no such file" in failure("policy", "set", "mine.json", "--control-plane", "127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["up", "--engines", "0"], ["up", "--gateway-port", "70000"], ["get"], ["nothing"]]
+)
+def test_a_bad_command_line_is_status_2_with_the_usage(arguments: list[str]) -> None:
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert "Usage:" in done.output
