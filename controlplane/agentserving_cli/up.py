@@ -64,6 +64,10 @@ async def _or_at_once(cluster: LocalCluster, ending: asyncio.Task[Any], signals:
 
 def _greet(cluster: LocalCluster, console: Console) -> None:
     console.print("\n[bold]Ready.[/bold] Point any OpenAI client at it:")
-    for line in (f"  export OPENAI_BASE_URL={cluster.gateway_url}", "  export OPENAI_API_KEY=none"):
-        console.print(line, highlight=False, soft_wrap=True)
+    for name, value in (
+        ("OPENAI_BASE_URL", cluster.gateway_url),
+        ("OPENAI_API_KEY", "none"),
+        ("AGENTSERVING_CONTROL_PLANE", cluster.control_plane),
+    ):
+        console.print(f"  export {name}={value}", highlight=False, soft_wrap=True)
     console.print(f"Model: {cluster.spec.model}. See who runs: agentserving top. Ctrl-C ends it.", highlight=False)
