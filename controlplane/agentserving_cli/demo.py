@@ -30,12 +30,13 @@ POLICIES = ("fcfs", "atlas")
 
 @dataclass(frozen=True, slots=True)
 class DemoPlan:
-    """What to run; `rate_per_s` programs arrive a second, `scale` shrinks the paper's token counts."""
+    """What to run: `rate` programs arrive a second, `scale` times the paper's token counts, `slots` calls an engine."""
 
     engine: str
     programs: int
-    rate_per_s: float
+    rate: float
     scale: float
+    slots: int
     seed: int
     out: Path
 
@@ -84,7 +85,7 @@ async def _run_policy(cluster: LocalCluster, stubs: Services, name: str, plan: D
         cluster.gateway_url,
         "tiny",
         programs=plan.programs,
-        rate_per_s=plan.rate_per_s,
+        rate_per_s=plan.rate,
         seed=plan.seed,
         scale=plan.scale,
         on_progress=progressed,
@@ -136,12 +137,12 @@ async def run_demo(plan: DemoPlan, console: Console) -> None:
     """Everything; leaves results.json and demo.png in `plan.out`."""
     plan.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="agentserving-demo-") as directory:
-        spec = ClusterSpec(Path(directory), engine=plan.engine, policy=POLICIES[0])
+        spec = ClusterSpec(Path(directory), engine=plan.engine, policy=POLICIES[0], max_num_seqs=plan.slots)
         with console.status("starting") as status:
             cluster = LocalCluster(spec, lambda text: status.update(f"starting: {text}"))
             await cluster.__aenter__()
         try:
-            console.print(f"{spec.engines} {plan.engine} engines are up: {plan.programs} programs, {plan.rate_per_s}/s")
+            console.print(f"{spec.engines} {plan.engine} engines are up: {plan.programs} programs, {plan.rate}/s")
             with (
                 grpc.insecure_channel(cluster.control_plane) as channel,
                 Progress(
