@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from agentserving_controlplane.etcd import client
 from agentserving_controlplane.etcd_store import EtcdStore
 from agentserving_controlplane.group_commit import GroupCommit
 from agentserving_controlplane.memory_store import MemoryStore
@@ -130,6 +131,32 @@ async def test_an_etcd_watch_and_a_writer_survive_its_kill(etcd: EtcdServer) -> 
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await commits.close()
+    await store.close()
+
+
+async def test_a_load_begins_again_when_its_revision_is_compacted_away(
+    etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "PAGE_KEYS", 10)
+    store = EtcdStore((etcd.endpoint,), f"/t/{next(_names)}")
+    epoch = await store.acquire("a")
+    for value in (b"old", b"new"):
+        at = await store.commit(epoch, [Write(f"k{i:02}", value) for i in range(50)])
+    ask, asked = store._client._call, 0
+
+    async def interrupted(name: str, request: object, timeout_s: float) -> object:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            now = await store.commit(epoch, [Write(f"k{i:02}", b"newest") for i in range(50)])
+            assert now > at
+            await etcd.compact(now)
+        return await ask(name, request, timeout_s)
+
+    monkeypatch.setattr(store._client, "_call", interrupted)
+    snapshot = await store.load()
+    assert snapshot.items == {f"k{i:02}": b"newest" for i in range(50)}
+    assert asked > 6
     await store.close()
 
 

@@ -14,9 +14,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import structlog
 
 from agentserving_controlplane.etcd import wire_pb2 as pb
 from agentserving_controlplane.store import CompactedError, StoreUnavailableError
+
+log = structlog.get_logger()
 
 ATTEMPT_S = 1.0
 WATCH_IDLE_S = 3.0
@@ -110,17 +113,22 @@ class EtcdClient:
         return response
 
     async def load(self, key: bytes, range_end: bytes, timeout_s: float = 30.0) -> tuple[int, list[pb.KeyValue]]:
-        """(revision, all pairs as they were at that revision), in pages."""
+        """(revision, all pairs as they were at that revision), in pages; anew when that revision is compacted away."""
         found: list[pb.KeyValue] = []
-        revision = 0
+        revision, at = 0, key
         while True:
-            request = pb.RangeRequest(key=key, range_end=range_end, limit=PAGE_KEYS, revision=revision)
-            response: pb.RangeResponse = await self._call("Range", request, timeout_s)
+            request = pb.RangeRequest(key=at, range_end=range_end, limit=PAGE_KEYS, revision=revision)
+            try:
+                response: pb.RangeResponse = await self._call("Range", request, timeout_s)
+            except CompactedError:
+                log.info("compacted while it was read, reading again", revision=revision)
+                found, revision, at = [], 0, key
+                continue
             revision = revision or response.header.revision
             found += response.kvs
             if not response.more:
                 return revision, found
-            key = response.kvs[-1].key + b"\0"
+            at = response.kvs[-1].key + b"\0"
 
     async def watch(
         self, key: bytes, range_end: bytes, after_revision: int
@@ -156,7 +164,10 @@ class EtcdClient:
                         yield revision, group
                     if not events:
                         following = max(following, response.header.revision + 1)
-            except (grpc.aio.AioRpcError, StoreUnavailableError):
+            except (grpc.aio.AioRpcError, StoreUnavailableError) as error:
+                # For ever, since a watch has no deadline; so the reason must be seen.
+                reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+                log.warning("watch of etcd broke, watching again", reason=reason, after=following - 1)
                 self._failed(index)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
