@@ -55,14 +55,14 @@ class LeaderLink:
         self._stub = rpc.EngineServiceStub(channel)
         self._events = events
         self._outgoing: asyncio.Queue[pb.AttachRequest] = asyncio.Queue()
-        # True while what is sent reaches the stream; `_welcomed` once the leader has answered on it.
+        # True once the leader has welcomed us on this stream; `_open` while what is sent reaches the stream.
+        self._open = False
         self.attached = False
-        self._welcomed = False
         self.ready = asyncio.Event()
 
     def send(self, request: pb.AttachRequest) -> None:
         """Sends while attached; otherwise drops, since everything is told anew on attaching."""
-        if not self.attached:
+        if not self._open:
             return
         progress = request.HasField("report") and not request.report.seq and not request.report.engine_down
         if not progress or self._outgoing.qsize() < MAX_QUEUED:
@@ -81,12 +81,12 @@ class LeaderLink:
         while True:
             await self.ready.wait()
             try:
-                self._welcomed = False
                 await self._attach()
             except grpc.aio.AioRpcError as error:
                 log.warning("control plane away", code=error.code().name, error=error.details())
-            if self._welcomed:
+            if self.attached:
                 delay = BACKOFF_FIRST_S
+            self.attached = False
             await asyncio.sleep(delay * (0.5 + random.random()))
             delay = min(delay * 2, BACKOFF_MAX_S)
 
@@ -99,13 +99,13 @@ class LeaderLink:
         self._outgoing.put_nowait(pb.AttachRequest(hello=hello))
         for report in self._events.unacked():
             self._outgoing.put_nowait(pb.AttachRequest(report=report))
-        self.attached = True
+        self._open = True
         writer = asyncio.create_task(self._write(stream, self._outgoing))
         try:
             while (response := await stream.read()) is not grpc.aio.EOF:
                 self._take(response)
         finally:
-            self.attached = False
+            self._open = False
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
             stream.cancel()
@@ -117,7 +117,7 @@ class LeaderLink:
     def _take(self, response: pb.AttachResponse) -> None:
         match response.WhichOneof("message"):
             case "welcome":
-                self._welcomed = True
+                self.attached = True
                 self._events.leader_welcome(response.welcome)
             case "directive":
                 self._events.leader_directive(response.directive)

@@ -157,8 +157,7 @@ async def test_nothing_is_lost_or_counted_twice_when_the_control_plane_is_killed
         for sidecar in cluster.sidecars.values():
             await asyncio.to_thread(sidecar.wait_ready)
         await cluster.acknowledged()
-        await asyncio.to_thread(cluster.control_plane.kill)
-        cluster.control_plane.start()
+        await cluster.restart_control_plane()
         assert_same(await cluster.table(), load.truth)
         calls = sum(load.truth.calls.values())
         print(

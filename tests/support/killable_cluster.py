@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 from agentserving.v1 import (
+    admin_service_pb2,
     admin_service_pb2_grpc,
     call_service_pb2_grpc,
     program_service_pb2,
@@ -68,6 +69,7 @@ class KillableCluster:
         self.programs = program_service_pb2_grpc.ProgramServiceStub(self.channel)
         self.calls = call_service_pb2_grpc.CallServiceStub(self.channel)
         self.admin = admin_service_pb2_grpc.AdminServiceStub(self.channel)
+        await self.attached()
         return self
 
     async def _engine(self, engine_id: str) -> None:
@@ -79,6 +81,19 @@ class KillableCluster:
             "agentserving_sidecar", self.directory, engine_id=engine_id, engine_address=engine.address,
             channel_dir=home, state_dir=home / "state", control_plane=self.listen, listen=f"127.0.0.1:{port}",
         ).start()  # fmt: skip
+
+    async def restart_control_plane(self) -> None:
+        """SIGKILL, and a new process that answers."""
+        await asyncio.to_thread(self.control_plane.kill)
+        self.control_plane.start()
+        await asyncio.to_thread(self.control_plane.wait_ready)
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await self.admin.GetPolicy(admin_service_pb2.GetPolicyRequest(), timeout=2)
+                    return
+                except grpc.aio.AioRpcError:
+                    await asyncio.sleep(0.05)
 
     async def attached(self) -> None:
         """Until every sidecar is attached to the control plane."""

@@ -1,0 +1,174 @@
+"""etcd away at the start, away or frozen in mid-run, written by a newer version; and what nobody ends expires."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
+from agentserving_cli.local.layout import free_ports
+from agentserving_controlplane.etcd_store import EtcdStore
+from agentserving_controlplane.rows import SCHEMA_VERSION, row_key
+from agentserving_controlplane.store import Write
+from grpc import StatusCode
+from support.component import Component
+from support.etcd_server import EtcdServer
+from support.killable_cluster import KEY, KillableCluster, until
+from support.served_plane import Refusal, refusal
+
+pytestmark = [pytest.mark.etcd, pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+def etcd() -> Iterator[EtcdServer]:
+    server = EtcdServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def control_plane(etcd: EtcdServer, tmp_path: Path) -> Iterator[Component]:
+    (tmp_path / "key").write_bytes(KEY)
+    component = Component(
+        "agentserving_controlplane", tmp_path, listen=f"127.0.0.1:{free_ports(1)[0]}", store="etcd",
+        etcd_endpoints=etcd.endpoint, etcd_prefix="/t", ticket_key_file=tmp_path / "key",
+    )  # fmt: skip
+    yield component
+    component.kill()
+
+
+async def test_a_control_plane_waits_for_etcd_says_so_and_serves_when_it_comes(
+    etcd: EtcdServer, control_plane: Component
+) -> None:
+    control_plane.start()
+    await until(lambda: "waiting for the store: etcd Txn" in control_plane.get("/readyz")[1])
+    assert control_plane.get("/readyz")[0] == 503
+    assert control_plane.get("/healthz")[0] == 200
+    assert "store away, trying again" in control_plane.log.read_text()
+    await asyncio.to_thread(etcd.start)
+    await asyncio.to_thread(control_plane.wait_ready)
+
+
+async def test_a_store_of_a_newer_version_is_refused_in_clear_words(etcd: EtcdServer, control_plane: Component) -> None:
+    await asyncio.to_thread(etcd.start)
+    store = EtcdStore((etcd.endpoint,), "/t")
+    newer = msgspec.msgpack.encode((SCHEMA_VERSION + 1, {"what": "ever"}))
+    await store.commit(await store.acquire("newer"), [Write(row_key("default", "p"), newer)])
+    control_plane.start()
+    assert control_plane.process is not None
+    assert await asyncio.to_thread(control_plane.process.wait, 30) == 1
+    log = control_plane.log.read_text()
+    assert f"rows of schema {SCHEMA_VERSION + 1}, this version reads up to {SCHEMA_VERSION}: upgrade" in log
+    assert "Traceback" not in log
+    assert (await store.load()).items == {row_key("default", "p"): newer}
+    await store.close()
+
+
+async def test_a_second_control_plane_on_a_taken_port_does_not_take_the_store(
+    etcd: EtcdServer, control_plane: Component, tmp_path: Path
+) -> None:
+    await asyncio.to_thread(etcd.start)
+    await asyncio.to_thread(control_plane.start().wait_ready)
+    second = Component("agentserving_controlplane", tmp_path)
+    second._argv += control_plane._argv[5:]
+    second.start()
+    assert second.process is not None
+    assert await asyncio.to_thread(second.process.wait, 30) == 1
+    assert "cannot listen" in second.log.read_text()
+    assert control_plane.process is not None
+    assert control_plane.process.poll() is None
+    assert control_plane.metric("agentserving_store_healthy") == 1
+
+
+async def overview(cluster: KillableCluster) -> admin_service_pb2.GetOverviewResponse:
+    found: admin_service_pb2.GetOverviewResponse = await cluster.admin.GetOverview(
+        admin_service_pb2.GetOverviewRequest()
+    )
+    return found
+
+
+async def admit_until_refused(cluster: KillableCluster, accepted: dict[str, str]) -> Refusal:
+    for number in range(200):
+        request = call_service_pb2.AdmitCallRequest(program_id=f"while-away-{number}", implicit=True)
+        try:
+            answer = await cluster.calls.AdmitCall(request)
+        except Exception:
+            return await refusal(cluster.calls.AdmitCall(request))
+        accepted[answer.program_id] = answer.call_id
+    raise AssertionError("was never refused")
+
+
+async def test_writes_wait_for_etcd_up_to_a_bound_then_are_refused_and_all_that_was_taken_lands() -> None:
+    async with KillableCluster(engines=1, max_pending_writes=40) as cluster:
+        engine = cluster.engines["e0"]
+        await cluster.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id="before"))
+        running = await cluster.calls.AdmitCall(call_service_pb2.AdmitCallRequest(program_id="before"))
+        await until(lambda: cluster.control_plane.metric("agentserving_store_pending_writes") == 0)
+        await asyncio.to_thread(cluster.etcd.kill)
+        accepted: dict[str, str] = {}
+        told = await admit_until_refused(cluster, accepted)
+        assert (told.code, told.reason) == (StatusCode.RESOURCE_EXHAUSTED, "STORE_BACKPRESSURE")
+        assert told.retry_after_s == 1.0
+        assert len(accepted) == 40
+        # What runs already goes on, and is acknowledged when it is durable, not before.
+        await engine.run(running.ticket, [(0.01, 77)], 5, 3)
+        sidecar = cluster.sidecars["e0"]
+        await until(lambda: sidecar.metric("agentserving_sidecar_unacked_reports") == 1)
+        async with asyncio.timeout(20):
+            while (seen := await overview(cluster)).store_healthy:
+                await asyncio.sleep(0.05)
+        assert "etcd Txn" in seen.store_message
+        assert seen.store_pending_writes >= 40
+        await asyncio.to_thread(cluster.etcd.start)
+        await cluster.acknowledged()
+        await until(lambda: cluster.control_plane.metric("agentserving_store_pending_writes") == 0)
+        await cluster.restart_control_plane()
+        table = await cluster.table()
+        assert table.pop("before").total_service_us == 77
+        assert {p: row.calls[0].call_id for p, row in table.items()} == accepted
+
+
+async def test_a_frozen_etcd_holds_up_acknowledgements_and_nothing_else() -> None:
+    async with KillableCluster(engines=1) as cluster:
+        await cluster.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id="p"))
+        cluster.etcd.signal(signal.SIGSTOP)
+        began = time.monotonic()
+        try:
+            while time.monotonic() - began < 3 or (await overview(cluster)).store_healthy:
+                admitted = await cluster.calls.AdmitCall(call_service_pb2.AdmitCallRequest(program_id="p"), timeout=1)
+                await cluster.engines["e0"].run(admitted.ticket, [(0.05, 10)], 0, 1)
+        finally:
+            cluster.etcd.signal(signal.SIGCONT)
+        assert cluster.sidecars["e0"].metric("agentserving_sidecar_unacked_reports") > 0
+        await cluster.acknowledged()
+        row = (await cluster.table())["p"]
+        assert row.total_service_us == 10 * row.calls_completed > 0
+
+
+async def test_what_nobody_ends_expires_and_what_goes_on_does_not() -> None:
+    async with KillableCluster(engines=1, program_idle_s=1, call_idle_s=1, closed_retention_s=2) as cluster:
+        for program in ("abandoned", "vanished", "busy"):
+            await cluster.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id=program))
+        await cluster.calls.AdmitCall(call_service_pb2.AdmitCallRequest(program_id="vanished"))
+        long = await cluster.calls.AdmitCall(call_service_pb2.AdmitCallRequest(program_id="busy"))
+        running = asyncio.create_task(cluster.engines["e0"].run(long.ticket, [(0.3, 1)] * 20, 0, 1))
+        states: dict[str, set[int]] = {"abandoned": set(), "vanished": set(), "busy": set()}
+        async with asyncio.timeout(30):
+            while (table := await cluster.table()).keys() != {"busy"}:
+                for program, row in table.items():
+                    states[program].add(row.outcome)
+                await asyncio.sleep(0.05)
+        assert states["abandoned"] == states["vanished"] == {0, types_pb2.OUTCOME_EXPIRED}
+        assert states["busy"] == {0}
+        assert not running.done()
+        counted = cluster.control_plane.get("/metrics")[1]
+        assert 'agentserving_calls_completed_total{outcome="expired"} 1.0' in counted
+        await until(lambda: cluster.control_plane.metric("agentserving_store_pending_writes") == 0)
+        await cluster.restart_control_plane()
+        assert (await cluster.table()).keys() == {"busy"}
+        await running
