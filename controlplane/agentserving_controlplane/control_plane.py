@@ -34,8 +34,8 @@ from agentserving_controlplane.store import Store, Write
 
 log = structlog.get_logger()
 
-# Rows that expiry looks at before it lets others run: a millisecond or two.
-ROWS_PER_SLICE = 500
+# Rows that a walk over many looks at before it lets others run, and calls that it ends: two or three milliseconds.
+PER_SLICE, ENDS_PER_SLICE = 100, 25
 
 
 def now_us() -> int:
@@ -197,18 +197,19 @@ class ControlPlane:
             tokens, load = heard.prompt_tokens + heard.output_tokens, engine.load
             self.balancer.ran(row.root, engine.engine_id, tokens, load.prompt_tokens - load.cached_tokens)
             accounts[row.root] = self.table.root_of(row)
-        if told.engine_down:
-            alive = engine.boot_id if engine.boot_id != told.boot_id else ""
-            self.boot_lost(engine, alive)
         self._spread(engine, accounts)
         return self.settle()
 
-    def boot_lost(self, engine: Engine, boot_id: str) -> None:
-        """Calls that ran on an earlier boot of an engine have failed; charged with what was reported last."""
-        now = now_us()
-        for key, call_id in self.table.boot_lost(engine.engine_id, boot_id):
-            self.table.end_call(self.table.rows[key], call_id, FAILED, now)
-            self.settle()
+    async def boot_lost(self, engine: Engine, alive: str) -> None:
+        """Calls that ran on another boot of an engine than `alive` have failed; charged with what was told last."""
+        for number, (call_id, key) in enumerate(list(engine.calls.items())):
+            if number % ENDS_PER_SLICE == ENDS_PER_SLICE - 1:
+                await asyncio.sleep(0)
+            row = self.table.rows.get(key)
+            call = row.calls.get(call_id) if row is not None else None
+            if row is not None and call is not None and call.boot_id not in ("", alive):
+                self.table.end_call(row, call_id, FAILED, now_us())
+                self.settle()
 
     def _spread(self, teller: Engine, accounts: dict[str, ProgramRow]) -> None:
         """Tells other engines that run calls of these programs where their accounts stand now."""
@@ -229,15 +230,17 @@ class ControlPlane:
         held = sorted({root for _, root in self.table.held})
         return engine_service_pb2.Welcome(epoch=self.epoch, policy=self.policy, held_program_ids=held)
 
-    def brief(self, engine: Engine) -> None:
+    async def brief(self, engine: Engine) -> None:
         """What an engine has missed while it was away: accounts that moved, calls that were cancelled."""
-        told = [self.table.rows[key] for key in set(engine.calls.values())]
-        roots = {(row.tenant, row.root): self.table.root_of(row) for row in told}
-        cancelled = [c.call_id for row in told if row.outcome == CANCELLED for c in row.calls.values()]
-        if roots:
+        keys = list(set(engine.calls.values()))
+        for begin in range(0, len(keys), PER_SLICE):
+            there = [self.table.rows[key] for key in keys[begin : begin + PER_SLICE] if key in self.table.rows]
+            roots = {(row.tenant, row.root): self.table.root_of(row) for row in there}
+            cancelled = [c.call_id for row in there if row.outcome == CANCELLED for c in row.calls.values()]
             self.links.direct(engine.engine_id, accounts=convert.accounts(list(roots.values())))
-        if cancelled:
-            self.links.direct(engine.engine_id, cancel=engine_service_pb2.CancelCalls(call_ids=cancelled))
+            if cancelled:
+                self.links.direct(engine.engine_id, cancel=engine_service_pb2.CancelCalls(call_ids=cancelled))
+            await asyncio.sleep(0)
 
     # -- programs ------------------------------------------------------------------------------------------------
 
@@ -286,14 +289,16 @@ class ControlPlane:
             int(seconds * 1_000_000)
             for seconds in (limits.program_idle_s, limits.call_idle_s, limits.closed_retention_s)
         )
+        now = now_us()
         for number, key in enumerate(list(self.table.rows)):
-            if number % ROWS_PER_SLICE == ROWS_PER_SLICE - 1:
+            if number % PER_SLICE == PER_SLICE - 1:
                 await asyncio.sleep(0)
+                now = now_us()
             row = self.table.rows.get(key)
             if row is None:
                 continue
             held = row.held
-            if self.table.expire(row, now_us(), idle_us=idle, silent_us=silent, retention_us=kept):
+            if self.table.expire(row, now, idle_us=idle, silent_us=silent, retention_us=kept):
                 self._forget(key)
             self.settle()
             if held and not row.held:

@@ -11,7 +11,7 @@ from agentserving.accounting import account_at_admit, charge_call
 from agentserving.policy import Accounting
 
 from agentserving_controlplane.errors import ConflictError, InvalidError, NotFoundError
-from agentserving_controlplane.program_index import ACTIVE, CLOSED, PAUSED, TOOL_WAIT, Key
+from agentserving_controlplane.program_index import ACTIVE, CLOSED, PAUSED, TOOL_WAIT
 from agentserving_controlplane.programs import PROGRAM_ID, Programs
 from agentserving_controlplane.reported import MAX_COUNTER, Reported, raise_counters
 from agentserving_controlplane.rows import (
@@ -241,14 +241,6 @@ class ProcessTable(Programs):
         if self.state_of(row) != PAUSED and now_us - last > idle_us * patience:
             self.close(row, EXPIRED, now_us)
         return False
-
-    def boot_lost(self, engine_id: str, boot_id: str) -> list[tuple[Key, str]]:
-        """Keys of rows and ids of calls that ran on another boot of an engine than this one."""
-        return [
-            (key, call_id)
-            for call_id, key in self.calls_on(engine_id).items()
-            if self.rows[key].calls[call_id].boot_id not in ("", boot_id)
-        ]
 
 
 def _call_bytes(row: ProgramRow) -> int:

@@ -14,7 +14,7 @@ from agentserving_controlplane.rows import CallRow, ProgramRow
 ACTIVE, TOOL_WAIT, PAUSED, CLOSED = 1, 2, 3, 4
 
 # Rows that one page looks at, whatever it finds: it may be short, but it never holds up the loop.
-MAX_PAGE_SCAN = 5000
+MAX_PAGE_SCAN = 2000
 
 Key = tuple[str, str]
 

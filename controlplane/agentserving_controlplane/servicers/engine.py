@@ -78,15 +78,15 @@ class _Stream:
         while (message := await self._context.read()) is not grpc.aio.EOF:
             kind = message.WhichOneof("message")
             if kind == "hello":
-                self._welcome(message.hello)
+                await self._welcome(message.hello)
             elif self.engine is None:
                 raise ConflictError("HELLO_FIRST", "the first message must be hello")
             elif kind == "report":
-                self._report(self.engine, message.report)
+                await self._report(self.engine, message.report)
             elif kind == "policy_ack":
                 self._policy_ack(self.engine, message.policy_ack)
 
-    def _welcome(self, hello: pb.EngineHello) -> None:
+    async def _welcome(self, hello: pb.EngineHello) -> None:
         plane = self._plane
         if ENGINE_ID.fullmatch(hello.engine_id) is None or not hello.boot_id or len(hello.boot_id) > 128:
             raise InvalidError(
@@ -104,23 +104,25 @@ class _Stream:
         engine.capabilities.CopyFrom(hello.capabilities)
         engine.draining = engine.draining or hello.draining
         engine.attached, engine.heard_us = True, now_us()
-        self._give_up_at = hello.unacked_seq
-        self._give_up(engine)
         plane.links.attach(engine.engine_id, self.link)
         welcome = plane.greet(engine)
         welcome.report_interval_us = REPORT_INTERVAL_US
         self.link.push(pb.AttachResponse(welcome=welcome))
-        plane.brief(engine)
         log.info("engine attached", engine=engine.engine_id, boot=engine.boot_id, address=engine.address)
         plane.engines_changed()
+        await plane.brief(engine)
+        self._give_up_at = hello.unacked_seq
+        await self._give_up(engine)
 
-    def _give_up(self, engine: Engine) -> None:
+    async def _give_up(self, engine: Engine) -> None:
         if self._give_up_at is not None and self._seen_seq >= self._give_up_at:
             self._give_up_at = None
-            self._plane.boot_lost(engine, engine.boot_id)
+            await self._plane.boot_lost(engine, engine.boot_id)
 
-    def _report(self, engine: Engine, report: pb.Report) -> None:
+    async def _report(self, engine: Engine, report: pb.Report) -> None:
         number = self._plane.report(engine, report)
+        if report.engine_down:
+            await self._plane.boot_lost(engine, engine.boot_id if engine.boot_id != report.boot_id else "")
         if not report.seq:
             return
         self._seen_seq = max(self._seen_seq, report.seq)
@@ -128,7 +130,7 @@ class _Stream:
             self._acks.pop()
         self._acks.append((number, report.seq))
         self._acks_there.set()
-        self._give_up(engine)
+        await self._give_up(engine)
 
     def _policy_ack(self, engine: Engine, ack: pb.PolicyAck) -> None:
         if ack.error:
