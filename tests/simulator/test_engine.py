@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from agentserving.channel import Load
+from agentserving.channel import Load, SetHolds
+from agentserving.ticket import Ticket, sign
 from agentserving_engine.call_book import CallBook
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.engine import Limits, SimulatedEngine
@@ -138,3 +139,13 @@ def test_choices_of_one_prompt_share_its_blocks() -> None:
     engine.begin_step(length)
     assert pair[1].cached_tokens == 144
     assert 200 - engine.free_blocks == 11 + 1
+
+
+def test_holds_are_the_whole_set_and_what_is_not_in_it_is_let_go() -> None:
+    engine = SimulatedEngine(CallBook("e", b"0123456789abcdef"), Limits(), CostModel())
+    for program in ("a", "b"):
+        ticket = Ticket(f"{program}.1.0", 1, program, program, "default", "", "e", 0, 0, 1, 1, 10)
+        engine.add(request(program, 10, 50), sign(ticket, b"0123456789abcdef"), 0, 0.0)
+    for held, running in ((["a", "b"], []), (["b"], ["a"]), (["a"], ["b"]), ([], ["a", "b"])):
+        engine._execute(SetHolds(held), 0)
+        assert sorted(engine.begin_step(1)[0]) == running
