@@ -11,11 +11,10 @@ from agentserving_controlplane.errors import DomainError
 from agentserving_controlplane.process_table import (
     CLOSED,
     MAX_PARENTS,
-    MAX_THREAD_CHARS,
     ProcessTable,
 )
 from agentserving_controlplane.programs import MAX_NAME_BYTES
-from agentserving_controlplane.rows import CallRow, ProgramRow
+from agentserving_controlplane.rows import MAX_THREAD_BYTES, CallRow, ProgramRow, cut
 
 if TYPE_CHECKING:
     from agentserving_controlplane.control_plane import ControlPlane
@@ -37,7 +36,7 @@ def program_for(
         return table.find(tenant, request.program_id)
     parent, name = request.parent_program_id, request.name
     if request.implicit:
-        name = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+        name = cut(name, MAX_NAME_BYTES)
         try:
             if parent and parent != request.program_id and (tenant, parent) not in table.rows:
                 table.open(tenant, parent, now_us)
@@ -53,7 +52,7 @@ def as_claim(
 ) -> tuple[str, tuple[str, ...]]:
     """A thread and parents as somebody claims them: cut to what is allowed, without parents that are not known."""
     known = tuple(parent for parent in parents if table.knows_call(row, parent))
-    return thread_id[:MAX_THREAD_CHARS], known[-MAX_PARENTS:]
+    return cut(thread_id, MAX_THREAD_BYTES), known[-MAX_PARENTS:]
 
 
 def admission_answer(plane: ControlPlane, row: ProgramRow, call: CallRow) -> call_service_pb2.AdmitCallResponse:

@@ -18,20 +18,21 @@ from agentserving_controlplane.rows import (
     MAX_ENGINES_KEPT,
     MAX_EPOCHS_KEPT,
     MAX_MISSING_KEPT,
+    MAX_OPEN_CALL_BYTES,
     MAX_SUM,
+    MAX_THREAD_BYTES,
     MAX_THREADS_KEPT,
     CallRow,
     ProgramRow,
     ThreadRow,
     call_parts,
+    cut,
     row_key,
 )
 
 COMPLETED, CANCELLED, FAILED, EXPIRED = 1, 2, 3, 4
 
-MAX_THREAD_CHARS, MAX_PARENTS = 128, 64
-# Bounds on the calls in flight of one program; the second on what they take in its encoded row.
-MAX_OPEN_CALLS, MAX_OPEN_CALL_BYTES = 1024, 400_000
+MAX_PARENTS, MAX_OPEN_CALLS = 64, 1024
 # A program that waits for a tool is abandoned after so many times the idle limit.
 TOOL_WAIT_PATIENCE = 6
 
@@ -91,10 +92,11 @@ class ProcessTable(Programs):
     def check_admittable(self, row: ProgramRow, thread_id: str, parents: tuple[str, ...]) -> None:
         """Raises what `admit` would; before an engine is chosen."""
         self._check_open(row)
-        if len(row.calls) >= MAX_OPEN_CALLS or (len(row.calls) >= 64 and _call_bytes(row) > MAX_OPEN_CALL_BYTES):
+        size = self.call_bytes.get((row.tenant, row.program_id), 0)
+        if len(row.calls) >= MAX_OPEN_CALLS or size > MAX_OPEN_CALL_BYTES:
             raise ConflictError("TOO_MANY_CALLS", f"a program has at most {MAX_OPEN_CALLS} calls in flight")
-        if len(thread_id) > MAX_THREAD_CHARS:
-            raise InvalidError("BAD_THREAD_ID", f"thread_id: at most {MAX_THREAD_CHARS} characters", field="thread_id")
+        if len(thread_id.encode()) > MAX_THREAD_BYTES:
+            raise InvalidError("BAD_THREAD_ID", f"thread_id: at most {MAX_THREAD_BYTES} bytes", field="thread_id")
         if len(parents) > MAX_PARENTS:
             raise InvalidError("TOO_MANY_PARENTS", f"at most {MAX_PARENTS} parents", field="parent_call_ids")
         for parent in parents:
@@ -155,7 +157,7 @@ class ProcessTable(Programs):
                 del row.admitted[min(row.admitted)]
         else:
             return None
-        thread_id = told.thread_id[:MAX_THREAD_CHARS]
+        thread_id = cut(told.thread_id, MAX_THREAD_BYTES)
         account = min(told.attained_service_us, MAX_COUNTER)
         call = CallRow(told.call_id, told.attempt, thread_id, told.engine_id, account, now_us, now_us)
         self._add_call(row, call)
@@ -241,12 +243,6 @@ class ProcessTable(Programs):
         if self.state_of(row) != PAUSED and now_us - last > idle_us * patience:
             self.close(row, EXPIRED, now_us)
         return False
-
-
-def _call_bytes(row: ProgramRow) -> int:
-    """Bound on what the calls in flight take in the encoded row."""
-    fixed = 300 + 2 * len(row.program_id)
-    return sum(fixed + 4 * len(c.thread_id) + sum(map(len, c.parents)) for c in row.calls.values())
 
 
 __all__ = ["ACTIVE", "CLOSED", "PAUSED", "TOOL_WAIT", "ProcessTable", "Reported", "row_key"]

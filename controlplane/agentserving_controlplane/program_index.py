@@ -9,7 +9,7 @@ from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator
 
 from agentserving_controlplane.errors import NotFoundError
-from agentserving_controlplane.rows import CallRow, ProgramRow
+from agentserving_controlplane.rows import CallRow, ProgramRow, call_bytes
 
 ACTIVE, TOOL_WAIT, PAUSED, CLOSED = 1, 2, 3, 4
 
@@ -28,6 +28,8 @@ class ProgramIndex:
         self.running_calls = 0
         self.live = 0
         self.busy = 0
+        # Bytes that the calls in flight of a row take at most.
+        self.call_bytes: dict[Key, int] = {}
         # Roots whose trees are held; keys of rows that were opened with an idempotency key.
         self.held: set[Key] = set()
         self.opened_with: dict[Key, str] = {}
@@ -134,13 +136,19 @@ class ProgramIndex:
         self._count_call(row, call)
 
     def _count_call(self, row: ProgramRow, call: CallRow) -> None:
+        key = (row.tenant, row.program_id)
         self.open_calls += 1
         self.running_calls += call.running
-        self.calls_on(call.engine_id)[call.call_id] = (row.tenant, row.program_id)
+        self.call_bytes[key] = self.call_bytes.get(key, 0) + call_bytes(call)
+        self.calls_on(call.engine_id)[call.call_id] = key
 
     def _drop_call(self, row: ProgramRow, call: CallRow) -> None:
         del row.calls[call.call_id]
         self.open_calls -= 1
+        if row.calls:
+            self.call_bytes[(row.tenant, row.program_id)] -= call_bytes(call)
+        else:
+            self.call_bytes.pop((row.tenant, row.program_id), None)
         self.running_calls -= call.running
         self.busy -= not row.calls
         self.calls_on(call.engine_id).pop(call.call_id, None)

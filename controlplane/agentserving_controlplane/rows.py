@@ -12,8 +12,10 @@ import msgspec
 
 SCHEMA_VERSION = 1
 MAX_ENGINES_KEPT = 8
-# What keeps the largest row below 600 KB, so that two of them fit into one transaction of etcd (1.5 MiB).
-MAX_THREADS_KEPT, MAX_MISSING_KEPT, MAX_EPOCHS_KEPT = 512, 2000, 256
+# What keeps the largest row below MAX_ROW_BYTES, so that two of them fit into one transaction of etcd (1.5 MiB).
+MAX_ROW_BYTES = 700_000
+MAX_THREADS_KEPT, MAX_MISSING_KEPT, MAX_EPOCHS_KEPT = 512, 1000, 256
+MAX_THREAD_BYTES, MAX_OPEN_CALL_BYTES = 128, 300_000
 # Saturation of every sum: no engine's word makes a number that the wire cannot carry (int64).
 MAX_SUM = 1 << 60
 
@@ -48,6 +50,12 @@ class CallRow(msgspec.Struct, omit_defaults=True):
     # Of the admission, when it carried a key; and what it asked for.
     idempotency_key: str = ""
     request: str = ""
+
+
+def call_bytes(call: CallRow) -> int:
+    """Bound on what a call in flight takes in its encoded row."""
+    named = 2 * len(call.call_id) + len(call.thread_id.encode()) + len(call.idempotency_key.encode())
+    return 450 + named + sum(len(parent) + 3 for parent in call.parents)
 
 
 class ThreadRow(msgspec.Struct, omit_defaults=True):
@@ -126,6 +134,11 @@ def decode(data: bytes) -> ProgramRow:
 def row_key(tenant: str, program_id: str) -> str:
     """Key of a row. Tenants and ids hold no NUL, so pairs never collide."""
     return f"programs/{tenant}\x00{program_id}"
+
+
+def cut(text: str, size: int) -> str:
+    """The beginning of a text that takes at most `size` bytes."""
+    return text.encode()[:size].decode(errors="ignore")
 
 
 def call_parts(call_id: str) -> tuple[str, int, int] | None:

@@ -147,3 +147,42 @@ def test_crashes_repeats_and_reordering_neither_lose_nor_double_a_call(seed: int
         table.report(report, 2)
     assert {p: table.rows[("default", p)].total_service_us for p in truth} == truth
     assert table.open_calls == sum(len(row.calls) for row in table.rows.values()) == 0
+
+
+def fill(table: ProcessTable, row: rows.ProgramRow, parents: tuple[str, ...]) -> None:
+    """Calls of many threads, with all that a call may carry, until no more are taken."""
+    for number in range(5000):
+        thread = f"{number:08}" + "\N{GRINNING FACE}" * 30
+        call = table.admit(
+            row, 10**16, engine_id="e" * 128, thread_id=thread, parents=parents[: number % 65], key="k" * 128
+        )
+        table.report(told(call, row.program_id, 1 << 50, outcome=0), 10**16)
+        if number % 3:
+            table.end_call(row, call.call_id, COMPLETED, 10**16)
+
+
+def nest(table: ProcessTable, depth: int) -> None:
+    """Programs below programs."""
+    parent = ""
+    for number in range(depth):
+        parent = table.open("default", f"p{number}", 0, parent=parent).program_id
+
+
+def test_the_largest_rows_of_a_tree_still_fit_into_one_transaction() -> None:
+    table = ProcessTable(10**17, Accounting.SUM)
+    name = "x" * 128
+    row = table.open("default", name, 10**16)
+    for _ in range(2 * rows.MAX_MISSING_KEPT):
+        table.end_call(row, table.admit(row, 10**16, engine_id=name).call_id, COMPLETED, 10**16)
+    parents = tuple(f"{name}.{10**17}.{n}" for n in range(64))
+    with pytest.raises(ConflictError, match="calls in flight"):
+        fill(table, row, parents)
+    assert 2 * len(rows.encode(row)) < 2 * rows.MAX_ROW_BYTES < 3 * 2**19
+    assert table.call_bytes[("default", name)] == sum(map(rows.call_bytes, row.calls.values()))
+
+
+def test_programs_nest_to_a_depth() -> None:
+    table = ProcessTable(1)
+    with pytest.raises(InvalidError, match="nest at most"):
+        nest(table, 100)
+    assert len({row.root for row in table.rows.values()}) == 1

@@ -10,6 +10,8 @@ import pytest
 from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
 from agentserving_controlplane import history, program_index
 from agentserving_controlplane.history import History
+from agentserving_controlplane.memory_store import MemoryStore
+from agentserving_controlplane.servicers import common
 from grpc import StatusCode
 from support.served_plane import ServedPlane, refusal, until_end
 
@@ -86,6 +88,51 @@ async def test_a_policy_applied_again_with_its_key_is_applied_once(served: Serve
     assert (in_force.version, in_force.policy.name) == (3, "fcfs")
     request.balancer = types_pb2.BALANCER_ROUND_ROBIN
     assert (await refusal(served.admin.ApplyPolicy(request))).reason == "IDEMPOTENCY_KEY_REUSED"
+
+
+class FrozenStore(MemoryStore):
+    """Never answers a commit."""
+
+    async def commit(self, epoch: int, writes: object) -> int:
+        await asyncio.Event().wait()
+        return 0
+
+
+async def test_a_mutation_without_a_deadline_is_answered_when_the_store_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(common, "DEFAULT_DEADLINE_S", 0.2)
+    async with ServedPlane(FrozenStore()) as served:
+        told = await refusal(served.open("p", idempotency_key="k"))
+        assert (told.code, told.reason, told.retry_after_s) == (StatusCode.DEADLINE_EXCEEDED, "STORE_SLOW", 1.0)
+        assert (await served.get("p")).program_id == "p"
+
+
+async def test_a_gateways_stream_gives_the_same_refusals_and_speaks_for_tenants(served: ServedPlane) -> None:
+    await served.open("p")
+    stream = served.calls.Admissions()
+
+    async def ask(**request: Any) -> call_service_pb2.AdmissionsResponse:
+        await stream.write(call_service_pb2.AdmissionsRequest(stream_id=7, **request))
+        while (response := await stream.read()).stream_id != 7:
+            pass
+        found: call_service_pb2.AdmissionsResponse = response
+        return found
+
+    error = (await ask(admit=call_service_pb2.AdmitCallRequest(program_id="p"))).error
+    assert (error.code, error.reason, error.retry_after.ToMilliseconds()) == (14, "NO_ENGINE", 1000)
+    await served.attach()
+    error = (await ask(admit=call_service_pb2.AdmitCallRequest(program_id="p", tenant="other"))).error
+    assert (error.code, error.reason) == (5, "PROGRAM_NOT_FOUND")
+    error = (await ask(admit=call_service_pb2.AdmitCallRequest(program_id="p", tenant="no\0tenant"))).error
+    assert (error.code, error.reason) == (3, "BAD_TENANT")
+    admitted = (
+        await ask(admit=call_service_pb2.AdmitCallRequest(program_id="q", tenant="other", implicit=True))
+    ).admitted
+    end = call_service_pb2.EndCallRequest(call_id=admitted.call_id, tenant="other", never_started=True)
+    assert (await ask(end=end)).HasField("ended")
+    assert not served.plane.table.open_calls
+    stream.cancel()
 
 
 # -- threads, parents and claims -------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class AdmitCallRequest(google.protobuf.message.Message):
     program_id: builtins.str
     """Empty = a program of one call. Unknown = opened on the fly when `implicit` is set, else NOT_FOUND."""
     thread_id: builtins.str
-    """Any text of at most 128 characters; a new one begins a thread, one used before goes on with it."""
+    """Any text of at most 128 bytes; a new one begins a thread, one used before goes on with it."""
     implicit: builtins.bool
     """For claims that somebody else made (gateways: a header is never an error): opens an unknown program, opens a
     closed one again, drops parents that are not known and cuts what is too long, instead of refusing.
