@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import agentserving
@@ -16,6 +17,14 @@ from client.carried import Calls
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AGENTSERVING_CONTROL_PLANE", raising=False)
+
+
+class ThisContext:
+    """Runs where it is called."""
+
+    def run(self, function: Callable[[str], None], name: str) -> None:
+        """As contextvars.Context does in a copy."""
+        function(name)
 
 
 async def gathered(calls: Calls, *names: str) -> None:
@@ -43,7 +52,8 @@ async def test_map_reduce_is_found_in_a_gather() -> None:
     assert {calls.threads[name] for name in ("plan", "reduce", "polish")} == {"main"}
 
 
-async def test_a_task_left_running_is_joined_by_the_call_after_its_end() -> None:
+@pytest.mark.parametrize("copied", [False, True])
+async def test_a_task_left_running_is_joined_by_the_call_after_its_end(copied: bool) -> None:
     calls, go = Calls(), asyncio.Event()
 
     async def background() -> None:
@@ -56,7 +66,7 @@ async def test_a_task_left_running_is_joined_by_the_call_after_its_end() -> None
         task = asyncio.create_task(background())
         while "search" not in calls.parents:
             await asyncio.sleep(0)
-        calls.make("draft")
+        (contextvars.copy_context() if copied else ThisContext()).run(calls.make, "draft")
         go.set()
         await task
         calls.make("merge")
