@@ -56,7 +56,7 @@ class Thread:
     """One chain of calls. `owner` is whoever makes them, compared with ==; `alive` tells that it is still at work."""
 
     __slots__ = (
-        "_adopted", "alive", "children", "closed", "home", "in_flight", "inferred", "origin", "owner", "parent",
+        "_adopted", "_forget_at", "alive", "children", "closed", "home", "in_flight", "inferred", "origin", "owner", "parent",
         "point", "started", "thread_id", "tracker", "turn",
     )  # fmt: skip
 
@@ -70,6 +70,7 @@ class Thread:
         self.origin: Point | None = None
         self.alive: Callable[[], bool] = _never
         self.in_flight = self.turn = 0
+        self._forget_at = MAX_UNJOINED
         self.started = self.closed = self.inferred = self._adopted = False
         # Kept here for the shell: how it knows again the context that this thread began in.
         self.home: object = None
@@ -98,9 +99,11 @@ class Thread:
 
     def forget_oldest(self) -> None:
         """Lets go of what no call can name any more, in a program that forks for ever and never joins."""
-        if len(self.children) >= MAX_UNJOINED:
+        if len(self.children) >= self._forget_at:
             for child in [child for child in self.children if child.ended][:-MAX_PARENTS]:
                 child.release()
+            # Twice what is left, so that looking costs nothing per fork.
+            self._forget_at = max(MAX_UNJOINED, 2 * len(self.children))
 
     def release(self) -> None:
         """Joined: its id may serve another thread, itself if it goes on."""
