@@ -56,8 +56,8 @@ class Thread:
     """One chain of calls. `owner` is whoever makes them, compared with ==; `alive` tells that it is still at work."""
 
     __slots__ = (
-        "_adopted", "_forget_at", "alive", "children", "closed", "home", "in_flight", "inferred", "origin", "owner", "parent",
-        "point", "started", "thread_id", "tracker", "turn",
+        "_adopted", "_forget_at", "alive", "children", "closed", "home", "in_flight", "inferred", "origin", "owner",
+        "parent", "point", "started", "thread_id", "tracker", "turn",
     )  # fmt: skip
 
     def __init__(self, tracker: Tracker, thread_id: str, owner: object, base: tuple[str, ...] = ()) -> None:
