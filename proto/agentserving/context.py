@@ -38,9 +38,11 @@ class Flow:
     os_thread: int
     task: weakref.ref[asyncio.Task[Any]] | None
 
-    def alive(self) -> bool:
-        """A task that is not done. An OS thread does not tell when it is done with us."""
-        task = self.task() if self.task is not None else None
+    def alive(self) -> bool | None:
+        """Whether a task goes on. An OS thread does not tell when it is done with us."""
+        if self.task is None:
+            return None
+        task = self.task()
         return task is not None and not task.done()
 
 

@@ -39,8 +39,8 @@ def newest(calls: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(calls))[-MAX_PARENTS:]
 
 
-def _never() -> bool:
-    return False
+def _untold() -> None:
+    return None
 
 
 @dataclass(slots=True, eq=False)
@@ -53,11 +53,14 @@ class Point:
 
 
 class Thread:
-    """One chain of calls. `owner` is whoever makes them, compared with ==; `alive` tells that it is still at work."""
+    """One chain of calls. `owner` is whoever makes them, compared with ==.
+
+    `alive` tells whether the owner is still at work; None = nobody knows, then calls on their way tell.
+    """
 
     __slots__ = (
         "_adopted", "_forget_at", "alive", "children", "closed", "home", "in_flight", "inferred", "origin", "owner",
-        "parent", "point", "started", "thread_id", "tracker", "turn",
+        "parent", "point", "started", "thread_id", "tracker", "turn", "unanswered",
     )  # fmt: skip
 
     def __init__(self, tracker: Tracker, thread_id: str, owner: object, base: tuple[str, ...] = ()) -> None:
@@ -68,7 +71,8 @@ class Thread:
         self.parent: Thread | None = None
         # The point it was forked at, until the parent has moved on from there.
         self.origin: Point | None = None
-        self.alive: Callable[[], bool] = _never
+        self.alive: Callable[[], bool | None] = _untold
+        self.unanswered: PendingCall | None = None
         self.in_flight = self.turn = 0
         self._forget_at = MAX_UNJOINED
         self.started = self.closed = self.inferred = self._adopted = False
@@ -77,8 +81,11 @@ class Thread:
 
     @property
     def ended(self) -> bool:
-        """Has made calls and makes none now; or was told to be over."""
-        return self.closed or (self.started and not self.in_flight and not self.alive())
+        """Has made calls and makes no more; or was told to be over."""
+        if self.closed or not self.started:
+            return self.closed
+        alive = self.alive()
+        return not self.in_flight if alive is None else not alive
 
     def frontier(self) -> tuple[str, ...]:
         """The calls that this thread's next call comes after."""
@@ -181,13 +188,19 @@ class Tracker:
     # -- calls ---------------------------------------------------------------------------------------------------
 
     def begin(self, thread: Thread) -> PendingCall:
-        """A call of a thread is on its way; tell `answered` when its id is known, `end` when it is over."""
+        """A call of a thread is on its way; tell `answered` when its id is known, `end` when it is over.
+
+        An earlier one that has had no answer is over: a thread waits for one at a time, and not every failure is told.
+        """
+        if thread.unanswered is not None:
+            self.end(thread.unanswered)
         parents = thread.frontier()
         joined = tuple(child for child in thread.children if child.ended)
         thread.adopt()
         thread.started, thread.closed = True, False
         thread.in_flight += 1
-        return PendingCall(thread, parents, joined, thread.turn)
+        thread.unanswered = PendingCall(thread, parents, joined, thread.turn)
+        return thread.unanswered
 
     def answered(self, pending: PendingCall, call_id: str, *, in_home: bool) -> Point:
         """The thread's last call is now this one; gives the point that its context should carry.
@@ -196,6 +209,8 @@ class Tracker:
         point was forked before this call. Else (the call was made in a copy of the context) the old point moves along.
         """
         thread = pending.thread
+        if thread.unanswered is pending:
+            thread.unanswered = None
         parallel = pending.turn != thread.turn
         base = newest([*thread.point.base, call_id]) if parallel else (call_id,)
         thread.turn += 1
@@ -215,3 +230,5 @@ class Tracker:
         if not pending.over:
             pending.over = True
             pending.thread.in_flight -= 1
+            if pending.thread.unanswered is pending:
+                pending.thread.unanswered = None

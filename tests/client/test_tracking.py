@@ -15,7 +15,7 @@ from agentserving.tracking import (
     Thread,
     Tracker,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 # A step is a call (None) or parallel branches; a branch shows itself by a call of its own before it forks.
@@ -100,6 +100,7 @@ def run(steps: Branch, seed: int, *, copies: bool, together: bool) -> Run:
     return made
 
 
+@settings(deadline=None)  # the machine is shared
 @given(branches, st.integers(0, 1 << 30), st.booleans())
 def test_branches_that_overlap_are_found_exactly(steps: Branch, seed: int, copies: bool) -> None:
     made = run(steps, seed, copies=copies, together=True)
@@ -108,6 +109,7 @@ def test_branches_that_overlap_are_found_exactly(steps: Branch, seed: int, copie
     }
 
 
+@settings(deadline=None)  # the machine is shared
 @given(branches, st.integers(0, 1 << 30), st.booleans())
 def test_whatever_the_order_every_true_dependency_is_an_ancestor(steps: Branch, seed: int, copies: bool) -> None:
     made = run(steps, seed, copies=copies, together=False)
@@ -202,3 +204,14 @@ def test_a_program_that_never_joins_remembers_no_more_than_it_can_name() -> None
     assert len(tracker.main.children) <= MAX_UNJOINED
     assert len(at.wave) <= MAX_UNJOINED
     assert answer(tracker, tracker.main, "p.1.x")[-1] == f"p.1.{3 * MAX_UNJOINED - 1}"
+
+
+def test_a_thread_that_is_done_is_over_though_a_stream_of_it_was_left_open() -> None:
+    tracker = Tracker("p", "main")
+    thread = tracker.fork(tracker.main.point, "task")
+    done: list[bool] = []
+    thread.alive = lambda: not done
+    tracker.answered(tracker.begin(thread), "p.1.0", in_home=True)
+    assert tracker.begin(tracker.main).parents == ()
+    done.append(True)
+    assert tracker.begin(tracker.main).parents == ("p.1.0",)
