@@ -30,6 +30,7 @@ class ProgramSession:
 
     Inside, every call that is made through the hooks, or a client of ours, is a call of the program: in this task, in
     tasks and copied contexts that begin here, in `asyncio.to_thread`. A program opened inside is a child of this one.
+    A task that outlives the body is still of the program: the gateway takes its calls, and opens the program again.
     """
 
     def __init__(self, tracker: Tracker, depth: int, teller: Teller) -> None:
