@@ -30,6 +30,10 @@ MAX_HEAD_BYTES = 64 << 10
 # Kept of a next request while a call runs; beyond it we stop reading, and hear that the client left at the next write.
 MAX_EARLY_BYTES = 64 << 10
 HEAD_DEADLINE_S, BODY_DEADLINE_S, KEEP_ALIVE_S = 10.0, 120.0, 75.0
+# A client that takes nothing of its answer for so long has lost interest.
+STALL_S = 600.0
+# After a refusal we read on for so long: closing at once would reset the connection, and with it the answer.
+LINGER_S = 5.0
 MAX_ATTEMPTS = 3
 
 
@@ -78,18 +82,17 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request."""
+        if self._failed:
+            return
         if self._busy:
             self._keep_early(data)
             return
         if not self._request.head_done:
             self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES and b"\r\n\r\n" not in data:
-                self._refuse(HttpError(431, f"request head: at most {MAX_HEAD_BYTES} bytes"))
-                return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(HttpError(400, "upgrade is not supported"))
+            if self._head_bytes > MAX_HEAD_BYTES and not self._request.head_done:
+                self._check_head(self._head_bytes)
         except HttpError as error:
             self._refuse(error)
         except httptools.HttpParserError as error:
@@ -103,11 +106,14 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client reads slowly: so do we."""
+        self._set_timer(STALL_S)
         if self._upstream is not None and self._upstream.transport is not None:
             self._upstream.transport.pause_reading()
 
     def resume_writing(self) -> None:
         """It has caught up."""
+        if self._busy:
+            self._set_timer(0)
         if self._upstream is not None and self._upstream.transport is not None:
             self._upstream.transport.resume_reading()
 
@@ -117,7 +123,10 @@ class ClientConnection(asyncio.Protocol):
         self._timer = self._loop.call_later(seconds, self._too_slow) if seconds else None
 
     def _too_slow(self) -> None:
-        if self._request.started:
+        if self._transport is not None and (self._busy or self._failed or self._transport.get_write_buffer_size()):
+            # It does not read, so nothing that we say would be heard.
+            self._transport.abort()
+        elif self._request.started:
             self._refuse(HttpError(408, "the request took too long to arrive"))
         elif self._transport is not None:
             self._transport.close()
@@ -138,11 +147,19 @@ class ClientConnection(asyncio.Protocol):
             self._request.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        if not self._busy:
-            self._request.headers.append((name, value))
-            if b"\n" in value or b"\r" in value:
-                raise HttpError(400, "a folded header line is not accepted")
+        """One header; or, after the head, a trailer of a chunked body, which is nobody's header."""
+        request = self._request
+        if self._busy or request.head_done:
+            return
+        request.headers.append((name, value))
+        if b"\n" in value or b"\r" in value:
+            raise HttpError(400, "a folded header line is not accepted")
+        request.head_bytes += len(name) + len(value) + 4
+        self._check_head(request.head_bytes + len(request.target))
+
+    def _check_head(self, size: int) -> None:
+        if size > MAX_HEAD_BYTES:
+            raise HttpError(431, f"request head: at most {MAX_HEAD_BYTES} bytes")
 
     def on_headers_complete(self) -> None:
         """The head is whole: refuse early what would be refused anyway."""
@@ -200,9 +217,15 @@ class ClientConnection(asyncio.Protocol):
         tried: list[str] = []
         previous = ""
         for _ in range(MAX_ATTEMPTS):
-            admitted = await self._admission.admit(
-                identity, request.tenant(), len(request.body) // 4, retry_of=previous, exclude=tuple(tried)
-            )
+            try:
+                admitted = await self._admission.admit(
+                    identity, request.tenant(), len(request.body) // 4, retry_of=previous, exclude=tuple(tried)
+                )
+            except HttpError:
+                if not tried:
+                    raise
+                # Nobody else can take it: what the client should hear is what went wrong with those that were tried.
+                break
             metrics.ADMIT_SECONDS.observe(time.perf_counter() - began)
             try:
                 if await self._attempt(request, admitted):
@@ -293,6 +316,11 @@ class ClientConnection(asyncio.Protocol):
     def _finish(self) -> None:
         if self._transport is None:
             return
+        if self._failed and self._transport.can_write_eof():
+            self._transport.write_eof()
+            self._transport.resume_reading()
+            self._set_timer(LINGER_S)
+            return
         if self._close_after or not self._request.keep_alive:
             self._transport.close()
             return
@@ -311,12 +339,19 @@ class ClientConnection(asyncio.Protocol):
             return
         path = self._request.path
         metrics.REQUESTS.labels(path if path in ROUTES else "other", str(error.status)).inc()
-        self._transport.write(render(error, path, close=self._close_after or not self._request.keep_alive))
+        answer = render(error, path, close=self._close_after or not self._request.keep_alive)
+        if self._request.method == b"HEAD":
+            answer = answer[: answer.index(b"\r\n\r\n") + 4]
+        self._transport.write(answer)
         self._finish()
 
     def _refuse(self, error: HttpError) -> None:
         """Answers and closes: after a bad request nothing on this connection can be trusted."""
         if self._failed or self._transport is None:
+            return
+        if self._busy:
+            # What is wrong came after a request that was right: that one is served, and no other.
+            self._close_after = True
             return
         self._failed = self._close_after = True
         self._answer_error(error)

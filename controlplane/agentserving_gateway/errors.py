@@ -50,10 +50,28 @@ def from_admission(code: int, reason: str, message: str, retry_after_s: float) -
     return HttpError(status, message, kind, reason.lower(), retry_after_s=retry_after_s)
 
 
+# HTTP status -> Anthropic's word for it (its API's errors page).
+_ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def _anthropic_type(status: int) -> str:
+    return _ANTHROPIC.get(status, "invalid_request_error" if status < 500 else "api_error")
+
+
 def render(error: HttpError, path: str, *, close: bool) -> bytes:
     """The whole response: OpenAI's envelope, or Anthropic's on /v1/messages."""
     if path.startswith("/v1/messages"):
-        document: dict[str, object] = {"type": "error", "error": {"type": error.type, "message": error.message}}
+        document: dict[str, object] = {
+            "type": "error",
+            "error": {"type": _anthropic_type(error.status), "message": error.message},
+        }
     else:
         document = {
             "error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code or None}

@@ -93,7 +93,7 @@ def from_body(body: bytes) -> Identity:
         return Identity()
     try:
         data: Any = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return Identity()
     if not isinstance(data, dict):
         return Identity()

@@ -45,6 +45,7 @@ class Request:
     started: bool = False
     head_done: bool = False
     keep_alive: bool = False
+    head_bytes: int = 0
 
     @property
     def path(self) -> str:
@@ -80,6 +81,10 @@ class Request:
         coding = [value for name, value in self.headers if name.lower() == b"transfer-encoding"]
         if (lengths and coding) or len(lengths) > 1 or len(coding) > 1:
             raise HttpError(400, "content-length and transfer-encoding contradict each other")
+        if coding and coding[0].strip().lower() != b"chunked":
+            raise HttpError(400, "transfer-encoding: only chunked is understood")
+        if self.header("upgrade"):
+            raise HttpError(400, "upgrade is not supported: speak HTTP/1.1 (in Java, HttpClient.Version.HTTP_1_1)")
         route = ROUTES.get(self.path)
         if route is None:
             raise HttpError(404, f"no route {self.path[:100]}; there are {', '.join(ROUTES)}", code="not_found")
@@ -90,12 +95,17 @@ class Request:
 
     def check_body(self) -> None:
         """Refuses a body that would undo the ticket: vLLM lets `session_id` in the body win over the header."""
+        if b"\x00" in self.body:
+            # UTF-16 and UTF-32, which Python's json takes too, would hide the word from the next line.
+            raise HttpError(400, "the body is not JSON in UTF-8: it holds a zero byte")
         if b"session_id" not in self.body and b"\\u" not in self.body:
             return
         try:
             document = json.loads(self.body)
         except ValueError:
             return  # the engine says what is wrong with it
+        except RecursionError:
+            raise HttpError(400, "the body is nested too deeply") from None
         extra = document.get("vllm_xargs") if isinstance(document, dict) else None
         if isinstance(document, dict) and "session_id" in document:
             raise HttpError(400, "session_id is set by the gateway: name your program in x-agentserving-program-id",
