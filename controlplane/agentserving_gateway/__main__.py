@@ -18,6 +18,7 @@ from aiohttp import web
 from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.client_connection import ClientConnection
+from agentserving_gateway.known_engines import KnownEngines
 from agentserving_gateway.upstream_pool import UpstreamPool
 
 log = structlog.get_logger()
@@ -31,6 +32,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         ("control-plane", "127.0.0.1:7070"),
         ("http-port", "0"),
         ("max-body-bytes", str(8 << 20)),
+        ("state-dir", ""),
         ("tls-ca", ""),
         ("tls-cert", ""),
         ("tls-key", ""),
@@ -57,7 +59,9 @@ async def serve(settings: argparse.Namespace) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    admission = Admission(open_channel(settings))
+    admission = Admission(
+        open_channel(settings), KnownEngines(Path(settings.state_dir) if settings.state_dir else None)
+    )
     admission.start()
     pool = UpstreamPool()
     host, _, port = settings.listen.rpartition(":")

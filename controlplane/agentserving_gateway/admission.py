@@ -21,6 +21,7 @@ from agentserving.v1 import types_pb2
 from agentserving_gateway import metrics
 from agentserving_gateway.errors import HttpError, from_admission
 from agentserving_gateway.identity import Identity
+from agentserving_gateway.known_engines import KnownEngines
 
 log = structlog.get_logger()
 
@@ -42,13 +43,14 @@ class Admitted:
 class Admission:
     """One per gateway process."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, known: KnownEngines | None = None) -> None:
         self._stub = rpc.CallServiceStub(channel)
         self._channel = channel
         self._stream: grpc.aio.StreamStreamCall | None = None  # type: ignore[type-arg]
         self._waiting: dict[int, asyncio.Future[pb.AdmissionsResponse]] = {}
         self._next = 0
-        self._engines: list[types_pb2.Engine] = []
+        self._known = known or KnownEngines(None)
+        self._engines = self._known.load()
         self._task: asyncio.Task[None] | None = None
         self._unsent: list[pb.AdmissionsRequest] = []
         self._outgoing: asyncio.Queue[pb.AdmissionsRequest] = asyncio.Queue()
@@ -107,6 +109,7 @@ class Admission:
     def _take(self, response: pb.AdmissionsResponse) -> None:
         if response.WhichOneof("response") == "engines":
             self._engines = list(response.engines.engines)
+            self._known.keep(self._engines)
             return
         future = self._waiting.pop(response.stream_id, None)
         if future is not None and not future.done():

@@ -28,6 +28,7 @@ from agentserving_sidecar.sidecar import Sidecar
 log = structlog.get_logger()
 
 MODELS_RETRY_S = 0.5
+PROGRESS_EVERY_S = 0.5
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -83,6 +84,13 @@ async def learn_models(sidecar: Sidecar, session: aiohttp.ClientSession) -> None
         sidecar.leader.renew()
 
 
+async def watch_progress(sidecar: Sidecar) -> None:
+    """For ever."""
+    while True:
+        await asyncio.sleep(PROGRESS_EVERY_S)
+        sidecar.check_progress()
+
+
 async def drained(sidecar: Sidecar, limit_s: float) -> None:
     """Waits until the engine runs nothing and every report is acknowledged, within a bound."""
     deadline = asyncio.get_running_loop().time() + limit_s
@@ -131,7 +139,12 @@ async def serve(settings: argparse.Namespace) -> int:
             await web.TCPSite(runner, "127.0.0.1", settings.http_port).start()
         tasks = [
             asyncio.create_task(coroutine)
-            for coroutine in (learn_models(sidecar, session), sidecar.link.run(), sidecar.leader.run())
+            for coroutine in (
+                learn_models(sidecar, session),
+                sidecar.link.run(),
+                sidecar.leader.run(),
+                watch_progress(sidecar),
+            )
         ]
         await stop.wait()
         sidecar.drain()

@@ -17,6 +17,7 @@ from agentserving.v1 import call_service_pb2_grpc as rpc
 
 WINDOW_S = 0.015
 MAX_BODY_BYTES = 10 << 20
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings")
 
 
 class GenerateServicer(rpc.CallServiceServicer):
@@ -27,8 +28,9 @@ class GenerateServicer(rpc.CallServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
         """See the proto."""
-        if not request.path.startswith("/v1/"):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"path: must begin with /v1/, got {request.path!r}")
+        if request.path not in PATHS:
+            told = f"path: {request.path[:100]!r} is none of {', '.join(PATHS)}"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, told)
         if len(request.body) > MAX_BODY_BYTES:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"body: at most {MAX_BODY_BYTES} bytes")
         headers = {"content-type": "application/json"}
@@ -38,7 +40,10 @@ class GenerateServicer(rpc.CallServiceServicer):
             headers["x-request-id"] = request.call_id
         try:
             async with self._session.post(
-                f"http://{self._engine_address}{request.path}", data=request.body, headers=headers
+                f"http://{self._engine_address}{request.path}",
+                data=request.body,
+                headers=headers,
+                allow_redirects=False,
             ) as answer:
                 yield pb.GenerateResponse(http_status=answer.status, content_type=answer.content_type)
                 async for chunk in _coalesce(answer.content):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import aiohttp
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
+from agentserving_sidecar.metrics import Collector
 from agentserving_sidecar.sidecar import Sidecar
 
 
@@ -21,20 +22,7 @@ def http_app(sidecar: Sidecar, session: aiohttp.ClientSession) -> web.Applicatio
 
     async def metrics(_: web.Request) -> web.Response:
         registry = CollectorRegistry()
-
-        def gauge(name: str, text: str, value: float) -> None:
-            Gauge(f"agentserving_sidecar_{name}", text, registry=registry).set(value)
-
-        gauge("unacked_reports", "terminal reports not acknowledged", len(sidecar.journal.unacked))
-        gauge("corrupt_frames", "journal frames with a wrong checksum", sidecar.journal.corrupt_frames)
-        gauge("attached", "1 = attached to the control plane", bool(sidecar.leader and sidecar.leader.attached))
-        gauge("engine_connected", "1 = the plugin is connected", sidecar.engine_present)
-        gauge("engine_stuck", "1 = calls run and no step ends", sidecar.stuck)
-        if sidecar.load is not None:
-            for name in sidecar.load.__struct_fields__:
-                Gauge(f"agentserving_engine_{name}", name.replace("_", " "), registry=registry).set(
-                    getattr(sidecar.load, name)
-                )
+        registry.register(Collector(sidecar))
         return web.Response(body=generate_latest(registry), content_type="text/plain")
 
     app = web.Application()
@@ -46,7 +34,7 @@ async def _not_ready(sidecar: Sidecar, session: aiohttp.ClientSession) -> str:
     if not sidecar.engine_present:
         return "the engine's plugin has not connected"
     if sidecar.stuck:
-        return "the engine has work and makes no step"
+        return "the engine makes no step, or is not heard any more"
     if sidecar.draining:
         return "draining"
     try:

@@ -7,6 +7,7 @@ the journal. Whoever dies on the way, the one before still has it. Progress is t
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import structlog
@@ -41,6 +42,10 @@ GATHER_S = 0.005
 RESEND_BATCH = 500
 
 
+def _now_us() -> int:
+    return time.monotonic_ns() // 1000
+
+
 class Sidecar:
     """Glue; implements EngineEvents and LeaderEvents."""
 
@@ -56,6 +61,7 @@ class Sidecar:
         self.epoch = 0
         self.draining = False
         self.stuck = False
+        self._heard_us = _now_us()
         self.link: EngineLink | None = None
         self.leader: LeaderLink | None = None
         self._policy: types_pb2.PolicyVersion | None = None
@@ -75,7 +81,7 @@ class Sidecar:
             # Its last records first: whoever hears that a boot is over gives up what it has not heard the end of.
             self._keep()
             self._tell_down(self.engine.boot_id)
-        self.engine, self.engine_present = hello, True
+        self.engine, self.engine_present, self._heard_us = hello, True, _now_us()
         if self._policy is not None:
             self._send_policy()
         if self.epoch:
@@ -88,14 +94,25 @@ class Sidecar:
         """Nothing is lost by a broken channel; only a new boot id or a dead socket for long means a dead engine."""
         self.engine_present = False
 
+    def check_progress(self) -> None:
+        """On each report, and now and then: a stopped engine sends none. A change is told at once."""
+        silent_us = _now_us() - self._heard_us if self.engine_present else 0
+        stuck = self.progress.is_stuck(self.load, silent_us)
+        if stuck == self.stuck:
+            return
+        self.stuck = stuck
+        log.warning("the engine is stuck" if stuck else "the engine goes on", silent_us=silent_us)
+        if self.leader is not None and self.engine is not None:
+            self.leader.send(pb.AttachRequest(report=self._report(0, [], self.engine.boot_id)))
+
     def _tell_down(self, boot_id: str) -> None:
         if self.leader is not None:
             self.leader.send(pb.AttachRequest(report=pb.Report(boot_id=boot_id, engine_down=True)))
 
     def engine_report(self, rank: int, report: EngineReport) -> None:
         """Terminal records are gathered for one fsync; the rest goes straight on."""
-        self.load = report.load
-        self.stuck = self.progress.is_stuck(report.load)
+        self.load, self._heard_us = report.load, _now_us()
+        self.check_progress()
         self._terminal += [record for record in report.calls if record.outcome]
         if self._terminal and self._gathering is None:
             self._gathering = asyncio.get_running_loop().call_later(GATHER_S, self._keep)

@@ -140,7 +140,7 @@ class LocalCluster:
         for engine in self.ports.engines:
             channel = self._state.channel_dir(engine.engine_id)
             await self._launch(self._child(commands.sidecar(self._state.home, self.ports, engine, channel)))
-        await self._launch(self._child(commands.gateway(self.ports)))
+        await self._launch(self._child(commands.gateway(self._state.home, self.ports)))
         self._tell("engines (loading the model)" if self.spec.engine == "vllm" else "engines")
         await self._all_ready(engines)
         self._tell("sidecars and gateway")

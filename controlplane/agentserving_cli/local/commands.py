@@ -62,11 +62,12 @@ def control_plane(spec: ClusterSpec, home: Path, ports: Ports) -> Command:
     return _ours("control-plane", argv, url, ports.control_plane, ports.control_plane_http)
 
 
-def gateway(ports: Ports) -> Command:
+def gateway(home: Path, ports: Ports) -> Command:
     """What agents talk to."""
     argv = component(
         "agentserving_gateway", "--listen", f"127.0.0.1:{ports.gateway}",
         "--control-plane", f"127.0.0.1:{ports.control_plane}", "--http-port", str(ports.gateway_http),
+        "--state-dir", str(home / "gateway"),
     )  # fmt: skip
     return _ours("gateway", argv, f"http://127.0.0.1:{ports.gateway_http}/readyz", ports.gateway, ports.gateway_http)
 
