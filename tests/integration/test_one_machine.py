@@ -1,0 +1,367 @@
+"""One cluster of simulated engines: what breaks, who notices, what is told to whom, and what never is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import openai
+import psutil
+import pytest
+from agentserving.v1 import call_service_pb2 as pb
+from agentserving.v1 import call_service_pb2_grpc as rpc
+from agentserving.v1 import program_service_pb2, program_service_pb2_grpc
+from agentserving_cli.local.layout import free_ports
+from integration.local_cluster import Cluster
+from prometheus_client.parser import text_string_to_metric_families
+
+pytestmark = [pytest.mark.etcd, pytest.mark.timeout(120)]
+
+SECRET = "zebra-umbrella-47"
+PROGRAM = "marked-program-93"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(tmp_path_factory.mktemp("one") / "state", "--engine", "simulator", "--engines", "2")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def client(cluster: Cluster, program: str, base_url: str = "") -> openai.OpenAI:
+    headers = {"x-agentserving-program-id": program}
+    url = base_url or cluster.addresses["gateway"]
+    return openai.OpenAI(base_url=url, api_key="none", default_headers=headers, max_retries=0, timeout=30)
+
+
+def overview(cluster: Cluster) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(cluster.cli("top", "-o", "json"))
+    return found
+
+
+def in_engines(cluster: Cluster, field: str) -> int:
+    return sum(int(engine["load"][field]) for engine in overview(cluster)["engines"])
+
+
+def settled(cluster: Cluster) -> None:
+    cluster.wait(lambda: in_engines(cluster, "running") + in_engines(cluster, "waiting") == 0)
+
+
+def process(cluster: Cluster, marker: str) -> psutil.Process:
+    (found,) = [
+        each
+        for each in psutil.Process(cluster.process.pid).children(recursive=True)
+        if each.status() != psutil.STATUS_ZOMBIE and marker in " ".join(each.cmdline())
+    ]
+    return found
+
+
+def metrics(cluster: Cluster) -> dict[str, str]:
+    pages = {}
+    for name, url in cluster.addresses["metrics"].items():
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            pages[name] = answer.read().decode()
+    return pages
+
+
+# -- what is told, and what never is ---------------------------------------------------------------------------------
+
+
+def test_no_prompt_is_told_anywhere_and_no_program_is_a_label(cluster: Cluster) -> None:
+    with client(cluster, PROGRAM) as agent:
+        agent.completions.create(model="tiny", prompt=f"{SECRET} and more", max_tokens=3)
+        list(
+            agent.chat.completions.create(
+                model="tiny", messages=[{"role": "user", "content": SECRET}], max_tokens=3, stream=True
+            )
+        )
+        bad: tuple[dict[str, object], ...] = ({"max_tokens": -1}, {"model": "none"}, {"prompt": {SECRET: 1}})
+        for fields in bad:
+            body = {"prompt": SECRET, **fields}
+            with pytest.raises(openai.APIStatusError):
+                agent.post("/completions", cast_to=object, body=body)
+        with pytest.raises(openai.APIStatusError):
+            agent.post("/completions", cast_to=object, body={"session_id": SECRET})
+    cluster.wait(lambda: cluster.program(PROGRAM)["calls_completed"] == "2")
+    pages = metrics(cluster)
+    assert set(pages) == {"control-plane", "gateway", "engine-0-sidecar", "engine-1-sidecar"}
+    for name, page in pages.items():
+        assert SECRET not in page, name
+        assert PROGRAM not in page, name
+    files = [path for path in cluster.directory.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".log" for path in files)
+    assert any("etcd" in str(path) for path in files)
+    told = [path for path in files if SECRET.encode() in path.read_bytes()]
+    assert not told, "etcd, journals and logs hold no prompt"
+    assert any(PROGRAM.encode() in path.read_bytes() for path in files), "the search would have found it"
+
+
+UNIT = re.compile(r"_(seconds|bytes|tokens|blocks|calls|programs|engines|writes|reports|version|epoch|revision|ratio)$")
+STATES = re.compile(r"_(healthy|ready|attached|connected|stuck|running|completed|unmanaged|in_flight|waiting|live)$")
+
+
+def test_metrics_are_ours_by_name_and_tell_their_unit(cluster: Cluster) -> None:
+    for page in metrics(cluster).values():
+        families = list(text_string_to_metric_families(page))
+        assert len(families) > 5
+        for family in families:
+            if family.name.startswith(("process_", "python_")):
+                continue  # the standard ones of the Prometheus client
+            assert family.name.startswith("agentserving_")
+            if family.type == "gauge":
+                assert UNIT.search(family.name) or STATES.search(family.name), family.name
+            assert not re.search(r"_(us|ms|ns)(_|$)", family.name), "base units"
+
+
+# -- fail open, and several gateways ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def gateway(cluster: Cluster, state_dir: Path) -> Iterator[tuple[str, str]]:
+    """Another gateway of the same cluster; gives its base URL and its metrics page."""
+    port, http = free_ports(2)
+    argv = [
+        sys.executable, "-m", "agentserving_gateway", "--listen", f"127.0.0.1:{port}", "--http-port", str(http),
+        "--control-plane", cluster.addresses["control_plane"], "--state-dir", str(state_dir),
+    ]  # fmt: skip
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as started:
+        try:
+            Cluster.wait(lambda: _answers(f"http://127.0.0.1:{http}/healthz"), 30)
+            yield f"http://127.0.0.1:{port}/v1", f"http://127.0.0.1:{http}"
+        finally:
+            started.terminate()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@contextmanager
+def without_control_plane(cluster: Cluster) -> Iterator[None]:
+    """It is killed, and started again only afterwards."""
+    victim = process(cluster, "agentserving_controlplane")
+    cluster.process.send_signal(signal.SIGSTOP)
+    try:
+        victim.kill()
+        cluster.wait(lambda: victim.status() == psutil.STATUS_ZOMBIE)
+        yield
+    finally:
+        cluster.process.send_signal(signal.SIGCONT)
+    cluster.wait(lambda: _can_list(cluster))
+    cluster.wait(lambda: all(engine["state"] == "ENGINE_STATE_READY" for engine in overview(cluster)["engines"]))
+
+
+def _can_list(cluster: Cluster) -> bool:
+    try:
+        return len(overview(cluster)["engines"]) == 2
+    except AssertionError:
+        return False
+
+
+def test_two_gateways_share_programs(cluster: Cluster, tmp_path: Path) -> None:
+    with gateway(cluster, tmp_path) as (second, page):
+        cluster.wait(lambda: _answers(f"{page}/readyz"))
+        for url in (cluster.addresses["gateway"], second):
+            with client(cluster, "shared", url) as agent:
+                agent.completions.create(model="tiny", prompt="x", max_tokens=2)
+        cluster.wait(lambda: cluster.program("shared")["calls_completed"] == "2")
+
+
+def test_calls_are_served_and_counted_while_the_control_plane_is_away(cluster: Cluster, tmp_path: Path) -> None:
+    with gateway(cluster, tmp_path) as (_, page):
+        cluster.wait(lambda: _answers(f"{page}/readyz"))
+    with without_control_plane(cluster):
+        with client(cluster, "orphan") as agent:
+            served = agent.completions.with_raw_response.create(model="tiny", prompt="x", max_tokens=2)
+        assert served.headers["x-agentserving-engine"].startswith("engine-")
+        assert "x-agentserving-call-id" not in served.headers
+        with urllib.request.urlopen(cluster.addresses["metrics"]["gateway"], timeout=10) as answer:
+            counted = re.search(r"^agentserving_gateway_unmanaged_calls_total (\S+)$", answer.read().decode(), re.M)
+        assert counted is not None
+        assert float(counted[1]) >= 1
+        with gateway(cluster, tmp_path) as (again, page), client(cluster, "orphan", again) as agent:
+            assert _answers(f"{page}/readyz"), "it knows the engines of its last life"
+            agent.completions.create(model="tiny", prompt="x", max_tokens=2)
+        with gateway(cluster, tmp_path / "new") as (fresh, page), client(cluster, "orphan", fresh) as agent:
+            assert not _answers(f"{page}/readyz")
+            with pytest.raises(openai.InternalServerError, match="control plane has not been reached yet") as refused:
+                agent.completions.create(model="tiny", prompt="x", max_tokens=2)
+            assert refused.value.response.headers["retry-after"] == "1"
+    with client(cluster, "adopted") as agent:
+        cluster.wait(
+            lambda: "x-agentserving-call-id"
+            in agent.completions.with_raw_response.create(model="tiny", prompt="x", max_tokens=2).headers
+        )
+
+
+# -- engines that hang -----------------------------------------------------------------------------------------------
+
+
+def state_of(cluster: Cluster, engine_id: str) -> str:
+    (found,) = [engine["state"] for engine in overview(cluster)["engines"] if engine["engine_id"] == engine_id]
+    return str(found)
+
+
+def test_a_stopped_engine_is_found_stuck_and_passed_over_until_it_goes_on(cluster: Cluster) -> None:
+    settled(cluster)
+    victim = process(cluster, "--engine-id engine-0 --channel-dir")
+    victim.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        cluster.wait(lambda: state_of(cluster, "engine-0") == "ENGINE_STATE_STUCK", 12)
+        assert time.monotonic() - began < 9, "stuck-s is 5"
+        with client(cluster, "careful") as agent:
+            for _ in range(4):
+                answer = agent.completions.with_raw_response.create(model="tiny", prompt="x", max_tokens=2)
+                assert answer.headers["x-agentserving-engine"] == "engine-1"
+    finally:
+        victim.send_signal(signal.SIGCONT)
+    cluster.wait(lambda: state_of(cluster, "engine-0") == "ENGINE_STATE_READY", 12)
+
+
+# -- clients that leave ----------------------------------------------------------------------------------------------
+
+
+def left_within(cluster: Cluster, program: str, bound_s: float) -> None:
+    """An engine reports a call's end at once, so the table tells when it has let go of it."""
+    began = time.monotonic()
+    with grpc.insecure_channel(cluster.addresses["control_plane"]) as channel:
+        stub = program_service_pb2_grpc.ProgramServiceStub(channel)
+        request = program_service_pb2.GetProgramRequest(program_id=program)
+        while stub.GetProgram(request, timeout=10).program.calls:
+            assert time.monotonic() - began < bound_s
+            time.sleep(0.02)
+
+
+def test_a_client_that_leaves_is_aborted_while_it_runs_and_while_it_queues(cluster: Cluster) -> None:
+    settled(cluster)
+    with client(cluster, "leaver") as agent:
+        streams = [
+            agent.completions.create(model="tiny", prompt=f"{n}", max_tokens=6000, stream=True) for n in range(16)
+        ]
+        for stream in streams:
+            next(iter(stream))
+        cluster.wait(lambda: in_engines(cluster, "running") == 16)
+        sock = _raw_call(cluster, "queued")
+        cluster.wait(lambda: in_engines(cluster, "waiting") == 1)
+        sock.close()
+        left_within(cluster, "queued", 1.0)
+        for stream in streams:
+            stream.close()
+    left_within(cluster, "leaver", 1.0)
+
+
+def _raw_call(cluster: Cluster, program: str) -> socket.socket:
+    host, _, port = cluster.addresses["gateway"].removeprefix("http://").removesuffix("/v1").partition(":")
+    sock = socket.create_connection((host, int(port)))
+    body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 6000}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-agentserving-program-id: {program}\r\n"
+    sock.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    return sock
+
+
+# -- Generate --------------------------------------------------------------------------------------------------------
+
+
+def admitted(cluster: Cluster, channel: grpc.Channel, program: str) -> pb.AdmitCallResponse:
+    request = pb.AdmitCallRequest(program_id=program, implicit=True, prompt_tokens=1)
+    told: pb.AdmitCallResponse = rpc.CallServiceStub(channel).AdmitCall(request, timeout=10)
+    return told
+
+
+def generate(told: pb.AdmitCallResponse, **body: object) -> pb.GenerateRequest:
+    document = {"model": "tiny", "prompt": "x", "stream": True, **body}
+    return pb.GenerateRequest(
+        ticket=told.ticket, call_id=told.call_id, path="/v1/completions", body=json.dumps(document).encode()
+    )
+
+
+def test_generate_streams_in_pieces_and_reaches_the_account(cluster: Cluster) -> None:
+    with grpc.insecure_channel(cluster.addresses["control_plane"]) as channel:
+        told = admitted(cluster, channel, "native")
+    with grpc.insecure_channel(told.sidecar_address) as channel:
+        answers = list(rpc.CallServiceStub(channel).Generate(generate(told, max_tokens=100), timeout=30))
+    assert answers[0].http_status == 200
+    assert answers[0].content_type == "text/event-stream"
+    events = b"".join(answer.chunk for answer in answers).split(b"\n\n")
+    assert events[-2] == b"data: [DONE]"
+    assert len(events) == 103
+    assert len(answers) < 100, "several tokens a message"
+    cluster.wait(lambda: cluster.program("native")["output_tokens"] == "100")
+
+
+def test_a_cancelled_generate_frees_the_engine(cluster: Cluster) -> None:
+    with grpc.insecure_channel(cluster.addresses["control_plane"]) as channel:
+        told = admitted(cluster, channel, "quitter")
+    with grpc.insecure_channel(told.sidecar_address) as channel:
+        stream = rpc.CallServiceStub(channel).Generate(generate(told, max_tokens=6000), timeout=30)
+        next(stream)
+        stream.cancel()
+        left_within(cluster, "quitter", 1.0)
+    assert cluster.program("quitter")["calls_completed"] == "1"
+
+
+def test_a_bad_generate_is_told_by_its_field_or_by_the_engine(cluster: Cluster) -> None:
+    with grpc.insecure_channel(cluster.addresses["control_plane"]) as channel:
+        told = admitted(cluster, channel, "wrong")
+    options = [("grpc.max_send_message_length", 32 << 20)]
+    with grpc.insecure_channel(told.sidecar_address, options=options) as channel:
+        stub = rpc.CallServiceStub(channel)
+        for request, message in (
+            (pb.GenerateRequest(path="/metrics", body=b"{}"), "path: '/metrics' is none of"),
+            (pb.GenerateRequest(path="/v1/../health", body=b"{}"), "path:"),
+            (pb.GenerateRequest(path="/v1/completions", body=b"x" * (11 << 20)), "body: at most 10485760 bytes"),
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                list(stub.Generate(request, timeout=10))
+            assert isinstance(refused.value, grpc.Call)
+            assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert message in (refused.value.details() or "")
+        head, *rest = stub.Generate(pb.GenerateRequest(path="/v1/responses", body=b"{}"), timeout=10)
+        assert head.http_status == 404
+        assert json.loads(b"".join(answer.chunk for answer in rest))["error"]["message"]
+        head, *_ = stub.Generate(generate(told, max_tokens=-1), timeout=10)
+        assert head.http_status == 400
+
+
+# -- drain, last: it takes an engine out -----------------------------------------------------------------------------
+
+
+def test_a_sidecar_told_to_end_lets_the_calls_of_its_engine_finish(cluster: Cluster) -> None:
+    settled(cluster)
+    with client(cluster, "patient") as agent:
+        raw = agent.completions.with_raw_response.create(model="tiny", prompt="x", max_tokens=150, stream=True)
+        engine = raw.headers["x-agentserving-engine"]
+        stream = iter(raw.parse())
+        next(stream)
+        process(cluster, f"--engine-id {engine} --engine-address").send_signal(signal.SIGTERM)
+        assert len(list(stream)) >= 149
+    cluster.wait(lambda: cluster.program("patient")["output_tokens"] == "150")
+    cluster.wait(lambda: f"{engine}-sidecar is up again" in cluster.log.read_text())
+
+
+def test_clients_read_columns_that_fit_their_screen(cluster: Cluster) -> None:
+    for width in ("80", "200"):
+        argv = [sys.executable, "-m", "agentserving_cli.main", "top", "--once", "--state-dir", str(cluster.directory)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": width})
+        assert done.returncode == 0
+        assert all(len(line) <= int(width) for line in done.stdout.splitlines())
+        assert "engine-0" in done.stdout
