@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
+import ssl
+import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +87,57 @@ async def test_a_second_control_plane_on_a_taken_port_does_not_take_the_store(
     assert control_plane.process is not None
     assert control_plane.process.poll() is None
     assert control_plane.metric("agentserving_store_healthy") == 1
+
+
+def certificate(directory: Path, name: str) -> tuple[Path, Path]:
+    """(certificate, key) of its own authority, for 127.0.0.1."""
+    cert, key = directory / f"{name}.pem", directory / f"{name}.key"
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+    subprocess.run(
+        [*argv, "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return cert, key
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
+async def test_etcd_behind_tls_is_reached_with_its_ca_and_a_client_certificate_only(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path, "etcd")
+    wrong, _ = certificate(tmp_path, "wrong")
+    context = ssl.create_default_context(cafile=str(cert))
+    context.load_cert_chain(cert, key)
+
+    def ready(url: str) -> bool:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=1, context=context) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    server = EtcdServer(
+        "--cert-file", str(cert), "--key-file", str(key), "--client-cert-auth", "--trusted-ca-file", str(cert),
+        ready=ready,
+    )  # fmt: skip
+    (tmp_path / "key").write_bytes(KEY)
+
+    def control_plane(**flags: object) -> Component:
+        return Component(
+            "agentserving_controlplane", tmp_path, listen=f"127.0.0.1:{free_ports(1)[0]}", store="etcd",
+            etcd_endpoints=server.endpoint, ticket_key_file=tmp_path / "key", **flags,
+        )  # fmt: skip
+
+    good = control_plane(etcd_tls_ca=cert, etcd_tls_cert=cert, etcd_tls_key=key)
+    stranger = control_plane(etcd_tls_ca=wrong)
+    try:
+        await asyncio.to_thread(server.start)
+        await asyncio.to_thread(good.start().wait_ready)
+        stranger.start()
+        await until(lambda: "waiting for the store: etcd Txn" in stranger.get("/readyz")[1])
+        assert "CERTIFICATE_VERIFY_FAILED" in stranger.log.read_text()
+    finally:
+        stranger.kill()
+        good.kill()
+        server.close()
 
 
 async def overview(cluster: KillableCluster) -> admin_service_pb2.GetOverviewResponse:

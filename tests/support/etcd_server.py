@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -16,10 +17,21 @@ from agentserving_cli.local.cluster import find_etcd
 from agentserving_cli.local.layout import free_ports
 
 
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
 class EtcdServer:
     """start, kill, start again: the data stays until `close`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *flags: str, ready: Callable[[str], bool] | None = None) -> None:
+        """`flags` are etcd's own; with TLS, `ready` tells whether a client URL answers."""
+        self._flags, self._ready = flags, ready or _healthy
+        self._scheme = "https" if "--cert-file" in flags else "http"
         self._directory = Path(tempfile.mkdtemp(prefix="agentserving-etcd-"))
         self.client_port, self._peer_port = free_ports(2)
         self._process: subprocess.Popen[bytes] | None = None
@@ -31,23 +43,21 @@ class EtcdServer:
 
     def start(self) -> None:
         """Until it answers."""
-        client, peer = f"http://{self.endpoint}", f"http://127.0.0.1:{self._peer_port}"
+        client, peer = f"{self._scheme}://{self.endpoint}", f"http://127.0.0.1:{self._peer_port}"
         argv = [
             find_etcd(), "--name", "test", "--data-dir", str(self._directory / "data"),
             "--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer,
             "--initial-advertise-peer-urls", peer, "--initial-cluster", f"test={peer}",
             "--heartbeat-interval", "20", "--election-timeout", "200", "--log-level", "error",
+            *self._flags,
         ]  # fmt: skip
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{client}/health", timeout=1) as answer:
-                    if answer.status == 200:
-                        return
-            except OSError:
-                time.sleep(0.05)
+            if self._ready(client):
+                return
+            time.sleep(0.05)
         raise TimeoutError((self._directory / "log").read_text()[-1000:])
 
     def signal(self, number: signal.Signals) -> None:
