@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,6 +15,7 @@ from agentserving.errors import NotFoundError, UnavailableError
 from agentserving.watching import MAX_DELAY_S, Watch
 from agentserving_controlplane.__main__ import add_services
 from agentserving_controlplane.control_plane import ControlPlane
+from agentserving_controlplane.history import KEPT, History
 from agentserving_controlplane.load_balancer import Balancer
 from agentserving_controlplane.memory_store import MemoryStore
 from agentserving_controlplane.settings import Settings
@@ -24,14 +24,14 @@ KEY = b"0123456789abcdef"
 
 
 @asynccontextmanager
-async def control_plane(port: int = 0, history: int = 1000) -> AsyncIterator[tuple[int, ControlPlane]]:
+async def control_plane(port: int = 0, history: int = KEPT) -> AsyncIterator[tuple[int, ControlPlane]]:
     """A real one, with an empty store, in this process."""
     settings = Settings(
         "127.0.0.1:0", 0, "memory", (), "", KEY, "atlas", Balancer.LEAST_USED, "", "", "", 600, 120, 600
     )
     store = MemoryStore()
     plane = ControlPlane(settings, store, await store.acquire("test"), lambda error: None)
-    plane.history = deque(maxlen=history)
+    plane.history = History(plane.history.revision, history)
     await plane.recover(store)
     server = grpc.aio.server()
     add_services(server, plane)
