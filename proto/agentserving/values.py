@@ -88,11 +88,9 @@ class Thread:
     """A chain of calls in a program, parallel to other chains."""
 
     thread_id: str
-    parent_thread_id: str
     calls: int
     service_us: int
     wait_us: int
-    joined: bool
 
 
 @dataclass(frozen=True, slots=True)
