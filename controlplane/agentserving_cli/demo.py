@@ -90,6 +90,8 @@ async def _run_policy(cluster: LocalCluster, stubs: Services, name: str, plan: D
         scale=plan.scale,
         on_progress=progressed,
     )
+    for result in [each for each in results if each.failed][:3]:
+        bar.console.print(f"{result.program_id} failed: {result.error}", markup=False)
     after = _engine_totals(await _settle(stubs))
     rows = {}
     for result in results:

@@ -18,7 +18,7 @@ import psutil
 class Cluster:
     """`agentserving up` in a directory of its own."""
 
-    def __init__(self, directory: Path, *flags: str, bound_s: float = 400) -> None:
+    def __init__(self, directory: Path, *flags: str, bound_s: float = 560) -> None:
         self.directory = directory
         self.log = directory.parent / "up.log"
         with self.log.open("ab") as out:
