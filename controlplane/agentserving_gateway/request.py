@@ -22,6 +22,8 @@ ROUTES = {
     "/v1/completions": Route(b"POST", True),
     "/v1/responses": Route(b"POST", True),
     "/v1/messages": Route(b"POST", True),
+    # Claude Code asks before it calls; nothing is generated.
+    "/v1/messages/count_tokens": Route(b"POST", False),
     "/v1/embeddings": Route(b"POST", False),
     "/v1/models": Route(b"GET", False),
 }
