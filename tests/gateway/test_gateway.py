@@ -310,3 +310,26 @@ async def test_parents_that_nobody_knows_are_no_reason_to_refuse_a_call() -> Non
         assert answer.startswith(b"HTTP/1.1 200 OK")
         (call,) = [c for c in made.plane.table.rows[("default", "p1")].calls.values() if c.call_id != known]
         assert call.parents == [known]
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/v1/completions", "openai"), ("/v1/messages", "anthropic")])
+async def test_backpressure_is_a_429_with_retry_after_in_the_clients_envelope(path: str, kind: str) -> None:
+    async with rig(answer_json) as made:
+        made.plane.commits._max_pending = 0
+        answer = await made.post(path)
+        assert answer.startswith(b"HTTP/1.1 429 Too Many Requests")
+        assert header(answer, b"retry-after") == b"1"
+        error = json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]
+        assert error["type"] == "rate_limit_error"
+        assert kind == "anthropic" or error["code"] == "store_backpressure"
+        assert made.engines[0].requests == []
+
+
+async def test_a_call_that_no_engine_answers_is_not_left_open() -> None:
+    async def hang_up(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        return
+
+    async with rig(hang_up) as made:
+        answer = await made.post(headers="x-agentserving-program-id: p\r\n")
+        assert answer.startswith(b"HTTP/1.1 502")
+        await until(lambda: not made.plane.table.open_calls)

@@ -1,0 +1,34 @@
+"""A gateway remembers its engines over a restart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from agentserving.v1 import types_pb2
+from agentserving_gateway.known_engines import KnownEngines
+
+
+def test_what_was_kept_is_found_again_and_nothing_else(tmp_path: Path) -> None:
+    KnownEngines(tmp_path / "new").keep([types_pb2.Engine(engine_id="e0", address="h:1", boot_id="b")])
+    (found,) = KnownEngines(tmp_path / "new").load()
+    assert (found.engine_id, found.address, found.boot_id) == ("e0", "h:1", "")
+
+
+def test_no_engine_at_all_does_not_replace_those_that_were(tmp_path: Path) -> None:
+    known = KnownEngines(tmp_path)
+    known.keep([types_pb2.Engine(engine_id="e0", address="h:1")])
+    known.keep([])
+    assert len(known.load()) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "7", "[1]", '[["a"]]', '{"a": 1}'])
+def test_a_torn_file_is_no_engine_and_no_crash(tmp_path: Path, content: str) -> None:
+    (tmp_path / "engines.json").write_text(content)
+    assert KnownEngines(tmp_path).load() == []
+
+
+def test_a_place_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    KnownEngines(tmp_path / "file").keep([types_pb2.Engine(engine_id="e0", address="h:1")])
+    assert KnownEngines(None).load() == []
