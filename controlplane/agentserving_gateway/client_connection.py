@@ -274,6 +274,9 @@ class ClientConnection(asyncio.Protocol):
         """See Downstream."""
         if self._retry is not None and not self._retry.done():
             self._retry.set_result(True)
+        if self._admitted is not None and 400 <= status < 500:
+            # Refused by the engine's front: its scheduler never saw the call and will not report it.
+            self._admission.ended(self._admitted.call_id, types_pb2.OUTCOME_FAILED, never_started=True)
         if self._transport is None or self._admitted is None:
             return
         self._answered = True

@@ -333,3 +333,15 @@ async def test_a_call_that_no_engine_answers_is_not_left_open() -> None:
         answer = await made.post(headers="x-agentserving-program-id: p\r\n")
         assert answer.startswith(b"HTTP/1.1 502")
         await until(lambda: not made.plane.table.open_calls)
+
+
+async def test_a_call_that_the_engine_refuses_is_not_left_open() -> None:
+    async def refuses(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}")
+        await writer.drain()
+
+    async with rig(refuses) as made:
+        answer = await made.post(headers="x-agentserving-program-id: p\r\n")
+        assert answer.startswith(b"HTTP/1.1 400")
+        await until(lambda: not made.plane.table.open_calls)
+        assert not any(engine.in_flight for engine in made.plane.engines.engines.values())
