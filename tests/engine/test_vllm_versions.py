@@ -46,14 +46,17 @@ def outcomes(version: str) -> dict[tuple[str, str], str]:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_USE_V2_MODEL_RUNNER": "0",
     }
-    done = subprocess.run(
-        [str(python), "-m", "engine.versions.child", version],
-        env=env, capture_output=True, text=True, check=False, timeout=VERSION_LIMIT_S,
-    )  # fmt: skip
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    command = [str(python), "-m", "engine.versions.child", version]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            out, err = process.communicate(timeout=VERSION_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            err += f"\nended after {VERSION_LIMIT_S} s"
+    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     ended = {(line["case"], line["pipeline"]): line["error"] for line in lines}
-    if done.returncode:
-        ended["process", "all"] = done.stderr[-4000:]
+    ended["process", "all"] = err[-4000:]
     return ended
 
 
