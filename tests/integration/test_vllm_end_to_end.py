@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import openai
@@ -16,12 +15,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.etcd, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("cluster") / "state", "--engines", "2")
-    try:
-        yield made
-    finally:
-        made.close()
+def cluster(vllm_cluster: Cluster) -> Cluster:
+    return vllm_cluster
 
 
 def client(cluster: Cluster, program: str) -> openai.OpenAI:

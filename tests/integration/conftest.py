@@ -1,0 +1,17 @@
+"""The cluster of real vLLM engines, started once for all tests that need it: it takes a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from integration.local_cluster import Cluster
+
+
+@pytest.fixture(scope="session")
+def vllm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(tmp_path_factory.mktemp("cluster") / "state", "--engines", "2")
+    try:
+        yield made
+    finally:
+        made.close()
