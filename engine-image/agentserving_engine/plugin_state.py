@@ -10,7 +10,7 @@ from agentserving.channel import Load
 
 from agentserving_engine.call_book import CallBook
 from agentserving_engine.channel_server import ChannelServer
-from agentserving_engine.policy import CallQueue
+from agentserving_engine.policy import CallQueue, PrefillCost
 
 
 def now_us() -> int:
@@ -27,6 +27,7 @@ class PluginState:
     book: CallBook
     load: Load = field(default_factory=Load)
     channel: ChannelServer | None = None
+    prefill: PrefillCost = field(default_factory=PrefillCost)
     policy_version: int = 0
     # The order of running calls may have changed since `running` was last sorted.
     order_changed: bool = False

@@ -37,9 +37,11 @@ class Reporting:
         dt = now - max(since, self._last_update_us)
         self._last_update_us = now
         state.load.steps += 1
-        if dt > 0 and output.num_scheduled_tokens:
-            state.calls.charge(output.num_scheduled_tokens, dt)
-            for key in output.num_scheduled_tokens:
+        tokens = output.num_scheduled_tokens
+        if dt > 0 and tokens:
+            state.prefill.observe(dt, len(tokens), sum(tokens.values()))
+            state.calls.charge(tokens, dt)
+            for key in tokens:
                 state.book.charge(key, state.load.steps, dt)
 
     def count_outputs(self, result: dict[int, Any]) -> None:

@@ -62,6 +62,7 @@ class Steering:
             returns_blocks=lambda key: -(-requests[key].num_computed_tokens // block_size),
             preemptable=self._preemptable,
             admissible=lambda key: self._admissible(requests[key], loras),
+            resume_us=self._resume_us,
         )
         for key in (*decision.promoted, *decision.demoted):
             self._rekey(key)
@@ -74,6 +75,14 @@ class Steering:
             # vLLM takes blocks from the end of `running` first when they run out: the worst must stand there.
             vllm.running[:] = sorted(vllm.running, key=lambda request: self.rank(request.request_id))
             state.order_changed = False
+
+    def _resume_us(self, key: str) -> float:
+        """Time to compute again what the request would lose: its last block, or all where no prefix is kept."""
+        vllm = self._state.vllm
+        lost = int(vllm.requests[key].num_computed_tokens)
+        if vllm.vllm_config.cache_config.enable_prefix_caching:
+            lost %= vllm.block_size
+        return lost * self._state.prefill.us_per_token
 
     def _slots(self) -> int:
         vllm = self._state.vllm

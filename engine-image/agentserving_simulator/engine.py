@@ -25,7 +25,7 @@ from agentserving.channel import (
 from agentserving.policy import FCFS, from_dict
 from agentserving_engine.call_book import CallBook, copy_record
 from agentserving_engine.channel_server import ChannelServer
-from agentserving_engine.policy import CallQueue
+from agentserving_engine.policy import CallQueue, PrefillCost
 
 from agentserving_simulator.block_pool import BlockPool
 from agentserving_simulator.cost_model import CostModel
@@ -57,6 +57,7 @@ class SimulatedEngine:
         self.policy_version = 0
         self._book = book
         self._calls = CallQueue(FCFS)
+        self._prefill = PrefillCost()
         self._pool = BlockPool(limits.num_blocks)
         self._arrived = asyncio.Event()
         self._last_report_us = 0
@@ -90,6 +91,7 @@ class SimulatedEngine:
             free_blocks=self.free_blocks,
             need_blocks=lambda key: self.requests[key].total // size + 1,
             returns_blocks=lambda key: self._pool.returns(self.requests[key].blocks),
+            resume_us=lambda key: self.requests[key].computed % size * self._prefill.us_per_token,
         )
         self.load.promotions += len(decision.promoted)
         self.load.demotions += len(decision.demoted)
@@ -144,6 +146,7 @@ class SimulatedEngine:
         """The step is over: its requests are charged, and those with all tokens computed get the next one."""
         self.load.steps += 1
         alive = [key for key in batch if key in self.requests]
+        self._prefill.observe(dt_us, len(batch), sum(self.requests[key].scheduled for key in alive))
         self._calls.charge(alive, dt_us)
         for key in alive:
             self._book.charge(key, self.load.steps, dt_us)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from agentserving.policy import ATLAS, FCFS, PLAS, PRESETS, Accounting, Level, Order, Policy
-from agentserving_engine.policy import CallFacts, CallQueue
+from agentserving_engine.policy import CallFacts, CallQueue, PrefillCost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -13,8 +13,11 @@ from policy.slot_engine import SECOND, Plan, total_wait_s
 THREE = (Level(2 * SECOND, 2 * SECOND), Level(6 * SECOND, 4 * SECOND), Level())
 
 
-def decide(queue: CallQueue, now: int, slots: int, blocks: int = 1 << 30):
-    return queue.decide(now, slots=slots, free_blocks=blocks, need_blocks=lambda k: 1, returns_blocks=lambda k: 1)
+def decide(queue: CallQueue, now: int, slots: int, resume_us: int = 0):
+    return queue.decide(
+        now, slots=slots, free_blocks=1 << 30, need_blocks=lambda k: 1, returns_blocks=lambda k: 1,
+        resume_us=lambda k: resume_us,
+    )  # fmt: skip
 
 
 def test_a_call_arrives_at_the_level_where_its_program_stands() -> None:
@@ -209,3 +212,45 @@ def test_a_call_that_could_not_start_makes_nobody_give_way_and_blocks_nobody() -
     queue.arrive(CallFacts("able", "b"), 3)
     decision = queue.decide(4, **room, admissible=lambda key: key != "blocked")
     assert (decision.preempt, decision.admit) == (("hog",), ("able",))
+
+
+def crowded(*, end_interval_us: int) -> CallQueue:
+    """One slot, taken by a call of the worst level, a newcomer waiting; slots came free at this interval before."""
+    queue = CallQueue(Policy(levels=THREE, accounting=Accounting.SUM, max_preemptions=4))
+    now = 0
+    for number in range(40):
+        queue.arrive(CallFacts(f"before{number}", "before"), now)
+        queue.start(f"before{number}", now)
+        now += end_interval_us
+        queue.finish(f"before{number}", now)
+    queue.arrive(CallFacts("hog", "old", 100 * SECOND), now)
+    queue.start("hog", now)
+    queue.arrive(CallFacts("new", "young"), now)
+    return queue
+
+
+@pytest.mark.parametrize(("resume_us", "preempted"), [(0, True), (49_000, True), (51_000, False)])
+def test_a_preemption_is_made_when_it_saves_twice_what_it_costs(resume_us: int, preempted: bool) -> None:
+    queue = crowded(end_interval_us=SECOND // 10)
+    decision = decide(queue, 4 * SECOND, 1, resume_us)
+    assert decision.preempt == (("hog",) if preempted else ())
+
+
+def test_a_preemption_that_did_not_pay_is_made_once_no_slot_has_come_free_for_long() -> None:
+    queue = crowded(end_interval_us=SECOND // 10)
+    assert not decide(queue, 4 * SECOND + 100_000, 1, SECOND).preempt
+    assert not decide(queue, 6 * SECOND - 1, 1, SECOND).preempt
+    assert decide(queue, 6 * SECOND, 1, SECOND).preempt == ("hog",)
+
+
+@given(
+    base=st.integers(1_000, 50_000),
+    per_token=st.integers(1, 500),
+    prefills=st.lists(st.integers(17, 5000), min_size=1),
+)
+def test_the_cost_of_prefill_is_read_off_the_steps(base: int, per_token: int, prefills: list[int]) -> None:
+    cost = PrefillCost()
+    for tokens in prefills:
+        cost.observe(base, 8, 8)
+        cost.observe(base + per_token * tokens, 8, 8 + tokens)
+    assert cost.us_per_token == pytest.approx(per_token)

@@ -1,4 +1,4 @@
-"""What runs where in a one-machine cluster: ports, directories, command lines. Pure but for finding free ports."""
+"""What runs where in a one-machine cluster: ports, directories, command lines. Pure but for free ports and the CPU's flags."""
 
 from __future__ import annotations
 
@@ -99,10 +99,19 @@ def component(module: str, *flags: str) -> list[str]:
     return [sys.executable, "-m", module, *flags]
 
 
+def cpu_dtype() -> str:
+    """What a CPU computes fast: bfloat16 where it has instructions for it, else float32 (half the time a step then)."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return "float32"
+    return "bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else "float32"
+
+
 def vllm_argv(python: Path, model: Path | str, port: int, spec: ClusterSpec, *more: str) -> list[str]:
     """Command line of a vLLM with our scheduler (started as a module: the `vllm` script looks for another name)."""
     tiny = [
-        "--load-format", "dummy", "--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "8192",
+        "--load-format", "dummy", "--enforce-eager", "--dtype", cpu_dtype(), "--max-model-len", "8192",
         "--max-num-seqs", str(spec.max_num_seqs),
     ]  # fmt: skip
     return [

@@ -17,8 +17,10 @@ from agentserving_engine.policy.state import NOTHING, CallFacts, CallState, Call
 
 Rank = tuple[int, int, int]
 
-# A resumed call is not preempted again before it got this much service: recomputing its prompt must pay.
+# A resumed call is not preempted again before it got this much service: else two calls could take turns for ever.
 PROTECTED_SERVICE_US = 100_000
+# A preemption must save this many times what it costs (measured: 2 is best or near it from 12 ms to 1 ms a resume).
+PAYBACK = 2
 # Service below this counts as this when wait / service is formed, so that newcomers are not "starved" at once.
 MIN_SERVICE_US = 10_000
 
@@ -37,6 +39,9 @@ class CallQueue:
         self._starving: list[tuple[int, int, str]] = []
         self._spent: set[str] = set()
         self._seq = 0
+        # When a slot came free last, and how long that takes on average: what waiting for one costs.
+        self._last_end_us: int | None = None
+        self._end_interval_us = 0.0
         self._set_bounds()
 
     def _set_bounds(self) -> None:
@@ -111,6 +116,7 @@ class CallQueue:
         self._spent.discard(key)
         if call.running:
             del self._running[key]
+            self._slot_free(now_us)
         else:
             self._waiting -= 1
             call.wait_us += max(0, now_us - call.waiting_since_us)
@@ -121,6 +127,12 @@ class CallQueue:
         if not program.calls and not program.paused:
             del self._programs[call.facts.program]
         return _stats(call, now_us, final=True)
+
+    def _slot_free(self, now_us: int) -> None:
+        if self._last_end_us is not None:
+            interval = now_us - self._last_end_us
+            self._end_interval_us += (interval - self._end_interval_us) * (0.1 if self._end_interval_us else 1)
+        self._last_end_us = now_us
 
     def set_account(self, program_id: str, attained_us: int, wait_us: int) -> None:
         """The table's account of a program that has calls here; never lowers what is known."""
@@ -252,12 +264,16 @@ class CallQueue:
         returns_blocks: Callable[[str], int],
         preemptable: Callable[[str], bool] = lambda key: True,
         admissible: Callable[[str], bool] = lambda key: True,
+        resume_us: Callable[[str], float] = lambda key: 0,
     ) -> Decision:
         """Demotes, promotes, and says which running calls must give way to which waiting ones.
 
         `slots`: running calls at most; blocks as the engine's allocator counts them. A running call gives way only to
         a call of a better level, never within its level, and only when the newcomer then fits. A waiting call that is
         not `admissible` could not start whoever gave way: it is passed over.
+
+        `resume_us` says what computing a call's lost tokens again takes. The whole batch stands still for that long,
+        while the newcomer would have had the next slot that comes free: a preemption that does not pay is not made.
         """
         demoted = self._demote() if self._spent else ()
         promoted = self._promote(now_us)
@@ -265,7 +281,7 @@ class CallQueue:
             return Decision(demoted, promoted) if demoted or promoted else NOTHING
         preempt, admit = select(
             self.iter_waiting(),
-            lambda: self._victims(preemptable),
+            lambda: self._victims(now_us, preemptable, resume_us),
             lambda key: self._calls[key].level,
             free_slots=slots - len(self._running),
             free_blocks=free_blocks,
@@ -276,13 +292,18 @@ class CallQueue:
         )
         return Decision(demoted, promoted, tuple(preempt), tuple(admit))
 
-    def _victims(self, preemptable: Callable[[str], bool]) -> list[str]:
+    def _victims(self, now_us: int, preemptable: Callable[[str], bool], resume_us: Callable[[str], float]) -> list[str]:
         """Running calls that may be preempted, worst last."""
+        if self._last_end_us is None:
+            self._last_end_us = now_us
+        # What the newcomer saves: the next slot comes as they do on average, or later when none has come for longer.
+        bearable_us = max(self._end_interval_us, now_us - self._last_end_us) / (PAYBACK * max(1, len(self._running)))
         able = [
             key
             for key, call in self._running.items()
             if (call.preemptions == 0 or call.service_us - call.started_service_us >= PROTECTED_SERVICE_US)
             and preemptable(key)
+            and resume_us(key) <= bearable_us
         ]
         return sorted(able, key=self.rank)
 
