@@ -7,25 +7,34 @@ switched at run time on one engine and interleaved seed by seed.
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 from typing import Any
 
 from agentserving.v1 import types_pb2
 
 from benchmarks.bars import Bar, bar
+from benchmarks.http_load import completion, drive
 from benchmarks.local import cluster, stock_vllm, use_policy
 from examples.mixed_load import run_mixed_load
 
 BATCH = 8
-# Of the paper's token counts: a program has some 600 output tokens then, and an engine on one core ends four a second.
-SCALE = 0.33
+# Output tokens of a ShareGPT-like program: 6.6 calls of 277.
+TOKENS_PER_PROGRAM = 1830
 POLICIES = ("fcfs", "mlfq", "plas")
 
 
-async def load(url: str, seed: int, rate: float, programs: int) -> dict[str, float]:
+async def filling_scale(url: str, rate: float) -> float:
+    """Of the paper's token counts: with it, `rate` programs a second bring what a full engine makes, and prompts."""
+    await drive(url, BATCH, BATCH, completion(50, stream=False))
+    took = await drive(url, BATCH, BATCH, completion(200, stream=False))
+    return round(BATCH * 200 / took / (rate * TOKENS_PER_PROGRAM), 3)
+
+
+async def load(url: str, seed: int, rate: float, programs: int, scale: float) -> dict[str, float]:
     """One run of the load: its mean and tail token latency, milliseconds a token."""
     results = await run_mixed_load(
-        url, "tiny", programs=programs, rate_per_s=rate, seed=seed, scale=SCALE, shapes=("chatbot",)
+        url, "tiny", programs=programs, rate_per_s=rate, seed=seed, scale=scale, shapes=("chatbot",)
     )
     good = [r for r in results if not r.failed]
     per_token = sorted(1000 * r.latency_s / max(1, r.output_tokens) for r in good)
@@ -43,14 +52,14 @@ async def overload(seeds: int, rate: float, programs: int) -> dict[str, Any]:
     """Every policy on every seed, and an idle run."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in POLICIES}
     async with cluster(engines=1, max_num_seqs=BATCH) as (made, stubs):
-        await load(made.gateway_url, 99, 4.0, 8)
-        idle = await load(made.gateway_url, 1, rate / 16, 12)
+        scale = await filling_scale(made.gateway_url, rate)
+        idle = await load(made.gateway_url, 1, rate / 16, 12, scale)
         for seed in range(seeds):
             for name in POLICIES[seed % len(POLICIES) :] + POLICIES[: seed % len(POLICIES)]:
                 await use_policy(stubs, types_pb2.Policy(name=name))
-                runs[name].append(await load(made.gateway_url, seed, rate, programs))
+                runs[name].append(await load(made.gateway_url, seed, rate, programs, scale))
                 print(f"  seed {seed} {name}: {runs[name][-1]}", flush=True)
-    return {"idle": idle, "runs": runs, "rate_per_s": rate, "programs": programs}
+    return {"idle": idle, "runs": runs, "rate_per_s": rate, "programs": programs, "scale": scale}
 
 
 async def low_load(seeds: int, rate: float, programs: int) -> dict[str, Any]:
@@ -58,16 +67,16 @@ async def low_load(seeds: int, rate: float, programs: int) -> dict[str, Any]:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("stock", *POLICIES, "plas-direct")}
     async with stock_vllm(BATCH) as (stock, _), cluster(engines=1, max_num_seqs=BATCH) as (made, stubs):
         direct = f"http://127.0.0.1:{made.ports.engines[0].http}/v1"
-        for url in (stock, made.gateway_url):
-            await load(url, 99, 4.0, 8)
+        scale = await filling_scale(stock, 10 * rate)
+        await filling_scale(made.gateway_url, rate)
         for seed in range(seeds):
-            for name in runs:
+            for name in random.Random(seed).sample(sorted(runs), len(runs)):
                 if name != "stock":
                     await use_policy(stubs, types_pb2.Policy(name=name.partition("-")[0]))
                 url = {"stock": stock, "plas-direct": direct}.get(name, made.gateway_url)
-                runs[name].append(await load(url, seed, rate, programs))
+                runs[name].append(await load(url, seed, rate, programs, scale))
                 print(f"  low load, seed {seed} {name}: {runs[name][-1]}", flush=True)
-    return {"runs": runs, "rate_per_s": rate, "programs": programs}
+    return {"runs": runs, "rate_per_s": rate, "programs": programs, "scale": scale}
 
 
 def ratios(over: list[dict[str, float]], under: list[dict[str, float]]) -> list[float]:
@@ -77,8 +86,8 @@ def ratios(over: list[dict[str, float]], under: list[dict[str, float]]) -> list[
 
 def measure() -> tuple[list[Bar], Any]:
     """Bars and raw figures."""
-    high = asyncio.run(overload(seeds=5, rate=4.2, programs=150))
-    low = asyncio.run(low_load(seeds=5, rate=0.5, programs=16))
+    high = asyncio.run(overload(seeds=5, rate=5.0, programs=250))
+    low = asyncio.run(low_load(seeds=5, rate=0.5, programs=10))
     runs, unit = high["runs"], "ratio"
     idle = high["idle"]["mean_ms"]
     bars = [

@@ -7,12 +7,14 @@ import importlib
 import json
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import grpc
+import httpx
 from agentserving.v1 import admin_service_pb2 as admin
 from agentserving.v1 import types_pb2
 from rich.console import Console
@@ -26,11 +28,14 @@ from agentserving_cli.local.layout import ClusterSpec
 from agentserving_cli.summary import Summary, summarise
 
 POLICIES = ("fcfs", "atlas")
+# Output tokens of a program of the four kinds, on average, at scale 1.
+TOKENS_PER_PROGRAM = 900
 
 
 @dataclass(frozen=True, slots=True)
 class DemoPlan:
-    """What to run: `rate` programs arrive a second, `scale` times the paper's token counts, `slots` calls an engine."""
+    """What to run: `rate` programs arrive a second, `scale` times the paper's token counts (0: what fills the engines),
+    `slots` calls at once on an engine."""
 
     engine: str
     programs: int
@@ -68,6 +73,20 @@ async def _settle(stubs: Services, bound_s: float = 30.0) -> admin.GetOverviewRe
         if not overview.calls_running + overview.calls_waiting or asyncio.get_running_loop().time() > deadline:
             return overview
         await asyncio.sleep(0.1)
+
+
+async def _filling_scale(cluster: LocalCluster, plan: DemoPlan) -> float:
+    """The scale at which programs bring as many output tokens as the engines make when they are full."""
+    calls, tokens = 2 * plan.slots * cluster.spec.engines, 60
+    body = {"model": cluster.spec.model, "prompt": "hello", "max_tokens": tokens, "ignore_eos": True}
+    async with httpx.AsyncClient(base_url=cluster.gateway_url, timeout=300, trust_env=False) as client:
+        for _ in range(2):
+            began = time.monotonic()
+            answers = await asyncio.gather(*(client.post("/completions", json=body) for _ in range(calls)))
+            tokens_per_s: float = sum(a.json()["usage"]["completion_tokens"] for a in answers) / (
+                time.monotonic() - began
+            )
+    return min(2.0, max(0.05, round(tokens_per_s / (plan.rate * TOKENS_PER_PROGRAM), 2)))
 
 
 async def _run_policy(cluster: LocalCluster, stubs: Services, name: str, plan: DemoPlan, bar: Progress) -> Summary:
@@ -144,7 +163,11 @@ async def run_demo(plan: DemoPlan, console: Console) -> None:
             cluster = LocalCluster(spec, lambda text: status.update(f"starting: {text}"))
             await cluster.__aenter__()
         try:
-            console.print(f"{spec.engines} {plan.engine} engines are up: {plan.programs} programs, {plan.rate}/s")
+            plan = replace(plan, scale=plan.scale or await _filling_scale(cluster, plan))
+            console.print(
+                f"{spec.engines} {plan.engine} engines are up, {plan.slots} calls at a time each. "
+                f"{plan.programs} programs, {plan.rate:g} a second, {plan.scale:g} of the paper's tokens:"
+            )
             with (
                 grpc.insecure_channel(cluster.control_plane) as channel,
                 Progress(

@@ -238,16 +238,21 @@ def policy_set(name_or_file: str, state_dir: Path, control_plane: str) -> None:
 @main.command()
 @click.option("--engine", type=click.Choice(["vllm", "simulator"]), default="vllm", show_default=True)
 @click.option("--programs", type=click.IntRange(4, 1000), default=120, show_default=True, help="Of the four kinds.")
-@click.option("--rate", type=click.FloatRange(0.01, 1000), default=3.5, show_default=True, help="Programs a second.")
-@click.option("--scale", type=click.FloatRange(0.01, 10), default=1.0, show_default=True, help="Of the token counts.")
+@click.option("--rate", type=click.FloatRange(0.01, 1000), default=2.5, show_default=True, help="Programs a second.")
+@click.option(
+    "--scale",
+    type=click.FloatRange(0, 10),
+    default=0.0,
+    help="Of the token counts; 0, the default: what fills the engines.",
+)
 @click.option("--slots", type=click.IntRange(1, 256), default=4, show_default=True, help="Calls that an engine runs.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-results"), help="Where results go.")
 def demo(**chosen: Any) -> None:
     """Run the same agent programs under FCFS and under ATLAS, and show the difference.
 
-    The defaults overload two CPU engines a little: that is where the order of calls matters. With --rate 1 nobody waits
-    and the two are equal.
+    By default the programs are made as long as overloads the engines a little: that is where the order of calls
+    matters. With a small --scale nobody waits, and the two are equal.
     """
     from agentserving_cli.demo import DemoPlan, run_demo
 

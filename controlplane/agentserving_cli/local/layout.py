@@ -1,4 +1,4 @@
-"""What runs where in a one-machine cluster: ports, directories, command lines. Pure but for free ports and the CPU's flags."""
+"""What runs where on one machine: ports, directories, command lines. Pure but for free ports and CPU flags."""
 
 from __future__ import annotations
 
