@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from agentserving.policy import Order, Policy
 
 from agentserving_engine.policy.selection import select
+from agentserving_engine.policy.slot_pace import SlotPace
 from agentserving_engine.policy.state import NOTHING, CallFacts, CallState, CallStats, Decision, ProgramState
 
 Rank = tuple[int, int, int]
@@ -39,9 +40,7 @@ class CallQueue:
         self._starving: list[tuple[int, int, str]] = []
         self._spent: set[str] = set()
         self._seq = 0
-        # When a slot came free last, and how long that takes on average: what waiting for one costs.
-        self._last_end_us: int | None = None
-        self._end_interval_us = 0.0
+        self._pace = SlotPace()
         self._set_bounds()
 
     def _set_bounds(self) -> None:
@@ -116,7 +115,7 @@ class CallQueue:
         self._spent.discard(key)
         if call.running:
             del self._running[key]
-            self._slot_free(now_us)
+            self._pace.slot_free(now_us)
         else:
             self._waiting -= 1
             call.wait_us += max(0, now_us - call.waiting_since_us)
@@ -127,12 +126,6 @@ class CallQueue:
         if not program.calls and not program.paused:
             del self._programs[call.facts.program]
         return _stats(call, now_us, final=True)
-
-    def _slot_free(self, now_us: int) -> None:
-        if self._last_end_us is not None:
-            interval = now_us - self._last_end_us
-            self._end_interval_us += (interval - self._end_interval_us) * (0.1 if self._end_interval_us else 1)
-        self._last_end_us = now_us
 
     def set_account(self, program_id: str, attained_us: int, wait_us: int) -> None:
         """The table's account of a program that has calls here; never lowers what is known."""
@@ -294,10 +287,7 @@ class CallQueue:
 
     def _victims(self, now_us: int, preemptable: Callable[[str], bool], resume_us: Callable[[str], float]) -> list[str]:
         """Running calls that may be preempted, worst last."""
-        if self._last_end_us is None:
-            self._last_end_us = now_us
-        # What the newcomer saves: the next slot comes as they do on average, or later when none has come for longer.
-        bearable_us = max(self._end_interval_us, now_us - self._last_end_us) / (PAYBACK * max(1, len(self._running)))
+        bearable_us = self._pace.wait_us(now_us) / (PAYBACK * max(1, len(self._running)))
         able = [
             key
             for key, call in self._running.items()
