@@ -64,7 +64,7 @@ async def overload(seeds: int, rate: float, programs: int) -> dict[str, Any]:
 
 async def low_load(seeds: int, rate: float, programs: int) -> dict[str, Any]:
     """Stock vLLM called directly, against each policy with the plugin alone and through everything."""
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("stock", *POLICIES, "plas-direct")}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("stock", "fcfs", "plas", "plas-direct")}
     async with stock_vllm(BATCH) as (stock, _), cluster(engines=1, max_num_seqs=BATCH) as (made, stubs):
         direct = f"http://127.0.0.1:{made.ports.engines[0].http}/v1"
         scale = await filling_scale(stock, 10 * rate)
@@ -86,7 +86,7 @@ def ratios(over: list[dict[str, float]], under: list[dict[str, float]]) -> list[
 
 def measure() -> tuple[list[Bar], Any]:
     """Bars and raw figures."""
-    high = asyncio.run(overload(seeds=5, rate=5.0, programs=250))
+    high = asyncio.run(overload(seeds=5, rate=5.0, programs=200))
     low = asyncio.run(low_load(seeds=5, rate=0.5, programs=10))
     runs, unit = high["runs"], "ratio"
     idle = high["idle"]["mean_ms"]

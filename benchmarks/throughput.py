@@ -15,7 +15,7 @@ from benchmarks.bars import Bar, bar
 from benchmarks.http_load import completion, drive
 from benchmarks.local import bind, cluster, engine_totals, pids, stock_vllm
 
-BATCH, TOKENS, RUNS = 16, 200, 10
+BATCH, TOKENS, RUNS = 16, 200, 6
 
 
 async def rate(url: str, *, stream: bool, program: str = "") -> float:

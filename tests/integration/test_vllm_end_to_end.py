@@ -67,14 +67,14 @@ def test_a_stream_and_several_choices_come_through(cluster: Cluster) -> None:
 
 
 def test_messages_and_responses_are_calls_of_their_program(cluster: Cluster) -> None:
-    with client(cluster, "dialects") as agent:
+    with client(cluster, "two-dialects") as agent:
         agent.responses.create(model="tiny", input="hi", max_output_tokens=16)
         agent.post(
             "/messages",
             cast_to=object,
             body={"model": "tiny", "max_tokens": 4, "messages": [{"role": "user", "content": "hi"}]},
         )
-    cluster.wait(lambda: cluster.program("dialects").get("calls_completed") == "2")
+    cluster.wait(lambda: cluster.program("two-dialects").get("calls_completed") == "2")
 
 
 def test_an_unknown_model_is_the_engines_own_error(cluster: Cluster) -> None:
