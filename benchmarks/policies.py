@@ -1,4 +1,4 @@
-"""PLAS against FCFS and MLFQ on real vLLM, ShareGPT-like programs, batch 8, at overload and far below saturation.
+"""PLAS against FCFS and MLFQ on real vLLM at overload: ShareGPT-like programs, batch 8.
 
 Token latency is a program's latency by its output tokens (paper, section 6), the mean over programs. Policies are
 switched at run time on one engine and interleaved seed by seed.
@@ -7,7 +7,6 @@ switched at run time on one engine and interleaved seed by seed.
 from __future__ import annotations
 
 import asyncio
-import random
 import statistics
 from typing import Any
 
@@ -15,7 +14,7 @@ from agentserving.v1 import types_pb2
 
 from benchmarks.bars import Bar, bar
 from benchmarks.http_load import completion, drive
-from benchmarks.local import cluster, stock_vllm, use_policy
+from benchmarks.local import cluster, use_policy
 from examples.mixed_load import run_mixed_load
 
 BATCH = 8
@@ -62,42 +61,22 @@ async def overload(seeds: int, rate: float, programs: int) -> dict[str, Any]:
     return {"idle": idle, "runs": runs, "rate_per_s": rate, "programs": programs, "scale": scale}
 
 
-async def low_load(seeds: int, rate: float, programs: int) -> dict[str, Any]:
-    """Stock vLLM called directly, against each policy with the plugin alone and through everything."""
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("stock", "fcfs", "plas", "plas-direct")}
-    async with stock_vllm(BATCH) as (stock, _), cluster(engines=1, max_num_seqs=BATCH) as (made, stubs):
-        direct = f"http://127.0.0.1:{made.ports.engines[0].http}/v1"
-        scale = await filling_scale(stock, 10 * rate)
-        await filling_scale(made.gateway_url, rate)
-        for seed in range(seeds):
-            for name in random.Random(seed).sample(sorted(runs), len(runs)):
-                if name != "stock":
-                    await use_policy(stubs, types_pb2.Policy(name=name.partition("-")[0]))
-                url = {"stock": stock, "plas-direct": direct}.get(name, made.gateway_url)
-                runs[name].append(await load(url, seed, rate, programs, scale))
-                print(f"  low load, seed {seed} {name}: {runs[name][-1]}", flush=True)
-    return {"runs": runs, "rate_per_s": rate, "programs": programs, "scale": scale}
-
-
 def ratios(over: list[dict[str, float]], under: list[dict[str, float]]) -> list[float]:
     """Seed by seed, of the mean token latency."""
     return [a["mean_ms"] / b["mean_ms"] for a, b in zip(over, under, strict=True)]
 
 
-def measure() -> tuple[list[Bar], Any]:
-    """Bars and raw figures."""
-    high = asyncio.run(overload(seeds=5, rate=5.0, programs=200))
-    low = asyncio.run(low_load(seeds=5, rate=0.5, programs=10))
-    runs, unit = high["runs"], "ratio"
-    idle = high["idle"]["mean_ms"]
-    bars = [
+def summarise(raw: dict[str, Any]) -> list[Bar]:
+    """Bars of an overload."""
+    runs, unit, idle = raw["runs"], "ratio", raw["idle"]["mean_ms"]
+    return [
         bar("overload-fcfs-over-idle", [r["mean_ms"] / idle for r in runs["fcfs"]], ">= 3", unit, "idle system"),
         bar("plas-over-fcfs", ratios(runs["fcfs"], runs["plas"]), ">= 2.5", unit, "FCFS, same engine and seeds"),
         bar("plas-over-mlfq", ratios(runs["mlfq"], runs["plas"]), ">= 1.5", unit, "MLFQ, same engine and seeds"),
-        *(
-            bar(f"low-load-{name}", ratios(low["runs"][name], low["runs"]["stock"]), "<= 1.02", unit, "stock vLLM")
-            for name in low["runs"]
-            if name != "stock"
-        ),
     ]
-    return bars, {"overload": high, "low_load": low}
+
+
+def measure() -> tuple[list[Bar], Any]:
+    """Bars and raw figures."""
+    raw = asyncio.run(overload(seeds=5, rate=5.0, programs=200))
+    return summarise(raw), raw
