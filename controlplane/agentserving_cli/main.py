@@ -237,7 +237,7 @@ def policy_set(name_or_file: str, state_dir: Path, control_plane: str) -> None:
 
 @main.command()
 @click.option("--engine", type=click.Choice(["vllm", "simulator"]), default="vllm", show_default=True)
-@click.option("--programs", type=click.IntRange(4, 1000), default=120, show_default=True, help="Of the four kinds.")
+@click.option("--programs", type=click.IntRange(4, 1000), default=90, show_default=True, help="Of the four kinds.")
 @click.option("--rate", type=click.FloatRange(0.01, 1000), default=2.5, show_default=True, help="Programs a second.")
 @click.option(
     "--scale",
