@@ -133,7 +133,7 @@ async def test_calls_of_an_earlier_boot_wait_for_the_reports_that_are_still_to_c
     engine = await served.attach(boot_id="b1")
     told, silent = await served.admit("p"), await served.admit("p")
     await engine.report(told, service_us=3)
-    await engine.report(silent, service_us=4)
+    await engine.report(silent, seq=6, service_us=4)
     engine.stream.cancel()
     engine = await served.attach(boot_id="b2", unacked_seq=7)
     assert len((await served.get("p")).calls) == 2
