@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from vllm.v1.core.sched.interface import PauseState
@@ -10,7 +11,7 @@ from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.request import RequestStatus
 
 from agentserving_engine.plugin_state import PluginState, now_us
-from agentserving_engine.policy import CallQueue
+from agentserving_engine.policy import CallQueue, lost_tokens
 from agentserving_engine.waiting_queue import Rank, RankedQueue
 
 # Behind every call: a request that the policy does not know (taking it in has failed).
@@ -54,15 +55,16 @@ class Steering:
             return
         manager, block_size, requests = vllm.kv_cache_manager, vllm.block_size, vllm.requests
         loras = self._running_loras()
+        free_blocks = manager.block_pool.get_num_free_blocks() - getattr(manager, "watermark_blocks", 0)
         decision = calls.decide(
             now_us(),
             slots=self._slots(),
-            free_blocks=manager.block_pool.get_num_free_blocks() - getattr(manager, "watermark_blocks", 0),
+            free_blocks=free_blocks,
             need_blocks=lambda key: requests[key].num_tokens // block_size + 1,
             returns_blocks=lambda key: -(-requests[key].num_computed_tokens // block_size),
             preemptable=self._preemptable,
             admissible=lambda key: self._admissible(requests[key], loras),
-            resume_us=self._resume_us,
+            resume_us=partial(self._resume_us, free_blocks, self._waiting_blocks()),
         )
         for key in (*decision.promoted, *decision.demoted):
             self._rekey(key)
@@ -76,12 +78,23 @@ class Steering:
             vllm.running[:] = sorted(vllm.running, key=lambda request: self.rank(request.request_id))
             state.order_changed = False
 
-    def _resume_us(self, key: str) -> float:
-        """Time to compute again what the request would lose: its last block, or all where no prefix is kept."""
+    def _waiting_blocks(self) -> int:
+        """What the waiting calls will take, each as much as a running one has in the mean: asking them all costs."""
+        running = self._state.vllm.running
+        mean = sum(request.num_tokens for request in running) // max(1, len(running))
+        return self._state.calls.waiting_count * int(mean // self._state.vllm.block_size + 1)
+
+    def _resume_us(self, free_blocks: int, waiting_blocks: int, key: str) -> float:
+        """Time to compute again what the request would lose."""
         vllm = self._state.vllm
-        lost = int(vllm.requests[key].num_computed_tokens)
-        if vllm.vllm_config.cache_config.enable_prefix_caching:
-            lost %= vllm.block_size
+        lost = lost_tokens(
+            int(vllm.requests[key].num_computed_tokens),
+            block_size=vllm.block_size,
+            findable=bool(vllm.vllm_config.cache_config.enable_prefix_caching),
+            free_blocks=free_blocks,
+            # Behind an offloading connector what is evicted is loaded again beside the batch, not computed in it.
+            waiting_blocks=waiting_blocks if vllm.connector is None else 0,
+        )
         return lost * self._state.prefill.us_per_token
 
     def _slots(self) -> int:

@@ -25,7 +25,7 @@ from agentserving.channel import (
 from agentserving.policy import FCFS, from_dict
 from agentserving_engine.call_book import CallBook, copy_record
 from agentserving_engine.channel_server import ChannelServer
-from agentserving_engine.policy import CallQueue, PrefillCost
+from agentserving_engine.policy import CallQueue, PrefillCost, lost_tokens
 
 from agentserving_simulator.block_pool import BlockPool
 from agentserving_simulator.cost_model import CostModel
@@ -91,7 +91,14 @@ class SimulatedEngine:
             free_blocks=self.free_blocks,
             need_blocks=lambda key: self.requests[key].total // size + 1,
             returns_blocks=lambda key: self._pool.returns(self.requests[key].blocks),
-            resume_us=lambda key: self.requests[key].computed % size * self._prefill.us_per_token,
+            resume_us=lambda key: self._prefill.us_per_token
+            * lost_tokens(
+                self.requests[key].computed,
+                block_size=size,
+                findable=True,
+                free_blocks=self.free_blocks,
+                waiting_blocks=self._waiting_blocks(),
+            ),
         )
         self.load.promotions += len(decision.promoted)
         self.load.demotions += len(decision.demoted)
@@ -102,6 +109,11 @@ class SimulatedEngine:
             self._calls.start(key, now_us)
             self._reuse(self.requests[key])
         return self._schedule(now_us)
+
+    def _waiting_blocks(self) -> int:
+        running = self._calls.running_keys
+        tokens = sum(self.requests[key].total for key in running) // max(1, len(running))
+        return self._calls.waiting_count * (tokens // self.limits.block_size + 1)
 
     def _reuse(self, request: SimRequest) -> None:
         """Takes what the prefix cache has; the last token is always computed, for there is no answer without it."""

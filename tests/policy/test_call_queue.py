@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from agentserving.policy import ATLAS, FCFS, PLAS, PRESETS, Accounting, Level, Order, Policy
-from agentserving_engine.policy import CallFacts, CallQueue, PrefillCost
+from agentserving_engine.policy import CallFacts, CallQueue, PrefillCost, lost_tokens
+from agentserving_engine.policy.slot_pace import Allowance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -254,3 +255,29 @@ def test_the_cost_of_prefill_is_read_off_the_steps(base: int, per_token: int, pr
         cost.observe(base, 8, 8)
         cost.observe(base + per_token * tokens, 8, 8 + tokens)
     assert cost.us_per_token == pytest.approx(per_token)
+
+
+def test_prefill_has_a_cost_where_no_step_ever_only_decodes() -> None:
+    cost = PrefillCost()
+    cost.observe(200_000, 8, 2008)
+    assert cost.us_per_token == pytest.approx(100)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 10**6)), min_size=1))
+def test_an_allowance_is_a_burst_a_share_of_the_time_and_one_spending_at_most(events: list[tuple[int, int]]) -> None:
+    allowance, now, spent, largest = Allowance(0.1, 5_000), 0, 0.0, 0
+    for after, cost in events:
+        now += after
+        if allowance.left_us(now) > 0:
+            allowance.spend(cost)
+            spent, largest = spent + cost, max(largest, cost)
+    assert spent <= 5_000 + 0.1 * now + largest
+
+
+@pytest.mark.parametrize(
+    ("findable", "free", "waiting", "lost"), [(True, 100, 100, 4), (True, 99, 100, 100), (False, 100, 0, 100)]
+)
+def test_a_preempted_call_loses_its_last_block_or_all_that_others_overwrite(
+    findable: bool, free: int, waiting: int, lost: int
+) -> None:
+    assert lost_tokens(100, block_size=16, findable=findable, free_blocks=free, waiting_blocks=waiting) == lost

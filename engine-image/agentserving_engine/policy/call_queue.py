@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from agentserving.policy import Order, Policy
 
 from agentserving_engine.policy.selection import select
-from agentserving_engine.policy.slot_pace import SlotPace
+from agentserving_engine.policy.slot_pace import Allowance, SlotPace
 from agentserving_engine.policy.state import NOTHING, CallFacts, CallState, CallStats, Decision, ProgramState
 
 Rank = tuple[int, int, int]
@@ -22,6 +22,9 @@ Rank = tuple[int, int, int]
 PROTECTED_SERVICE_US = 100_000
 # A preemption must save this many times what it costs (measured: 2 is best or near it from 12 ms to 1 ms a resume).
 PAYBACK = 2
+# All together they may cost this share of the engine's time, with so much at once: where preempted calls lose their KV
+# nobody ever ends, every newcomer seems to wait for ever, and each single preemption seems to pay.
+RECOMPUTE_SHARE, RECOMPUTE_BURST_US = 0.1, 1_000_000.0
 # Service below this counts as this when wait / service is formed, so that newcomers are not "starved" at once.
 MIN_SERVICE_US = 10_000
 
@@ -41,6 +44,7 @@ class CallQueue:
         self._spent: set[str] = set()
         self._seq = 0
         self._pace = SlotPace()
+        self._allowance = Allowance(RECOMPUTE_SHARE, RECOMPUTE_BURST_US)
         self._set_bounds()
 
     def _set_bounds(self) -> None:
@@ -125,7 +129,7 @@ class CallQueue:
         program.calls.discard(key)
         if not program.calls and not program.paused:
             del self._programs[call.facts.program]
-        return _stats(call, now_us, final=True)
+        return call.stats(now_us, ended=True)
 
     def set_account(self, program_id: str, attained_us: int, wait_us: int) -> None:
         """The table's account of a program that has calls here; never lowers what is known."""
@@ -221,7 +225,7 @@ class CallQueue:
     def stats(self, key: str, now_us: int) -> CallStats | None:
         """Totals of a call up to now."""
         call = self._calls.get(key)
-        return None if call is None else _stats(call, now_us, final=False)
+        return None if call is None else call.stats(now_us)
 
     def best_waiting(self) -> str | None:
         """Key of the waiting call that runs next; None when none may."""
@@ -266,7 +270,8 @@ class CallQueue:
         not `admissible` could not start whoever gave way: it is passed over.
 
         `resume_us` says what computing a call's lost tokens again takes. The whole batch stands still for that long,
-        while the newcomer would have had the next slot that comes free: a preemption that does not pay is not made.
+        while the newcomer would have had the next slot that comes free: a preemption that does not pay is not made, nor
+        one that would let recomputation take more than its share of the engine's time.
         """
         demoted = self._demote() if self._spent else ()
         promoted = self._promote(now_us)
@@ -283,11 +288,15 @@ class CallQueue:
             returns_blocks=returns_blocks,
             admissible=admissible,
         )
+        for key in preempt:
+            self._allowance.spend(resume_us(key))
         return Decision(demoted, promoted, tuple(preempt), tuple(admit))
 
     def _victims(self, now_us: int, preemptable: Callable[[str], bool], resume_us: Callable[[str], float]) -> list[str]:
         """Running calls that may be preempted, worst last."""
-        bearable_us = self._pace.wait_us(now_us) / (PAYBACK * max(1, len(self._running)))
+        bearable_us = min(
+            self._pace.wait_us(now_us) / (PAYBACK * max(1, len(self._running))), self._allowance.left_us(now_us)
+        )
         able = [
             key
             for key, call in self._running.items()
@@ -377,16 +386,3 @@ class CallQueue:
         service = max(floor, program.attained_us + call.service_us - call.service_mark_us)
         waited = program.wait_us + call.wait_us - call.wait_mark_us
         return call.waiting_since_us + -(-self._policy.beta_milli * service // 1000) - waited
-
-
-def _stats(call: CallState, now_us: int, *, final: bool) -> CallStats:
-    waiting = 0 if final or call.running else max(0, now_us - call.waiting_since_us)
-    return CallStats(
-        call.level,
-        call.service_us,
-        call.wait_us + waiting,
-        call.demotions,
-        call.promotions,
-        call.preemptions,
-        call.running,
-    )

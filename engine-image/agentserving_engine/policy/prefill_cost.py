@@ -1,4 +1,4 @@
-"""What a token of prefill costs on this engine, learned from its own steps. Pure.
+"""What it costs to compute a preempted call's tokens again, learned from the engine's own steps. Pure.
 
 A step that only decodes tells the base; what a step with prefill takes beyond it, by its tokens, tells the rest.
 """
@@ -22,6 +22,18 @@ class PrefillCost:
         extra = tokens - members
         if extra <= 0:
             self._decode_us += (dt_us - self._decode_us) * (_SMOOTHING if self._decode_us else 1)
-        elif extra >= _MIN_TOKENS and self._decode_us:
+        elif extra >= _MIN_TOKENS:
+            # Until a step has only decoded, all of it counts as prefill: rather too dear than free.
             told = max(0.0, dt_us - self._decode_us) / extra
             self.us_per_token += (told - self.us_per_token) * (_SMOOTHING if self.us_per_token else 1)
+
+
+def lost_tokens(computed: int, *, block_size: int, findable: bool, free_blocks: int, waiting_blocks: int) -> int:
+    """Of `computed` tokens of a call, how many it would compute again if it gave way now.
+
+    What it leaves behind is `findable` where prefixes are kept, all but the block that is not full; until the calls
+    that wait have taken all free blocks, and then its own.
+    """
+    if findable and waiting_blocks <= free_blocks:
+        return computed % block_size
+    return computed

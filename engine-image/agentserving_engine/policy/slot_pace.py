@@ -1,4 +1,4 @@
-"""How long a newcomer would wait for a slot, were nobody preempted for it. Pure."""
+"""What a preemption may cost: the time that a newcomer would wait for a slot, and a share of all time. Pure."""
 
 from __future__ import annotations
 
@@ -24,3 +24,23 @@ class SlotPace:
         if self._last_us is None:
             self._last_us = now_us
         return max(self._interval_us, now_us - self._last_us)
+
+
+class Allowance:
+    """A `share` of the time that passes may be spent, `burst_us` of it at once; may be overdrawn by one spending."""
+
+    def __init__(self, share: float, burst_us: float) -> None:
+        self._share, self._burst_us = share, burst_us
+        self._left_us = burst_us
+        self._seen_us: int | None = None
+
+    def left_us(self, now_us: int) -> float:
+        """What may be spent now."""
+        if self._seen_us is not None:
+            self._left_us = min(self._burst_us, self._left_us + self._share * max(0, now_us - self._seen_us))
+        self._seen_us = now_us
+        return self._left_us
+
+    def spend(self, cost_us: float) -> None:
+        """So much has been spent."""
+        self._left_us -= cost_us

@@ -73,3 +73,16 @@ class CallState:
     promotions: int = 0
     preemptions: int = 0
     version: int = 0
+
+    def stats(self, now_us: int, *, ended: bool = False) -> CallStats:
+        """Totals up to now; the wait of one that `ended` is complete."""
+        waiting = 0 if ended or self.running else max(0, now_us - self.waiting_since_us)
+        return CallStats(
+            self.level,
+            self.service_us,
+            self.wait_us + waiting,
+            self.demotions,
+            self.promotions,
+            self.preemptions,
+            self.running,
+        )
