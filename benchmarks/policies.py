@@ -78,5 +78,5 @@ def summarise(raw: dict[str, Any]) -> list[Bar]:
 
 def measure() -> tuple[list[Bar], Any]:
     """Bars and raw figures."""
-    raw = asyncio.run(overload(seeds=5, rate=5.0, programs=200))
+    raw = asyncio.run(overload(seeds=5, rate=5.0, programs=300))
     return summarise(raw), raw

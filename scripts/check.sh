@@ -12,7 +12,8 @@ step() { printf '%-16s' "$1"; shift; "$@" && echo ok; }
 step "ruff" ruff check --quiet .
 step "format" ruff format --quiet --check .
 step "mypy" mypy --no-error-summary proto/agentserving controlplane/agentserving_controlplane \
-  controlplane/agentserving_gateway controlplane/agentserving_cli engine-image/agentserving_engine \
+  controlplane/agentserving_gateway controlplane/agentserving_cli controlplane/agentserving_replay \
+  engine-image/agentserving_engine \
   engine-image/agentserving_sidecar engine-image/agentserving_simulator
 step "import-linter" bash -c 'lint-imports --no-cache >/tmp/lint-$$.log 2>&1 || { cat /tmp/lint-$$.log; rm -f /tmp/lint-$$.log; exit 1; }; rm -f /tmp/lint-$$.log'
 step "buf" "$buf_home/node_modules/.bin/buf" lint

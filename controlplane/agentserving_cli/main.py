@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,20 @@ MODEL_HELP = "A directory or a name that vLLM's --model takes. The default is ma
 ENGINE_ARG_HELP = "A flag for every engine, as --engine-arg=--max-num-seqs=32. May be given again."
 
 
-@click.group()
+class _Commands(click.Group):
+    """The commands here, and those that packages beside this one bring (entry points `agentserving.commands`)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *entry_points(group="agentserving.commands").names})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        for entry in entry_points(group="agentserving.commands", name=cmd_name) if found is None else ():
+            found = entry.load()
+        return found
+
+
+@click.group(cls=_Commands)
 @click.version_option("0.1.0")
 def main() -> None:
     """Serve agentic programs, not single requests.

@@ -1,0 +1,192 @@
+"""The KV cache of an engine in virtual time: contexts are paths of segments, and nobody counts single blocks.
+
+What a call reads is a path from the root: the system prompt, what earlier calls of its program said, its own prompt.
+Two calls share what their paths share. As in vLLM (`v1/core/block_pool.py`): full blocks only are found again; what
+nobody holds stays until its place is needed; what was freed first goes first, and of one request its last block. A
+request frees its path leaf first, so of one segment the end goes first, and always before what it stands on. So a
+segment's resident blocks are a beginning of it, and one number tells them. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from agentserving_simulator.cost_model import BLOCK_SIZE
+
+
+class Segment:
+    """Tokens [start, end) of a context; it owns the blocks that become full within it."""
+
+    __slots__ = ("at_host", "end", "filler", "first", "holders", "last", "resident")
+
+    def __init__(self, start: int, end: int) -> None:
+        self.end = end
+        self.first, self.last = start // BLOCK_SIZE, end // BLOCK_SIZE
+        self.resident = 0
+        self.holders = 0
+        self.at_host = 0
+        # The request whose computation fills it: another that computes the same beside it keeps that to itself.
+        self.filler: object | None = None
+
+
+Path = Sequence[Segment]
+
+
+class Holding:
+    """What one running request holds: segments of its path, and private blocks that are not full or not shared."""
+
+    __slots__ = ("blocks", "filled", "path", "pinned", "private")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.blocks = 0
+        self.private = 0
+        self.pinned: list[Segment] = []
+        # Index of the first segment of the path that this request is not done with.
+        self.filled = 0
+
+
+class ContextCache:
+    """`size` blocks on the GPU, and `host_blocks` in host memory behind them (0: KV that is evicted is lost)."""
+
+    def __init__(self, size: int, *, host_blocks: int = 0, reuse: bool = True) -> None:
+        self.size, self.host_blocks = size, host_blocks
+        self._reuse = reuse
+        self.used = 0
+        self._cached = 0
+        self._idle: OrderedDict[Segment, None] = OrderedDict()
+        self._host: OrderedDict[Segment, None] = OrderedDict()
+        self._host_used = 0
+        self.evicted_blocks = 0
+
+    @property
+    def free(self) -> int:
+        """Blocks that nobody holds, findable ones included (vLLM's `get_num_free_blocks`)."""
+        return self.size - self.used
+
+    def find(self, path: Path, most_tokens: int) -> tuple[int, int]:
+        """(blocks found on the GPU, further ones found at the host) of a path's first `most_tokens` tokens."""
+        if not self._reuse:
+            return 0, 0
+        found = loaded = 0
+        for segment in path:
+            blocks = segment.last - segment.first
+            if not loaded:
+                found += segment.resident
+                if segment.resident == blocks:
+                    continue
+            here = 0 if loaded else segment.resident
+            loaded += max(0, segment.at_host - here)
+            if max(here, segment.at_host) < blocks:
+                break
+        most = most_tokens // BLOCK_SIZE
+        found = min(found, most)
+        return found, min(loaded, most - found)
+
+    def idle(self, path: Path, found: int) -> int:
+        """How many of the first `found` blocks nobody holds: they count as free until somebody does."""
+        idle = 0
+        for segment in path:
+            if found <= 0:
+                break
+            found -= segment.resident
+            if not segment.holders:
+                idle += segment.resident
+        return idle
+
+    def hold(self, path: Path, found: int) -> Holding:
+        """A request starts: it holds the first `found` blocks, as `find` gave them."""
+        held = Holding(path)
+        held.blocks = found
+        for segment in path:
+            if found <= 0:
+                break
+            self._pin(held, segment)
+            found -= segment.resident
+            if segment.resident < segment.last - segment.first:
+                # There in part: this request goes on filling it, if nobody else does.
+                segment.filler = segment.filler or held
+                break
+            held.filled += 1
+        return held
+
+    def _pin(self, held: Holding, segment: Segment) -> None:
+        if not segment.holders and segment.resident:
+            del self._idle[segment]
+            self._cached -= segment.resident
+            self.used += segment.resident
+        segment.holders += 1
+        held.pinned.append(segment)
+
+    def grow(self, held: Holding, tokens: int) -> bool:
+        """Room for `tokens` computed tokens of the request; False, and nothing is taken, when there are no blocks."""
+        need = -(-tokens // BLOCK_SIZE) - held.blocks
+        if need > self.free:
+            return False
+        if need > 0:
+            self.take(need)
+            held.blocks += need
+            held.private += need
+        return True
+
+    def take(self, blocks: int) -> None:
+        """Blocks are held from now on; the longest idle ones make room. The caller has looked at `free`."""
+        self.used += blocks
+        while self.used + self._cached > self.size:
+            segment = next(iter(self._idle))
+            goes = min(segment.resident, self.used + self._cached - self.size)
+            segment.resident -= goes
+            self._cached -= goes
+            self.evicted_blocks += goes
+            if not segment.resident:
+                del self._idle[segment]
+
+    def settle(self, held: Holding, tokens: int) -> None:
+        """The request has `tokens` tokens computed: what is full of its path can be found by others from now on."""
+        if not self._reuse:
+            return
+        path, full = held.path, tokens // BLOCK_SIZE
+        while held.filled < len(path):
+            segment = path[held.filled]
+            if segment.first >= full:
+                break
+            if segment.filler is None and not segment.resident:
+                segment.filler = held
+                self._pin(held, segment)
+            if segment.filler is held:
+                fresh = max(0, min(full, segment.last) - segment.first - segment.resident)
+                segment.resident += fresh
+                held.private -= fresh
+                self._to_host(segment)
+            if full < segment.last:
+                break
+            if segment.filler is held:
+                segment.filler = None
+            held.filled += 1
+
+    def release(self, held: Holding, tokens: int) -> None:
+        """The request ends or gives way with `tokens` tokens computed."""
+        self.settle(held, tokens)
+        for segment in reversed(held.pinned):
+            segment.holders -= 1
+            if segment.filler is held:
+                segment.filler = None
+            if not segment.holders and segment.resident:
+                self.used -= segment.resident
+                self._cached += segment.resident
+                self._idle[segment] = None
+        self.used -= held.private
+
+    def _to_host(self, segment: Segment) -> None:
+        """Written through as it is computed (vLLM's offloading connector); the longest unused goes first."""
+        if not self.host_blocks or segment.resident <= segment.at_host:
+            return
+        self._host_used += segment.resident - segment.at_host
+        segment.at_host = segment.resident
+        self._host[segment] = None
+        self._host.move_to_end(segment)
+        while self._host_used > self.host_blocks:
+            oldest, _ = self._host.popitem(last=False)
+            self._host_used -= oldest.at_host
+            oldest.at_host = 0
