@@ -5,7 +5,7 @@ UV := $(shell command -v uv || echo "python3 -m uv")
 RUN := .venv/bin
 PYTHON ?= 3.11
 
-.PHONY: help setup demo test test-matrix bench check proto clean
+.PHONY: help setup demo test test-matrix bench paper check proto clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -31,6 +31,9 @@ test-matrix: setup ## the scheduler plugin on every vLLM it supports (make test 
 
 bench: setup ## timings and ratios into benchmarks/results
 	$(RUN)/python -m benchmarks.run
+
+paper: setup ## the paper's experiments in virtual time into docs/results (QUICK=1: a few minutes)
+	$(RUN)/python -m benchmarks.paper $(if $(QUICK),--quick)
 
 check: setup ## ruff, mypy --strict, import-linter, buf, generated code; changes nothing
 	scripts/check.sh

@@ -59,7 +59,7 @@ async def printed(module: str, *arguments: str) -> dict[str, float]:
 
 async def run() -> dict[str, Any]:
     """All figures."""
-    raw: dict[str, Any] = {"decision": [], "recovery": []}
+    raw: dict[str, Any] = {"decision": [], "transport": [], "recovery": []}
     async with cluster(engine="simulator", engines=2) as (made, _):
         await open_programs(made.control_plane)
         processes = pids(made, ["control-plane"])
@@ -68,6 +68,7 @@ async def run() -> dict[str, Any]:
             told = await printed("benchmarks.decisions", made.control_plane, str(seed))
             cpu_ms = 1000 * (cpu_seconds(processes) - before) / told["calls"]
             raw["decision"].append({**told, "cpu_ms": cpu_ms})
+            raw["transport"].append(await printed("benchmarks.transport", str(seed)))
         endpoint = f"127.0.0.1:{made.ports.etcd_client}"
         await populate(endpoint, "/bench")
         for _ in range(3):
@@ -83,5 +84,9 @@ def measure() -> tuple[list[Bar], Any]:
         bar(f"decision-p{q}", [r[f"p{q}"] for r in raw["decision"]], f"<= {goal}", "ms", against)
         for q, goal in ((50, 0.5), (95, 2), (99, 5))
     ]
+    # How much of the median decision is the message there and back, whatever is behind it.
+    pairs = zip(raw["transport"], raw["decision"], strict=True)
+    floor = [empty["p50"] / whole["p50"] for empty, whole in pairs]
+    bars.append(bar("decision-p50-transport-share", floor, "<= 1", "ratio", "a grpc.aio stream that answers at once"))
     memory = f"100,000 calls; {max(r['rss_mb'] for r in raw['recovery']):.0f} MB"
     return [*bars, bar("recovery", [r["seconds"] for r in raw["recovery"]], "<= 5", "s", memory)], raw

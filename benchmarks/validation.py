@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 from agentserving.policy import PRESETS
-from agentserving.v1 import admin_service_pb2, types_pb2
+from agentserving.v1 import admin_service_pb2, program_service_pb2, types_pb2
 from agentserving_replay.cluster import ClusterSpec, VirtualCluster
 from agentserving_replay.figures import percentile
 from agentserving_replay.trace import Call, Program
@@ -31,6 +31,7 @@ VOCABULARY = 200
 # The tiny model reads 8192 tokens.
 MAX_CONTEXT = 7500
 POLICIES = ("fcfs", "plas")
+FITTING_ROUNDS = 8
 
 
 class Caller:
@@ -71,24 +72,35 @@ async def calibrate(stubs: Any, caller: Caller) -> tuple[CostModel, float]:
     one = await _per_step(stubs, caller, 1, 32, 300)
     full = await _per_step(stubs, caller, BATCH, 32, 300)
     deep = await _per_step(stubs, caller, BATCH, 4000, 100)
-    each = (full - one) / (BATCH - 1)
+    each = max(0.0, full - one) / (BATCH - 1)
     kv = max(0.0, deep - full) / (BATCH * (4000 + 50 - 32 - 150))
-    prefills = []
-    for _ in range(6):
-        began = time.perf_counter()
-        await caller.call(caller.fresh(6000), 1, "prefill")
-        prefills.append(1e6 * (time.perf_counter() - began))
-    shorts = []
-    for _ in range(20):
-        began = time.perf_counter()
-        await caller.call(caller.fresh(16), 1, "short")
-        shorts.append(1e6 * (time.perf_counter() - began))
-    short = statistics.median(shorts)
-    compute = (statistics.median(prefills) - short - 2 * one) / (6000 - 16)
+    short, middle, long = [await _answer_us(caller, tokens) for tokens in (16, 1000, 6000)]
+    # Seconds of prefill are linear in its tokens and in their pairs.
+    pairs = [tokens * tokens / 2 for tokens in (1000, 6000)]
+    steps = [0.0, 2 * one]
+    (a, b), (c, d) = ((1000 - 16, pairs[0]), (6000 - 16, pairs[1]))
+    x, y = middle - short - steps[0], long - short - steps[1]
+    attention = max(0.0, (a * y - c * x) / (a * d - b * c))
+    compute = max(0.0, (x - attention * b) / a)
     cost = CostModel(
-        weights_us=0.0, kv_us_per_token=kv, compute_us_per_token=compute, base_us=one - each, call_us=each - compute
+        weights_us=0.0,
+        kv_us_per_token=kv,
+        compute_us_per_token=compute,
+        attention_us_per_pair=attention,
+        base_us=one - each,
+        call_us=max(0.0, each - compute),
     )
     return cost, max(0.0, short - one - 16 * compute) / 1e6
+
+
+async def _answer_us(caller: Caller, tokens: int) -> float:
+    """Microseconds until one token is there after a prompt of so many, the median of some."""
+    took = []
+    for _ in range(max(3, 30 if tokens < 100 else 6)):
+        began = time.perf_counter()
+        await caller.call(caller.fresh(tokens), 1, "prefill")
+        took.append(1e6 * (time.perf_counter() - began))
+    return statistics.median(took)
 
 
 def scaled(programs: list[Program], scale: float) -> list[Program]:
@@ -125,15 +137,33 @@ async def run_real(caller: Caller, programs: list[Program], tag: str) -> list[fl
     return list(await asyncio.gather(*(run(program) for program in programs)))
 
 
+def service_us(stubs: Any, program_ids: list[str]) -> int:
+    """Model-execution time that these programs have received, all together."""
+    ask = program_service_pb2.GetProgramRequest
+    return sum(
+        stubs.programs.GetProgram(ask(program_id=each), timeout=10).program.total_service_us for each in program_ids
+    )
+
+
 def run_virtual(
-    programs: list[Program], policy: str, cost: CostModel, limits: EngineLimits, overhead_s: float
-) -> list[float]:
-    """The same in virtual time, in the order of the programs."""
+    programs: list[Program], policy: str, cost: CostModel, limits: EngineLimits, overhead_s: float, served_us: int
+) -> tuple[list[float], CostModel]:
+    """(Latencies in virtual time, in the order of the programs; the cost model that they come from).
+
+    Beside the load the engine's steps are slower than in calibration, for client and gateway share its machine. By how
+    much is fitted to one figure of the run, the service that all its calls received together; latencies are not used.
+    """
     late = [replace(p, calls=tuple(replace(c, gap_s=overhead_s) for c in p.calls)) for p in programs]
-    simulated = VirtualCluster(ClusterSpec(PRESETS[policy], cost, limits))
-    simulated.add(late)
-    by_arrival = {result.arrival_s: result.latency_s for result in simulated.run()}
-    return [by_arrival[program.arrival_s] for program in programs]
+    for _ in range(FITTING_ROUNDS):
+        simulated = VirtualCluster(ClusterSpec(PRESETS[policy], cost, limits))
+        simulated.add(late)
+        results = simulated.run()
+        by_arrival = {result.arrival_s: result.latency_s for result in results}
+        latencies = [by_arrival[program.arrival_s] for program in programs]
+        # More speed means fewer calls beside each other, too: half of the way at a time.
+        off = sum(result.service_s for result in results) * 1e6 / served_us
+        cost = replace(cost, speed=cost.speed * off**0.5)
+    return latencies, cost
 
 
 async def compare(seeds: int, count: int, rate: float, load: float) -> dict[str, Any]:
@@ -144,33 +174,47 @@ async def compare(seeds: int, count: int, rate: float, load: float) -> dict[str,
         httpx.AsyncClient(base_url=made.gateway_url + "/", timeout=900, trust_env=False) as client,
     ):
         caller = Caller(client, 1)
+        before = await calibrate(stubs, caller)
         for seed in range(seeds):
-            cost, overhead_s = await calibrate(stubs, caller)
-            drawn = generate("sharegpt", seed, rate, count)
-            token_us = cost.step_us(BATCH, 0, BATCH) / BATCH
-            calls = [call for program in drawn for call in program.calls]
-            fresh = sum(call.prompt_tokens - call.shared_tokens for call in calls)
-            work_us = cost.compute_us_per_token * fresh + token_us * sum(call.output_tokens for call in calls)
-            scale = round(load * drawn[-1].arrival_s * 1e6 / work_us, 4)
-            programs = scaled(drawn, scale)
-            blocks = made_blocks(stubs)
-            limits = EngineLimits(max_num_seqs=BATCH, num_blocks=blocks)
+            programs = fitting(before[0], generate("sharegpt", seed, rate, count), load)
             for policy in POLICIES:
                 await use_policy(stubs, types_pb2.Policy(name=policy))
                 real = await run_real(caller, programs, f"{policy}-{seed}")
-                virtual = run_virtual(programs, policy, cost, limits, overhead_s)
+                # A shared machine's speed drifts: the constants are those before and after, in the middle.
+                after = await calibrate(stubs, caller)
+                cost, overhead_s = between(before, after)
+                served_us = service_us(stubs, [f"{policy}-{seed}-{program.program_id}" for program in programs])
+                virtual, cost = run_virtual(programs, policy, cost, limits_of(stubs), overhead_s, served_us)
                 runs.append(
-                    {"seed": seed, "policy": policy, "real": real, "virtual": virtual, "scale": scale,
-                     "cost": asdict(cost), "overhead_s": overhead_s}
+                    {"seed": seed, "policy": policy, "real": real, "virtual": virtual, "cost": asdict(cost),
+                     "overhead_s": overhead_s, "drift": after[0].base_us / before[0].base_us}
                 )  # fmt: skip
-                print(f"  seed {seed} {policy}: {told(runs[-1])}", flush=True)
+                before = after
+                print(f"  seed {seed} {policy}: {told(runs[-1])}, drift {runs[-1]['drift']:.2f}", flush=True)
     return {"runs": runs}
 
 
-def made_blocks(stubs: Any) -> int:
-    """KV blocks of the engine."""
+def between(before: tuple[CostModel, float], after: tuple[CostModel, float]) -> tuple[CostModel, float]:
+    """The mean of two calibrations."""
+    fields = asdict(before[0])
+    mean = {name: (value + asdict(after[0])[name]) / 2 for name, value in fields.items() if name != "num_blocks"}
+    return replace(before[0], **mean), (before[1] + after[1]) / 2
+
+
+def fitting(cost: CostModel, drawn: list[Program], load: float) -> list[Program]:
+    """The programs with as few tokens as make them `load` of what the engine can do while they arrive."""
+    token_us = cost.step_us(BATCH, 0, BATCH) / BATCH
+    calls = [call for program in drawn for call in program.calls]
+    fresh = sum(call.prompt_tokens - call.shared_tokens for call in calls)
+    work_us = cost.compute_us_per_token * fresh + token_us * sum(call.output_tokens for call in calls)
+    return scaled(drawn, load * drawn[-1].arrival_s * 1e6 / work_us)
+
+
+def limits_of(stubs: Any) -> EngineLimits:
+    """The engine's own."""
     (engine,) = stubs.admin.GetOverview(admin_service_pb2.GetOverviewRequest(), timeout=10).engines
-    return int(engine.capabilities.num_blocks)
+    able = engine.capabilities
+    return EngineLimits(able.max_num_seqs, block_size=able.block_size, num_blocks=able.num_blocks)
 
 
 def told(run: dict[str, Any]) -> dict[str, float]:

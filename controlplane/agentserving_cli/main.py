@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from agentserving.policy import PRESETS
 from agentserving.v1 import admin_service_pb2, program_service_pb2, types_pb2
 from google.protobuf import json_format
 from rich.console import Console, Group
@@ -74,7 +75,7 @@ def main() -> None:
 @click.option("--model", default=TINY, show_default=True, help=MODEL_HELP)
 @click.option("--engine-arg", "engine_args", multiple=True, help=ENGINE_ARG_HELP)
 @click.option("--store", type=click.Choice(["etcd", "memory"]), default="etcd", show_default=True)
-@click.option("--policy", default="atlas", show_default=True, help="fcfs, program-fcfs, mlfq, plas or atlas.")
+@click.option("--policy", default="atlas", show_default=True, help=f"One of {', '.join(PRESETS)}.")
 @click.option("--gateway-port", type=click.IntRange(0, 65535), default=0, help="0, the default: any free one.")
 @state_dir_option
 def up(gateway_port: int, state_dir: Path, **chosen: Any) -> None:
@@ -230,7 +231,7 @@ def policy_get(output: str, state_dir: Path, control_plane: str) -> None:
 @state_dir_option
 @control_plane_option
 def policy_set(name_or_file: str, state_dir: Path, control_plane: str) -> None:
-    """Put a preset (fcfs, program-fcfs, mlfq, plas, atlas) or a policy in a JSON file in force."""
+    """Put a preset (fcfs, program-fcfs, mlfq, plas, atlas, program-plas, program-atlas) or a JSON file in force."""
     wanted = types_pb2.Policy(name=name_or_file)
     if Path(name_or_file).is_file():
         try:

@@ -21,7 +21,7 @@ from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.virtual_engine import Ended, EngineLimits, Request, VirtualEngine
 
 from agentserving_replay.contexts import Contexts
-from agentserving_replay.trace import Program
+from agentserving_replay.trace import Call, Program
 
 TENANT = "default"
 # Weight of the newest call in an engine's mean service, as agentserving_controlplane.engines learns it.
@@ -76,6 +76,8 @@ class _Live:
     done: int = 0
     idle_since_us: int = 0
     tool_us: int = 0
+    # For clairvoyant policies.
+    needs_us: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class ClusterSpec:
     limits: EngineLimits = field(default_factory=EngineLimits)
     engines: int = 1
     balancer: Balancer = Balancer.PREFIX_AWARE
+    # For comparison only: calls come with what their program still needs, not with what it has attained.
+    clairvoyant: bool = False
 
 
 class VirtualCluster:
@@ -149,6 +153,7 @@ class VirtualCluster:
             program, row, {}, [len(c.parents) for c in calls], children,
             idle_since_us=self.now_us,
         )  # fmt: skip
+        live.needs_us = sum(self._call_us(call) for call in calls)
         for index, call in enumerate(calls):
             if not call.parents:
                 self._issue_after(live, index, call.gap_s)
@@ -169,15 +174,25 @@ class VirtualCluster:
         self._calls[admitted.call_id] = (row.program_id, index)
         contexts = live.contexts.get(engine.name)
         if contexts is None:
-            contexts = live.contexts[engine.name] = Contexts(live.program, engine.systems)
+            contexts = live.contexts[engine.name] = Contexts(
+                live.program, engine.systems, engine.model.limits.block_size
+            )
         request = Request(admitted.call_id, contexts.path(index), call.prompt_tokens, call.output_tokens)
         # 0 would mean that nobody knows when the program arrived.
         account, arrived = admitted.attained_service_us, row.open_us + 1
+        if self.spec.clairvoyant:
+            account = int(live.needs_us)
         facts = CallFacts(admitted.call_id, row.root, account, row.account_wait_us, arrived)
         engine.model.arrive(request, facts, now)
         engine.in_flight += 1
         # An idle engine begins after everything else that happens at this instant: siblings arrive together.
         self._wake(engine, engine.model.cut(now) if engine.model.busy else now)
+
+    def _call_us(self, call: Call) -> float:
+        """What a call needs in a full batch, beside short contexts: enough to tell a short program from a long one."""
+        cost = self.spec.cost
+        step_us = cost.decode_us(self.spec.limits.max_num_seqs, 0, 1)
+        return call.output_tokens * step_us + (call.prompt_tokens - call.shared_tokens) * cost.compute_us_per_token
 
     def _choose(self, root: str, prompt_tokens: int) -> _Engine:
         if len(self.engines) == 1:
@@ -188,7 +203,7 @@ class VirtualCluster:
                 engine.name,
                 engine.in_flight,
                 limits.max_num_seqs,
-                engine.model.cache.size * 16,
+                engine.model.cache.size * limits.block_size,
                 engine.model.counters.prompt_tokens - engine.model.counters.cached_tokens,
                 self.spec.cost.compute_us_per_token,
                 engine.call_us,
@@ -226,6 +241,7 @@ class VirtualCluster:
             each.model.queue.set_account(row.root, row.attained_service_us, row.account_wait_us)
         live.open -= 1
         live.done += 1
+        live.needs_us -= self._call_us(live.program.calls[index])
         live.idle_since_us = self.now_us
         for child in live.children[index]:
             live.waits_for[child] -= 1

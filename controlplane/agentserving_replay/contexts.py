@@ -27,7 +27,8 @@ def origins(calls: tuple[Call, ...]) -> list[tuple[int, int]]:
 class Contexts:
     """Paths of one program's calls, made as they are asked for, in any order that respects `extends`."""
 
-    def __init__(self, program: Program, systems: dict[str, Segment]) -> None:
+    def __init__(self, program: Program, systems: dict[str, Segment], block_size: int) -> None:
+        self._block_size = block_size
         self._calls = program.calls
         self._origins = origins(program.calls)
         self._system = self._system_of(program, systems)
@@ -40,7 +41,7 @@ class Contexts:
         most = max((call.shared_tokens for call in program.calls if call.extends < 0), default=0)
         known = systems.get(program.name)
         if known is None or known.end != most:
-            known = systems[program.name] = Segment(0, most)
+            known = systems[program.name] = Segment(0, most, self._block_size)
         return known
 
     def path(self, index: int) -> list[Segment]:
@@ -53,7 +54,7 @@ class Contexts:
         before = self._before(owner, shared)
         end = call.prompt_tokens + call.output_tokens
         ends = sorted({*(cut for cut in self._cuts.get(index, ()) if shared < cut < end), end})
-        path = [*before, *(Segment(a, b) for a, b in zip([shared, *ends], ends, strict=False))]
+        path = [*before, *(Segment(a, b, self._block_size) for a, b in zip([shared, *ends], ends, strict=False))]
         self._paths[index] = path
         return path
 

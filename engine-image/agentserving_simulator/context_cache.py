@@ -20,9 +20,9 @@ class Segment:
 
     __slots__ = ("at_host", "end", "filler", "first", "holders", "last", "resident")
 
-    def __init__(self, start: int, end: int) -> None:
+    def __init__(self, start: int, end: int, block_size: int = BLOCK_SIZE) -> None:
         self.end = end
-        self.first, self.last = start // BLOCK_SIZE, end // BLOCK_SIZE
+        self.first, self.last = start // block_size, end // block_size
         self.resident = 0
         self.holders = 0
         self.at_host = 0
@@ -50,8 +50,8 @@ class Holding:
 class ContextCache:
     """`size` blocks on the GPU, and `host_blocks` in host memory behind them (0: KV that is evicted is lost)."""
 
-    def __init__(self, size: int, *, host_blocks: int = 0, reuse: bool = True) -> None:
-        self.size, self.host_blocks = size, host_blocks
+    def __init__(self, size: int, *, block_size: int = BLOCK_SIZE, host_blocks: int = 0, reuse: bool = True) -> None:
+        self.size, self.block_size, self.host_blocks = size, block_size, host_blocks
         self._reuse = reuse
         self.used = 0
         self._cached = 0
@@ -80,7 +80,7 @@ class ContextCache:
             loaded += max(0, segment.at_host - here)
             if max(here, segment.at_host) < blocks:
                 break
-        most = most_tokens // BLOCK_SIZE
+        most = most_tokens // self.block_size
         found = min(found, most)
         return found, min(loaded, most - found)
 
@@ -121,7 +121,7 @@ class ContextCache:
 
     def grow(self, held: Holding, tokens: int) -> bool:
         """Room for `tokens` computed tokens of the request; False, and nothing is taken, when there are no blocks."""
-        need = -(-tokens // BLOCK_SIZE) - held.blocks
+        need = -(-tokens // self.block_size) - held.blocks
         if need > self.free:
             return False
         if need > 0:
@@ -146,7 +146,7 @@ class ContextCache:
         """The request has `tokens` tokens computed: what is full of its path can be found by others from now on."""
         if not self._reuse:
             return
-        path, full = held.path, tokens // BLOCK_SIZE
+        path, full = held.path, tokens // self.block_size
         while held.filled < len(path):
             segment = path[held.filled]
             if segment.first >= full:

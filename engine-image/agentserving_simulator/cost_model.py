@@ -74,6 +74,8 @@ class CostModel:
     kv_us_per_token: float = 0.064
     # 2 x 8.03e9 flops a token at half of 312 Tflop/s (bfloat16, data sheet).
     compute_us_per_token: float = 103.0
+    # 4 x 32 layers x 4096 flops for each token of context that a new token attends to, at the same half.
+    attention_us_per_pair: float = 0.0034
     # What a step takes beside, whatever it computes; and for each call in it.
     base_us: float = 0.0
     call_us: float = 0.0
@@ -83,10 +85,14 @@ class CostModel:
     num_blocks: int = 27_000
     speed: float = 1.0
 
-    def step_us(self, new_tokens: int, context_tokens: int, calls: int = 0) -> int:
-        """Microseconds of a step that computes `new_tokens` over `context_tokens` of KV, for `calls` calls."""
+    def step_us(self, new_tokens: int, context_tokens: int, calls: int = 0, pairs: float = 0.0) -> int:
+        """Microseconds of a step that computes `new_tokens` over `context_tokens` of KV, for `calls` calls.
+
+        `pairs`: prompt tokens computed in it times the context that each attends to.
+        """
         memory = self.weights_us + self.kv_us_per_token * context_tokens
-        took = self.base_us + self.call_us * calls + max(memory, self.compute_us_per_token * new_tokens)
+        compute = self.compute_us_per_token * new_tokens + self.attention_us_per_pair * pairs
+        took = self.base_us + self.call_us * calls + max(memory, compute)
         return max(1, int(took / self.speed))
 
     def decode_us(self, calls: int, context_tokens: int, steps: int) -> int:
@@ -125,11 +131,12 @@ def cost_model(gpu: str, model: str, parallel: int = 0) -> CostModel:
     reduces = 2 * llm.layers if count > 1 else 0
     # A ring carries 2 (n - 1) / n of the message over each link.
     reduced_us = reduces * llm.hidden * 2 * 2 * (count - 1) / count / card.link * 1e6
-    bandwidth = card.bandwidth * BANDWIDTH_SHARE * count
+    bandwidth, flops = card.bandwidth * BANDWIDTH_SHARE * count, card.flops * FLOPS_SHARE * count
     return CostModel(
         weights_us=2 * llm.parameters / bandwidth * 1e6,
         kv_us_per_token=llm.kv_bytes_per_token / bandwidth * 1e6,
-        compute_us_per_token=2 * llm.parameters / (card.flops * FLOPS_SHARE * count) * 1e6 + reduced_us,
+        compute_us_per_token=2 * llm.parameters / flops * 1e6 + reduced_us,
+        attention_us_per_pair=4 * llm.layers * llm.hidden / flops * 1e6,
         base_us=HOST_US + reduces * ALL_REDUCE_US,
         transfer_us_per_token=llm.kv_bytes_per_token / (card.host_link * count) * 1e6,
         num_blocks=int(room / llm.kv_bytes_per_token / BLOCK_SIZE),

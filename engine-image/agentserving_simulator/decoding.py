@@ -5,8 +5,6 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
-from agentserving_simulator.cost_model import BLOCK_SIZE
-
 if TYPE_CHECKING:
     from agentserving_simulator.virtual_engine import Request
 
@@ -14,7 +12,8 @@ if TYPE_CHECKING:
 class Decoding:
     """Counts steps; a member's tokens are those it had when it entered and the steps since."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
         self.requests: dict[str, Request] = {}
         # Tokens of KV that the next step reads.
         self.context = 0
@@ -23,7 +22,7 @@ class Decoding:
         # (step at which it ends, entered at, key)
         self._ends: list[tuple[int, int, str]] = []
         # Members that need a new block at steps of each remainder by the block size.
-        self._grows = [0] * BLOCK_SIZE
+        self._grows = [0] * block_size
 
     def enter(self, request: Request) -> None:
         """A request that has computed all but its newest token."""
@@ -31,7 +30,7 @@ class Decoding:
         self.requests[key] = request
         self._entered[key] = self._step
         self.context += request.total
-        self._grows[(self._step - request.computed) % BLOCK_SIZE] += 1
+        self._grows[(self._step - request.computed) % self._block_size] += 1
         heapq.heappush(self._ends, (self._step + request.output - request.generated, self._step, key))
 
     def leave(self, request: Request) -> None:
@@ -39,13 +38,13 @@ class Decoding:
         key = request.key
         since = self._step - self._entered.pop(key)
         del self.requests[key]
-        self._grows[(self._step - since - request.computed) % BLOCK_SIZE] -= 1
+        self._grows[(self._step - since - request.computed) % self._block_size] -= 1
         request.computed += since
         request.generated += since
         self.context -= request.total
         held = request.held
         if held is not None:
-            grown = -(-request.computed // BLOCK_SIZE) - held.blocks
+            grown = -(-request.computed // self._block_size) - held.blocks
             if grown > 0:
                 held.blocks += grown
                 held.private += grown
@@ -65,9 +64,9 @@ class Decoding:
 
     def blocks_for(self, steps: int) -> int:
         """New blocks that so many steps take."""
-        rounds, rest = divmod(steps, BLOCK_SIZE)
+        rounds, rest = divmod(steps, self._block_size)
         grows = self._grows
-        return rounds * len(self.requests) + sum(grows[(self._step + i) % BLOCK_SIZE] for i in range(rest))
+        return rounds * len(self.requests) + sum(grows[(self._step + i) % self._block_size] for i in range(rest))
 
     def advance(self, steps: int) -> list[Request]:
         """So many steps are over; the members that have all their tokens, still members."""

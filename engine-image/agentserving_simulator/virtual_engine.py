@@ -2,7 +2,7 @@
 
 Steps in which nothing can change but token counts are taken as one: `begin` says until when, `end` books them. Who is
 running, what each holds, when the next one ends and who needs a block when are kept as they change (`decoding`), so a
-stretch of steps costs as much as one. Exact, not an approximation: whatever would cut a stretch short does (`arrive`).
+stretch of steps costs as much as one. Exact, not an approximation: whatever would cut a stretch short does (`cut`).
 Pure: the caller gives the time, microseconds.
 """
 
@@ -30,6 +30,7 @@ class EngineLimits:
     max_batched_tokens: int = 2048
     prefix_caching: bool = True
     host_blocks: int = 0
+    block_size: int = BLOCK_SIZE
     # 0: what fits beside the weights.
     num_blocks: int = 0
 
@@ -98,11 +99,14 @@ class VirtualEngine:
         self.queue = CallQueue(policy)
         self.cost, self.limits = cost, limits
         self.cache = ContextCache(
-            limits.num_blocks or cost.num_blocks, host_blocks=limits.host_blocks, reuse=limits.prefix_caching
+            limits.num_blocks or cost.num_blocks * BLOCK_SIZE // limits.block_size,
+            block_size=limits.block_size,
+            host_blocks=limits.host_blocks,
+            reuse=limits.prefix_caching,
         )
         self.counters = Counters()
         self.requests: dict[str, Request] = {}
-        self._decoding = Decoding()
+        self._decoding = Decoding(limits.block_size)
         self._prefilling: dict[str, Request] = {}
         self._prefill_cost = PrefillCost()
         self._stretch: _Stretch | None = None
@@ -116,7 +120,7 @@ class VirtualEngine:
 
     def arrive(self, request: Request, facts: CallFacts, now_us: int) -> None:
         """A call joins. ValueError when it could never run."""
-        blocks = (request.prompt + request.output) // BLOCK_SIZE + 1
+        blocks = (request.prompt + request.output) // self.limits.block_size + 1
         if blocks > self.cache.size:
             raise ValueError(f"call {request.key} needs {blocks} blocks of KV, the engine has {self.cache.size}")
         self._watch(now_us)
@@ -150,7 +154,8 @@ class VirtualEngine:
         if chunks:
             tokens = sum(count for _, count in chunks)
             context = decoding.context + sum(r.computed + count for r, count in chunks)
-            took = self.cost.step_us(calls + tokens, context, calls + len(chunks))
+            pairs = sum(count * (r.computed + count / 2) for r, count in chunks)
+            took = self.cost.step_us(calls + tokens, context, calls + len(chunks), pairs)
             self._prefill_cost.observe(took, calls + len(chunks), calls + tokens)
         else:
             took = self.cost.decode_us(calls, decoding.context, steps)
@@ -164,8 +169,8 @@ class VirtualEngine:
             now_us,
             slots=self.limits.max_num_seqs,
             free_blocks=self.cache.free,
-            need_blocks=lambda key: self.requests[key].total // BLOCK_SIZE + 1,
-            returns_blocks=lambda key: -(-self._computed(key) // BLOCK_SIZE),
+            need_blocks=lambda key: self.requests[key].total // self.limits.block_size + 1,
+            returns_blocks=lambda key: -(-self._computed(key) // self.limits.block_size),
             resume_us=partial(self._resume_us, self._waiting_blocks()),
         )
         for key in decision.preempt:
@@ -178,7 +183,7 @@ class VirtualEngine:
     def _resume_us(self, waiting_blocks: int, key: str) -> float:
         lost = lost_tokens(
             self._computed(key),
-            block_size=BLOCK_SIZE,
+            block_size=self.limits.block_size,
             findable=self.limits.prefix_caching,
             free_blocks=self.cache.free,
             waiting_blocks=0 if self.limits.host_blocks else waiting_blocks,
@@ -189,7 +194,7 @@ class VirtualEngine:
         """As the plugin estimates it."""
         decoding = self._decoding
         tokens = decoding.context // max(1, len(decoding.requests))
-        return self.queue.waiting_count * (tokens // BLOCK_SIZE + 1)
+        return self.queue.waiting_count * (tokens // self.limits.block_size + 1)
 
     def _admit(self, now_us: int) -> None:
         """Starts waiting calls, best first, while there are slots, tokens and blocks (vLLM's `schedule`)."""
@@ -200,7 +205,9 @@ class VirtualEngine:
             request = self.requests[key]
             found, loaded = self.cache.find(request.path, request.total - 1)
             # Found blocks that nobody holds leave the free ones, too: as vLLM counts when the whole prompt must fit.
-            if request.total // BLOCK_SIZE + 1 - found > self.cache.free - self.cache.idle(request.path, found):
+            if request.total // self.limits.block_size + 1 - found > self.cache.free - self.cache.idle(
+                request.path, found
+            ):
                 return
             self._start(request, found, loaded, now_us)
             running += 1
@@ -208,13 +215,13 @@ class VirtualEngine:
 
     def _start(self, request: Request, found: int, loaded: int, now_us: int) -> None:
         request.held = self.cache.hold(request.path, found)
-        request.computed = (found + loaded) * BLOCK_SIZE
+        request.computed = (found + loaded) * self.limits.block_size
         if request.cached < 0:
             request.cached = request.computed
             self.counters.cached_tokens += request.computed
         if loaded:
-            request.ready_us = now_us + int(loaded * BLOCK_SIZE * self.cost.transfer_us_per_token)
-            self.counters.loaded_tokens += loaded * BLOCK_SIZE
+            request.ready_us = now_us + int(loaded * self.limits.block_size * self.cost.transfer_us_per_token)
+            self.counters.loaded_tokens += loaded * self.limits.block_size
         # Room for the whole prompt is taken at once (vLLM's scheduler_reserve_full_isl).
         self.cache.grow(request.held, request.total)
         self.cache.settle(request.held, request.computed)

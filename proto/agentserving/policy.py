@@ -121,8 +121,12 @@ PROGRAM_FCFS = Policy(name="program-fcfs", order=Order.PROGRAM_ARRIVAL, max_pree
 MLFQ = Policy(name="mlfq", levels=geometric_levels(), beta_milli=20_000, max_preemptions=64)
 PLAS = replace(MLFQ, name="plas", accounting=Accounting.SUM)
 ATLAS = replace(MLFQ, name="atlas", accounting=Accounting.CRITICAL_PATH)
+# Within a level the program that came first goes first: fewer programs are under way at a time, so their KV is still
+# there when they come back. Never behind its namesake where measured, far ahead where contexts outgrow the KV cache.
+PROGRAM_PLAS = replace(PLAS, name="program-plas", order=Order.PROGRAM_ARRIVAL)
+PROGRAM_ATLAS = replace(ATLAS, name="program-atlas", order=Order.PROGRAM_ARRIVAL)
 
-PRESETS: dict[str, Policy] = {p.name: p for p in (FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS)}
+PRESETS: dict[str, Policy] = {p.name: p for p in (FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS, PROGRAM_PLAS, PROGRAM_ATLAS)}
 
 
 def preset(name: str) -> Policy:

@@ -10,8 +10,10 @@ import inspect
 import itertools
 import os
 import random
+import shutil
 import tempfile
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -124,6 +126,7 @@ class Engine:
     def _make_scheduler(self) -> Any:
         options, asynchronous = self.options, self.pipeline.asynchronous
         directory = Path(tempfile.mkdtemp(prefix="agentserving-matrix-"))
+        weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
         (directory / "key").write_bytes(KEY)
         os.environ["AGENTSERVING_ENGINE_ID"] = ENGINE_ID
         os.environ["AGENTSERVING_TICKET_KEY_FILE"] = str(directory / "key")

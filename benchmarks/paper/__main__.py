@@ -1,0 +1,49 @@
+"""``python -m benchmarks.paper [--quick] [experiment ...]``: runs, then writes docs/results."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benchmarks.paper import report
+from benchmarks.paper.experiments import EXPERIMENTS
+from benchmarks.paper.runs import execute_all
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(EXPERIMENTS)))
+@click.option("--quick", is_flag=True, help="Few seeds, short windows: to see that everything runs, not to conclude.")
+@click.option("--processes", default=os.cpu_count() or 1, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def main(names: tuple[str, ...], quick: bool, processes: int, out: Path) -> None:
+    """Run experiments (all of them) and write tables and pictures."""
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        for name in names or EXPERIMENTS:
+            runs = list(EXPERIMENTS[name](quick))
+            bar = progress.add_task(name, total=len(runs))
+            began, rows = time.monotonic(), []
+            for run, told in execute_all(runs, processes):
+                rows.append({"run": asdict(run), "figures": told.as_dict()})
+                progress.advance(bar)
+            rows.sort(key=lambda row: json.dumps(row["run"]))
+            document = {"quick": quick, "seconds": round(time.monotonic() - began), "rows": rows}
+            (out / f"{name}.json").write_text(json.dumps(document, separators=(",", ":")) + "\n")
+    report.write(out)
+    console.print(f"results in {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

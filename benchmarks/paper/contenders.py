@@ -1,0 +1,56 @@
+"""What is compared: policies as values, and the engine settings that go with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from agentserving.policy import ATLAS, FCFS, MLFQ, PLAS, PROGRAM_ATLAS, PROGRAM_FCFS, PROGRAM_PLAS, Level, Order, Policy
+from agentserving_simulator.virtual_engine import EngineLimits
+
+# The engine decides every so many steps (paper, section 4.3: multi-step scheduling; N is not published).
+INTERVAL = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One row of every comparison."""
+
+    name: str
+    policy: Policy
+    about: str
+    prefix_caching: bool = True
+    # Calls carry what their program still needs in the place of what it has attained.
+    clairvoyant: bool = False
+
+    def limits(self, limits: EngineLimits) -> EngineLimits:
+        """The engine's settings under it."""
+        return replace(limits, prefix_caching=limits.prefix_caching and self.prefix_caching)
+
+
+def _every(policy: Policy, **changes: object) -> Policy:
+    return replace(policy, decision_interval_steps=INTERVAL, **changes)  # type: ignore[arg-type]
+
+
+# Fine levels of the time a program still needs, from 10 ms on; a call stays at the level at which it came.
+_REMAINING = (*(Level(int(10_000 * 1.35**i), 1 << 50) for i in range(50)), Level())
+
+CONTENDERS = {
+    each.name: each
+    for each in (
+        Contender("vllm", FCFS, "stock vLLM of the paper's time: FCFS, no prefix cache", prefix_caching=False),
+        Contender("vllm-opt", _every(FCFS), "FCFS with prefix cache, chunked prefill, multi-step"),
+        Contender("program-fcfs", _every(PROGRAM_FCFS), "the program that came first goes first"),
+        Contender("mlfq", _every(MLFQ), "multi-level feedback over calls, which know nothing of their programs"),
+        Contender("plas", _every(PLAS), "the paper's PLAS: least attained service, summed"),
+        Contender("atlas", _every(ATLAS), "the paper's ATLAS: least attained service along the critical path"),
+        Contender("program-plas", _every(PROGRAM_PLAS), "PLAS, and within a level the program that came first"),
+        Contender("program-atlas", _every(PROGRAM_ATLAS), "ATLAS, and within a level the program that came first"),
+        Contender(
+            "srpt",
+            Policy("srpt", levels=_REMAINING, order=Order.ATTAINED_SERVICE, max_preemptions=64,
+                   decision_interval_steps=INTERVAL),
+            "clairvoyant: the program that needs least goes first",
+            clairvoyant=True,
+        ),
+    )
+}  # fmt: skip

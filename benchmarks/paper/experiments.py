@@ -1,0 +1,83 @@
+"""Which runs make which figure of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from benchmarks.paper.runs import Run
+
+SEEDS = 5
+PAPER = ("vllm", "vllm-opt", "mlfq", "plas", "atlas", "program-fcfs", "program-plas", "program-atlas", "srpt")
+# Programs a second on one engine, from idle to where FCFS has no steady state.
+RATES = {
+    "sharegpt": (0.3, 0.6, 0.8, 1.0, 1.2),
+    "bfcl": (0.3, 0.6, 0.8, 1.0, 1.2),
+    "lats": (0.02, 0.04, 0.06, 0.08, 0.10),
+    "mixed": (0.06, 0.12, 0.18, 0.24, 0.30),
+}
+BALANCERS = ("round_robin", "least_used", "program_locality", "prefix_aware")
+
+
+def latency(quick: bool) -> Iterable[Run]:
+    """Latency against arrival rate (paper, Fig. 12 and 13), and calls in the engine (Fig. 4)."""
+    for workload, rates in RATES.items():
+        for rate in rates[1::3] if quick else rates:
+            for contender in PAPER:
+                for seed in range(2 if quick else SEEDS):
+                    yield Run(workload, contender, rate, seed, window_s=300 if quick else 1200)
+
+
+def makespan(quick: bool) -> Iterable[Run]:
+    """All programs at once (paper, Fig. 16)."""
+    counts = {"sharegpt": 400, "bfcl": 300, "lats": 40, "mixed": 100}
+    for workload, count in counts.items():
+        for contender in PAPER:
+            for seed in range(1 if quick else SEEDS):
+                yield Run(workload, contender, 1e9, seed, programs=count // 4 if quick else count)
+
+
+def balancers(quick: bool) -> Iterable[Run]:
+    """Load balancers before several engines (paper, Fig. 14)."""
+    for engines in (4,) if quick else (4, 8):
+        for workload, rates in RATES.items():
+            rate = rates[-2] * engines
+            for balancer in BALANCERS:
+                for seed in range(1 if quick else SEEDS):
+                    base = Run(workload, "plas", rate, seed, window_s=100 if quick else 300)
+                    yield replace(base, engines=engines, balancer=balancer)
+
+
+def scaling(quick: bool) -> Iterable[Run]:
+    """More engines, as many more programs (paper, Fig. 15)."""
+    for engines in (1, 2, 4, 8):
+        for contender in ("vllm-opt", "plas", "program-plas"):
+            for seed in range(1 if quick else SEEDS):
+                rate = RATES["sharegpt"][-2] * engines
+                yield Run("sharegpt", contender, rate, seed, window_s=100 if quick else 300, engines=engines)
+
+
+def switches(quick: bool) -> Iterable[Run]:
+    """What the gain is made of: each of prefix cache, KV pressure, slots and host memory changed alone."""
+    base = Run("sharegpt", "", RATES["sharegpt"][-1], 0, window_s=300 if quick else 1200)
+    changes = {
+        "as it is": {},
+        "KV of any size": {"num_blocks": 1_000_000},
+        "half the KV": {"num_blocks": 14_000},
+        "256 slots": {"max_num_seqs": 256},
+        "host memory 400 GiB": {"host_blocks": 200_000},
+        "below saturation": {"rate_per_s": RATES["sharegpt"][1]},
+    }
+    for name, change in changes.items():
+        for contender in ("vllm", "vllm-opt", "mlfq", "plas", "program-plas", "srpt"):
+            for seed in range(1 if quick else SEEDS):
+                yield replace(base, contender=contender, seed=seed, tag=name, **change)  # type: ignore[arg-type]
+
+
+EXPERIMENTS: dict[str, Callable[[bool], Iterable[Run]]] = {
+    "latency": latency,
+    "makespan": makespan,
+    "balancers": balancers,
+    "scaling": scaling,
+    "switches": switches,
+}

@@ -1,0 +1,148 @@
+"""Tables and pictures of what was run: docs/results/*.md, *.png, *.svg."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from agentserving_replay.figures import interval
+
+from benchmarks.paper import plots
+from benchmarks.paper.contenders import CONTENDERS
+
+Row = dict[str, Any]
+Groups = dict[tuple[Any, ...], list[Row]]
+
+
+def load(out: Path, name: str) -> list[Row]:
+    """Rows of an experiment; none when it was not run."""
+    file = out / f"{name}.json"
+    return list(json.loads(file.read_text())["rows"]) if file.exists() else []
+
+
+def grouped(rows: Sequence[Row], *keys: str) -> Groups:
+    """Rows by fields of their runs; each group holds the seeds."""
+    groups: Groups = defaultdict(list)
+    for row in rows:
+        groups[tuple(row["run"][key] for key in keys)].append(row)
+    return groups
+
+
+def told(rows: Sequence[Row], figure: str, form: str = ".3g") -> str:
+    """Mean and half width of its 95 % interval."""
+    mean, half = interval([row["figures"][figure] for row in rows])
+    return f"{mean:{form}}" + (f" ± {half:.2g}" if half < float("inf") else "")
+
+
+def ratio(over: Sequence[Row], under: Sequence[Row], figure: str) -> list[float]:
+    """Seed by seed."""
+    by_seed = {row["run"]["seed"]: row["figures"][figure] for row in under}
+    return [row["figures"][figure] / by_seed[row["run"]["seed"]] for row in over if row["run"]["seed"] in by_seed]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def _contenders(groups: Groups, at: int) -> list[str]:
+    there = {key[at] for key in groups}
+    return [name for name in CONTENDERS if name in there]
+
+
+def _latency(rows: list[Row]) -> str:
+    groups = grouped(rows, "workload", "rate_per_s", "contender")
+    parts = []
+    for workload in dict.fromkeys(key[0] for key in groups):
+        parts.append(f"### {workload}\n")
+        lines = []
+        for rate in sorted({key[1] for key in groups if key[0] == workload}):
+            for name in _contenders(groups, 2):
+                seeds = groups.get((workload, rate, name))
+                if seeds:
+                    lines.append([f"{rate:g}", name, *(told(seeds, figure) for figure in FIGURES)])
+        parts.append(table(["programs/s", "policy", *HEADS], lines))
+    return "\n".join(parts)
+
+
+FIGURES = (
+    "token_ms", "token_p95_ms", "token_p99_ms", "latency_s", "latency_p99_s", "large_latency_p99_s", "wait_share",
+    "prefix_hits", "calls_in_engine",
+)  # fmt: skip
+HEADS = (
+    "ms a token", "p95", "p99", "program s", "p99", "p99 of the largest", "waiting", "prefix hits", "calls in engine",
+)  # fmt: skip
+
+
+def _by(rows: list[Row], keys: tuple[str, ...], heads: Sequence[str], figures: Sequence[str]) -> str:
+    groups = grouped(rows, *keys)
+    lines = [
+        [*(str(part) for part in key), *(told(seeds, figure) for figure in figures)] for key, seeds in groups.items()
+    ]
+    return table([*keys, *heads], lines)
+
+
+def gap_closed(groups: Groups, workload: str, rate: float, name: str) -> float:
+    """Share of the distance from FCFS to the clairvoyant order that a policy covers, in mean token latency."""
+    of = {
+        each: interval([row["figures"]["token_ms"] for row in groups[(workload, rate, each)]])[0]
+        for each in ("vllm-opt", "srpt", name)
+    }
+    whole = of["vllm-opt"] - of["srpt"]
+    return (of["vllm-opt"] - of[name]) / whole if whole > 0.05 * of["srpt"] else float("nan")
+
+
+def _gaps(rows: list[Row]) -> str:
+    groups = grouped(rows, "workload", "rate_per_s", "contender")
+    names = [n for n in _contenders(groups, 2) if n not in ("vllm", "vllm-opt", "srpt")]
+    lines = []
+    for workload, rate in dict.fromkeys(key[:2] for key in groups):
+        shares = [gap_closed(groups, workload, rate, name) for name in names]
+        lines.append([workload, f"{rate:g}", *("-" if share != share else f"{share:.0%}" for share in shares)])
+    return table(["workload", "programs/s", *names], lines)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
+    "latency": ("Latency against arrival rate (Fig. 12, 13, 4)", lambda rows: _latency(rows) + "\n" + _gaps(rows)),
+    "makespan": (
+        "All programs at once (Fig. 16)",
+        lambda rows: _by(rows, ("workload", "contender"), ["makespan s", "ms a token"], ["makespan_s", "token_ms"]),
+    ),
+    "balancers": (
+        "Load balancers (Fig. 14)",
+        lambda rows: _by(
+            rows, ("workload", "engines", "balancer"), ["ms a token", "p99", "program s", "prefix hits"],
+            ["token_ms", "token_p99_ms", "latency_s", "prefix_hits"],
+        ),
+    ),
+    "scaling": (
+        "More engines (Fig. 15)",
+        lambda rows: _by(
+            rows, ("engines", "contender"), ["programs/s", "ms a token", "tokens/s"],
+            ["programs", "token_ms", "tokens_per_s"],
+        ),
+    ),
+    "switches": (
+        "What the gain is made of",
+        lambda rows: _by(
+            rows, ("tag", "contender"), ["ms a token", "program s", "prefix hits", "recomputed"],
+            ["token_ms", "latency_s", "prefix_hits", "recomputed"],
+        ),
+    ),
+}  # fmt: skip
+
+
+def write(out: Path) -> None:
+    """Every section of which there are results."""
+    parts = ["# Results in virtual time\n", "Made by `make paper`; intervals are 95 % over seeds.\n"]
+    parts += [f"- **{each.name}**: {each.about}" for each in CONTENDERS.values()]
+    for name, (title, form) in SECTIONS.items():
+        rows = load(out, name)
+        if rows:
+            parts += [f"\n## {title}\n", form(rows)]
+    (out / "tables.md").write_text("\n".join(parts))
+    plots.draw(out, load(out, "latency"))

@@ -1,0 +1,84 @@
+"""One run: programs of a workload at a rate, under one contender. And how many of them are made at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from agentserving_controlplane.load_balancer import Balancer
+from agentserving_replay.cluster import ClusterSpec, VirtualCluster
+from agentserving_replay.figures import Figures, figures
+from agentserving_replay.workloads import generate
+from agentserving_simulator.cost_model import cost_model
+from agentserving_simulator.virtual_engine import EngineLimits
+
+from benchmarks.paper.contenders import CONTENDERS
+from benchmarks.paper.sessions import coding_agents
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`rate_per_s` programs a second arrive for `window_s` seconds, or `programs` in all; each is run to its end."""
+
+    workload: str
+    contender: str
+    rate_per_s: float
+    seed: int
+    window_s: float = 1200.0
+    gpu: str = "a100-80gb"
+    model: str = "llama-3.1-8b"
+    max_num_seqs: int = 48
+    engines: int = 1
+    balancer: str = "prefix_aware"
+    num_blocks: int = 0
+    host_blocks: int = 0
+    programs: int = 0
+    # What was changed for it, in words.
+    tag: str = ""
+
+    def spec(self) -> ClusterSpec:
+        """What runs it."""
+        contender = CONTENDERS[self.contender]
+        limits = EngineLimits(self.max_num_seqs, num_blocks=self.num_blocks, host_blocks=self.host_blocks)
+        return ClusterSpec(
+            contender.policy,
+            cost_model(self.gpu, self.model),
+            contender.limits(limits),
+            self.engines,
+            Balancer(self.balancer),
+            contender.clairvoyant,
+        )
+
+
+def _at_most(run: Run) -> int:
+    """More programs than will arrive in the window."""
+    mean = run.rate_per_s * run.window_s
+    return int(mean + 6 * mean**0.5 + 10)
+
+
+def execute(run: Run) -> Figures:
+    """Runs it."""
+    cluster = VirtualCluster(run.spec())
+    draw = coding_agents if run.workload == "coding" else partial(generate, run.workload)
+    programs = draw(run.seed, run.rate_per_s, run.programs or _at_most(run))
+    cluster.add(program for program in programs if program.arrival_s < run.window_s)
+    return figures(cluster, cluster.run())
+
+
+def _numbered(task: tuple[int, Run]) -> tuple[int, Figures]:
+    return task[0], execute(task[1])
+
+
+def execute_all(runs: Iterable[Run], processes: int) -> Iterator[tuple[Run, Figures]]:
+    """All of them, each as it is done, on so many processes."""
+    asked = list(runs)
+    if processes < 2:
+        yield from ((run, execute(run)) for run in asked)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        # The longest first: the last ones must not be waited for alone.
+        order = sorted(enumerate(asked), key=lambda task: -task[1].rate_per_s * task[1].engines)
+        for number, told in pool.imap_unordered(_numbered, order):
+            yield asked[number], told
