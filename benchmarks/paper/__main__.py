@@ -29,7 +29,7 @@ def main(names: tuple[str, ...], quick: bool, processes: int, out: Path) -> None
     """Run experiments (all of them) and write tables and pictures."""
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
-    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         for name in names or EXPERIMENTS:
             runs = list(EXPERIMENTS[name](quick))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from benchmarks.paper.runs import Run
 
@@ -11,21 +12,20 @@ SEEDS = 5
 PAPER = ("vllm", "vllm-opt", "mlfq", "plas", "atlas", "program-fcfs", "program-plas", "program-atlas", "srpt")
 # Programs a second on one engine, from idle to where FCFS has no steady state.
 RATES = {
-    "sharegpt": (0.3, 0.6, 0.8, 1.0, 1.2),
-    "bfcl": (0.3, 0.6, 0.8, 1.0, 1.2),
-    "lats": (0.02, 0.04, 0.06, 0.08, 0.10),
-    "mixed": (0.06, 0.12, 0.18, 0.24, 0.30),
+    "sharegpt": (0.4, 0.6, 0.8, 1.0, 1.2),
+    "bfcl": (0.3, 0.5, 0.7, 0.85, 1.0),
+    "lats": (0.03, 0.06, 0.09, 0.12, 0.15),
+    "mixed": (0.1, 0.15, 0.2, 0.25, 0.3),
 }
 BALANCERS = ("round_robin", "least_used", "program_locality", "prefix_aware")
 
 
-def latency(quick: bool) -> Iterable[Run]:
+def latency(workload: str, quick: bool) -> Iterable[Run]:
     """Latency against arrival rate (paper, Fig. 12 and 13), and calls in the engine (Fig. 4)."""
-    for workload, rates in RATES.items():
-        for rate in rates[1::3] if quick else rates:
-            for contender in PAPER:
-                for seed in range(2 if quick else SEEDS):
-                    yield Run(workload, contender, rate, seed, window_s=300 if quick else 1200)
+    for rate in RATES[workload][1::3] if quick else RATES[workload]:
+        for contender in PAPER:
+            for seed in range(2 if quick else SEEDS):
+                yield Run(workload, contender, rate, seed, window_s=300 if quick else 900)
 
 
 def makespan(quick: bool) -> Iterable[Run]:
@@ -75,7 +75,7 @@ def switches(quick: bool) -> Iterable[Run]:
 
 
 EXPERIMENTS: dict[str, Callable[[bool], Iterable[Run]]] = {
-    "latency": latency,
+    **{f"latency-{workload}": partial(latency, workload) for workload in RATES},
     "makespan": makespan,
     "balancers": balancers,
     "scaling": scaling,

@@ -18,9 +18,8 @@ Groups = dict[tuple[Any, ...], list[Row]]
 
 
 def load(out: Path, name: str) -> list[Row]:
-    """Rows of an experiment; none when it was not run."""
-    file = out / f"{name}.json"
-    return list(json.loads(file.read_text())["rows"]) if file.exists() else []
+    """Rows of an experiment, or of all whose names begin so; none when it was not run."""
+    return [row for file in sorted(out.glob(f"{name}*.json")) for row in json.loads(file.read_text())["rows"]]
 
 
 def grouped(rows: Sequence[Row], *keys: str) -> Groups:
