@@ -122,8 +122,8 @@ MLFQ = Policy(name="mlfq", levels=geometric_levels(), beta_milli=20_000, max_pre
 PLAS = replace(MLFQ, name="plas", accounting=Accounting.SUM)
 ATLAS = replace(MLFQ, name="atlas", accounting=Accounting.CRITICAL_PATH)
 # Within a level the program that came first goes first: fewer programs are under way at a time, so their KV is still
-# there when they come back. Eight levels, up to 1024 s: with six, the last one holds all long programs, and the first of
-# them would keep the others from running at all (docs/results).
+# there when they come back. Eight levels, up to 1024 s: with six, the last one holds all long programs, and the first
+# of them would keep the others from running at all (docs/results).
 PROGRAM_PLAS = replace(PLAS, name="program-plas", order=Order.PROGRAM_ARRIVAL, levels=geometric_levels(8))
 PROGRAM_ATLAS = replace(PROGRAM_PLAS, name="program-atlas", accounting=Accounting.CRITICAL_PATH)
 
