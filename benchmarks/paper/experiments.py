@@ -48,6 +48,16 @@ def balancers(quick: bool) -> Iterable[Run]:
                     yield replace(base, engines=engines, balancer=balancer)
 
 
+def agents(quick: bool) -> Iterable[Run]:
+    """Load balancers under real coding agents, whose contexts are a hundred thousand tokens (beyond the paper)."""
+    for rate in (0.01, 0.015, 0.02):
+        for contender in ("plas", "program-plas"):
+            for balancer in BALANCERS:
+                for seed in range(1 if quick else SEEDS):
+                    base = Run("coding", contender, rate, seed, window_s=1800 if quick else 3600)
+                    yield replace(base, engines=4, balancer=balancer)
+
+
 def scaling(quick: bool) -> Iterable[Run]:
     """More engines, as many more programs (paper, Fig. 15)."""
     for engines in (1, 2, 4, 8):
@@ -78,6 +88,7 @@ EXPERIMENTS: dict[str, Callable[[bool], Iterable[Run]]] = {
     **{f"latency-{workload}": partial(latency, workload) for workload in RATES},
     "makespan": makespan,
     "balancers": balancers,
+    "agents": agents,
     "scaling": scaling,
     "switches": switches,
 }

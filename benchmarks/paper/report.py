@@ -118,6 +118,13 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
             ["token_ms", "token_p99_ms", "latency_s", "prefix_hits"],
         ),
     ),
+    "agents": (
+        "Load balancers under real coding agents, 4 engines",
+        lambda rows: _by(
+            rows, ("rate_per_s", "contender", "balancer"), ["ms a token", "p99", "program s", "prefix hits"],
+            ["token_ms", "token_p99_ms", "latency_s", "prefix_hits"],
+        ),
+    ),
     "scaling": (
         "More engines (Fig. 15)",
         lambda rows: _by(

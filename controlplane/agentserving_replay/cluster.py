@@ -235,6 +235,8 @@ class VirtualCluster:
             ended.request.output, stats.preemptions, stats.level, False, COMPLETED,
         )  # fmt: skip
         self._table.report(told, self.now_us)
+        counters, tokens = engine.model.counters, ended.request.total
+        self._balancer.ran(row.root, engine.name, tokens, counters.prompt_tokens - counters.cached_tokens)
         engine.in_flight -= 1
         engine.call_us += SMOOTHING * (stats.service_us - engine.call_us)
         for each in self.engines:
