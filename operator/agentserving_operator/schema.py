@@ -1,4 +1,4 @@
-"""OpenAPI schema of an API class as a CustomResourceDefinition has it: structural, with defaults and CEL rules. Pure."""
+"""OpenAPI schema of an API class, as a CustomResourceDefinition has it: structural, with defaults and CEL. Pure."""
 
 from __future__ import annotations
 
