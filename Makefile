@@ -5,10 +5,10 @@ UV := $(shell command -v uv || echo "python3 -m uv")
 RUN := .venv/bin
 PYTHON ?= 3.11
 
-.PHONY: help setup demo test test-matrix bench check proto crd clean
+.PHONY: help setup demo test test-matrix bench e2e-api check proto crd clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 setup: .venv/.stamp ## the project's environment in .venv
 
@@ -31,6 +31,10 @@ test-matrix: setup ## the scheduler plugin on every vLLM it supports (make test 
 
 bench: setup ## timings and ratios into benchmarks/results
 	$(RUN)/python -m benchmarks.run
+
+e2e-api: setup ## the CRD and the operator on a real API server and etcd (builds kube-apiserver once, with Go)
+	[ -n "$${KUBE_APISERVER:-}" ] || e2e/kube/build >/dev/null
+	$(RUN)/python -m pytest e2e/cases
 
 check: setup ## ruff, mypy --strict, import-linter, buf, generated code; changes nothing
 	scripts/check.sh

@@ -31,6 +31,11 @@ def register(visits: Visits) -> kopf.OperatorRegistry:
         if instance:
             visits.touch(str(namespace), str(instance))
 
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        # Without the `kubernetes` package's synchronous client, which kopf would take.
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    kopf.on.login(registry=registry)(login)
     kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(cluster_event)
     for group, version, plural in (("apps", "v1", "deployments"), ("apps", "v1", "statefulsets"), ("", "v1", "pods")):
         kopf.on.event(group, version, plural, labels=OURS, registry=registry)(child_event)

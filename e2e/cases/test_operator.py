@@ -1,0 +1,149 @@
+"""The operator as a process: it watches, repairs, lives and ends, and uses no more rights than it has."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from agentserving_cli.local.layout import free_ports
+from agentserving_operator.cluster import CHILD_KINDS, path_of
+from agentserving_operator.crd import PLURAL
+from kube.client import CLUSTERS, Kube, eventually
+from kube.paths import CHART
+from kube.server import OPERATOR, ApiServer
+from kube.visiting import change, children, conditions, live, make
+
+WRITES = ("create", "patch", "update", "delete")
+
+
+class Process:
+    """`python -m agentserving_operator` with the operator's own rights."""
+
+    def __init__(self, server: ApiServer, directory: Path) -> None:
+        (self.port,) = free_ports(1)
+        self.log = directory / "operator.log"
+        argv = [
+            sys.executable, "-m", "agentserving_operator", "--kubeconfig", str(server.kubeconfig(OPERATOR)),
+            "--image", "registry.test/a:1", "--vllm-image", "registry.test/v:1", "--etcd-image", "registry.test/e:1",
+            "--http-host", "127.0.0.1", "--http-port", str(self.port), "--round-s", "1", "--stuck-s", "30",
+        ]  # fmt: skip
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(argv, stdout=out, stderr=out, env={**os.environ, "HOME": str(directory)})
+
+    def get(self, path: str) -> str:
+        """Empty while it does not answer with 200."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return ""
+
+    def rss_mib(self) -> float:
+        """Resident memory."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        (line,) = [each for each in lines if each.startswith("VmRSS:")]
+        return int(line.split()[1]) / 1024
+
+
+@pytest.fixture(scope="module")
+def running(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    process = Process(server, tmp_path_factory.mktemp("operator"))
+    try:
+        yield process
+    finally:
+        process.process.kill()
+        process.process.wait()
+
+
+def objects(admin: Kube, namespace: str) -> int:
+    return len(children(admin, namespace))
+
+
+def test_it_makes_repairs_and_follows(admin: Kube, namespace: str, running: Process) -> None:
+    make(admin, namespace)
+    eventually("all objects are there", lambda: objects(admin, namespace) == 21)
+    eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
+    admin.must("DELETE", path_of("Service", namespace, "demo-gateway"))
+    eventually("the Service is back", lambda: admin.get(path_of("Service", namespace, "demo-gateway")))
+    change(admin, namespace, {"engine": {"replicas": 7}})
+    engine = path_of("StatefulSet", namespace, "demo-engine")
+    eventually("engines are scaled", lambda: admin.get(engine)["spec"]["replicas"] == 7)
+    found = live(admin, namespace)
+    assert "finalizers" not in found["metadata"]
+    assert "annotations" not in found["metadata"]
+
+
+def test_it_deletes_what_an_older_version_has_left(admin: Kube, namespace: str, running: Process) -> None:
+    make(admin, namespace)
+    eventually("all objects are there", lambda: objects(admin, namespace) == 21)
+    for kind in CHILD_KINDS:
+        component = "etcd" if kind == "StatefulSet" else "gateway"
+        old = admin.get(path_of(kind, namespace, f"demo-{component}"))
+        metadata = {key: old["metadata"][key] for key in ("labels", "ownerReferences")}
+        spec = {key: value for key, value in old.get("spec", {}).items() if not key.startswith("clusterIP")}
+        body = {"apiVersion": old["apiVersion"], "kind": kind, "metadata": {"name": "old", **metadata}}
+        admin.must("POST", path_of(kind, namespace), {**body, **({"spec": spec} if spec else {})})
+    eventually("they are gone", lambda: objects(admin, namespace) == 21)
+
+
+def test_a_settled_cluster_costs_no_writes(server: ApiServer, admin: Kube, namespace: str, running: Process) -> None:
+    make(admin, namespace)
+    eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
+
+    def seen(verbs: tuple[str, ...]) -> int:
+        return len([e for e in server.audited() if e["verb"] in verbs and e["objectRef"].get("namespace") == namespace])
+
+    eventually("rounds have begun", lambda: seen(("get",)) > 3)
+    reads, written = seen(("list",)), seen(WRITES)
+    # Three rounds of seven lists each.
+    eventually("three rounds", lambda: seen(("list",)) >= reads + 21)
+    assert seen(WRITES) == written
+
+
+def test_it_lives_as_long_as_it_visits(running: Process) -> None:
+    assert eventually("it is alive", lambda: running.get("/healthz"))
+    assert "agentserving_operator_reconciles_total" in running.get("/metrics")
+    assert "by a bug" not in running.log.read_text()
+
+
+def test_a_deleted_cluster_is_let_go(admin: Kube, namespace: str, running: Process) -> None:
+    make(admin, namespace)
+    eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
+    admin.must("DELETE", f"{CLUSTERS.format(namespace)}/demo")
+    assert admin.get(f"{CLUSTERS.format(namespace)}/demo") is None
+
+
+def granted() -> set[tuple[str, str, str]]:
+    rules = yaml.safe_load((CHART / "files/operator-rules.yaml").read_text())
+    return {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+
+
+def test_it_uses_the_rights_that_it_has_and_asks_for_no_others(server: ApiServer, running: Process) -> None:
+    """After all tests above, which make it do everything that it can do."""
+    refused, used = set(), set()
+    for event in server.audited():
+        where = event.get("objectRef")
+        if where is None or "resource" not in where:
+            continue
+        resource = where["resource"] + (f"/{where['subresource']}" if "subresource" in where else "")
+        use = (where.get("apiGroup", ""), resource, event["verb"])
+        (refused if event.get("responseStatus", {}).get("code") == 403 else used).add(use)
+    assert refused == set()
+    # Asked for by the admission plugin of the API server, so never seen as a request.
+    assert granted() - used == {("agentserving.io", f"{PLURAL}/finalizers", "update")}
+    assert used <= granted()
+
+
+def test_it_ends_when_told(running: Process) -> None:
+    running.process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert running.process.wait(20) == 0, running.log.read_text()[-2000:]
+    assert time.monotonic() - began < 15
