@@ -10,7 +10,7 @@ import pytest
 from agentserving_operator.cluster import path_of
 from agentserving_operator.manifests.common import Component, labels
 from agentserving_operator.reconcile import Outcome
-from kube.client import Kube
+from kube.client import Kube, eventually
 from kube.server import OPERATOR, ApiServer
 from kube.visiting import (
     MERGE,
@@ -198,6 +198,9 @@ def test_a_name_that_is_taken_is_told_and_left_alone(admin: Kube, namespace: str
 def test_a_namespace_that_is_going_is_told(admin: Kube, namespace: str, operator: Path) -> None:
     make(admin, namespace)
     admin.must("DELETE", f"/api/v1/namespaces/{namespace}")
+    probe = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "probe"}}
+    accounts = path_of("ServiceAccount", namespace)
+    eventually("it takes nothing new", lambda: admin.ask("POST", accounts, probe, dryRun="All").status_code == 403)
     assert visit(operator, namespace) is Outcome.REFUSED
     assert conditions(live(admin, namespace))["Ready"]["reason"] == "NamespaceTerminating"
 
@@ -229,7 +232,7 @@ def _unschedulable_engine(admin: Kube, namespace: str, words: str) -> None:
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}
     admin.must("PATCH", f"{pods}/demo-engine-1/status", {"status": {"conditions": [condition]}}, MERGE)
     engine = path_of("StatefulSet", namespace, "demo-engine", "status")
-    admin.must("PATCH", engine, {"status": {"readyReplicas": 1}}, MERGE)
+    admin.must("PATCH", engine, {"status": {"readyReplicas": 1, "availableReplicas": 1}}, MERGE)
 
 
 @pytest.mark.parametrize("engine", ["Simulator", "VLLM"])

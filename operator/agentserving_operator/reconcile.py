@@ -144,7 +144,7 @@ async def _ensure(world: World, cluster: Cluster, manifest: Manifest, live: Mani
     if live is None:
         # Not there, or without the labels by which we look.
         live = await world.api.get(kind, cluster.namespace, name)
-    if live is not None and not _is_owned(live, cluster):
+    if live is not None and not _may_take(live, cluster):
         told = f"{kind} {name} is there and does not belong to this cluster: delete or rename it, or rename the cluster"
         return Trouble(Reason.NAME_TAKEN, told)
     if live is not None and matches(manifest, {**live, "apiVersion": manifest["apiVersion"]}):
@@ -158,7 +158,7 @@ async def _ensure_ticket_key(world: World, cluster: Cluster, troubles: list[Trou
         there = await world.api.get("Secret", cluster.namespace, cluster.ticket_key_name)
         if there is None:
             await world.api.create(ticket_key_secret(cluster, world.random_bytes(KEY_BYTES)))
-        elif not _is_owned(there, cluster):
+        elif not _may_take(there, cluster):
             told = f"Secret {cluster.ticket_key_name} is there and does not belong to this cluster: delete or rename it"
             troubles.append(Trouble(Reason.NAME_TAKEN, told))
     except RefusedError as error:
@@ -167,6 +167,15 @@ async def _ensure_ticket_key(world: World, cluster: Cluster, troubles: list[Trou
 
 def _is_owned(live: Manifest, cluster: Cluster) -> bool:
     return any(owner["uid"] == cluster.uid for owner in live["metadata"].get("ownerReferences", []))
+
+
+def _may_take(live: Manifest, cluster: Cluster) -> bool:
+    """Ours, or an orphan that was: a cluster deleted with --cascade=orphan and made anew takes its children back."""
+    metadata = live["metadata"]
+    orphan = not any(owner.get("controller") for owner in metadata.get("ownerReferences", []))
+    return _is_owned(live, cluster) or (
+        orphan and labels_of(cluster.name).items() <= metadata.get("labels", {}).items()
+    )
 
 
 def _refused(what: str, error: RefusedError) -> Trouble:
