@@ -78,7 +78,7 @@ class Kube:
         self.must("POST", base, crd, fieldValidation="Strict")
 
         def established() -> bool:
-            found = self.get(f"{base}/{crd['metadata']['name']}")["status"].get("conditions", [])
+            found = self.get(f"{base}/{crd['metadata']['name']}")["status"].get("conditions") or []
             states = {each["type"]: each["status"] for each in found}
             assert states.get("NonStructuralSchema") != "True", found
             return states.get("Established") == "True"

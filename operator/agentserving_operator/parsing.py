@@ -142,6 +142,6 @@ def default_of(info: FieldInfo) -> Any:
     if default is MISSING or default is None:
         return MISSING
     if isinstance(default, type):
-        # The members' own defaults fill it.
-        return {}
+        # Whole: the API server evaluates an object's rules on its default before it fills in the members'.
+        return plain(default())
     return plain(default)
