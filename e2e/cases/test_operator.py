@@ -21,6 +21,8 @@ from kube.paths import CHART
 from kube.server import OPERATOR, ApiServer
 from kube.visiting import change, children, conditions, live, make
 
+# What the chart's memory limit leaves ample room for.
+MAX_RSS_MIB = 128
 WRITES = ("create", "patch", "update", "delete")
 
 
@@ -99,13 +101,24 @@ def test_a_settled_cluster_costs_no_writes(server: ApiServer, admin: Kube, names
     eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
 
     def seen(verbs: tuple[str, ...]) -> int:
-        return len([e for e in server.audited() if e["verb"] in verbs and e["objectRef"].get("namespace") == namespace])
+        return len(
+            [e for e in server.audited() if e["verb"] in verbs and e.get("objectRef", {}).get("namespace") == namespace]
+        )
 
     eventually("rounds have begun", lambda: seen(("get",)) > 3)
     reads, written = seen(("list",)), seen(WRITES)
     # Three rounds of seven lists each.
     eventually("three rounds", lambda: seen(("list",)) >= reads + 21)
     assert seen(WRITES) == written
+
+
+def test_twenty_clusters_fit_into_its_memory(admin: Kube, namespace: str, running: Process) -> None:
+    for number in range(20):
+        make(admin, namespace, name=f"demo-{number}")
+    for number in range(20):
+        eventually("its status is written", lambda: conditions(live(admin, namespace, f"demo-{number}")))  # noqa: B023
+    print(f"resident: {running.rss_mib():.0f} MiB")
+    assert running.rss_mib() <= MAX_RSS_MIB
 
 
 def test_it_lives_as_long_as_it_visits(running: Process) -> None:
@@ -137,9 +150,32 @@ def test_it_uses_the_rights_that_it_has_and_asks_for_no_others(server: ApiServer
         use = (where.get("apiGroup", ""), resource, event["verb"])
         (refused if event.get("responseStatus", {}).get("code") == 403 else used).add(use)
     assert refused == set()
-    # Asked for by the admission plugin of the API server, so never seen as a request.
-    assert granted() - used == {("agentserving.io", f"{PLURAL}/finalizers", "update")}
+    # Asked for by the API server itself, so never seen as requests: by an admission plugin, and for each new object
+    # that is applied (see below).
+    unseen = {("agentserving.io", f"{PLURAL}/finalizers", "update")}
+    unseen |= {right for right in granted() if right[2] == "create" and right[1] not in ("secrets", "events")}
+    assert granted() - used == unseen
     assert used <= granted()
+
+
+def test_to_apply_a_new_object_takes_the_right_to_create_it(admin: Kube, namespace: str) -> None:
+    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "r"}
+    subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "patcher"}
+    rule = {"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["get", "patch"]}
+    admin.must("POST", f"{rbac}/roles", {"metadata": {"name": "r"}, "rules": [rule]})
+    admin.must("POST", f"{rbac}/rolebindings", {"metadata": {"name": "r"}, "roleRef": reference, "subjects": [subject]})
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "a"}}
+
+    def applied() -> int:
+        path, query = path_of("ServiceAccount", namespace, "a"), {"fieldManager": "m"}
+        headers = {"Impersonate-User": "patcher"}
+        return admin.ask("PATCH", path, account, "application/apply-patch+yaml", headers, **query).status_code
+
+    assert applied() == 403
+    rule["verbs"] = ["get", "patch", "create"]
+    admin.must("PUT", f"{rbac}/roles/r", {"metadata": {"name": "r"}, "rules": [rule]})
+    eventually("the right is there", lambda: applied() == 201)
 
 
 def test_it_ends_when_told(running: Process) -> None:

@@ -36,7 +36,9 @@ def operator(server: ApiServer) -> Path:
 
 
 def writes(server: ApiServer, namespace: str) -> int:
-    return len([e for e in server.audited() if e["verb"] in WRITES and e["objectRef"].get("namespace") == namespace])
+    return len(
+        [e for e in server.audited() if e["verb"] in WRITES and e.get("objectRef", {}).get("namespace") == namespace]
+    )
 
 
 def test_a_cluster_becomes_all_its_objects(admin: Kube, namespace: str, operator: Path) -> None:

@@ -44,17 +44,17 @@ class Kube:
             return False
 
     def ask(
-        self, verb: str, path: str, body: Any = None, content: str = "application/json", **query: str
+        self, verb: str, path: str, body: Any = None, content: str = "application/json",
+        headers: dict[str, str] | None = None, **query: str,
     ) -> httpx.Response:  # fmt: skip
         """Any request."""
-        headers = {"Content-Type": content}
-        return self._http.request(
-            verb, path, content=None if body is None else json.dumps(body), headers=headers, params=query
-        )
+        whole = {"Content-Type": content, **(headers or {})}
+        text = None if body is None else json.dumps(body)
+        return self._http.request(verb, path, content=text, headers=whole, params=query)
 
     def must(self, verb: str, path: str, body: Any = None, content: str = "application/json", **query: str) -> Any:
         """As `ask`; gives the object. AssertionError with the server's message when it is refused."""
-        answer = self.ask(verb, path, body, content, **query)
+        answer = self.ask(verb, path, body, content, None, **query)
         assert answer.status_code < 300, f"{verb} {path}: {answer.text}"
         return answer.json()
 

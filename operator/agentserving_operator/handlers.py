@@ -16,7 +16,8 @@ from agentserving_operator.visits import Visits
 
 OURS = {"app.kubernetes.io/managed-by": MANAGER}
 # A watch that the network has lost without a word is opened again; kopf's default would wait for ever.
-SERVER_TIMEOUT_S, CLIENT_TIMEOUT_S, CONNECT_TIMEOUT_S = 300.0, 330.0, 10.0
+# The first goes into the URL, where the API server takes whole numbers only.
+SERVER_TIMEOUT_S, CLIENT_TIMEOUT_S, CONNECT_TIMEOUT_S = 300, 330.0, 10.0
 
 
 def register(visits: Visits) -> kopf.OperatorRegistry:
