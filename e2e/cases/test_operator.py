@@ -21,6 +21,7 @@ from kube.paths import CHART
 from kube.server import OPERATOR, ApiServer
 from kube.visiting import change, children, conditions, live, make
 
+CLUSTERS_EVERYWHERE = f"/apis/agentserving.io/v1alpha1/{PLURAL}"
 # What the chart's memory limit leaves ample room for.
 MAX_RSS_MIB = 128
 WRITES = ("create", "patch", "update", "delete")
@@ -57,6 +58,8 @@ class Process:
 
 @pytest.fixture(scope="module")
 def running(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    for each in server.admin.get(CLUSTERS_EVERYWHERE)["items"]:
+        server.admin.must("DELETE", f"{CLUSTERS.format(each['metadata']['namespace'])}/{each['metadata']['name']}")
     process = Process(server, tmp_path_factory.mktemp("operator"))
     try:
         yield process

@@ -111,7 +111,9 @@ class ApiServer:
     def audited(self) -> list[dict[str, Any]]:
         """What the operator's user has asked for, so far."""
         path = self.directory / "audit.log"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        # The last line may be on its way.
+        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+        return [json.loads(line) for line in whole.splitlines()]
 
     def close(self) -> None:
         """The end of both, data and all."""

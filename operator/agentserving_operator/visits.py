@@ -20,6 +20,8 @@ log = structlog.get_logger()
 Key = tuple[str, str]
 # Between two visits of one cluster: a rollout makes many events, and a status a second is enough for people.
 DISTANCE_S = 0.5
+# At once, over all clusters: a round would else ask the API server for everything in one moment.
+PARALLEL = 4
 PENDING_S = 2.0
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 1.0, 60.0
 
@@ -29,6 +31,7 @@ class Visits:
 
     def __init__(self, visit: Callable[[str, str], Awaitable[Outcome]], *, distance_s: float = DISTANCE_S) -> None:
         self._visit, self._distance_s = visit, distance_s
+        self._free = asyncio.Semaphore(PARALLEL)
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._touched: dict[Key, asyncio.Event] = {}
         self.settled_at = time.monotonic()
@@ -79,6 +82,10 @@ class Visits:
 
     async def _once(self, key: Key) -> Outcome | None:
         """None when it failed: whatever one cluster does, the others go on."""
+        async with self._free:
+            return await self._measured(key)
+
+    async def _measured(self, key: Key) -> Outcome | None:
         with metrics.VISIT_SECONDS.time():
             try:
                 outcome = await self._visit(*key)

@@ -66,6 +66,18 @@ async def test_clusters_do_not_wait_for_each_other() -> None:
     await visits.close()
 
 
+async def test_many_clusters_are_not_visited_all_at_once() -> None:
+    visitor = Visitor()
+    visits = Visits(visitor, distance_s=0)
+    for number in range(3 * visits_module.PARALLEL):
+        visits.touch("ns", str(number))
+    for _ in range(3 * visits_module.PARALLEL):
+        await within(visitor.began.get())
+        await visitor.answers.put(Outcome.SETTLED)
+    assert visitor.most == visits_module.PARALLEL
+    await visits.close()
+
+
 async def test_a_cluster_that_is_gone_is_forgotten() -> None:
     visitor = Visitor()
     visits = Visits(visitor, distance_s=0)
