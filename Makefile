@@ -5,17 +5,17 @@ UV := $(shell command -v uv || echo "python3 -m uv")
 RUN := .venv/bin
 PYTHON ?= 3.11
 
-.PHONY: help setup demo test test-matrix bench paper check proto clean
+.PHONY: help setup demo test test-matrix bench paper e2e-api check proto crd clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 setup: .venv/.stamp ## the project's environment in .venv
 
 .venv/.stamp: pyproject.toml constraints.txt
 	@$(UV) --version >/dev/null 2>&1 || python3 -m pip install --quiet uv
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
-	$(UV) pip install --quiet --python .venv/bin/python --constraint constraints.txt --group dev --editable '.[server,cli,dev-etcd]'
+	$(UV) pip install --quiet --python .venv/bin/python --constraint constraints.txt --group dev --editable '.[server,cli,operator,dev-etcd]'
 	@touch $@
 
 demo: setup ## the same agent programs under FCFS and under ATLAS, on two real vLLM engines
@@ -35,11 +35,18 @@ bench: setup ## timings and ratios into benchmarks/results
 paper: setup ## the paper's experiments in virtual time into docs/results (QUICK=1: a few minutes)
 	$(RUN)/python -m benchmarks.paper $(if $(QUICK),--quick)
 
+e2e-api: setup ## the CRD and the operator on a real API server and etcd (builds kube-apiserver once, with Go)
+	[ -n "$${KUBE_APISERVER:-}" ] || e2e/kube/build >/dev/null
+	$(RUN)/python -m pytest e2e/cases
+
 check: setup ## ruff, mypy --strict, import-linter, buf, generated code; changes nothing
 	scripts/check.sh
 
 proto: ## writes the generated code again
 	scripts/proto.sh
+
+crd: setup ## writes the CustomResourceDefinition again
+	$(RUN)/python -m agentserving_operator.crd charts/agentserving/crds/agentservingclusters.yaml
 
 clean: ## removes the environment and caches of the checkout
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,7 +14,8 @@ step "format" ruff format --quiet --check .
 step "mypy" mypy --no-error-summary proto/agentserving controlplane/agentserving_controlplane \
   controlplane/agentserving_gateway controlplane/agentserving_cli controlplane/agentserving_replay \
   engine-image/agentserving_engine \
-  engine-image/agentserving_sidecar engine-image/agentserving_simulator
+  engine-image/agentserving_sidecar engine-image/agentserving_simulator \
+  operator/agentserving_operator
 step "import-linter" bash -c 'lint-imports --no-cache >/tmp/lint-$$.log 2>&1 || { cat /tmp/lint-$$.log; rm -f /tmp/lint-$$.log; exit 1; }; rm -f /tmp/lint-$$.log'
 step "buf" "$buf_home/node_modules/.bin/buf" lint
 scratch=$(mktemp -d)
@@ -24,4 +25,9 @@ generated() { diff -r --exclude=__pycache__ --exclude=__init__.py --exclude='*.p
 generated_etcd() { diff "$scratch/etcd/wire_pb2.py" controlplane/agentserving_controlplane/etcd/wire_pb2.py; }
 step "generated" generated
 step "generated etcd" generated_etcd
+crd() {
+  python -m agentserving_operator.crd "$scratch/crd.yaml"
+  diff "$scratch/crd.yaml" charts/agentserving/crds/agentservingclusters.yaml || { echo "run: make crd" >&2; return 1; }
+}
+step "crd" crd
 step "protobuf range" scripts/check_protobuf_range.sh

@@ -139,7 +139,7 @@ async def serve(settings: Settings) -> int:
     runner = web.AppRunner(http_app(readiness), access_log=None)
     await runner.setup()
     if settings.http_port:
-        await web.TCPSite(runner, "127.0.0.1", settings.http_port).start()
+        await web.TCPSite(runner, settings.http_host, settings.http_port).start()
     store = make_store(settings)
     plane = await take_over(settings, store, stop, readiness)
     if plane is None:

@@ -27,7 +27,9 @@ class Engine:
     address: str = ""
     sidecar_address: str = ""
     attached: bool = False
+    # Asked for by an administrator, and said by its sidecar: a pod that leaves comes back under the same name.
     draining: bool = False
+    leaving: bool = False
     stuck: bool = False
     capabilities: types_pb2.EngineCapabilities = field(default_factory=types_pb2.EngineCapabilities)
     load: types_pb2.EngineLoad = field(default_factory=types_pb2.EngineLoad)
@@ -49,7 +51,7 @@ class Engine:
             return LOST
         if self.stuck:
             return STUCK
-        return DRAINING if self.draining else READY
+        return DRAINING if self.draining or self.leaving else READY
 
     def learn(self, service_us: int) -> None:
         """A call ended here after so much service."""

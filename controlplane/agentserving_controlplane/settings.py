@@ -39,6 +39,8 @@ class Settings:
     etcd_tls_ca: str = ""
     etcd_tls_cert: str = ""
     etcd_tls_key: str = ""
+    # Where probes and metrics are answered: a pod's are asked from outside.
+    http_host: str = "127.0.0.1"
 
 
 def parse(argv: list[str]) -> Settings:
@@ -51,6 +53,7 @@ def parse(argv: list[str]) -> Settings:
         parser.add_argument(f"--{name}", default=value, required=value is None, **kwargs)  # type: ignore[arg-type]
 
     flag("listen", "127.0.0.1:7070")
+    flag("http-host", "127.0.0.1")
     flag("http-port", "0", type=int)
     flag("store", "memory", choices=["memory", "etcd"])
     flag("etcd-endpoints", "127.0.0.1:2379")
@@ -93,4 +96,5 @@ def parse(argv: list[str]) -> Settings:
         given.etcd_tls_ca,
         given.etcd_tls_cert,
         given.etcd_tls_key,
+        given.http_host,
     )

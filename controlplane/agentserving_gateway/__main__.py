@@ -30,6 +30,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name, default in (
         ("listen", "127.0.0.1:8080"),
         ("control-plane", "127.0.0.1:7070"),
+        ("http-host", "127.0.0.1"),
         ("http-port", "0"),
         ("max-body-bytes", str(8 << 20)),
         ("state-dir", ""),
@@ -86,7 +87,7 @@ async def serve(settings: argparse.Namespace) -> int:
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     if settings.http_port:
-        await web.TCPSite(runner, "127.0.0.1", settings.http_port).start()
+        await web.TCPSite(runner, settings.http_host, settings.http_port).start()
     log.info("serving", listen=settings.listen, control_plane=settings.control_plane)
     await stop.wait()
     server.close()

@@ -62,6 +62,8 @@ class ChannelServer:
             path.unlink()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
+        # The sidecar may be another user of the same group: in a pod the directory is the group's.
+        path.chmod(0o660)
         self._listener.listen(4)
         self._listener.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="agentserving-channel", daemon=True)

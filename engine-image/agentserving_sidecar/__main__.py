@@ -19,6 +19,7 @@ from aiohttp import web
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from agentserving_sidecar.attach import LeaderLink
+from agentserving_sidecar.draining import drained
 from agentserving_sidecar.generate import GenerateServicer
 from agentserving_sidecar.http_front import http_app
 from agentserving_sidecar.journal import Journal, NewerFormatError
@@ -41,6 +42,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         ("state-dir", None, str),
         ("control-plane", "127.0.0.1:7070", str),
         ("listen", "127.0.0.1:7071", str),
+        ("http-host", "127.0.0.1", str),
         ("http-port", "0", int),
         ("stuck-s", "5", float),
         ("drain-s", "30", float),
@@ -91,17 +93,6 @@ async def watch_progress(sidecar: Sidecar) -> None:
         sidecar.check_progress()
 
 
-async def drained(sidecar: Sidecar, limit_s: float) -> None:
-    """Waits until the engine runs nothing and every report is acknowledged, within a bound."""
-    deadline = asyncio.get_running_loop().time() + limit_s
-    while asyncio.get_running_loop().time() < deadline:
-        busy = sidecar.load is not None and sidecar.load.running + sidecar.load.waiting > 0 and sidecar.engine_present
-        if not busy and not sidecar.journal.unacked:
-            return
-        await asyncio.sleep(0.05)
-    log.warning("drain ended by its bound", unacked=len(sidecar.journal.unacked))
-
-
 async def serve(settings: argparse.Namespace) -> int:
     """Runs until SIGTERM or SIGINT, then drains."""
     stop = asyncio.Event()
@@ -133,10 +124,10 @@ async def serve(settings: argparse.Namespace) -> int:
             return 1
         await server.start()
         await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
-        runner = web.AppRunner(http_app(sidecar, session), access_log=None)
+        runner = web.AppRunner(http_app(sidecar, session, settings.drain_s), access_log=None)
         await runner.setup()
         if settings.http_port:
-            await web.TCPSite(runner, "127.0.0.1", settings.http_port).start()
+            await web.TCPSite(runner, settings.http_host, settings.http_port).start()
         tasks = [
             asyncio.create_task(coroutine)
             for coroutine in (
@@ -147,7 +138,7 @@ async def serve(settings: argparse.Namespace) -> int:
             )
         ]
         await stop.wait()
-        sidecar.drain()
+        sidecar.leave()
         await drained(sidecar, settings.drain_s)
         for task in tasks:
             task.cancel()

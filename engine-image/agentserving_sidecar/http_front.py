@@ -6,12 +6,16 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
+from agentserving_sidecar.draining import drained, may_drain
 from agentserving_sidecar.metrics import Collector
 from agentserving_sidecar.sidecar import Sidecar
 
 
-def http_app(sidecar: Sidecar, session: aiohttp.ClientSession) -> web.Application:
-    """/healthz: this process. /readyz: the engine behind it, too. /metrics."""
+def http_app(sidecar: Sidecar, session: aiohttp.ClientSession, drain_s: float) -> web.Application:
+    """/healthz: this process. /readyz: the engine behind it, too. /metrics. /drain answers once the engine is idle.
+
+    Kubernetes ends a pod's containers before its native sidecars: it is the engine's preStop hook that asks to drain.
+    """
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -25,8 +29,15 @@ def http_app(sidecar: Sidecar, session: aiohttp.ClientSession) -> web.Applicatio
         registry.register(Collector(sidecar))
         return web.Response(body=generate_latest(registry), content_type="text/plain")
 
+    async def drain(request: web.Request) -> web.Response:
+        if not may_drain(request.remote):
+            return web.Response(status=403, text="only the engine's own pod may ask for this\n")
+        sidecar.drain()
+        return web.Response(text="drained\n" if await drained(sidecar, drain_s) else "the bound came first\n")
+
     app = web.Application()
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    app.add_routes([web.get("/drain", drain)])
     return app
 
 

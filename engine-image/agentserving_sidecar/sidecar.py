@@ -60,6 +60,7 @@ class Sidecar:
         self.models: list[str] = []
         self.epoch = 0
         self.draining = False
+        self._leaving = False
         self.stuck = False
         self._heard_us = _now_us()
         self.link: EngineLink | None = None
@@ -81,6 +82,8 @@ class Sidecar:
             # Its last records first: whoever hears that a boot is over gives up what it has not heard the end of.
             self._keep()
             self._tell_down(self.engine.boot_id)
+            # It was the old engine that was to go.
+            self.draining = self._leaving
         self.engine, self.engine_present, self._heard_us = hello, True, _now_us()
         if self._policy is not None:
             self._send_policy()
@@ -249,8 +252,13 @@ class Sidecar:
         if self.link is not None:
             self.link.send(message)
 
+    def leave(self) -> None:
+        """This process is to end: drains, whatever engine boots meanwhile."""
+        self._leaving = True
+        self.drain()
+
     def drain(self) -> None:
-        """No new programs from now on."""
+        """No new programs until another engine boots."""
         self.draining = True
         if self.leader is not None:
             self.leader.renew()

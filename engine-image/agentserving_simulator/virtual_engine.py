@@ -137,7 +137,7 @@ class VirtualEngine:
     def begin(self, now_us: int) -> int | None:
         """Decides and starts steps; when they will be over, or None when there is nothing to run."""
         interval = self.queue.policy.decision_interval_steps
-        if self._since >= interval or not self._decoding.requests:
+        if self._since % interval == 0 or not self._decoding.requests:
             self._since = 0
             self._decide(now_us)
         self._admit(now_us)
@@ -253,10 +253,15 @@ class VirtualEngine:
             return 1
         steps = min(decoding.steps_to_end(), self.cost.even_steps(len(decoding.requests), decoding.context))
         if self.queue.waiting_count:
-            return min(steps, interval - self._since)
+            return min(steps, interval - self._since % interval)
         if self._prefilling:
             # Somebody's KV is on its way from the host.
             return min(steps, self._steps_until(min(r.ready_us for r in self._prefilling.values()) - now_us, steps))
+        spent_us = self.queue.spends_after_us()
+        if spent_us is not None:
+            # Whose quantum is spent moves down at the next decision, and who moves first stands first there.
+            spent = self._steps_until(spent_us, steps)
+            steps = min(steps, spent + -(spent + self._since) % interval)
         return min(steps, MAX_STRETCH)
 
     def _steps_until(self, after_us: int, most: int) -> int:

@@ -54,6 +54,30 @@ async def test_hello_twice_is_a_renewal_but_not_of_another_engine(served: Served
     assert told.reason == "ENGINE_CHANGED"
 
 
+async def test_an_engine_that_comes_back_under_its_name_takes_programs_again(served: ServedPlane) -> None:
+    engine = await served.attach("e1", "b1")
+    await engine.hello("e1", "b1", draining=True)
+    states = [
+        engine.state for engine in (await served.admin.ListEngines(admin_service_pb2.ListEnginesRequest())).engines
+    ]
+    assert states == [types_pb2.ENGINE_STATE_DRAINING]
+    await served.attach("e1", "b2")
+    states = [
+        engine.state for engine in (await served.admin.ListEngines(admin_service_pb2.ListEnginesRequest())).engines
+    ]
+    assert states == [types_pb2.ENGINE_STATE_READY]
+
+
+async def test_an_engine_drained_by_an_administrator_stays_so_when_it_boots(served: ServedPlane) -> None:
+    await served.attach("e1", "b1")
+    await served.admin.DrainEngine(admin_service_pb2.DrainEngineRequest(engine_id="e1"))
+    await served.attach("e1", "b2")
+    states = [
+        engine.state for engine in (await served.admin.ListEngines(admin_service_pb2.ListEnginesRequest())).engines
+    ]
+    assert states == [types_pb2.ENGINE_STATE_DRAINING]
+
+
 async def test_a_second_stream_of_an_engine_ends_the_first(served: ServedPlane) -> None:
     first = await served.attach("e1")
     second = await served.attach("e1")

@@ -102,7 +102,7 @@ def test_a_lone_call_takes_its_prefill_and_a_step_a_token() -> None:
     engine = VirtualEngine(FCFS, WHOLE, EngineLimits())
     lone(engine, "a", 100, 11, 0)
     first = engine.begin(0)
-    assert first == WHOLE.step_us(100, 100, 1)
+    assert first == WHOLE.step_us(100, 100, 1, 100 * 50)
     assert engine.end(first) == []
     last = engine.begin(first)
     assert last == first + sum(WHOLE.step_us(1, 101 + step, 1) for step in range(10))

@@ -102,7 +102,7 @@ class _Stream:
         engine.boot_id, engine.address = hello.boot_id, hello.address
         engine.sidecar_address = hello.sidecar_address
         engine.capabilities.CopyFrom(hello.capabilities)
-        engine.draining = engine.draining or hello.draining
+        engine.leaving = hello.draining
         engine.attached, engine.heard_us = True, now_us()
         plane.links.attach(engine.engine_id, self.link)
         welcome = plane.greet(engine)

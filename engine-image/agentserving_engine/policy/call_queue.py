@@ -227,6 +227,12 @@ class CallQueue:
         call = self._calls.get(key)
         return None if call is None else call.stats(now_us)
 
+    def spends_after_us(self) -> int | None:
+        """Service after which the first of the running calls has spent its quantum; None when none has one."""
+        quanta = self._quanta
+        left = (quanta[call.level] - call.quantum_used_us for call in self._running.values() if quanta[call.level])
+        return min(left, default=None)
+
     def best_waiting(self) -> str | None:
         """Key of the waiting call that runs next; None when none may."""
         order, calls = self._order, self._calls

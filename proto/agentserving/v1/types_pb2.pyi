@@ -426,7 +426,7 @@ class Policy(google.protobuf.message.Message):
     DECISION_INTERVAL_STEPS_FIELD_NUMBER: builtins.int
     UNMANAGED_LEVEL_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """Name for people: fcfs, program-fcfs, mlfq, plas, atlas or custom."""
+    """Name for people: fcfs, program-fcfs, mlfq, plas, atlas, program-plas, program-atlas or custom."""
     accounting: global___Accounting.ValueType
     order: global___Order.ValueType
     beta_milli: builtins.int

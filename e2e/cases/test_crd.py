@@ -1,0 +1,121 @@
+"""A real API server takes the specs that the operator takes, and refuses the others at the same field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from agentserving_operator.crd import API_VERSION, KIND
+from agentserving_operator.parsing import parse, plain
+from agentserving_operator.spec import ClusterSpec
+from kube.client import CLUSTERS, Kube
+from kube.paths import ROOT
+from support.spec_samples import INVALID, MINIMAL, VALID
+
+MERGE = "application/merge-patch+json"
+
+
+def cluster(spec: Any, name: str = "demo") -> dict[str, Any]:
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}
+
+
+def create(admin: Kube, namespace: str, body: dict[str, Any], **query: str) -> Any:
+    return admin.ask("POST", CLUSTERS.format(namespace), body, fieldValidation="Strict", **query)
+
+
+@pytest.mark.parametrize("spec", VALID)
+def test_what_the_operator_takes_is_taken_with_the_same_defaults(admin: Kube, namespace: str, spec: Any) -> None:
+    answer = create(admin, namespace, cluster(spec))
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["spec"] == plain(parse(ClusterSpec, spec))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("cluster-*.yaml")), ids=lambda path: path.name)
+def test_examples_are_taken(admin: Kube, namespace: str, path: Any) -> None:
+    answer = create(admin, namespace, yaml.safe_load(path.read_text()), dryRun="All")
+    assert answer.status_code == 201, answer.text
+
+
+@pytest.mark.parametrize(("spec", "field", "told"), INVALID)
+def test_what_the_operator_refuses_is_refused_at_the_same_field(
+    admin: Kube, namespace: str, spec: Any, field: str, told: str
+) -> None:
+    answer = create(admin, namespace, cluster(spec), dryRun="All")
+    assert answer.status_code in (400, 422), answer.text
+    message = answer.json()["message"]
+    assert field in message, (told, message)
+
+
+def test_rules_in_cel_say_what_rules_in_python_say(admin: Kube, namespace: str) -> None:
+    spec = {**MINIMAL, "store": {"type": "ExternalEtcd"}}
+    answer = create(admin, namespace, cluster(spec), dryRun="All").json()
+    (cause,) = answer["details"]["causes"]
+    assert cause["field"] == "spec.store.external"
+    assert "external is needed with type ExternalEtcd, and with no other" in cause["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("x" * 41, "at most 40 characters"), ("1st", "must begin with a letter"), ("a.b", "must begin with a letter")],
+)
+def test_names_that_make_no_names_of_children_are_refused(admin: Kube, namespace: str, name: str, told: str) -> None:
+    answer = create(admin, namespace, cluster(MINIMAL, name), dryRun="All")
+    assert answer.status_code == 422
+    assert told in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"model": {"name": "other"}}, "spec.model.name"),
+        ({"model": {"cache": {"size": "1Gi"}}}, "spec.model.cache"),
+        ({"store": {"type": "Memory"}}, "spec.store.type"),
+        ({"store": {"etcd": {"members": 3}}}, "spec.store.etcd"),
+    ],
+)
+def test_what_cannot_be_changed_is_refused(admin: Kube, namespace: str, change: Any, field: str) -> None:
+    assert create(admin, namespace, cluster(MINIMAL)).status_code == 201
+    answer = admin.ask("PATCH", f"{CLUSTERS.format(namespace)}/demo", {"spec": change}, MERGE)
+    assert answer.status_code == 422, answer.text
+    assert field in answer.json()["message"]
+    assert "cannot be changed: make a new AgentServingCluster" in answer.json()["message"]
+
+
+def test_other_fields_can_be_changed(admin: Kube, namespace: str) -> None:
+    create(admin, namespace, cluster(MINIMAL))
+    change = {"engine": {"replicas": 3}, "scheduling": {"policy": "plas"}}
+    found = admin.must("PATCH", f"{CLUSTERS.format(namespace)}/demo", {"spec": change}, MERGE)
+    assert (found["spec"]["engine"]["replicas"], found["metadata"]["generation"]) == (3, 2)
+
+
+def test_levels_must_ascend(admin: Kube, namespace: str) -> None:
+    levels = [{"upperBoundMilliseconds": bound, "quantumMilliseconds": 1} for bound in (2, 1)]
+    spec = {**MINIMAL, "scheduling": {"policy": "custom", "custom": {"levels": levels}}}
+    answer = create(admin, namespace, cluster(spec), dryRun="All")
+    assert "levels must be in ascending order" in answer.json()["message"]
+    spec["scheduling"]["custom"]["levels"] = levels[::-1]
+    assert create(admin, namespace, cluster(spec), dryRun="All").status_code == 201
+
+
+def test_it_scales(admin: Kube, namespace: str) -> None:
+    create(admin, namespace, cluster(MINIMAL))
+    path = f"{CLUSTERS.format(namespace)}/demo"
+    status = {"selector": "a=b", "engines": {"replicas": 1, "ready": 1, "updated": 1, "summary": "1/1"}}
+    admin.must("PATCH", f"{path}/status", {"status": status}, MERGE)
+    scale = admin.get(f"{path}/scale")
+    assert (scale["spec"]["replicas"], scale["status"]) == (1, {"replicas": 1, "selector": "a=b"})
+    admin.must("PATCH", f"{path}/scale", {"spec": {"replicas": 4}}, MERGE)
+    assert admin.get(path)["spec"]["engine"]["replicas"] == 4
+    assert admin.ask("PATCH", f"{path}/scale", {"spec": {"replicas": 257}}, MERGE).status_code == 422
+
+
+def test_kubectl_prints_its_columns_and_knows_its_names(admin: Kube, namespace: str) -> None:
+    create(admin, namespace, cluster(MINIMAL))
+    table = admin._http.get(
+        CLUSTERS.format(namespace), headers={"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
+    ).json()
+    names = [each["name"] for each in table["columnDefinitions"]]
+    assert names == ["Name", "Ready", "Reason", "URL", "Policy", "Engines", "Programs", "Age"]
+    (resource, *_) = admin.get("/apis/agentserving.io/v1alpha1")["resources"]
+    assert (resource["shortNames"], resource["categories"]) == (["asc"], ["agentserving"])

@@ -1,0 +1,188 @@
+"""The operator as a process: it watches, repairs, lives and ends, and uses no more rights than it has."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from agentserving_cli.local.layout import free_ports
+from agentserving_operator.cluster import CHILD_KINDS, path_of
+from agentserving_operator.crd import PLURAL
+from kube.client import CLUSTERS, Kube, eventually
+from kube.paths import CHART
+from kube.server import OPERATOR, ApiServer
+from kube.visiting import change, children, conditions, live, make
+
+CLUSTERS_EVERYWHERE = f"/apis/agentserving.io/v1alpha1/{PLURAL}"
+# What the chart's memory limit leaves ample room for.
+MAX_RSS_MIB = 128
+WRITES = ("create", "patch", "update", "delete")
+
+
+class Process:
+    """`python -m agentserving_operator` with the operator's own rights."""
+
+    def __init__(self, server: ApiServer, directory: Path) -> None:
+        (self.port,) = free_ports(1)
+        self.log = directory / "operator.log"
+        argv = [
+            sys.executable, "-m", "agentserving_operator", "--kubeconfig", str(server.kubeconfig(OPERATOR)),
+            "--image", "registry.test/a:1", "--vllm-image", "registry.test/v:1", "--etcd-image", "registry.test/e:1",
+            "--http-host", "127.0.0.1", "--http-port", str(self.port), "--round-s", "1", "--stuck-s", "30",
+        ]  # fmt: skip
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(argv, stdout=out, stderr=out, env={**os.environ, "HOME": str(directory)})
+
+    def get(self, path: str) -> str:
+        """Empty while it does not answer with 200."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return ""
+
+    def rss_mib(self) -> float:
+        """Resident memory."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        (line,) = [each for each in lines if each.startswith("VmRSS:")]
+        return int(line.split()[1]) / 1024
+
+
+@pytest.fixture(scope="module")
+def running(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    for each in server.admin.get(CLUSTERS_EVERYWHERE)["items"]:
+        server.admin.must("DELETE", f"{CLUSTERS.format(each['metadata']['namespace'])}/{each['metadata']['name']}")
+    process = Process(server, tmp_path_factory.mktemp("operator"))
+    try:
+        yield process
+    finally:
+        process.process.kill()
+        process.process.wait()
+
+
+def objects(admin: Kube, namespace: str) -> int:
+    return len(children(admin, namespace))
+
+
+def test_it_makes_repairs_and_follows(admin: Kube, namespace: str, running: Process) -> None:
+    make(admin, namespace)
+    eventually("all objects are there", lambda: objects(admin, namespace) == 21)
+    eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
+    admin.must("DELETE", path_of("Service", namespace, "demo-gateway"))
+    eventually("the Service is back", lambda: admin.get(path_of("Service", namespace, "demo-gateway")))
+    change(admin, namespace, {"engine": {"replicas": 7}})
+    engine = path_of("StatefulSet", namespace, "demo-engine")
+    eventually("engines are scaled", lambda: admin.get(engine)["spec"]["replicas"] == 7)
+    found = live(admin, namespace)
+    assert "finalizers" not in found["metadata"]
+    assert "annotations" not in found["metadata"]
+
+
+def test_it_deletes_what_an_older_version_has_left(admin: Kube, namespace: str, running: Process) -> None:
+    make(admin, namespace)
+    eventually("all objects are there", lambda: objects(admin, namespace) == 21)
+    for kind in CHILD_KINDS:
+        component = "etcd" if kind == "StatefulSet" else "gateway"
+        old = admin.get(path_of(kind, namespace, f"demo-{component}"))
+        metadata = {key: old["metadata"][key] for key in ("labels", "ownerReferences")}
+        spec = {key: value for key, value in old.get("spec", {}).items() if not key.startswith("clusterIP")}
+        body = {"apiVersion": old["apiVersion"], "kind": kind, "metadata": {"name": "old", **metadata}}
+        admin.must("POST", path_of(kind, namespace), {**body, **({"spec": spec} if spec else {})})
+    eventually("they are gone", lambda: objects(admin, namespace) == 21)
+
+
+def test_a_settled_cluster_costs_no_writes(server: ApiServer, admin: Kube, namespace: str, running: Process) -> None:
+    make(admin, namespace)
+    eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
+
+    def seen(verbs: tuple[str, ...]) -> int:
+        return len(
+            [e for e in server.audited() if e["verb"] in verbs and e.get("objectRef", {}).get("namespace") == namespace]
+        )
+
+    eventually("rounds have begun", lambda: seen(("get",)) > 3)
+    reads, written = seen(("list",)), seen(WRITES)
+    # Three rounds of seven lists each.
+    eventually("three rounds", lambda: seen(("list",)) >= reads + 21)
+    assert seen(WRITES) == written
+
+
+def test_twenty_clusters_fit_into_its_memory(admin: Kube, namespace: str, running: Process) -> None:
+    for number in range(20):
+        make(admin, namespace, name=f"demo-{number}")
+    for number in range(20):
+        eventually("its status is written", lambda: conditions(live(admin, namespace, f"demo-{number}")))  # noqa: B023
+    print(f"resident: {running.rss_mib():.0f} MiB")
+    assert running.rss_mib() <= MAX_RSS_MIB
+
+
+def test_it_lives_as_long_as_it_visits(running: Process) -> None:
+    assert eventually("it is alive", lambda: running.get("/healthz"))
+    assert "agentserving_operator_reconciles_total" in running.get("/metrics")
+    assert "by a bug" not in running.log.read_text()
+
+
+def test_a_deleted_cluster_is_let_go(admin: Kube, namespace: str, running: Process) -> None:
+    make(admin, namespace)
+    eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
+    admin.must("DELETE", f"{CLUSTERS.format(namespace)}/demo")
+    assert admin.get(f"{CLUSTERS.format(namespace)}/demo") is None
+
+
+def granted() -> set[tuple[str, str, str]]:
+    rules = yaml.safe_load((CHART / "files/operator-rules.yaml").read_text())
+    return {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+
+
+def test_it_uses_the_rights_that_it_has_and_asks_for_no_others(server: ApiServer, running: Process) -> None:
+    """After all tests above, which make it do everything that it can do."""
+    refused, used = set(), set()
+    for event in server.audited():
+        where = event.get("objectRef")
+        if where is None or "resource" not in where:
+            continue
+        resource = where["resource"] + (f"/{where['subresource']}" if "subresource" in where else "")
+        use = (where.get("apiGroup", ""), resource, event["verb"])
+        (refused if event.get("responseStatus", {}).get("code") == 403 else used).add(use)
+    assert refused == set()
+    # Asked for by the API server itself, so never seen as requests: by an admission plugin, and for each new object
+    # that is applied (see below).
+    unseen = {("agentserving.io", f"{PLURAL}/finalizers", "update")}
+    unseen |= {right for right in granted() if right[2] == "create" and right[1] not in ("secrets", "events")}
+    assert granted() - used == unseen
+    assert used <= granted()
+
+
+def test_to_apply_a_new_object_takes_the_right_to_create_it(admin: Kube, namespace: str) -> None:
+    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "r"}
+    subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "patcher"}
+    rule = {"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["get", "patch"]}
+    admin.must("POST", f"{rbac}/roles", {"metadata": {"name": "r"}, "rules": [rule]})
+    admin.must("POST", f"{rbac}/rolebindings", {"metadata": {"name": "r"}, "roleRef": reference, "subjects": [subject]})
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "a"}}
+
+    def applied() -> int:
+        path, query = path_of("ServiceAccount", namespace, "a"), {"fieldManager": "m"}
+        headers = {"Impersonate-User": "patcher"}
+        return admin.ask("PATCH", path, account, "application/apply-patch+yaml", headers, **query).status_code
+
+    assert applied() == 403
+    rule["verbs"] = ["get", "patch", "create"]
+    admin.must("PUT", f"{rbac}/roles/r", {"metadata": {"name": "r"}, "rules": [rule]})
+    eventually("the right is there", lambda: applied() == 201)
+
+
+def test_it_ends_when_told(running: Process) -> None:
+    running.process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert running.process.wait(20) == 0, running.log.read_text()[-2000:]
+    assert time.monotonic() - began < 15

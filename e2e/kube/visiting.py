@@ -1,0 +1,96 @@
+"""Clusters on a real API server, and what their objects look like there."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import secrets
+from pathlib import Path
+from typing import Any
+
+from agentserving_operator import control_plane
+from agentserving_operator.__main__ import now
+from agentserving_operator.cluster import CHILD_KINDS, Cluster, path_of
+from agentserving_operator.crd import API_VERSION, KIND
+from agentserving_operator.manifests import Images
+from agentserving_operator.reconcile import Outcome, World, reconcile
+from kube.client import CLUSTERS, Kube
+
+IMAGES = Images(agentserving="registry.test/agentserving:1", vllm="registry.test/vllm:1", etcd="registry.test/etcd:1")
+MERGE = "application/merge-patch+json"
+SIMULATED: dict[str, Any] = {"model": {"name": "tiny"}, "engine": {"type": "Simulator", "replicas": 2}}
+
+
+def make(admin: Kube, namespace: str, spec: dict[str, Any] | None = None, name: str = "demo") -> dict[str, Any]:
+    """An AgentServingCluster."""
+    body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec or SIMULATED}
+    found: dict[str, Any] = admin.must("POST", CLUSTERS.format(namespace), body, fieldValidation="Strict")
+    return found
+
+
+def change(admin: Kube, namespace: str, spec: dict[str, Any], name: str = "demo") -> None:
+    """What `kubectl edit` does."""
+    admin.must("PATCH", f"{CLUSTERS.format(namespace)}/{name}", {"spec": spec}, MERGE)
+
+
+def live(admin: Kube, namespace: str, name: str = "demo") -> dict[str, Any]:
+    """The AgentServingCluster as it is."""
+    found: dict[str, Any] = admin.get(f"{CLUSTERS.format(namespace)}/{name}")
+    return found
+
+
+def visit(kubeconfig: Path, namespace: str, name: str = "demo") -> Outcome:
+    """One visit, with the rights of that file's user."""
+
+    async def once() -> Outcome:
+        async with await Cluster.connect(str(kubeconfig)) as api:
+            world = World(
+                api=api, settle=control_plane.settle, images=IMAGES, now=now, random_bytes=secrets.token_bytes
+            )  # fmt: skip
+            return await reconcile(world, namespace, name)
+
+    return asyncio.run(once())
+
+
+def children(admin: Kube, namespace: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """All objects of the kinds that clusters are made of, and the ticket keys."""
+    found = {}
+    for kind in (*CHILD_KINDS, "Secret"):
+        for each in admin.get(path_of(kind, namespace))["items"]:
+            found[kind, each["metadata"]["name"]] = {**each, "kind": kind}
+    return found
+
+
+def versions(admin: Kube, namespace: str) -> dict[tuple[str, str], str]:
+    """resourceVersions of all of them and of the clusters."""
+    found = {key: each["metadata"]["resourceVersion"] for key, each in children(admin, namespace).items()}
+    for each in admin.get(CLUSTERS.format(namespace))["items"]:
+        found[KIND, each["metadata"]["name"]] = each["metadata"]["resourceVersion"]
+    return found
+
+
+def wanted(objects: dict[tuple[str, str], dict[str, Any]]) -> dict[tuple[str, str], Any]:
+    """What of them is not history."""
+    found = copy.deepcopy(objects)
+    for each in found.values():
+        each.pop("status", None)
+        for name in ("resourceVersion", "generation", "managedFields", "creationTimestamp", "uid"):
+            each["metadata"].pop(name, None)
+        for template in each.get("spec", {}).get("volumeClaimTemplates", []):
+            template.pop("status", None)
+    return found
+
+
+def conditions(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By type."""
+    return {each["type"]: each for each in cluster.get("status", {}).get("conditions", [])}
+
+
+def play_controllers(admin: Kube, namespace: str) -> None:
+    """All pods of all workloads run and are ready, says the status that controllers would write."""
+    for (kind, name), each in children(admin, namespace).items():
+        if kind in ("Deployment", "StatefulSet"):
+            count = each["spec"]["replicas"]
+            status = dict.fromkeys(("replicas", "readyReplicas", "updatedReplicas", "availableReplicas"), count)
+            status["observedGeneration"] = each["metadata"]["generation"]
+            admin.must("PATCH", f"{path_of(kind, namespace, name)}/status", {"status": status}, MERGE)

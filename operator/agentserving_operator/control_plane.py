@@ -1,0 +1,52 @@
+"""The one door to control planes, through the project's own client: puts the policy in force, asks how things are."""
+
+from __future__ import annotations
+
+from agentserving import AsyncClient
+from agentserving.connection import Settings
+from agentserving.errors import AgentServingError, InvalidArgumentError
+from agentserving.values import Balancer
+
+from agentserving_operator.spec_scheduling import Balancer as BalancerName
+from agentserving_operator.spec_scheduling import Scheduling, to_policy
+from agentserving_operator.status import Overview
+
+BALANCERS = {
+    BalancerName.ROUND_ROBIN: Balancer.ROUND_ROBIN,
+    BalancerName.LEAST_USED: Balancer.LEAST_USED,
+    BalancerName.PROGRAM_LOCALITY: Balancer.PROGRAM_LOCALITY,
+    BalancerName.PREFIX_AWARE: Balancer.PREFIX_AWARE,
+}
+DEADLINE_S = 3.0
+
+
+class PolicyRefusedError(Exception):
+    """The control plane does not take the policy; the message is its own."""
+
+
+async def settle(address: str, scheduling: Scheduling, generation: int) -> Overview | None:
+    """Makes the policy what the spec says, and gives the overview; None when the control plane does not answer.
+
+    Compared by value, so it is the same whoever asked before, and a policy set by hand is set back.
+    """
+    wanted, balancer = to_policy(scheduling), BALANCERS[scheduling.balancer]
+    async with AsyncClient(address, settings=Settings(deadline_s=DEADLINE_S, attempts=1)) as client:
+        try:
+            found = await client.get_policy()
+            if (found.policy, found.balancer) != (wanted, balancer):
+                await client.set_policy(wanted, balancer=balancer)
+                found = await client.get_policy()
+            told = await client.get_overview()
+        except InvalidArgumentError as error:
+            raise PolicyRefusedError(str(error)) from error
+        except AgentServingError:
+            return None
+    return Overview(
+        programs=told.programs_live,
+        policy_name=found.policy.name,
+        policy_version=found.version,
+        policy_generation=generation,
+        pending_engines=len(found.pending_engine_ids),
+        store_healthy=told.store_healthy,
+        store_message=told.store_message,
+    )

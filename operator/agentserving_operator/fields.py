@@ -1,0 +1,160 @@
+"""How a field of the API is described: once, on a dataclass, for the CRD's schema and for parsing alike.
+
+A field carries its documentation, default and bounds as metadata; a class carries its CEL rules in `RULES`. Attribute
+names are snake_case here and camelCase on the wire.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass
+from typing import Any
+
+METADATA_KEY = "api"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A CEL rule on an object, and the same in Python.
+
+    `holds` takes the parsed dataclass; None where only the API server can tell (rules over `oldSelf`).
+    `at` is the wire name of the member that is to blame, "" for the object itself.
+    """
+
+    cel: str
+    message: str
+    holds: Callable[[Any], bool] | None = None
+    at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """Bounds of one field. Lengths in characters; `default` MISSING = required, None = may be absent."""
+
+    doc: str
+    default: Any = MISSING
+    minimum: int | None = None
+    maximum: int | None = None
+    min_length: int | None = None
+    max_length: int | None = None
+    pattern: str = ""
+    max_items: int | None = None
+    list_type: str = ""
+    list_map_keys: tuple[str, ...] = ()
+    max_properties: int | None = None
+    immutable: bool = False
+    format: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldInfo:
+    """A field of an API class, resolved."""
+
+    attribute: str
+    wire: str
+    type: Any
+    optional: bool
+    meta: Meta
+
+    @property
+    def required(self) -> bool:
+        """True when a user must write it."""
+        return self.meta.default is MISSING
+
+
+def wire_name(attribute: str) -> str:
+    """camelCase of snake_case."""
+    head, *rest = attribute.split("_")
+    return head + "".join(part.capitalize() for part in rest)
+
+
+def api_fields(cls: type) -> list[FieldInfo]:
+    """The fields of an API class, in the order in which they are written."""
+    hints = typing.get_type_hints(cls)
+    found = []
+    for each in dataclasses.fields(cls):
+        hint, optional = hints[each.name], False
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+            (hint,) = [part for part in typing.get_args(hint) if part is not type(None)]
+            optional = True
+        found.append(FieldInfo(each.name, wire_name(each.name), hint, optional, each.metadata[METADATA_KEY]))
+    return found
+
+
+def rules_of(cls: type) -> tuple[Rule, ...]:
+    """The class's RULES, and one for each immutable field."""
+    own: tuple[Rule, ...] = getattr(cls, "RULES", ())
+    return (*own, *(_immutable(each) for each in api_fields(cls) if each.meta.immutable))
+
+
+def _immutable(info: FieldInfo) -> Rule:
+    name = info.wire
+    cel = f"self.{name} == oldSelf.{name}"
+    if info.meta.default is None:
+        cel = f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || {cel})"
+    return Rule(cel, f"{name} cannot be changed: make a new AgentServingCluster", at=name)
+
+
+def _field(meta: Meta) -> Any:
+    metadata = {METADATA_KEY: meta}
+    if meta.default is MISSING:
+        return dataclasses.field(metadata=metadata)
+    if isinstance(meta.default, type):
+        return dataclasses.field(default_factory=meta.default, metadata=metadata)
+    if isinstance(meta.default, Mapping):
+        return dataclasses.field(default_factory=lambda: dict(meta.default), metadata=metadata)
+    return dataclasses.field(default=meta.default, metadata=metadata)
+
+
+def text(
+    doc: str, max_length: int, *, default: Any = MISSING, min_length: int | None = None, pattern: str = "",
+    immutable: bool = False, format: str = "",
+) -> Any:  # fmt: skip
+    """A string. `format` as OpenAPI means it ("date-time")."""
+    return _field(
+        Meta(
+            doc, default, min_length=min_length, max_length=max_length, pattern=pattern, immutable=immutable,
+            format=format,
+        )
+    )  # fmt: skip
+
+
+def integer(doc: str, minimum: int, maximum: int, *, default: Any = MISSING) -> Any:
+    """A whole number, bounds included; there are no others."""
+    return _field(Meta(doc, default, minimum=minimum, maximum=maximum))
+
+
+def flag(doc: str, *, default: bool) -> Any:
+    """True or false."""
+    return _field(Meta(doc, default))
+
+
+def choice(doc: str, *, default: Any = MISSING, immutable: bool = False) -> Any:
+    """One of a StrEnum's values."""
+    return _field(Meta(doc, default, immutable=immutable))
+
+
+def struct(doc: str, *, default: Any = MISSING, immutable: bool = False) -> Any:
+    """An object; `default` is its class (all of its own defaults) or None (absent)."""
+    return _field(Meta(doc, default, immutable=immutable))
+
+
+def items(
+    doc: str, max_items: int, *, list_type: str = "atomic", keys: tuple[str, ...] = (), default: Any = (),
+    max_length: int | None = None, min_length: int | None = None, pattern: str = "",
+) -> Any:  # fmt: skip
+    """A list of structs, or of strings bounded by `max_length`; `list_type` is atomic, set or map (with `keys`)."""
+    return _field(
+        Meta(
+            doc, default, max_items=max_items, list_type=list_type, list_map_keys=keys,
+            min_length=min_length, max_length=max_length, pattern=pattern,
+        )
+    )  # fmt: skip
+
+
+def mapping(doc: str, max_properties: int, max_length: int, *, default: Mapping[str, str] | None = None) -> Any:
+    """Strings by string; values have at most `max_length` characters."""
+    return _field(Meta(doc, dict(default or {}), max_properties=max_properties, max_length=max_length))

@@ -1,0 +1,54 @@
+"""Every object that a cluster needs, as pure functions of its spec: a file for each kind, `desired` for all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from agentserving_operator.crd import GROUP
+from agentserving_operator.manifests.common import Cluster, Component, Images, Manifest
+from agentserving_operator.manifests.control_plane_deployment import control_plane_deployment
+from agentserving_operator.manifests.disruption_budgets import disruption_budget
+from agentserving_operator.manifests.engine_statefulset import engine_statefulset
+from agentserving_operator.manifests.etcd_statefulset import etcd_statefulset
+from agentserving_operator.manifests.gateway_deployment import gateway_deployment
+from agentserving_operator.manifests.network_policies import network_policy
+from agentserving_operator.manifests.service_accounts import service_account
+from agentserving_operator.manifests.services import (
+    control_plane_service,
+    engine_service,
+    etcd_services,
+    gateway_service,
+)
+from agentserving_operator.spec import StoreType
+
+__all__ = ["HASH_ANNOTATION", "Cluster", "Component", "Images", "Manifest", "components", "desired"]
+
+# A field that is no longer wanted does not show in the object: the hash of what was applied last does.
+HASH_ANNOTATION = f"{GROUP}/applied-hash"
+
+
+def components(cluster: Cluster) -> list[Component]:
+    """The parts that this cluster has."""
+    return [part for part in Component if part is not Component.ETCD or cluster.spec.store.type is StoreType.ETCD]
+
+
+def desired(cluster: Cluster) -> list[Manifest]:
+    """All objects but the ticket key, in the order in which they are needed."""
+    parts = components(cluster)
+    found = [service_account(cluster, part) for part in parts]
+    found += [network_policy(cluster, part) for part in parts]
+    found += [disruption_budget(cluster, part) for part in parts if part is not Component.ENGINE]
+    if Component.ETCD in parts:
+        found += [*etcd_services(cluster), etcd_statefulset(cluster)]
+    found += [control_plane_service(cluster), control_plane_deployment(cluster)]
+    found += [engine_service(cluster), engine_statefulset(cluster)]
+    found += [gateway_service(cluster), gateway_deployment(cluster)]
+    for each in found:
+        each["metadata"]["annotations"] = {HASH_ANNOTATION: _hash(each)}
+    return found
+
+
+def _hash(manifest: Manifest) -> str:
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,89 @@
+"""The control plane's pod. Pure."""
+
+from __future__ import annotations
+
+from agentserving_operator.manifests.common import (
+    PYTHON_ENV,
+    Cluster,
+    Component,
+    Manifest,
+    Port,
+    container,
+    http_probe,
+    made,
+    pod,
+    port,
+    python,
+    resources_of,
+    secret_volume,
+    selector,
+)
+from agentserving_operator.manifests.engine_pod import KEY_DIR, KEY_FILE
+from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints
+from agentserving_operator.spec import StoreType
+
+TLS_DIR = "/etc/agentserving/etcd-tls"
+
+
+def control_plane_deployment(cluster: Cluster) -> Manifest:
+    """One pod. The policy is no argument: it is applied over gRPC, so that an edit restarts nothing."""
+    spec = {
+        "replicas": cluster.spec.control_plane.replicas,
+        # A new one takes the table from the old one at once; both together would do so in turns.
+        "strategy": {"type": "Recreate"},
+        "selector": {"matchLabels": selector(cluster.name, Component.CONTROL_PLANE)},
+        "template": _template(cluster),
+    }
+    return made(cluster, "apps/v1", "Deployment", Component.CONTROL_PLANE, spec=spec)
+
+
+def _template(cluster: Cluster) -> Manifest:
+    volumes = [secret_volume("ticket-key", cluster.ticket_key_name), {"name": "tmp", "emptyDir": {}}]
+    mounts: list[Manifest] = [
+        {"name": "ticket-key", "mountPath": KEY_DIR, "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},
+    ]
+    external = cluster.spec.store.external
+    if external is not None and external.tls_secret_name is not None:
+        volumes.append(secret_volume("etcd-tls", external.tls_secret_name))
+        mounts.append({"name": "etcd-tls", "mountPath": TLS_DIR, "readOnly": True})
+    one = container(
+        cluster,
+        "control-plane",
+        cluster.images.agentserving,
+        resources_of(cluster.spec.control_plane.resources, "250m", "256Mi"),
+        **python("agentserving_controlplane", *_arguments(cluster)),
+        env=[*PYTHON_ENV],
+        ports=[port("grpc", Port.CONTROL_PLANE), port("http", Port.CONTROL_PLANE_HTTP)],
+        volumeMounts=mounts,
+        readinessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
+        livenessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/healthz", periodSeconds=10, timeoutSeconds=5),
+    )
+    return pod(
+        cluster, Component.CONTROL_PLANE, containers=[one], volumes=volumes, terminationGracePeriodSeconds=30
+    )  # fmt: skip
+
+
+def _arguments(cluster: Cluster) -> list[str]:
+    return [
+        "--listen", f"0.0.0.0:{Port.CONTROL_PLANE}",
+        "--http-host", "0.0.0.0", "--http-port", str(Port.CONTROL_PLANE_HTTP),
+        "--ticket-key-file", KEY_FILE,
+        "--program-idle-s", str(cluster.spec.control_plane.program_idle_seconds),
+        *_store_arguments(cluster),
+    ]  # fmt: skip
+
+
+def _store_arguments(cluster: Cluster) -> list[str]:
+    store = cluster.spec.store
+    if store.type is StoreType.MEMORY:
+        return ["--store", "memory"]
+    external = store.external
+    prefix = (external.prefix if external else None) or f"/agentserving/{cluster.namespace}/{cluster.name}"
+    endpoints = external.endpoints if external else etcd_endpoints(cluster)
+    found = ["--store", "etcd", "--etcd-endpoints", ",".join(endpoints), "--etcd-prefix", prefix]
+    if external is not None and external.tls_secret_name is not None:
+        found += ["--etcd-tls-ca", f"{TLS_DIR}/ca.crt"]
+        if external.client_certificate:
+            found += ["--etcd-tls-cert", f"{TLS_DIR}/tls.crt", "--etcd-tls-key", f"{TLS_DIR}/tls.key"]
+    return found

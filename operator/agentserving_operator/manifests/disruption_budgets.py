@@ -1,0 +1,16 @@
+"""How many pods of a part may be evicted at once. Pure."""
+
+from __future__ import annotations
+
+from agentserving_operator.manifests.common import Cluster, Component, Manifest, made, selector
+
+
+def disruption_budget(cluster: Cluster, component: Component) -> Manifest:
+    """One at a time. Of a part with one pod that one: a node could not be drained else."""
+    spec = {
+        "maxUnavailable": 1,
+        "selector": {"matchLabels": selector(cluster.name, component)},
+        # A pod that does not serve is in nobody's way.
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+    }
+    return made(cluster, "policy/v1", "PodDisruptionBudget", component, spec=spec)

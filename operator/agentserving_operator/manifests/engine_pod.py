@@ -1,0 +1,131 @@
+"""The engine container: vLLM with our scheduler, or the simulator. Pure.
+
+Exceptions to Pod Security `restricted`, of vLLM alone: its image runs as root and writes compiled kernels below its
+home, so neither runAsNonRoot nor a read-only root file system is asked for. The rest is as elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentserving_operator.manifests.common import (
+    PYTHON_ENV,
+    Cluster,
+    Manifest,
+    Port,
+    container,
+    http_probe,
+    port,
+    python,
+    resources_of,
+)
+from agentserving_operator.spec import EngineType
+from agentserving_operator.spec_parts import SecretKey
+
+SCHEDULER = "agentserving_engine.scheduler.ProgramScheduler"
+CHANNEL_DIR, KEY_DIR, MODELS_DIR = "/run/agentserving", "/etc/agentserving/ticket", "/models"
+KEY_FILE = f"{KEY_DIR}/key"
+PROBE_EVERY_S = 10
+# Answers when the engine has nothing left to do, or by --drain-s; urllib is in both images, curl is not.
+DRAIN = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{Port.SIDECAR_HTTP}/drain').read()"
+
+
+def engine_container(cluster: Cluster) -> Manifest:
+    """The engine of `spec.engine`."""
+    engine = cluster.spec.engine
+    simulated = engine.type is EngineType.SIMULATOR
+    resources = resources_of(engine.resources, *(("250m", "256Mi") if simulated else ("4", "16Gi")))
+    started: Manifest = {
+        "ports": [port("http", Port.ENGINE)],
+        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+        "volumeMounts": [
+            {"name": "channel", "mountPath": CHANNEL_DIR},
+            {"name": "ticket-key", "mountPath": KEY_DIR, "readOnly": True},
+            {"name": "shm", "mountPath": "/dev/shm"},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+        **_probes(engine.startup_seconds),
+        "lifecycle": {"preStop": {"exec": {"command": ["python" if simulated else "python3", "-c", DRAIN]}}},
+    }
+    if simulated:
+        started |= python("agentserving_simulator", *_simulator_arguments(cluster))
+        started["env"] += PYTHON_ENV
+        return container(cluster, "engine", engine.image or cluster.images.agentserving, resources, **started)
+    started |= {"command": ["python3", "-m", "vllm.entrypoints.openai.api_server"], "args": _vllm_arguments(cluster)}
+    started["env"] += _vllm_env(cluster)
+    started["volumeMounts"].append({"name": "model-cache", "mountPath": MODELS_DIR})
+    if engine.accelerator.count:
+        devices = {engine.accelerator.resource_name: str(engine.accelerator.count)}
+        resources["limits"] = {**resources.get("limits", {}), **devices}
+    made = container(cluster, "engine", engine.image or cluster.images.vllm, resources, **started)
+    made["securityContext"]["readOnlyRootFilesystem"] = False
+    return made
+
+
+def _probes(startup_s: int) -> Manifest:
+    """Until it has loaded its model nobody asks whether it lives; then a minute of silence ends it."""
+    failures = -(-startup_s // PROBE_EVERY_S)
+    ask: dict[str, Any] = {"port": Port.ENGINE, "path": "/health"}
+    return {
+        "startupProbe": http_probe(**ask, periodSeconds=PROBE_EVERY_S, timeoutSeconds=5, failureThreshold=failures),
+        "readinessProbe": http_probe(**ask, periodSeconds=5, timeoutSeconds=5, failureThreshold=3),
+        "livenessProbe": http_probe(**ask, periodSeconds=PROBE_EVERY_S, timeoutSeconds=10, failureThreshold=6)
+        # One that does not answer has no calls to wait for.
+        | {"terminationGracePeriodSeconds": 30},
+    }
+
+
+def served_name(cluster: Cluster) -> str:
+    """What clients call the model."""
+    return cluster.spec.model.served_name or cluster.spec.model.name
+
+
+def _limits(cluster: Cluster) -> list[str]:
+    found = []
+    if cluster.spec.model.max_length is not None:
+        found += ["--max-model-len", str(cluster.spec.model.max_length)]
+    if cluster.spec.engine.max_sequences is not None:
+        found += ["--max-num-seqs", str(cluster.spec.engine.max_sequences)]
+    return found
+
+
+def _simulator_arguments(cluster: Cluster) -> list[str]:
+    simulator = cluster.spec.engine.simulator
+    settings: list[str] = []
+    if simulator is not None:
+        whole, hundredths = divmod(simulator.speed_percent, 100)
+        settings = ["--speed", f"{whole}.{hundredths:02d}", "--num-blocks", str(simulator.num_blocks)]
+    return [
+        "--listen", f"0.0.0.0:{Port.ENGINE}", "--engine-id", "$(POD_NAME)", "--channel-dir", CHANNEL_DIR,
+        "--ticket-key-file", KEY_FILE, "--model", served_name(cluster),
+        *settings, *_limits(cluster), *cluster.spec.engine.extra_args,
+    ]  # fmt: skip
+
+
+def _vllm_arguments(cluster: Cluster) -> list[str]:
+    engine = cluster.spec.engine
+    parallel = engine.accelerator.tensor_parallel_size or engine.accelerator.count
+    found = [
+        "--model", cluster.spec.model.name, "--served-model-name", served_name(cluster),
+        "--host", "0.0.0.0", "--port", str(Port.ENGINE), "--scheduler-cls", SCHEDULER,
+    ]  # fmt: skip
+    if parallel > 1:
+        found += ["--tensor-parallel-size", str(parallel)]
+    if engine.kv_offload_gi_b:
+        found += ["--kv-offloading-size", str(engine.kv_offload_gi_b)]
+    return [*found, *_limits(cluster), *engine.extra_args]
+
+
+def _vllm_env(cluster: Cluster) -> list[Manifest]:
+    found: list[Manifest] = [
+        {"name": "AGENTSERVING_ENGINE_ID", "value": "$(POD_NAME)"},
+        {"name": "AGENTSERVING_CHANNEL_DIR", "value": CHANNEL_DIR},
+        {"name": "AGENTSERVING_TICKET_KEY_FILE", "value": KEY_FILE},
+        {"name": "HF_HOME", "value": MODELS_DIR},
+        {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
+    ]
+    token: SecretKey | None = cluster.spec.model.token
+    if token is not None:
+        key = {"name": token.secret_name, "key": token.key}
+        found.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": key}})
+    return found

@@ -1,0 +1,95 @@
+"""The engines: a pod each, with a name that stays. Pure."""
+
+from __future__ import annotations
+
+from agentserving_operator.manifests.common import (
+    Cluster,
+    Component,
+    Manifest,
+    labels,
+    made,
+    pod,
+    secret_volume,
+    selector,
+    spread,
+)
+from agentserving_operator.manifests.engine_pod import engine_container
+from agentserving_operator.manifests.sidecar import sidecar_container
+from agentserving_operator.parsing import plain
+from agentserving_operator.spec import CacheType, EngineType, ModelCache
+
+# After the drain: the engine's own end, and the sidecar's last reports.
+GRACE_AFTER_DRAIN_S = 60
+
+
+def engine_statefulset(cluster: Cluster) -> Manifest:
+    """`spec.engine.replicas` of them, replaced one at a time."""
+    engine, cache = cluster.spec.engine, cluster.spec.model.cache
+    spec: Manifest = {
+        "replicas": engine.replicas,
+        "serviceName": cluster.child(Component.ENGINE),
+        "podManagementPolicy": "Parallel",
+        "updateStrategy": {"type": "RollingUpdate"},
+        "selector": {"matchLabels": selector(cluster.name, Component.ENGINE)},
+        "template": _template(cluster),
+        # Models can be fetched again.
+        "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Delete"},
+    }
+    if engine.type is EngineType.VLLM and cache.type is CacheType.CLAIM:
+        spec["volumeClaimTemplates"] = [_claim(cluster, cache)]
+    return made(cluster, "apps/v1", "StatefulSet", Component.ENGINE, spec=spec)
+
+
+def _template(cluster: Cluster) -> Manifest:
+    engine = cluster.spec.engine
+    vllm = engine.type is EngineType.VLLM
+    placement = _placement(cluster) if vllm else {"topologySpreadConstraints": spread(cluster, Component.ENGINE)}
+    return pod(
+        cluster,
+        Component.ENGINE,
+        restricted=not vllm,
+        initContainers=[sidecar_container(cluster)],
+        containers=[engine_container(cluster)],
+        terminationGracePeriodSeconds=engine.drain_seconds + GRACE_AFTER_DRAIN_S,
+        volumes=_volumes(cluster),
+        **placement,
+    )
+
+
+def _volumes(cluster: Cluster) -> list[Manifest]:
+    engine, cache = cluster.spec.engine, cluster.spec.model.cache
+    found: list[Manifest] = [
+        {"name": "channel", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+        # Outlives containers, not the pod: a pod that is told to go has its reports acknowledged first.
+        {"name": "journal", "emptyDir": {"sizeLimit": "1Gi"}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": engine.shared_memory}},
+        {"name": "tmp", "emptyDir": {}},
+        secret_volume("ticket-key", cluster.ticket_key_name),
+    ]
+    if engine.type is EngineType.VLLM:
+        if cache.type is CacheType.EMPTY_DIR:
+            found.append({"name": "model-cache", "emptyDir": {"sizeLimit": cache.size}})
+        if cache.type is CacheType.EXISTING:
+            found.append({"name": "model-cache", "persistentVolumeClaim": {"claimName": cache.claim_name}})
+    return found
+
+
+def _claim(cluster: Cluster, cache: ModelCache) -> Manifest:
+    spec: Manifest = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": cache.size}}}
+    if cache.storage_class_name is not None:
+        spec["storageClassName"] = cache.storage_class_name
+    return {"metadata": {"name": "model-cache", "labels": labels(cluster.name, Component.ENGINE)}, "spec": spec}
+
+
+def _placement(cluster: Cluster) -> Manifest:
+    accelerator = cluster.spec.engine.accelerator
+    found: Manifest = {}
+    if accelerator.products and accelerator.count:
+        product = {"key": accelerator.product_label, "operator": "In", "values": list(accelerator.products)}
+        terms = {"nodeSelectorTerms": [{"matchExpressions": [product]}]}
+        found["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+    if accelerator.node_selector:
+        found["nodeSelector"] = dict(accelerator.node_selector)
+    if accelerator.tolerations:
+        found["tolerations"] = [plain(each) for each in accelerator.tolerations]
+    return found

@@ -1,0 +1,108 @@
+"""An etcd of one or three members for one cluster. Pure. It speaks plain HTTP: the NetworkPolicy keeps others off."""
+
+from __future__ import annotations
+
+from agentserving_operator.manifests.common import (
+    Cluster,
+    Component,
+    Manifest,
+    Port,
+    container,
+    http_probe,
+    labels,
+    made,
+    pod,
+    port,
+    selector,
+    spread,
+)
+from agentserving_operator.spec import EtcdStore
+
+DATA_DIR = "/var/lib/etcd"
+
+
+def etcd_settings(cluster: Cluster) -> EtcdStore:
+    """As the user has them."""
+    return cluster.spec.store.etcd or EtcdStore()
+
+
+def peers_service(cluster: Cluster) -> str:
+    """The headless Service that gives members their names."""
+    return f"{cluster.child(Component.ETCD)}-peers"
+
+
+def _members(cluster: Cluster) -> list[tuple[str, str]]:
+    """(name, host) of each."""
+    name = cluster.child(Component.ETCD)
+    hosts = f"{peers_service(cluster)}.{cluster.namespace}.svc"
+    return [(f"{name}-{i}", f"{name}-{i}.{hosts}") for i in range(etcd_settings(cluster).members)]
+
+
+def etcd_endpoints(cluster: Cluster) -> tuple[str, ...]:
+    """host:port of each member: the control plane tries them in turn."""
+    return tuple(f"{host}:{Port.ETCD_CLIENT}" for _, host in _members(cluster))
+
+
+def etcd_statefulset(cluster: Cluster) -> Manifest:
+    """Members start together, since none is ready before the others are there."""
+    settings = etcd_settings(cluster)
+    claim: Manifest = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": settings.size}}}
+    if settings.storage_class_name is not None:
+        claim["storageClassName"] = settings.storage_class_name
+    spec = {
+        "replicas": settings.members,
+        "serviceName": peers_service(cluster),
+        "podManagementPolicy": "Parallel",
+        "updateStrategy": {"type": "RollingUpdate"},
+        "selector": {"matchLabels": selector(cluster.name, Component.ETCD)},
+        "template": _template(cluster),
+        "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Retain"},
+        "volumeClaimTemplates": [
+            {"metadata": {"name": "data", "labels": labels(cluster.name, Component.ETCD)}, "spec": claim}
+        ],
+    }
+    return made(cluster, "apps/v1", "StatefulSet", Component.ETCD, spec=spec)
+
+
+def _arguments(cluster: Cluster) -> list[str]:
+    host = f"$(POD_NAME).{peers_service(cluster)}.{cluster.namespace}.svc"
+    initial = ",".join(f"{name}=http://{peer}:{Port.ETCD_PEER}" for name, peer in _members(cluster))
+    return [
+        "--name=$(POD_NAME)",
+        # A directory of its own making: etcd wants it closed to others, a volume's root is the group's.
+        f"--data-dir={DATA_DIR}/data",
+        f"--listen-client-urls=http://0.0.0.0:{Port.ETCD_CLIENT}",
+        f"--advertise-client-urls=http://{host}:{Port.ETCD_CLIENT}",
+        f"--listen-peer-urls=http://0.0.0.0:{Port.ETCD_PEER}",
+        f"--initial-advertise-peer-urls=http://{host}:{Port.ETCD_PEER}",
+        f"--initial-cluster={initial}",
+        f"--initial-cluster-token={cluster.uid}",
+        f"--listen-metrics-urls=http://0.0.0.0:{Port.ETCD_HTTP}",
+        "--auto-compaction-mode=periodic",
+        "--auto-compaction-retention=1h",
+        f"--quota-backend-bytes={etcd_settings(cluster).quota_mi_b << 20}",
+    ]
+
+
+def _template(cluster: Cluster) -> Manifest:
+    one = container(
+        cluster,
+        "etcd",
+        cluster.images.etcd,
+        {"requests": {"cpu": "100m", "memory": "256Mi"}},
+        command=["etcd"],
+        args=_arguments(cluster),
+        env=[{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+        ports=[port("client", Port.ETCD_CLIENT), port("peer", Port.ETCD_PEER), port("http", Port.ETCD_HTTP)],
+        volumeMounts=[{"name": "data", "mountPath": DATA_DIR}],
+        startupProbe=http_probe(Port.ETCD_HTTP, "/readyz", periodSeconds=2, failureThreshold=150),
+        readinessProbe=http_probe(Port.ETCD_HTTP, "/readyz", periodSeconds=5, timeoutSeconds=5),
+        livenessProbe=http_probe(Port.ETCD_HTTP, "/livez", periodSeconds=10, timeoutSeconds=15, failureThreshold=6),
+    )
+    return pod(
+        cluster,
+        Component.ETCD,
+        containers=[one],
+        terminationGracePeriodSeconds=30,
+        topologySpreadConstraints=spread(cluster, Component.ETCD),
+    )

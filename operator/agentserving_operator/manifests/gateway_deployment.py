@@ -1,0 +1,68 @@
+"""The gateways' pods. Pure."""
+
+from __future__ import annotations
+
+from agentserving_operator.manifests.common import (
+    PYTHON_ENV,
+    Cluster,
+    Component,
+    Manifest,
+    Port,
+    container,
+    http_probe,
+    made,
+    pod,
+    port,
+    python,
+    resources_of,
+    selector,
+    spread,
+)
+
+STATE_DIR = "/var/lib/agentserving"
+GRACE_AFTER_DRAIN_S = 15
+
+
+def gateway_deployment(cluster: Cluster) -> Manifest:
+    """Replaced one at a time, the new one first."""
+    spec = {
+        "replicas": cluster.spec.gateway.replicas,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        "selector": {"matchLabels": selector(cluster.name, Component.GATEWAY)},
+        "template": _template(cluster),
+    }
+    return made(cluster, "apps/v1", "Deployment", Component.GATEWAY, spec=spec)
+
+
+def _template(cluster: Cluster) -> Manifest:
+    gateway = cluster.spec.gateway
+    command = python(
+        "agentserving_gateway",
+        "--listen", f"0.0.0.0:{Port.GATEWAY}",
+        "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
+        "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP),
+        "--state-dir", STATE_DIR, "--max-body-bytes", str(gateway.max_body_bytes),
+    )  # fmt: skip
+    one = container(
+        cluster,
+        "gateway",
+        cluster.images.agentserving,
+        resources_of(gateway.resources, "250m", "128Mi"),
+        **command,
+        env=[*PYTHON_ENV],
+        ports=[port("http", Port.GATEWAY), port("probes", Port.GATEWAY_HTTP)],
+        volumeMounts=[{"name": "state", "mountPath": STATE_DIR}, {"name": "tmp", "mountPath": "/tmp"}],
+        readinessProbe=http_probe(Port.GATEWAY_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
+        livenessProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", periodSeconds=10, timeoutSeconds=5),
+    )
+    if gateway.drain_seconds:
+        # It ends its streams when it is told to end. Before, Services forget it: none are new, and the old ones end.
+        one["lifecycle"] = {"preStop": {"sleep": {"seconds": gateway.drain_seconds}}}
+    return pod(
+        cluster,
+        Component.GATEWAY,
+        containers=[one],
+        volumes=[{"name": "state", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
+        terminationGracePeriodSeconds=gateway.drain_seconds + GRACE_AFTER_DRAIN_S,
+        topologySpreadConstraints=spread(cluster, Component.GATEWAY),
+    )

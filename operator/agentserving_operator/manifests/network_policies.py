@@ -1,0 +1,55 @@
+"""Who may connect to what. Pure. Ports of probes and metrics are open to all: they tell no prompt, no program id."""
+
+from __future__ import annotations
+
+from agentserving_operator.manifests.common import (
+    CLIENT_LABEL,
+    MANAGER,
+    Cluster,
+    Component,
+    Manifest,
+    Port,
+    made,
+    selector,
+)
+
+
+def _rule(ports: list[int], peers: list[Manifest] | None = None) -> Manifest:
+    rule: Manifest = {"ports": [{"protocol": "TCP", "port": number} for number in ports]}
+    if peers is not None:
+        rule["from"] = peers
+    return rule
+
+
+def _policy(cluster: Cluster, component: Component, rules: list[Manifest]) -> Manifest:
+    spec = {
+        "podSelector": {"matchLabels": selector(cluster.name, component)},
+        "policyTypes": ["Ingress"],
+        "ingress": rules,
+    }
+    return made(cluster, "networking.k8s.io/v1", "NetworkPolicy", component, spec=spec)
+
+
+def network_policy(cluster: Cluster, component: Component) -> Manifest:
+    """Of one component."""
+    parts = {part: {"podSelector": {"matchLabels": selector(cluster.name, part)}} for part in Component}
+    clients = {"podSelector": {"matchLabels": {CLIENT_LABEL: "true"}}}
+    operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": MANAGER}}}
+    rules = {
+        Component.ENGINE: [
+            _rule([Port.ENGINE], [parts[Component.GATEWAY], clients]),
+            _rule([Port.SIDECAR], [clients]),
+            _rule([Port.SIDECAR_HTTP]),
+        ],
+        Component.CONTROL_PLANE: [
+            _rule([Port.CONTROL_PLANE], [parts[Component.ENGINE], parts[Component.GATEWAY], clients, operator]),
+            _rule([Port.CONTROL_PLANE_HTTP]),
+        ],
+        Component.GATEWAY: [_rule([Port.GATEWAY, Port.GATEWAY_HTTP])],
+        Component.ETCD: [
+            _rule([Port.ETCD_CLIENT], [parts[Component.CONTROL_PLANE]]),
+            _rule([Port.ETCD_PEER], [parts[Component.ETCD]]),
+            _rule([Port.ETCD_HTTP]),
+        ],
+    }
+    return _policy(cluster, component, rules[component])

@@ -1,0 +1,227 @@
+"""One visit of one cluster: the whole object, whatever the occasion. Visiting twice changes nothing the second time.
+
+read the spec -> compare each desired object with the live one, apply those that differ -> delete ours that are no
+longer desired -> have the policy put in force -> write the status, if it is another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Protocol
+
+import structlog
+
+from agentserving_operator.cluster import RefusedError
+from agentserving_operator.control_plane import PolicyRefusedError
+from agentserving_operator.crd import API_VERSION, KIND
+from agentserving_operator.drift import matches
+from agentserving_operator.events import events_of
+from agentserving_operator.manifests import Cluster, Component, Images, Manifest, desired
+from agentserving_operator.manifests.common import MANAGER, Port
+from agentserving_operator.manifests.ticket_key_secret import KEY_BYTES, ticket_key_secret
+from agentserving_operator.parsing import SpecError, parse
+from agentserving_operator.reasons import Reason, Trouble
+from agentserving_operator.spec import ClusterSpec
+from agentserving_operator.spec_scheduling import Scheduling
+from agentserving_operator.status import Observed, Overview, invalid_status, status_of
+
+log = structlog.get_logger()
+
+
+class Api(Protocol):
+    """What a visit asks of the API server; `cluster.Cluster` is one.
+
+    Every method raises ApiError: RefusedError when the answer is no, UnavailableError when there is none.
+    """
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """None when there is none."""
+
+    async def find(self, kind: str, namespace: str, labels: Mapping[str, str] | None = None) -> list[Manifest]:
+        """By labels."""
+
+    async def children(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        """Of all kinds that a cluster is made of."""
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        """Gives the object as it is now."""
+
+    async def create(self, manifest: Manifest) -> Manifest | None:
+        """None when it is there already; MUST NOT change that one."""
+
+    async def delete(self, live: Manifest) -> None:
+        """Only that very object; one that is gone is no error."""
+
+    async def apply_status(self, manifest: Manifest) -> None:
+        """The whole status."""
+
+
+Settle = Callable[[str, Scheduling, int], Awaitable[Overview | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What a visit needs from outside: ports, the clock, randomness."""
+
+    api: Api
+    settle: Settle
+    images: Images
+    now: Callable[[], str]
+    random_bytes: Callable[[int], bytes]
+
+
+class Outcome(StrEnum):
+    """How a visit ended; a metric's label."""
+
+    GONE = "gone"
+    INVALID = "invalid"
+    # Nothing more to do until something happens.
+    SETTLED = "settled"
+    # Something that no event will tell is under way: come again soon.
+    PENDING = "pending"
+    # The API server refused something: come again later.
+    REFUSED = "refused"
+
+
+async def reconcile(world: World, namespace: str, name: str) -> Outcome:
+    """Visits one cluster. UnavailableError when the API server does not answer."""
+    live = await world.api.get(KIND, namespace, name)
+    if live is None or "deletionTimestamp" in live["metadata"]:
+        # Its children are collected by their owner references.
+        return Outcome.GONE
+    generation, previous = int(live["metadata"]["generation"]), live.get("status", {})
+    try:
+        spec = parse(ClusterSpec, live["spec"])
+    except SpecError as error:
+        trouble = Trouble(Reason.INVALID_SPEC, str(error))
+        await _tell(world, live, invalid_status(trouble, generation, previous, world.now()))
+        return Outcome.INVALID
+    cluster = Cluster(
+        name=name, namespace=namespace, uid=live["metadata"]["uid"], spec=spec, images=world.images,
+        generation=generation,
+    )  # fmt: skip
+    observed = await _converge(world, cluster)
+    observed = await _ask_control_plane(world, cluster, observed)
+    await _tell(world, live, status_of(cluster, observed, previous, world.now()))
+    return _outcome(cluster, observed)
+
+
+def labels_of(name: str) -> dict[str, str]:
+    """Of all objects of a cluster."""
+    return {"app.kubernetes.io/instance": name, "app.kubernetes.io/managed-by": MANAGER}
+
+
+async def _converge(world: World, cluster: Cluster) -> Observed:
+    """Objects as they should be."""
+    found = await world.api.children(cluster.namespace, labels_of(cluster.name))
+    live = {(each["kind"], each["metadata"]["name"]): each for each in found}
+    troubles: list[Trouble] = []
+    await _ensure_ticket_key(world, cluster, troubles)
+    wanted = {(each["kind"], each["metadata"]["name"]): each for each in desired(cluster)}
+    for key, manifest in wanted.items():
+        try:
+            applied = await _ensure(world, cluster, manifest, live.get(key))
+        except RefusedError as error:
+            troubles.append(_refused(f"{key[0]} {key[1]}", error))
+        else:
+            if isinstance(applied, Trouble):
+                troubles.append(applied)
+            else:
+                live[key] = applied
+    for key, each in list(live.items()):
+        if key not in wanted and _is_owned(each, cluster):
+            log.info("no longer wanted", kind=key[0], name=key[1], namespace=cluster.namespace)
+            await world.api.delete(each)
+            del live[key]
+    pods = await world.api.find("Pod", cluster.namespace, labels_of(cluster.name))
+    return Observed(objects=live, pods=pods, troubles=troubles)
+
+
+async def _ensure(world: World, cluster: Cluster, manifest: Manifest, live: Manifest | None) -> Manifest | Trouble:
+    kind, name = manifest["kind"], manifest["metadata"]["name"]
+    if live is None:
+        # Not there, or without the labels by which we look.
+        live = await world.api.get(kind, cluster.namespace, name)
+    if live is not None and not _may_take(live, cluster):
+        told = f"{kind} {name} is there and does not belong to this cluster: delete or rename it, or rename the cluster"
+        return Trouble(Reason.NAME_TAKEN, told)
+    if live is not None and matches(manifest, {**live, "apiVersion": manifest["apiVersion"]}):
+        return live
+    log.info("applying", kind=kind, name=name, namespace=cluster.namespace, new=live is None)
+    return await world.api.apply(manifest)
+
+
+async def _ensure_ticket_key(world: World, cluster: Cluster, troubles: list[Trouble]) -> None:
+    try:
+        there = await world.api.get("Secret", cluster.namespace, cluster.ticket_key_name)
+        if there is None:
+            await world.api.create(ticket_key_secret(cluster, world.random_bytes(KEY_BYTES)))
+        elif not _may_take(there, cluster):
+            told = f"Secret {cluster.ticket_key_name} is there and does not belong to this cluster: delete or rename it"
+            troubles.append(Trouble(Reason.NAME_TAKEN, told))
+    except RefusedError as error:
+        troubles.append(_refused(f"Secret {cluster.ticket_key_name}", error))
+
+
+def _is_owned(live: Manifest, cluster: Cluster) -> bool:
+    return any(owner["uid"] == cluster.uid for owner in live["metadata"].get("ownerReferences", []))
+
+
+def _may_take(live: Manifest, cluster: Cluster) -> bool:
+    """Ours, or an orphan that was: a cluster deleted with --cascade=orphan and made anew takes its children back."""
+    metadata = live["metadata"]
+    orphan = not any(owner.get("controller") for owner in metadata.get("ownerReferences", []))
+    return _is_owned(live, cluster) or (
+        orphan and labels_of(cluster.name).items() <= metadata.get("labels", {}).items()
+    )
+
+
+def _refused(what: str, error: RefusedError) -> Trouble:
+    told = f"{what}: {error}"
+    if "being terminated" in told:
+        return Trouble(Reason.NAMESPACE_TERMINATING, told)
+    if "exceeded quota" in told:
+        return Trouble(Reason.QUOTA_EXCEEDED, told)
+    return Trouble(Reason.APPLY_REFUSED, told)
+
+
+async def _ask_control_plane(world: World, cluster: Cluster, observed: Observed) -> Observed:
+    if not _serves(cluster, observed):
+        return observed
+    address = cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE)
+    try:
+        overview = await world.settle(address, cluster.spec.scheduling, cluster.generation)
+    except PolicyRefusedError as error:
+        trouble = Trouble(Reason.POLICY_REFUSED, f"spec.scheduling: the control plane says: {error}")
+        return replace(observed, troubles=[*observed.troubles, trouble])
+    return replace(observed, overview=overview)
+
+
+def _serves(cluster: Cluster, observed: Observed) -> bool:
+    deployment = observed.objects.get(("Deployment", cluster.child(Component.CONTROL_PLANE)), {})
+    return int(deployment.get("status", {}).get("readyReplicas", 0)) > 0
+
+
+def _outcome(cluster: Cluster, observed: Observed) -> Outcome:
+    if observed.troubles:
+        return Outcome.REFUSED
+    if _serves(cluster, observed) and (observed.overview is None or observed.overview.pending_engines):
+        return Outcome.PENDING
+    return Outcome.SETTLED
+
+
+async def _tell(world: World, live: Manifest, status: dict[str, Any]) -> None:
+    """Writes the status when it is another one, and an Event for each condition that turned."""
+    previous, where = live.get("status", {}), live["metadata"]
+    if status == previous:
+        return
+    named = {"name": where["name"], "namespace": where["namespace"]}
+    await world.api.apply_status({"apiVersion": API_VERSION, "kind": KIND, "metadata": named, "status": status})
+    for event in events_of(live, previous, status, world.now(), world.random_bytes(4).hex()):
+        try:
+            await world.api.create(event)
+        except RefusedError as error:
+            # Nothing depends on it; a namespace that is going takes none.
+            log.warning("event refused", namespace=where["namespace"], name=where["name"], error=str(error))

@@ -1,0 +1,143 @@
+"""The containers of a generated cluster, run as processes: commands, probes and hooks of the manifests, to the letter.
+
+What a pod gives is given here: its address is one of loopback's, volumes are directories, Services' names that address.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agentserving_cli.local.cluster import find_etcd
+from agentserving_operator.control_plane import settle
+from agentserving_operator.manifests import Manifest, desired
+from agentserving_operator.manifests.common import Port
+from support.operator_objects import make_cluster, pod_spec
+
+POD_IP = "127.0.77.1"
+HOSTS = re.compile(r"[-a-z0-9.$()_A-Z]+\.ns\.svc|0\.0\.0\.0|\$\(POD_IP\)")
+SPEC: dict[str, Any] = {"model": {"name": "tiny"}, "engine": {"type": "Simulator", "drainSeconds": 20}}
+
+
+class Pods:
+    """All containers of a cluster with one pod each."""
+
+    def __init__(self, directory: Path, store: dict[str, Any]) -> None:
+        self._directory = directory
+        self.cluster = make_cluster(**SPEC, store=store)
+        self.containers: dict[str, Manifest] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        for workload in desired(self.cluster):
+            if workload["kind"] in ("Deployment", "StatefulSet"):
+                spec = pod_spec(workload)
+                for each in [*spec.get("initContainers", []), *spec["containers"]]:
+                    self.containers[each["name"]] = {**each, "pod": workload["metadata"]["name"]}
+
+    def start(self, name: str) -> None:
+        """Its command with its arguments and environment."""
+        container = self.containers[name]
+        argv = [self._resolved(container, each) for each in [*container["command"], *container.get("args", [])]]
+        argv[0] = {"python": sys.executable, "etcd": find_etcd() if name == "etcd" else ""}[argv[0]]
+        with (self._directory / f"{name}.log").open("wb") as log:
+            self.processes[name] = subprocess.Popen(argv, stdout=log, stderr=log, env={**os.environ})
+
+    def _resolved(self, container: Manifest, text: str) -> str:
+        places: dict[str, str] = {}
+        for mount in container["volumeMounts"]:
+            shared = mount["name"] in ("channel", "ticket-key")
+            path = self._directory / (mount["name"] if shared else f"{container['name']}-{mount['name']}")
+            path.mkdir(exist_ok=True)
+            places[mount["mountPath"]] = str(path)
+            if mount["name"] == "ticket-key":
+                (path / "key").write_bytes(b"k" * 32)
+        text = re.sub("|".join(map(re.escape, places)), lambda found: places[found[0]], text)
+        text = HOSTS.sub(POD_IP, text)
+        return text.replace("$(POD_NAME)", f"{container['pod']}-0").replace("127.0.0.1:7072", f"{POD_IP}:7072")
+
+    def log(self, name: str) -> str:
+        """Its end."""
+        return (self._directory / f"{name}.log").read_text()[-2000:]
+
+    def probe(self, name: str, kind: str) -> int:
+        """HTTP status; 0 when nobody answers."""
+        asked = self.containers[name][kind]["httpGet"]
+        return request(asked["port"], "GET", asked["path"])[0]
+
+    def hook(self, name: str) -> subprocess.CompletedProcess[bytes]:
+        """Its preStop command."""
+        container = self.containers[name]
+        command = [self._resolved(container, each) for each in container["lifecycle"]["preStop"]["exec"]["command"]]
+        return subprocess.run([sys.executable, *command[1:]], capture_output=True, timeout=60, check=False)
+
+    def until_ready(self, *names: str) -> None:
+        """By their readiness probes."""
+        deadline = time.monotonic() + 60
+        for name in names:
+            while self.probe(name, "readinessProbe") != 200:
+                assert self.processes[name].poll() is None, (name, self.log(name))
+                assert time.monotonic() < deadline, (name, self.log(name))
+                time.sleep(0.05)
+
+    def close(self) -> None:
+        """All of them, at once."""
+        for each in self.processes.values():
+            each.kill()
+            each.wait()
+
+
+def request(port: int, verb: str, path: str, body: Any = None) -> tuple[int, str]:
+    """(status, text); status 0 when nobody answers."""
+    connection = http.client.HTTPConnection(POD_IP, port, timeout=30)
+    try:
+        text = None if body is None else json.dumps(body)
+        connection.request(verb, path, text, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    except OSError:
+        return 0, ""
+    finally:
+        connection.close()
+
+
+@pytest.fixture(params=["Memory", "Etcd"])
+def pods(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pods]:
+    made = Pods(tmp_path, {"type": request.param})
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+async def test_what_the_manifests_start_serves_calls_and_leaves_when_idle(pods: Pods) -> None:
+    for name in pods.containers:
+        pods.start(name)
+    # The etcd of this environment is too old to have its probe.
+    pods.until_ready(*(name for name in pods.containers if name != "etcd"))
+    for name in ("engine", "sidecar", "control-plane", "gateway"):
+        assert pods.probe(name, "livenessProbe") == 200, name
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
+    status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body)
+    assert status == 200, text
+    address = f"{POD_IP}:{Port.CONTROL_PLANE}"
+    told = await settle(address, pods.cluster.spec.scheduling, 1)
+    assert told is not None
+    assert (told.programs, told.policy_name, told.store_healthy) == (1, "atlas", True)
+    # The control plane has heard of the sidecar at the pod's own address.
+    assert pods.probe("sidecar", "readinessProbe") == 200
+    done = pods.hook("engine")
+    assert done.returncode == 0, done.stderr
+    assert pods.probe("sidecar", "readinessProbe") == 503
+    status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body)
+    assert status == 503, text
+    for name in ("engine", "sidecar", "gateway", "control-plane"):
+        pods.processes[name].terminate()
+        assert pods.processes[name].wait(30) == 0, (name, pods.log(name))

@@ -1,0 +1,111 @@
+"""What holds for every object of a cluster."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from agentserving_operator.manifests import HASH_ANNOTATION, Cluster, Component, Images, desired
+from agentserving_operator.manifests.common import selector
+from support.operator_objects import IMAGES, make_cluster, pod_spec
+
+CLUSTERS = {
+    "a100": make_cluster(),
+    "simulator": make_cluster(engine={"type": "Simulator"}, store={"type": "Memory"}),
+    "large": make_cluster(
+        engine={"replicas": 8, "accelerator": {"count": 4}, "kvOffloadGiB": 64},
+        gateway={"replicas": 3},
+        store={"type": "Etcd", "etcd": {"members": 3}},
+    ),
+    "external": make_cluster(
+        store={"type": "ExternalEtcd", "external": {"endpoints": ["a:2379"], "tlsSecretName": "t"}}
+    ),
+}
+every = pytest.mark.parametrize("cluster", CLUSTERS.values(), ids=CLUSTERS)
+
+
+@every
+def test_every_object_goes_when_its_cluster_goes(cluster: Cluster) -> None:
+    for each in desired(cluster):
+        (owner,) = each["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["uid"], owner["controller"]) == ("AgentServingCluster", cluster.uid, True)
+        assert each["metadata"]["namespace"] == "ns"
+
+
+@every
+def test_no_two_objects_have_one_name(cluster: Cluster) -> None:
+    names = Counter((each["kind"], each["metadata"]["name"]) for each in desired(cluster))
+    assert set(names.values()) == {1}
+
+
+@every
+def test_every_pod_bears_the_labels_by_which_it_is_selected_and_no_token(cluster: Cluster) -> None:
+    for each in desired(cluster):
+        if each["kind"] not in ("Deployment", "StatefulSet"):
+            continue
+        wanted = each["spec"]["selector"]["matchLabels"]
+        assert wanted.items() <= each["spec"]["template"]["metadata"]["labels"].items()
+        assert pod_spec(each)["automountServiceAccountToken"] is False
+        assert pod_spec(each)["enableServiceLinks"] is False
+
+
+@every
+def test_every_volume_that_is_mounted_is_there_and_the_other_way_round(cluster: Cluster) -> None:
+    for each in desired(cluster):
+        if each["kind"] not in ("Deployment", "StatefulSet"):
+            continue
+        spec = pod_spec(each)
+        claims = [claim["metadata"]["name"] for claim in each["spec"].get("volumeClaimTemplates", [])]
+        there = {volume["name"] for volume in spec.get("volumes", [])} | set(claims)
+        containers = [*spec["containers"], *spec.get("initContainers", [])]
+        assert {mount["name"] for one in containers for mount in one["volumeMounts"]} == there
+
+
+@every
+def test_everything_but_a_vllm_engine_is_restricted(cluster: Cluster) -> None:
+    for each in desired(cluster):
+        if each["kind"] not in ("Deployment", "StatefulSet"):
+            continue
+        spec = pod_spec(each)
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        vllm = each["metadata"]["name"] == "demo-engine" and cluster is not CLUSTERS["simulator"]
+        for one in [*spec["containers"], *spec.get("initContainers", [])]:
+            security = {**spec["securityContext"], **one["securityContext"]}
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert security["allowPrivilegeEscalation"] is False
+            if not vllm or one["name"] == "sidecar":
+                assert security["runAsNonRoot"] is True
+                assert security["readOnlyRootFilesystem"] is True
+
+
+def test_a_store_that_is_not_ours_has_no_objects_here() -> None:
+    for name in ("simulator", "external"):
+        assert not [each for each in desired(CLUSTERS[name]) if "etcd" in each["metadata"]["name"]]
+
+
+def test_the_hash_tells_what_was_applied() -> None:
+    def hashes(cluster: Cluster) -> dict[tuple[str, str], str]:
+        return {
+            (each["kind"], each["metadata"]["name"]): each["metadata"]["annotations"][HASH_ANNOTATION]
+            for each in desired(cluster)
+        }
+
+    one, other = hashes(make_cluster()), hashes(make_cluster(engine={"replicas": 2}))
+    assert one == hashes(make_cluster())
+    assert {key for key in one if one[key] != other[key]} == {("StatefulSet", "demo-engine")}
+
+
+def test_a_change_of_policy_restarts_nothing() -> None:
+    assert desired(make_cluster()) == desired(make_cluster(scheduling={"policy": "fcfs", "balancer": "RoundRobin"}))
+
+
+def test_images_may_need_a_secret() -> None:
+    images = Images(agentserving="a", vllm="b", etcd="c", pull_secrets=("pull",))
+    workloads = [each for each in desired(make_cluster(images)) if each["kind"] in ("Deployment", "StatefulSet")]
+    assert len(workloads) == 4
+    assert all(pod_spec(each)["imagePullSecrets"] == [{"name": "pull"}] for each in workloads)
+    assert "imagePullSecrets" not in pod_spec(desired(make_cluster(IMAGES))[-1])
+
+
+def test_labels_tell_components_apart() -> None:
+    assert len({tuple(selector("demo", part).items()) for part in Component}) == len(Component)

@@ -1,0 +1,63 @@
+"""The control plane's pod starts the real control plane."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agentserving_controlplane.settings import Settings, parse
+from agentserving_operator.manifests.control_plane_deployment import control_plane_deployment
+from agentserving_operator.manifests.engine_pod import KEY_FILE
+from support.operator_objects import make_cluster, only_container, pod_spec
+
+
+def settings(tmp_path: Path, **spec: Any) -> Settings:
+    key = tmp_path / "key"
+    key.write_bytes(b"0123456789abcdef")
+    one = only_container(control_plane_deployment(make_cluster(**spec)))
+    assert one["command"] == ["python", "-m", "agentserving_controlplane"]
+    return parse([str(key) if each == KEY_FILE else each for each in one["args"]])
+
+
+@pytest.mark.parametrize(
+    ("store", "endpoints", "prefix"),
+    [
+        ({}, ("demo-etcd-0.demo-etcd-peers.ns.svc:2379",), "/agentserving/ns/demo"),
+        (
+            {"etcd": {"members": 3}},
+            tuple(f"demo-etcd-{i}.demo-etcd-peers.ns.svc:2379" for i in range(3)),
+            "/agentserving/ns/demo",
+        ),
+        ({"type": "ExternalEtcd", "external": {"endpoints": ["a:1", "b:2"], "prefix": "/x"}}, ("a:1", "b:2"), "/x"),
+    ],
+)
+def test_it_finds_its_etcd(tmp_path: Path, store: dict[str, Any], endpoints: tuple[str, ...], prefix: str) -> None:
+    found = settings(tmp_path, store=store)
+    assert (found.store, found.etcd_endpoints, found.etcd_prefix) == ("etcd", endpoints, prefix)
+
+
+def test_a_table_in_memory_needs_no_etcd(tmp_path: Path) -> None:
+    assert settings(tmp_path, store={"type": "Memory"}).store == "memory"
+
+
+def test_it_is_reached_from_other_pods(tmp_path: Path) -> None:
+    found = settings(tmp_path, controlPlane={"programIdleSeconds": 42})
+    assert (found.listen, found.http_host, found.http_port) == ("0.0.0.0:7070", "0.0.0.0", 7080)
+    assert found.program_idle_s == 42
+
+
+@pytest.mark.parametrize("client", [True, False])
+def test_an_external_etcd_may_ask_for_certificates(tmp_path: Path, client: bool) -> None:
+    external = {"endpoints": ["a:1"], "tlsSecretName": "tls", "clientCertificate": client}
+    store = {"type": "ExternalEtcd", "external": external}
+    found = settings(tmp_path, store=store)
+    assert found.etcd_tls_ca == "/etc/agentserving/etcd-tls/ca.crt"
+    assert bool(found.etcd_tls_cert) is bool(found.etcd_tls_key) is client
+    names = [volume["name"] for volume in pod_spec(control_plane_deployment(make_cluster(store=store)))["volumes"]]
+    assert "etcd-tls" in names
+
+
+def test_two_never_run_at_once() -> None:
+    spec = control_plane_deployment(make_cluster())["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})

@@ -1,0 +1,100 @@
+"""The engine container starts vLLM, or the simulator, as they are."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import agentserving_engine
+from agentserving_engine.settings import PluginSettings
+from agentserving_operator.manifests.engine_pod import SCHEDULER, engine_container
+from agentserving_simulator import __main__ as simulator
+from support.operator_objects import env_of, make_cluster, value_after
+
+SIMULATED = {"type": "Simulator", "simulator": {"speedPercent": 250, "numBlocks": 500}, "maxSequences": 9}
+
+
+def test_the_simulator_takes_its_command_line() -> None:
+    one = engine_container(make_cluster(engine=SIMULATED, model={"name": "m", "servedName": "tiny", "maxLength": 4096}))
+    assert one["command"] == ["python", "-m", "agentserving_simulator"]
+    given = simulator._arguments(one["args"])
+    assert (given.model, given.speed, given.num_blocks) == ("tiny", 2.5, 500)
+    assert (given.max_num_seqs, given.max_model_len, given.listen) == (9, 4096, "0.0.0.0:8000")
+
+
+def test_a_slow_simulator_is_not_rounded_to_zero() -> None:
+    one = engine_container(make_cluster(engine={"type": "Simulator", "simulator": {"speedPercent": 1}}))
+    assert simulator._arguments(one["args"]).speed == 0.01
+
+
+def test_vllm_gets_our_scheduler_which_exists() -> None:
+    arguments = engine_container(make_cluster())["args"]
+    assert value_after(arguments, "--scheduler-cls") == SCHEDULER
+    module, _, name = SCHEDULER.rpartition(".")
+    source = Path(agentserving_engine.__path__[0]) / f"{module.rpartition('.')[2]}.py"
+    # Read, not imported: vLLM is not in this environment. It is a function that chooses one of two classes.
+    made = (ast.ClassDef, ast.FunctionDef)
+    assert name in [node.name for node in ast.parse(source.read_text()).body if isinstance(node, made)]
+
+
+def test_the_plugin_finds_its_settings(tmp_path: Path) -> None:
+    env = env_of(engine_container(make_cluster()))
+    (tmp_path / "key").write_bytes(b"0123456789abcdef")
+    given = {name: str(value) for name, value in env.items()}
+    given |= {"AGENTSERVING_CHANNEL_DIR": str(tmp_path), "AGENTSERVING_TICKET_KEY_FILE": str(tmp_path / "key")}
+    assert {"AGENTSERVING_CHANNEL_DIR", "AGENTSERVING_TICKET_KEY_FILE"} <= env.keys()
+    assert PluginSettings.from_env(given).engine_id == "$(POD_NAME)"
+    # Kubernetes fills in variables that stand before it.
+    assert list(env).index("POD_NAME") < list(env).index("AGENTSERVING_ENGINE_ID")
+
+
+def test_vllm_is_told_what_the_spec_says() -> None:
+    arguments = engine_container(
+        make_cluster(
+            model={"name": "org/m", "servedName": "m", "maxLength": 8192},
+            engine={
+                "accelerator": {"count": 4}, "kvOffloadGiB": 64, "maxSequences": 128, "extraArgs": ["--enforce-eager"],
+            },
+        )
+    )["args"]  # fmt: skip
+    assert value_after(arguments, "--model") == "org/m"
+    assert value_after(arguments, "--served-model-name") == "m"
+    assert value_after(arguments, "--tensor-parallel-size") == "4"
+    assert value_after(arguments, "--kv-offloading-size") == "64"
+    assert value_after(arguments, "--max-num-seqs") == "128"
+    assert value_after(arguments, "--max-model-len") == "8192"
+    assert arguments[-1] == "--enforce-eager"
+
+
+def test_one_device_needs_no_tensor_parallelism() -> None:
+    assert "--tensor-parallel-size" not in engine_container(make_cluster())["args"]
+
+
+def test_devices_are_a_limit_beside_what_the_user_limits() -> None:
+    given = {"resources": {"limits": {"memory": "64Gi", "ephemeralStorage": "1Gi"}, "requests": {"cpu": "8"}}}
+    resources = engine_container(make_cluster(engine=given))["resources"]
+    assert resources["limits"] == {"memory": "64Gi", "ephemeral-storage": "1Gi", "nvidia.com/gpu": "1"}
+    assert resources["requests"] == {"cpu": "8"}
+
+
+def test_an_engine_on_cpu_asks_for_no_device() -> None:
+    resources = engine_container(make_cluster(engine={"accelerator": {"count": 0}}))["resources"]
+    assert "limits" not in resources
+
+
+def test_a_token_comes_from_its_secret() -> None:
+    one = engine_container(make_cluster(model={"name": "m", "token": {"secretName": "hf"}}))
+    assert env_of(one)["HF_TOKEN"] == {"secretKeyRef": {"name": "hf", "key": "token"}}
+    assert "HF_TOKEN" not in env_of(engine_container(make_cluster()))
+
+
+def test_a_model_may_load_for_as_long_as_the_spec_says() -> None:
+    probe = engine_container(make_cluster(engine={"startupSeconds": 1805}))["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 1810
+
+
+def test_leaving_waits_for_the_drain() -> None:
+    command = engine_container(make_cluster())["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[:2] == ["python3", "-c"]
+    compile(command[2], "hook", "exec")
+    assert ":7072/drain" in command[2]

@@ -1,0 +1,111 @@
+"""The CRD keeps the API conventions everywhere, not where somebody thought of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from agentserving_operator import crd
+from agentserving_operator.fields import integer, items, text
+from agentserving_operator.schema import UnboundedFieldError, object_schema
+
+COMMITTED = Path(__file__).parents[2] / "charts/agentserving/crds/agentservingclusters.yaml"
+
+
+def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, schema
+    for name, each in schema.get("properties", {}).items():
+        yield from nodes(each, f"{path}.{name}")
+    for name in ("items", "additionalProperties"):
+        if name in schema:
+            yield from nodes(schema[name], f"{path}[]")
+
+
+def whole() -> list[tuple[str, dict[str, Any]]]:
+    root = crd.version()["schema"]["openAPIV3Schema"]["properties"]
+    return [*nodes(root["spec"], "spec"), *nodes(root["status"], "status")]
+
+
+def test_every_string_number_and_list_is_bounded() -> None:
+    for path, node in whole():
+        if node["type"] == "string":
+            assert "enum" in node or "maxLength" in node, path
+        if node["type"] == "integer":
+            assert "minimum" in node, path
+            assert "maximum" in node, path
+        if node["type"] == "array":
+            assert node["x-kubernetes-list-type"] in ("atomic", "set", "map"), path
+            assert "maxItems" in node, path
+        if "additionalProperties" in node:
+            assert "maxProperties" in node, path
+
+
+def test_there_are_no_floats_and_no_field_without_words() -> None:
+    for path, node in whole():
+        assert node["type"] in ("object", "string", "integer", "array", "boolean"), path
+        assert node.get("description") or path.endswith("[]"), path
+
+
+def test_every_rule_says_what_to_do_and_points_at_a_field_that_exists() -> None:
+    rules = [(node, rule) for _, node in whole() for rule in node.get("x-kubernetes-validations", [])]
+    assert len(rules) > 15
+    for node, rule in rules:
+        assert rule["message"]
+        assert rule.get("fieldPath", ".")[1:] in ("", *node["properties"])
+
+
+def test_conditions_are_a_map_by_type() -> None:
+    conditions = dict(whole())["status.conditions"]
+    assert conditions["x-kubernetes-list-type"] == "map"
+    assert conditions["x-kubernetes-list-map-keys"] == ["type"]
+
+
+def test_status_has_no_defaults() -> None:
+    assert not [path for path, node in whole() if path.startswith("status") and "default" in node]
+
+
+def test_columns_and_scale_point_at_fields_that_exist() -> None:
+    version = crd.version()
+    known = {f".{path}" for path, _ in whole()}
+    assert [column["name"] for column in version["additionalPrinterColumns"]] == [
+        "Ready", "Reason", "URL", "Policy", "Engines", "Programs", "Age",
+    ]  # fmt: skip
+    plain_paths = [c["jsonPath"] for c in version["additionalPrinterColumns"] if "[" not in c["jsonPath"]]
+    scale = version["subresources"]["scale"]
+    assert {*plain_paths, *scale.values()} - {".metadata.creationTimestamp"} <= known
+
+
+def test_the_committed_file_is_what_is_generated() -> None:
+    assert yaml.safe_load(COMMITTED.read_text()) == crd.definition()
+    assert COMMITTED.read_text() == crd.HEADER + crd.to_yaml(crd.definition())
+
+
+@dataclass(frozen=True)
+class UnboundedText:
+    """For the test below."""
+
+    value: str = text("x", None)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class UnboundedNumber:
+    """For the test below."""
+
+    value: int = integer("x", None, 1)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class UnboundedList:
+    """For the test below."""
+
+    value: tuple[str, ...] = items("x", None, max_length=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cls", [UnboundedText, UnboundedNumber, UnboundedList])
+def test_a_field_without_a_bound_is_refused(cls: type) -> None:
+    with pytest.raises(UnboundedFieldError, match=r"Unbounded\w+.value"):
+        object_schema(cls)

@@ -1,0 +1,45 @@
+"""The operator lives as long as it visits, not as long as it answers."""
+
+from __future__ import annotations
+
+import datetime
+import time
+
+import aiohttp
+import pytest
+from agentserving_operator.__main__ import http_app, names, now, parse
+from agentserving_operator.reconcile import Outcome
+from agentserving_operator.visits import Visits
+from aiohttp import web
+
+
+async def never(namespace: str, name: str) -> Outcome:
+    raise AssertionError("nothing is visited here")
+
+
+@pytest.mark.parametrize(("age_s", "status"), [(0, 200), (29, 200), (31, 503)])
+async def test_health_is_the_age_of_the_last_visit(age_s: float, status: int) -> None:
+    visits = Visits(never)
+    visits.settled_at = time.monotonic() - age_s
+    runner = web.AppRunner(http_app(visits, stuck_s=30))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/healthz"
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        assert answer.status == status
+    await runner.cleanup()
+
+
+def test_times_are_as_kubernetes_stores_them() -> None:
+    assert datetime.datetime.strptime(now(), "%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_lists_are_words_between_commas() -> None:
+    assert names(" a, b,,") == ("a", "b")
+    assert names("") == ()
+
+
+def test_images_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse([])
+    assert "--image" in capsys.readouterr().err

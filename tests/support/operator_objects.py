@@ -1,0 +1,42 @@
+"""Clusters as tests of the operator need them, and ways to look into what is made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentserving_operator.manifests import Cluster, Images, Manifest
+from agentserving_operator.parsing import parse
+from agentserving_operator.spec import ClusterSpec
+
+IMAGES = Images(agentserving="registry.test/agentserving:1", vllm="registry.test/vllm:1", etcd="registry.test/etcd:1")
+
+
+def make_cluster(images: Images = IMAGES, **spec: Any) -> Cluster:
+    """A cluster `demo` in namespace `ns`; `spec` as a user writes it, the model filled in."""
+    whole = {"model": {"name": "meta-llama/Llama-3.1-8B-Instruct"}, **spec}
+    return Cluster(
+        name="demo", namespace="ns", uid="11111111-2222-3333-4444-555555555555", spec=parse(ClusterSpec, whole),
+        images=images, generation=3,
+    )  # fmt: skip
+
+
+def pod_spec(workload: Manifest) -> Manifest:
+    """Of a Deployment or StatefulSet."""
+    spec: Manifest = workload["spec"]["template"]["spec"]
+    return spec
+
+
+def only_container(workload: Manifest) -> Manifest:
+    """Its one main container."""
+    (found,) = pod_spec(workload)["containers"]
+    return dict(found)
+
+
+def env_of(container: Manifest) -> dict[str, Any]:
+    """Variables by name: their value, or where it comes from."""
+    return {each["name"]: each.get("value", each.get("valueFrom")) for each in container.get("env", [])}
+
+
+def value_after(arguments: list[str], flag: str) -> str:
+    """What a flag is given."""
+    return arguments[arguments.index(flag) + 1]

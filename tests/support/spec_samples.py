@@ -1,0 +1,70 @@
+"""Specs that make a cluster, and specs that do not: for the parser here, and for a real API server in e2e."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MINIMAL: dict[str, Any] = {"model": {"name": "meta-llama/Llama-3.1-8B-Instruct"}}
+
+VALID: list[dict[str, Any]] = [
+    MINIMAL,
+    {**MINIMAL, "engine": {"type": "Simulator", "simulator": {}, "accelerator": {"count": 0, "products": []}}},
+    {
+        **MINIMAL,
+        "engine": {"accelerator": {"tolerations": [{"key": "spot"}]}, "resources": {"limits": {"cpu": "2"}}},
+    },
+    {**MINIMAL, "store": {"type": "ExternalEtcd", "external": {"endpoints": ["a:2379"]}}},
+    {**MINIMAL, "scheduling": {"policy": "custom", "custom": {"accounting": "Sum"}}},
+]
+
+# (spec, field, words of the parser)
+INVALID: list[tuple[dict[str, Any], str, str]] = [
+    ({}, "spec.model", "is required"),
+    ({"model": {}}, "spec.model.name", "is required"),
+    ({"model": None}, "spec.model", "is required"),
+    ({"model": "llama"}, "spec.model", "must be an object"),
+    ({"model": {"name": ""}}, "spec.model.name", "at least 1"),
+    ({"model": {"name": "a b"}}, "spec.model.name", "does not match"),
+    ({"model": {"name": "a\n"}}, "spec.model.name", "does not match"),
+    ({"model": {"name": "--trust-remote-code"}}, "spec.model.name", "does not match"),
+    ({"model": {"name": "x" * 257}}, "spec.model.name", "at most 256"),
+    ({**MINIMAL, "engine": {"replicas": -1}}, "spec.engine.replicas", "at least 0"),
+    ({**MINIMAL, "engine": {"replicas": True}}, "spec.engine.replicas", "whole number"),
+    ({**MINIMAL, "engine": {"replicas": 1.5}}, "spec.engine.replicas", "whole number"),
+    ({**MINIMAL, "engine": {"type": "TGI"}}, "spec.engine.type", "VLLM, Simulator"),
+    ({**MINIMAL, "engine": {"replica": 1}}, "spec.engine.replica", "no such field; there are type, replicas"),
+    ({**MINIMAL, "engine": {"extraArgs": ["x"] * 129}}, "spec.engine.extraArgs", "at most 128 entries"),
+    ({**MINIMAL, "engine": {"extraArgs": "x"}}, "spec.engine.extraArgs", "must be a list"),
+    ({**MINIMAL, "engine": {"simulator": {}}}, "spec.engine.simulator", "type Simulator only"),
+    ({**MINIMAL, "engine": {"type": "Simulator", "kvOffloadGiB": 1}}, "spec.engine.kvOffloadGiB", "type VLLM"),
+    (
+        {**MINIMAL, "engine": {"accelerator": {"count": 2, "tensorParallelSize": 4}}},
+        "spec.engine.accelerator.tensorParallelSize",
+        "at most count",
+    ),
+    (
+        {**MINIMAL, "engine": {"accelerator": {"products": ["a", "a"]}}},
+        "spec.engine.accelerator.products[1]",
+        "twice",
+    ),
+    (
+        {**MINIMAL, "engine": {"accelerator": {"nodeSelector": {"zone": 3}}}},
+        "spec.engine.accelerator.nodeSelector.zone",
+        "must be a string",
+    ),
+    (
+        {**MINIMAL, "engine": {"accelerator": {"tolerations": [{"operator": "Equal"}]}}},
+        "spec.engine.accelerator.tolerations[0].key",
+        "operator Exists only",
+    ),
+    ({**MINIMAL, "model": {"name": "a", "cache": {"claimName": "c"}}}, "spec.model.cache.claimName", "no other"),
+    ({**MINIMAL, "store": {"type": "ExternalEtcd"}}, "spec.store.external", "is needed with type ExternalEtcd"),
+    ({**MINIMAL, "store": {"etcd": {"members": 2}}}, "spec.store.etcd.members", "1 or 3"),
+    ({**MINIMAL, "scheduling": {"policy": "custom"}}, "spec.scheduling.custom", "is needed with policy custom"),
+    (
+        {**MINIMAL, "scheduling": {"policy": "custom", "custom": {"unmanagedLevel": 1}}},
+        "spec.scheduling.custom.unmanagedLevel",
+        "0 to the number of levels",
+    ),
+    ({**MINIMAL, "controlPlane": {"replicas": 2}}, "spec.controlPlane.replicas", "at most 1"),
+]
