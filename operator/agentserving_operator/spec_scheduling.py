@@ -24,6 +24,8 @@ class PolicyName(StrEnum):
     MLFQ = "mlfq"
     PLAS = "plas"
     ATLAS = "atlas"
+    PROGRAM_PLAS = "program-plas"
+    PROGRAM_ATLAS = "program-atlas"
     CUSTOM = "custom"
 
 
