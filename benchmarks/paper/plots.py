@@ -38,11 +38,9 @@ def draw(out: Path, rows: list[dict[str, Any]]) -> None:
             else:
                 panel.set_xlabel("programs a second")
     handles, names = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="lower center", ncols=len(names), frameon=False)
-    figure.suptitle(
-        "Response time a token against arrival rate: Llama 3.1 8B on one A100, virtual time, 95 % intervals"
-    )
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.legend(handles, names, loc="lower center", ncols=-(-len(names) // 2), frameon=False)
+    figure.suptitle("Response time a token: Llama 3.1 8B on one A100, virtual time, 95 % intervals")
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     for form in ("png", "svg"):
         figure.savefig(out / f"latency.{form}", dpi=110)
     plt.close(figure)
@@ -62,4 +60,4 @@ def _curves(panel: Any, rows: list[dict[str, Any]], key: str) -> None:
         panel.plot(rates, means, style, color=colour, label=name, marker="o", markersize=3)
         if all(half < float("inf") for _, _, half in points):
             low = [max(mean / 10, mean - half) for _, mean, half in points]
-            panel.fill_between(rates, low, [mean + half for _, mean, half in points], color=colour, alpha=0.12)
+            panel.fill_between(rates, low, [mean + half for _, mean, half in points], color=colour, alpha=0.08)

@@ -30,10 +30,15 @@ def grouped(rows: Sequence[Row], *keys: str) -> Groups:
     return groups
 
 
-def told(rows: Sequence[Row], figure: str, form: str = ".3g") -> str:
+def number(value: float) -> str:
+    """Three digits, and all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def told(rows: Sequence[Row], figure: str) -> str:
     """Mean and half width of its 95 % interval."""
     mean, half = interval([row["figures"][figure] for row in rows])
-    return f"{mean:{form}}" + (f" ± {half:.2g}" if half < float("inf") else "")
+    return number(mean) + (f" ± {number(half)}" if half < float("inf") else "")
 
 
 def ratio(over: Sequence[Row], under: Sequence[Row], figure: str) -> list[float]:
