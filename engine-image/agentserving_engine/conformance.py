@@ -16,6 +16,7 @@ NEWEST = (0, 33)
 SCHEDULER_ATTRIBUTES = (
     "_pause_state",
     "block_size",
+    "connector",
     "kv_cache_manager",
     "lora_config",
     "max_num_running_reqs",
