@@ -59,10 +59,17 @@ def test_the_ticket_key_is_kept_and_private(tmp_path: Path) -> None:
     assert (tmp_path / "ticket.key").read_bytes() == key
 
 
-def test_a_socket_path_stays_short_in_a_deep_directory(tmp_path: Path) -> None:
-    deep = StateDir(tmp_path / ("d" * 120))
-    assert len(str(deep.channel_dir("engine-0") / "rank0.sock")) < 108
-    assert deep.channel_dir("engine-0") != StateDir(tmp_path / ("e" * 120)).channel_dir("engine-0")
+def test_a_socket_path_stays_short_in_a_deep_directory_and_ends_with_it(tmp_path: Path) -> None:
+    deep, other = (StateDir(tmp_path / (letter * 120)) for letter in "de")
+    for state in (deep, other):
+        state.claim()
+    channel = deep.channel_dir("engine-0")
+    assert len(str(channel / "rank0.sock")) < 108
+    assert channel != other.channel_dir("engine-0")
+    deep.release()
+    assert not channel.parent.exists()
+    assert other.channel_dir("engine-0").exists()
+    other.release()
 
 
 def test_a_torn_address_file_is_no_cluster(tmp_path: Path) -> None:

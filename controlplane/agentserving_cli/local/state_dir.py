@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from pathlib import Path
 from typing import IO, Any
@@ -77,10 +78,15 @@ class StateDir:
         """Where an engine's socket is; a Unix socket's path must be short."""
         path = self.home / engine_id
         if len(os.fsencode(path)) > MAX_CHANNEL_DIR_BYTES:
-            name = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
-            path = Path(tempfile.gettempdir()) / f"agentserving-{os.getuid()}-{name}" / engine_id
+            path = self._short_home / engine_id
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         return path
+
+    @property
+    def _short_home(self) -> Path:
+        """For sockets of a directory whose own name is too long."""
+        name = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"agentserving-{os.getuid()}-{name}"
 
     def write_addresses(self, document: dict[str, Any]) -> None:
         """cluster.json: other commands find the cluster by it."""
@@ -90,6 +96,7 @@ class StateDir:
         """Somebody else may claim it."""
         if self._lock is not None:
             (self.home / "cluster.json").unlink(missing_ok=True)
+            shutil.rmtree(self._short_home, ignore_errors=True)
             self._lock.close()
             self._lock = None
 
