@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import operator
 import statistics
 import time
@@ -12,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from agentserving_replay.figures import interval
+
 RESULTS = Path(__file__).parent / "results"
-# Two-sided 95 % points of Student's t for 1, 2, ... degrees of freedom.
-_T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +40,10 @@ class Bar:
         return {**asdict(self), "ok": self.ok}
 
 
-def half_width(values: Sequence[float]) -> float:
-    """Half of a 95 % confidence interval of the mean (Student's t)."""
-    if len(values) < 2:
-        return math.inf
-    t = _T95[min(len(values) - 2, len(_T95) - 1)]
-    return t * statistics.stdev(values) / math.sqrt(len(values))
-
-
 def bar(name: str, values: Sequence[float], goal: str, unit: str, against: str) -> Bar:
     """The mean of repeated measurements, with their noise."""
-    mean = statistics.fmean(values)
-    noise = half_width(values) / abs(mean) if mean and len(values) > 1 else 0.0
+    mean, half = interval(values)
+    noise = half / abs(mean) if mean and len(values) > 1 else 0.0
     return Bar(name, round(mean, 4), goal, unit, against, len(values), round(noise, 4))
 
 

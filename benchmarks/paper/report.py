@@ -41,12 +41,6 @@ def told(rows: Sequence[Row], figure: str) -> str:
     return number(mean) + (f" ± {number(half)}" if half < float("inf") else "")
 
 
-def ratio(over: Sequence[Row], under: Sequence[Row], figure: str) -> list[float]:
-    """Seed by seed."""
-    by_seed = {row["run"]["seed"]: row["figures"][figure] for row in under}
-    return [row["figures"][figure] / by_seed[row["run"]["seed"]] for row in over if row["run"]["seed"] in by_seed]
-
-
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

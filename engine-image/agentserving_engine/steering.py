@@ -11,7 +11,7 @@ from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.request import RequestStatus
 
 from agentserving_engine.plugin_state import PluginState, now_us
-from agentserving_engine.policy import CallQueue, lost_tokens
+from agentserving_engine.policy import CallQueue, lost_tokens, wanted_blocks
 from agentserving_engine.waiting_queue import Rank, RankedQueue
 
 # Behind every call: a request that the policy does not know (taking it in has failed).
@@ -79,10 +79,12 @@ class Steering:
             state.order_changed = False
 
     def _waiting_blocks(self) -> int:
-        """What the waiting calls will take, each as much as a running one has in the mean: asking them all costs."""
-        running = self._state.vllm.running
-        mean = sum(request.num_tokens for request in running) // max(1, len(running))
-        return self._state.calls.waiting_count * int(mean // self._state.vllm.block_size + 1)
+        """What the waiting calls will take; nothing is summed up while nobody waits."""
+        vllm, waiting = self._state.vllm, self._state.calls.waiting_count
+        if not waiting:
+            return 0
+        tokens = sum(int(request.num_tokens) for request in vllm.running)
+        return wanted_blocks(waiting, len(vllm.running), tokens, int(vllm.block_size))
 
     def _resume_us(self, free_blocks: int, waiting_blocks: int, key: str) -> float:
         """Time to compute again what the request would lose."""

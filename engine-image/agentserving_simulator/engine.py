@@ -25,7 +25,7 @@ from agentserving.channel import (
 from agentserving.policy import FCFS, from_dict
 from agentserving_engine.call_book import CallBook, copy_record
 from agentserving_engine.channel_server import ChannelServer
-from agentserving_engine.policy import CallQueue, PrefillCost, lost_tokens
+from agentserving_engine.policy import CallQueue, PrefillCost, lost_tokens, wanted_blocks
 
 from agentserving_simulator.block_pool import BlockPool
 from agentserving_simulator.cost_model import CostModel
@@ -84,7 +84,7 @@ class SimulatedEngine:
         """Directives, decision and token budget: the requests of this step and its length; ([], 0) when none runs."""
         while self.channel is not None and self.channel.inbox:
             self._execute(self.channel.inbox.popleft(), now_us)
-        size = self.limits.block_size
+        size, waiting_blocks = self.limits.block_size, self._waiting_blocks()
         decision = self._calls.decide(
             now_us,
             slots=self.limits.max_num_seqs,
@@ -97,7 +97,7 @@ class SimulatedEngine:
                 block_size=size,
                 findable=True,
                 free_blocks=self.free_blocks,
-                waiting_blocks=self._waiting_blocks(),
+                waiting_blocks=waiting_blocks,
             ),
         )
         self.load.promotions += len(decision.promoted)
@@ -111,9 +111,9 @@ class SimulatedEngine:
         return self._schedule(now_us)
 
     def _waiting_blocks(self) -> int:
-        running = self._calls.running_keys
-        tokens = sum(self.requests[key].total for key in running) // max(1, len(running))
-        return self._calls.waiting_count * (tokens // self.limits.block_size + 1)
+        running, waiting = self._calls.running_keys, self._calls.waiting_count
+        tokens = sum(self.requests[key].total for key in running) if waiting else 0
+        return wanted_blocks(waiting, len(running), tokens, self.limits.block_size)
 
     def _reuse(self, request: SimRequest) -> None:
         """Takes what the prefix cache has; the last token is always computed, for there is no answer without it."""

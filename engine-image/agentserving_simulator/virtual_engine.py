@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from agentserving.policy import Policy
-from agentserving_engine.policy import CallFacts, CallQueue, CallStats, PrefillCost, lost_tokens
+from agentserving_engine.policy import CallFacts, CallQueue, CallStats, PrefillCost, lost_tokens, wanted_blocks
 
 from agentserving_simulator.context_cache import ContextCache, Holding, Path
 from agentserving_simulator.cost_model import BLOCK_SIZE, CostModel
@@ -193,8 +193,7 @@ class VirtualEngine:
     def _waiting_blocks(self) -> int:
         """As the plugin estimates it."""
         decoding = self._decoding
-        tokens = decoding.context // max(1, len(decoding.requests))
-        return self.queue.waiting_count * (tokens // self.limits.block_size + 1)
+        return wanted_blocks(self.queue.waiting_count, len(decoding.requests), decoding.context, self.limits.block_size)
 
     def _admit(self, now_us: int) -> None:
         """Starts waiting calls, best first, while there are slots, tokens and blocks (vLLM's `schedule`)."""

@@ -28,6 +28,11 @@ class PrefillCost:
             self.us_per_token += (told - self.us_per_token) * (_SMOOTHING if self.us_per_token else 1)
 
 
+def wanted_blocks(waiting: int, running: int, running_tokens: int, block_size: int) -> int:
+    """What `waiting` calls will take, each as much as a running one has in the mean: asking them all costs."""
+    return waiting * (running_tokens // max(1, running) // block_size + 1)
+
+
 def lost_tokens(computed: int, *, block_size: int, findable: bool, free_blocks: int, waiting_blocks: int) -> int:
     """Of `computed` tokens of a call, how many it would compute again if it gave way now.
 
