@@ -1,0 +1,23 @@
+# shellcheck shell=bash
+# CLUSTER=kind: needs docker, kind, kubectl and helm on PATH. Sourced by e2e/run.
+# Written beside bare.sh, which is the one that has been run: nobody has run this one yet.
+name=agentserving-e2e
+kubeconfig=${TMPDIR:-/tmp}/$name.kubeconfig
+
+cluster_build() {
+  local x
+  for x in docker kind kubectl helm; do command -v "$x" >/dev/null || { echo "CLUSTER=kind needs $x on PATH" >&2; return 1; }; done
+}
+cluster_is_up() { kind get clusters 2>/dev/null | grep -qx "$name"; }
+cluster_up() {
+  if cluster_is_up; then kind export kubeconfig --name "$name" --kubeconfig "$kubeconfig" >&2
+  else kind create cluster --name "$name" --kubeconfig "$kubeconfig" --wait 120s >&2
+  fi
+  echo "$kubeconfig"
+}
+cluster_down() { kind delete cluster --name "$name" --kubeconfig "$kubeconfig" >&2; rm -f "$kubeconfig"; }
+cluster_images() {
+  local made
+  made=$(BUILDER="docker build" scripts/images.sh agentserving)
+  kind load docker-image --name "$name" "$made" # etcd's image is pulled by the node
+}
