@@ -5,7 +5,7 @@ UV := $(shell command -v uv || echo "python3 -m uv")
 RUN := .venv/bin
 PYTHON ?= 3.11
 
-.PHONY: help setup demo test test-matrix bench paper e2e-api check proto crd clean
+.PHONY: help setup demo test test-matrix bench paper e2e-api e2e images check proto crd clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -38,6 +38,12 @@ paper: setup ## the paper's experiments in virtual time into docs/results (QUICK
 e2e-api: setup ## the CRD and the operator on a real API server and etcd (builds kube-apiserver once, with Go)
 	[ -n "$${KUBE_APISERVER:-}" ] || e2e/kube/build >/dev/null
 	$(RUN)/python -m pytest e2e/cases
+
+e2e: setup ## the whole on a real cluster: CLUSTER=bare (root, Go, Debian 12; builds it once) or kind
+	e2e/run
+
+images: ## both images with docker, podman or buildah; VLLM_IMAGE=name@sha256:... pins what the engine stands on
+	scripts/images.sh
 
 check: setup ## ruff, mypy --strict, import-linter, buf, generated code; changes nothing
 	scripts/check.sh
