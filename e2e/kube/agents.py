@@ -1,0 +1,91 @@
+"""Agents inside the cluster: a pod of the project's image, in which Python scripts are run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from kube.kubectl import BOUND_S, Kubectl
+
+IMAGE = "docker.io/agentserving/agentserving:0.1.0"
+NAME = "agents"
+# CONTROL_PLANE PROGRAM: one call over gRPC; prints its status and how many tokens came back.
+CALL = """
+import json, sys
+import agentserving
+with agentserving.Client(sys.argv[1]) as client:
+    body = {"model": "tiny", "max_tokens": 12, "messages": [{"role": "user", "content": "hello"}]}
+    with client.generate("/v1/chat/completions", body, program_id=sys.argv[2]) as answer:
+        print(answer.http_status, json.loads(answer.read())["usage"]["completion_tokens"])
+"""
+LOAD = Path(__file__).with_name("load_script.py")
+
+
+def pod() -> dict[str, Any]:
+    """Restricted, and allowed by the NetworkPolicies to speak to control plane and sidecars."""
+    container = {
+        "name": NAME, "image": IMAGE, "command": ["python", "-c", "import signal; signal.pause()"],
+        "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+        },
+    }  # fmt: skip
+    return {
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": NAME, "labels": {"agentserving.io/client": "true"}},
+        "spec": {
+            "terminationGracePeriodSeconds": 0, "automountServiceAccountToken": False, "enableServiceLinks": False,
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [container],
+        },
+    }  # fmt: skip
+
+
+def python(kubectl: Kubectl, script: str, *arguments: str, bound_s: float = BOUND_S) -> str:
+    """stdout of a script run to its end in the pod."""
+    return kubectl("exec", "-i", NAME, "--", "python", "-", *arguments, text=script, bound_s=bound_s)
+
+
+class Load:
+    """Agents that call through the gateway for as long as the body runs; then `calls`, `failures` and `slowest_s`.
+
+    `failures` are words with the time since the start in front; a stream that breaks off counts as one.
+    """
+
+    def __init__(self, kubectl: Kubectl, url: str, agents: int = 4, max_tokens: int = 60) -> None:
+        argv = ["kubectl", "-n", kubectl.namespace, "exec", "-i", NAME, "--"]
+        argv += ["python", "-c", LOAD.read_text(), url, str(agents), str(max_tokens)]
+        self._argv = argv
+        self._process: subprocess.Popen[str] | None = None
+        self.calls = 0
+        self.failures: list[str] = []
+        self.slowest_s = 0.0
+
+    def __enter__(self) -> Load:
+        self._process = subprocess.Popen(
+            self._argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        # An agent's first call has been answered: there is load from here on.
+        first = self._process.stdout.readline()
+        assert first.strip() == "running", first + (self._process.communicate()[1] if not first else "")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        assert self._process is not None
+        guard = threading.Timer(BOUND_S, self._process.kill)
+        guard.start()
+        # The end of its input is the sign to stop.
+        out, err = self._process.communicate()
+        guard.cancel()
+        if self._process.returncode and kind is None:
+            raise AssertionError(f"the agents ended badly: {err[-2000:]}")
+        if out:
+            told = json.loads(out.splitlines()[-1])
+            self.calls, self.failures, self.slowest_s = told["calls"], told["failures"], told["slowest_s"]
+            print(f"load: {self.calls} calls, {len(self.failures)} failed, slowest {self.slowest_s} s", file=sys.stderr)

@@ -1,0 +1,54 @@
+"""The AgentServingCluster that cases work on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from kube.client import eventually
+from kube.kubectl import Kubectl, is_settled
+from kube.paths import ROOT
+
+READY_BOUND_S = 180.0
+
+
+def simulator_spec() -> dict[str, Any]:
+    """examples/cluster-simulator.yaml with a table that outlives the control plane."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / "examples/cluster-simulator.yaml").read_text())
+    found["spec"]["store"] = {"type": "Etcd", "etcd": {"size": "1Gi"}}
+    return found
+
+
+class Demo:
+    """The AgentServingCluster `demo` and what is asked of it."""
+
+    name = "demo"
+
+    def __init__(self, kubectl: Kubectl, ready_after_s: float | None = None) -> None:
+        self.kubectl, self.ready_after_s = kubectl, ready_after_s
+        self.url = f"http://{self.name}-gateway.{kubectl.namespace}.svc/v1"
+        self.control_plane = f"{self.name}-control-plane.{kubectl.namespace}.svc:7070"
+
+    def live(self) -> dict[str, Any]:
+        """The object."""
+        found: dict[str, Any] = self.kubectl.get("asc", self.name)
+        return found
+
+    def patch(self, spec: dict[str, Any]) -> None:
+        """An edit."""
+        self.kubectl.patch(f"asc/{self.name}", {"spec": spec})
+
+    def until_settled(self, bound_s: float = READY_BOUND_S) -> dict[str, Any]:
+        """Ready for the newest generation, nothing under way."""
+        found: dict[str, Any] = eventually(f"{self.name} is settled", self._settled, bound_s)
+        return found
+
+    def _settled(self) -> dict[str, Any] | None:
+        found = self.live()
+        return found if is_settled(found) else None
+
+    def pods(self, component: str) -> list[dict[str, Any]]:
+        """Of one component, by name."""
+        labels = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component={component}"
+        return sorted(self.kubectl.find("pods", labels), key=lambda pod: str(pod["metadata"]["name"]))

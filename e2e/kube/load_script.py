@@ -1,0 +1,66 @@
+"""Runs in the agents' pod: URL AGENTS MAX_TOKENS. Streams calls until its input ends, then says how they went."""
+
+import asyncio
+import json
+import sys
+import time
+import uuid
+
+import aiohttp
+
+STARTED = time.monotonic()
+
+
+async def call(session: aiohttp.ClientSession, url: str, program: str, max_tokens: int) -> str:
+    """What went wrong; empty when the answer came whole."""
+    body = {
+        "model": "tiny", "stream": True, "max_tokens": max_tokens,
+        "messages": [{"role": "user", "content": "Think about it. " * 20}],
+    }  # fmt: skip
+    try:
+        async with session.post(
+            f"{url}/chat/completions", json=body, headers={"x-agentserving-program-id": program}
+        ) as answer:
+            text = await answer.text()
+            if answer.status != 200:
+                return f"HTTP {answer.status}: {text[:200]}"
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    events = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+    if not events or events[-1] != "[DONE]":
+        return f"the stream broke off after {len(events)} events"
+    reason = json.loads(events[-2])["choices"][0]["finish_reason"]
+    return "" if reason in ("length", "stop") else f"finish_reason {reason}"
+
+
+async def main() -> None:
+    url, agents, max_tokens = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    stopping, first = asyncio.Event(), asyncio.Event()
+    calls, slowest_s, failures = 0, 0.0, []
+
+    async def agent(session: aiohttp.ClientSession) -> None:
+        nonlocal calls, slowest_s
+        while not stopping.is_set():
+            program = f"load-{uuid.uuid4().hex[:12]}"
+            for _ in range(3):
+                began = time.monotonic()
+                wrong = await call(session, url, program, max_tokens)
+                calls, slowest_s = calls + 1, max(slowest_s, time.monotonic() - began)
+                if wrong:
+                    failures.append(f"{began - STARTED:.2f} s: {wrong}")
+                first.set()
+                if stopping.is_set():
+                    return
+
+    loop = asyncio.get_running_loop()
+    loop.run_in_executor(None, sys.stdin.read).add_done_callback(lambda _: stopping.set())
+    timeout = aiohttp.ClientTimeout(total=60)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        tasks = [asyncio.create_task(agent(session)) for _ in range(agents)]
+        await first.wait()
+        print("running", flush=True)
+        await asyncio.gather(*tasks)
+    print(json.dumps({"calls": calls, "failures": failures, "slowest_s": round(slowest_s, 2)}), flush=True)
+
+
+asyncio.run(main())

@@ -1,0 +1,61 @@
+"""One operator and one cluster for the whole run, made the way the README says; cases leave it as they found it.
+
+Files run in the order of their names: the first takes the walk that a new user takes, the last takes everything away.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+from kube import agents
+from kube.demo import Demo, simulator_spec
+from kube.kubectl import Kubectl, run
+from kube.paths import CHART
+
+OPERATOR_NAMESPACE, NAMESPACE = "agentserving", "e2e-agents"
+RELEASE = "agentserving"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cluster_there() -> None:
+    """A KUBECONFIG of somebody's own cluster must not be used by accident."""
+    assert os.environ.get("KUBECONFIG"), "these cases need a cluster of their own: run `make e2e`"
+
+
+@pytest.fixture(scope="session")
+def operator(cluster_there: None) -> Kubectl:
+    """Installed by helm; kubectl in its namespace."""
+    if RELEASE not in run("helm", "list", "-q", "-n", OPERATOR_NAMESPACE):
+        run(
+            "helm", "install", RELEASE, str(CHART), "-n", OPERATOR_NAMESPACE, "--create-namespace", "--wait",
+            "--timeout", "3m", bound_s=200,
+        )  # fmt: skip
+    return Kubectl(OPERATOR_NAMESPACE)
+
+
+@pytest.fixture(scope="session")
+def demo(operator: Kubectl) -> Iterator[Demo]:
+    """Applied and Ready, in a namespace that enforces Pod Security `restricted`."""
+    kubectl = Kubectl(NAMESPACE)
+    namespace = {
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+    }  # fmt: skip
+    kubectl.apply(namespace)
+    new, began = not kubectl.find("asc"), time.monotonic()
+    kubectl.apply(simulator_spec())
+    kubectl("wait", "--for=condition=Ready", "asc/demo", "--timeout=5m", bound_s=310)
+    ready_after_s = time.monotonic() - began if new else None
+    kubectl.apply(agents.pod())
+    kubectl("wait", "--for=condition=Ready", f"pod/{agents.NAME}", "--timeout=1m")
+    yield Demo(kubectl, ready_after_s)
+
+
+@pytest.fixture
+def settled(demo: Demo) -> Demo:
+    """The demo with nothing under way and all of its pods."""
+    demo.until_settled()
+    return demo

@@ -1,0 +1,68 @@
+"""Changes of a running cluster: nobody who is being served notices."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import agentserving
+from kube.agents import Load
+from kube.client import eventually
+from kube.demo import Demo
+
+# In force in every engine after an edit.
+POLICY_BOUND_S = 5.0
+
+
+def running(demo: Demo, component: str) -> dict[str, tuple[str, int]]:
+    """(uid, restarts of all its containers) of each pod."""
+
+    def restarts(pod: dict[str, Any]) -> int:
+        found = [*pod["status"].get("initContainerStatuses", []), *pod["status"]["containerStatuses"]]
+        return sum(each["restartCount"] for each in found)
+
+    return {pod["metadata"]["name"]: (pod["metadata"]["uid"], restarts(pod)) for pod in demo.pods(component)}
+
+
+def test_an_edited_policy_reaches_every_engine_and_restarts_nothing(settled: Demo) -> None:
+    before = running(settled, "engine")
+    with settled.kubectl.forward("svc/demo-control-plane", 7070) as address, agentserving.Client(address) as client:
+
+        def in_force(name: str) -> bool:
+            told = client.get_policy()
+            return told.policy.name == name and not told.pending_engine_ids and len(told.acknowledged_engine_ids) == 2
+
+        for name in ("plas", "atlas"):
+            edited = time.monotonic()
+            settled.patch({"scheduling": {"policy": name}})
+            eventually(f"{name} is in force", lambda name=name: in_force(name), 30)
+            took_s = time.monotonic() - edited
+            print(f"policy {name} in force after {took_s:.1f} s")
+            assert took_s < POLICY_BOUND_S
+            found = settled.until_settled(30)
+            assert found["status"]["policy"]["name"] == name
+            assert found["status"]["policy"]["observedGeneration"] == found["metadata"]["generation"]
+    assert running(settled, "engine") == before
+
+
+def test_an_engine_leaves_under_load_and_no_call_fails(settled: Demo) -> None:
+    with Load(settled.kubectl, settled.url) as load:
+        settled.kubectl("scale", "asc/demo", "--replicas=1")
+        eventually("one engine is left", lambda: len(settled.pods("engine")) == 1, 120)
+        settled.until_settled()
+    assert load.failures == []
+    assert load.calls > 10
+    settled.kubectl("scale", "asc/demo", "--replicas=2")
+    assert settled.until_settled()["status"]["engines"]["summary"] == "2/2"
+
+
+def test_engines_and_gateways_are_replaced_under_load_and_no_call_fails(settled: Demo) -> None:
+    parts = ("engine", "gateway")
+    before = {part: running(settled, part) for part in parts}
+    with Load(settled.kubectl, settled.url) as load:
+        settled.patch({"engine": {"maxSequences": 100}, "gateway": {"maxBodyBytes": 1 << 20}})
+        settled.until_settled(240)
+    assert load.failures == []
+    for part in parts:
+        uids = {uid for uid, _ in before[part].values()}
+        assert not uids & {uid for uid, _ in running(settled, part).values()}, part

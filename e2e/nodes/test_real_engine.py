@@ -1,0 +1,111 @@
+"""Real vLLM (on the CPU, with a tiny random model) in an engine pod, with the plugin: a preemption inside Kubernetes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kube import agents
+from kube.demo import Demo
+from kube.kubectl import Kubectl
+
+NAMESPACE = "e2e-vllm"
+READY_BOUND_S = 420.0
+# In the agents' pod: long calls of two programs fill the engine and its queue, then a newcomer asks for little.
+OVERLOAD = """
+import asyncio, json, sys, time
+import aiohttp, agentserving
+
+async def call(session, program, tokens):
+    body = {"model": "tiny", "prompt": program * 20, "max_tokens": tokens, "ignore_eos": True}
+    headers = {"x-agentserving-program-id": program}
+    async with session.post(sys.argv[1] + "/completions", json=body, headers=headers) as answer:
+        told = await answer.json()
+        assert answer.status == 200, told
+        assert told["usage"]["completion_tokens"] == tokens, told
+    return time.monotonic()
+
+async def load(client, name):
+    return sum(getattr(each.load, name) for each in (await client.get_overview()).engines)
+
+async def main():
+    timeout = aiohttp.ClientTimeout(total=500)
+    async with aiohttp.ClientSession(timeout=timeout) as session, agentserving.AsyncClient(sys.argv[2]) as client:
+        before = await load(client, "preemptions_proactive")
+        hogs = [asyncio.create_task(call(session, f"hog-{i % 2}", 600)) for i in range(12)]
+        while not (await load(client, "waiting") and await load(client, "demotions")):
+            await asyncio.sleep(0.1)
+        newcomer = await call(session, "newcomer", 8)
+        ends = await asyncio.gather(*hogs)
+        after = await load(client, "preemptions_proactive")
+    print(json.dumps({"preemptions": after - before, "ended_later": sum(end > newcomer for end in ends)}))
+
+asyncio.run(main())
+"""
+
+
+def volume(models: str) -> list[dict[str, Any]]:
+    """The machine's directory with vLLM and the model, as a claim; that is how a cluster gives models to its engines."""
+    size, modes = {"storage": "20Gi"}, ["ReadWriteMany"]
+    return [
+        {
+            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "e2e-models"},
+            "spec": {
+                "capacity": size, "accessModes": modes, "storageClassName": "e2e-models",
+                "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": models, "type": "Directory"},
+            },
+        },
+        {
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"},
+            "spec": {
+                "accessModes": modes, "storageClassName": "e2e-models", "volumeName": "e2e-models",
+                "resources": {"requests": size},
+            },
+        },
+    ]  # fmt: skip
+
+
+def cluster(image: str) -> dict[str, Any]:
+    """One engine with four slots, no accelerator."""
+    engine = {
+        "type": "VLLM", "image": image, "maxSequences": 4, "drainSeconds": 10, "startupSeconds": 400,
+        "accelerator": {"count": 0, "products": [], "tolerations": []}, "sharedMemory": "1Gi",
+        "extraArgs": ["--load-format", "dummy", "--enforce-eager", "--dtype", "float32"],
+        "resources": {"requests": {"cpu": "200m", "memory": "2Gi"}},
+    }  # fmt: skip
+    model = {
+        "name": "/models/tiny-llama-1", "servedName": "tiny", "maxLength": 8192,
+        "cache": {"type": "ExistingClaim", "claimName": "models"},
+    }  # fmt: skip
+    spec = {"model": model, "engine": engine, "scheduling": {"policy": "atlas"}, "store": {"type": "Memory"}}
+    kind = {"apiVersion": "agentserving.io/v1alpha1", "kind": "AgentServingCluster", "metadata": {"name": "demo"}}
+    return {**kind, "spec": {**spec, "gateway": {"drainSeconds": 0}}}
+
+
+@pytest.fixture
+def real(operator: Kubectl) -> Iterator[Demo]:
+    models, image = os.environ.get("E2E_MODELS"), os.environ.get("E2E_ENGINE_IMAGE")
+    if not models or not image:
+        pytest.skip("no CPU vLLM for engine pods: CLUSTER=bare has it after `make test` has made the environment")
+    kubectl = Kubectl(NAMESPACE)
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    try:
+        kubectl.apply(*volume(models), cluster(image), agents.pod())
+        kubectl("wait", "--for=condition=Ready", f"pod/{agents.NAME}", "--timeout=1m")
+        yield Demo(kubectl)
+    finally:
+        kubectl("delete", "asc/demo", "--ignore-not-found")
+        kubectl("delete", "namespace", NAMESPACE, "--wait=true")
+        kubectl("delete", "pv", "e2e-models", "--ignore-not-found")
+
+
+@pytest.mark.timeout(900)
+def test_a_newcomer_preempts_long_calls_on_real_vllm(real: Demo) -> None:
+    real.until_settled(READY_BOUND_S)
+    told = json.loads(agents.python(real.kubectl, OVERLOAD, real.url, real.control_plane, bound_s=500))
+    print(told)
+    assert told["preemptions"] > 0
+    assert told["ended_later"] >= 6

@@ -1,0 +1,37 @@
+"""The end: what was installed goes, and nothing stays behind. Last by its name: nothing can be tested after it."""
+
+from __future__ import annotations
+
+from kube.agents import NAME
+from kube.client import eventually
+from kube.demo import Demo
+from kube.kubectl import Kubectl, run
+
+CRD = "agentservingclusters.agentserving.io"
+# Objects of other owners that speak of ours: Events, and leases of nodes.
+HISTORY = ("events", "events.events.k8s.io")
+
+
+def left_behind(namespace: str) -> list[str]:
+    """Everything of the project's in that namespace or in none, of every kind that the API server lists; not the CRD."""
+    found = []
+    for namespaced in ("true", "false"):
+        kinds = run("kubectl", "api-resources", "--verbs=list", f"--namespaced={namespaced}", "-o", "name").split()
+        names = ",".join(kind for kind in kinds if kind not in HISTORY)
+        found += run("kubectl", "-n", namespace, "get", names, "-o", "name", "--ignore-not-found").split()
+    ours = ("demo", "agentserving", "ticket-key")
+    return [name for name in found if any(word in name for word in ours) and CRD not in name and "namespace/" not in name]
+
+
+def test_nothing_is_left_of_a_deleted_cluster_and_an_uninstalled_operator(settled: Demo, operator: Kubectl) -> None:
+    namespace = settled.kubectl.namespace
+    assert len(left_behind(namespace)) > 20
+    settled.kubectl("delete", "asc/demo", "--wait=true")
+    settled.kubectl("delete", "pod", NAME)
+    run("helm", "uninstall", "agentserving", "-n", operator.namespace, "--wait")
+    eventually("nothing is left", lambda: not left_behind(namespace), 120)
+    assert left_behind(operator.namespace) == []
+    # Helm leaves CRDs for good reason: deleting one deletes every cluster.
+    run("kubectl", "delete", "crd", CRD)
+    for each in (namespace, operator.namespace):
+        run("kubectl", "delete", "namespace", each, "--wait=true")
