@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
-
 from kube.client import eventually
 from kube.kubectl import Kubectl, is_settled
 from kube.paths import ROOT

@@ -51,7 +51,7 @@ def demo(operator: Kubectl) -> Iterator[Demo]:
     ready_after_s = time.monotonic() - began if new else None
     kubectl.apply(agents.pod())
     kubectl("wait", "--for=condition=Ready", f"pod/{agents.NAME}", "--timeout=1m")
-    yield Demo(kubectl, ready_after_s)
+    return Demo(kubectl, ready_after_s)
 
 
 @pytest.fixture

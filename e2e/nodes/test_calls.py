@@ -14,6 +14,7 @@ from kube import agents
 from kube.demo import Demo
 from kube.kubectl import conditions
 
+
 def command(*argv: str, control_plane: str) -> str:
     """The `agentserving` command of this checkout."""
     program = Path(sys.executable).with_name("agentserving")

@@ -20,7 +20,9 @@ def left_behind(namespace: str) -> list[str]:
         names = ",".join(kind for kind in kinds if kind not in HISTORY)
         found += run("kubectl", "-n", namespace, "get", names, "-o", "name", "--ignore-not-found").split()
     ours = ("demo", "agentserving", "ticket-key")
-    return [name for name in found if any(word in name for word in ours) and CRD not in name and "namespace/" not in name]
+    return [
+        name for name in found if any(word in name for word in ours) and CRD not in name and "namespace/" not in name
+    ]
 
 
 def test_nothing_is_left_of_a_deleted_cluster_and_an_uninstalled_operator(settled: Demo, operator: Kubectl) -> None:
