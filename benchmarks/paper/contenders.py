@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from agentserving.policy import ATLAS, FCFS, MLFQ, PLAS, PROGRAM_ATLAS, PROGRAM_FCFS, PROGRAM_PLAS, Level, Order, Policy
+from agentserving.policy import (
+    ATLAS,
+    FCFS,
+    GITTINS,
+    MLFQ,
+    PLAS,
+    PROGRAM_ATLAS,
+    PROGRAM_FCFS,
+    PROGRAM_PLAS,
+    Level,
+    Order,
+    Policy,
+)
 from agentserving_simulator.virtual_engine import EngineLimits
 
 # The engine decides every so many steps (paper, section 4.3: multi-step scheduling; N is not published).
@@ -45,6 +57,7 @@ CONTENDERS = {
         Contender("atlas", _every(ATLAS), "the paper's ATLAS: least attained service along the critical path"),
         Contender("program-plas", _every(PROGRAM_PLAS), "PLAS, and within a level the program that came first"),
         Contender("program-atlas", _every(PROGRAM_ATLAS), "ATLAS, and within a level the program that came first"),
+        Contender("gittins", _every(GITTINS), "likeliest to end soonest, as finished programs of its class tell"),
         Contender(
             "srpt",
             Policy("srpt", levels=_REMAINING, order=Order.ATTAINED_SERVICE, max_preemptions=64,

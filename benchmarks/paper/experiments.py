@@ -9,7 +9,9 @@ from functools import partial
 from benchmarks.paper.runs import Run
 
 SEEDS = 5
-PAPER = ("vllm", "vllm-opt", "mlfq", "plas", "atlas", "program-fcfs", "program-plas", "program-atlas", "srpt")
+PAPER = (
+    "vllm", "vllm-opt", "mlfq", "plas", "atlas", "program-fcfs", "program-plas", "program-atlas", "gittins", "srpt",
+)  # fmt: skip
 # Programs a second on one engine, from idle to where FCFS has no steady state.
 RATES = {
     "sharegpt": (0.4, 0.6, 0.8, 1.0, 1.2),

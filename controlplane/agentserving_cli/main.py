@@ -231,7 +231,8 @@ def policy_get(output: str, state_dir: Path, control_plane: str) -> None:
 @state_dir_option
 @control_plane_option
 def policy_set(name_or_file: str, state_dir: Path, control_plane: str) -> None:
-    """Put a preset (fcfs, program-fcfs, mlfq, plas, atlas, program-plas, program-atlas) or a JSON file in force."""
+    """Put a policy in force: fcfs, program-fcfs, mlfq, plas, atlas, program-plas, program-atlas, gittins, or a JSON
+    file."""
     wanted = types_pb2.Policy(name=name_or_file)
     if Path(name_or_file).is_file():
         try:

@@ -208,8 +208,9 @@ def policy_screen(told: admin_service_pb2.GetPolicyResponse) -> Group:
     lines = (
         f"[bold]{escape(value.name)}[/bold], version {told.policy.version}",
         f"account: {_word(facts.get('accounting', ''), 'ACCOUNTING_').lower()}",
+        f"levels: {_word(facts.get('source', ''), 'LEVEL_SOURCE_').lower() or 'fixed'}",
         f"order inside a level: {_word(facts.get('order', ''), 'ORDER_').lower()}",
-        f"promoted to level 0 when {beta}",
+        f"promoted to the best level when {beta}",
         f"preemptions a decision: at most {value.max_preemptions}, every {value.decision_interval_steps} steps",
         f"balancer: {_word(types_pb2.Balancer.Name(told.policy.balancer), 'BALANCER_').lower()}",
         f"followed by: {', '.join(told.acknowledged_engine_ids) or 'no engine'}{pending}",

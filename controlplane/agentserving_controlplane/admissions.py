@@ -74,6 +74,7 @@ def admission_answer(plane: ControlPlane, row: ProgramRow, call: CallRow) -> cal
             plane.epoch,
             call.admit_us // 1_000_000 + TICKET_LIFETIME_S,
             root.open_us,
+            root.name,
         ),
         plane.settings.ticket_key,
     )

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 import structlog
-from agentserving.policy import Accounting, preset
+from agentserving.policy import Accounting, Source, preset
 from agentserving.v1 import admin_service_pb2, call_service_pb2, engine_service_pb2, types_pb2
 
 from agentserving_controlplane import convert, rows
@@ -21,12 +21,13 @@ from agentserving_controlplane.admission_keys import AdmissionKeys, digest
 from agentserving_controlplane.admissions import admission_answer, as_claim, program_for
 from agentserving_controlplane.engines import Engine, EngineRegistry
 from agentserving_controlplane.errors import DomainError, InvalidError, NotFoundError, OverloadedError
+from agentserving_controlplane.gittins import RELEVEL_US, Sizes
 from agentserving_controlplane.group_commit import GroupCommit
 from agentserving_controlplane.history import History
 from agentserving_controlplane.links import Links
 from agentserving_controlplane.load_balancer import LoadBalancer
 from agentserving_controlplane.policy_in_force import POLICY_KEY, REQUESTS_KEY, PolicyInForce
-from agentserving_controlplane.process_table import CANCELLED, COMPLETED, FAILED, ProcessTable
+from agentserving_controlplane.process_table import CANCELLED, CLOSED, COMPLETED, EXPIRED, FAILED, ProcessTable
 from agentserving_controlplane.program_index import Key
 from agentserving_controlplane.rows import ProgramRow
 from agentserving_controlplane.settings import Settings
@@ -59,6 +60,7 @@ class ControlPlane:
         self.listeners: set[Callable[[], None]] = set()
         # Counted from the clock, so that no revision of an earlier process is taken for one of this.
         self.history = History(now_us())
+        self._relevel_us = 0
         self._use_policy()
 
     # -- start ---------------------------------------------------------------------------------------------------
@@ -126,7 +128,7 @@ class ControlPlane:
         """A row as clients see it."""
         root = self.table.root_of(row)
         account = 0 if self.table.accounting is Accounting.NONE else root.attained_service_us
-        level = self.policy_in_force.value.level_of(account)
+        level = self.policy_in_force.executed.level_of(account, root.name)
         return convert.program_to_message(row, root, self.table.state_of(row), level, self.revision)
 
     # -- calls ---------------------------------------------------------------------------------------------------
@@ -228,7 +230,9 @@ class ControlPlane:
     def greet(self, engine: Engine) -> engine_service_pb2.Welcome:
         """What an engine that attaches must know first."""
         held = sorted({root for _, root in self.table.held})
-        return engine_service_pb2.Welcome(epoch=self.epoch, policy=self.policy, held_program_ids=held)
+        return engine_service_pb2.Welcome(
+            epoch=self.epoch, policy=self.policy_in_force.for_engines, held_program_ids=held
+        )
 
     async def brief(self, engine: Engine) -> None:
         """What an engine has missed while it was away: accounts that moved, calls that were cancelled."""
@@ -278,7 +282,7 @@ class ControlPlane:
         if writes:
             self.commits.put_together(writes)
             self._use_policy()
-            self.links.direct_all(policy=made)
+            self.links.direct_all(policy=self.policy_in_force.for_engines)
         await self.commits.durable(self.commits.number)
         return made
 
@@ -290,6 +294,7 @@ class ControlPlane:
             for seconds in (limits.program_idle_s, limits.call_idle_s, limits.closed_retention_s)
         )
         now = now_us()
+        await self._relevel(now)
         for number, key in enumerate(list(self.table.rows)):
             if number % PER_SLICE == PER_SLICE - 1:
                 await asyncio.sleep(0)
@@ -303,6 +308,27 @@ class ControlPlane:
             self.settle()
             if held and not row.held:
                 self._tell_held(row)
+
+    async def _relevel(self, now: int) -> None:
+        """Levels from what finished programs took, when the policy asks for that; the table remembers the latest."""
+        policy = self.policy_in_force.value
+        if policy.source is not Source.GITTINS or now < self._relevel_us:
+            return
+        self._relevel_us = now + RELEVEL_US
+        sizes, live = Sizes(), []
+        for number, row in enumerate(list(self.table.rows.values())):
+            if number % PER_SLICE == PER_SLICE - 1:
+                await asyncio.sleep(0)
+            if row.root != row.program_id:
+                continue
+            if row.state == CLOSED and row.outcome in (COMPLETED, EXPIRED):
+                sizes.end(row.name, row.attained_service_us)
+            else:
+                live.append((row.name, row.attained_service_us))
+        sizes.go_on(live)
+        executed = await asyncio.to_thread(sizes.relevel, policy)
+        if self.policy_in_force.execute(executed):
+            self.links.direct_all(policy=self.policy_in_force.for_engines)
 
     def _forget(self, key: Key) -> None:
         self.history.begin()

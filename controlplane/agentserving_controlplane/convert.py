@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from agentserving.policy import PRESETS, Accounting, InvalidPolicyError, Level, Order, Policy, preset
+from agentserving.policy import InvalidPolicyError, Policy
+from agentserving.policy_message import policy_from
 from agentserving.v1 import engine_service_pb2, types_pb2
 
 from agentserving_controlplane.errors import InvalidError
@@ -10,16 +11,6 @@ from agentserving_controlplane.load_balancer import Balancer
 from agentserving_controlplane.reported import Reported
 from agentserving_controlplane.rows import CallRow, ProgramRow
 
-_ACCOUNTING = {
-    types_pb2.ACCOUNTING_NONE: Accounting.NONE,
-    types_pb2.ACCOUNTING_SUM: Accounting.SUM,
-    types_pb2.ACCOUNTING_CRITICAL_PATH: Accounting.CRITICAL_PATH,
-}
-_ORDER = {
-    types_pb2.ORDER_CALL_ARRIVAL: Order.CALL_ARRIVAL,
-    types_pb2.ORDER_PROGRAM_ARRIVAL: Order.PROGRAM_ARRIVAL,
-    types_pb2.ORDER_ATTAINED_SERVICE: Order.ATTAINED_SERVICE,
-}
 _BALANCER = {
     types_pb2.BALANCER_ROUND_ROBIN: Balancer.ROUND_ROBIN,
     types_pb2.BALANCER_LEAST_USED: Balancer.LEAST_USED,
@@ -31,42 +22,9 @@ _BALANCER = {
 def policy_from_message(message: types_pb2.Policy) -> Policy:
     """A policy value; with only a preset's name set, the preset. InvalidError names the field."""
     try:
-        if message.name in PRESETS and message == types_pb2.Policy(name=message.name):
-            return preset(message.name)
-        if message.accounting not in _ACCOUNTING:
-            if message == types_pb2.Policy(name=message.name):
-                return preset(message.name)
-            raise InvalidPolicyError("accounting", "must be set")
-        if message.order not in _ORDER:
-            raise InvalidPolicyError("order", "must be set")
-        return Policy(
-            name=message.name or "custom",
-            accounting=_ACCOUNTING[message.accounting],
-            levels=tuple(Level(level.upper_bound_us, level.quantum_us) for level in message.levels),
-            order=_ORDER[message.order],
-            beta_milli=message.beta_milli,
-            max_preemptions=message.max_preemptions,
-            decision_interval_steps=message.decision_interval_steps,
-            unmanaged_level=message.unmanaged_level,
-        )
+        return policy_from(message)
     except InvalidPolicyError as error:
         raise InvalidError("BAD_POLICY", str(error), field=f"policy.{error.field}") from error
-
-
-def policy_to_message(policy: Policy) -> types_pb2.Policy:
-    """Inverse of `policy_from_message`."""
-    return types_pb2.Policy(
-        name=policy.name,
-        accounting=next(number for number, value in _ACCOUNTING.items() if value is policy.accounting),
-        levels=[
-            types_pb2.Level(upper_bound_us=level.upper_bound_us, quantum_us=level.quantum_us) for level in policy.levels
-        ],
-        order=next(number for number, value in _ORDER.items() if value is policy.order),
-        beta_milli=policy.beta_milli,
-        max_preemptions=policy.max_preemptions,
-        decision_interval_steps=policy.decision_interval_steps,
-        unmanaged_level=policy.unmanaged_level,
-    )
 
 
 def balancer_from_number(number: int) -> Balancer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from agentserving.policy import Policy
+from agentserving.policy_message import policy_to
 from agentserving.v1 import admin_service_pb2, types_pb2
 
 from agentserving_controlplane import convert
@@ -29,13 +30,14 @@ _decoder = msgspec.msgpack.Decoder(list[_Applied])
 
 
 class PolicyInForce:
-    """`message` for the wire, `value` for decisions."""
+    """`message` for the wire, `value` for decisions; what engines execute may be made from it (`execute`)."""
 
     def __init__(self, policy: Policy, balancer: Balancer) -> None:
         self.message = types_pb2.PolicyVersion(
-            version=1, policy=convert.policy_to_message(policy), balancer=convert.balancer_to_number(balancer)
+            version=1, policy=policy_to(policy), balancer=convert.balancer_to_number(balancer)
         )
         self.value, self.balancer = policy, balancer
+        self.executed, self.for_engines = policy, self.message
         self._applied: list[_Applied] = []
 
     def restore(self, stored: bytes | None, requests: bytes | None) -> None:
@@ -49,6 +51,17 @@ class PolicyInForce:
         self.message = message
         self.value = convert.policy_from_message(message.policy)
         self.balancer = convert.balancer_from_number(message.balancer)
+        self.executed, self.for_engines = self.value, message
+
+    def execute(self, policy: Policy) -> bool:
+        """What engines execute in the place of `value`, under the same version; False when they do so already."""
+        if policy == self.executed:
+            return False
+        self.executed = policy
+        self.for_engines = types_pb2.PolicyVersion()
+        self.for_engines.CopyFrom(self.message)
+        self.for_engines.policy.CopyFrom(policy_to(policy))
+        return True
 
     def apply(self, request: admin_service_pb2.ApplyPolicyRequest) -> tuple[types_pb2.PolicyVersion, list[Write]]:
         """The version that a request makes, and what to write down together; nothing to write when it did so before."""
@@ -67,7 +80,7 @@ class PolicyInForce:
         wanted.CopyFrom(self.message)
         wanted.version += 1
         if request.HasField("policy") and request.policy != types_pb2.Policy():
-            wanted.policy.CopyFrom(convert.policy_to_message(convert.policy_from_message(request.policy)))
+            wanted.policy.CopyFrom(policy_to(convert.policy_from_message(request.policy)))
         if request.balancer:
             wanted.balancer = convert.balancer_to_number(convert.balancer_from_number(request.balancer))
         self._use(wanted)

@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from agentserving.policy import Policy
+from agentserving.policy import Policy, Source
+from agentserving_controlplane.gittins import RELEVEL_US, Sizes
 from agentserving_controlplane.load_balancer import Balancer, Candidate, LoadBalancer
 from agentserving_controlplane.process_table import COMPLETED, ProcessTable, Reported
 from agentserving_controlplane.rows import ProgramRow
@@ -111,6 +112,8 @@ class VirtualCluster:
         self._calls: dict[str, tuple[str, int]] = {}
         self._events: list[tuple[int, int, tuple[object, ...]]] = []
         self._order = 0
+        self._sizes = Sizes()
+        self._relevel_us = RELEVEL_US if spec.policy.source is Source.GITTINS else 0
 
     def add(self, programs: Iterable[Program]) -> None:
         """Programs that are going to arrive."""
@@ -127,6 +130,8 @@ class VirtualCluster:
         last_us = until_s * 1e6
         while self._events and self._events[0][0] <= last_us:
             self.now_us, _, event = heapq.heappop(self._events)
+            if self._relevel_us and self.now_us >= self._relevel_us:
+                self._relevel()
             match event:
                 case (Program() as program,):
                     self._open(program)
@@ -135,6 +140,15 @@ class VirtualCluster:
                 case (_Engine() as engine, int() as version) if version == engine.version:
                     self._step(engine)
         return self.results
+
+    def _relevel(self) -> None:
+        """Levels made anew from what finished programs took, as the control plane does it."""
+        self._relevel_us = self.now_us + RELEVEL_US
+        self._sizes.go_on((live.program.name, live.row.attained_service_us) for live in self._live.values())
+        policy = self._sizes.relevel(self.spec.policy)
+        for engine in self.engines:
+            if engine.model.queue.policy != policy:
+                engine.model.queue.set_policy(policy)
 
     def _at(self, when_us: int, *event: object) -> None:
         self._order += 1
@@ -182,7 +196,9 @@ class VirtualCluster:
         account, arrived = admitted.attained_service_us, row.open_us + 1
         if self.spec.clairvoyant:
             account = int(live.needs_us)
-        facts = CallFacts(admitted.call_id, row.root, account, row.account_wait_us, arrived)
+        facts = CallFacts(
+            admitted.call_id, row.root, account, row.account_wait_us, arrived, application=live.program.name
+        )
         engine.model.arrive(request, facts, now)
         engine.in_flight += 1
         # An idle engine begins after everything else that happens at this instant: siblings arrive together.
@@ -255,6 +271,7 @@ class VirtualCluster:
     def _close(self, live: _Live) -> None:
         row, program = live.row, live.program
         self._table.close(row, COMPLETED, self.now_us)
+        self._sizes.end(program.name, row.attained_service_us)
         self.results.append(
             ProgramResult(
                 program.name, program.arrival_s, self.now_us / 1e6 - program.arrival_s, live.tool_us / 1e6,

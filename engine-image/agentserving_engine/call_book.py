@@ -38,6 +38,7 @@ class OpenCall:
     record: CallRecord
     base_id: str
     program_arrival_us: int = 0
+    application: str = ""
     members: set[str] = field(default_factory=set)
     charged_step: int = -1
     # Output tokens of each live member, as far as they were seen.
@@ -87,7 +88,9 @@ class CallBook:
         record = call.record
         attained, wait = self._accounts.get(record.root_program_id, (0, 0))
         attained = max(attained, record.attained_service_us) if accounting is not Accounting.NONE else 0
-        return CallFacts(request_id, record.root_program_id, attained, wait, call.program_arrival_us)
+        return CallFacts(
+            request_id, record.root_program_id, attained, wait, call.program_arrival_us, application=call.application
+        )
 
     def _find_call(self, request_id: str, session_id: str | None, now_us: int, unix_s: float) -> OpenCall | None:
         if not session_id or self._key is None:
@@ -119,7 +122,7 @@ class CallBook:
             ticket.thread_id,
             ticket.attained_service_us,
         )
-        call = self._open[ticket.call_id] = OpenCall(record, base_id, ticket.program_arrival_us)
+        call = self._open[ticket.call_id] = OpenCall(record, base_id, ticket.program_arrival_us, ticket.application)
         self._rotation.append(ticket.call_id)
         self.learn(ticket.root_program_id, 0, ticket.wait_us)
         return call

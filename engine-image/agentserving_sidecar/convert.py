@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from agentserving.channel import CallRecord, Load
-from agentserving.policy import Accounting, Level, Order, Policy, to_dict
 from agentserving.v1 import engine_service_pb2 as pb
 from agentserving.v1 import types_pb2
 
@@ -46,19 +43,3 @@ def call_report(record: CallRecord, boot_id: str) -> pb.CallReport:
 def load_message(load: Load) -> types_pb2.EngineLoad:
     """Same fields, same names."""
     return types_pb2.EngineLoad(**{name: getattr(load, name) for name in load.__struct_fields__})
-
-
-def policy_dict(message: types_pb2.Policy) -> dict[str, Any]:
-    """The policy as SetPolicy carries it. InvalidPolicyError when it cannot be executed."""
-    return to_dict(
-        Policy(
-            name=message.name,
-            accounting=list(Accounting)[max(0, message.accounting - 1)],
-            levels=tuple(Level(level.upper_bound_us, level.quantum_us) for level in message.levels),
-            order=list(Order)[max(0, message.order - 1)],
-            beta_milli=message.beta_milli,
-            max_preemptions=message.max_preemptions,
-            decision_interval_steps=message.decision_interval_steps,
-            unmanaged_level=message.unmanaged_level,
-        )
-    )

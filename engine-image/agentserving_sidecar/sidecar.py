@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import structlog
-from agentserving import policy as policy_values
 from agentserving.channel import (
     AckCalls,
     CallRecord,
@@ -26,11 +25,13 @@ from agentserving.channel import (
     SetPolicy,
     ToEngine,
 )
+from agentserving.policy import InvalidPolicyError, to_dict
+from agentserving.policy_message import policy_from
 from agentserving.v1 import engine_service_pb2 as pb
 from agentserving.v1 import types_pb2
 
 from agentserving_sidecar.attach import LeaderLink
-from agentserving_sidecar.convert import call_report, load_message, policy_dict
+from agentserving_sidecar.convert import call_report, load_message
 from agentserving_sidecar.engine_link import EngineLink
 from agentserving_sidecar.journal import Entry, Journal, JournalFullError
 from agentserving_sidecar.progress_probe import Progress
@@ -242,8 +243,8 @@ class Sidecar:
         if self._policy is None:
             return
         try:
-            values = policy_dict(self._policy.policy)
-        except policy_values.InvalidPolicyError as error:
+            values = to_dict(policy_from(self._policy.policy))
+        except InvalidPolicyError as error:
             self.engine_policy(0, PolicyResult(self._policy.version, str(error)))
             return
         self._to_engine(SetPolicy(self._policy.version, values))

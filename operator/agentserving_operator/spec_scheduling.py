@@ -26,6 +26,7 @@ class PolicyName(StrEnum):
     ATLAS = "atlas"
     PROGRAM_PLAS = "program-plas"
     PROGRAM_ATLAS = "program-atlas"
+    GITTINS = "gittins"
     CUSTOM = "custom"
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, TypeVar
 
-from agentserving.policy import Accounting, Level, Order, Policy, preset
+from agentserving.policy_message import policy_from
 from agentserving.v1 import types_pb2
 from agentserving.values import Balancer, PolicyVersion
 
@@ -64,34 +64,4 @@ def policy_version(
     """A policy in force."""
     return PolicyVersion(
         message.version, policy_from(message.policy), Balancer(message.balancer), acknowledged, pending
-    )
-
-
-def policy_from(message: types_pb2.Policy) -> Policy:
-    """The policy value of a message; a bare name is the preset. InvalidPolicyError when it makes none."""
-    if message.accounting == types_pb2.ACCOUNTING_UNSPECIFIED:
-        return preset(message.name)
-    return Policy(
-        name=message.name,
-        accounting=Accounting[types_pb2.Accounting.Name(message.accounting).removeprefix("ACCOUNTING_")],
-        levels=tuple(Level(level.upper_bound_us, level.quantum_us) for level in message.levels),
-        order=Order[types_pb2.Order.Name(message.order).removeprefix("ORDER_")],
-        beta_milli=message.beta_milli,
-        max_preemptions=message.max_preemptions,
-        decision_interval_steps=message.decision_interval_steps,
-        unmanaged_level=message.unmanaged_level,
-    )
-
-
-def policy_to(policy: Policy) -> types_pb2.Policy:
-    """Inverse of `policy_from`."""
-    return types_pb2.Policy(
-        name=policy.name,
-        accounting=types_pb2.Accounting.Value(f"ACCOUNTING_{policy.accounting.name}"),
-        levels=[types_pb2.Level(upper_bound_us=lv.upper_bound_us, quantum_us=lv.quantum_us) for lv in policy.levels],
-        order=types_pb2.Order.Value(f"ORDER_{policy.order.name}"),
-        beta_milli=policy.beta_milli,
-        max_preemptions=policy.max_preemptions,
-        decision_interval_steps=policy.decision_interval_steps,
-        unmanaged_level=policy.unmanaged_level,
     )

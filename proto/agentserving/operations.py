@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from agentserving import messages
 from agentserving.policy import Policy
+from agentserving.policy_message import policy_to
 from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
 from agentserving.values import Admission, Balancer, Engine, Outcome, Overview, PolicyVersion, Program, ProgramState
 
@@ -220,7 +221,7 @@ def set_policy(
     pb = admin_service_pb2
     message = types_pb2.Policy(name=policy) if isinstance(policy, str) else None
     if isinstance(policy, Policy):
-        message = messages.policy_to(policy)
+        message = policy_to(policy)
     request = pb.ApplyPolicyRequest(
         policy=message,
         balancer=types_pb2.Balancer.ValueType(balancer),

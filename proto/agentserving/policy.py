@@ -13,6 +13,8 @@ from typing import Any
 
 MAX_LEVELS = 64
 MAX_NAME_BYTES = 128
+MAX_RANK = 1000
+MAX_CLASSES = 256
 
 
 class Accounting(StrEnum):
@@ -31,6 +33,16 @@ class Order(StrEnum):
     ATTAINED_SERVICE = "attained_service"
 
 
+class Source(StrEnum):
+    """Where the levels come from."""
+
+    # They are the policy's own.
+    FIXED = "fixed"
+    # The control plane makes them from the service of finished programs, for each class of programs (Gittins index);
+    # the policy's own serve until enough have finished.
+    GITTINS = "gittins"
+
+
 class InvalidPolicyError(ValueError):
     """A policy that cannot be executed. ``field`` is the path of the offending field, ``str(error)`` what to do."""
 
@@ -41,10 +53,14 @@ class InvalidPolicyError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Level i holds attained service in [previous upper bound, upper_bound_us). 0 on the last level = unbounded."""
+    """Level i holds attained service in [previous upper bound, upper_bound_us). 0 on the last level = unbounded.
+
+    Levels of a lower `rank` run first; without ranks that is the order of the levels.
+    """
 
     upper_bound_us: int = 0
     quantum_us: int = 0
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,51 +75,73 @@ class Policy:
     max_preemptions: int = 0
     decision_interval_steps: int = 1
     unmanaged_level: int = 0
+    source: Source = Source.FIXED
+    # Levels of programs of one class (their name), in the place of `levels`; ranks compare across classes.
+    classes: tuple[tuple[str, tuple[Level, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         validate(self)
 
-    def level_of(self, attained_service_us: int) -> int:
+    def levels_of(self, application: str) -> tuple[Level, ...]:
+        """Levels that programs of a class go through."""
+        return next((levels for name, levels in self.classes if name == application), self.levels)
+
+    def level_of(self, attained_service_us: int, application: str = "") -> int:
         """Level at which a call of a program with this account arrives (Algorithm 1, line 'arrivals')."""
-        for index, level in enumerate(self.levels[:-1]):
-            if attained_service_us < level.upper_bound_us:
-                return index
-        return len(self.levels) - 1
+        return level_of(self.levels_of(application), attained_service_us)
 
 
 def validate(policy: Policy) -> None:
     """Raises InvalidPolicyError with the field's path when the policy cannot be executed."""
-    levels = policy.levels
     if len(policy.name.encode()) > MAX_NAME_BYTES:
         raise InvalidPolicyError("name", f"at most {MAX_NAME_BYTES} bytes")
-    if not 1 <= len(levels) <= MAX_LEVELS:
-        raise InvalidPolicyError("levels", f"needs 1 to {MAX_LEVELS} levels, got {len(levels)}")
-    below = 0
-    for index, level in enumerate(levels[:-1]):
-        if level.upper_bound_us <= below:
-            raise InvalidPolicyError(
-                f"levels[{index}].upper_bound_us", f"must be greater than {below}, got {level.upper_bound_us}"
-            )
-        if level.quantum_us <= 0:
-            raise InvalidPolicyError(
-                f"levels[{index}].quantum_us", f"must be positive on all but the last level, got {level.quantum_us}"
-            )
-        below = level.upper_bound_us
-    last = len(levels) - 1
-    if levels[last].upper_bound_us != 0:
-        raise InvalidPolicyError(f"levels[{last}].upper_bound_us", "the last level has no bound: must be 0")
-    if levels[last].quantum_us != 0:
-        raise InvalidPolicyError(f"levels[{last}].quantum_us", "the last level has no quantum: must be 0")
+    _validate_levels(policy.levels, "levels")
+    if len(policy.classes) > MAX_CLASSES:
+        raise InvalidPolicyError("classes", f"at most {MAX_CLASSES}, got {len(policy.classes)}")
+    for index, (_, levels) in enumerate(policy.classes):
+        _validate_levels(levels, f"classes[{index}].levels")
     if policy.beta_milli != 0 and policy.beta_milli < 1000:
         raise InvalidPolicyError("beta_milli", f"must be 0 (off) or at least 1000 (1.0), got {policy.beta_milli}")
     if policy.max_preemptions < 0:
         raise InvalidPolicyError("max_preemptions", f"must not be negative, got {policy.max_preemptions}")
     if policy.decision_interval_steps < 1:
         raise InvalidPolicyError("decision_interval_steps", f"must be at least 1, got {policy.decision_interval_steps}")
-    if not 0 <= policy.unmanaged_level < len(levels):
+    if not 0 <= policy.unmanaged_level < len(policy.levels):
         raise InvalidPolicyError(
-            "unmanaged_level", f"must be a level, 0 to {len(levels) - 1}, got {policy.unmanaged_level}"
+            "unmanaged_level", f"must be a level, 0 to {len(policy.levels) - 1}, got {policy.unmanaged_level}"
         )
+
+
+def _validate_levels(levels: tuple[Level, ...], path: str) -> None:
+    if not 1 <= len(levels) <= MAX_LEVELS:
+        raise InvalidPolicyError(path, f"needs 1 to {MAX_LEVELS} levels, got {len(levels)}")
+    below = 0
+    for index, level in enumerate(levels[:-1]):
+        if level.upper_bound_us <= below:
+            raise InvalidPolicyError(
+                f"{path}[{index}].upper_bound_us", f"must be greater than {below}, got {level.upper_bound_us}"
+            )
+        if level.quantum_us <= 0:
+            raise InvalidPolicyError(
+                f"{path}[{index}].quantum_us", f"must be positive on all but the last level, got {level.quantum_us}"
+            )
+        below = level.upper_bound_us
+    last = len(levels) - 1
+    if levels[last].upper_bound_us != 0:
+        raise InvalidPolicyError(f"{path}[{last}].upper_bound_us", "the last level has no bound: must be 0")
+    if levels[last].quantum_us != 0:
+        raise InvalidPolicyError(f"{path}[{last}].quantum_us", "the last level has no quantum: must be 0")
+    for index, level in enumerate(levels):
+        if level.rank is not None and not 0 <= level.rank <= MAX_RANK:
+            raise InvalidPolicyError(f"{path}[{index}].rank", f"must be 0 to {MAX_RANK}, got {level.rank}")
+
+
+def level_of(levels: tuple[Level, ...], attained_service_us: int) -> int:
+    """Index of the level that holds so much attained service (Algorithm 1, line 'arrivals')."""
+    for index, level in enumerate(levels[:-1]):
+        if attained_service_us < level.upper_bound_us:
+            return index
+    return len(levels) - 1
 
 
 def geometric_levels(count: int = 6, base_us: int = 250_000, ratio: int = 4) -> tuple[Level, ...]:
@@ -126,8 +164,12 @@ ATLAS = replace(MLFQ, name="atlas", accounting=Accounting.CRITICAL_PATH)
 # of them would keep the others from running at all (docs/results).
 PROGRAM_PLAS = replace(PLAS, name="program-plas", order=Order.PROGRAM_ARRIVAL, levels=geometric_levels(8))
 PROGRAM_ATLAS = replace(PROGRAM_PLAS, name="program-atlas", accounting=Accounting.CRITICAL_PATH)
+# The program that is likeliest to end soonest for the service that it takes; PROGRAM_PLAS until that is known.
+GITTINS = replace(PROGRAM_PLAS, name="gittins", source=Source.GITTINS)
 
-PRESETS: dict[str, Policy] = {p.name: p for p in (FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS, PROGRAM_PLAS, PROGRAM_ATLAS)}
+PRESETS: dict[str, Policy] = {
+    p.name: p for p in (FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS, PROGRAM_PLAS, PROGRAM_ATLAS, GITTINS)
+}
 
 
 def preset(name: str) -> Policy:
@@ -143,13 +185,23 @@ def to_dict(policy: Policy) -> dict[str, Any]:
     return {
         "name": policy.name,
         "accounting": policy.accounting.value,
-        "levels": [[lv.upper_bound_us, lv.quantum_us] for lv in policy.levels],
+        "levels": _rows(policy.levels),
         "order": policy.order.value,
         "beta_milli": policy.beta_milli,
         "max_preemptions": policy.max_preemptions,
         "decision_interval_steps": policy.decision_interval_steps,
         "unmanaged_level": policy.unmanaged_level,
+        "source": policy.source.value,
+        "classes": [[name, _rows(levels)] for name, levels in policy.classes],
     }
+
+
+def _rows(levels: tuple[Level, ...]) -> list[list[int | None]]:
+    return [[level.upper_bound_us, level.quantum_us, level.rank] for level in levels]
+
+
+def _levels(rows: Any) -> tuple[Level, ...]:
+    return tuple(Level(int(bound), int(quantum), rank) for bound, quantum, rank in rows)
 
 
 def from_dict(data: dict[str, Any]) -> Policy:
@@ -160,7 +212,9 @@ def from_dict(data: dict[str, Any]) -> Policy:
                 **data,
                 "accounting": Accounting(data["accounting"]),
                 "order": Order(data["order"]),
-                "levels": tuple(Level(int(bound), int(quantum)) for bound, quantum in data["levels"]),
+                "source": Source(data["source"]),
+                "levels": _levels(data["levels"]),
+                "classes": tuple((str(name), _levels(rows)) for name, rows in data["classes"]),
             }
         )
     except InvalidPolicyError:

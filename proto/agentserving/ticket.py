@@ -44,6 +44,8 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True):
     expires_unix_s: int
     # Arrival of the root program, Unix microseconds: the order of program-FCFS on every engine.
     program_arrival_us: int = 0
+    # Class of the root program: which levels it goes through.
+    application: str = ""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from agentserving import messages, values
 from agentserving.policy import PRESETS
+from agentserving.policy_message import policy_from, policy_to
 from agentserving.v1 import admin_service_pb2, call_service_pb2, types_pb2
 
 PAIRS: list[tuple[type[Any], Any]] = [
@@ -45,7 +46,7 @@ def test_an_enum_has_the_numbers_of_the_wire_and_takes_unknown_ones(ours: Any, w
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_policy_survives_the_wire(name: str) -> None:
-    assert messages.policy_from(messages.policy_to(PRESETS[name])) == PRESETS[name]
+    assert policy_from(policy_to(PRESETS[name])) == PRESETS[name]
 
 
 def test_a_program_is_read_with_its_calls_and_instants() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from agentserving.policy import ATLAS, FCFS, PLAS, PRESETS, Accounting, Level, Order, Policy
-from agentserving_engine.policy import CallFacts, CallQueue, PrefillCost, lost_tokens
+from agentserving_engine.policy import CallFacts, CallQueue, Decision, PrefillCost, lost_tokens
 from agentserving_engine.policy.slot_pace import Allowance
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,6 +111,45 @@ def test_figure_19_of_the_paper(accounting: Accounting, wait_s: int) -> None:
     assert total_wait_s(policy, [Plan("B", [[2], [2]]), Plan("A", [[1, 1]], at_s=2)], slots=1) == wait_s
 
 
+# Levels whose order is not their number, and a class with others.
+RANKED = replace(
+    PLAS,
+    name="ranked",
+    levels=(Level(SECOND, SECOND, 5), Level(9 * SECOND, 8 * SECOND, 2), Level(rank=7)),
+    classes=(("other", (Level(4 * SECOND, 4 * SECOND, 3), Level(rank=1))),),
+)
+
+
+def test_the_level_of_the_lowest_rank_runs_first_whichever_class_it_is_of() -> None:
+    queue = CallQueue(RANKED)
+    for key, account, application in (
+        ("young", 0, ""), ("middle", 2 * SECOND, ""), ("old", 99 * SECOND, ""),
+        ("other young", 0, "other"), ("other old", 5 * SECOND, "other"),
+    ):  # fmt: skip
+        queue.arrive(CallFacts(key, key, account, application=application), 0)
+    assert list(queue.iter_waiting()) == ["other old", "middle", "other young", "young", "old"]
+
+
+def test_a_call_that_reaches_a_better_level_is_not_preempted_for_those_it_has_overtaken() -> None:
+    queue = CallQueue(RANKED)
+    queue.arrive(CallFacts("a", "a"), 0)
+    queue.start("a", 0)
+    queue.arrive(CallFacts("b", "b", 2 * SECOND), 1)
+    assert decide(queue, 2, 1).preempt == ("a",)
+    queue.charge(["a"], SECOND)
+    assert decide(queue, SECOND, 1) == Decision(demoted=("a",))
+
+
+def test_who_has_waited_too_long_enters_the_best_level() -> None:
+    queue = CallQueue(replace(RANKED, beta_milli=1000))
+    queue.arrive(CallFacts("a", "a", 10 * SECOND), 0)
+    queue.arrive(CallFacts("b", "b", 2 * SECOND), 0)
+    assert decide(queue, 10 * SECOND, 0).promoted == ("a",)
+    stats = queue.stats("a", 10 * SECOND)
+    assert stats is not None
+    assert RANKED.levels[stats.level].rank == 2
+
+
 class QueueMachine(RuleBasedStateMachine):
     """Any sequence of events keeps the queue's promises."""
 
@@ -120,11 +161,16 @@ class QueueMachine(RuleBasedStateMachine):
         self.service: dict[str, int] = {}
         self.count = 0
 
-    @rule(account=st.integers(0, 100 * SECOND), program=st.integers(0, 5), managed=st.booleans())
-    def arrive(self, account: int, program: int, managed: bool) -> None:
+    @rule(
+        account=st.integers(0, 100 * SECOND),
+        program=st.integers(0, 5),
+        managed=st.booleans(),
+        application=st.sampled_from(["", "other"]),
+    )
+    def arrive(self, account: int, program: int, managed: bool, application: str) -> None:
         key = f"c{self.count}"
         self.count += 1
-        self.queue.arrive(CallFacts(key, f"p{program}", account, managed=managed), self.now)
+        self.queue.arrive(CallFacts(key, f"p{program}", account, managed=managed, application=application), self.now)
         self.arrived[key], self.service[key] = self.now, 0
 
     @rule(slots=st.integers(1, 4), dt=st.integers(1, 5 * SECOND))
@@ -153,9 +199,9 @@ class QueueMachine(RuleBasedStateMachine):
         del self.arrived[key], self.service[key]
         assert self.queue.finish(key, self.now) is None
 
-    @rule(name=st.sampled_from(sorted(PRESETS)))
-    def switch(self, name: str) -> None:
-        self.queue.set_policy(PRESETS[name])
+    @rule(policy=st.sampled_from([*PRESETS.values(), RANKED]))
+    def switch(self, policy: Policy) -> None:
+        self.queue.set_policy(policy)
 
     @rule(program=st.integers(0, 5), paused=st.booleans())
     def pause(self, program: int, paused: bool) -> None:

@@ -10,11 +10,19 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 
-from agentserving.policy import Order, Policy
+from agentserving.policy import Order, Policy, level_of
 
 from agentserving_engine.policy.selection import select
 from agentserving_engine.policy.slot_pace import Allowance, SlotPace
-from agentserving_engine.policy.state import NOTHING, CallFacts, CallState, CallStats, Decision, ProgramState
+from agentserving_engine.policy.state import (
+    NOTHING,
+    CallFacts,
+    CallState,
+    CallStats,
+    Decision,
+    LevelTable,
+    ProgramState,
+)
 
 Rank = tuple[int, int, int]
 
@@ -45,13 +53,14 @@ class CallQueue:
         self._seq = 0
         self._pace = SlotPace()
         self._allowance = Allowance(RECOMPUTE_SHARE, RECOMPUTE_BURST_US)
-        self._set_bounds()
+        self._set_tables()
 
-    def _set_bounds(self) -> None:
-        levels = self._policy.levels
-        self._last = len(levels) - 1
-        self._quanta = [level.quantum_us for level in levels]
-        self._lower = [0, *(level.upper_bound_us for level in levels[:-1])]
+    def _set_tables(self) -> None:
+        self._table = LevelTable(self._policy.levels)
+        self._tables = {name: LevelTable(levels) for name, levels in self._policy.classes}
+
+    def _table_of(self, facts: CallFacts) -> LevelTable:
+        return self._tables.get(facts.application, self._table) if facts.managed else self._table
 
     # -- what happened -------------------------------------------------------------------------------------------
 
@@ -68,7 +77,8 @@ class CallQueue:
         program.attained_us = max(program.attained_us, facts.attained_service_us)
         program.wait_us = max(program.wait_us, facts.program_wait_us)
         program.calls.add(facts.key)
-        call = CallState(facts, self._arrival_level(facts), self._next_seq(), now_us)
+        table = self._table_of(facts)
+        call = CallState(facts, table, self._arrival_level(facts, table), self._next_seq(), now_us)
         self._calls[facts.key] = call
         self._waiting += 1
         self._enqueue(call, program)
@@ -99,14 +109,13 @@ class CallQueue:
 
     def charge(self, keys: Iterable[str], dt_us: int) -> None:
         """A step of `dt_us` ran these calls: each has attained all of it (paper: model-execution time)."""
-        quanta = self._quanta
         for key in keys:
             call = self._calls.get(key)
             if call is None:
                 continue
             call.service_us += dt_us
             call.quantum_used_us += dt_us
-            quantum = quanta[call.level]
+            quantum = call.table.quanta[call.level]
             if quantum and call.quantum_used_us >= quantum:
                 self._spent.add(key)
 
@@ -169,14 +178,18 @@ class CallQueue:
         `facts_of` tells the calls' facts anew: which account counts depends on the policy.
         """
         self._policy = policy
-        self._set_bounds()
+        self._set_tables()
         self._order.clear()
         self._starving.clear()
         self._spent.clear()
         for key, call in self._calls.items():
             call.facts = facts_of(key) if facts_of is not None else call.facts
-            call.level = self._arrival_level(call.facts, call.service_us)
-            call.quantum_used_us = 0
+            call.table = self._table_of(call.facts)
+            if call.promoted:
+                call.level = call.table.best
+            else:
+                call.level = self._arrival_level(call.facts, call.table, call.service_us)
+                call.quantum_used_us = 0
             program = self._programs[call.facts.program]
             program.attained_us = max(program.attained_us, call.facts.attained_service_us)
             call.version += 1
@@ -229,8 +242,11 @@ class CallQueue:
 
     def spends_after_us(self) -> int | None:
         """Service after which the first of the running calls has spent its quantum; None when none has one."""
-        quanta = self._quanta
-        left = (quanta[call.level] - call.quantum_used_us for call in self._running.values() if quanta[call.level])
+        left = [
+            quantum - call.quantum_used_us
+            for call in self._running.values()
+            if (quantum := call.table.quanta[call.level])
+        ]
         return min(left, default=None)
 
     def best_waiting(self) -> str | None:
@@ -286,7 +302,7 @@ class CallQueue:
         preempt, admit = select(
             self.iter_waiting(),
             lambda: self._victims(now_us, preemptable, resume_us),
-            lambda key: self._calls[key].level,
+            lambda key: self._calls[key].rank,
             free_slots=slots - len(self._running),
             free_blocks=free_blocks,
             max_preemptions=self._policy.max_preemptions,
@@ -316,12 +332,14 @@ class CallQueue:
         demoted = []
         for key in sorted(self._spent):
             call = self._calls[key]
-            while call.level < self._last and call.quantum_used_us >= self._quanta[call.level]:
-                call.quantum_used_us -= self._quanta[call.level]
+            table = call.table
+            while call.level < table.last and call.quantum_used_us >= table.quanta[call.level]:
+                call.quantum_used_us -= table.quanta[call.level]
                 call.level += 1
                 call.demotions += 1
             call.seq = self._next_seq()
             call.version += 1
+            call.promoted = False
             if not call.running:
                 self._enqueue(call, self._programs[call.facts.program], moved=True)
             demoted.append(key)
@@ -334,7 +352,7 @@ class CallQueue:
         while starving and starving[0][0] <= now_us:
             _, version, key = heapq.heappop(starving)
             call = self._calls.get(key)
-            if call is None or call.version != version or call.level == 0:
+            if call is None or call.version != version or call.level == call.table.best:
                 continue
             program = self._programs[call.facts.program]
             if self._starves_at(call, program) > now_us:
@@ -343,9 +361,10 @@ class CallQueue:
             call.wait_us += max(0, now_us - call.waiting_since_us)
             call.waiting_since_us = now_us
             call.wait_mark_us, call.service_mark_us = call.wait_us, call.service_us
-            call.level, call.quantum_used_us = 0, 0
+            call.level, call.quantum_used_us = call.table.best, 0
             call.seq = self._next_seq()
             call.promotions += 1
+            call.promoted = True
             call.version += 1
             self._push(call, program)
             promoted.append(key)
@@ -353,10 +372,10 @@ class CallQueue:
 
     # -- heaps ---------------------------------------------------------------------------------------------------
 
-    def _arrival_level(self, facts: CallFacts, own_us: int = 0) -> int:
+    def _arrival_level(self, facts: CallFacts, table: LevelTable, own_us: int = 0) -> int:
         if not facts.managed:
-            return min(self._policy.unmanaged_level, self._last)
-        return self._policy.level_of(facts.attained_service_us + own_us)
+            return min(self._policy.unmanaged_level, table.last)
+        return level_of(table.levels, facts.attained_service_us + own_us)
 
     def _next_seq(self) -> int:
         self._seq += 1
@@ -365,11 +384,11 @@ class CallQueue:
     def _rank(self, call: CallState) -> Rank:
         match self._policy.order:
             case Order.CALL_ARRIVAL:
-                return (call.level, 0, call.seq)
+                return (call.rank, 0, call.seq)
             case Order.PROGRAM_ARRIVAL:
-                return (call.level, self._programs[call.facts.program].arrival_us, call.seq)
+                return (call.rank, self._programs[call.facts.program].arrival_us, call.seq)
             case Order.ATTAINED_SERVICE:
-                return (call.level, call.facts.attained_service_us + call.service_us, call.seq)
+                return (call.rank, call.facts.attained_service_us + call.service_us, call.seq)
 
     def _enqueue(self, call: CallState, program: ProgramState, *, moved: bool = False) -> None:
         call.version += 1
@@ -383,12 +402,12 @@ class CallQueue:
         self._watch_starvation(call, program)
 
     def _watch_starvation(self, call: CallState, program: ProgramState) -> None:
-        if self._policy.beta_milli and call.level > 0:
+        if self._policy.beta_milli and call.level != call.table.best:
             heapq.heappush(self._starving, (self._starves_at(call, program), call.version, call.facts.key))
 
     def _starves_at(self, call: CallState, program: ProgramState) -> int:
         """When wait / service reaches beta, if the call goes on waiting (Algorithm 1, anti-starvation)."""
-        floor = MIN_SERVICE_US if call.facts.managed else max(MIN_SERVICE_US, self._lower[call.level])
+        floor = MIN_SERVICE_US if call.facts.managed else max(MIN_SERVICE_US, call.table.lower[call.level])
         service = max(floor, program.attained_us + call.service_us - call.service_mark_us)
         waited = program.wait_us + call.wait_us - call.wait_mark_us
         return call.waiting_since_us + -(-self._policy.beta_milli * service // 1000) - waited

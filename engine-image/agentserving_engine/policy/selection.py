@@ -11,7 +11,7 @@ MAX_PASSED_OVER = 64
 def select(
     waiting: Iterable[str],
     victims_of: Callable[[], list[str]],
-    level_of: Callable[[str], int],
+    rank_of: Callable[[str], int],
     *,
     free_slots: int,
     free_blocks: int,
@@ -22,8 +22,9 @@ def select(
 ) -> tuple[list[str], list[str]]:
     """(running calls to preempt, waiting calls to admit), both in the order in which it was decided.
 
-    `waiting` best first; `victims_of` gives the running calls that may be preempted, worst last, and is asked only when
-    there is no room. Ends at the first waiting call that does not fit (paper, Algorithm 1, line 'batch').
+    `rank_of` tells the rank of a call's level. `waiting` best first; `victims_of` gives the running calls that may be
+    preempted, worst last, and is asked only when there is no room. Ends at the first waiting call that does not fit
+    (paper, Algorithm 1, line 'batch').
     """
     victims: list[str] | None = None
     preempt: list[str] = []
@@ -41,13 +42,13 @@ def select(
         if free_slots < 1 or free_blocks < need:
             if victims is None:
                 victims = victims_of() if max_preemptions > 0 else []
-            level = level_of(key)
+            rank = rank_of(key)
             left = max_preemptions - len(preempt)
             while (
                 victims
                 and len(chosen) < left
                 and (free_slots + len(chosen) < 1 or free_blocks + gained < need)
-                and level_of(victims[-1]) > level
+                and rank_of(victims[-1]) > rank
             ):
                 chosen.append(victims.pop())
                 gained += returns_blocks(chosen[-1])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from agentserving.policy import Level
+
 
 @dataclass(frozen=True, slots=True)
 class CallFacts:
@@ -15,6 +17,8 @@ class CallFacts:
     program_wait_us: int = 0
     program_arrival_us: int = 0
     managed: bool = True
+    # Class of the program: which levels it goes through.
+    application: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +58,33 @@ class ProgramState:
     calls: set[str] = field(default_factory=set)
 
 
+class LevelTable:
+    """The levels of one class of programs, by columns."""
+
+    __slots__ = ("best", "last", "levels", "lower", "quanta", "ranks")
+
+    def __init__(self, levels: tuple[Level, ...]) -> None:
+        self.levels = levels
+        self.last = len(levels) - 1
+        self.quanta = [level.quantum_us for level in levels]
+        self.lower = [0, *(level.upper_bound_us for level in levels[:-1])]
+        self.ranks = [index if level.rank is None else level.rank for index, level in enumerate(levels)]
+        # The level of those who have waited too long.
+        self.best = self.ranks.index(min(self.ranks))
+
+
 @dataclass(slots=True)
 class CallState:
     """A call in the queue. `*_mark_us` are values at the last promotion: only what came after counts for starvation."""
 
     facts: CallFacts
+    table: LevelTable
     level: int
     seq: int
     waiting_since_us: int
     running: bool = False
+    # It has been promoted and has not spent its quantum since.
+    promoted: bool = False
     service_us: int = 0
     wait_us: int = 0
     quantum_used_us: int = 0
@@ -73,6 +95,11 @@ class CallState:
     promotions: int = 0
     preemptions: int = 0
     version: int = 0
+
+    @property
+    def rank(self) -> int:
+        """Of its level: lower runs first."""
+        return self.table.ranks[self.level]
 
     def stats(self, now_us: int, *, ended: bool = False) -> CallStats:
         """Totals up to now; the wait of one that `ended` is complete."""

@@ -134,6 +134,34 @@ ORDER_ATTAINED_SERVICE: Order.ValueType  # 3
 """By attained service, least first."""
 global___Order = Order
 
+class _LevelSource:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _LevelSourceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_LevelSource.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    LEVEL_SOURCE_UNSPECIFIED: _LevelSource.ValueType  # 0
+    """The same as FIXED."""
+    LEVEL_SOURCE_FIXED: _LevelSource.ValueType  # 1
+    """They are the policy's own."""
+    LEVEL_SOURCE_GITTINS: _LevelSource.ValueType  # 2
+    """The control plane makes them from the service of finished programs of each class (Gittins index); the policy's own
+    serve until 30 programs of a class have finished.
+    """
+
+class LevelSource(_LevelSource, metaclass=_LevelSourceEnumTypeWrapper):
+    """Where a policy's levels come from."""
+
+LEVEL_SOURCE_UNSPECIFIED: LevelSource.ValueType  # 0
+"""The same as FIXED."""
+LEVEL_SOURCE_FIXED: LevelSource.ValueType  # 1
+"""They are the policy's own."""
+LEVEL_SOURCE_GITTINS: LevelSource.ValueType  # 2
+"""The control plane makes them from the service of finished programs of each class (Gittins index); the policy's own
+serve until 30 programs of a class have finished.
+"""
+global___LevelSource = LevelSource
+
 class _Balancer:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -397,19 +425,47 @@ class Level(google.protobuf.message.Message):
 
     UPPER_BOUND_US_FIELD_NUMBER: builtins.int
     QUANTUM_US_FIELD_NUMBER: builtins.int
+    RANK_FIELD_NUMBER: builtins.int
     upper_bound_us: builtins.int
     """Exclusive upper bound of attained service at arrival, microseconds; 0 on the last level = no bound."""
     quantum_us: builtins.int
     """Service a call may attain at this level before demotion, microseconds; 0 on the last level = no quantum."""
+    rank: builtins.int
+    """Levels of a lower rank run first, 0 to 1000; not set: the index of the level."""
     def __init__(
         self,
         *,
         upper_bound_us: builtins.int = ...,
         quantum_us: builtins.int = ...,
+        rank: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["quantum_us", b"quantum_us", "upper_bound_us", b"upper_bound_us"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_rank", b"_rank", "rank", b"rank"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_rank", b"_rank", "quantum_us", b"quantum_us", "rank", b"rank", "upper_bound_us", b"upper_bound_us"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_rank", b"_rank"]) -> typing.Literal["rank"] | None: ...
 
 global___Level = Level
+
+@typing.final
+class ClassLevels(google.protobuf.message.Message):
+    """Levels of programs of one class; ranks compare across classes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    APPLICATION_FIELD_NUMBER: builtins.int
+    LEVELS_FIELD_NUMBER: builtins.int
+    application: builtins.str
+    """The class: the root program's name."""
+    @property
+    def levels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Level]: ...
+    def __init__(
+        self,
+        *,
+        application: builtins.str = ...,
+        levels: collections.abc.Iterable[global___Level] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["application", b"application", "levels", b"levels"]) -> None: ...
+
+global___ClassLevels = ClassLevels
 
 @typing.final
 class Policy(google.protobuf.message.Message):
@@ -425,20 +481,27 @@ class Policy(google.protobuf.message.Message):
     MAX_PREEMPTIONS_FIELD_NUMBER: builtins.int
     DECISION_INTERVAL_STEPS_FIELD_NUMBER: builtins.int
     UNMANAGED_LEVEL_FIELD_NUMBER: builtins.int
+    SOURCE_FIELD_NUMBER: builtins.int
+    CLASSES_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """Name for people: fcfs, program-fcfs, mlfq, plas, atlas, program-plas, program-atlas or custom."""
+    """Name for people: fcfs, program-fcfs, mlfq, plas, atlas, program-plas, program-atlas, gittins or custom."""
     accounting: global___Accounting.ValueType
     order: global___Order.ValueType
     beta_milli: builtins.int
-    """Promote a call to level 0 when wait / service >= beta, in thousandths (5000 = 5.0); 0 = off; else >= 1000."""
+    """Promote a call to the best level when wait / service >= beta, in thousandths (5000 = 5.0); 0 = off; else >= 1000."""
     max_preemptions: builtins.int
     """Running calls put back to waiting per decision at most; 0 = never preempt."""
     decision_interval_steps: builtins.int
     """Steps between two decisions, >= 1."""
     unmanaged_level: builtins.int
     """Level of calls without a ticket."""
+    source: global___LevelSource.ValueType
     @property
     def levels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Level]: ...
+    @property
+    def classes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ClassLevels]:
+        """Levels of classes of programs, in the place of `levels`; at most 256."""
+
     def __init__(
         self,
         *,
@@ -450,8 +513,10 @@ class Policy(google.protobuf.message.Message):
         max_preemptions: builtins.int = ...,
         decision_interval_steps: builtins.int = ...,
         unmanaged_level: builtins.int = ...,
+        source: global___LevelSource.ValueType = ...,
+        classes: collections.abc.Iterable[global___ClassLevels] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accounting", b"accounting", "beta_milli", b"beta_milli", "decision_interval_steps", b"decision_interval_steps", "levels", b"levels", "max_preemptions", b"max_preemptions", "name", b"name", "order", b"order", "unmanaged_level", b"unmanaged_level"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accounting", b"accounting", "beta_milli", b"beta_milli", "classes", b"classes", "decision_interval_steps", b"decision_interval_steps", "levels", b"levels", "max_preemptions", b"max_preemptions", "name", b"name", "order", b"order", "source", b"source", "unmanaged_level", b"unmanaged_level"]) -> None: ...
 
 global___Policy = Policy
 

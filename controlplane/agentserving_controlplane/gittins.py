@@ -1,0 +1,133 @@
+"""Levels from what finished programs took: a Gittins index for each attained service.
+
+The index of a program that has attained `a` is the best ratio, over horizons `h`, of what is gained by ends before `h`
+to the service spent on it meanwhile (Gittins 1979). What is to be low is the time a token (paper, section 6), which
+is latency over size: an end is worth one over the program's size. For programs that end the less likely the more they
+have had, the least attained service goes first (PLAS); for programs of like sizes, the most. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from agentserving.policy import Level, Policy
+
+# Fewer finished programs of a class say too little: it goes by the policy's own levels.
+MIN_SAMPLES = 30
+# Remembered of a class; older ones say less of what comes. Classes beyond the most are the longest unused.
+MAX_SAMPLES, MAX_KNOWN_CLASSES = 1000, 64
+# Levels are made anew so often, when programs have ended meanwhile.
+RELEVEL_US = 10_000_000
+# Levels double from a quarter of a second on, to 18 hours of service.
+BASE_US, COUNT = 250_000, 20
+# Horizons that are tried; a program's size is not taken for less than a millisecond.
+MAX_HORIZONS, MIN_SIZE_US = 100, 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Survival:
+    """Kaplan-Meier estimate of programs that last longer than t, from finished ones and from ages of live ones."""
+
+    # Services at which programs ended, ascending; share that lasts longer; integral of that share; worth of the ends.
+    ends: tuple[float, ...]
+    lasting: tuple[float, ...]
+    areas: tuple[float, ...]
+    worths: tuple[float, ...]
+
+    @classmethod
+    def of(cls, finished: Iterable[int], live: Iterable[int]) -> Survival:
+        """From services of finished programs and of those that go on; microseconds."""
+        seen = sorted([*((value, False) for value in finished), *((value, True) for value in live)])
+        ends, lasting, areas, worths = [0.0], [1.0], [0.0], [0.0]
+        at_risk, share = len(seen), 1.0
+        for value, goes_on in seen:
+            if not goes_on:
+                areas.append(areas[-1] + share * (value - ends[-1]))
+                worths.append(worths[-1] + share / at_risk / max(value, MIN_SIZE_US))
+                share *= 1 - 1 / at_risk
+                ends.append(float(value))
+                lasting.append(share)
+            at_risk -= 1
+        return cls(tuple(ends), tuple(lasting), tuple(areas), tuple(worths))
+
+    def at(self, service: float) -> tuple[float, float]:
+        """(integral up to here of the share that lasts, worth of the ends up to here)."""
+        index = bisect_right(self.ends, service) - 1
+        return self.areas[index] + self.lasting[index] * (service - self.ends[index]), self.worths[index]
+
+    def horizons(self) -> tuple[float, ...]:
+        """Some of the ends, the last one included."""
+        every = max(1, -(-len(self.ends) // MAX_HORIZONS))
+        return self.ends[:0:-every]
+
+
+def cost(survival: Survival, attained: float, horizons: Sequence[float]) -> float:
+    """One over the square root of the index, microseconds: as if all sizes that may come were this. Infinite when no
+    end is in sight."""
+    area, worth = survival.at(attained)
+    best = math.inf
+    for horizon in horizons:
+        if horizon > attained:
+            area_then, worth_then = survival.at(horizon)
+            if worth_then > worth:
+                best = min(best, (area_then - area) / (worth_then - worth))
+    return math.sqrt(best)
+
+
+def rank_of(cost_us: float) -> int:
+    """The rank of a level: 0 below a quarter of a second, and one more as its cost doubles."""
+    return 0 if cost_us < BASE_US else 1 + int(math.log2(cost_us / BASE_US))
+
+
+def levels(survival: Survival) -> tuple[Level, ...]:
+    """A level table in ranks that compare across classes."""
+    bounds = [0, *(BASE_US << index for index in range(COUNT - 1))]
+    horizons = survival.horizons()
+    made = []
+    for lower, upper in zip(bounds, [*bounds[1:], 0], strict=True):
+        told = cost(survival, lower, horizons)
+        # None has ended that had so much. What is known of sizes without bound: about as much again.
+        rank = rank_of(lower if math.isinf(told) else told)
+        made.append(Level(upper, upper - lower if upper else 0, rank))
+    return tuple(made)
+
+
+def with_ranks(table: Sequence[Level]) -> tuple[Level, ...]:
+    """A policy's own levels in the same ranks: a program costs about what it has had already (PLAS)."""
+    lower = [0, *(level.upper_bound_us for level in table[:-1])]
+    return tuple(replace(level, rank=rank_of(low)) for level, low in zip(table, lower, strict=True))
+
+
+@dataclass(slots=True)
+class Sizes:
+    """Services of programs by class: of those that have finished, and so far of those that go on."""
+
+    finished: OrderedDict[str, deque[int]] = field(default_factory=OrderedDict)
+    live: dict[str, list[int]] = field(default_factory=dict)
+
+    def end(self, application: str, service_us: int) -> None:
+        """A program of a class has ended by itself."""
+        known = self.finished.setdefault(application, deque(maxlen=MAX_SAMPLES))
+        known.append(service_us)
+        self.finished.move_to_end(application)
+        if len(self.finished) > MAX_KNOWN_CLASSES:
+            self.finished.popitem(last=False)
+
+    def go_on(self, programs: Iterable[tuple[str, int]]) -> None:
+        """The (class, service so far) of all that are live, or ended in another way than by themselves."""
+        self.live = {}
+        for application, service_us in programs:
+            self.live.setdefault(application, []).append(service_us)
+
+    def relevel(self, policy: Policy) -> Policy:
+        """The policy as engines execute it: levels for each class of which enough is known."""
+        classes = tuple(
+            (application, levels(Survival.of(finished, self.live.get(application, ()))))
+            for application, finished in sorted(self.finished.items())
+            if len(finished) >= MIN_SAMPLES
+        )
+        return replace(policy, levels=with_ranks(policy.levels), classes=classes)
