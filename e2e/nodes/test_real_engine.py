@@ -1,4 +1,4 @@
-"""Real vLLM (on the CPU, with a tiny random model) in an engine pod, with the plugin: a preemption inside Kubernetes."""
+"""Real vLLM (on the CPU, a tiny random model) in an engine pod, with the plugin: a preemption inside Kubernetes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ asyncio.run(main())
 
 
 def volume(models: str) -> list[dict[str, Any]]:
-    """The machine's directory with vLLM and the model, as a claim; that is how a cluster gives models to its engines."""
+    """The machine's directory with vLLM and the model, as a claim: how a cluster gives models to its engines."""
     size, modes = {"storage": "20Gi"}, ["ReadWriteMany"]
     return [
         {

@@ -13,7 +13,7 @@ HISTORY = ("events", "events.events.k8s.io")
 
 
 def left_behind(namespace: str) -> list[str]:
-    """Everything of the project's in that namespace or in none, of every kind that the API server lists; not the CRD."""
+    """What is ours in that namespace or in none, of every kind that the API server lists; not the CRD."""
     found = []
     for namespaced in ("true", "false"):
         kinds = run("kubectl", "api-resources", "--verbs=list", f"--namespaced={namespaced}", "-o", "name").split()

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import time
 
@@ -89,8 +90,14 @@ def http_app(visits: Visits, stuck_s: float) -> web.Application:
     return app
 
 
+def name_ourselves() -> None:
+    """kopf names an operator after its pod, or else after its user, who has no name in a container of any user id."""
+    os.environ.setdefault("POD_ID", socket.gethostname())
+
+
 async def serve(settings: argparse.Namespace) -> None:
     """Runs until SIGTERM or SIGINT."""
+    name_ourselves()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import getpass
+import socket
 import time
 
 import aiohttp
 import pytest
-from agentserving_operator.__main__ import http_app, names, now, parse
+from agentserving_operator.__main__ import http_app, name_ourselves, names, now, parse
 from agentserving_operator.reconcile import Outcome
 from agentserving_operator.visits import Visits
 from aiohttp import web
+from kopf._core.engines.peering import detect_own_id
 
 
 async def never(namespace: str, name: str) -> Outcome:
@@ -32,6 +35,21 @@ async def test_health_is_the_age_of_the_last_visit(age_s: float, status: int) ->
 
 def test_times_are_as_kubernetes_stores_them() -> None:
     assert datetime.datetime.strptime(now(), "%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_an_operator_whose_user_has_no_name_still_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 65532")
+
+    monkeypatch.delenv("POD_ID", raising=False)
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    with pytest.raises(KeyError):
+        detect_own_id(manual=False)
+    # setenv, so that what is set here is taken back.
+    monkeypatch.setenv("POD_ID", "")
+    monkeypatch.delenv("POD_ID")
+    name_ourselves()
+    assert detect_own_id(manual=False) == socket.gethostname()
 
 
 def test_lists_are_words_between_commas() -> None:
