@@ -29,7 +29,7 @@ LOOK_S = 0.5
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """Seconds, from 90, 90s, 10m or 2h."""
 
     name = "duration"

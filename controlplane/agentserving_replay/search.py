@@ -45,7 +45,7 @@ class Geometry:
     @property
     def valid(self) -> bool:
         """False for bounds that nothing reaches."""
-        return self.base_us * self.ratio ** max(0, self.count - 2) <= MAX_BOUND_US
+        return bool(self.base_us * self.ratio ** max(0, self.count - 2) <= MAX_BOUND_US)
 
 
 def geometry(policy: Policy) -> Geometry | None:

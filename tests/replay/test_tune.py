@@ -41,7 +41,7 @@ def crowd(count: int) -> list[Program]:
             Call(64 * (turn + 1), output, (turn - 1,) if turn else (), 0.0, turn - 1, 64 * turn if turn else 0)
             for turn in range(turns)
         )
-        programs.append(Program(f"p{number}", "long" if turns > 2 else "short", number * 1.0, calls))
+        programs.append(Program(f"p{number}", "long" if turns > 2 else "short", number * 2.5, calls))
     return programs
 
 
