@@ -19,6 +19,7 @@ from agentserving.v1 import admin_service_pb2, call_service_pb2, engine_service_
 from agentserving_controlplane import convert, rows
 from agentserving_controlplane.admission_keys import AdmissionKeys, digest
 from agentserving_controlplane.admissions import admission_answer, as_claim, program_for
+from agentserving_controlplane.endings import Endings
 from agentserving_controlplane.engines import Engine, EngineRegistry
 from agentserving_controlplane.errors import DomainError, InvalidError, NotFoundError, OverloadedError
 from agentserving_controlplane.gittins import RELEVEL_US, Sizes
@@ -61,6 +62,7 @@ class ControlPlane:
         # Counted from the clock, so that no revision of an earlier process is taken for one of this.
         self.history = History(now_us())
         self._relevel_us = 0
+        self.endings = self.table.endings = Endings(now_us())
         self._use_policy()
 
     # -- start ---------------------------------------------------------------------------------------------------

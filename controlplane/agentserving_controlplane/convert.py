@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from agentserving.policy import InvalidPolicyError, Policy
 from agentserving.policy_message import policy_from
-from agentserving.v1 import engine_service_pb2, types_pb2
+from agentserving.v1 import call_service_pb2, engine_service_pb2, types_pb2
 
+from agentserving_controlplane.endings import EndedCall, Ending, News, Origin
 from agentserving_controlplane.errors import InvalidError
 from agentserving_controlplane.load_balancer import Balancer
 from agentserving_controlplane.reported import Reported
@@ -100,6 +101,38 @@ def program_to_message(row: ProgramRow, root: ProgramRow, state: int, level: int
         message.last_completion_time.FromMicroseconds(row.last_completion_us)
     if row.close_us:
         message.close_time.FromMicroseconds(row.close_us)
+    return message
+
+
+def _origin(origin: Origin) -> call_service_pb2.ProgramOrigin:
+    message = call_service_pb2.ProgramOrigin(
+        program_id=origin.program_id,
+        name=origin.name,
+        parent_program_id=origin.parent,
+        root_program_id=origin.root,
+    )
+    message.open_time.FromMicroseconds(origin.open_us)
+    message.root_open_time.FromMicroseconds(origin.root_open_us)
+    return message
+
+
+def _ending(ending: Ending) -> call_service_pb2.Ending:
+    origin, how = _origin(ending.origin), types_pb2.Outcome.ValueType(ending.outcome)
+    if isinstance(ending, EndedCall):
+        call = call_service_pb2.EndedCall(call=call_to_message(ending.call), program=origin, outcome=how)
+        call.end_time.FromMicroseconds(ending.end_us)
+        return call_service_pb2.Ending(call=call)
+    program = call_service_pb2.ClosedProgram(program=origin, outcome=how, calls_in_flight=ending.calls_in_flight)
+    program.close_time.FromMicroseconds(ending.close_us)
+    return call_service_pb2.Ending(program=program)
+
+
+def endings(news: News, now_us: int, *, restarted: bool = False) -> call_service_pb2.WatchEndingsResponse:
+    """What a watcher of endings is told."""
+    message = call_service_pb2.WatchEndingsResponse(
+        position=news.position, endings=[_ending(each) for each in news.endings], lost=news.lost, restarted=restarted
+    )
+    message.send_time.FromMicroseconds(now_us)
     return message
 
 

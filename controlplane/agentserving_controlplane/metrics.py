@@ -30,6 +30,11 @@ class Collector:
             "agentserving_reports_ignored", "reports that changed nothing", totals.reports_ignored
         )
         yield CounterMetricFamily("agentserving_calls_adopted", "calls found after a crash", totals.calls_adopted)
+        yield CounterMetricFamily(
+            "agentserving_endings_lost",
+            "endings of calls and programs that a watcher read too slowly",
+            plane.endings.lost,
+        )
         yield CounterMetricFamily("agentserving_store_commits", "group commits landed", plane.commits.commits)
         yield GaugeMetricFamily("agentserving_store_pending_writes", "writes not landed", plane.commits.pending)
         yield GaugeMetricFamily("agentserving_store_healthy", "1 = the last commit landed", plane.commits.healthy)

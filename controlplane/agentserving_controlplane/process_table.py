@@ -10,6 +10,7 @@ from __future__ import annotations
 from agentserving.accounting import account_at_admit, charge_call
 from agentserving.policy import Accounting
 
+from agentserving_controlplane.endings import EndedCall, origin_of
 from agentserving_controlplane.errors import ConflictError, InvalidError, NotFoundError
 from agentserving_controlplane.program_index import ACTIVE, CLOSED, PAUSED, TOOL_WAIT
 from agentserving_controlplane.programs import PROGRAM_ID, Programs
@@ -196,7 +197,7 @@ class ProcessTable(Programs):
         self._drop_call(row, call)
         row.missing.append(call_id)
         del row.missing[:-MAX_MISSING_KEPT]
-        self._ended(row, outcome, now_us)
+        self._ended(row, call, outcome, now_us)
 
     def _end(self, row: ProgramRow, call: CallRow, outcome: int, now_us: int) -> None:
         self._drop_call(row, call)
@@ -213,13 +214,15 @@ class ProcessTable(Programs):
             thread.service_us = min(thread.service_us + call.service_us, MAX_SUM)
             thread.wait_us = min(thread.wait_us + call.wait_us, MAX_SUM)
         self._touch(row, root)
-        self._ended(row, outcome, now_us)
+        self._ended(row, call, outcome, now_us)
 
-    def _ended(self, row: ProgramRow, outcome: int, now_us: int) -> None:
+    def _ended(self, row: ProgramRow, call: CallRow, outcome: int, now_us: int) -> None:
         row.last_completion_us = now_us
         self.totals.calls_completed += 1
         self.totals.outcomes[outcome] = self.totals.outcomes.get(outcome, 0) + 1
         self._touch(row)
+        if self.endings is not None:
+            self.endings.note(row.tenant, EndedCall(origin_of(row, self.root_of(row)), call, outcome, now_us))
         if row.closing and not row.calls:
             self.close(row, COMPLETED, now_us)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from agentserving_controlplane.endings import ClosedProgram, Endings, origin_of
 from agentserving_controlplane.errors import ConflictError, ExistsError, InvalidError, NotFoundError
 from agentserving_controlplane.program_index import ACTIVE, CLOSED, TOOL_WAIT, Key, ProgramIndex
 from agentserving_controlplane.rows import ProgramRow
@@ -41,6 +42,8 @@ class Programs(ProgramIndex):
         # Rows that changed with their root: neither may be written down without the other.
         self._bound: dict[Key, Key] = {}
         self._anonymous = 0
+        # Where ends are told of, when somebody may want to know.
+        self.endings: Endings | None = None
 
     def take_changes(self) -> list[list[ProgramRow]]:
         """Rows changed since the last time, in groups that belong into one transaction."""
@@ -141,6 +144,9 @@ class Programs(ProgramIndex):
         if row.held:
             self.hold(row, False)
         self._touch(row)
+        if self.endings is not None:
+            origin = origin_of(row, self.root_of(row))
+            self.endings.note(row.tenant, ClosedProgram(origin, outcome, now_us, len(row.calls)))
 
     def reopen(self, row: ProgramRow) -> None:
         """An id used again after its end is the same program, gone on."""

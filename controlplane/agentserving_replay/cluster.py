@@ -45,6 +45,7 @@ class ProgramResult:
     prompt_tokens: int
     cached_tokens: int
     preemptions: int
+    program_id: str = ""
 
     @property
     def token_latency_s(self) -> float:
@@ -124,6 +125,11 @@ class VirtualCluster:
     def next_s(self) -> float:
         """When something happens next; infinite when nothing will."""
         return self._events[0][0] / 1e6 if self._events else math.inf
+
+    @property
+    def age_s(self) -> float:
+        """Time since their arrival of all programs that are under way, in all."""
+        return sum(self.now_us / 1e6 - live.program.arrival_s for live in self._live.values())
 
     def run(self, until_s: float = math.inf) -> list[ProgramResult]:
         """Goes on to a time, or until all programs have ended; results in the order in which they did."""
@@ -276,7 +282,7 @@ class VirtualCluster:
             ProgramResult(
                 program.name, program.arrival_s, self.now_us / 1e6 - program.arrival_s, live.tool_us / 1e6,
                 row.wait_us / 1e6, row.total_service_us / 1e6, row.calls_completed, row.output_tokens,
-                row.prompt_tokens, row.cached_tokens, row.preemptions,
+                row.prompt_tokens, row.cached_tokens, row.preemptions, row.program_id,
             )
         )  # fmt: skip
         del self._live[program.program_id]

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
-from agentserving.policy import PRESETS
-from agentserving_controlplane.load_balancer import Balancer
-from agentserving_simulator.cost_model import GPUS, MODELS, cost_model
-from agentserving_simulator.virtual_engine import EngineLimits
+from agentserving.policy import PRESETS, Policy
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from agentserving_replay.cluster import ClusterSpec, VirtualCluster
+from agentserving_replay.cluster import VirtualCluster
+from agentserving_replay.cluster_options import Simulated, cluster_options
 from agentserving_replay.figures import Figures, figures
 from agentserving_replay.trace import Program
-from agentserving_replay.trace_file import read_trace
+from agentserving_replay.trace_file import Recorded, read_recording
 from agentserving_replay.workloads import WORKLOADS, generate
 
 # Figure, what it is called, its form.
@@ -36,7 +35,8 @@ _ROWS = (
     ("makespan_s", "all done after (s)", "{:.0f}"),
 )
 
-_BALANCERS = [str(kind) for kind in Balancer]
+# The policy that a recording names.
+RECORDED = "recorded"
 
 
 @click.command()
@@ -45,15 +45,12 @@ _BALANCERS = [str(kind) for kind in Balancer]
 @click.option("--rate", type=click.FloatRange(0.001, 1e6), default=1.0, show_default=True, help="Of them, a second.")
 @click.option("--programs", type=click.IntRange(1, 1_000_000), default=500, show_default=True, help="How many of them.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--policy", "policies", type=click.Choice(list(PRESETS)), multiple=True, help="May be given again.")
+@click.option(
+    "--policy", "policies", type=click.Choice([*PRESETS, RECORDED]), multiple=True,
+    help="May be given again; `recorded` is the one that a recording names.",
+)  # fmt: skip
 @click.option("--decision-interval", type=click.IntRange(1, 1024), default=8, show_default=True, help="Steps.")
-@click.option("--engines", type=click.IntRange(1, 256), default=1, show_default=True)
-@click.option("--balancer", type=click.Choice(_BALANCERS), default="prefix_aware", show_default=True)
-@click.option("--gpu", type=click.Choice(list(GPUS)), default="a100-80gb", show_default=True)
-@click.option("--model", type=click.Choice(list(MODELS)), default="llama-3.1-8b", show_default=True)
-@click.option("--max-num-seqs", type=click.IntRange(1, 4096), default=48, show_default=True, help="Slots of an engine.")
-@click.option("--no-prefix-caching", is_flag=True, help="As vLLM with the flag of that name.")
-@click.option("--host-gib", type=click.FloatRange(0, 1e5), default=0.0, help="Host memory of an engine for evicted KV.")
+@cluster_options
 def replay(trace: Path | None, workload: str | None, rate: float, programs: int, seed: int, **chosen: object) -> None:
     """Run the programs of a TRACE, or drawn ones, in virtual time under one or more policies.
 
@@ -62,46 +59,44 @@ def replay(trace: Path | None, workload: str | None, rate: float, programs: int,
     """
     if (trace is None) == (workload is None):
         raise click.UsageError("give a trace file or --workload, one of them")
+    recorded = None
     try:
         if trace is not None:
             with trace.open("rb") as lines:
-                asked = read_trace(lines)
+                recorded, asked = read_recording(lines)
         else:
             asked = generate(str(workload), seed, rate, programs)
-        _run(asked, **chosen)  # type: ignore[arg-type]
+        _run(asked, recorded, **chosen)  # type: ignore[arg-type]
     except ValueError as error:
         raise click.ClickException(f"{trace}: {error}" if trace else str(error)) from error
 
 
+def policy_named(name: str, recorded: Recorded | None) -> Policy:
+    """A preset, or the policy of a recording. UsageError when there is none."""
+    if name != RECORDED:
+        return PRESETS[name]
+    if recorded is None:
+        raise click.UsageError("the trace does not say under which policy it was recorded: name a preset")
+    return recorded.policy
+
+
 def _run(
     programs: list[Program],
+    recorded: Recorded | None,
     *,
     policies: tuple[str, ...],
     decision_interval: int,
-    engines: int,
-    balancer: str,
-    gpu: str,
-    model: str,
-    max_num_seqs: int,
-    no_prefix_caching: bool,
-    host_gib: float,
+    **chosen: Any,
 ) -> None:
-    cost = cost_model(gpu, model)
-    block_bytes = 16 * MODELS[model].kv_bytes_per_token
-    limits = EngineLimits(
-        max_num_seqs=max_num_seqs,
-        prefix_caching=not no_prefix_caching,
-        host_blocks=int(host_gib * 2**30 / block_bytes),
-    )
+    simulated = Simulated.of(recorded, **chosen)
     console = Console()
     names = policies or ("fcfs", "atlas")
+    values = [replace(policy_named(name, recorded), decision_interval_steps=decision_interval) for name in names]
     told = {}
     with Progress(console=console, transient=True) as progress:
-        for name in names:
-            policy = replace(PRESETS[name], decision_interval_steps=decision_interval)
-            cluster = VirtualCluster(ClusterSpec(policy, cost, limits, engines, Balancer(balancer)))
-            told[name] = _followed(cluster, programs, progress, name)
-    table = Table("", title=f"{len(programs)} programs on {engines} x {gpu}, {model}")
+        for name, policy in zip(names, values, strict=True):
+            told[name] = _followed(VirtualCluster(simulated.under(policy)), programs, progress, name)
+    table = Table("", title=f"{len(programs)} programs on {simulated}")
     for name in names:
         table.add_column(name, justify="right")
     for key, heading, form in _ROWS:

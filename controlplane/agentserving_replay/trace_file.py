@@ -1,5 +1,6 @@
 """Programs in a file: JSON lines, one a program and one a call, in any order that names nothing before it is there.
 
+    {"recording": "2026-11-24T09:00:00Z", "engines": 4, "max_num_seqs": 48, "balancer": "prefix_aware", "policy": {...}}
     {"program": "p1", "name": "chatbot", "arrival_s": 0.0}
     {"program": "p1", "call": "c1", "prompt_tokens": 300, "output_tokens": 120}
     {"program": "p1", "call": "c2", "after": ["c1"], "gap_s": 2.5, "prompt_tokens": 500, "output_tokens": 80,
@@ -7,7 +8,9 @@
     {"program": "p1.sub", "parent": "p1", "arrival_s": 3.0}
 
 `after` and `extends` name calls of the same tree. A sub-agent (`parent`) is a program of the tree whose account its
-root keeps; calls without `after` are made `gap_s` after the arrival of their program. Never text.
+root keeps; calls without `after` are made `gap_s` after the arrival of their program. `shared_tokens` without `extends`
+are of the system prompt that programs of one name share. The first line, which a recording has, says what ran the
+programs (`policy` as agentserving.policy.to_dict writes it) and is what a replay takes for granted. Never text.
 """
 
 from __future__ import annotations
@@ -15,12 +18,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
+from agentserving.policy import InvalidPolicyError, Policy, from_dict
+from agentserving_controlplane.load_balancer import Balancer
+from agentserving_controlplane.programs import MAX_NAME_BYTES, PROGRAM_ID
+from agentserving_controlplane.rows import MAX_THREAD_BYTES
 
 from agentserving_replay.trace import Call, Program
 
 MAX_TOKENS = 100_000_000
+MAX_ENGINES = 10_000
 
 
 class TraceError(ValueError):
@@ -31,14 +40,28 @@ class TraceError(ValueError):
         self.line = line
 
 
-class _ProgramLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+class RecordingLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What a recording was made of. `recording`: when it began, UTC."""
+
+    recording: str
+    policy: dict[str, Any]
+    balancer: Balancer
+    engines: int
+    max_num_seqs: int
+
+
+class ProgramLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A program begins; seconds."""
+
     program: str
     arrival_s: float
     name: str = ""
     parent: str = ""
 
 
-class _CallLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+class CallLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A call; fields as in `trace.Call`, with names for indices."""
+
     program: str
     call: str
     prompt_tokens: int
@@ -62,18 +85,46 @@ class _Tree:
     index: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What ran the programs of a recording."""
+
+    policy: Policy
+    balancer: Balancer
+    engines: int
+    max_num_seqs: int
+
+
 class _Reader:
     """Lines in, trees out."""
 
     def __init__(self) -> None:
+        self.recorded: Recorded | None = None
         # program id -> (its tree, seconds after the root's arrival)
         self.known: dict[str, tuple[_Tree, float]] = {}
         self.trees: list[_Tree] = []
 
-    def program(self, at: int, told: _ProgramLine) -> None:
+    def recording(self, at: int, told: RecordingLine) -> None:
+        """What the file was recorded from."""
+        if self.recorded is not None or self.known:
+            raise TraceError(at, "recording: only the first line tells of it")
+        for name in ("engines", "max_num_seqs"):
+            if not 1 <= getattr(told, name) <= MAX_ENGINES:
+                raise TraceError(at, f"{name}: must be 1 to {MAX_ENGINES}, got {getattr(told, name)}")
+        try:
+            policy = from_dict(told.policy)
+        except InvalidPolicyError as error:
+            raise TraceError(at, str(error)) from error
+        self.recorded = Recorded(policy, told.balancer, told.engines, told.max_num_seqs)
+
+    def program(self, at: int, told: ProgramLine) -> None:
         """A program begins."""
+        if PROGRAM_ID.fullmatch(told.program) is None:
+            raise TraceError(at, f"program: 1 to 128 of A-Z a-z 0-9 . _ : @ / -, got {told.program!r}")
         if told.program in self.known:
             raise TraceError(at, f"program {told.program!r} is there already")
+        if len(told.name.encode()) > MAX_NAME_BYTES:
+            raise TraceError(at, f"name: at most {MAX_NAME_BYTES} bytes")
         _not_negative(at, "arrival_s", told.arrival_s)
         if not told.parent:
             tree = _Tree(told.program, told.name, told.arrival_s, at)
@@ -88,7 +139,7 @@ class _Reader:
             raise TraceError(at, f"arrival_s: {told.arrival_s} is before its root's, {tree.arrival_s}")
         self.known[told.program] = (tree, told.arrival_s - tree.arrival_s)
 
-    def call(self, at: int, told: _CallLine) -> None:
+    def call(self, at: int, told: CallLine) -> None:
         """A call of a program that has begun."""
         known = self.known.get(told.program)
         if known is None:
@@ -97,6 +148,8 @@ class _Reader:
         if told.call in tree.index:
             raise TraceError(at, f"call {told.call!r} of {tree.program_id!r} is there already")
         _not_negative(at, "gap_s", told.gap_s)
+        if len(told.thread.encode()) > MAX_THREAD_BYTES:
+            raise TraceError(at, f"thread: at most {MAX_THREAD_BYTES} bytes")
         for name, least in (("prompt_tokens", 1), ("output_tokens", 1), ("shared_tokens", 0)):
             if not least <= getattr(told, name) <= MAX_TOKENS:
                 raise TraceError(at, f"{name}: must be {least} to {MAX_TOKENS}, got {getattr(told, name)}")
@@ -127,6 +180,11 @@ class _Reader:
         return index
 
 
+def encoded(lines: Iterable[RecordingLine | ProgramLine | CallLine]) -> bytes:
+    """Lines as they stand in a file."""
+    return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+
+
 def _not_negative(at: int, name: str, value: float) -> None:
     if not (0 <= value < math.inf):
         raise TraceError(at, f"{name}: must be 0 or more, got {value}")
@@ -134,6 +192,11 @@ def _not_negative(at: int, name: str, value: float) -> None:
 
 def read_trace(lines: Iterable[bytes]) -> list[Program]:
     """Programs by arrival; times begin with the first. TraceError says which line is wrong, and how."""
+    return read_recording(lines)[1]
+
+
+def read_recording(lines: Iterable[bytes]) -> tuple[Recorded | None, list[Program]]:
+    """The same, and what the file says of the cluster that ran them."""
     reader, at = _Reader(), 0
     for at, line in enumerate(lines, 1):
         if not line.strip():
@@ -141,9 +204,11 @@ def read_trace(lines: Iterable[bytes]) -> list[Program]:
         try:
             fields = msgspec.json.decode(line)
             if isinstance(fields, dict) and "call" in fields:
-                reader.call(at, msgspec.convert(fields, _CallLine))
+                reader.call(at, msgspec.convert(fields, CallLine))
+            elif isinstance(fields, dict) and "recording" in fields:
+                reader.recording(at, msgspec.convert(fields, RecordingLine))
             else:
-                reader.program(at, msgspec.convert(fields, _ProgramLine))
+                reader.program(at, msgspec.convert(fields, ProgramLine))
         except msgspec.MsgspecError as error:
             raise TraceError(at, str(error)) from error
     if not reader.trees:
@@ -153,28 +218,24 @@ def read_trace(lines: Iterable[bytes]) -> list[Program]:
             raise TraceError(tree.line, f"program {tree.program_id!r} has no calls")
     first = min(tree.arrival_s for tree in reader.trees)
     trees = sorted(reader.trees, key=lambda tree: tree.arrival_s)
-    return [Program(t.program_id, t.name, t.arrival_s - first, tuple(t.calls)) for t in trees]
+    programs = [Program(t.program_id, t.name, t.arrival_s - first, tuple(t.calls)) for t in trees]
+    return reader.recorded, programs
 
 
 def write_trace(programs: Iterable[Program]) -> Iterator[bytes]:
     """Lines that `read_trace` reads back."""
-    encode = msgspec.json.encode
     for program in programs:
-        yield encode(_ProgramLine(program.program_id, program.arrival_s, program.name)) + b"\n"
+        yield encoded([ProgramLine(program.program_id, program.arrival_s, program.name)])
         for index, call in enumerate(program.calls):
-            yield (
-                encode(
-                    _CallLine(
-                        program.program_id,
-                        f"c{index}",
-                        call.prompt_tokens,
-                        call.output_tokens,
-                        [f"c{parent}" for parent in call.parents],
-                        call.gap_s,
-                        f"c{call.extends}" if call.extends >= 0 else "",
-                        call.shared_tokens,
-                        call.thread,
-                    )
-                )
-                + b"\n"
+            line = CallLine(
+                program.program_id,
+                f"c{index}",
+                call.prompt_tokens,
+                call.output_tokens,
+                [f"c{parent}" for parent in call.parents],
+                call.gap_s,
+                f"c{call.extends}" if call.extends >= 0 else "",
+                call.shared_tokens,
+                call.thread,
             )
+            yield encoded([line])

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
         Admission,
         Balancer,
         Call,
+        ClosedProgram,
+        EndedCall,
+        Endings,
         Engine,
         EngineState,
         Outcome,
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
         PolicyVersion,
         Program,
         ProgramChanges,
+        ProgramOrigin,
         ProgramState,
         Thread,
     )
@@ -64,8 +68,8 @@ _HOMES = {
     "agentserving.httpx_hooks": ("attach", "instrument", "uninstrument"),
     "agentserving.session": ("ProgramSession", "ProgramThread", "current_program", "program"),
     "agentserving.values": (
-        "Admission", "Balancer", "Call", "Engine", "EngineState", "Outcome", "Overview", "PolicyVersion", "Program",
-        "ProgramChanges", "ProgramState", "Thread",
+        "Admission", "Balancer", "Call", "ClosedProgram", "EndedCall", "Endings", "Engine", "EngineState", "Outcome",
+        "Overview", "PolicyVersion", "Program", "ProgramChanges", "ProgramOrigin", "ProgramState", "Thread",
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -76,8 +80,8 @@ __all__ = [  # noqa: RUF022 - by module, as above
     "InternalError", "InvalidArgumentError", "NotFoundError", "OverloadedError", "PermissionDeniedError",
     "UnavailableError",
     "attach", "instrument", "uninstrument", "ProgramSession", "ProgramThread", "current_program", "program",
-    "Admission", "Balancer", "Call", "Engine", "EngineState", "Outcome", "Overview", "PolicyVersion", "Program",
-    "ProgramChanges", "ProgramState", "Thread",
+    "Admission", "Balancer", "Call", "ClosedProgram", "EndedCall", "Endings", "Engine", "EngineState", "Outcome",
+    "Overview", "PolicyVersion", "Program", "ProgramChanges", "ProgramOrigin", "ProgramState", "Thread",
 ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from agentserving.generating import PATH as GENERATE
 from agentserving.generating import Generating
 from agentserving.operations import Operation
 from agentserving.v1 import call_service_pb2, program_service_pb2
-from agentserving.values import Admission, Program, ProgramChanges, ProgramState
+from agentserving.values import Admission, Endings, Program, ProgramChanges, ProgramState
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -95,6 +95,17 @@ class AsyncClient:
                 response = program_service_pb2.WatchProgramsResponse
                 async for answer in self._stream(self.address, watching.PATH, request, response):
                     yield watch.changes(answer)
+            except (grpc.RpcError, AgentServingError) as error:
+                await asyncio.sleep(watch.delay_s(from_rpc(error, self.address)))
+
+    async def watch_endings(self, *, after_position: int = 0) -> AsyncIterator[Endings]:
+        """Calls and programs as they end, for ever; as `Client.watch_endings`."""
+        watch = watching.EndingsWatch(after_position)
+        while True:
+            try:
+                response = call_service_pb2.WatchEndingsResponse
+                async for answer in self._stream(self.address, watching.ENDINGS_PATH, watch.request(), response):
+                    yield watch.endings(answer)
             except (grpc.RpcError, AgentServingError) as error:
                 await asyncio.sleep(watch.delay_s(from_rpc(error, self.address)))
 

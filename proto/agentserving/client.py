@@ -28,7 +28,7 @@ from agentserving.generating import PATH as GENERATE
 from agentserving.generating import Generating
 from agentserving.operations import Operation
 from agentserving.v1 import call_service_pb2, program_service_pb2
-from agentserving.values import Admission, Program, ProgramChanges, ProgramState
+from agentserving.values import Admission, Endings, Program, ProgramChanges, ProgramState
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -103,6 +103,17 @@ class Client:
                 response = program_service_pb2.WatchProgramsResponse
                 for answer in self._stream(self.address, watching.PATH, request, response):
                     yield watch.changes(answer)
+            except (grpc.RpcError, AgentServingError) as error:
+                time.sleep(watch.delay_s(from_rpc(error, self.address)))
+
+    def watch_endings(self, *, after_position: int = 0) -> Iterator[Endings]:
+        """Calls and programs as they end, for ever; one at once, which may be empty. `after_position` 0 = from now."""
+        watch = watching.EndingsWatch(after_position)
+        while True:
+            try:
+                response = call_service_pb2.WatchEndingsResponse
+                for answer in self._stream(self.address, watching.ENDINGS_PATH, watch.request(), response):
+                    yield watch.endings(answer)
             except (grpc.RpcError, AgentServingError) as error:
                 time.sleep(watch.delay_s(from_rpc(error, self.address)))
 

@@ -14,8 +14,8 @@ from enum import IntEnum
 from typing import Any, TypeVar
 
 from agentserving.policy_message import policy_from
-from agentserving.v1 import types_pb2
-from agentserving.values import Balancer, PolicyVersion
+from agentserving.v1 import call_service_pb2, types_pb2
+from agentserving.values import Balancer, ClosedProgram, EndedCall, Endings, PolicyVersion
 
 Value = TypeVar("Value")
 Reader = Callable[[Any, str], Any]
@@ -56,6 +56,18 @@ def _instant(message: Any, name: str) -> datetime | None:
         return None
     found: datetime = getattr(message, name).ToDatetime(tzinfo=UTC)
     return found
+
+
+def endings(message: call_service_pb2.WatchEndingsResponse) -> Endings:
+    """What ended; kinds of endings that this version does not know are left out."""
+    found: list[EndedCall | ClosedProgram] = []
+    for ending in message.endings:
+        match ending.WhichOneof("ending"):
+            case "call":
+                found.append(read(EndedCall, ending.call))
+            case "program":
+                found.append(read(ClosedProgram, ending.program))
+    return Endings(message.position, tuple(found), message.lost, message.restarted, _instant(message, "send_time"))
 
 
 def policy_version(

@@ -134,6 +134,53 @@ class ProgramChanges:
 
 
 @dataclass(frozen=True, slots=True)
+class ProgramOrigin:
+    """Whose a call is, and when that program began."""
+
+    program_id: str
+    name: str
+    parent_program_id: str
+    root_program_id: str
+    open_time: datetime | None
+    root_open_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class EndedCall:
+    """A call that has ended, with its counters in all."""
+
+    call: Call
+    program: ProgramOrigin
+    outcome: Outcome
+    end_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedProgram:
+    """A program that takes no new calls; some may still have to end."""
+
+    program: ProgramOrigin
+    outcome: Outcome
+    close_time: datetime | None
+    calls_in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Endings:
+    """What ended up to a position, in order.
+
+    `lost`: so many before these were missed, because they were not read in time. `restarted`: the control plane has,
+    and nobody knows what ended meanwhile.
+    """
+
+    position: int
+    endings: tuple[EndedCall | ClosedProgram, ...]
+    lost: int
+    restarted: bool
+    send_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Admission:
     """An admitted call: where it runs, and the ticket to send there as X-Session-ID."""
 

@@ -21,6 +21,10 @@ PAIRS: list[tuple[type[Any], Any]] = [
     (values.EngineCapabilities, types_pb2.EngineCapabilities),
     (values.Admission, call_service_pb2.AdmitCallResponse),
     (values.Overview, admin_service_pb2.GetOverviewResponse),
+    (values.ProgramOrigin, call_service_pb2.ProgramOrigin),
+    (values.EndedCall, call_service_pb2.EndedCall),
+    (values.ClosedProgram, call_service_pb2.ClosedProgram),
+    (values.Endings, call_service_pb2.WatchEndingsResponse),
 ]
 
 

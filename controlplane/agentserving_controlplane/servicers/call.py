@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -12,7 +13,8 @@ from agentserving.v1 import call_service_pb2_grpc as rpc
 from agentserving.v1 import types_pb2
 from google.protobuf.message import DecodeError
 
-from agentserving_controlplane.control_plane import ControlPlane
+from agentserving_controlplane import convert
+from agentserving_controlplane.control_plane import ControlPlane, now_us
 from agentserving_controlplane.engines import LOST
 from agentserving_controlplane.errors import DomainError
 from agentserving_controlplane.servicers.common import Outlet, check_tenant, own_tenant, tenant_of, unary
@@ -20,6 +22,9 @@ from agentserving_controlplane.status_codes import abort, admission_error
 from agentserving_controlplane.store import StoreError
 
 log = structlog.get_logger()
+
+# What ends within this time is told together.
+ENDINGS_INTERVAL_S = 0.1
 
 
 def _named(named: str, tenant: str) -> str:
@@ -64,6 +69,33 @@ class CallServicer(rpc.CallServiceServicer):
         finally:
             pusher.cancel()
             await asyncio.gather(pusher, return_exceptions=True)
+
+    async def WatchEndings(
+        self, request: pb.WatchEndingsRequest, context: Any
+    ) -> AsyncIterator[pb.WatchEndingsResponse]:
+        """What has ended since it was looked at last; a reader that does not read holds up nobody but itself."""
+        endings, wake = self._plane.endings, asyncio.Event()
+        self._plane.listeners.add(wake.set)
+        try:
+            tenant = tenant_of(context)
+            seen = request.after_position or endings.newest(tenant)
+            if known := endings.knows(tenant, seen):
+                news = endings.after(tenant, seen)
+            else:
+                news = endings.after(tenant, endings.newest(tenant))
+            yield convert.endings(news, now_us(), restarted=not known)
+            while True:
+                if not news.more:
+                    await wake.wait()
+                    await asyncio.sleep(ENDINGS_INTERVAL_S)
+                wake.clear()
+                news = endings.after(tenant, news.position)
+                if news.endings or news.lost:
+                    yield convert.endings(news, now_us())
+        except DomainError as error:
+            await abort(context, error)
+        finally:
+            self._plane.listeners.discard(wake.set)
 
     def _answer(self, request: pb.AdmissionsRequest, tenant: str) -> pb.AdmissionsResponse | None:
         response = pb.AdmissionsResponse(stream_id=request.stream_id, epoch=self._plane.epoch)

@@ -24,37 +24,50 @@ _sym_db = _symbol_database.Default()
 
 from agentserving.v1 import types_pb2 as agentserving_dot_v1_dot_types__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"agentserving/v1/call_service.proto\x12\x0f\x61gentserving.v1\x1a\x1b\x61gentserving/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\"\xa1\x02\n\x10\x41\x64mitCallRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x17\n\x0fparent_call_ids\x18\x03 \x03(\t\x12\x10\n\x08implicit\x18\x04 \x01(\x08\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x19\n\x11parent_program_id\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x03\x12\r\n\x05model\x18\x08 \x01(\t\x12\x18\n\x10retry_of_call_id\x18\t \x01(\t\x12\x1a\n\x12\x65xclude_engine_ids\x18\n \x03(\t\x12\r\n\x05\x66inal\x18\x0b \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x0c \x01(\t\x12\x0e\n\x06tenant\x18\r \x01(\t\"\xac\x01\n\x11\x41\x64mitCallResponse\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x12\n\nprogram_id\x18\x03 \x01(\t\x12\x11\n\tengine_id\x18\x04 \x01(\t\x12\x16\n\x0e\x65ngine_address\x18\x05 \x01(\t\x12\x0e\n\x06ticket\x18\x06 \x01(\t\x12\x17\n\x0fsidecar_address\x18\x07 \x01(\t\x12\r\n\x05\x65poch\x18\x08 \x01(\x03\"s\n\x0e\x45ndCallRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12\x15\n\rnever_started\x18\x03 \x01(\x08\x12\x0e\n\x06tenant\x18\x04 \x01(\t\"\x11\n\x0f\x45ndCallResponse\"\xc5\x01\n\x11\x41\x64missionsRequest\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x32\n\x05\x61\x64mit\x18\x02 \x01(\x0b\x32!.agentserving.v1.AdmitCallRequestH\x00\x12.\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1f.agentserving.v1.EndCallRequestH\x00\x12.\n\x05hello\x18\x04 \x01(\x0b\x32\x1d.agentserving.v1.GatewayHelloH\x00\x42\t\n\x07request\"\"\n\x0cGatewayHello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"5\n\tEngineSet\x12(\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x17.agentserving.v1.Engine\"o\n\x0e\x41\x64missionError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8e\x02\n\x12\x41\x64missionsResponse\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x36\n\x08\x61\x64mitted\x18\x02 \x01(\x0b\x32\".agentserving.v1.AdmitCallResponseH\x00\x12\x30\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1f.agentserving.v1.AdmissionErrorH\x00\x12-\n\x07\x65ngines\x18\x04 \x01(\x0b\x32\x1a.agentserving.v1.EngineSetH\x00\x12\x31\n\x05\x65nded\x18\x05 \x01(\x0b\x32 .agentserving.v1.EndCallResponseH\x00\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x42\n\n\x08response\"N\n\x0fGenerateRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\"L\n\x10GenerateResponse\x12\x13\n\x0bhttp_status\x18\x01 \x01(\x05\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\x32\xdd\x02\n\x0b\x43\x61llService\x12R\n\tAdmitCall\x12!.agentserving.v1.AdmitCallRequest\x1a\".agentserving.v1.AdmitCallResponse\x12L\n\x07\x45ndCall\x12\x1f.agentserving.v1.EndCallRequest\x1a .agentserving.v1.EndCallResponse\x12Y\n\nAdmissions\x12\".agentserving.v1.AdmissionsRequest\x1a#.agentserving.v1.AdmissionsResponse(\x01\x30\x01\x12Q\n\x08Generate\x12 .agentserving.v1.GenerateRequest\x1a!.agentserving.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"agentserving/v1/call_service.proto\x12\x0f\x61gentserving.v1\x1a\x1b\x61gentserving/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x02\n\x10\x41\x64mitCallRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x17\n\x0fparent_call_ids\x18\x03 \x03(\t\x12\x10\n\x08implicit\x18\x04 \x01(\x08\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x19\n\x11parent_program_id\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x03\x12\r\n\x05model\x18\x08 \x01(\t\x12\x18\n\x10retry_of_call_id\x18\t \x01(\t\x12\x1a\n\x12\x65xclude_engine_ids\x18\n \x03(\t\x12\r\n\x05\x66inal\x18\x0b \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x0c \x01(\t\x12\x0e\n\x06tenant\x18\r \x01(\t\"\xac\x01\n\x11\x41\x64mitCallResponse\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x12\n\nprogram_id\x18\x03 \x01(\t\x12\x11\n\tengine_id\x18\x04 \x01(\t\x12\x16\n\x0e\x65ngine_address\x18\x05 \x01(\t\x12\x0e\n\x06ticket\x18\x06 \x01(\t\x12\x17\n\x0fsidecar_address\x18\x07 \x01(\t\x12\r\n\x05\x65poch\x18\x08 \x01(\x03\"s\n\x0e\x45ndCallRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12\x15\n\rnever_started\x18\x03 \x01(\x08\x12\x0e\n\x06tenant\x18\x04 \x01(\t\"\x11\n\x0f\x45ndCallResponse\"\xc5\x01\n\x11\x41\x64missionsRequest\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x32\n\x05\x61\x64mit\x18\x02 \x01(\x0b\x32!.agentserving.v1.AdmitCallRequestH\x00\x12.\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1f.agentserving.v1.EndCallRequestH\x00\x12.\n\x05hello\x18\x04 \x01(\x0b\x32\x1d.agentserving.v1.GatewayHelloH\x00\x42\t\n\x07request\"\"\n\x0cGatewayHello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"5\n\tEngineSet\x12(\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x17.agentserving.v1.Engine\"o\n\x0e\x41\x64missionError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8e\x02\n\x12\x41\x64missionsResponse\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x36\n\x08\x61\x64mitted\x18\x02 \x01(\x0b\x32\".agentserving.v1.AdmitCallResponseH\x00\x12\x30\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1f.agentserving.v1.AdmissionErrorH\x00\x12-\n\x07\x65ngines\x18\x04 \x01(\x0b\x32\x1a.agentserving.v1.EngineSetH\x00\x12\x31\n\x05\x65nded\x18\x05 \x01(\x0b\x32 .agentserving.v1.EndCallResponseH\x00\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x42\n\n\x08response\"N\n\x0fGenerateRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\"L\n\x10GenerateResponse\x12\x13\n\x0bhttp_status\x18\x01 \x01(\x05\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\"-\n\x13WatchEndingsRequest\x12\x16\n\x0e\x61\x66ter_position\x18\x01 \x01(\x03\"\xc8\x01\n\rProgramOrigin\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x19\n\x11parent_program_id\x18\x03 \x01(\t\x12\x17\n\x0froot_program_id\x18\x04 \x01(\t\x12-\n\topen_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0eroot_open_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xba\x01\n\tEndedCall\x12#\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x15.agentserving.v1.Call\x12/\n\x07program\x18\x02 \x01(\x0b\x32\x1e.agentserving.v1.ProgramOrigin\x12)\n\x07outcome\x18\x03 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb4\x01\n\rClosedProgram\x12/\n\x07program\x18\x01 \x01(\x0b\x32\x1e.agentserving.v1.ProgramOrigin\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12.\n\nclose_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x63\x61lls_in_flight\x18\x04 \x01(\r\"q\n\x06\x45nding\x12*\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1a.agentserving.v1.EndedCallH\x00\x12\x31\n\x07program\x18\x02 \x01(\x0b\x32\x1e.agentserving.v1.ClosedProgramH\x00\x42\x08\n\x06\x65nding\"\xa2\x01\n\x14WatchEndingsResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12(\n\x07\x65ndings\x18\x02 \x03(\x0b\x32\x17.agentserving.v1.Ending\x12\x0c\n\x04lost\x18\x03 \x01(\x04\x12\x11\n\trestarted\x18\x04 \x01(\x08\x12-\n\tsend_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xbc\x03\n\x0b\x43\x61llService\x12R\n\tAdmitCall\x12!.agentserving.v1.AdmitCallRequest\x1a\".agentserving.v1.AdmitCallResponse\x12L\n\x07\x45ndCall\x12\x1f.agentserving.v1.EndCallRequest\x1a .agentserving.v1.EndCallResponse\x12Y\n\nAdmissions\x12\".agentserving.v1.AdmissionsRequest\x1a#.agentserving.v1.AdmissionsResponse(\x01\x30\x01\x12]\n\x0cWatchEndings\x12$.agentserving.v1.WatchEndingsRequest\x1a%.agentserving.v1.WatchEndingsResponse0\x01\x12Q\n\x08Generate\x12 .agentserving.v1.GenerateRequest\x1a!.agentserving.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentserving.v1.call_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ADMITCALLREQUEST']._serialized_start=117
-  _globals['_ADMITCALLREQUEST']._serialized_end=406
-  _globals['_ADMITCALLRESPONSE']._serialized_start=409
-  _globals['_ADMITCALLRESPONSE']._serialized_end=581
-  _globals['_ENDCALLREQUEST']._serialized_start=583
-  _globals['_ENDCALLREQUEST']._serialized_end=698
-  _globals['_ENDCALLRESPONSE']._serialized_start=700
-  _globals['_ENDCALLRESPONSE']._serialized_end=717
-  _globals['_ADMISSIONSREQUEST']._serialized_start=720
-  _globals['_ADMISSIONSREQUEST']._serialized_end=917
-  _globals['_GATEWAYHELLO']._serialized_start=919
-  _globals['_GATEWAYHELLO']._serialized_end=953
-  _globals['_ENGINESET']._serialized_start=955
-  _globals['_ENGINESET']._serialized_end=1008
-  _globals['_ADMISSIONERROR']._serialized_start=1010
-  _globals['_ADMISSIONERROR']._serialized_end=1121
-  _globals['_ADMISSIONSRESPONSE']._serialized_start=1124
-  _globals['_ADMISSIONSRESPONSE']._serialized_end=1394
-  _globals['_GENERATEREQUEST']._serialized_start=1396
-  _globals['_GENERATEREQUEST']._serialized_end=1474
-  _globals['_GENERATERESPONSE']._serialized_start=1476
-  _globals['_GENERATERESPONSE']._serialized_end=1552
-  _globals['_CALLSERVICE']._serialized_start=1555
-  _globals['_CALLSERVICE']._serialized_end=1904
+  _globals['_ADMITCALLREQUEST']._serialized_start=150
+  _globals['_ADMITCALLREQUEST']._serialized_end=439
+  _globals['_ADMITCALLRESPONSE']._serialized_start=442
+  _globals['_ADMITCALLRESPONSE']._serialized_end=614
+  _globals['_ENDCALLREQUEST']._serialized_start=616
+  _globals['_ENDCALLREQUEST']._serialized_end=731
+  _globals['_ENDCALLRESPONSE']._serialized_start=733
+  _globals['_ENDCALLRESPONSE']._serialized_end=750
+  _globals['_ADMISSIONSREQUEST']._serialized_start=753
+  _globals['_ADMISSIONSREQUEST']._serialized_end=950
+  _globals['_GATEWAYHELLO']._serialized_start=952
+  _globals['_GATEWAYHELLO']._serialized_end=986
+  _globals['_ENGINESET']._serialized_start=988
+  _globals['_ENGINESET']._serialized_end=1041
+  _globals['_ADMISSIONERROR']._serialized_start=1043
+  _globals['_ADMISSIONERROR']._serialized_end=1154
+  _globals['_ADMISSIONSRESPONSE']._serialized_start=1157
+  _globals['_ADMISSIONSRESPONSE']._serialized_end=1427
+  _globals['_GENERATEREQUEST']._serialized_start=1429
+  _globals['_GENERATEREQUEST']._serialized_end=1507
+  _globals['_GENERATERESPONSE']._serialized_start=1509
+  _globals['_GENERATERESPONSE']._serialized_end=1585
+  _globals['_WATCHENDINGSREQUEST']._serialized_start=1587
+  _globals['_WATCHENDINGSREQUEST']._serialized_end=1632
+  _globals['_PROGRAMORIGIN']._serialized_start=1635
+  _globals['_PROGRAMORIGIN']._serialized_end=1835
+  _globals['_ENDEDCALL']._serialized_start=1838
+  _globals['_ENDEDCALL']._serialized_end=2024
+  _globals['_CLOSEDPROGRAM']._serialized_start=2027
+  _globals['_CLOSEDPROGRAM']._serialized_end=2207
+  _globals['_ENDING']._serialized_start=2209
+  _globals['_ENDING']._serialized_end=2322
+  _globals['_WATCHENDINGSRESPONSE']._serialized_start=2325
+  _globals['_WATCHENDINGSRESPONSE']._serialized_end=2487
+  _globals['_CALLSERVICE']._serialized_start=2490
+  _globals['_CALLSERVICE']._serialized_end=2934
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ import google.protobuf.descriptor
 import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.message
+import google.protobuf.timestamp_pb2
 import typing
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
@@ -344,3 +345,177 @@ class GenerateResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "content_type", b"content_type", "http_status", b"http_status"]) -> None: ...
 
 global___GenerateResponse = GenerateResponse
+
+@typing.final
+class WatchEndingsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AFTER_POSITION_FIELD_NUMBER: builtins.int
+    after_position: builtins.int
+    """Of the last message seen, to go on after it; 0 = from now."""
+    def __init__(
+        self,
+        *,
+        after_position: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after_position", b"after_position"]) -> None: ...
+
+global___WatchEndingsRequest = WatchEndingsRequest
+
+@typing.final
+class ProgramOrigin(google.protobuf.message.Message):
+    """Whose a call is, and when that program began."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROGRAM_ID_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    PARENT_PROGRAM_ID_FIELD_NUMBER: builtins.int
+    ROOT_PROGRAM_ID_FIELD_NUMBER: builtins.int
+    OPEN_TIME_FIELD_NUMBER: builtins.int
+    ROOT_OPEN_TIME_FIELD_NUMBER: builtins.int
+    program_id: builtins.str
+    name: builtins.str
+    parent_program_id: builtins.str
+    """Empty for a root."""
+    root_program_id: builtins.str
+    """Equal to program_id for a root."""
+    @property
+    def open_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def root_open_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        program_id: builtins.str = ...,
+        name: builtins.str = ...,
+        parent_program_id: builtins.str = ...,
+        root_program_id: builtins.str = ...,
+        open_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        root_open_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["open_time", b"open_time", "root_open_time", b"root_open_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "open_time", b"open_time", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "root_open_time", b"root_open_time", "root_program_id", b"root_program_id"]) -> None: ...
+
+global___ProgramOrigin = ProgramOrigin
+
+@typing.final
+class EndedCall(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: builtins.int
+    PROGRAM_FIELD_NUMBER: builtins.int
+    OUTCOME_FIELD_NUMBER: builtins.int
+    END_TIME_FIELD_NUMBER: builtins.int
+    outcome: agentserving.v1.types_pb2.Outcome.ValueType
+    @property
+    def call(self) -> agentserving.v1.types_pb2.Call:
+        """Its counters in all; those of a call that no engine ever spoke of are zero."""
+
+    @property
+    def program(self) -> global___ProgramOrigin: ...
+    @property
+    def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the control plane heard of the end, some milliseconds after it."""
+
+    def __init__(
+        self,
+        *,
+        call: agentserving.v1.types_pb2.Call | None = ...,
+        program: global___ProgramOrigin | None = ...,
+        outcome: agentserving.v1.types_pb2.Outcome.ValueType = ...,
+        end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["call", b"call", "end_time", b"end_time", "program", b"program"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["call", b"call", "end_time", b"end_time", "outcome", b"outcome", "program", b"program"]) -> None: ...
+
+global___EndedCall = EndedCall
+
+@typing.final
+class ClosedProgram(google.protobuf.message.Message):
+    """An id that is used again goes on with its program, which may be closed again."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROGRAM_FIELD_NUMBER: builtins.int
+    OUTCOME_FIELD_NUMBER: builtins.int
+    CLOSE_TIME_FIELD_NUMBER: builtins.int
+    CALLS_IN_FLIGHT_FIELD_NUMBER: builtins.int
+    outcome: agentserving.v1.types_pb2.Outcome.ValueType
+    calls_in_flight: builtins.int
+    """Calls that are still to end."""
+    @property
+    def program(self) -> global___ProgramOrigin: ...
+    @property
+    def close_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        program: global___ProgramOrigin | None = ...,
+        outcome: agentserving.v1.types_pb2.Outcome.ValueType = ...,
+        close_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        calls_in_flight: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["close_time", b"close_time", "program", b"program"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["calls_in_flight", b"calls_in_flight", "close_time", b"close_time", "outcome", b"outcome", "program", b"program"]) -> None: ...
+
+global___ClosedProgram = ClosedProgram
+
+@typing.final
+class Ending(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: builtins.int
+    PROGRAM_FIELD_NUMBER: builtins.int
+    @property
+    def call(self) -> global___EndedCall: ...
+    @property
+    def program(self) -> global___ClosedProgram: ...
+    def __init__(
+        self,
+        *,
+        call: global___EndedCall | None = ...,
+        program: global___ClosedProgram | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["call", b"call", "ending", b"ending", "program", b"program"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["call", b"call", "ending", b"ending", "program", b"program"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["ending", b"ending"]) -> typing.Literal["call", "program"] | None: ...
+
+global___Ending = Ending
+
+@typing.final
+class WatchEndingsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: builtins.int
+    ENDINGS_FIELD_NUMBER: builtins.int
+    LOST_FIELD_NUMBER: builtins.int
+    RESTARTED_FIELD_NUMBER: builtins.int
+    SEND_TIME_FIELD_NUMBER: builtins.int
+    position: builtins.int
+    """Of the newest ending told: counts up by one for each ending of the tenant."""
+    lost: builtins.int
+    """Endings after the message before, and before these, that are no longer kept: this stream was read too slowly."""
+    restarted: builtins.bool
+    """Only in a first message: after_position is not of this process, and nobody knows what has been missed."""
+    @property
+    def endings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Ending]:
+        """In the order in which they came."""
+
+    @property
+    def send_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When this was sent, by the clock that the endings are told by."""
+
+    def __init__(
+        self,
+        *,
+        position: builtins.int = ...,
+        endings: collections.abc.Iterable[global___Ending] | None = ...,
+        lost: builtins.int = ...,
+        restarted: builtins.bool = ...,
+        send_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["send_time", b"send_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["endings", b"endings", "lost", b"lost", "position", b"position", "restarted", b"restarted", "send_time", b"send_time"]) -> None: ...
+
+global___WatchEndingsResponse = WatchEndingsResponse

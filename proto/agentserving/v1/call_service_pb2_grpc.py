@@ -49,6 +49,11 @@ class CallServiceStub(object):
                 request_serializer=agentserving_dot_v1_dot_call__service__pb2.AdmissionsRequest.SerializeToString,
                 response_deserializer=agentserving_dot_v1_dot_call__service__pb2.AdmissionsResponse.FromString,
                 _registered_method=True)
+        self.WatchEndings = channel.unary_stream(
+                '/agentserving.v1.CallService/WatchEndings',
+                request_serializer=agentserving_dot_v1_dot_call__service__pb2.WatchEndingsRequest.SerializeToString,
+                response_deserializer=agentserving_dot_v1_dot_call__service__pb2.WatchEndingsResponse.FromString,
+                _registered_method=True)
         self.Generate = channel.unary_stream(
                 '/agentserving.v1.CallService/Generate',
                 request_serializer=agentserving_dot_v1_dot_call__service__pb2.GenerateRequest.SerializeToString,
@@ -81,6 +86,14 @@ class CallServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchEndings(self, request, context):
+        """Streams calls as they end and programs as they are closed, for recorders. The first message comes at once. Nobody
+        waits for a reader: one that is too slow is told how many endings it has missed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Generate(self, request, context):
         """On the sidecar: runs one admitted call on its engine and streams the answer in coalesced pieces. Cancelling the
         RPC aborts the call in the engine.
@@ -106,6 +119,11 @@ def add_CallServiceServicer_to_server(servicer, server):
                     servicer.Admissions,
                     request_deserializer=agentserving_dot_v1_dot_call__service__pb2.AdmissionsRequest.FromString,
                     response_serializer=agentserving_dot_v1_dot_call__service__pb2.AdmissionsResponse.SerializeToString,
+            ),
+            'WatchEndings': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEndings,
+                    request_deserializer=agentserving_dot_v1_dot_call__service__pb2.WatchEndingsRequest.FromString,
+                    response_serializer=agentserving_dot_v1_dot_call__service__pb2.WatchEndingsResponse.SerializeToString,
             ),
             'Generate': grpc.unary_stream_rpc_method_handler(
                     servicer.Generate,
@@ -194,6 +212,33 @@ class CallService(object):
             '/agentserving.v1.CallService/Admissions',
             agentserving_dot_v1_dot_call__service__pb2.AdmissionsRequest.SerializeToString,
             agentserving_dot_v1_dot_call__service__pb2.AdmissionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEndings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/agentserving.v1.CallService/WatchEndings',
+            agentserving_dot_v1_dot_call__service__pb2.WatchEndingsRequest.SerializeToString,
+            agentserving_dot_v1_dot_call__service__pb2.WatchEndingsResponse.FromString,
             options,
             channel_credentials,
             insecure,
