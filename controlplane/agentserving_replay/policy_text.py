@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from agentserving.policy import Policy, Source
 from agentserving.policy_message import policy_to
-from agentserving.policy import Policy
 from google.protobuf import json_format
 
 
@@ -18,6 +18,8 @@ def _word(value: str) -> str:
 
 def as_yaml(policy: Policy, indent: int = 2) -> str:
     """`scheduling:` of an AgentServingCluster's spec; bounds and quanta must be whole milliseconds (ValueError)."""
+    if policy.source is not Source.FIXED or policy.classes:
+        raise ValueError("levels: only a policy's own can be written out, not those made of finished programs")
     bounded = policy.levels[:-1]
     for index, level in enumerate(bounded):
         if level.upper_bound_us % 1000 or level.quantum_us % 1000:

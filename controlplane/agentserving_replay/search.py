@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agentserving.policy import Accounting, Level, Order, Policy, to_dict
+from agentserving.policy import Accounting, Level, Order, Policy, Source, to_dict
 
 # A knob is turned for a gain larger than this: smaller ones are chance.
 MARGIN = 0.005
@@ -89,7 +89,8 @@ def _beside(values: Sequence[int], at: int, reach: int) -> Sequence[int]:
 
 
 def knobs(policy: Policy) -> Iterator[tuple[str, list[Policy]]]:
-    """What may be turned, and the policies that gives."""
+    """What may be turned, and the policies that gives; their levels are their own."""
+    policy = replace(policy, source=Source.FIXED, classes=())
     yield "accounting", [replace(policy, accounting=accounting) for accounting in Accounting]
     yield "order", [replace(policy, order=order) for order in Order]
     for name, tables in _levels(policy).items():

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from agentserving.messages import policy_from
-from agentserving.policy import ATLAS, PRESETS, InvalidPolicyError, Policy
+from agentserving.policy import ATLAS, PRESETS, InvalidPolicyError, Policy, Source
+from agentserving.policy_message import policy_from
 from agentserving.v1 import types_pb2
 from google.protobuf import json_format
 from rich.console import Console
@@ -83,7 +83,7 @@ def policy_against(named: str, recorded: Recorded | None) -> Policy:
         raise click.ClickException(
             f"--against {named}: no such preset ({', '.join(PRESETS)}), and no file that can be read"
         ) from None
-    except (json_format.ParseError, InvalidPolicyError, ValueError, AttributeError) as error:
+    except (json_format.ParseError, InvalidPolicyError, ValueError, KeyError, AttributeError) as error:
         raise click.ClickException(f"--against {named}: {' '.join(str(error).split())}") from error
 
 
@@ -103,7 +103,7 @@ def _tuned(
         trials = Trials(
             simulated, first, goal, time.monotonic() + budget_s, lambda done: progress.update(bar, completed=done)
         )
-        found = search(against, list(PRESETS.values()), trials.cost, most)
+        found = search(against, [each for each in PRESETS.values() if each.source is Source.FIXED], trials.cost, most)
         progress.update(bar, completed=most, description="judging")
         runs = [finished(simulated, programs, each) for each in _to_judge(found, against)]
     late = {program.program_id for program in programs[len(first) :]}

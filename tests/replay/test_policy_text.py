@@ -6,8 +6,8 @@ import json
 
 import pytest
 import yaml
-from agentserving.messages import policy_from
 from agentserving.policy import PRESETS, Level, Policy
+from agentserving.policy_message import policy_from
 from agentserving.v1 import types_pb2
 from agentserving_controlplane.convert import policy_from_message
 from agentserving_operator.parsing import parse

@@ -49,7 +49,7 @@ FEW = ("--max-num-seqs", "4", "--most", "12")
 
 
 def test_a_gain_is_proposed_with_its_interval_who_pays_and_the_policy(tmp_path: Path) -> None:
-    file, out = trace(tmp_path / "t.jsonl", crowd(240)), tmp_path / "tuned.json"
+    file, out = trace(tmp_path / "t.jsonl", crowd(600)), tmp_path / "tuned.json"
     told = run(str(file), "--against", "fcfs", *FEW, "--out", str(out))
     assert re.search(r"It pays: program latency, mean \(s\) goes down by \d+\.\d% \(95 %: \d+\.\d% to \d+\.\d%\)", told)
     for word in (
