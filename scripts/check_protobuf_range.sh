@@ -10,7 +10,7 @@ for module in pkgutil.iter_modules(agentserving.__path__):
     importlib.import_module("agentserving." + module.name)
 for name in agentserving.__all__:
     getattr(agentserving, name)
-from agentserving import messages, policy_message, policy
+from agentserving import policy, policy_message
 assert policy_message.policy_from(policy_message.policy_to(policy.ATLAS)) == policy.ATLAS
 print("protobuf", google.protobuf.__version__, end=" ", flush=True)'
 for pair in "protobuf==5.29.6 grpcio==1.71.2" "protobuf>=7,<8 grpcio>=1.80"; do
