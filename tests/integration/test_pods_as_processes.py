@@ -94,13 +94,12 @@ class Pods:
             each.wait()
 
 
-def request(port: int, verb: str, path: str, body: Any = None) -> tuple[int, str]:
+def request(port: int, verb: str, path: str, body: Any = None, program: str = "") -> tuple[int, str]:
     """(status, text); status 0 when nobody answers."""
     connection = http.client.HTTPConnection(POD_IP, port, timeout=30)
     try:
         text = None if body is None else json.dumps(body)
-        # A program with an id goes on after its call, one without ends with it.
-        headers = {"Content-Type": "application/json", "x-agentserving-program-id": "asker"}
+        headers = {"Content-Type": "application/json"} | ({"x-agentserving-program-id": program} if program else {})
         connection.request(verb, path, text, headers)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
@@ -127,7 +126,8 @@ async def test_what_the_manifests_start_serves_calls_and_leaves_when_idle(pods: 
     for name in ("engine", "sidecar", "control-plane", "gateway"):
         assert pods.probe(name, "livenessProbe") == 200, name
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
-    status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body)
+    # With an id, for a program without one ends with its call.
+    status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body, "asker")
     assert status == 200, text
     address = f"{POD_IP}:{Port.CONTROL_PLANE}"
     told = await settle(address, pods.cluster.spec.scheduling, 1)
