@@ -12,6 +12,7 @@ from agentserving_replay.figures import interval
 
 from benchmarks.paper import plots
 from benchmarks.paper.contenders import CONTENDERS
+from benchmarks.paper.runs import Run, bounds_of
 
 Row = dict[str, Any]
 Groups = dict[tuple[Any, ...], list[Row]]
@@ -63,8 +64,16 @@ def _latency(rows: list[Row]) -> str:
                 seeds = groups.get((workload, rate, name))
                 if seeds:
                     lines.append([f"{rate:g}", name, *(told(seeds, figure) for figure in FIGURES)])
+            lines.append([f"{rate:g}", "lower bound", *_bound(groups[(workload, rate, lines[-1][1])])])
         parts.append(table(["programs/s", "policy", *HEADS], lines))
     return "\n".join(parts)
+
+
+def _bound(seeds: list[Row]) -> list[str]:
+    """What no policy could do better, in the columns of FIGURES."""
+    found = [bounds_of(Run(**row["run"])) for row in seeds]
+    means = {"token_ms": [each.token_ms for each in found], "latency_s": [each.latency_s for each in found]}
+    return [number(interval(means[figure])[0]) if figure in means else "-" for figure in FIGURES]
 
 
 FIGURES = (

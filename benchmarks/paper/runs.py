@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from agentserving_controlplane.load_balancer import Balancer
+from agentserving_replay.bounds import Bounds, bounds
 from agentserving_replay.cluster import ClusterSpec, VirtualCluster
 from agentserving_replay.figures import Figures, figures
+from agentserving_replay.trace import Program
 from agentserving_replay.workloads import generate
 from agentserving_simulator.cost_model import cost_model
 from agentserving_simulator.virtual_engine import EngineLimits
@@ -58,13 +60,22 @@ def _at_most(run: Run) -> int:
     return int(mean + 6 * mean**0.5 + 10)
 
 
+def _programs(run: Run) -> list[Program]:
+    draw = coding_agents if run.workload == "coding" else partial(generate, run.workload)
+    programs = draw(run.seed, run.rate_per_s, run.programs or _at_most(run))
+    return [program for program in programs if program.arrival_s < run.window_s]
+
+
 def execute(run: Run) -> Figures:
     """Runs it."""
     cluster = VirtualCluster(run.spec())
-    draw = coding_agents if run.workload == "coding" else partial(generate, run.workload)
-    programs = draw(run.seed, run.rate_per_s, run.programs or _at_most(run))
-    cluster.add(program for program in programs if program.arrival_s < run.window_s)
+    cluster.add(_programs(run))
     return figures(cluster, cluster.run())
+
+
+def bounds_of(run: Run) -> Bounds:
+    """What no policy could do better with its programs."""
+    return bounds(_programs(run), cost_model(run.gpu, run.model), run.max_num_seqs, run.engines)
 
 
 def _numbered(task: tuple[int, Run]) -> tuple[int, Figures]:

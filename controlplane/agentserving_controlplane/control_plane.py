@@ -61,7 +61,6 @@ class ControlPlane:
         self.listeners: set[Callable[[], None]] = set()
         # Counted from the clock, so that no revision of an earlier process is taken for one of this.
         self.history = History(now_us())
-        self._relevel_us = 0
         self.endings = self.table.endings = Endings(now_us())
         self._use_policy()
 
@@ -86,6 +85,7 @@ class ControlPlane:
         log.info("recovered", programs=len(programs), revision=snapshot.revision, seconds=time.monotonic() - began)
 
     def _use_policy(self) -> None:
+        self._relevel_us = 0
         self.table.accounting = self.policy_in_force.value.accounting
         self.balancer.kind = self.policy_in_force.balancer
 
@@ -329,7 +329,8 @@ class ControlPlane:
                 live.append((row.name, row.attained_service_us))
         sizes.go_on(live)
         executed = await asyncio.to_thread(sizes.relevel, policy)
-        if self.policy_in_force.execute(executed):
+        # Another policy may have come in force meanwhile.
+        if self.policy_in_force.value is policy and self.policy_in_force.execute(executed):
             self.links.direct_all(policy=self.policy_in_force.for_engines)
 
     def _forget(self, key: Key) -> None:

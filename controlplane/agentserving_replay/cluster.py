@@ -114,7 +114,8 @@ class VirtualCluster:
         self._events: list[tuple[int, int, tuple[object, ...]]] = []
         self._order = 0
         self._sizes = Sizes()
-        self._relevel_us = RELEVEL_US if spec.policy.source is Source.GITTINS else 0
+        # Levels are going to be made anew.
+        self._relevels = False
 
     def add(self, programs: Iterable[Program]) -> None:
         """Programs that are going to arrive."""
@@ -136,8 +137,6 @@ class VirtualCluster:
         last_us = until_s * 1e6
         while self._events and self._events[0][0] <= last_us:
             self.now_us, _, event = heapq.heappop(self._events)
-            if self._relevel_us and self.now_us >= self._relevel_us:
-                self._relevel()
             match event:
                 case (Program() as program,):
                     self._open(program)
@@ -145,16 +144,26 @@ class VirtualCluster:
                     self._issue(self._live[program_id], index)
                 case (_Engine() as engine, int() as version) if version == engine.version:
                     self._step(engine)
+                case (Source.GITTINS,):
+                    self._relevel()
         return self.results
 
     def _relevel(self) -> None:
         """Levels made anew from what finished programs took, as the control plane does it."""
-        self._relevel_us = self.now_us + RELEVEL_US
+        self._relevels = False
         self._sizes.go_on((live.program.name, live.row.attained_service_us) for live in self._live.values())
         policy = self._sizes.relevel(self.spec.policy)
         for engine in self.engines:
             if engine.model.queue.policy != policy:
                 engine.model.queue.set_policy(policy)
+                if engine.model.busy:
+                    self._wake(engine, engine.model.cut(self.now_us))
+        self._relevel_later()
+
+    def _relevel_later(self) -> None:
+        if self.spec.policy.source is Source.GITTINS and not self._relevels and self._live:
+            self._relevels = True
+            self._at(self.now_us + RELEVEL_US, Source.GITTINS)
 
     def _at(self, when_us: int, *event: object) -> None:
         self._order += 1
@@ -174,6 +183,7 @@ class VirtualCluster:
             idle_since_us=self.now_us,
         )  # fmt: skip
         live.needs_us = sum(self._call_us(call) for call in calls)
+        self._relevel_later()
         for index, call in enumerate(calls):
             if not call.parents:
                 self._issue_after(live, index, call.gap_s)

@@ -83,7 +83,7 @@ def policy_against(named: str, recorded: Recorded | None) -> Policy:
         raise click.ClickException(
             f"--against {named}: no such preset ({', '.join(PRESETS)}), and no file that can be read"
         ) from None
-    except (json_format.ParseError, InvalidPolicyError, ValueError, KeyError, AttributeError) as error:
+    except (json_format.ParseError, InvalidPolicyError, ValueError, AttributeError) as error:
         raise click.ClickException(f"--against {named}: {' '.join(str(error).split())}") from error
 
 

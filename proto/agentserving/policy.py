@@ -98,7 +98,11 @@ def validate(policy: Policy) -> None:
     _validate_levels(policy.levels, "levels")
     if len(policy.classes) > MAX_CLASSES:
         raise InvalidPolicyError("classes", f"at most {MAX_CLASSES}, got {len(policy.classes)}")
-    for index, (_, levels) in enumerate(policy.classes):
+    names: set[str] = set()
+    for index, (name, levels) in enumerate(policy.classes):
+        if name in names or len(name.encode()) > MAX_NAME_BYTES:
+            raise InvalidPolicyError(f"classes[{index}].application", f"must be another one, of {MAX_NAME_BYTES} bytes")
+        names.add(name)
         _validate_levels(levels, f"classes[{index}].levels")
     if policy.beta_milli != 0 and policy.beta_milli < 1000:
         raise InvalidPolicyError("beta_milli", f"must be 0 (off) or at least 1000 (1.0), got {policy.beta_milli}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
+import threading
 
 import pytest
-from agentserving.policy import GITTINS, PLAS, Level, from_dict, level_of, to_dict
+from agentserving.policy import GITTINS, PLAS, Level, Policy, from_dict, level_of, to_dict
 from agentserving.policy_message import policy_from, policy_to
 from agentserving.ticket import verify
 from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
@@ -150,3 +152,23 @@ async def test_engines_get_the_levels_of_a_class_once_enough_of_it_have_finished
         )
         ticket = verify(admitted.ticket, served.settings.ticket_key, engine_id=admitted.engine_id, now_unix_s=0)
         assert ticket.application == "crawler"
+
+
+async def test_levels_of_a_policy_that_is_no_longer_in_force_reach_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop, relevel = asyncio.get_running_loop(), Sizes.relevel
+
+    def late(sizes: Sizes, policy: Policy) -> Policy:
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(10)
+        return relevel(sizes, policy)
+
+    monkeypatch.setattr(Sizes, "relevel", late)
+    async with ServedPlane(policy="gittins") as served:
+        ticking = asyncio.create_task(served.plane.tick())
+        await begun.wait()
+        await served.admin.ApplyPolicy(admin_service_pb2.ApplyPolicyRequest(policy=types_pb2.Policy(name="plas")))
+        go_on.set()
+        await ticking
+        welcome = await PlayedEngine(served.engine_service).hello()
+    assert (welcome.policy.version, policy_from(welcome.policy.policy)) == (2, PLAS)

@@ -70,14 +70,11 @@ def calls_of(cluster: Cluster, program: str) -> int:
     return int(cluster.program_or_none(program).get("calls_completed", "0"))
 
 
-def test_what_was_sent_is_recorded_and_replays(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_BASE_URL", cluster.addresses["gateway"])
-    monkeypatch.setenv("OPENAI_API_KEY", "none")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    ask(cluster, "before the recording", 3, program_id="old")
-    recording = Recording(cluster, tmp_path / "tuesday.jsonl")
+def send(cluster: Cluster) -> list[tuple[int, int]]:
+    """A chain, a map-reduce of the client library, one more of an old program, a call of none, a sub-agent's.
+
+    Gives (prompt, output) tokens of the chain's calls.
+    """
     context, chain = "a secret beginning ", []
     for turn in range(3):
         usage = ask(cluster, context, 20 + turn, program_id="chain", program_name="chatter")
@@ -107,6 +104,18 @@ def test_what_was_sent_is_recorded_and_replays(
     ask(cluster, "still there", 4, program_id="old")
     ask(cluster, "one call, no program", 6)
     ask(cluster, "a sub-agent's call", 7, program_id="chain/sub", parent_program_id="chain")
+    return chain
+
+
+def test_what_was_sent_is_recorded_and_replays(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", cluster.addresses["gateway"])
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    ask(cluster, "before the recording", 3, program_id="old")
+    recording = Recording(cluster, tmp_path / "tuesday.jsonl")
+    chain = send(cluster)
     cluster.wait(lambda: [calls_of(cluster, p) for p in ("chain", "chain/sub", "mapped", "old")] == [3, 1, 6, 2])
     programs = recording.end()
 

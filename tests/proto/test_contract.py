@@ -30,6 +30,11 @@ def test_a_preset_survives_the_wire(name: str) -> None:
         ({"decision_interval_steps": 0}, "decision_interval_steps"),
         ({"max_preemptions": -1}, "max_preemptions"),
         ({"unmanaged_level": 1}, "unmanaged_level"),
+        ({"levels": (Level(rank=1001),)}, "levels[0].rank"),
+        ({"classes": (("a", (Level(5, 5),)),)}, "classes[0].levels[0].upper_bound_us"),
+        ({"classes": (("a", (Level(),)), ("a", (Level(),)))}, "classes[1].application"),
+        ({"classes": (("a" * 129, (Level(),)),)}, "classes[0].application"),
+        ({"classes": tuple((str(number), (Level(),)) for number in range(257))}, "classes"),
     ],
 )
 def test_a_policy_that_cannot_be_executed_names_its_field(values: dict[str, object], field: str) -> None:

@@ -50,5 +50,6 @@ def test_results_become_tables_and_pictures(tmp_path: Path) -> None:
     told = (tmp_path / "tables.md").read_text()
     assert all(f"| 2 | {name} |" in told for name in PAPER)
     assert "## All programs at once (Fig. 16)" in told
+    assert "| 2 | lower bound |" in told
     assert (tmp_path / "latency.png").stat().st_size > 10_000
     assert "<svg" in (tmp_path / "latency.svg").read_text()

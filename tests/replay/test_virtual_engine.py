@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from agentserving.policy import ATLAS, FCFS, MLFQ, PLAS, PROGRAM_FCFS, Policy
+from agentserving.policy import ATLAS, FCFS, GITTINS, MLFQ, PLAS, PROGRAM_FCFS, Policy
+from agentserving_controlplane import gittins
 from agentserving_engine.policy import CallFacts, PrefillCost
+from agentserving_replay import cluster as replayed
 from agentserving_replay.cluster import ClusterSpec, VirtualCluster
 from agentserving_replay.figures import figures
 from agentserving_replay.trace import Call, Program
@@ -62,12 +64,15 @@ def run(asked: list[Program], policy: Policy, cost: CostModel = A100, limits: En
 
 
 @settings(max_examples=60, deadline=None)
-@given(programs, st.sampled_from([FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS]), st.sampled_from([1, 4, 8]))
+@given(programs, st.sampled_from([FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS, GITTINS]), st.sampled_from([1, 4, 8]))
 def test_a_stretch_of_steps_is_those_steps(drawn: list, policy: Policy, interval: int) -> None:
     policy = replace(policy, decision_interval_steps=interval)
     with pytest.MonkeyPatch.context() as patch:
         # What prefill costs is learned, and a stretch is one lesson: the one thing in which the two may differ.
         patch.setattr(PrefillCost, "observe", lambda self, *_: setattr(self, "us_per_token", 100.0))
+        # Some programs tell enough, and a short run is long enough, for levels to be made anew within it.
+        patch.setattr(gittins, "MIN_SAMPLES", 2)
+        patch.setattr(replayed, "RELEVEL_US", 700_000)
         at_once = run(chains(drawn), policy, WHOLE, SMALL)
         patch.setattr(virtual_engine.VirtualEngine, "_steps", lambda *_: 1)
         one_by_one = run(chains(drawn), policy, WHOLE, SMALL)

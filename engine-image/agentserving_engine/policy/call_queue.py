@@ -10,19 +10,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 
-from agentserving.policy import Order, Policy, level_of
+from agentserving.policy import Order, Policy
 
+from agentserving_engine.policy.levels import Levels
 from agentserving_engine.policy.selection import select
 from agentserving_engine.policy.slot_pace import Allowance, SlotPace
-from agentserving_engine.policy.state import (
-    NOTHING,
-    CallFacts,
-    CallState,
-    CallStats,
-    Decision,
-    LevelTable,
-    ProgramState,
-)
+from agentserving_engine.policy.state import NOTHING, CallFacts, CallState, CallStats, Decision, ProgramState
 
 Rank = tuple[int, int, int]
 
@@ -41,7 +34,7 @@ class CallQueue:
     """All calls of one engine in the order of a policy."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        self._policy, self._levels = policy, Levels(policy)
         self._calls: dict[str, CallState] = {}
         self._programs: dict[str, ProgramState] = {}
         self._running: dict[str, CallState] = {}
@@ -53,14 +46,6 @@ class CallQueue:
         self._seq = 0
         self._pace = SlotPace()
         self._allowance = Allowance(RECOMPUTE_SHARE, RECOMPUTE_BURST_US)
-        self._set_tables()
-
-    def _set_tables(self) -> None:
-        self._table = LevelTable(self._policy.levels)
-        self._tables = {name: LevelTable(levels) for name, levels in self._policy.classes}
-
-    def _table_of(self, facts: CallFacts) -> LevelTable:
-        return self._tables.get(facts.application, self._table) if facts.managed else self._table
 
     # -- what happened -------------------------------------------------------------------------------------------
 
@@ -77,8 +62,8 @@ class CallQueue:
         program.attained_us = max(program.attained_us, facts.attained_service_us)
         program.wait_us = max(program.wait_us, facts.program_wait_us)
         program.calls.add(facts.key)
-        table = self._table_of(facts)
-        call = CallState(facts, table, self._arrival_level(facts, table), self._next_seq(), now_us)
+        table, level = self._levels.of(facts.application, facts.attained_service_us, managed=facts.managed)
+        call = CallState(facts, table, level, self._next_seq(), now_us)
         self._calls[facts.key] = call
         self._waiting += 1
         self._enqueue(call, program)
@@ -177,19 +162,18 @@ class CallQueue:
 
         `facts_of` tells the calls' facts anew: which account counts depends on the policy.
         """
-        self._policy = policy
-        self._set_tables()
+        self._policy, self._levels = policy, Levels(policy)
         self._order.clear()
         self._starving.clear()
         self._spent.clear()
         for key, call in self._calls.items():
-            call.facts = facts_of(key) if facts_of is not None else call.facts
-            call.table = self._table_of(call.facts)
+            facts = call.facts = facts_of(key) if facts_of is not None else call.facts
+            attained_us = facts.attained_service_us + call.service_us
+            call.table, level = self._levels.of(facts.application, attained_us, managed=facts.managed)
             if call.promoted:
                 call.level = call.table.best
             else:
-                call.level = self._arrival_level(call.facts, call.table, call.service_us)
-                call.quantum_used_us = 0
+                call.level, call.quantum_used_us = level, 0
             program = self._programs[call.facts.program]
             program.attained_us = max(program.attained_us, call.facts.attained_service_us)
             call.version += 1
@@ -242,12 +226,8 @@ class CallQueue:
 
     def spends_after_us(self) -> int | None:
         """Service after which the first of the running calls has spent its quantum; None when none has one."""
-        left = [
-            quantum - call.quantum_used_us
-            for call in self._running.values()
-            if (quantum := call.table.quanta[call.level])
-        ]
-        return min(left, default=None)
+        quanta = ((call, call.table.quanta[call.level]) for call in self._running.values())
+        return min((quantum - call.quantum_used_us for call, quantum in quanta if quantum), default=None)
 
     def best_waiting(self) -> str | None:
         """Key of the waiting call that runs next; None when none may."""
@@ -352,7 +332,7 @@ class CallQueue:
         while starving and starving[0][0] <= now_us:
             _, version, key = heapq.heappop(starving)
             call = self._calls.get(key)
-            if call is None or call.version != version or call.level == call.table.best:
+            if call is None or call.version != version or call.at_best:
                 continue
             program = self._programs[call.facts.program]
             if self._starves_at(call, program) > now_us:
@@ -371,11 +351,6 @@ class CallQueue:
         return tuple(promoted)
 
     # -- heaps ---------------------------------------------------------------------------------------------------
-
-    def _arrival_level(self, facts: CallFacts, table: LevelTable, own_us: int = 0) -> int:
-        if not facts.managed:
-            return min(self._policy.unmanaged_level, table.last)
-        return level_of(table.levels, facts.attained_service_us + own_us)
 
     def _next_seq(self) -> int:
         self._seq += 1
@@ -402,7 +377,7 @@ class CallQueue:
         self._watch_starvation(call, program)
 
     def _watch_starvation(self, call: CallState, program: ProgramState) -> None:
-        if self._policy.beta_milli and call.level != call.table.best:
+        if self._policy.beta_milli and not call.at_best:
             heapq.heappush(self._starving, (self._starves_at(call, program), call.version, call.facts.key))
 
     def _starves_at(self, call: CallState, program: ProgramState) -> int:

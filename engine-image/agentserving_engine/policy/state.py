@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agentserving.policy import Level
+from agentserving_engine.policy.levels import LevelTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +58,6 @@ class ProgramState:
     calls: set[str] = field(default_factory=set)
 
 
-class LevelTable:
-    """The levels of one class of programs, by columns."""
-
-    __slots__ = ("best", "last", "levels", "lower", "quanta", "ranks")
-
-    def __init__(self, levels: tuple[Level, ...]) -> None:
-        self.levels = levels
-        self.last = len(levels) - 1
-        self.quanta = [level.quantum_us for level in levels]
-        self.lower = [0, *(level.upper_bound_us for level in levels[:-1])]
-        self.ranks = [index if level.rank is None else level.rank for index, level in enumerate(levels)]
-        # The level of those who have waited too long.
-        self.best = self.ranks.index(min(self.ranks))
-
-
 @dataclass(slots=True)
 class CallState:
     """A call in the queue. `*_mark_us` are values at the last promotion: only what came after counts for starvation."""
@@ -95,6 +80,11 @@ class CallState:
     promotions: int = 0
     preemptions: int = 0
     version: int = 0
+
+    @property
+    def at_best(self) -> bool:
+        """Nothing goes before its level."""
+        return self.table.ranks[self.level] == self.table.ranks[self.table.best]
 
     @property
     def rank(self) -> int:
