@@ -16,8 +16,8 @@ PAPER = (
 RATES = {
     "sharegpt": (0.4, 0.6, 0.8, 1.0, 1.2),
     "bfcl": (0.3, 0.5, 0.7, 0.85, 1.0),
-    "lats": (0.03, 0.06, 0.09, 0.12, 0.15),
-    "mixed": (0.1, 0.15, 0.2, 0.25, 0.3),
+    "lats": (0.05, 0.1, 0.15, 0.19, 0.22),
+    "mixed": (0.15, 0.25, 0.3, 0.38, 0.45),
 }
 BALANCERS = ("round_robin", "least_used", "program_locality", "prefix_aware")
 

@@ -1,9 +1,10 @@
 """Levels from what finished programs took: a Gittins index for each attained service.
 
 The index of a program that has attained `a` is the best ratio, over horizons `h`, of what is gained by ends before `h`
-to the service spent on it meanwhile (Gittins 1979). What is to be low is the time a token (paper, section 6), which
-is latency over size: an end is worth one over the program's size. For programs that end the less likely the more they
-have had, the least attained service goes first (PLAS); for programs of like sizes, the most. Pure.
+to the service spent on it meanwhile (Gittins 1979). An end is worth one over the square root of the program's size:
+between what makes the mean latency low (one) and what makes the time a token low (one over the size; paper, section 6).
+For programs that end the less likely the more they have had, the least attained service goes first (PLAS); for programs
+of like sizes, the most. Pure.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ MAX_SAMPLES, MAX_KNOWN_CLASSES = 1000, 64
 RELEVEL_US = 10_000_000
 # Levels double from a quarter of a second on, to 18 hours of service.
 BASE_US, COUNT = 250_000, 20
+# A level's rank grows by one as its cost grows by so much. It and the worth of an end were chosen in docs/results.
+RANK_RATIO = 1.3
 # Horizons that are tried; a program's size is not taken for less than a millisecond.
 MAX_HORIZONS, MIN_SIZE_US = 100, 1_000
 
@@ -47,7 +50,7 @@ class Survival:
         for value, goes_on in seen:
             if not goes_on:
                 areas.append(areas[-1] + share * (value - ends[-1]))
-                worths.append(worths[-1] + share / at_risk / max(value, MIN_SIZE_US))
+                worths.append(worths[-1] + share / at_risk / math.sqrt(max(value, MIN_SIZE_US)))
                 share *= 1 - 1 / at_risk
                 ends.append(float(value))
                 lasting.append(share)
@@ -66,8 +69,7 @@ class Survival:
 
 
 def cost(survival: Survival, attained: float, horizons: Sequence[float]) -> float:
-    """One over the square root of the index, microseconds: as if all sizes that may come were this. Infinite when no
-    end is in sight."""
+    """The size, microseconds, of a program that has just begun and has this index; infinite when no end is in sight."""
     area, worth = survival.at(attained)
     best = math.inf
     for horizon in horizons:
@@ -75,12 +77,13 @@ def cost(survival: Survival, attained: float, horizons: Sequence[float]) -> floa
             area_then, worth_then = survival.at(horizon)
             if worth_then > worth:
                 best = min(best, (area_then - area) / (worth_then - worth))
-    return math.sqrt(best)
+    # Of size s, begun now: s of service for an end that is worth 1 / sqrt(s).
+    return best ** (2 / 3)
 
 
 def rank_of(cost_us: float) -> int:
-    """The rank of a level: 0 below a quarter of a second, and one more as its cost doubles."""
-    return 0 if cost_us < BASE_US else 1 + int(math.log2(cost_us / BASE_US))
+    """The rank of a level: 0 below a quarter of a second, and one more for each RANK_RATIO."""
+    return 0 if cost_us < BASE_US else 1 + int(math.log(cost_us / BASE_US, RANK_RATIO))
 
 
 def levels(survival: Survival) -> tuple[Level, ...]:

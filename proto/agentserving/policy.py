@@ -168,7 +168,8 @@ ATLAS = replace(MLFQ, name="atlas", accounting=Accounting.CRITICAL_PATH)
 # of them would keep the others from running at all (docs/results).
 PROGRAM_PLAS = replace(PLAS, name="program-plas", order=Order.PROGRAM_ARRIVAL, levels=geometric_levels(8))
 PROGRAM_ATLAS = replace(PROGRAM_PLAS, name="program-atlas", accounting=Accounting.CRITICAL_PATH)
-# The program that is likeliest to end soonest for the service that it takes; PROGRAM_PLAS until that is known.
+# The program that is likeliest to end soonest for the service that it takes; PROGRAM_PLAS until that is known. Beyond
+# saturation it loses to PLAS on search trees, whose sizes have two humps (docs/results).
 GITTINS = replace(PROGRAM_PLAS, name="gittins", source=Source.GITTINS)
 
 PRESETS: dict[str, Policy] = {
