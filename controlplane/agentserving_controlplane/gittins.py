@@ -78,7 +78,7 @@ def cost(survival: Survival, attained: float, horizons: Sequence[float]) -> floa
             if worth_then > worth:
                 best = min(best, (area_then - area) / (worth_then - worth))
     # Of size s, begun now: s of service for an end that is worth 1 / sqrt(s).
-    return best ** (2 / 3)
+    return math.pow(best, 2 / 3)
 
 
 def rank_of(cost_us: float) -> int:

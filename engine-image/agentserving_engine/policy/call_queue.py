@@ -357,13 +357,14 @@ class CallQueue:
         return self._seq
 
     def _rank(self, call: CallState) -> Rank:
+        rank = call.table.ranks[call.level]
         match self._policy.order:
             case Order.CALL_ARRIVAL:
-                return (call.rank, 0, call.seq)
+                return (rank, 0, call.seq)
             case Order.PROGRAM_ARRIVAL:
-                return (call.rank, self._programs[call.facts.program].arrival_us, call.seq)
+                return (rank, self._programs[call.facts.program].arrival_us, call.seq)
             case Order.ATTAINED_SERVICE:
-                return (call.rank, call.facts.attained_service_us + call.service_us, call.seq)
+                return (rank, call.facts.attained_service_us + call.service_us, call.seq)
 
     def _enqueue(self, call: CallState, program: ProgramState, *, moved: bool = False) -> None:
         call.version += 1
