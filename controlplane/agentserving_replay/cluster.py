@@ -154,10 +154,9 @@ class VirtualCluster:
         self._sizes.go_on((live.program.name, live.row.attained_service_us) for live in self._live.values())
         policy = self._sizes.relevel(self.spec.policy)
         for engine in self.engines:
-            if engine.model.queue.policy != policy:
-                engine.model.queue.set_policy(policy)
-                if engine.model.busy:
-                    self._wake(engine, engine.model.cut(self.now_us))
+            engine.model.set_policy(policy)
+            if engine.model.busy:
+                self._wake(engine, engine.model.cut(self.now_us, directive=True))
         self._relevel_later()
 
     def _relevel_later(self) -> None:

@@ -112,6 +112,7 @@ class VirtualEngine:
         self._stretch: _Stretch | None = None
         self._since = 0
         self._seen_us = 0
+        self._next_policy: Policy | None = None
 
     @property
     def busy(self) -> bool:
@@ -128,6 +129,10 @@ class VirtualEngine:
         self.queue.arrive(facts, now_us)
         self.counters.prompt_tokens += request.prompt
 
+    def set_policy(self, policy: Policy) -> None:
+        """Another policy from the next step on, as the plugin takes a directive: what the steps under way gave counts."""
+        self._next_policy = policy
+
     def _watch(self, now_us: int) -> None:
         self.counters.call_us += len(self.requests) * (now_us - self._seen_us)
         self._seen_us = now_us
@@ -136,6 +141,9 @@ class VirtualEngine:
 
     def begin(self, now_us: int) -> int | None:
         """Decides and starts steps; when they will be over, or None when there is nothing to run."""
+        if self._next_policy is not None and self._next_policy != self.queue.policy:
+            self.queue.set_policy(self._next_policy)
+        self._next_policy = None
         interval = self.queue.policy.decision_interval_steps
         if self._since % interval == 0 or not self._decoding.requests:
             self._since = 0
@@ -298,14 +306,14 @@ class VirtualEngine:
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
-    def cut(self, now_us: int) -> int | None:
-        """A call came: when the steps under way end, so that it is seen as early as vLLM would see it."""
+    def cut(self, now_us: int, *, directive: bool = False) -> int | None:
+        """A call or a directive came: when the steps under way end, so that it is seen as early as vLLM would see it."""
         stretch = self._stretch
         if stretch is None or stretch.steps == 1:
             return stretch.end_us if stretch else None
         decoding, interval = self._decoding, self.queue.policy.decision_interval_steps
         steps = self._steps_until(now_us - stretch.begin_us, stretch.steps)
-        if len(decoding.requests) + len(self._prefilling) >= self.limits.max_num_seqs:
+        if not directive and len(decoding.requests) + len(self._prefilling) >= self.limits.max_num_seqs:
             # Only a decision could let it run.
             steps = min(stretch.steps, steps + -(steps + self._since) % interval)
         if steps < stretch.steps:

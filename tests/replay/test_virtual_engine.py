@@ -17,7 +17,7 @@ from agentserving_simulator import virtual_engine
 from agentserving_simulator.context_cache import Segment
 from agentserving_simulator.cost_model import CostModel, cost_model
 from agentserving_simulator.virtual_engine import EngineLimits, Request, VirtualEngine
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 A100 = cost_model("a100-80gb", "llama-3.1-8b")
@@ -43,6 +43,17 @@ programs = st.lists(
     max_size=12,
 )
 
+# Levels are made anew in the middle of a stretch: what its steps have given by then counts.
+LEVELS_MADE_IN_A_STRETCH = [
+    (0, [(1, 37, False)]),
+    (1, [(1, 36, False)]),
+    (1, [(1, 34, False)]),
+    (753073, [(461, 1, False)]),
+    (0, [(1, 1, False), (442, 2, False)]),
+    (1, [(1, 1, False), (347, 33, False)]),
+    (0, [(1, 1, False), (1, 1, False), (1, 1, False), (190, 2, False)]),
+]
+
 
 def chains(drawn: list[tuple[int, list[tuple[int, int, bool]]]]) -> list[Program]:
     """Programs of calls one after the other; a call goes on from its predecessor's context or begins anew."""
@@ -65,6 +76,7 @@ def run(asked: list[Program], policy: Policy, cost: CostModel = A100, limits: En
 
 @settings(max_examples=60, deadline=None)
 @given(programs, st.sampled_from([FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS, GITTINS]), st.sampled_from([1, 4, 8]))
+@example(LEVELS_MADE_IN_A_STRETCH, GITTINS, 1)
 def test_a_stretch_of_steps_is_those_steps(drawn: list, policy: Policy, interval: int) -> None:
     policy = replace(policy, decision_interval_steps=interval)
     with pytest.MonkeyPatch.context() as patch:
