@@ -13,6 +13,7 @@ from agentserving.policy import (
     PROGRAM_ATLAS,
     PROGRAM_FCFS,
     PROGRAM_PLAS,
+    Accounting,
     Level,
     Order,
     Policy,
@@ -46,11 +47,19 @@ def _every(policy: Policy, **changes: object) -> Policy:
 # Fine levels of the time a program still needs, from 10 ms on; a call stays at the level at which it came.
 _REMAINING = (*(Level(int(10_000 * 1.35**i), 1 << 50) for i in range(50)), Level())
 
+# As fine, of the service that a program has attained: vLLM's own priorities, set once when the call comes.
+_ATTAINED = _REMAINING
+
 CONTENDERS = {
     each.name: each
     for each in (
         Contender("vllm", FCFS, "stock vLLM of the paper's time: FCFS, no prefix cache", prefix_caching=False),
         Contender("vllm-opt", _every(FCFS), "FCFS with prefix cache, chunked prefill, multi-step"),
+        Contender(
+            "vllm-priority",
+            Policy("vllm-priority", Accounting.SUM, _ATTAINED),
+            "stock vLLM whose request priority is the program's attained service: no preemption but for KV blocks",
+        ),
         Contender("program-fcfs", _every(PROGRAM_FCFS), "the program that came first goes first"),
         Contender("mlfq", _every(MLFQ), "multi-level feedback over calls, which know nothing of their programs"),
         Contender("plas", _every(PLAS), "the paper's PLAS: least attained service, summed"),

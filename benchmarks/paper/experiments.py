@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
+from agentserving_simulator.cost_model import cost_model
+
 from benchmarks.paper.runs import Run
 
 SEEDS = 5
 PAPER = (
-    "vllm", "vllm-opt", "mlfq", "plas", "atlas", "program-fcfs", "program-plas", "program-atlas", "gittins", "srpt",
+    "vllm", "vllm-opt", "vllm-priority", "mlfq", "plas", "atlas", "program-fcfs", "program-plas", "program-atlas",
+    "gittins", "srpt",
 )  # fmt: skip
 # Programs a second on one engine, from idle to where FCFS has no steady state.
 RATES = {
@@ -69,6 +72,29 @@ def scaling(quick: bool) -> Iterable[Run]:
                 yield Run("sharegpt", contender, rate, seed, window_s=100 if quick else 300, engines=engines)
 
 
+def bursty(quick: bool) -> Iterable[Run]:
+    """Arrivals in bursts, at mean rates that one engine carries well when they come evenly (beyond the paper)."""
+    for workload in ("sharegpt", "mixed"):
+        rate = RATES[workload][1]
+        for contender in ("vllm-opt", "vllm-priority", "mlfq", "plas", "program-plas", "gittins", "srpt"):
+            for seed in range(1 if quick else SEEDS):
+                yield Run(workload, contender, rate, seed, window_s=300 if quick else 1800, bursty=True)
+
+
+def gpus(quick: bool) -> Iterable[Run]:
+    """Other GPUs and a larger model: the load is what one A100 had with the 8B model, by the cost of a token."""
+    base = Run("sharegpt", "", 0.0, 0, window_s=100 if quick else 600)
+    for gpu, model in (("h100-80gb", "llama-3.1-8b"), ("a100-80gb", "llama-3.1-70b"), ("h100-80gb", "llama-3.1-70b")):
+        here, there = cost_model(gpu, model), cost_model(base.gpu, base.model)
+        # Saturation comes with the KV cache, and with the time of a step beside it.
+        speed = there.decode_us(48, 48 * 4000, 1) / here.decode_us(48, 48 * 4000, 1)
+        room = here.num_blocks / there.num_blocks
+        rate = round(RATES["sharegpt"][-1] * speed * min(1.0, room), 2)
+        for contender in ("vllm-opt", "mlfq", "plas", "program-plas", "srpt"):
+            for seed in range(1 if quick else SEEDS):
+                yield replace(base, contender=contender, seed=seed, gpu=gpu, model=model, rate_per_s=rate)
+
+
 def switches(quick: bool) -> Iterable[Run]:
     """What the gain is made of: each of prefix cache, KV pressure, slots and host memory changed alone."""
     base = Run("sharegpt", "", RATES["sharegpt"][-1], 0, window_s=300 if quick else 1200)
@@ -93,4 +119,6 @@ EXPERIMENTS: dict[str, Callable[[bool], Iterable[Run]]] = {
     "agents": agents,
     "scaling": scaling,
     "switches": switches,
+    "bursts": bursty,
+    "gpus": gpus,
 }

@@ -140,6 +140,20 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
             ["programs", "token_ms", "tokens_per_s"],
         ),
     ),
+    "bursts": (
+        "Arrivals in bursts",
+        lambda rows: _by(
+            rows, ("workload", "contender"), ["ms a token", "p99", "program s", "p99", "p99 of the largest"],
+            ["token_ms", "token_p99_ms", "latency_s", "latency_p99_s", "large_latency_p99_s"],
+        ),
+    ),
+    "gpus": (
+        "Other GPUs, and a model on four of them",
+        lambda rows: _by(
+            rows, ("gpu", "model", "rate_per_s", "contender"), ["ms a token", "p99", "program s", "prefix hits"],
+            ["token_ms", "token_p99_ms", "latency_s", "prefix_hits"],
+        ),
+    ),
     "switches": (
         "What the gain is made of",
         lambda rows: _by(

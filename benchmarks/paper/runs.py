@@ -12,10 +12,11 @@ from agentserving_replay.bounds import Bounds, bounds
 from agentserving_replay.cluster import ClusterSpec, VirtualCluster
 from agentserving_replay.figures import Figures, figures
 from agentserving_replay.trace import Program
-from agentserving_replay.workloads import generate
+from agentserving_replay.workloads import generate, poisson
 from agentserving_simulator.cost_model import cost_model
 from agentserving_simulator.virtual_engine import EngineLimits
 
+from benchmarks.paper.bursts import bursts
 from benchmarks.paper.contenders import CONTENDERS
 from benchmarks.paper.sessions import coding_agents
 
@@ -37,6 +38,8 @@ class Run:
     num_blocks: int = 0
     host_blocks: int = 0
     programs: int = 0
+    # Programs come in bursts (`bursts`), not as a Poisson stream.
+    bursty: bool = False
     # What was changed for it, in words.
     tag: str = ""
 
@@ -61,8 +64,11 @@ def _at_most(run: Run) -> int:
 
 
 def _programs(run: Run) -> list[Program]:
-    draw = coding_agents if run.workload == "coding" else partial(generate, run.workload)
-    programs = draw(run.seed, run.rate_per_s, run.programs or _at_most(run))
+    arrive = bursts if run.bursty else poisson
+    draw = coding_agents if run.workload == "coding" else partial(generate, run.workload, arrive=arrive)
+    # A burst may bring several times the mean.
+    most = run.programs or _at_most(run) * (10 if run.bursty else 1)
+    programs = draw(run.seed, run.rate_per_s, most)
     return [program for program in programs if program.arrival_s < run.window_s]
 
 

@@ -144,12 +144,17 @@ def poisson(dice: random.Random, rate_per_s: float) -> Iterator[float]:
         yield now
 
 
-def generate(workload: str, seed: int, rate_per_s: float, count: int) -> list[Program]:
-    """`count` programs. ValueError names the workloads when there is none of this name."""
+def generate(
+    workload: str, seed: int, rate_per_s: float, count: int, arrive: Callable[..., Iterator[float]] = poisson
+) -> list[Program]:
+    """`count` programs, which come as `arrive(dice, rate_per_s)` says (seconds).
+
+    ValueError names the workloads when there is none of this name.
+    """
     if workload not in WORKLOADS:
         raise ValueError(f"no workload {workload!r}; there are {', '.join(WORKLOADS)}")
     names = WORKLOADS[workload]
-    arrivals = poisson(random.Random(f"{seed}-arrivals"), rate_per_s)
+    arrivals = arrive(random.Random(f"{seed}-arrivals"), rate_per_s)
     programs = []
     for index, arrival_s in zip(range(count), arrivals, strict=False):
         dice = random.Random(f"{workload}-{seed}-{index}")

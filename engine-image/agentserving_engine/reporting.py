@@ -83,8 +83,9 @@ class Reporting:
         if state.channel is None:
             return
         state.channel.step_ended()
-        idle = not any(state.vllm.get_request_counts())
-        if now - self._last_report_us < REPORT_INTERVAL_US and not idle:
+        if now - self._last_report_us < REPORT_INTERVAL_US and (
+            state.vllm.running or any(state.vllm.get_request_counts())
+        ):
             return
         self._last_report_us = now
         records = []

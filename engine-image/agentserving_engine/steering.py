@@ -51,6 +51,8 @@ class Steering:
     def decide(self) -> None:
         """Executes the policy's decision for the next step; the preempted are hidden until it is over."""
         state, vllm, calls = self._state, self._state.vllm, self._state.calls
+        if calls.settled:
+            return
         if state.load.steps % calls.policy.decision_interval_steps or vllm._pause_state != PauseState.UNPAUSED:
             return
         manager, block_size, requests = vllm.kv_cache_manager, vllm.block_size, vllm.requests

@@ -130,7 +130,7 @@ class VirtualEngine:
         self.counters.prompt_tokens += request.prompt
 
     def set_policy(self, policy: Policy) -> None:
-        """Another policy from the next step on, as the plugin takes a directive: what the steps under way gave counts."""
+        """Another policy from the next step on, as the plugin takes a directive: what steps under way give counts."""
         self._next_policy = policy
 
     def _watch(self, now_us: int) -> None:
@@ -307,7 +307,7 @@ class VirtualEngine:
     # -- ends ----------------------------------------------------------------------------------------------------
 
     def cut(self, now_us: int, *, directive: bool = False) -> int | None:
-        """A call or a directive came: when the steps under way end, so that it is seen as early as vLLM would see it."""
+        """A call or a directive came: when the steps under way end, so that it is seen as early as vLLM would."""
         stretch = self._stretch
         if stretch is None or stretch.steps == 1:
             return stretch.end_us if stretch else None

@@ -175,7 +175,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(slots=st.integers(1, 4), dt=st.integers(1, 5 * SECOND))
     def step(self, slots: int, dt: int) -> None:
+        settled = self.queue.settled
         decision = decide(self.queue, self.now, slots)
+        assert not settled or decision == Decision()
         assert len(decision.preempt) <= self.queue.policy.max_preemptions
         for key in decision.preempt:
             assert any(self.queue.rank(a)[0] < self.queue.rank(key)[0] for a in decision.admit)

@@ -193,6 +193,11 @@ class CallQueue:
         return self._waiting
 
     @property
+    def settled(self) -> bool:
+        """Nobody waits and no quantum is spent: a decision would change nothing."""
+        return not self._waiting and not self._spent
+
+    @property
     def held_count(self) -> int:
         """Waiting calls of paused programs."""
         return self._held
