@@ -54,8 +54,14 @@ class Services:
 
 @contextmanager
 def services(state_dir: Path, control_plane: str) -> Iterator[Services]:
+    """Connects to the cluster that the flags mean; a refusal becomes its message."""
+    with connected(address_of(state_dir, control_plane)) as stubs:
+        yield stubs
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Services]:
     """Connects; a refusal becomes its message."""
-    address = address_of(state_dir, control_plane)
     with grpc.insecure_channel(address) as channel:
         try:
             yield Services(channel)

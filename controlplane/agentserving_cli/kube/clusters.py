@@ -1,0 +1,53 @@
+"""Which AgentServingCluster is meant, and what its objects are called. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Object = dict[str, Any]
+
+RESOURCE = "agentservingclusters.agentserving.io"
+# Of the control plane's container and Service (the operator's manifests).
+CONTROL_PLANE_PORT = 7070
+COMPONENTS = ("control-plane", "etcd", "engine", "gateway")
+
+
+class NoClusterError(RuntimeError):
+    """None, or more than one, and which was not said."""
+
+
+def choose(clusters: Sequence[Object], name: str, namespace: str) -> Object:
+    """The one called `name`, or the only one. NoClusterError says what there is and how to name one."""
+    where = f"namespace {namespace}" if namespace else "the current namespace"
+    names = sorted(str(cluster["metadata"]["name"]) for cluster in clusters)
+    if name:
+        for cluster in clusters:
+            if cluster["metadata"]["name"] == name:
+                return cluster
+        raise NoClusterError(f"no AgentServingCluster {name!r} in {where}; there are {', '.join(names) or 'none'}")
+    if not clusters:
+        raise NoClusterError(
+            f"no AgentServingCluster in {where}: name another with -n (kubectl get asc -A shows all), or create one"
+        )
+    if len(clusters) > 1:
+        raise NoClusterError(
+            f"{len(clusters)} AgentServingClusters in {where}: name one of {', '.join(names)} with --cluster"
+        )
+    return clusters[0]
+
+
+def labels(cluster_name: str, component: str = "") -> str:
+    """Selector of a cluster's pods and Services."""
+    of = f"app.kubernetes.io/name=agentserving,app.kubernetes.io/instance={cluster_name}"
+    return f"{of},app.kubernetes.io/component={component}" if component else of
+
+
+def control_plane_service(cluster: Object) -> str:
+    """As kubectl takes it."""
+    return f"svc/{cluster['metadata']['name']}-control-plane"
+
+
+def conditions(cluster: Object) -> dict[str, Object]:
+    """By type."""
+    return {condition["type"]: condition for condition in cluster.get("status", {}).get("conditions", [])}

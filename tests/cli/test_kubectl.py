@@ -1,0 +1,177 @@
+"""`kubectl agentserving` finds a cluster, reaches its control plane through a port-forward, and says what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from agentserving.v1 import program_service_pb2
+from agentserving_cli.kube.clusters import RESOURCE, NoClusterError, choose
+from agentserving_cli.kube.kubectl import Kubectl, KubectlError, said
+from agentserving_cli.kube.main import main
+from click.testing import CliRunner, Result
+from support.kubectl_stand_in import install
+from support.served_plane import ServedPlane
+
+
+def cluster(name: str = "demo", **status: Any) -> dict[str, Any]:
+    told = {
+        "observedGeneration": 2, "url": "http://demo-gateway.x.svc/v1", "engines": {"summary": "0/0"}, "programs": 1,
+        "policy": {"name": "plas", "version": 1},
+        "conditions": [
+            {"type": kind, "status": "True", "reason": "Available", "message": "all of it"}
+            for kind in ("Ready", "ControlPlaneReady", "StoreReady", "EnginesReady", "GatewayReady")
+        ],
+        **status,
+    }  # fmt: skip
+    metadata = {"name": name, "namespace": "x", "generation": 2}
+    return {"metadata": metadata, "spec": {"engine": {"replicas": 0}}, "status": told}
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the stand-in's answers lie; it is the only kubectl on PATH."""
+    install(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("KUBECTL_ANSWERS", str(tmp_path))
+    operator = {"metadata": {"name": "o", "namespace": "ops"}, "status": {"readyReplicas": 1}}
+    for resource, items in ((RESOURCE, [cluster()]), ("deployments", [operator]), ("pods", [])):
+        (tmp_path / f"{resource}.json").write_text(json.dumps({"items": items}))
+    return tmp_path
+
+
+@pytest.fixture
+async def served(answers: Path) -> AsyncIterator[ServedPlane]:
+    """A real control plane, which ports are forwarded to."""
+    async with ServedPlane() as made:
+        (answers / "ports").write_text(str(made.port))
+        yield made
+
+
+async def run(*arguments: str) -> Result:
+    return await asyncio.to_thread(CliRunner().invoke, main, arguments)
+
+
+async def test_programs_are_listed_through_a_forwarded_port_that_is_gone_afterwards(
+    served: ServedPlane, answers: Path
+) -> None:
+    await served.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id="p1", name="agent"))
+    done = await run("ps", "-n", "x", "--context", "c")
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[1].split()[0] == "p1"
+    asked = [json.loads(line) for line in (answers / "asked").read_text().splitlines()]
+    assert all({"--namespace=x", "--context=c"} <= set(each) for each in asked)
+    assert asked[-1][-2:] == ["svc/demo-control-plane", ":7070"]
+    children = psutil.Process().children(recursive=True)
+    assert not [child for child in children if "port-forward" in child.cmdline()]
+
+
+@pytest.mark.parametrize(("form", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])
+async def test_answers_are_data_when_asked_for(served: ServedPlane, form: str, read: Any) -> None:
+    await served.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id="p1", name="agent"))
+    done = await run("get", "p1", "-o", form)
+    assert read(done.output)["program_id"] == "p1"
+
+
+async def test_wide_shows_every_column_whatever_the_terminal(served: ServedPlane) -> None:
+    narrow, wide = await run("ps"), await run("ps", "-o", "wide")
+    assert "PREEMPTED" not in narrow.output
+    assert "PREEMPTED" in wide.output
+
+
+async def test_a_refusal_of_the_control_plane_is_one_line(served: ServedPlane) -> None:
+    done = await run("get", "nobody")
+    assert done.exit_code == 1
+    assert "nobody" in done.output
+    assert len(done.output.strip().splitlines()) == 1
+
+
+async def test_a_healthy_cluster_has_nothing_wrong(served: ServedPlane) -> None:
+    done = await run("doctor")
+    assert done.exit_code == 0, done.output
+    assert "BAD" not in done.output
+
+
+async def test_the_doctor_names_what_is_wrong_and_what_to_do(served: ServedPlane, answers: Path) -> None:
+    ill = cluster(observedGeneration=1)
+    ill["spec"]["engine"]["replicas"] = 2
+    ill["status"]["conditions"][3] = {
+        "type": "EnginesReady", "status": "False", "reason": "Unschedulable", "message": "pod demo-engine-0: no GPU",
+    }  # fmt: skip
+    restarting = {
+        "metadata": {"name": "demo-gateway-1"},
+        "status": {
+            "containerStatuses": [
+                {
+                    "name": "gateway", "ready": False, "restartCount": 4,
+                    "lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}},
+                }
+            ]
+        },
+    }  # fmt: skip
+    (answers / f"{RESOURCE}.json").write_text(json.dumps({"items": [ill]}))
+    (answers / "pods.json").write_text(json.dumps({"items": [restarting]}))
+    (answers / "deployments.json").write_text(json.dumps({"items": []}))
+    done = await run("doctor", "-o", "json")
+    assert done.exit_code == 1
+    wrong = {each["what"]: each["told"] for each in json.loads(done.output) if not each["ok"]}
+    assert wrong == {
+        "operator": "is not installed: helm install agentserving charts/agentserving -n agentserving",
+        "status": "is of generation 1, the spec of 2: the operator is behind",
+        "EnginesReady": "Unschedulable: pod demo-engine-0: no GPU",
+        "pod demo-gateway-1": "container gateway restarted 4 times (OOMKilled, exit code 137): "
+        "kubectl logs demo-gateway-1 -c gateway --previous",
+        "engines": "0 of 2 are attached and serve",
+    }
+
+
+def test_a_cluster_without_the_crd_is_told_apart(answers: Path) -> None:
+    (answers / f"{RESOURCE}.json").unlink()
+    done = CliRunner().invoke(main, ["doctor"])
+    assert done.exit_code == 1
+    assert "the server doesn't have a resource type" in done.output
+    assert "install the chart" in done.output
+
+
+def test_the_status_is_told_in_words(answers: Path) -> None:
+    done = CliRunner().invoke(main, ["status"])
+    assert done.exit_code == 0
+    assert "demo in x: engines 0/0, policy plas v1, 1 programs, http://demo-gateway.x.svc/v1" in done.output
+    assert "GatewayReady" in done.output
+
+
+def test_without_kubectl_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = CliRunner().invoke(main, ["ps"])
+    assert done.exit_code == 1
+    assert "kubectl is not on PATH: install it" in done.output
+
+
+def test_a_forward_that_fails_says_what_kubectl_said(answers: Path) -> None:
+    with pytest.raises(KubectlError, match="ports"), Kubectl().forwarded("svc/x", 1):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "told"),
+    [
+        ([], "", "no AgentServingCluster in the current namespace: name another with -n"),
+        (["b", "a"], "", "2 AgentServingClusters in the current namespace: name one of a, b with --cluster"),
+        (["a"], "c", "no AgentServingCluster 'c' in the current namespace; there are a"),
+    ],
+)
+def test_a_cluster_that_is_not_clear_is_asked_for(names: list[str], asked: str, told: str) -> None:
+    with pytest.raises(NoClusterError) as refused:
+        choose([cluster(name) for name in names], asked, "")
+    assert told in str(refused.value)
+
+
+def test_kubectls_last_words_are_one_line() -> None:
+    assert said("warning: x\nError from server (NotFound): pods not found\n") == "(NotFound): pods not found"
+    assert said("") == ""
