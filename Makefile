@@ -52,7 +52,7 @@ proto: ## writes the generated code again
 	scripts/proto.sh
 
 crd: setup ## writes the CustomResourceDefinition again
-	$(RUN)/python -m agentserving_operator.crd charts/agentserving/crds/agentservingclusters.yaml
+	$(RUN)/python -m agentserving_operator.crd charts/agentserving/files/agentservingclusters.yaml
 
 clean: ## removes the environment and caches of the checkout
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

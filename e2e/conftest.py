@@ -20,7 +20,7 @@ def server() -> Iterator[ApiServer]:
     made = ApiServer()
     try:
         made.start()
-        made.admin.define(yaml.safe_load((CHART / "crds/agentservingclusters.yaml").read_text()))
+        made.admin.define(yaml.safe_load((CHART / "files/agentservingclusters.yaml").read_text()))
         _grant(made.admin)
         yield made
     finally:

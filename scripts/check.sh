@@ -27,7 +27,7 @@ step "generated" generated
 step "generated etcd" generated_etcd
 crd() {
   python -m agentserving_operator.crd "$scratch/crd.yaml"
-  diff "$scratch/crd.yaml" charts/agentserving/crds/agentservingclusters.yaml || { echo "run: make crd" >&2; return 1; }
+  diff "$scratch/crd.yaml" charts/agentserving/files/agentservingclusters.yaml || { echo "run: make crd" >&2; return 1; }
 }
 step "crd" crd
 step "protobuf range" scripts/check_protobuf_range.sh

@@ -31,7 +31,7 @@ def operator(cluster_there: None) -> Kubectl:
     if RELEASE not in run("helm", "list", "-q", "-n", OPERATOR_NAMESPACE):
         run(
             "helm", "install", RELEASE, str(CHART), "-n", OPERATOR_NAMESPACE, "--create-namespace", "--wait",
-            "--timeout", "3m", bound_s=200,
+            "--timeout", "3m", "--set", f"test.namespace={NAMESPACE}", bound_s=200,
         )  # fmt: skip
     return Kubectl(OPERATOR_NAMESPACE)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import openai
 import pytest
+from agentserving_gateway.smoke import SmokeError, smoke
 from integration.local_cluster import Cluster
 
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(120)]
@@ -39,6 +40,18 @@ def test_chat_streams_and_choices_reach_the_account(cluster: Cluster) -> None:
     cluster.wait(lambda: cluster.program("sim").get("calls_completed") == "2")
     assert cluster.program("sim")["output_tokens"] == "17"
     assert int(cluster.program("sim")["attained_service_us"]) > 0
+
+
+def test_the_chart_s_test_makes_calls_and_says_what_does_not_serve(cluster: Cluster) -> None:
+    told = smoke(cluster.addresses["gateway"])
+    program = told[0].split()[-1]
+    assert told[1:3] == ["a call gave 8 tokens", "a stream gave 9 events"]
+    cluster.wait(lambda: cluster.program(program).get("calls_completed") == "2")
+    gateway = cluster.addresses["gateway"]
+    with pytest.raises(SmokeError, match="answered 404"):
+        smoke(gateway.removesuffix("/v1") + "/v9")
+    with pytest.raises(SmokeError, match="does not answer"):
+        smoke("http://127.0.0.1:1/v1")
 
 
 def test_policies_are_acknowledged_and_bad_input_is_named(cluster: Cluster) -> None:

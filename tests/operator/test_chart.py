@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,10 @@ import yaml
 from agentserving_operator.__main__ import parse as parse_flags
 from agentserving_operator.cluster import CHILD_KINDS, PATHS
 from agentserving_operator.crd import API_VERSION, KIND
+from agentserving_operator.manifests import Component, desired
 from agentserving_operator.parsing import parse
 from agentserving_operator.spec import ClusterSpec
+from support.operator_objects import make_cluster, pod_spec
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/agentserving"
@@ -80,3 +86,107 @@ def test_the_deployment_sets_variables_that_the_operator_reads(monkeypatch: pyte
     given = vars(parse_flags([]))
     for name in names:
         assert given[name.removeprefix("AGENTSERVING_OPERATOR_").lower()] in ("41", 41.0), name
+
+
+def exported() -> set[str]:
+    """Metric names in the code, as Prometheus shows them: counters end in _total, histograms have buckets."""
+    names: set[str] = set()
+    for root in ("controlplane", "engine-image", "operator"):
+        for path in (ROOT / root).rglob("*.py"):
+            names |= set(re.findall(r'"(agentserving_[a-z_]+)"', path.read_text()))
+    # What the control plane counts under names that it makes (`ControlPlane.overview`).
+    names |= {f"agentserving_{name}" for name in re.findall(r'"((?:programs|calls)_[a-z]+)":', PLANE.read_text())}
+    return names | {f"{name}_total" for name in names} | {f"{name}_bucket" for name in names}
+
+
+PLANE = ROOT / "controlplane/agentserving_controlplane/control_plane.py"
+
+
+@pytest.mark.parametrize("name", ["alerts.yaml", "dashboard.json"])
+def test_alerts_and_dashboard_ask_for_metrics_that_there_are(name: str) -> None:
+    asked = set(re.findall(r"\bagentserving_[a-z_]+", (CHART / "files" / name).read_text()))
+    assert asked
+    assert asked <= exported()
+
+
+def test_monitors_name_ports_that_the_pods_have() -> None:
+    monitored = re.findall(r'"([a-z-]+)" \(list ([^)]*)\)', (CHART / "templates/monitors.yaml").read_text())
+    assert {component for component, _ in monitored} == {each.value for each in Component}
+    workloads = {
+        each["metadata"]["labels"]["app.kubernetes.io/component"]: pod_spec(each)
+        for each in desired(make_cluster(store={"type": "Etcd"}))
+        if each["kind"] in ("Deployment", "StatefulSet")
+    }
+    for component, ports in monitored:
+        pod = workloads[component]
+        containers = [*pod.get("initContainers", []), *pod["containers"]]
+        there = {port["name"] for one in containers for port in one.get("ports", [])}
+        assert set(re.findall(r'"([a-z-]+)"', ports)) <= there, component
+
+
+def helm(*flags: str) -> list[dict[str, Any]]:
+    """What the chart makes; ValueError with what helm said when it refuses."""
+    argv = ["helm", "template", "release", str(CHART), "--namespace", "ops", "--kube-version", "1.35.0", *flags]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(done.stderr)
+    return [each for each in yaml.safe_load_all(done.stdout) if each]
+
+
+needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="no helm on PATH; make e2e brings one")
+PROMETHEUS = ("--api-versions", "monitoring.coreos.com/v1/PodMonitor,monitoring.coreos.com/v1/PrometheusRule")
+
+
+def kinds(made: list[dict[str, Any]]) -> dict[str, int]:
+    return dict(Counter(each["kind"] for each in made))
+
+
+@needs_helm
+def test_by_default_an_operator_with_its_rights_and_the_crd_which_stays_at_uninstall() -> None:
+    made = helm()
+    assert kinds(made) == {
+        "CustomResourceDefinition": 1, "ServiceAccount": 1, "ClusterRole": 3, "ClusterRoleBinding": 1, "Deployment": 1,
+        "Pod": 1,
+    }  # fmt: skip
+    (crd,) = (each for each in made if each["kind"] == "CustomResourceDefinition")
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    source = yaml.safe_load((CHART / "files/agentservingclusters.yaml").read_text())
+    assert crd["spec"] == source["spec"]
+
+
+@needs_helm
+def test_an_operator_of_some_namespaces_has_no_rights_elsewhere() -> None:
+    made = helm("--set", "namespaces={a,b}", "--set", "crds.enabled=false")
+    assert kinds(made) == {"ServiceAccount": 1, "Role": 2, "RoleBinding": 2, "Deployment": 1, "Pod": 1}
+    assert {each["metadata"]["namespace"] for each in made if each["kind"] == "Role"} == {"a", "b"}
+
+
+@needs_helm
+def test_monitors_are_made_where_prometheus_is() -> None:
+    extras = ("--set", "monitoring.rules=true", "--set", "monitoring.dashboard=true")
+    assert "PodMonitor" not in kinds(helm(*extras))
+    made = helm(*extras, *PROMETHEUS)
+    found = kinds(made)
+    assert (found["PodMonitor"], found["PrometheusRule"], found["ConfigMap"]) == (5, 1, 1)
+    (board,) = (each for each in made if each["kind"] == "ConfigMap")
+    assert json.loads(board["data"]["agentserving.json"])["panels"]
+    (rule,) = (each for each in made if each["kind"] == "PrometheusRule")
+    assert len(rule["spec"]["groups"][0]["rules"]) == 4
+
+
+@needs_helm
+def test_the_test_calls_the_cluster_that_is_named() -> None:
+    made = helm("--set", "test.cluster=mine", "--set", "test.namespace=theirs")
+    (pod,) = (each for each in made if each["kind"] == "Pod")
+    assert pod["spec"]["containers"][0]["command"][-1] == "http://mine-gateway.theirs.svc/v1"
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [("image.tag=latest", "tag"), ("test.cluster=", "cluster"), ("monitoring.interval=soon", "interval")],
+)
+def test_helm_refuses_values_that_make_no_sense_by_name(flag: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        helm("--set", flag)

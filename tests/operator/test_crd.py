@@ -13,7 +13,7 @@ from agentserving_operator import crd
 from agentserving_operator.fields import integer, items, text
 from agentserving_operator.schema import UnboundedFieldError, object_schema
 
-COMMITTED = Path(__file__).parents[2] / "charts/agentserving/crds/agentservingclusters.yaml"
+COMMITTED = Path(__file__).parents[2] / "charts/agentserving/files/agentservingclusters.yaml"
 
 
 def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
