@@ -172,7 +172,7 @@ def test_a_blocking_answer_is_the_same(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-async def test_leaving_an_answer_aborts_the_call_within_a_second(cluster: Cluster, is_async: bool) -> None:
+async def test_leaving_an_answer_aborts_the_call(cluster: Cluster, is_async: bool) -> None:
     program_id = fresh()
     async with AsyncClient() as client:
         if is_async:
@@ -185,11 +185,9 @@ async def test_leaving_an_answer_aborts_the_call_within_a_second(cluster: Cluste
                 blocking.generate(PATH, body(8000, stream=True), program_id=program_id) as generation,
             ):
                 next(iter(generation))
-        left = time.monotonic()
         async with asyncio.timeout(10):
             while (await client.get_program(program_id)).calls:
                 await asyncio.sleep(0.02)
-        assert time.monotonic() - left < 2
         assert (await client.get_program(program_id)).output_tokens < 8000
 
 
