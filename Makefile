@@ -51,8 +51,9 @@ check: setup ## ruff, mypy --strict, import-linter, buf, generated code; changes
 proto: ## writes the generated code again
 	scripts/proto.sh
 
-crd: setup ## writes the CustomResourceDefinition again
+crd: setup ## writes the CustomResourceDefinition and the chart's table of values again
 	$(RUN)/python -m agentserving_operator.crd charts/agentserving/files/agentservingclusters.yaml
+	$(RUN)/python scripts/values_table.py >charts/agentserving/README.md
 
 clean: ## removes the environment and caches of the checkout
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

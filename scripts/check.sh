@@ -30,4 +30,6 @@ crd() {
   diff "$scratch/crd.yaml" charts/agentserving/files/agentservingclusters.yaml || { echo "run: make crd" >&2; return 1; }
 }
 step "crd" crd
+values() { diff <(python scripts/values_table.py) charts/agentserving/README.md || { echo "run: make crd" >&2; return 1; }; }
+step "chart values" values
 step "protobuf range" scripts/check_protobuf_range.sh
