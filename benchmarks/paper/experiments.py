@@ -97,7 +97,7 @@ def gpus(quick: bool) -> Iterable[Run]:
 
 def switches(quick: bool) -> Iterable[Run]:
     """What the gain is made of: each of prefix cache, KV pressure, slots and host memory changed alone."""
-    base = Run("sharegpt", "", RATES["sharegpt"][-1], 0, window_s=300 if quick else 1200)
+    base = Run("sharegpt", "", RATES["sharegpt"][-1], 0, window_s=300 if quick else 900)
     changes = {
         "as it is": {},
         "KV of any size": {"num_blocks": 1_000_000},
