@@ -10,7 +10,7 @@ from typing import Any
 
 from agentserving_replay.figures import interval
 
-from benchmarks.paper import plots
+from benchmarks.paper import pictures, plots
 from benchmarks.paper.contenders import CONTENDERS
 from benchmarks.paper.runs import Run, bounds_of
 
@@ -129,14 +129,14 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "agents": (
         "Load balancers under real coding agents, 4 engines",
         lambda rows: _by(
-            rows, ("rate_per_s", "contender", "balancer"), ["ms a token", "p99", "program s", "prefix hits"],
+            rows, ("tag", "rate_per_s", "contender", "balancer"), ["ms a token", "p99", "program s", "prefix hits"],
             ["token_ms", "token_p99_ms", "latency_s", "prefix_hits"],
         ),
     ),
     "scaling": (
         "More engines (Fig. 15)",
         lambda rows: _by(
-            rows, ("engines", "contender"), ["programs/s", "ms a token", "tokens/s"],
+            rows, ("engines", "contender"), ["programs", "ms a token", "tokens/s"],
             ["programs", "token_ms", "tokens_per_s"],
         ),
     ),
@@ -172,5 +172,7 @@ def write(out: Path) -> None:
         rows = load(out, name)
         if rows:
             parts += [f"\n## {title}\n", form(rows)]
+            if name in pictures.PICTURES:
+                pictures.draw(out, name, rows)
     (out / "tables.md").write_text("\n".join(parts))
     plots.draw(out, load(out, "latency"))

@@ -1,0 +1,112 @@
+"""Pictures of the experiments that are compared bar by bar; `plots` has the curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentserving_replay.figures import interval
+
+from benchmarks.paper.plots import COLOURS, plt
+
+BALANCER_COLOURS = {
+    "round_robin": "#999999", "least_used": "#c9a227", "program_locality": "#2b8cbe", "prefix_aware": "#e34a33",
+}  # fmt: skip
+BALANCER_NAMES = {"program_locality": "program_locality (paper)", "prefix_aware": "prefix_aware (ours)"}
+# Names of contenders as a reader who knows none of the text can take them.
+CONTENDER_NAMES = {
+    "vllm": "vLLM, no prefix cache", "vllm-opt": "vLLM (FCFS)", "vllm-priority": "vLLM, priority = service",
+    "plas": "PLAS (paper)", "atlas": "ATLAS (paper)", "mlfq": "MLFQ", "srpt": "SRPT (clairvoyant)",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A panel for each value of `panels`, a bar for each value of `bars`, fields of the runs; shorter is better."""
+
+    title: str
+    panels: tuple[str, ...]
+    bars: tuple[str, ...]
+    figure: str
+    label: str
+
+
+TOKEN = "response time a token, mean (ms)"
+PICTURES = {
+    "makespan": Picture("All programs at once, one A100", ("workload",), ("contender",), "makespan_s", "makespan (s)"),
+    "balancers": Picture("Load balancers under PLAS", ("engines", "workload"), ("balancer",), "token_ms", TOKEN),
+    "agents": Picture(
+        "Real coding agents on 4 engines, by programs a second", ("tag", "rate_per_s", "contender"), ("balancer",),
+        "latency_s", "program latency, mean (s, tools included)",
+    ),
+    "scaling": Picture("More engines, as many more programs", ("engines",), ("contender",), "token_ms", TOKEN),
+    "bursts": Picture("Programs in bursts, one A100", ("workload",), ("contender",), "token_ms", TOKEN),
+    "gpus": Picture("Other GPUs and models, ShareGPT", ("gpu", "model"), ("contender",), "token_ms", TOKEN),
+    "switches": Picture("One thing changed alone: ShareGPT, one A100", ("tag",), ("contender",), "token_ms", TOKEN),
+}  # fmt: skip
+_UNITS = {"engines": " engines", "rate_per_s": "/s"}
+
+
+def _key(run: dict[str, Any], fields: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(run[field] for field in fields)
+
+
+def _words(key: tuple[Any, ...], fields: Sequence[str]) -> str:
+    parts = [f"{value}{_UNITS.get(field, '')}" for value, field in zip(key, fields, strict=True) if value != ""]
+    return ", ".join(part.replace("1 engines", "1 engine") for part in parts)
+
+
+def _ranked(keys: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Contenders and balancers in the order of their colours, all else as it sorts."""
+    order = {name: at for at, name in enumerate((*COLOURS, *BALANCER_COLOURS))}
+    return sorted(keys, key=lambda key: [(order.get(part, 99), part) for part in key])
+
+
+def draw(out: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """name.png and name.svg."""
+    picture = PICTURES[name]
+    panels = _ranked(list({_key(row["run"], picture.panels) for row in rows}))
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    bars = len({_key(row["run"], picture.bars) for row in rows})
+    size = (1.6 + 3.1 * columns, 1.1 + lines * (0.9 + 0.28 * bars))
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    flat = [axis for line in axes for axis in line]
+    for axis, panel in zip(flat, panels, strict=False):
+        _bars(axis, [row for row in rows if _key(row["run"], picture.panels) == panel], picture)
+        axis.set_title(_words(panel, picture.panels), fontsize=10)
+    for axis in flat[len(panels) :]:
+        axis.set_visible(False)
+    figure.supxlabel(f"{picture.label}; lower is better; bars over the seeds: 95 % intervals", fontsize=9)
+    figure.suptitle(picture.title)
+    for form in ("png", "svg"):
+        figure.savefig(out / f"{name}.{form}", dpi=110)
+    plt.close(figure)
+
+
+def _bars(axis: Any, rows: Sequence[dict[str, Any]], picture: Picture) -> None:
+    seeds: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        seeds.setdefault(_key(row["run"], picture.bars), []).append(row["figures"][picture.figure])
+    keys = _ranked(list(seeds))
+    told = [interval(seeds[key]) for key in keys]
+    means = [mean for mean, _ in told]
+    colours = [{**COLOURS, **BALANCER_COLOURS}.get(key[0], "#777777") for key in keys]
+    halves = [half if half < float("inf") else 0.0 for _, half in told]
+    far = max(means) > 8 * min(means)
+    lower = [min(half, 0.9 * mean) for mean, half in zip(means, halves, strict=True)]
+    axis.barh(range(len(keys)), means, color=colours, xerr=[lower, halves], ecolor="#555555", capsize=2)
+    names = [{**CONTENDER_NAMES, **BALANCER_NAMES}.get(key[0], key[0]) for key in keys]
+    axis.set_yticks(range(len(keys)), names, fontsize=8)
+    axis.invert_yaxis()
+    if far:
+        axis.set_xscale("log")
+    most = max(mean + half for mean, half in zip(means, halves, strict=True))
+    axis.set_xlim(min(means) / 2 if far else 0, most * (4 if far else 1.3))
+    for at, (mean, half) in enumerate(zip(means, halves, strict=True)):
+        text = f"{mean:,.0f}" if mean >= 100 else f"{mean:.3g}"
+        axis.text((mean + half) * (1.08 if far else 1.0), at, f" {text}", va="center", fontsize=8)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.grid(axis="x", alpha=0.25)
