@@ -51,8 +51,8 @@ class Calibration:
 class Caller:
     """Calls one engine through the gateway with token ids."""
 
-    def __init__(self, client: httpx.AsyncClient, seed: int) -> None:
-        self._client, self._dice = client, random.Random(seed)
+    def __init__(self, client: httpx.AsyncClient, seed: int, model: str = "tiny") -> None:
+        self._client, self._dice, self._model = client, random.Random(seed), model
         self._measurements = 0
 
     def new_programs(self, count: int) -> list[str]:
@@ -67,7 +67,7 @@ class Caller:
     async def call(self, prompt: list[int], output: int, program: str) -> list[int]:
         """The tokens of the answer."""
         body = {
-            "model": "tiny", "prompt": prompt, "max_tokens": output, "ignore_eos": True, "return_token_ids": True,
+            "model": self._model, "prompt": prompt, "max_tokens": output, "ignore_eos": True, "return_token_ids": True,
         }  # fmt: skip
         answer = await self._client.post("completions", json=body, headers={"x-agentserving-program-id": program})
         answer.raise_for_status()
@@ -135,7 +135,7 @@ async def _answer_us(caller: Caller, tokens: int) -> float:
     return statistics.median(took)
 
 
-def scaled(programs: list[Program], scale: float) -> list[Program]:
+def scaled(programs: list[Program], scale: float, max_context: int = MAX_CONTEXT) -> list[Program]:
     """The same conversations with fewer tokens, ended where the context is full."""
     made = []
     for program in programs:
@@ -144,7 +144,7 @@ def scaled(programs: list[Program], scale: float) -> list[Program]:
         for call in program.calls:
             new = max(4, round((call.prompt_tokens - call.shared_tokens) * scale))
             output = max(4, round(call.output_tokens * scale))
-            if context + new + output > MAX_CONTEXT:
+            if context + new + output > max_context:
                 break
             at = len(calls)
             calls.append(Call(context + new, output, (at - 1,) if at else (), 0.0, at - 1 if at else -1, context))
