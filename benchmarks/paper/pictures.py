@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from agentserving_replay.figures import interval
+from matplotlib import pyplot as plt
 
-from benchmarks.paper.plots import COLOURS, plt
+from benchmarks.paper.plots import COLOURS
 
 BALANCER_COLOURS = {
     "round_robin": "#999999", "least_used": "#c9a227", "program_locality": "#2b8cbe", "prefix_aware": "#e34a33",
@@ -58,7 +59,7 @@ def _words(key: tuple[Any, ...], fields: Sequence[str]) -> str:
     return ", ".join(part.replace("1 engines", "1 engine") for part in parts)
 
 
-def _ranked(keys: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+def ranked(keys: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Contenders and balancers in the order of their colours, all else as it sorts."""
     order = {name: at for at, name in enumerate((*COLOURS, *BALANCER_COLOURS))}
     return sorted(keys, key=lambda key: [(order.get(part, 99), part) for part in key])
@@ -67,7 +68,7 @@ def _ranked(keys: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 def draw(out: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
     """name.png and name.svg."""
     picture = PICTURES[name]
-    panels = _ranked(list({_key(row["run"], picture.panels) for row in rows}))
+    panels = ranked(list({_key(row["run"], picture.panels) for row in rows}))
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
     bars = len({_key(row["run"], picture.bars) for row in rows})
@@ -90,7 +91,7 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]], picture: Picture) -> None:
     seeds: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         seeds.setdefault(_key(row["run"], picture.bars), []).append(row["figures"][picture.figure])
-    keys = _ranked(list(seeds))
+    keys = ranked(list(seeds))
     told = [interval(seeds[key]) for key in keys]
     means = [mean for mean, _ in told]
     colours = [{**COLOURS, **BALANCER_COLOURS}.get(key[0], "#777777") for key in keys]

@@ -88,7 +88,8 @@ HEADS = (
 def _by(rows: list[Row], keys: tuple[str, ...], heads: Sequence[str], figures: Sequence[str]) -> str:
     groups = grouped(rows, *keys)
     lines = [
-        [*(str(part) for part in key), *(told(seeds, figure) for figure in figures)] for key, seeds in groups.items()
+        [*(str(part) for part in key), *(told(groups[key], figure) for figure in figures)]
+        for key in pictures.ranked(list(groups))
     ]
     return table([*keys, *heads], lines)
 
