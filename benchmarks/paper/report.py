@@ -10,7 +10,7 @@ from typing import Any
 
 from agentserving_replay.figures import interval
 
-from benchmarks.paper import pictures, plots
+from benchmarks.paper import better, pictures, plots
 from benchmarks.paper.contenders import CONTENDERS
 from benchmarks.paper.runs import Run, bounds_of
 
@@ -115,7 +115,10 @@ def _gaps(rows: list[Row]) -> str:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
-    "latency": ("Latency against arrival rate (Fig. 12, 13, 4)", lambda rows: _latency(rows) + "\n" + _gaps(rows)),
+    "latency": (
+        "Latency against arrival rate (Fig. 12, 13, 4)",
+        lambda rows: "\n".join((_latency(rows), _gaps(rows), table(better.HEADS, better.demands(rows)))),
+    ),
     "makespan": (
         "All programs at once (Fig. 16)",
         lambda rows: _by(rows, ("workload", "contender"), ["makespan s", "ms a token"], ["makespan_s", "token_ms"]),
