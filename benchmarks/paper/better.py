@@ -1,4 +1,4 @@
-"""What is asked of a policy beyond the paper, read off the latency runs. Seeds are paired: they share their programs."""
+"""What is asked of a policy beyond the paper, read off the latency runs. Seeds are paired: they share programs."""
 
 from __future__ import annotations
 
