@@ -32,6 +32,8 @@ class Picture:
     bars: tuple[str, ...]
     figure: str
     label: str
+    # One scale for all panels.
+    shared: bool = False
 
 
 TOKEN = "response time a token, mean (ms)"
@@ -40,12 +42,12 @@ PICTURES = {
     "balancers": Picture("Load balancers under PLAS", ("engines", "workload"), ("balancer",), "token_ms", TOKEN),
     "agents": Picture(
         "Real coding agents on 4 engines, by programs a second", ("tag", "rate_per_s", "contender"), ("balancer",),
-        "latency_s", "program latency, mean (s, tools included)",
+        "latency_s", "program latency, mean (s, tools included)", True,
     ),
-    "scaling": Picture("More engines, as many more programs", ("engines",), ("contender",), "token_ms", TOKEN),
+    "scaling": Picture("More engines, as many more programs", ("engines",), ("contender",), "token_ms", TOKEN, True),
     "bursts": Picture("Programs in bursts, one A100", ("workload",), ("contender",), "token_ms", TOKEN),
-    "gpus": Picture("Other GPUs and models, ShareGPT", ("gpu", "model"), ("contender",), "token_ms", TOKEN),
-    "switches": Picture("One thing changed alone: ShareGPT, one A100", ("tag",), ("contender",), "token_ms", TOKEN),
+    "gpus": Picture("Other GPUs; 70B runs on four of them", ("gpu", "model"), ("contender",), "token_ms", TOKEN),
+    "switches": Picture("One thing changed alone (ShareGPT)", ("tag",), ("contender",), "token_ms", TOKEN, True),
 }  # fmt: skip
 _UNITS = {"engines": " engines", "rate_per_s": "/s"}
 
@@ -60,8 +62,8 @@ def _words(key: tuple[Any, ...], fields: Sequence[str]) -> str:
 
 
 def ranked(keys: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Contenders and balancers in the order of their colours, all else as it sorts."""
-    order = {name: at for at, name in enumerate((*COLOURS, *BALANCER_COLOURS))}
+    """Contenders and balancers in the order of their colours, what is unchanged first, all else as it sorts."""
+    order = {name: at for at, name in enumerate(("", "as it is", *COLOURS, *BALANCER_COLOURS))}
     return sorted(keys, key=lambda key: [(order.get(part, 99), part) for part in key])
 
 
@@ -73,10 +75,13 @@ def draw(out: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
     lines = -(-len(panels) // columns)
     bars = len({_key(row["run"], picture.bars) for row in rows})
     size = (1.6 + 3.1 * columns, 1.1 + lines * (0.9 + 0.28 * bars))
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        lines, columns, figsize=size, squeeze=False, layout="constrained", sharex=picture.shared
+    )
     flat = [axis for line in axes for axis in line]
     for axis, panel in zip(flat, panels, strict=False):
-        _bars(axis, [row for row in rows if _key(row["run"], picture.panels) == panel], picture)
+        here = [row for row in rows if _key(row["run"], picture.panels) == panel]
+        _bars(axis, here, rows if picture.shared else here, picture)
         axis.set_title(_words(panel, picture.panels), fontsize=10)
     for axis in flat[len(panels) :]:
         axis.set_visible(False)
@@ -87,7 +92,8 @@ def draw(out: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def _bars(axis: Any, rows: Sequence[dict[str, Any]], picture: Picture) -> None:
+def _bars(axis: Any, rows: Sequence[dict[str, Any]], beside: Sequence[dict[str, Any]], picture: Picture) -> None:
+    """A panel of `rows`, on the scale that `beside` need."""
     seeds: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         seeds.setdefault(_key(row["run"], picture.bars), []).append(row["figures"][picture.figure])
@@ -96,7 +102,9 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]], picture: Picture) -> None:
     means = [mean for mean, _ in told]
     colours = [{**COLOURS, **BALANCER_COLOURS}.get(key[0], "#777777") for key in keys]
     halves = [half if half < float("inf") else 0.0 for _, half in told]
-    far = max(means) > 8 * min(means)
+    values = [row["figures"][picture.figure] for row in beside]
+    least, most = min(values), max(values)
+    far = most > 8 * least
     lower = [min(half, 0.9 * mean) for mean, half in zip(means, halves, strict=True)]
     axis.barh(range(len(keys)), means, color=colours, xerr=[lower, halves], ecolor="#555555", capsize=2)
     names = [{**CONTENDER_NAMES, **BALANCER_NAMES}.get(key[0], key[0]) for key in keys]
@@ -104,8 +112,7 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]], picture: Picture) -> None:
     axis.invert_yaxis()
     if far:
         axis.set_xscale("log")
-    most = max(mean + half for mean, half in zip(means, halves, strict=True))
-    axis.set_xlim(min(means) / 2 if far else 0, most * (4 if far else 1.3))
+    axis.set_xlim(least / 2 if far else 0, most * (4 if far else 1.35))
     for at, (mean, half) in enumerate(zip(means, halves, strict=True)):
         text = f"{mean:,.0f}" if mean >= 100 else f"{mean:.3g}"
         axis.text((mean + half) * (1.08 if far else 1.0), at, f" {text}", va="center", fontsize=8)
