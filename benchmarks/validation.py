@@ -2,6 +2,9 @@
 
 The engine's step is measured first (idle, full, long contexts, prefill), then the trace is run for real through the
 gateway and in virtual time with those constants. Prompts are token ids, so that contexts are the same to the token.
+
+A step is measured from one to the next. The plugin charges calls from a step's scheduling to its output and leaves out
+what vLLM does between steps; `Calibration.charged` is the share of the one that the other is.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import asyncio
 import random
 import statistics
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import httpx
@@ -34,11 +37,28 @@ POLICIES = ("fcfs", "plas")
 FITTING_ROUNDS = 8
 
 
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was measured of an engine."""
+
+    cost: CostModel
+    # Seconds that a call takes outside the engine.
+    overhead_s: float
+    # Service that the plugin charges a call in a full batch, over the time that the steps took in all.
+    charged: float
+
+
 class Caller:
     """Calls one engine through the gateway with token ids."""
 
-    def __init__(self, client: httpx.AsyncClient, seed: int) -> None:
-        self._client, self._dice = client, random.Random(seed)
+    def __init__(self, client: httpx.AsyncClient, seed: int, model: str = "tiny") -> None:
+        self._client, self._dice, self._model = client, random.Random(seed), model
+        self._measurements = 0
+
+    def new_programs(self, count: int) -> list[str]:
+        """Ids that no program has had before."""
+        self._measurements += 1
+        return [f"steps-{self._measurements}-{i}" for i in range(count)]
 
     def fresh(self, tokens: int) -> list[int]:
         """Tokens that nobody has sent before."""
@@ -47,31 +67,43 @@ class Caller:
     async def call(self, prompt: list[int], output: int, program: str) -> list[int]:
         """The tokens of the answer."""
         body = {
-            "model": "tiny", "prompt": prompt, "max_tokens": output, "ignore_eos": True, "return_token_ids": True,
+            "model": self._model, "prompt": prompt, "max_tokens": output, "ignore_eos": True, "return_token_ids": True,
         }  # fmt: skip
         answer = await self._client.post("completions", json=body, headers={"x-agentserving-program-id": program})
         answer.raise_for_status()
         return list(answer.json()["choices"][0]["token_ids"])
 
 
-async def _per_step(stubs: Any, caller: Caller, calls: int, prompt: int, output: int) -> float:
-    """Microseconds of a step in which `calls` calls decode with `prompt` tokens before them."""
+async def _per_step(stubs: Any, caller: Caller, calls: int, prompt: int, output: int) -> tuple[float, float]:
+    """(Microseconds of a step in which `calls` calls decode with `prompt` tokens before them, share of it charged)."""
     prompts = [caller.fresh(prompt) for _ in range(calls)]
     await asyncio.gather(*(caller.call(p, 1, f"warm-{i}") for i, p in enumerate(prompts)))
     await asyncio.sleep(0.6)  # the last report of the warming is in
-    steps = engine_totals(stubs)["steps"]
+    steps, programs = engine_totals(stubs)["steps"], caller.new_programs(calls)
     began = time.perf_counter()
-    await asyncio.gather(*(caller.call(p, output, f"steps-{i}") for i, p in enumerate(prompts)))
-    took = time.perf_counter() - began
+    await asyncio.gather(*(caller.call(p, output, program) for p, program in zip(prompts, programs, strict=True)))
+    took_us = 1e6 * (time.perf_counter() - began)
     await asyncio.sleep(0.6)
-    return 1e6 * took / (engine_totals(stubs)["steps"] - steps)
+    share = charged_share(service_us(stubs, programs), calls, took_us)
+    return took_us / (engine_totals(stubs)["steps"] - steps), share
 
 
-async def calibrate(stubs: Any, caller: Caller) -> tuple[CostModel, float]:
-    """This engine's constants, and the seconds that a call takes outside the engine."""
-    one = await _per_step(stubs, caller, 1, 32, 300)
-    full = await _per_step(stubs, caller, BATCH, 32, 300)
-    deep = await _per_step(stubs, caller, BATCH, 4000, 100)
+def charged_share(served_us: float, calls: int, took_us: float) -> float:
+    """Service that `calls` calls received together, over the time that all of them ran side by side.
+
+    ValueError when that is no share: a report is missing, or they did not run side by side.
+    """
+    share = served_us / (calls * took_us)
+    if not 0.3 <= share <= 1.0:
+        raise ValueError(f"calls were charged {share:.2f} of the time that they ran: measure again on a quiet machine")
+    return share
+
+
+async def calibrate(stubs: Any, caller: Caller) -> Calibration:
+    """This engine's constants."""
+    one, _ = await _per_step(stubs, caller, 1, 32, 300)
+    full, charged = await _per_step(stubs, caller, BATCH, 32, 300)
+    deep, _ = await _per_step(stubs, caller, BATCH, 4000, 100)
     each = max(0.0, full - one) / (BATCH - 1)
     kv = max(0.0, deep - full) / (BATCH * (4000 + 50 - 32 - 150))
     short, middle, long = [await _answer_us(caller, tokens) for tokens in (16, 1000, 6000)]
@@ -90,7 +122,7 @@ async def calibrate(stubs: Any, caller: Caller) -> tuple[CostModel, float]:
         base_us=one - each,
         call_us=max(0.0, each - compute),
     )
-    return cost, max(0.0, short - one - 16 * compute) / 1e6
+    return Calibration(cost, max(0.0, short - one - 16 * compute) / 1e6, charged)
 
 
 async def _answer_us(caller: Caller, tokens: int) -> float:
@@ -103,7 +135,7 @@ async def _answer_us(caller: Caller, tokens: int) -> float:
     return statistics.median(took)
 
 
-def scaled(programs: list[Program], scale: float) -> list[Program]:
+def scaled(programs: list[Program], scale: float, max_context: int = MAX_CONTEXT) -> list[Program]:
     """The same conversations with fewer tokens, ended where the context is full."""
     made = []
     for program in programs:
@@ -112,7 +144,7 @@ def scaled(programs: list[Program], scale: float) -> list[Program]:
         for call in program.calls:
             new = max(4, round((call.prompt_tokens - call.shared_tokens) * scale))
             output = max(4, round(call.output_tokens * scale))
-            if context + new + output > MAX_CONTEXT:
+            if context + new + output > max_context:
                 break
             at = len(calls)
             calls.append(Call(context + new, output, (at - 1,) if at else (), 0.0, at - 1 if at else -1, context))
@@ -146,14 +178,16 @@ def service_us(stubs: Any, program_ids: list[str]) -> int:
 
 
 def run_virtual(
-    programs: list[Program], policy: str, cost: CostModel, limits: EngineLimits, overhead_s: float, served_us: int
+    programs: list[Program], policy: str, engine: Calibration, limits: EngineLimits, served_us: float
 ) -> tuple[list[float], CostModel]:
     """(Latencies in virtual time, in the order of the programs; the cost model that they come from).
 
     Beside the load the engine's steps are slower than in calibration, for client and gateway share its machine. By how
-    much is fitted to one figure of the run, the service that all its calls received together; latencies are not used.
+    much is fitted to one figure of the run, the service that all its calls were charged together; latencies are not
+    used. Steps in virtual time follow each other at once: what the plugin leaves out between them is put back.
     """
-    late = [replace(p, calls=tuple(replace(c, gap_s=overhead_s) for c in p.calls)) for p in programs]
+    late = [replace(p, calls=tuple(replace(c, gap_s=engine.overhead_s) for c in p.calls)) for p in programs]
+    cost, stepped_us = engine.cost, served_us / engine.charged
     for _ in range(FITTING_ROUNDS):
         simulated = VirtualCluster(ClusterSpec(PRESETS[policy], cost, limits))
         simulated.add(late)
@@ -161,7 +195,7 @@ def run_virtual(
         by_arrival = {result.arrival_s: result.latency_s for result in results}
         latencies = [by_arrival[program.arrival_s] for program in programs]
         # More speed means fewer calls beside each other, too: half of the way at a time.
-        off = sum(result.service_s for result in results) * 1e6 / served_us
+        off = sum(result.service_s for result in results) * 1e6 / stepped_us
         cost = replace(cost, speed=cost.speed * off**0.5)
     return latencies, cost
 
@@ -176,29 +210,35 @@ async def compare(seeds: int, count: int, rate: float, load: float) -> dict[str,
         caller = Caller(client, 1)
         before = await calibrate(stubs, caller)
         for seed in range(seeds):
-            programs = fitting(before[0], generate("sharegpt", seed, rate, count), load)
+            programs = fitting(before.cost, generate("sharegpt", seed, rate, count), load)
             for policy in POLICIES:
                 await use_policy(stubs, types_pb2.Policy(name=policy))
                 real = await run_real(caller, programs, f"{policy}-{seed}")
                 # A shared machine's speed drifts: the constants are those before and after, in the middle.
                 after = await calibrate(stubs, caller)
-                cost, overhead_s = between(before, after)
+                engine = between(before, after)
                 served_us = service_us(stubs, [f"{policy}-{seed}-{program.program_id}" for program in programs])
-                virtual, cost = run_virtual(programs, policy, cost, limits_of(stubs), overhead_s, served_us)
+                virtual, cost = run_virtual(programs, policy, engine, limits_of(stubs), served_us)
                 runs.append(
                     {"seed": seed, "policy": policy, "real": real, "virtual": virtual, "cost": asdict(cost),
-                     "overhead_s": overhead_s, "drift": after[0].base_us / before[0].base_us}
+                     "overhead_s": engine.overhead_s, "charged": engine.charged,
+                     "drift": after.cost.base_us / before.cost.base_us}
                 )  # fmt: skip
                 before = after
-                print(f"  seed {seed} {policy}: {told(runs[-1])}, drift {runs[-1]['drift']:.2f}", flush=True)
+                line = f"drift {runs[-1]['drift']:.2f}, charged {engine.charged:.3f}, speed {cost.speed:.2f}"
+                print(f"  seed {seed} {policy}: {told(runs[-1])}, {line}", flush=True)
     return {"runs": runs}
 
 
-def between(before: tuple[CostModel, float], after: tuple[CostModel, float]) -> tuple[CostModel, float]:
+def between(before: Calibration, after: Calibration) -> Calibration:
     """The mean of two calibrations."""
-    fields = asdict(before[0])
-    mean = {name: (value + asdict(after[0])[name]) / 2 for name, value in fields.items() if name != "num_blocks"}
-    return replace(before[0], **mean), (before[1] + after[1]) / 2
+    fields, others = asdict(before.cost), asdict(after.cost)
+    cost = {name: (value + others[name]) / 2 for name, value in fields.items() if name != "num_blocks"}
+    return Calibration(
+        replace(before.cost, **cost),
+        (before.overhead_s + after.overhead_s) / 2,
+        (before.charged + after.charged) / 2,
+    )
 
 
 def fitting(cost: CostModel, drawn: list[Program], load: float) -> list[Program]:

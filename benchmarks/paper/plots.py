@@ -12,8 +12,9 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 COLOURS = {
-    "vllm": "#999999", "vllm-opt": "#333333", "program-fcfs": "#c9a227", "mlfq": "#8c6bb1", "plas": "#2b8cbe",
-    "atlas": "#41ae76", "program-plas": "#e34a33", "program-atlas": "#fc8d59", "gittins": "#1a1a8c", "srpt": "#bdbdbd",
+    "vllm": "#999999", "vllm-opt": "#333333", "vllm-priority": "#d6679e", "program-fcfs": "#c9a227", "mlfq": "#8c6bb1",
+    "plas": "#2b8cbe", "atlas": "#41ae76", "program-plas": "#e34a33", "program-atlas": "#fc8d59", "gittins": "#1a1a8c",
+    "srpt": "#bdbdbd",
 }  # fmt: skip
 PANELS = (("token_ms", "token latency, mean (ms)"), ("token_p99_ms", "token latency, p99 (ms)"))
 

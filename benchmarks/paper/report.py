@@ -10,7 +10,7 @@ from typing import Any
 
 from agentserving_replay.figures import interval
 
-from benchmarks.paper import plots
+from benchmarks.paper import better, pictures, plots
 from benchmarks.paper.contenders import CONTENDERS
 from benchmarks.paper.runs import Run, bounds_of
 
@@ -88,7 +88,8 @@ HEADS = (
 def _by(rows: list[Row], keys: tuple[str, ...], heads: Sequence[str], figures: Sequence[str]) -> str:
     groups = grouped(rows, *keys)
     lines = [
-        [*(str(part) for part in key), *(told(seeds, figure) for figure in figures)] for key, seeds in groups.items()
+        [*(str(part) for part in key), *(told(groups[key], figure) for figure in figures)]
+        for key in pictures.ranked(list(groups))
     ]
     return table([*keys, *heads], lines)
 
@@ -114,7 +115,10 @@ def _gaps(rows: list[Row]) -> str:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
-    "latency": ("Latency against arrival rate (Fig. 12, 13, 4)", lambda rows: _latency(rows) + "\n" + _gaps(rows)),
+    "latency": (
+        "Latency against arrival rate (Fig. 12, 13, 4)",
+        lambda rows: "\n".join((_latency(rows), _gaps(rows), table(better.HEADS, better.demands(rows)))),
+    ),
     "makespan": (
         "All programs at once (Fig. 16)",
         lambda rows: _by(rows, ("workload", "contender"), ["makespan s", "ms a token"], ["makespan_s", "token_ms"]),
@@ -129,14 +133,14 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "agents": (
         "Load balancers under real coding agents, 4 engines",
         lambda rows: _by(
-            rows, ("rate_per_s", "contender", "balancer"), ["ms a token", "p99", "program s", "prefix hits"],
+            rows, ("tag", "rate_per_s", "contender", "balancer"), ["ms a token", "p99", "program s", "prefix hits"],
             ["token_ms", "token_p99_ms", "latency_s", "prefix_hits"],
         ),
     ),
     "scaling": (
         "More engines (Fig. 15)",
         lambda rows: _by(
-            rows, ("engines", "contender"), ["programs/s", "ms a token", "tokens/s"],
+            rows, ("engines", "contender"), ["programs", "ms a token", "tokens/s"],
             ["programs", "token_ms", "tokens_per_s"],
         ),
     ),
@@ -172,5 +176,7 @@ def write(out: Path) -> None:
         rows = load(out, name)
         if rows:
             parts += [f"\n## {title}\n", form(rows)]
+            if name in pictures.PICTURES:
+                pictures.draw(out, name, rows)
     (out / "tables.md").write_text("\n".join(parts))
     plots.draw(out, load(out, "latency"))

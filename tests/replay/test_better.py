@@ -1,0 +1,39 @@
+"""What is asked of policies beyond the paper is read off their runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.paper.better import demands
+
+
+def rows(rate: float, wait_share: float, **token_ms: float) -> list[dict[str, Any]]:
+    """Five seeds of every policy named, a little apart from each other."""
+    return [
+        {
+            "run": {"workload": "bfcl", "rate_per_s": rate, "contender": name.replace("_", "-"), "seed": seed},
+            "figures": {
+                "token_ms": mean + seed, "token_p99_ms": 3 * mean + seed, "large_latency_p99_s": 10 * mean,
+                "wait_share": wait_share,
+            },
+        }
+        for name, mean in token_ms.items()
+        for seed in range(5)
+    ]  # fmt: skip
+
+
+def test_a_loss_to_plas_is_told_with_where_it_is() -> None:
+    told = demands(
+        rows(0.2, 0.0, vllm_opt=50, plas=51, gittins=50) + rows(1.0, 0.5, vllm_opt=400, plas=100, gittins=120)
+    )
+    plas, gittins = told
+    assert plas == ["plas", "1.019", "1.02 (bfcl 0.2/s)", "-"]
+    assert gittins == ["gittins", "1.000", "1.00 (bfcl 0.2/s)", "bfcl 1/s (mean and p99)"]
+
+
+def test_noise_is_no_loss() -> None:
+    some = rows(1.0, 0.5, vllm_opt=400, plas=100, gittins=100)
+    for row in some:
+        if row["run"]["contender"] == "gittins" and row["run"]["seed"] == 4:
+            row["figures"]["token_ms"] += 60
+    assert demands(some)[1][3] == "nowhere"
