@@ -18,6 +18,7 @@ from aiohttp import web
 from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.client_connection import ClientConnection
+from agentserving_gateway.draining import Connections
 from agentserving_gateway.known_engines import KnownEngines
 from agentserving_gateway.upstream_pool import UpstreamPool
 
@@ -33,13 +34,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
         ("http-host", "127.0.0.1"),
         ("http-port", "0"),
         ("max-body-bytes", str(8 << 20)),
+        ("drain-s", "0"),  # how long calls may run on once it is told to end
         ("state-dir", ""),
         ("tls-ca", ""),
         ("tls-cert", ""),
         ("tls-key", ""),
     ):
         value = os.environ.get("AGENTSERVING_" + name.upper().replace("-", "_"), default)
-        parser.add_argument(f"--{name}", default=value, type=int if name in ("http-port", "max-body-bytes") else str)
+        parser.add_argument(
+            f"--{name}", default=value, type=int if name in ("http-port", "max-body-bytes", "drain-s") else str
+        )
     return parser.parse_args(argv)
 
 
@@ -64,17 +68,19 @@ async def serve(settings: argparse.Namespace) -> int:
         open_channel(settings), KnownEngines(Path(settings.state_dir) if settings.state_dir else None)
     )
     admission.start()
-    pool = UpstreamPool()
+    pool, connections = UpstreamPool(), Connections()
     host, _, port = settings.listen.rpartition(":")
     try:
         server = await loop.create_server(
-            lambda: ClientConnection(admission, pool, settings.max_body_bytes), host, int(port)
+            lambda: ClientConnection(admission, pool, settings.max_body_bytes, connections), host, int(port)
         )
     except OSError as error:
         log.error("cannot listen: is the port taken?", listen=settings.listen, error=error.strerror)
         return 1
 
     async def readyz(_: web.Request) -> web.Response:
+        if connections.leaving:
+            return web.Response(status=503, text="leaving\n")
         if not admission.engines:
             return web.Response(status=503, text="no engine known yet\n")
         return web.Response(text="ok\n")
@@ -90,7 +96,7 @@ async def serve(settings: argparse.Namespace) -> int:
         await web.TCPSite(runner, settings.http_host, settings.http_port).start()
     log.info("serving", listen=settings.listen, control_plane=settings.control_plane)
     await stop.wait()
-    server.close()
+    await connections.drain(settings.drain_s, server.close)
     pool.close()
     await admission.close()
     await runner.cleanup()

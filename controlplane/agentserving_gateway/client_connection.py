@@ -18,6 +18,7 @@ from agentserving.v1 import types_pb2
 
 from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission, Admitted
+from agentserving_gateway.draining import Connections
 from agentserving_gateway.errors import HttpError, render
 from agentserving_gateway.identity import identify
 from agentserving_gateway.request import ROUTES, Request, upstream_head
@@ -40,8 +41,11 @@ MAX_ATTEMPTS = 3
 class ClientConnection(asyncio.Protocol):
     """asyncio protocol towards a client; also the Downstream of its call."""
 
-    def __init__(self, admission: Admission, pool: UpstreamPool, max_body_bytes: int) -> None:
+    def __init__(
+        self, admission: Admission, pool: UpstreamPool, max_body_bytes: int, connections: Connections
+    ) -> None:  # fmt: skip
         self._admission, self._pool, self._max_body = admission, pool, max_body_bytes
+        self._connections = connections
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -67,11 +71,13 @@ class ClientConnection(asyncio.Protocol):
         """A client has come."""
         # uvloop's transports are asyncio.Transport in all but the class.
         self._transport = cast(asyncio.Transport, transport)
+        self._connections.opened(self)
         self._set_timer(HEAD_DEADLINE_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone: its call is aborted in the engine."""
         self._set_timer(0)
+        self._connections.closed(self)
         self._transport = None
         if self._busy:
             metrics.DISCONNECTS.inc()
@@ -79,6 +85,16 @@ class ClientConnection(asyncio.Protocol):
                 self._upstream.abandon()
             if self._task is not None and not self._task.done():
                 self._task.cancel()
+
+    @property
+    def is_busy(self) -> bool:
+        """A request is arriving or being served."""
+        return self._busy or self._request.started
+
+    def close(self) -> None:
+        """Whatever is under way."""
+        if self._transport is not None:
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request."""
@@ -280,7 +296,7 @@ class ClientConnection(asyncio.Protocol):
         if self._transport is None or self._admitted is None:
             return
         self._answered = True
-        self._close_after |= not framed or not self._request.keep_alive
+        self._close_after |= not framed or not self._request.keep_alive or self._connections.leaving
         lines = [b"HTTP/1.1 %d %s" % (status, reason)]
         lines += [name + b": " + value for name, value in headers]
         for name, value in (
@@ -340,6 +356,7 @@ class ClientConnection(asyncio.Protocol):
         if self._answered:
             self._transport.abort()
             return
+        self._close_after |= self._connections.leaving
         path = self._request.path
         metrics.REQUESTS.labels(path if path in ROUTES else "other", str(error.status)).inc()
         answer = render(error, path, close=self._close_after or not self._request.keep_alive)

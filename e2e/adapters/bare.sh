@@ -3,9 +3,27 @@
 export ASC_CACHE=${ASC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/agentserving/cluster}
 export PATH="$ASC_CACHE/bin:$PATH" # helm
 
+# Says all that is missing, before anything is installed or built.
+cluster_check() {
+  local missing=()
+  [ "$(id -u)" = 0 ] || missing+=("root: nodes are namespaces, mounts and cgroups of this machine")
+  command -v apt-get >/dev/null || missing+=("Debian 12 or alike: containerd and its helpers come from its packages")
+  command -v go >/dev/null || missing+=("go on PATH (1.25 or newer): Kubernetes is built from source, once")
+  command -v python3 >/dev/null || missing+=("python3 on PATH")
+  [ ${#missing[@]} -gt 0 ] || return 0
+  printf 'CLUSTER=bare needs %s\n' "${missing[@]}" >&2
+  echo "where Docker is, CLUSTER=kind needs none of this" >&2
+  return 2
+}
 cluster_build() { e2e/cluster/build; }
-cluster_is_up() { [ -d "$ASC_CACHE/state" ]; }
-cluster_up() { cluster_is_up || e2e/cluster/up "${NODES:-1}" >&2; echo "$ASC_CACHE/state/admin.kubeconfig"; }
+cluster_is_up() { kubectl --kubeconfig "$ASC_CACHE/state/admin.kubeconfig" --request-timeout 5s get --raw /readyz >/dev/null 2>&1; }
+cluster_up() {
+  if ! cluster_is_up; then
+    [ ! -e "$ASC_CACHE/state" ] || e2e/cluster/down >&2 # what a machine that went down has left
+    e2e/cluster/up "${NODES:-1}" >&2
+  fi
+  echo "$ASC_CACHE/state/admin.kubeconfig"
+}
 cluster_down() { e2e/cluster/down; }
 # The base of both images is what `build` has made of Debian's packages, under the name of the official image.
 cluster_images() {

@@ -4,10 +4,12 @@
 name=agentserving-e2e
 kubeconfig=${TMPDIR:-/tmp}/$name.kubeconfig
 
-cluster_build() {
+cluster_check() {
   local x
-  for x in docker kind kubectl helm; do command -v "$x" >/dev/null || { echo "CLUSTER=kind needs $x on PATH" >&2; return 1; }; done
+  for x in docker kind kubectl helm; do command -v "$x" >/dev/null || { echo "CLUSTER=kind needs $x on PATH" >&2; return 2; }; done
+  docker info >/dev/null 2>&1 || { echo "CLUSTER=kind needs Docker's daemon to answer (docker info)" >&2; return 2; }
 }
+cluster_build() { :; }
 cluster_is_up() { kind get clusters 2>/dev/null | grep -qx "$name"; }
 cluster_up() {
   if cluster_is_up; then kind export kubeconfig --name "$name" --kubeconfig "$kubeconfig" >&2

@@ -95,10 +95,10 @@ class ApiServer:
             "--audit-policy-file", str(home / "audit.yaml"), "--audit-log-path", str(home / "audit.log"),
         ]  # fmt: skip
 
-    def kubeconfig(self, user: str) -> Path:
-        """A file for a process of that user."""
-        path = self.directory / f"{user}.kubeconfig"
-        cluster = {"server": self.url, "insecure-skip-tls-verify": True}
+    def kubeconfig(self, user: str, url: str = "") -> Path:
+        """A file for a process of that user; `url`: of a proxy, which it is to ask instead."""
+        path = self.directory / (f"{user}-{url.rpartition(':')[2]}.kubeconfig" if url else f"{user}.kubeconfig")
+        cluster = {"server": url} if url else {"server": self.url, "insecure-skip-tls-verify": True}
         document = {
             "apiVersion": "v1", "kind": "Config", "current-context": "e2e",
             "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": user}}],

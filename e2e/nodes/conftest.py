@@ -6,8 +6,10 @@ Files run in the order of their names: the first takes the walk that a new user 
 from __future__ import annotations
 
 import os
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 from kube import agents
@@ -17,6 +19,26 @@ from kube.paths import CHART
 
 OPERATOR_NAMESPACE, NAMESPACE = "agentserving", "e2e-agents"
 RELEASE = "agentserving"
+
+
+# What a failure looks like from outside; the cluster may be gone before anybody can look.
+LOOK = (
+    ("get", "asc,pods", "-A", "-o", "wide"),
+    ("get", "events", "-A", "--field-selector=type=Warning", "--sort-by=.lastTimestamp"),
+    ("-n", OPERATOR_NAMESPACE, "logs", "deploy/agentserving-operator", "--tail=40"),
+    ("-n", NAMESPACE, "logs", "deploy/demo-control-plane", "--tail=40"),
+)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """A failed case comes with a look at the cluster."""
+    report = yield
+    if report.failed and os.environ.get("KUBECONFIG"):
+        for argv in LOOK:
+            done = subprocess.run(("kubectl", *argv), capture_output=True, text=True, timeout=30, check=False)
+            report.sections.append((f"kubectl {' '.join(argv)}", done.stdout[-6000:] + done.stderr[-500:]))
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

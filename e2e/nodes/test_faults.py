@@ -60,6 +60,18 @@ def test_a_lost_control_plane_loses_no_account_and_fails_no_call(settled: Demo, 
     assert attained_us(settled, program) == before
 
 
+def test_a_crashed_store_loses_no_account_and_fails_no_call(settled: Demo) -> None:
+    agents.python(settled.kubectl, agents.CALL, settled.control_plane, "outlives-store")
+    before = eventually("the call is in its account", lambda: attained_us(settled, "outlives-store"))
+    (pod,) = settled.pods("etcd")
+    with Load(settled.kubectl, settled.url, AGENTS) as load:
+        settled.kubectl.crash(pod["metadata"]["name"], "etcd")
+        eventually("it is back", lambda: news_of(settled, "etcd", pod), 60)
+        settled.until_settled()
+    assert load.failures == []
+    assert attained_us(settled, "outlives-store") == before
+
+
 def test_a_crashed_engine_breaks_what_it_ran_and_nothing_else(settled: Demo) -> None:
     pod = settled.pods("engine")[-1]
     with Load(settled.kubectl, settled.url, AGENTS) as load:

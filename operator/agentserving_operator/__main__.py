@@ -20,10 +20,10 @@ from aiohttp import web
 from prometheus_client import generate_latest
 
 from agentserving_operator import control_plane, handlers
-from agentserving_operator.cluster import ApiError, Cluster
-from agentserving_operator.crd import KIND
+from agentserving_operator.cluster import Cluster
 from agentserving_operator.manifests import Images
 from agentserving_operator.reconcile import World, reconcile
+from agentserving_operator.rounds import Rounds
 from agentserving_operator.visits import Visits
 
 log = structlog.get_logger()
@@ -41,7 +41,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         ("kubeconfig", "", str),  # empty = the pod's own account, else the user's
         ("http-host", "0.0.0.0", str),
         ("http-port", "8080", int),
-        ("round-s", "30", float),  # every cluster is visited at least so often
+        ("round-s", "30", float),  # every control plane is asked so often; each tenth time all is looked at
         ("stuck-s", "180", float),  # no visit and no round for so long = not alive
     )
     for name, default, kind in flags:
@@ -58,20 +58,6 @@ def now() -> str:
 def names(text: str) -> tuple[str, ...]:
     """Words between commas."""
     return tuple(each.strip() for each in text.split(",") if each.strip())
-
-
-async def rounds(api: Cluster, visits: Visits, namespaces: tuple[str, ...], every_s: float) -> None:
-    """For ever: touches every cluster. What no event tells (a lost one, a deleted Service, counts) is found so."""
-    while True:
-        try:
-            for namespace in namespaces or ("",):
-                for each in await api.find(KIND, namespace):
-                    visits.touch(each["metadata"]["namespace"], each["metadata"]["name"])
-            if not visits.clusters:
-                visits.heard()
-        except ApiError as error:
-            log.warning("round failed, will try again", error=str(error))
-        await asyncio.sleep(every_s)
 
 
 def http_app(visits: Visits, stuck_s: float) -> web.Application:
@@ -107,8 +93,9 @@ async def serve(settings: argparse.Namespace) -> None:
     )  # fmt: skip
     watched = names(settings.namespaces)
     async with await Cluster.connect(settings.kubeconfig) as api:
+        planes = control_plane.ControlPlanes()
         world = World(
-            api=api, settle=control_plane.settle, images=images, now=now, random_bytes=secrets.token_bytes
+            api=api, settle=planes.settle, images=images, now=now, random_bytes=secrets.token_bytes
         )  # fmt: skip
         visits = Visits(functools.partial(reconcile, world))
         runner = web.AppRunner(http_app(visits, settings.stuck_s), access_log=None)
@@ -120,7 +107,7 @@ async def serve(settings: argparse.Namespace) -> None:
                 clusterwide=not watched, namespaces=watched, stop_flag=stop,
             )
         )  # fmt: skip
-        round_task = asyncio.create_task(rounds(api, visits, watched, settings.round_s))
+        round_task = asyncio.create_task(Rounds(api, visits, planes, watched).keep(settings.round_s))
         log.info("operating", namespaces=watched or "all", image=settings.image)
         await watching
         round_task.cancel()

@@ -64,6 +64,13 @@ def path_of(kind: str, namespace: str, name: str = "", subresource: str = "") ->
     return "/".join(parts)
 
 
+def resource_of(kind: str) -> tuple[str, str, str]:
+    """Group (empty for the core), version and plural."""
+    prefix, plural = PATHS[kind]
+    *_, group, version = ("", *prefix.removeprefix("/api/").removeprefix("/apis/").split("/"))
+    return group, version, plural
+
+
 class Cluster:
     """`async with Cluster.connect()`."""
 

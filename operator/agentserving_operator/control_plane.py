@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
+
 from agentserving import AsyncClient
 from agentserving.connection import Settings
 from agentserving.errors import AgentServingError, InvalidArgumentError
 from agentserving.values import Balancer
 
+from agentserving_operator.manifests.common import Component, Port, service_address
 from agentserving_operator.spec_scheduling import Balancer as BalancerName
 from agentserving_operator.spec_scheduling import Scheduling, to_policy
 from agentserving_operator.status import Overview
@@ -50,3 +54,49 @@ async def settle(address: str, scheduling: Scheduling, generation: int) -> Overv
         store_healthy=told.store_healthy,
         store_message=told.store_message,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """To what a control plane was asked last."""
+
+    scheduling: Scheduling
+    generation: int
+    overview: Overview | None
+
+
+class ControlPlanes:
+    """All of them, with what each said last."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, _Answer] = {}
+
+    async def settle(self, address: str, scheduling: Scheduling, generation: int) -> Overview | None:
+        """As the function; remembered."""
+        self._last.pop(address, None)
+        overview = await settle(address, scheduling, generation)
+        self._last[address] = _Answer(scheduling, generation, overview)
+        return overview
+
+    async def is_as_known(self, namespace: str, name: str) -> bool:
+        """Asks the control plane of a cluster what it was asked last; False when that would be news to its status.
+
+        One that was never asked does not serve: its Deployment will tell, which is watched.
+        """
+        address = _address(namespace, name)
+        last = self._last.get(address)
+        if last is None:
+            return True
+        try:
+            return await settle(address, last.scheduling, last.generation) == last.overview
+        except PolicyRefusedError:
+            return False
+
+    def retain(self, clusters: Collection[tuple[str, str]]) -> None:
+        """Forgets all but those, by namespace and name."""
+        addresses = {_address(*each) for each in clusters}
+        self._last = {address: answer for address, answer in self._last.items() if address in addresses}
+
+
+def _address(namespace: str, name: str) -> str:
+    return service_address(namespace, name, Component.CONTROL_PLANE, Port.CONTROL_PLANE)

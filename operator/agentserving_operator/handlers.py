@@ -6,18 +6,28 @@ while the operator is down. The regular round is a task of ours (`__main__`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import kopf
 
-from agentserving_operator.crd import GROUP, PLURAL, VERSION
+from agentserving_operator.cluster import CHILD_KINDS, resource_of
+from agentserving_operator.crd import GROUP, KIND, PLURAL, VERSION
 from agentserving_operator.manifests.common import MANAGER
 from agentserving_operator.visits import Visits
 
-OURS = {"app.kubernetes.io/managed-by": MANAGER}
 # A watch that the network has lost without a word is opened again; kopf's default would wait for ever.
 # The first goes into the URL, where the API server takes whole numbers only.
 SERVER_TIMEOUT_S, CLIENT_TIMEOUT_S, CONNECT_TIMEOUT_S = 300, 330.0, 10.0
+
+
+def clusters_of(meta: Mapping[str, Any]) -> set[str]:
+    """Names of the clusters that an object belongs to: by its owner, and by its labels, so that losing one is told."""
+    found = {str(owner["name"]) for owner in meta.get("ownerReferences", ()) if owner.get("kind") == KIND}
+    labels = meta.get("labels", {})
+    if labels.get("app.kubernetes.io/managed-by") == MANAGER and labels.get("app.kubernetes.io/instance"):
+        found.add(str(labels["app.kubernetes.io/instance"]))
+    return found
 
 
 def register(visits: Visits) -> kopf.OperatorRegistry:
@@ -27,10 +37,12 @@ def register(visits: Visits) -> kopf.OperatorRegistry:
     async def cluster_event(namespace: str | None, name: str | None, **_: Any) -> None:
         visits.touch(str(namespace), str(name))
 
-    async def child_event(namespace: str | None, labels: Any, **_: Any) -> None:
-        instance = labels.get("app.kubernetes.io/instance")
-        if instance:
-            visits.touch(str(namespace), str(instance))
+    async def child_event(namespace: str | None, meta: Mapping[str, Any], **_: Any) -> None:
+        for name in clusters_of(meta):
+            visits.touch(str(namespace), name)
+
+    def is_ours(meta: Mapping[str, Any], **_: Any) -> bool:
+        return bool(clusters_of(meta))
 
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
         # Without the `kubernetes` package's synchronous client, which kopf would take.
@@ -38,8 +50,9 @@ def register(visits: Visits) -> kopf.OperatorRegistry:
 
     kopf.on.login(registry=registry)(login)
     kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(cluster_event)
-    for group, version, plural in (("apps", "v1", "deployments"), ("apps", "v1", "statefulsets"), ("", "v1", "pods")):
-        kopf.on.event(group, version, plural, labels=OURS, registry=registry)(child_event)
+    for kind in (*CHILD_KINDS, "Pod"):
+        group, version, plural = resource_of(kind)
+        kopf.on.event(group, version, plural, when=is_ours, registry=registry)(child_event)
     return registry
 
 

@@ -219,7 +219,7 @@ class Gateway:
     service_type: ServiceType = choice("How it is reached.", default=ServiceType.CLUSTER_IP)
     port: int = integer("Port of the Service.", 1, 65_535, default=80)
     max_body_bytes: int = integer("Largest request.", 1_024, 1 << 30, default=8 << 20)
-    drain_seconds: int = integer("A leaving gateway serves on for this long.", 0, 3_600, default=30)
+    drain_seconds: int = integer("How long a leaving gateway lets its calls run on.", 0, 3_600, default=300)
     resources: Resources = struct("Requests and limits.", default=Resources)
 
 

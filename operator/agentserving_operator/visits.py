@@ -34,6 +34,7 @@ class Visits:
         self._free = asyncio.Semaphore(PARALLEL)
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._touched: dict[Key, asyncio.Event] = {}
+        self._running = 0
         self.settled_at = time.monotonic()
 
     @property
@@ -55,16 +56,25 @@ class Visits:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    @property
+    def are_idle(self) -> bool:
+        """No visit is under way, and none is waited for but by its own delay."""
+        return not self._running and not any(touched.is_set() for touched in self._touched.values())
+
     def heard(self) -> None:
-        """A round over all clusters has ended well: as good as a visit where there is none to visit."""
+        """A round over all clusters has ended well: as good as a visit where there was nothing to visit."""
         self.settled_at = time.monotonic()
 
     async def _keep(self, key: Key) -> None:
         """Visits a cluster for as long as there is one."""
         touched, backoff_s = self._touched[key], FIRST_BACKOFF_S
         while True:
+            self._running += 1
             touched.clear()
-            outcome = await self._once(key)
+            try:
+                outcome = await self._once(key)
+            finally:
+                self._running -= 1
             if outcome is Outcome.GONE and not touched.is_set():
                 del self._tasks[key], self._touched[key]
                 return

@@ -19,6 +19,7 @@ from agentserving_controlplane.memory_store import MemoryStore
 from agentserving_controlplane.settings import Settings
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.client_connection import ClientConnection
+from agentserving_gateway.draining import Connections
 from agentserving_gateway.upstream_pool import UpstreamPool
 
 KEY = b"0123456789abcdef"
@@ -84,6 +85,7 @@ class Rig:
     grpc_server: grpc.aio.Server
     admission: Admission
     engines: list[Engine]
+    connections: Connections
 
     async def send(self, data: bytes, *, eof: bool = False) -> bytes:
         """Raw bytes in; everything until the gateway closes, or one whole answer, out."""
@@ -137,12 +139,12 @@ async def rig(*scripts: Script, max_body: int = 1 << 20) -> AsyncIterator[Rig]:
     )
     admission.start()
     await until(lambda: len(admission.engines) == len(engines))
-    pool = UpstreamPool()
+    pool, connections = UpstreamPool(), Connections()
     front = await asyncio.get_running_loop().create_server(
-        lambda: ClientConnection(admission, pool, max_body), "127.0.0.1", 0
+        lambda: ClientConnection(admission, pool, max_body, connections), "127.0.0.1", 0
     )
     try:
-        yield Rig(front.sockets[0].getsockname()[1], plane, server, admission, engines)
+        yield Rig(front.sockets[0].getsockname()[1], plane, server, admission, engines, connections)
     finally:
         front.close()
         pool.close()

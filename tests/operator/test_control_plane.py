@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from agentserving_operator.control_plane import settle
+from agentserving_operator import control_plane
+from agentserving_operator.control_plane import ControlPlanes, settle
 from agentserving_operator.parsing import parse
 from agentserving_operator.spec_scheduling import Scheduling
 from support.served_plane import ServedPlane
@@ -59,3 +60,24 @@ async def test_programs_and_engines_that_lag_are_counted(served: ServedPlane) ->
 
 async def test_a_control_plane_that_is_away_is_no_error() -> None:
     assert await settle("127.0.0.1:1", scheduling(), 1) is None
+
+
+async def test_what_a_control_plane_says_is_news_when_it_is_another_thing(
+    served: ServedPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"127.0.0.1:{served.port}"
+    monkeypatch.setattr(control_plane, "_address", lambda namespace, name: address)
+    planes = ControlPlanes()
+    # One that was never asked: nothing to compare with.
+    assert await planes.is_as_known("ns", "demo")
+    await planes.settle(address, scheduling(policy="atlas"), 1)
+    assert await planes.is_as_known("ns", "demo")
+    await served.open("p1")
+    assert not await planes.is_as_known("ns", "demo")
+    await planes.settle(address, scheduling(policy="atlas"), 1)
+    # A policy set by hand is set back, and that is news.
+    await settle(address, scheduling(policy="fcfs"), 1)
+    assert not await planes.is_as_known("ns", "demo")
+    assert served.plane.policy.policy.name == "atlas"
+    planes.retain([])
+    assert await planes.is_as_known("ns", "demo")

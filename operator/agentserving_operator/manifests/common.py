@@ -72,13 +72,18 @@ class Cluster:
         return f"{self.name}-{component}"
 
     def address(self, component: Component, port: int) -> str:
-        """host:port of a component's Service, inside the cluster; the cluster's DNS suffix is found by search."""
-        return f"{self.child(component)}.{self.namespace}.svc:{port}"
+        """host:port of a component's Service."""
+        return service_address(self.namespace, self.name, component, port)
 
     @property
     def ticket_key_name(self) -> str:
         """Name of the Secret with the key that signs tickets."""
         return f"{self.name}-ticket-key"
+
+
+def service_address(namespace: str, cluster_name: str, component: Component, port: int) -> str:
+    """host:port of a Service, inside the cluster; the cluster's DNS suffix is found by search."""
+    return f"{cluster_name}-{component}.{namespace}.svc:{port}"
 
 
 def selector(cluster_name: str, component: Component) -> dict[str, str]:

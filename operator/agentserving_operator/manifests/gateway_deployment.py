@@ -42,6 +42,7 @@ def _template(cluster: Cluster) -> Manifest:
         "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
         "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP),
         "--state-dir", STATE_DIR, "--max-body-bytes", str(gateway.max_body_bytes),
+        "--drain-s", str(gateway.drain_seconds),
     )  # fmt: skip
     one = container(
         cluster,
@@ -55,9 +56,6 @@ def _template(cluster: Cluster) -> Manifest:
         readinessProbe=http_probe(Port.GATEWAY_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
         livenessProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", periodSeconds=10, timeoutSeconds=5),
     )
-    if gateway.drain_seconds:
-        # It ends its streams when it is told to end. Before, Services forget it: none are new, and the old ones end.
-        one["lifecycle"] = {"preStop": {"sleep": {"seconds": gateway.drain_seconds}}}
     return pod(
         cluster,
         Component.GATEWAY,

@@ -16,14 +16,13 @@ def test_it_takes_its_command_line() -> None:
     assert given.max_body_bytes == 4096
 
 
-def test_it_serves_on_while_services_forget_it() -> None:
+def test_calls_run_on_while_it_leaves() -> None:
     made = gateway_deployment(make_cluster(gateway={"drainSeconds": 20}))
-    assert only_container(made)["lifecycle"] == {"preStop": {"sleep": {"seconds": 20}}}
+    arguments = only_container(made)["args"]
+    assert arguments[arguments.index("--drain-s") + 1] == "20"
+    # It drains by itself when it is told to end: a hook before that would only delay it.
+    assert "lifecycle" not in only_container(made)
     assert pod_spec(made)["terminationGracePeriodSeconds"] > 20
-
-
-def test_without_a_drain_there_is_no_hook_since_zero_seconds_are_refused_by_older_clusters() -> None:
-    assert "lifecycle" not in only_container(gateway_deployment(make_cluster(gateway={"drainSeconds": 0})))
 
 
 def test_a_new_one_is_there_before_an_old_one_goes() -> None:
