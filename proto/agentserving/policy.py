@@ -166,8 +166,8 @@ FCFS = Policy(name="fcfs")
 PROGRAM_FCFS = Policy(name="program-fcfs", order=Order.PROGRAM_ARRIVAL, max_preemptions=64)
 # Loses to FCFS on search trees, whose every call begins at the top again: by a quarter to a third at the highest rates.
 MLFQ = Policy(name="mlfq", levels=geometric_levels(), beta_milli=20_000, max_preemptions=64)
-# Loses to stock vLLM with a priority of attained service on ShareGPT and BFCL, and to FCFS in the mean program latency of
-# ShareGPT on 70B on four A100 (216 against 157 s): programs of a level take turns and evict each other.
+# Loses to stock vLLM with a priority of attained service on ShareGPT and BFCL, and to FCFS in the mean program latency
+# of ShareGPT on 70B on four A100 (216 against 157 s): programs of a level take turns and evict each other.
 PLAS = replace(MLFQ, name="plas", accounting=Accounting.SUM)
 # Loses to PLAS in the p99 of Mixed: a tree with a short critical path goes ahead of chats, whatever it costs in all.
 ATLAS = replace(MLFQ, name="atlas", accounting=Accounting.CRITICAL_PATH)
