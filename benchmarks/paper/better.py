@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from agentserving_replay.figures import interval
@@ -67,6 +68,41 @@ def _loss(key: tuple[str, float], at: Mapping[str, Mapping[int, Mapping[str, flo
     figures = {"mean": "token_ms", "p99": "token_p99_ms"}
     lost = [name for name, figure in figures.items() if behind(at, policy, PAPER, figure)]
     return f"{key[0]} {key[1]:g}/s ({' and '.join(lost)})" if lost else ""
+
+
+def rate_at(where: Points, workload: str, policy: str, token_ms: float) -> tuple[str, float]:
+    """(Sign, programs a second) at which a policy's mean token latency reaches so much, between the rates that were
+    run; with sign "<" or ">" the lowest or highest of them, when it is reached below or not at all."""
+    rates = sorted(rate for name, rate in where if name == workload and policy in where[(name, rate)])
+    means = [statistics.fmean(each["token_ms"] for each in where[(workload, rate)][policy].values()) for rate in rates]
+    if means[0] > token_ms:
+        return "<", rates[0]
+    for (low, slow), (high, fast) in pairwise(zip(rates, means, strict=True)):
+        if fast >= token_ms:
+            return "", low + (high - low) * (token_ms - slow) / (fast - slow)
+    return ">", rates[-1]
+
+
+def sustained(rows: Rows, times: float = 2.5) -> list[list[str]]:
+    """A line a workload: the rate that each policy of SUSTAINED carries at `times` what FCFS has when nobody waits."""
+    where = points(rows)
+    lines = []
+    for workload in dict.fromkeys(name for name, _ in where):
+        lowest = where[(workload, min(rate for name, rate in where if name == workload))]
+        if FCFS not in lowest:
+            continue
+        goal = times * statistics.fmean(each["token_ms"] for each in lowest[FCFS].values())
+        base = rate_at(where, workload, FCFS, goal)[1]
+        line = [workload, f"{goal:.0f}"]
+        for policy in SUSTAINED:
+            sign, rate = rate_at(where, workload, policy, goal) if policy in lowest else ("", float("nan"))
+            line.append(f"{sign}{rate:.3g} ({sign}{rate / base:.2f}x)" if rate == rate else "-")
+        lines.append(line)
+    return lines
+
+
+SUSTAINED = ("vllm", FCFS, *POLICIES, "srpt")
+SUSTAINED_HEADS = ("workload", "ms a token", *SUSTAINED)
 
 
 def _idle(at: Mapping[str, Mapping[int, Mapping[str, float]]]) -> bool:

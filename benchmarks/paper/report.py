@@ -114,10 +114,15 @@ def _gaps(rows: list[Row]) -> str:
     return table(["workload", "programs/s", *names], lines)
 
 
+def _summary(rows: list[Row]) -> str:
+    rates = table(better.SUSTAINED_HEADS, better.sustained(rows))
+    return f"\nPrograms a second at equal token latency:\n\n{rates}\n{table(better.HEADS, better.demands(rows))}"
+
+
 SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "latency": (
         "Latency against arrival rate (Fig. 12, 13, 4)",
-        lambda rows: "\n".join((_latency(rows), _gaps(rows), table(better.HEADS, better.demands(rows)))),
+        lambda rows: _latency(rows) + "\n" + _gaps(rows) + _summary(rows),
     ),
     "makespan": (
         "All programs at once (Fig. 16)",

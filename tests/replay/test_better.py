@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.paper.better import demands
+from benchmarks.paper.better import SUSTAINED, demands, sustained
 
 
 def rows(rate: float, wait_share: float, **token_ms: float) -> list[dict[str, Any]]:
@@ -37,3 +37,16 @@ def test_noise_is_no_loss() -> None:
         if row["run"]["contender"] == "gittins" and row["run"]["seed"] == 4:
             row["figures"]["token_ms"] += 60
     assert demands(some)[1][3] == "nowhere"
+
+
+def test_throughput_at_equal_latency_is_read_between_the_rates_that_were_run() -> None:
+    some = rows(0.5, 0.0, vllm_opt=98, plas=98, srpt=98, vllm=798) + rows(1.0, 0.5, vllm_opt=398, plas=248, srpt=198)
+    some += rows(1.0, 0.5, vllm=2000)
+    ((workload, goal, *rates),) = sustained(some)
+    told = dict(zip(SUSTAINED, rates, strict=True))
+    assert (workload, goal) == ("bfcl", "250")
+    assert told["vllm-opt"] == "0.75 (1.00x)"
+    assert told["plas"] == "1 (1.33x)"
+    assert told["srpt"] == ">1 (>1.33x)"
+    assert told["vllm"] == "<0.5 (<0.67x)"
+    assert told["atlas"] == "-"
