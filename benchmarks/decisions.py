@@ -8,8 +8,8 @@ import random
 import sys
 import time
 
-import grpc
 import uvloop
+from agentserving.leader_channel import LeaderChannel
 from agentserving.v1 import types_pb2
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.identity import identify
@@ -43,7 +43,7 @@ async def decisions(admission: Admission, seed: int) -> list[float]:
 
 async def main(address: str, seed: int) -> None:
     """Quantiles, milliseconds, and how many there were."""
-    admission = Admission(grpc.aio.insecure_channel(address))
+    admission = Admission(LeaderChannel(address))
     admission.start()
     while len(admission.engines) < 2:
         await asyncio.sleep(0.05)

@@ -9,11 +9,10 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import grpc
 import httpx
 import psutil
 from agentserving.v1 import admin_service_pb2, types_pb2
-from agentserving_cli.connection import Services, wait_for_policy
+from agentserving_cli.connection import Services, connect, wait_for_policy
 from agentserving_cli.local import vllm_env
 from agentserving_cli.local.cluster import LocalCluster
 from agentserving_cli.local.layout import ClusterSpec, engine_env, free_ports, vllm_argv
@@ -25,8 +24,8 @@ async def cluster(**spec: object) -> AsyncIterator[tuple[LocalCluster, Services]
     """A cluster in a directory of its own, and stubs to its control plane."""
     with tempfile.TemporaryDirectory(prefix="agentserving-bench-") as directory:
         async with LocalCluster(ClusterSpec(Path(directory), **spec)) as made:  # type: ignore[arg-type]
-            with grpc.insecure_channel(made.control_plane) as channel:
-                yield made, Services(channel)
+            with connect(made.control_plane) as client:
+                yield made, Services(client)
 
 
 async def use_policy(stubs: Services, policy: types_pb2.Policy) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import click
 import grpc
+from agentserving import AgentServingError, Client
+from agentserving.connection import Settings
+from agentserving.leader import split
+from agentserving.operations import Operation
 from agentserving.v1 import admin_service_pb2, admin_service_pb2_grpc, program_service_pb2_grpc
+from google.protobuf.message import Message
 
 from agentserving_cli.local.state_dir import is_claimed, read_addresses
 
@@ -28,9 +34,10 @@ def address_of(state_dir: Path, control_plane: str) -> str:
     """The flag, else AGENTSERVING_CONTROL_PLANE, else the local cluster's."""
     given = control_plane or os.environ.get("AGENTSERVING_CONTROL_PLANE", "")
     if given:
-        if not given.rpartition(":")[0] or not given.rpartition(":")[2].isdigit():
-            fail(f"{given!r} is not an address of a control plane: write host:port")
-        return given
+        try:
+            return ",".join(split(given))
+        except ValueError as error:
+            fail(str(error))
     told = read_addresses(state_dir)
     if told and is_claimed(state_dir):
         return str(told["control_plane"])
@@ -44,12 +51,40 @@ def fail(message: str) -> NoReturn:
     raise click.ClickException(message)
 
 
-class Services:
-    """Stubs over one channel."""
+class _Leading:
+    """What generated stubs want of a channel: each call goes to whoever leads then. Raises grpc.RpcError."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def unary_unary(self, path: str, *, response_deserializer: Any, **_: object) -> Callable[..., Any]:
+        """See gRPC. Every call has the client's deadline."""
+        response: Any = SimpleNamespace(FromString=response_deserializer)
+
+        def call(request: Message, timeout: float = DEADLINE_S) -> Any:
+            try:
+                return self._client.run(Operation(path, request, response, lambda message: message))
+            except AgentServingError as error:
+                raise error.__cause__ or error from None
+
+        return call
+
+    def unary_stream(self, path: str, **_: object) -> None:
+        """No command reads one."""
+
+
+class Services:
+    """Stubs to the control plane that leads."""
+
+    def __init__(self, client: Client) -> None:
+        channel: Any = _Leading(client)
         self.admin = admin_service_pb2_grpc.AdminServiceStub(channel)
         self.programs = program_service_pb2_grpc.ProgramServiceStub(channel)
+
+
+def connect(address: str) -> Client:
+    """To the control planes at these addresses."""
+    return Client(address, settings=Settings(tls=None, deadline_s=DEADLINE_S))
 
 
 @contextmanager
@@ -62,9 +97,9 @@ def services(state_dir: Path, control_plane: str) -> Iterator[Services]:
 @contextmanager
 def connected(address: str) -> Iterator[Services]:
     """Connects; a refusal becomes its message."""
-    with grpc.insecure_channel(address) as channel:
+    with connect(address) as client:
         try:
-            yield Services(channel)
+            yield Services(client)
         except grpc.RpcError as error:
             fail(refusal(error, address))
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from agentserving_cli.connection import Services, wait_for_policy
+from agentserving_cli.connection import Services, connect, wait_for_policy
 from agentserving_cli.figures import draw
 from agentserving_cli.local.cluster import LocalCluster
 from agentserving_cli.local.layout import ClusterSpec
@@ -171,13 +171,13 @@ async def run_demo(plan: DemoPlan, console: Console) -> None:
                 f"{plan.programs} programs, {plan.rate:g} a second, {plan.scale:g} of the paper's tokens:"
             )
             with (
-                grpc.insecure_channel(cluster.control_plane) as channel,
+                connect(cluster.control_plane) as client,
                 Progress(
                     TextColumn("{task.description:>20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                     console=console,
                 ) as bar,
             ):  # fmt: skip
-                stubs = Services(channel)
+                stubs = Services(client)
                 summaries = [await _run_policy(cluster, stubs, name, plan, bar) for name in POLICIES]
         finally:
             await cluster.stop()

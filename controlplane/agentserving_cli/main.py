@@ -28,7 +28,9 @@ console = Console()
 state_dir_option = click.option(
     "--state-dir", type=click.Path(path_type=Path), default=default_state_dir, help="Where the local cluster lives."
 )
-control_plane_option = click.option("--control-plane", default="", help="host:port of another cluster.")
+control_plane_option = click.option(
+    "--control-plane", default="", help="host:port of another cluster, or several with commas."
+)
 MODEL_HELP = "A directory or a name that vLLM's --model takes. The default is made here and has random weights."
 ENGINE_ARG_HELP = "A flag for every engine, as --engine-arg=--max-num-seqs=32. May be given again."
 
@@ -73,6 +75,13 @@ def main() -> None:
 @click.option("--model", default=TINY, show_default=True, help=MODEL_HELP)
 @click.option("--engine-arg", "engine_args", multiple=True, help=ENGINE_ARG_HELP)
 @click.option("--store", type=click.Choice(["etcd", "memory"]), default="etcd", show_default=True)
+@click.option(
+    "--control-planes",
+    type=click.IntRange(1, 5),
+    default=1,
+    show_default=True,
+    help="One leads, the others stand by; with --store etcd.",
+)
 @click.option("--policy", default="atlas", show_default=True, help=f"One of {', '.join(PRESETS)}.")
 @click.option("--gateway-port", type=click.IntRange(0, 65535), default=0, help="0, the default: any free one.")
 @state_dir_option
@@ -83,6 +92,8 @@ def up(gateway_port: int, state_dir: Path, **chosen: Any) -> None:
     naming a Python that has vLLM 0.28 to 0.33 (CUDA, say), that one and the --model you name. GPUs are shared out
     among the engines. --engine simulator needs no vLLM: a cost model in the place of a model.
     """
+    if chosen["control_planes"] > 1 and chosen["store"] != "etcd":
+        raise click.UsageError("--control-planes: several need --store etcd, where they find what one has left")
     with _failures():
         sys.exit(asyncio.run(run_up(ClusterSpec(state_dir, gateway_port=gateway_port, **chosen), console)))
 

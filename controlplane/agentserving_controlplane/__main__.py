@@ -1,12 +1,11 @@
-"""The control plane's only wiring: settings -> store -> recovered state -> gRPC server."""
+"""The only wiring: settings -> gRPC server behind a gate -> store -> leadership, which opens the gate."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ from grpc_reflection.v1alpha import reflection
 
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.etcd_store import EtcdStore
+from agentserving_controlplane.gate import Gate, Services
+from agentserving_controlplane.leadership import Leadership
 from agentserving_controlplane.memory_store import MemoryStore
 from agentserving_controlplane.metrics import Readiness, http_app
 from agentserving_controlplane.rows import NewerSchemaError
@@ -38,10 +39,20 @@ from agentserving_controlplane.servicers.call import CallServicer
 from agentserving_controlplane.servicers.engine import EngineServicer
 from agentserving_controlplane.servicers.program import ProgramServicer
 from agentserving_controlplane.settings import Settings, parse
-from agentserving_controlplane.store import Store, StoreUnavailableError
+from agentserving_controlplane.store import Store
 
 log = structlog.get_logger()
-TICK_S, STORE_RETRY_S = 5.0, 0.5
+START_ANEW = -1
+# Calls under way at SIGTERM are answered within a commit; streams do not end by themselves.
+GRACE_S = 0.3
+SERVER_OPTIONS = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 16 << 20),
+    # Clients ask for a sign of life every second (agentserving.connection).
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 300),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
 
 
 def make_store(settings: Settings) -> Store:
@@ -52,61 +63,40 @@ def make_store(settings: Settings) -> Store:
     if settings.etcd_tls_ca:
         key, cert = (Path(p).read_bytes() if p else None for p in (settings.etcd_tls_key, settings.etcd_tls_cert))
         secure = grpc.ssl_channel_credentials(Path(settings.etcd_tls_ca).read_bytes(), key, cert)
-    return EtcdStore(settings.etcd_endpoints, settings.etcd_prefix, secure)
+    return EtcdStore(settings.etcd_endpoints, settings.etcd_prefix, secure, settings.lease_s)
 
 
-def check_port(listen: str) -> None:
-    """OSError when somebody listens there: found out before the store is taken from whoever that may be."""
-    host, _, port = listen.rpartition(":")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host.strip("[]"), int(port)))
-        except OSError as error:
-            raise OSError(error.errno, f"cannot listen on {listen}: {error.strerror}") from error
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (program_service_pb2, "ProgramService"),
+        (call_service_pb2, "CallService"),
+        (engine_service_pb2, "EngineService"),
+        (admin_service_pb2, "AdminService"),
+    )
+)
 
 
-async def take_over(settings: Settings, store: Store, stop: asyncio.Event, readiness: Readiness) -> ControlPlane | None:
-    """Becomes the writer and recovers; tries for as long as the store is away."""
-    while not stop.is_set():
-        try:
-            epoch = await store.acquire(socket.gethostname())
-
-            def fenced(error: Exception) -> None:
-                log.error("fenced: another control plane has taken over", error=str(error))
-                stop.set()
-
-            plane = ControlPlane(settings, store, epoch, fenced)
-            await plane.recover(store)
-            return plane
-        except StoreUnavailableError as error:
-            readiness.waiting = f"waiting for the store: {error}"
-            log.warning("store away, trying again", error=str(error))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), STORE_RETRY_S)
-    return None
-
-
-def add_services(server: grpc.aio.Server, plane: ControlPlane) -> Any:
-    """Every service, health and reflection."""
+def register(server: Any, plane: ControlPlane) -> None:
+    """Every service of ours."""
     program_service_pb2_grpc.add_ProgramServiceServicer_to_server(ProgramServicer(plane), server)
     call_service_pb2_grpc.add_CallServiceServicer_to_server(CallServicer(plane), server)
     engine_service_pb2_grpc.add_EngineServiceServicer_to_server(EngineServicer(plane), server)
     admin_service_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(plane), server)
+
+
+def add_health(server: grpc.aio.Server) -> Any:
+    """Health and reflection."""
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    names = [
-        module.DESCRIPTOR.services_by_name[name].full_name
-        for module, name in (
-            (program_service_pb2, "ProgramService"),
-            (call_service_pb2, "CallService"),
-            (engine_service_pb2, "EngineService"),
-            (admin_service_pb2, "AdminService"),
-        )
-    ]
-    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     return healthy
+
+
+def add_services(server: grpc.aio.Server, plane: ControlPlane) -> Any:
+    """A control plane without a gate: it leads from the start."""
+    register(server, plane)
+    return add_health(server)
 
 
 def credentials(settings: Settings) -> grpc.ServerCredentials | None:
@@ -118,34 +108,8 @@ def credentials(settings: Settings) -> grpc.ServerCredentials | None:
     return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
 
 
-async def tick(plane: ControlPlane, stop: asyncio.Event) -> None:
-    """Expiry until the end; as often as the shortest limit asks for."""
-    limits = plane.settings
-    shortest = min(limits.program_idle_s, limits.call_idle_s, limits.closed_retention_s)
-    while not stop.is_set():
-        try:
-            await asyncio.wait_for(stop.wait(), min(TICK_S, shortest / 4))
-        except TimeoutError:
-            await plane.tick()
-
-
-async def serve(settings: Settings) -> int:
-    """Runs until SIGTERM, SIGINT or fenced. Gives the exit code."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    check_port(settings.listen)
-    readiness = Readiness()
-    runner = web.AppRunner(http_app(readiness), access_log=None)
-    await runner.setup()
-    if settings.http_port:
-        await web.TCPSite(runner, settings.http_host, settings.http_port).start()
-    store = make_store(settings)
-    plane = await take_over(settings, store, stop, readiness)
-    if plane is None:
-        return 0
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)])
-    healthy = add_services(server, plane)
+def listen(server: grpc.aio.Server, settings: Settings) -> bool:
+    """False when somebody listens there: found out before the store is taken from whoever that may be."""
     secure = credentials(settings)
     try:
         if secure is None:
@@ -154,17 +118,47 @@ async def serve(settings: Settings) -> int:
             server.add_secure_port(settings.listen, secure)
     except RuntimeError:
         log.error("cannot listen: is the port taken?", listen=settings.listen)
+        return False
+    return True
+
+
+async def serve(settings: Settings) -> int:
+    """Runs until SIGTERM or SIGINT, or until it no longer leads. Gives the exit code, or START_ANEW."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    gate, readiness = Gate(), Readiness()
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server.add_generic_rpc_handlers((gate,))
+    healthy = add_health(server)
+    if not listen(server, settings):
         return 1
+    runner = web.AppRunner(http_app(readiness), access_log=None)
+    await runner.setup()
+    if settings.http_port:
+        await web.TCPSite(runner, settings.http_host, settings.http_port).start()
     await server.start()
-    readiness.plane = plane
     await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
-    log.info("serving", listen=settings.listen, epoch=plane.epoch, policy=plane.policy.policy.name)
-    await tick(plane, stop)
-    await server.stop(1.0)
-    await plane.commits.close()
-    await store.close()
-    await runner.cleanup()
-    return 1 if plane.commits.fenced else 0
+
+    async def open_gate(plane: ControlPlane) -> None:
+        services = Services()
+        register(services, plane)
+        gate.open(services)
+        for name in SERVICES:
+            await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    store = make_store(settings)
+    leadership = Leadership(settings, store, gate, readiness, open_gate)
+    try:
+        lost = await leadership.run(stop)
+        gate.close()
+        await server.stop(0 if lost else GRACE_S)
+        await leadership.end()
+    finally:
+        await server.stop(0)
+        await store.close()
+        await runner.cleanup()
+    return START_ANEW if lost else 0
 
 
 def main() -> None:
@@ -181,10 +175,14 @@ def main() -> None:
     )
     settings = parse(sys.argv[1:])
     try:
-        sys.exit(uvloop.run(serve(settings)))
+        code = uvloop.run(serve(settings))
     except (NewerSchemaError, OSError) as error:
         log.error("cannot start", error=str(error))
         sys.exit(1)
+    if code == START_ANEW:
+        # Nothing of what it knew may be left, and nobody need start it: no back-off of a supervisor's is between.
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from agentserving_controlplane.process_table import CANCELLED, CLOSED, COMPLETED
 from agentserving_controlplane.program_index import Key
 from agentserving_controlplane.rows import ProgramRow
 from agentserving_controlplane.settings import Settings
-from agentserving_controlplane.store import Store, Write
+from agentserving_controlplane.store import FencedError, Store, Write
 
 log = structlog.get_logger()
 
@@ -51,6 +51,7 @@ class ControlPlane:
     def __init__(self, settings: Settings, store: Store, epoch: int, on_fenced: Callable[[Exception], None]) -> None:
         self.settings = settings
         self.epoch = epoch
+        self._store = store
         self.policy_in_force = PolicyInForce(preset(settings.policy), settings.balancer)
         self.table = ProcessTable(epoch)
         self.engines = EngineRegistry(self.table.calls_on)
@@ -119,7 +120,10 @@ class ControlPlane:
             listener()
 
     def check_room(self) -> None:
-        """OverloadedError while too many writes wait for the store: before anything is changed."""
+        """OverloadedError while too many writes wait for the store, FencedError when it may have another writer by now:
+        before anything is changed."""
+        if not self._store.holds(self.epoch):
+            raise FencedError(f"epoch {self.epoch} is over")
         if self.commits.full:
             reason = self.commits.last_error or "it is slow"
             raise OverloadedError(

@@ -7,6 +7,7 @@ DomainError            code, reason (a closed word for machines), message (for p
  +- ExistsError
  +- OverloadedError     try again after `retry_after_s`
  +- UnavailableError    try again after `retry_after_s`
+ |   +- NotLeaderError  ask `leader`, where one is known
  +- GoneError           a revision that is no longer kept
  +- ReplacedError       a stream that another has taken the place of
  +- LateError           no answer of the store within the time a call may take
@@ -45,6 +46,14 @@ class OverloadedError(DomainError):
 
 class UnavailableError(DomainError):
     """Nothing can serve this now."""
+
+
+class NotLeaderError(UnavailableError):
+    """Another control plane leads, or none; `leader` is its host:port, empty while nobody knows. Nothing was done."""
+
+    def __init__(self, message: str, leader: str = "") -> None:
+        super().__init__("NOT_LEADER", message, retry_after_s=0.2)
+        self.leader = leader
 
 
 class GoneError(DomainError):

@@ -1,40 +1,58 @@
 """The Store port on etcd.
 
-The writer's claim is the key ``<prefix>/leader``: its mod_revision is the epoch, and each commit compares it. A commit
-whose answer was lost is simply made again: the guard still holds or it does not, and the values are absolute, so
-landing twice is landing once. Taking the claim twice after a lost answer only skips an epoch.
+The writer's claim is the key ``<prefix>/leader`` (etcd_claim.py): its create revision is the epoch, and each commit
+compares it. A commit whose answer was lost is simply made again: the guard still holds or it does not, and the values
+are absolute, so landing twice is landing once.
 """
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
 
 from agentserving_controlplane.etcd import wire_pb2 as pb
 from agentserving_controlplane.etcd.client import EtcdClient
+from agentserving_controlplane.etcd_claim import Claim
 from agentserving_controlplane.store import Change, FencedError, Snapshot, Write
 
 COMMIT_TIMEOUT_S = 5.0
+LEASE_S = 5
 
 
 class EtcdStore:
     """Keys live under ``<prefix>/d/``."""
 
     def __init__(
-        self, endpoints: tuple[str, ...], prefix: str, credentials: grpc.ChannelCredentials | None = None
+        self,
+        endpoints: tuple[str, ...],
+        prefix: str,
+        credentials: grpc.ChannelCredentials | None = None,
+        lease_s: int = LEASE_S,
     ) -> None:
+        self.endpoints, self.prefix = endpoints, prefix
         self._client = EtcdClient(endpoints, credentials)
         self._data = f"{prefix}/d/".encode()
         self._leader = f"{prefix}/leader".encode()
+        self._claim = Claim(self._client, self._leader, lease_s)
+        self._epoch = 0
 
-    async def acquire(self, owner: str) -> int:
+    async def acquire(self, owner: str, told: Callable[[str], None] = lambda holder: None) -> int:
         """See Store."""
-        mine = f"{owner} {uuid.uuid4().hex}".encode()
-        put = pb.RequestOp(put=pb.PutRequest(key=self._leader, value=mine))
-        response = await self._client.txn(pb.TxnRequest(success=[put]), COMMIT_TIMEOUT_S)
-        return response.header.revision
+        self._epoch = await self._claim.take(owner, told)
+        return self._epoch
+
+    def holds(self, epoch: int) -> bool:
+        """See Store."""
+        return epoch == self._epoch and self._claim.valid
+
+    async def hold(self) -> None:
+        """See Store."""
+        await self._claim.keep()
+
+    async def resign(self, timeout_s: float = 2.0) -> None:
+        """See Store."""
+        await self._claim.give_up(timeout_s)
 
     async def load(self, prefix: str = "") -> Snapshot:
         """See Store."""
@@ -44,12 +62,12 @@ class EtcdStore:
 
     async def commit(self, epoch: int, writes: Sequence[Write]) -> int:
         """See Store."""
-        guard = pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.MOD, key=self._leader, mod_revision=epoch)
+        guard = pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.CREATE, key=self._leader, create_revision=epoch)
         response = await self._client.txn(
             pb.TxnRequest(compare=[guard], success=[self._operation(write) for write in writes]), COMMIT_TIMEOUT_S
         )
         if not response.succeeded:
-            raise FencedError(f"epoch {epoch} has been superseded: another control plane holds {self._leader.decode()}")
+            raise FencedError(f"epoch {epoch} is over: {self._leader.decode()} is another's, or nobody's")
         return response.header.revision
 
     def _operation(self, write: Write) -> pb.RequestOp:

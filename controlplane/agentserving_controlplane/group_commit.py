@@ -101,6 +101,12 @@ class GroupCommit:
         if self._landed < number and self.fenced is not None:
             raise self.fenced
 
+    async def fence(self, error: FencedError) -> None:
+        """The claim is over: nothing more is written, and those who wait are told."""
+        self.fenced = self.fenced or error
+        async with self._landing:
+            self._landing.notify_all()
+
     async def flush(self) -> None:
         """Lands everything queued so far."""
         self._hurry = True
@@ -143,7 +149,7 @@ class GroupCommit:
 
     async def _land(self, batch: list[Write]) -> bool:
         delay = RETRY_FIRST_S
-        while True:
+        while self.fenced is None:
             try:
                 self.revision = await self._store.commit(self._epoch, batch)
                 self.commits += 1
@@ -164,3 +170,4 @@ class GroupCommit:
                 self.last_error = str(error) or type(error).__name__
             await asyncio.sleep(delay)
             delay = min(delay * 2, RETRY_MAX_S)
+        return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from agentserving_controlplane.store import Change, CompactedError, FencedError, Snapshot, Write
 
@@ -17,13 +17,37 @@ class MemoryStore:
         self._history = history
         self._revision = 0
         self._epoch = 0
+        self._owner: str | None = None
         self._changed = asyncio.Condition()
 
-    async def acquire(self, owner: str) -> int:
-        """See Store."""
-        self._revision += 1
-        self._epoch = self._revision
+    async def acquire(self, owner: str, told: Callable[[str], None] = lambda holder: None) -> int:
+        """See Store. A claim that nobody gives up is kept for ever."""
+        async with self._changed:
+            while self._owner not in (None, owner):
+                told(str(self._owner))
+                await self._changed.wait()
+            self._owner = owner
+            self._revision += 1
+            self._epoch = self._revision
+            self._changed.notify_all()
         return self._epoch
+
+    def holds(self, epoch: int) -> bool:
+        """See Store."""
+        return epoch == self._epoch
+
+    async def hold(self) -> None:
+        """See Store."""
+        epoch = self._epoch
+        async with self._changed:
+            await self._changed.wait_for(lambda: epoch != self._epoch)
+        raise FencedError(f"epoch {epoch} is over")
+
+    async def resign(self, timeout_s: float = 2.0) -> None:
+        """See Store."""
+        async with self._changed:
+            self._owner, self._epoch = None, 0
+            self._changed.notify_all()
 
     async def load(self, prefix: str = "") -> Snapshot:
         """See Store."""

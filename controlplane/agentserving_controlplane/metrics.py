@@ -9,11 +9,12 @@ from agentserving.v1 import types_pb2
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector as CollectorBase
 
 from agentserving_controlplane.control_plane import ControlPlane
 
 
-class Collector:
+class Collector(CollectorBase):
     """Reads a control plane."""
 
     def __init__(self, plane: ControlPlane) -> None:
@@ -22,6 +23,7 @@ class Collector:
     def collect(self) -> Iterator[Metric]:
         """Metric families; no label is unbounded."""
         plane = self._plane
+        yield _leads(1)
         for name, value in plane.overview().items():
             yield GaugeMetricFamily(f"agentserving_{name}", name.replace("_", " "), value)
         totals = plane.table.totals
@@ -54,11 +56,24 @@ class Collector:
         yield ready
 
 
+class FollowerCollector(CollectorBase):
+    """Of a process that does not lead."""
+
+    def collect(self) -> Iterator[Metric]:
+        """One metric."""
+        yield _leads(0)
+
+
+def _leads(value: int) -> Metric:
+    return GaugeMetricFamily("agentserving_leader", "1 = this control plane leads", value)
+
+
 @dataclass(slots=True)
 class Readiness:
-    """`plane` is there once it has recovered; `waiting` says for what it waits until then."""
+    """`plane` is there while it leads; `leader` is another that does; `waiting` says for what it waits else."""
 
     plane: ControlPlane | None = None
+    leader: str = ""
     waiting: str = "starting"
 
 
@@ -69,14 +84,16 @@ def http_app(readiness: Readiness) -> web.Application:
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        if readiness.plane is None:
-            return web.Response(status=503, text=f"not recovered: {readiness.waiting}\n")
-        return web.Response(text="ok\n")
+        if readiness.plane is not None:
+            return web.Response(text="ok: leading\n")
+        if readiness.leader:
+            return web.Response(text=f"ok: {readiness.leader} leads\n")
+        return web.Response(status=503, text=f"not recovered: {readiness.waiting}\n")
 
     async def metrics(_: web.Request) -> web.Response:
         registry = CollectorRegistry()
-        if readiness.plane is not None:
-            registry.register(Collector(readiness.plane))
+        plane = readiness.plane
+        registry.register(Collector(plane) if plane is not None else FollowerCollector())
         return web.Response(body=generate_latest(registry), content_type="text/plain")
 
     app = web.Application()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 from agentserving.policy import PRESETS
 
 from agentserving_controlplane.load_balancer import Balancer
+
+MIN_LEASE_S, MAX_LEASE_S = 2, 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,16 @@ class Settings:
     etcd_tls_key: str = ""
     # Where probes and metrics are answered: a pod's are asked from outside.
     http_host: str = "127.0.0.1"
+    # Where clients reach this one: followers name the leader so. And whose predecessor's claim may be taken at once.
+    advertise: str = ""
+    # Without word of the leader for this long another takes over; etcd's least is 2. The leader stops before.
+    lease_s: int = 5
+
+
+def _reachable(listen: str) -> str:
+    """An address that others may try: a wildcard says nothing, so the host's name stands for it."""
+    host, _, port = listen.rpartition(":")
+    return f"{socket.gethostname()}:{port}" if host in ("0.0.0.0", "[::]", "") else listen
 
 
 def parse(argv: list[str]) -> Settings:
@@ -63,6 +76,8 @@ def parse(argv: list[str]) -> Settings:
     flag("balancer", Balancer.PREFIX_AWARE.value, choices=[b.value for b in Balancer])
     for name in ("tls-cert", "tls-key", "tls-ca", "etcd-tls-ca", "etcd-tls-cert", "etcd-tls-key"):
         flag(name, "")
+    flag("advertise", "")
+    flag("lease-s", "5", type=int)
     flag("program-idle-s", "600", type=float)
     flag("call-idle-s", "120", type=float)
     flag("closed-retention-s", "600", type=float)
@@ -77,6 +92,8 @@ def parse(argv: list[str]) -> Settings:
     for name in ("program_idle_s", "call_idle_s", "closed_retention_s", "max_pending_writes"):
         if not getattr(given, name) > 0:
             parser.error(f"--{name.replace('_', '-')} must be positive, not {getattr(given, name)}")
+    if not MIN_LEASE_S <= given.lease_s <= MAX_LEASE_S:
+        parser.error(f"--lease-s must be {MIN_LEASE_S} to {MAX_LEASE_S} seconds, not {given.lease_s}")
     return Settings(
         given.listen,
         given.http_port,
@@ -97,4 +114,6 @@ def parse(argv: list[str]) -> Settings:
         given.etcd_tls_cert,
         given.etcd_tls_key,
         given.http_host,
+        given.advertise or _reachable(given.listen),
+        given.lease_s,
     )

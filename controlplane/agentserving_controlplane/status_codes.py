@@ -26,6 +26,7 @@ _CODES: dict[type[Exception], int] = {
     errors.ExistsError: code_pb2.ALREADY_EXISTS,
     errors.OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
     errors.UnavailableError: code_pb2.UNAVAILABLE,
+    errors.NotLeaderError: code_pb2.UNAVAILABLE,
     errors.GoneError: code_pb2.OUT_OF_RANGE,
     errors.ReplacedError: code_pb2.ABORTED,
     errors.LateError: code_pb2.DEADLINE_EXCEEDED,
@@ -42,9 +43,7 @@ def as_domain_error(error: Exception) -> errors.DomainError:
         case PendingLimitError():
             return errors.OverloadedError("STORE_BACKPRESSURE", str(error), retry_after_s=1.0)
         case FencedError():
-            return errors.UnavailableError(
-                "NOT_LEADER", "this control plane is no longer the leader", retry_after_s=1.0
-            )
+            return errors.NotLeaderError("this control plane is no longer the leader")
         case StoreError():
             return errors.UnavailableError("STORE_UNAVAILABLE", str(error), retry_after_s=1.0)
         case _:
@@ -66,7 +65,9 @@ async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn
     refusal = as_domain_error(error)
     message = _short(refusal)
     status = status_pb2.Status(code=code_of(refusal), message=message)
-    details = [error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN)]
+    leader = refusal.leader if isinstance(refusal, errors.NotLeaderError) else ""
+    metadata = {"leader": leader} if leader else {}
+    details = [error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=metadata)]
     if refusal.field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=refusal.field, description=message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))

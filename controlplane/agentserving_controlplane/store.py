@@ -1,13 +1,14 @@
 """The Store port: what the control plane asks of durable storage.
 
-Keys are relative to the store's own prefix. A store has one writer at a time: `acquire` makes the caller that one and
-fences every earlier one, by an epoch that only grows. `memory_store` is for laptops and tests of the real thing;
-`etcd_store` is for everything that must survive. tests/store holds the one suite that both pass.
+Keys are relative to the store's own prefix. A store has one writer at a time: `acquire` waits until the caller is that
+one, `hold` keeps it so, and every earlier one is fenced, by an epoch that only grows. `memory_store` is for laptops and
+tests of the real thing; `etcd_store` is for everything that must survive. tests/store holds the one suite that both
+pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +21,7 @@ class StoreError(Exception):
 
     StoreError
      +- StoreUnavailableError   no answer within the deadline; the write may or may not have landed
-     +- FencedError             another writer has acquired the store
+     +- FencedError             the claim is over: another writer has acquired the store, or may
      +- CompactedError          the revision asked for is gone: load again
      +- PendingLimitError       too many writes wait to land
     """
@@ -31,7 +32,7 @@ class StoreUnavailableError(StoreError):
 
 
 class FencedError(StoreError):
-    """Another control plane is the writer now; this one must stop."""
+    """Another control plane is, or may be, the writer now; this one must stop."""
 
 
 class CompactedError(StoreError):
@@ -73,8 +74,25 @@ class Change:
 class Store(Protocol):
     """What every store must do."""
 
-    async def acquire(self, owner: str) -> int:
-        """Becomes the only writer. MUST return an epoch greater than all before, and fence their commits."""
+    async def acquire(self, owner: str, told: Callable[[str], None] = lambda holder: None) -> int:
+        """Waits until the caller is the only writer. MUST return an epoch greater than all before, and fence their
+        commits.
+
+        `told` hears who holds the claim meanwhile. A holder of the same name is our predecessor, and dead: its claim is
+        taken at once. StoreUnavailableError.
+        """
+        ...
+
+    def holds(self, epoch: int) -> bool:
+        """False once the claim of an epoch may be another's, as far as the caller's clock tells. Asks nobody."""
+        ...
+
+    async def hold(self) -> None:
+        """Keeps the claim. MUST NOT return, and MUST raise FencedError before another can have it."""
+        ...
+
+    async def resign(self, timeout_s: float = 2.0) -> None:
+        """Gives the claim up: the next candidate has it at once. Best effort, within a bound."""
         ...
 
     async def load(self, prefix: str = "") -> Snapshot:

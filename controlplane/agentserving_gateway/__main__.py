@@ -10,9 +10,9 @@ import signal
 import sys
 from pathlib import Path
 
-import grpc
 import structlog
 import uvloop
+from agentserving.leader_channel import LeaderChannel, settings_of
 from aiohttp import web
 
 from agentserving_gateway import metrics
@@ -47,26 +47,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def open_channel(settings: argparse.Namespace) -> grpc.aio.Channel:
-    """To the control plane; TLS when a CA is given."""
-    options = [("grpc.max_reconnect_backoff_ms", 2000), ("grpc.initial_reconnect_backoff_ms", 100)]
-    if not settings.tls_ca:
-        return grpc.aio.insecure_channel(settings.control_plane, options=options)
-    pair = (settings.tls_key, settings.tls_cert) if settings.tls_cert else ("", "")
-    key, cert = (Path(p).read_bytes() if p else None for p in pair)
-    credentials = grpc.ssl_channel_credentials(Path(settings.tls_ca).read_bytes(), key, cert)
-    return grpc.aio.secure_channel(settings.control_plane, credentials, options=options)
-
-
 async def serve(settings: argparse.Namespace) -> int:
     """Runs until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    admission = Admission(
-        open_channel(settings), KnownEngines(Path(settings.state_dir) if settings.state_dir else None)
-    )
+    try:
+        leader = LeaderChannel(
+            settings.control_plane, settings_of(settings.tls_ca, settings.tls_cert, settings.tls_key)
+        )
+    except ValueError as error:
+        log.error("cannot start", error=f"--control-plane: {error}")
+        return 1
+    admission = Admission(leader, KnownEngines(Path(settings.state_dir) if settings.state_dir else None))
     admission.start()
     pool, connections = UpstreamPool(), Connections()
     host, _, port = settings.listen.rpartition(":")

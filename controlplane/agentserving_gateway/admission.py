@@ -1,7 +1,8 @@
 """The gateway's open stream to the control plane.
 
-Admissions are matched by stream id. When the control plane is away or silent, calls are served all the same: on the
-last known engines, by rendezvous hashing of the program id, without a ticket, and counted as unmanaged.
+Admissions are matched by stream id. While another control plane takes the lead, calls wait for it up to AWAY_WAIT_S.
+When all are away for longer, or silent, calls are served all the same: on the last known engines, by rendezvous hashing
+of the program id, without a ticket, and counted as unmanaged.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import contextlib
 import hashlib
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import structlog
+from agentserving.leader_channel import FIRST_ANSWER_S, LeaderChannel
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
 from agentserving.v1 import types_pb2
@@ -26,7 +29,11 @@ from agentserving_gateway.known_engines import KnownEngines
 log = structlog.get_logger()
 
 ADMIT_DEADLINE_S = 1.0
-RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.1, 2.0
+# From when the leader is lost: a lease and a little. Whoever comes later than that waits for nothing.
+AWAY_WAIT_S = 5.0
+# Engines attach to a new leader within this time; until then it has none to choose.
+SETTLING_S, ASK_AGAIN_S = 3.0, 0.1
+RECONNECT_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +50,24 @@ class Admitted:
 class Admission:
     """One per gateway process."""
 
-    def __init__(self, channel: grpc.aio.Channel, known: KnownEngines | None = None) -> None:
-        self._stub = rpc.CallServiceStub(channel)
-        self._channel = channel
+    def __init__(self, leader: LeaderChannel, known: KnownEngines | None = None) -> None:
+        self._leader = leader
         self._stream: grpc.aio.StreamStreamCall | None = None  # type: ignore[type-arg]
         self._waiting: dict[int, asyncio.Future[pb.AdmissionsResponse]] = {}
         self._next = 0
         self._known = known or KnownEngines(None)
         self._engines = self._known.load()
         self._task: asyncio.Task[None] | None = None
-        self._unsent: list[pb.AdmissionsRequest] = []
         self._outgoing: asyncio.Queue[pb.AdmissionsRequest] = asyncio.Queue()
+        self._there = asyncio.Event()
+        self._said = ""
+        # Loop time: until when calls wait for a leader; until when one has to find its engines.
+        self._wait_until = 0.0
+        self._settled_at = 0.0
 
     def start(self) -> None:
         """Begins to connect."""
+        self._wait_until = asyncio.get_running_loop().time() + AWAY_WAIT_S
         self._task = asyncio.create_task(self._run(), name="admissions")
 
     async def close(self) -> None:
@@ -64,7 +75,7 @@ class Admission:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._channel.close()
+        await self._leader.close()
 
     @property
     def connected(self) -> bool:
@@ -77,34 +88,63 @@ class Admission:
         return self._engines
 
     async def _run(self) -> None:
-        delay = RECONNECT_FIRST_S
         while True:
+            error: Exception | None = None
             try:
-                stream = self._stub.Admissions()
-                hello = pb.GatewayHello(gateway_id=uuid.uuid4().hex)
-                await stream.write(pb.AdmissionsRequest(hello=hello))
-                writer = asyncio.create_task(self._write(stream))
-                try:
-                    while (response := await stream.read()) is not grpc.aio.EOF:
-                        delay = RECONNECT_FIRST_S
-                        self._stream = stream
-                        self._take(response)
-                finally:
-                    writer.cancel()
-                    stream.cancel()
-            except grpc.aio.AioRpcError as error:
-                log.warning("control plane away", error=error.details())
+                await self._converse()
+            except (grpc.aio.AioRpcError, TimeoutError) as caught:
+                error = caught
+                self._say(caught)
             finally:
-                self._stream = None
-                for future in self._waiting.values():
-                    future.cancel()
-                self._waiting.clear()
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, RECONNECT_MAX_S)
+                self._lose()
+            await asyncio.sleep(max(RECONNECT_S, await self._leader.failed(error)))
 
-    async def _write(self, stream: grpc.aio.StreamStreamCall) -> None:  # type: ignore[type-arg]
+    def _say(self, error: Exception) -> None:
+        """Once, not at each try."""
+        told = error.details() if isinstance(error, grpc.aio.AioRpcError) else "it says nothing"
+        said, self._said = self._said, f"{self._leader.address}: {told}"
+        if said != self._said:
+            log.warning("no leader here", address=self._leader.address, error=told)
+
+    async def _converse(self) -> None:
+        """One stream, until it ends."""
+        stream: Any = rpc.CallServiceStub(await self._leader.channel()).Admissions()
+        self._outgoing = asyncio.Queue()
+        self._outgoing.put_nowait(pb.AdmissionsRequest(hello=pb.GatewayHello(gateway_id=uuid.uuid4().hex)))
+        writer = asyncio.create_task(self._write(stream, self._outgoing))
+        try:
+            # It tells its engines at once.
+            async with asyncio.timeout(FIRST_ANSWER_S):
+                response = await stream.read()
+            while response is not grpc.aio.EOF:
+                if self._stream is None:
+                    self._find(stream)
+                self._take(response)
+                response = await stream.read()
+        finally:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            stream.cancel()
+
+    def _find(self, stream: Any) -> None:
+        self._leader.found()
+        log.info("leader found", address=self._leader.address)
+        self._stream = stream
+        self._settled_at = asyncio.get_running_loop().time() + SETTLING_S
+        self._there.set()
+
+    def _lose(self) -> None:
+        if self._stream is not None:
+            self._wait_until = asyncio.get_running_loop().time() + AWAY_WAIT_S
+        self._stream = None
+        self._there.clear()
+        for future in self._waiting.values():
+            future.cancel()
+        self._waiting.clear()
+
+    async def _write(self, stream: Any, outgoing: asyncio.Queue[pb.AdmissionsRequest]) -> None:
         while True:
-            await stream.write(await self._outgoing.get())
+            await stream.write(await outgoing.get())
 
     def _take(self, response: pb.AdmissionsResponse) -> None:
         if response.WhichOneof("response") == "engines":
@@ -119,11 +159,6 @@ class Admission:
         self, identity: Identity, tenant: str, prompt_tokens: int, *, retry_of: str = "", exclude: tuple[str, ...] = ()
     ) -> Admitted:
         """The engine for a call. HttpError when the control plane refuses; never because it is away."""
-        if self._stream is None:
-            return self._fallback(identity, exclude)
-        self._next += 1
-        future: asyncio.Future[pb.AdmissionsResponse] = asyncio.get_running_loop().create_future()
-        self._waiting[self._next] = future
         request = pb.AdmitCallRequest(
             program_id=identity.program_id,
             thread_id=identity.thread_id,
@@ -137,23 +172,61 @@ class Admission:
             retry_of_call_id=retry_of,
             exclude_engine_ids=exclude,
         )
+        give_up_at = asyncio.get_running_loop().time() + AWAY_WAIT_S
+        while await self._leads() and asyncio.get_running_loop().time() < give_up_at:
+            response = await self._ask(request)
+            if response is None:
+                if self._stream is not None:
+                    # It is there and silent.
+                    break
+                continue
+            if response.WhichOneof("response") == "error":
+                if await self._passes(response.error):
+                    continue
+                refusal = response.error
+                raise from_admission(
+                    refusal.code, refusal.reason, refusal.message, refusal.retry_after.ToMilliseconds() / 1000
+                )
+            told = response.admitted
+            return Admitted(told.engine_id, told.engine_address, told.call_id, told.program_id, told.ticket)
+        return self._fallback(identity, exclude)
+
+    async def _leads(self) -> bool:
+        """True once a leader is there; False when it has been away for too long."""
+        if self._stream is not None:
+            return True
+        left = self._wait_until - asyncio.get_running_loop().time()
+        if left <= 0:
+            return False
+        try:
+            await asyncio.wait_for(self._there.wait(), left)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _passes(self, refusal: pb.AdmissionError) -> bool:
+        """True for a refusal of one who leads no more, or not for long: it has been waited for what may change it."""
+        new = refusal.reason == "NO_ENGINE" and asyncio.get_running_loop().time() < self._settled_at
+        if refusal.reason == "NOT_LEADER" or new:
+            await asyncio.sleep(ASK_AGAIN_S)
+            return True
+        return False
+
+    async def _ask(self, request: pb.AdmitCallRequest) -> pb.AdmissionsResponse | None:
+        """None when no answer came in time, or never will."""
+        self._next += 1
         stream_id = self._next
+        future: asyncio.Future[pb.AdmissionsResponse] = asyncio.get_running_loop().create_future()
+        self._waiting[stream_id] = future
         self._outgoing.put_nowait(pb.AdmissionsRequest(stream_id=stream_id, admit=request))
         try:
-            response = await asyncio.wait_for(future, ADMIT_DEADLINE_S)
+            return await asyncio.wait_for(future, ADMIT_DEADLINE_S)
         except (TimeoutError, asyncio.CancelledError):
             self._waiting.pop(stream_id, None)
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            return self._fallback(identity, exclude)
-        if response.WhichOneof("response") == "error":
-            refusal = response.error
-            raise from_admission(
-                refusal.code, refusal.reason, refusal.message, refusal.retry_after.ToMilliseconds() / 1000
-            )
-        told = response.admitted
-        return Admitted(told.engine_id, told.engine_address, told.call_id, told.program_id, told.ticket)
+            return None
 
     def ended(self, call_id: str, outcome: types_pb2.Outcome.ValueType, *, never_started: bool) -> None:
         """Tells that no engine will report this call; best effort, expiry does the rest."""

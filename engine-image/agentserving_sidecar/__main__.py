@@ -14,6 +14,7 @@ import aiohttp
 import grpc
 import structlog
 import uvloop
+from agentserving.leader_channel import LeaderChannel, settings_of
 from agentserving.v1 import call_service_pb2_grpc
 from aiohttp import web
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -56,22 +57,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def open_channel(settings: argparse.Namespace) -> grpc.aio.Channel:
-    """To the control plane; TLS when a CA is given."""
-    options = [
-        ("grpc.max_reconnect_backoff_ms", 1000),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
-    ]
-    if not settings.tls_ca:
-        return grpc.aio.insecure_channel(settings.control_plane, options=options)
-    pair = (settings.tls_key, settings.tls_cert) if settings.tls_cert else ("", "")
-    key, cert = (Path(p).read_bytes() if p else None for p in pair)
-    credentials = grpc.ssl_channel_credentials(Path(settings.tls_ca).read_bytes(), key, cert)
-    return grpc.aio.secure_channel(settings.control_plane, credentials, options=options)
-
-
 async def learn_models(sidecar: Sidecar, session: aiohttp.ClientSession) -> None:
     """Asks the engine what it serves, once it answers; then attaches."""
     while True:
@@ -106,7 +91,13 @@ async def serve(settings: argparse.Namespace) -> int:
     sidecar = Sidecar(
         settings.engine_id, settings.engine_address, settings.listen, journal, Progress(int(settings.stuck_s * 1e6))
     )
-    channel = open_channel(settings)
+    try:
+        channel = LeaderChannel(
+            settings.control_plane, settings_of(settings.tls_ca, settings.tls_cert, settings.tls_key)
+        )
+    except ValueError as error:
+        log.error("cannot start", error=f"--control-plane: {error}")
+        return 1
     sidecar.connect(Path(settings.channel_dir), LeaderLink(channel, sidecar))
     assert sidecar.link is not None
     assert sidecar.leader is not None

@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 import grpc
 import structlog
+from agentserving.leader_channel import FIRST_ANSWER_S, LeaderChannel
 from agentserving.v1 import engine_service_pb2 as pb
 from agentserving.v1 import engine_service_pb2_grpc as rpc
 
 log = structlog.get_logger()
 
-# A control plane that is back has no engine to choose until we are: do not be late.
-BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 1.0
+BACKOFF_S = 0.05
 # Reports queued for a leader that does not read; beyond, progress is skipped: the next one says more.
 MAX_QUEUED = 1000
 
@@ -51,12 +51,13 @@ class LeaderEvents(Protocol):
 class LeaderLink:
     """Keeps one Attach stream."""
 
-    def __init__(self, channel: grpc.aio.Channel, events: LeaderEvents) -> None:
-        self._stub = rpc.EngineServiceStub(channel)
+    def __init__(self, channel: LeaderChannel, events: LeaderEvents) -> None:
+        self._channel = channel
         self._events = events
         self._outgoing: asyncio.Queue[pb.AttachRequest] = asyncio.Queue()
         # True once the leader has welcomed us on this stream; `_open` while what is sent reaches the stream.
         self._open = False
+        self._said = ""
         self.attached = False
         self.ready = asyncio.Event()
 
@@ -77,24 +78,30 @@ class LeaderLink:
 
     async def run(self) -> None:
         """Attaches for ever."""
-        delay = BACKOFF_FIRST_S
         while True:
             await self.ready.wait()
+            error: Exception | None = None
             try:
                 await self._attach()
-            except grpc.aio.AioRpcError as error:
-                log.warning("control plane away", code=error.code().name, error=error.details())
-            if self.attached:
-                delay = BACKOFF_FIRST_S
+            except (grpc.aio.AioRpcError, TimeoutError) as caught:
+                error = caught
+                self._say(error)
             self.attached = False
-            await asyncio.sleep(delay * (0.5 + random.random()))
-            delay = min(delay * 2, BACKOFF_MAX_S)
+            # At least a little: a leader that ends each stream must not be asked without a pause.
+            await asyncio.sleep(max(await self._channel.failed(error), BACKOFF_S * (0.5 + random.random())))
+
+    def _say(self, error: Exception) -> None:
+        """Once, not at each try."""
+        told = error.details() if isinstance(error, grpc.aio.AioRpcError) else "it says nothing"
+        said, self._said = self._said, f"{self._channel.address}: {told}"
+        if said != self._said:
+            log.warning("no leader here", address=self._channel.address, error=told)
 
     async def _attach(self) -> None:
         hello = self._events.hello()
         if hello is None:
             return
-        stream = self._stub.Attach()
+        stream: Any = rpc.EngineServiceStub(await self._channel.channel()).Attach()
         self._outgoing = asyncio.Queue()
         self._outgoing.put_nowait(pb.AttachRequest(hello=hello))
         for report in self._events.unacked():
@@ -102,8 +109,11 @@ class LeaderLink:
         self._open = True
         writer = asyncio.create_task(self._write(stream, self._outgoing))
         try:
-            while (response := await stream.read()) is not grpc.aio.EOF:
+            async with asyncio.timeout(FIRST_ANSWER_S):
+                response = await stream.read()
+            while response is not grpc.aio.EOF:
                 self._take(response)
+                response = await stream.read()
         finally:
             self._open = False
             writer.cancel()
@@ -118,6 +128,7 @@ class LeaderLink:
         match response.WhichOneof("message"):
             case "welcome":
                 self.attached = True
+                self._channel.found()
                 self._events.leader_welcome(response.welcome)
             case "directive":
                 self._events.leader_directive(response.directive)

@@ -205,8 +205,7 @@ class Engine:
 class ControlPlane:
     """The process table, the load balancer and the policy's keeper."""
 
-    # More than one needs leader election: today a second one would take over from the first, for ever in turns.
-    replicas: int = integer("Always 1 in this version.", 1, 1, default=1)
+    replicas: int = integer("One leads, the others stand by; more than 1 need an etcd.", 1, 5, default=1)
     program_idle_seconds: int = integer("A program without calls for this long is given up.", 1, 604_800, default=600)
     resources: Resources = struct("Requests and limits.", default=Resources)
 
@@ -293,6 +292,15 @@ class Store:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSpec:
     """The whole."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.store.type != 'Memory' || self.controlPlane.replicas == 1",
+            "controlPlane.replicas must be 1 with store.type Memory: another could not read what one has in memory",
+            lambda s: s.store.type is not StoreType.MEMORY or s.control_plane.replicas == 1,
+            "controlPlane.replicas",
+        ),
+    )
 
     model: Model = struct("Which model is served.")
     engine: Engine = struct("What serves it.", default=Engine)

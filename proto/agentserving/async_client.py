@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 import grpc
 
 from agentserving import operations, watching
-from agentserving.connection import Attempts, Settings, control_plane_address, dial
+from agentserving.connection import Attempts, Settings, dial, find_leader, look_elsewhere
 from agentserving.errors import AgentServingError, InternalError, from_rpc
 from agentserving.generating import PATH as GENERATE
 from agentserving.generating import Generating
@@ -50,9 +50,14 @@ class AsyncClient:
     """One control plane, and the sidecars of its engines. Belongs to the event loop that it is first used on."""
 
     def __init__(self, address: str | None = None, *, settings: Settings | None = None) -> None:
-        self.address = control_plane_address(address)
+        self._leader = find_leader(address)
         self.settings = settings or Settings()
         self._channels: dict[str, grpc.aio.Channel] = {}
+
+    @property
+    def address(self) -> str:
+        """Of the control plane that leads, or is tried next."""
+        return self._leader.address
 
     open_program = Run(operations.open_program)
     close_program = Run(operations.close_program)
@@ -85,29 +90,33 @@ class AsyncClient:
         """Changes as they come, for ever. `after_revision` 0 = from now. Broken streams are taken up again."""
         watch = watching.Watch(after_revision, program_id)
         while True:
+            address = self._leader.address
             try:
                 revision = (await self.run(operations.list_page(page_size=1))).revision
-                request = watch.request(revision)
+                request, address = watch.request(revision), self._leader.address
                 if request is None or watch.must_list:
                     programs = [program async for program in self.list_programs(states=watching.EVERY_STATE)]
                     yield watch.listed(programs, revision)
                     continue
                 response = program_service_pb2.WatchProgramsResponse
-                async for answer in self._stream(self.address, watching.PATH, request, response):
+                stream = self._stream(address, watching.PATH, request, response, known=self._leader.known)
+                async for answer in stream:
                     yield watch.changes(answer)
             except (grpc.RpcError, AgentServingError) as error:
-                await asyncio.sleep(watch.delay_s(from_rpc(error, self.address)))
+                await asyncio.sleep(watch.delay_s(self._lost(error, address)))
 
     async def watch_endings(self, *, after_position: int = 0) -> AsyncIterator[Endings]:
         """Calls and programs as they end, for ever; as `Client.watch_endings`."""
         watch = watching.EndingsWatch(after_position)
         while True:
+            address = self._leader.address
             try:
-                response = call_service_pb2.WatchEndingsResponse
-                async for answer in self._stream(self.address, watching.ENDINGS_PATH, watch.request(), response):
+                path, response = watching.ENDINGS_PATH, call_service_pb2.WatchEndingsResponse
+                stream = self._stream(address, path, watch.request(), response, known=self._leader.known)
+                async for answer in stream:
                     yield watch.endings(answer)
             except (grpc.RpcError, AgentServingError) as error:
-                await asyncio.sleep(watch.delay_s(from_rpc(error, self.address)))
+                await asyncio.sleep(watch.delay_s(self._lost(error, address)))
 
     async def generate(
         self, path: str, body: Mapping[str, Any] | bytes, *, program_id: str | None = None, thread_id: str = ""
@@ -146,33 +155,43 @@ class AsyncClient:
 
     async def run(self, operation: Operation[R]) -> R:
         """Runs an operation."""
-        attempts = Attempts(self.settings, time.monotonic(), again=operation.again)
-        call: Any = self._channel(self.address).unary_unary(
-            operation.path,
-            request_serializer=type(operation.request).SerializeToString,
-            response_deserializer=operation.response.FromString,
-        )
+        attempts = Attempts(self.settings, time.monotonic(), again=operation.again, leader=self._leader)
         while True:
+            address = self._leader.address
+            call: Any = self._channel(address, self._leader.known).unary_unary(
+                operation.path,
+                request_serializer=type(operation.request).SerializeToString,
+                response_deserializer=operation.response.FromString,
+            )
             try:
                 timeout = attempts.left_s(time.monotonic())
-                return operation.read(await call(operation.request, timeout=timeout, metadata=self.settings.pairs()))
+                answer = await call(operation.request, timeout=timeout, metadata=self.settings.pairs())
+                self._leader.found(address)
+                return operation.read(answer)
             except grpc.RpcError as error:
-                told = from_rpc(error, self.address)
-                delay = attempts.delay_s(told, time.monotonic())
+                told = from_rpc(error, address)
+                delay = attempts.delay_s(told, address, time.monotonic())
                 if delay is None:
                     raise told from error
             await asyncio.sleep(delay)
 
-    def _stream(self, address: str, path: str, request: Any, response: Any) -> Any:
-        call: Any = self._channel(address).unary_stream(
+    def _lost(self, error: grpc.RpcError | AgentServingError, address: str) -> AgentServingError:
+        """What ended a watch; the next one asks whoever leads then."""
+        told = from_rpc(error, address)
+        if told is not error:
+            look_elsewhere(self._leader, told, address, time.monotonic())
+        return told
+
+    def _stream(self, address: str, path: str, request: Any, response: Any, *, known: Sequence[str] = ()) -> Any:
+        call: Any = self._channel(address, known).unary_stream(
             path, request_serializer=type(request).SerializeToString, response_deserializer=response.FromString
         )
         return call(request, metadata=self.settings.pairs())
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
+    def _channel(self, address: str, known: Sequence[str]) -> grpc.aio.Channel:
         channel = self._channels.get(address)
         if channel is None:
-            channel = dial((grpc.aio.insecure_channel, grpc.aio.secure_channel), address, self.settings)
+            channel = dial((grpc.aio.insecure_channel, grpc.aio.secure_channel), address, self.settings, known=known)
             self._channels[address] = channel
         return channel
 

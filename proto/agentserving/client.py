@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 import grpc
 
 from agentserving import operations, watching
-from agentserving.connection import Attempts, Settings, control_plane_address, dial
+from agentserving.connection import Attempts, Settings, dial, find_leader, look_elsewhere
 from agentserving.errors import AgentServingError, InternalError, from_rpc
 from agentserving.generating import PATH as GENERATE
 from agentserving.generating import Generating
@@ -60,9 +60,14 @@ class Client:
     """One control plane, and the sidecars of its engines. May be used by many OS threads at once."""
 
     def __init__(self, address: str | None = None, *, settings: Settings | None = None) -> None:
-        self.address = control_plane_address(address)
+        self._leader = find_leader(address)
         self.settings = settings or Settings()
         self._channels: dict[str, grpc.Channel] = {}
+
+    @property
+    def address(self) -> str:
+        """Of the control plane that leads, or is tried next."""
+        return self._leader.address
 
     open_program = Run(operations.open_program)
     close_program = Run(operations.close_program)
@@ -94,28 +99,32 @@ class Client:
         """Changes as they come, for ever. `after_revision` 0 = from now. Broken streams are taken up again."""
         watch = watching.Watch(after_revision, program_id)
         while True:
+            address = self._leader.address
             try:
                 revision = self.run(operations.list_page(page_size=1)).revision
-                request = watch.request(revision)
+                request, address = watch.request(revision), self._leader.address
                 if request is None or watch.must_list:
                     yield watch.listed(self.list_programs(states=watching.EVERY_STATE), revision)
                     continue
                 response = program_service_pb2.WatchProgramsResponse
-                for answer in self._stream(self.address, watching.PATH, request, response):
+                stream = self._stream(address, watching.PATH, request, response, known=self._leader.known)
+                for answer in stream:
                     yield watch.changes(answer)
             except (grpc.RpcError, AgentServingError) as error:
-                time.sleep(watch.delay_s(from_rpc(error, self.address)))
+                time.sleep(watch.delay_s(self._lost(error, address)))
 
     def watch_endings(self, *, after_position: int = 0) -> Iterator[Endings]:
         """Calls and programs as they end, for ever; one at once, which may be empty. `after_position` 0 = from now."""
         watch = watching.EndingsWatch(after_position)
         while True:
+            address = self._leader.address
             try:
-                response = call_service_pb2.WatchEndingsResponse
-                for answer in self._stream(self.address, watching.ENDINGS_PATH, watch.request(), response):
+                path, response = watching.ENDINGS_PATH, call_service_pb2.WatchEndingsResponse
+                stream = self._stream(address, path, watch.request(), response, known=self._leader.known)
+                for answer in stream:
                     yield watch.endings(answer)
             except (grpc.RpcError, AgentServingError) as error:
-                time.sleep(watch.delay_s(from_rpc(error, self.address)))
+                time.sleep(watch.delay_s(self._lost(error, address)))
 
     def generate(
         self, path: str, body: Mapping[str, Any] | bytes, *, program_id: str | None = None, thread_id: str = ""
@@ -158,33 +167,43 @@ class Client:
 
     def run(self, operation: Operation[R]) -> R:
         """Runs an operation."""
-        attempts = Attempts(self.settings, time.monotonic(), again=operation.again)
-        call = self._channel(self.address).unary_unary(
-            operation.path,
-            request_serializer=type(operation.request).SerializeToString,
-            response_deserializer=operation.response.FromString,
-        )
+        attempts = Attempts(self.settings, time.monotonic(), again=operation.again, leader=self._leader)
         while True:
+            address = self._leader.address
+            call = self._channel(address, self._leader.known).unary_unary(
+                operation.path,
+                request_serializer=type(operation.request).SerializeToString,
+                response_deserializer=operation.response.FromString,
+            )
             try:
                 timeout = attempts.left_s(time.monotonic())
-                return operation.read(call(operation.request, timeout=timeout, metadata=self.settings.pairs()))
+                answer = call(operation.request, timeout=timeout, metadata=self.settings.pairs())
+                self._leader.found(address)
+                return operation.read(answer)
             except grpc.RpcError as error:
-                told = from_rpc(error, self.address)
-                delay = attempts.delay_s(told, time.monotonic())
+                told = from_rpc(error, address)
+                delay = attempts.delay_s(told, address, time.monotonic())
                 if delay is None:
                     raise told from error
             time.sleep(delay)
 
-    def _stream(self, address: str, path: str, request: Any, response: Any) -> Any:
-        call = self._channel(address).unary_stream(
+    def _lost(self, error: grpc.RpcError | AgentServingError, address: str) -> AgentServingError:
+        """What ended a watch; the next one asks whoever leads then."""
+        told = from_rpc(error, address)
+        if told is not error:
+            look_elsewhere(self._leader, told, address, time.monotonic())
+        return told
+
+    def _stream(self, address: str, path: str, request: Any, response: Any, *, known: Sequence[str] = ()) -> Any:
+        call = self._channel(address, known).unary_stream(
             path, request_serializer=type(request).SerializeToString, response_deserializer=response.FromString
         )
         return call(request, metadata=self.settings.pairs())
 
-    def _channel(self, address: str) -> grpc.Channel:
+    def _channel(self, address: str, known: Sequence[str]) -> grpc.Channel:
         channel = self._channels.get(address)
         if channel is None:
-            made = dial((grpc.insecure_channel, grpc.secure_channel), address, self.settings)
+            made = dial((grpc.insecure_channel, grpc.secure_channel), address, self.settings, known=known)
             channel = self._channels.setdefault(address, made)
         return channel
 

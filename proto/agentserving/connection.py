@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from agentserving.errors import AgentServingError, InvalidArgumentError, UnavailableError
+from agentserving.errors import NOT_LEADER, AgentServingError, InvalidArgumentError, UnavailableError, hint_of
+from agentserving.leader import Leader, split
 
 CONTROL_PLANE = "AGENTSERVING_CONTROL_PLANE"
 
@@ -73,33 +74,66 @@ CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", 16 << 20),
 )
 
+# To control planes, which permit it: one that is stopped, or cut off, is noticed before its lease has run out. A reply
+# may take long on a busy machine; nobody else can lead before that time anyway.
+KEEPALIVE_OPTIONS = (
+    ("grpc.keepalive_time_ms", 1000),
+    # The one that counts in gRPC 1.85, a minute by default: there keepalive_timeout_ms alone does nothing.
+    ("grpc.http2.ping_timeout_ms", 2500),
+    ("grpc.keepalive_timeout_ms", 2500),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A Service's address leads to another one at each new connection.
+    ("grpc.use_local_subchannel_pool", 1),
+)
 
-def control_plane_address(given: str | None) -> str:
-    """The address given, else the environment's; InvalidArgumentError when there is neither."""
-    address = given or os.environ.get(CONTROL_PLANE, "")
-    if not address:
+
+def find_leader(given: str | None) -> Leader:
+    """From the address given (several with commas between), else the environment's; InvalidArgumentError."""
+    addresses = given or os.environ.get(CONTROL_PLANE, "")
+    if not addresses:
         raise InvalidArgumentError(
             f"address: name the control plane as host:port, or set {CONTROL_PLANE}", field="address"
         )
-    return address
+    try:
+        return Leader(split(addresses))
+    except ValueError as error:
+        raise InvalidArgumentError(f"address: {error}", field="address") from error
 
 
 Dial = tuple[Callable[..., Any], Callable[..., Any]]
 
 
-def dial(ways: Dial, address: str, settings: Settings) -> Any:
-    """A channel; `ways` are gRPC's plain and TLS constructors, sync or async."""
+def dial(ways: Dial, address: str, settings: Settings, *, known: Sequence[str] = ()) -> Any:
+    """A channel; `ways` are gRPC's plain and TLS constructors, sync or async.
+
+    `known`: of a control plane, the addresses that lead to one. One that a follower has named is none of them, so its
+    certificate is looked at as theirs.
+    """
     plain, secure = ways
+    options: list[tuple[str, Any]] = [*CHANNEL_OPTIONS, *(KEEPALIVE_OPTIONS if known else ())]
     if settings.tls is None:
-        return plain(address, options=CHANNEL_OPTIONS)
-    return secure(address, settings.tls.credentials(), options=CHANNEL_OPTIONS)
+        return plain(address, options=options)
+    if known and address not in known:
+        options.append(("grpc.ssl_target_name_override", known[0].rpartition(":")[0]))
+    return secure(address, settings.tls.credentials(), options=options)
+
+
+def look_elsewhere(leader: Leader, error: AgentServingError, address: str, now_s: float) -> float | None:
+    """After an error of the control plane at an address: None when it is the leader's own word, which others would
+    repeat; else the seconds to wait before asking whom `leader` names now."""
+    if not isinstance(error, UnavailableError) or error.reason not in ("", NOT_LEADER):
+        return None
+    return leader.failed(address, now_s, hint_of(error))
 
 
 class Attempts:
-    """The attempts of one operation, by a clock that the caller reads (seconds, monotonic)."""
+    """The attempts of one operation, by a clock that the caller reads (seconds, monotonic).
 
-    def __init__(self, settings: Settings, now_s: float, *, again: bool) -> None:
-        self._settings, self._again = settings, again
+    Looking for the leader is no attempt: it goes on until the deadline, which a change of leaders fits in.
+    """
+
+    def __init__(self, settings: Settings, now_s: float, *, again: bool, leader: Leader) -> None:
+        self._settings, self._again, self._leader = settings, again, leader
         self._until_s = now_s + settings.deadline_s
         self._made = 0
 
@@ -107,8 +141,13 @@ class Attempts:
         """Deadline of the attempt that begins now."""
         return max(0.001, self._until_s - now_s)
 
-    def delay_s(self, error: AgentServingError, now_s: float) -> float | None:
-        """How long to wait before the next attempt; None = there is none: raise."""
+    def delay_s(self, error: AgentServingError, address: str, now_s: float) -> float | None:
+        """How long to wait after an attempt at an address before the next; None = there is none: raise."""
+        delay = look_elsewhere(self._leader, error, address, now_s)
+        # Who does not lead has done nothing; what one who is lost has done nobody knows.
+        if delay is not None and (error.reason == NOT_LEADER or (self._again and self._leader.several)):
+            delay *= random.uniform(0.5, 1.0)
+            return delay if now_s + delay < self._until_s else None
         self._made += 1
         if not self._again or not isinstance(error, UnavailableError) or self._made >= self._settings.attempts:
             return None

@@ -25,6 +25,8 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+NOT_LEADER = "NOT_LEADER"
+
 
 class AgentServingError(Exception):
     """Root. `reason` is a word like PROGRAM_NOT_FOUND; empty when the server gave none."""
@@ -32,6 +34,8 @@ class AgentServingError(Exception):
     def __init__(self, message: str, *, reason: str = "", field: str = "", retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.reason, self.field, self.retry_after_s = reason, field, retry_after_s
+        # Of reason NOT_LEADER: host:port of the control plane that leads; empty while nobody knows.
+        self.leader = ""
 
 
 class NotFoundError(AgentServingError):
@@ -100,18 +104,23 @@ def from_rpc(error: grpc.RpcError | AgentServingError, address: str) -> AgentSer
         return error
     call: Any = error
     code: grpc.StatusCode = call.code()
-    reason, field, retry_after_s = "", "", 0.0
+    reason, field, retry_after_s, leader = "", "", 0.0, ""
     for detail in _details(call):
         if isinstance(detail, error_details_pb2.ErrorInfo):
-            reason = detail.reason
+            reason, leader = detail.reason, detail.metadata.get("leader", "")
         elif isinstance(detail, error_details_pb2.BadRequest) and detail.field_violations:
             field = detail.field_violations[0].field
         elif isinstance(detail, error_details_pb2.RetryInfo):
             retry_after_s = detail.retry_delay.ToMilliseconds() / 1000
     kind = _BY_CODE.get(code, InternalError)
     told = kind(f"{address}: {call.details() or code.name}", reason=reason, field=field, retry_after_s=retry_after_s)
-    told.__cause__ = error
+    told.leader, told.__cause__ = leader, error
     return told
+
+
+def hint_of(error: AgentServingError) -> str | None:
+    """Whom a control plane that does not lead names, "" when it knows of nobody; None for any other error."""
+    return error.leader if error.reason == NOT_LEADER else None
 
 
 def _details(call: Any) -> list[Any]:

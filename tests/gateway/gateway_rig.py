@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from agentserving.leader_channel import LeaderChannel
 from agentserving.v1 import engine_service_pb2 as epb
 from agentserving.v1 import engine_service_pb2_grpc as erpc
 from agentserving.v1 import types_pb2
@@ -134,9 +135,7 @@ async def rig(*scripts: Script, max_body: int = 1 << 20) -> AsyncIterator[Rig]:
         await stream.write(epb.AttachRequest(hello=hello))
         streams.append(stream)
     await until(lambda: sum(e.attached for e in plane.engines.engines.values()) == len(engines))
-    admission = Admission(
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
-    )
+    admission = Admission(LeaderChannel(f"127.0.0.1:{port}"))
     admission.start()
     await until(lambda: len(admission.engines) == len(engines))
     pool, connections = UpstreamPool(), Connections()

@@ -159,7 +159,7 @@ async def admit_until_refused(cluster: KillableCluster, accepted: dict[str, str]
 
 
 async def test_writes_wait_for_etcd_up_to_a_bound_then_are_refused_and_all_that_was_taken_lands() -> None:
-    async with KillableCluster(engines=1, max_pending_writes=40) as cluster:
+    async with KillableCluster(engines=1, max_pending_writes=40, lease_s=60) as cluster:
         engine = cluster.engines["e0"]
         await cluster.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id="before"))
         running = await cluster.calls.AdmitCall(call_service_pb2.AdmitCallRequest(program_id="before"))
@@ -188,8 +188,8 @@ async def test_writes_wait_for_etcd_up_to_a_bound_then_are_refused_and_all_that_
         assert {p: row.calls[0].call_id for p, row in table.items()} == accepted
 
 
-async def test_a_frozen_etcd_holds_up_acknowledgements_and_nothing_else() -> None:
-    async with KillableCluster(engines=1) as cluster:
+async def test_an_etcd_frozen_for_less_than_a_lease_holds_up_acknowledgements_and_nothing_else() -> None:
+    async with KillableCluster(engines=1, lease_s=60) as cluster:
         await cluster.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id="p"))
         cluster.etcd.signal(signal.SIGSTOP)
         began = time.monotonic()

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import grpc
+from agentserving.leader_channel import LeaderChannel
 from agentserving.v1 import engine_service_pb2 as pb
 from agentserving.v1 import engine_service_pb2_grpc as rpc
 from agentserving_sidecar.attach import MAX_QUEUED, LeaderLink
@@ -60,7 +61,8 @@ async def test_what_ends_while_the_journal_is_replayed_follows_it() -> None:
     rpc.add_EngineServiceServicer_to_server(leader, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(20):
+    channel = LeaderChannel(f"127.0.0.1:{port}")
+    async with asyncio.timeout(20):
         link = LeaderLink(channel, events)
         running = asyncio.create_task(link.run())
         link.renew()
@@ -81,4 +83,5 @@ async def test_what_ends_while_the_journal_is_replayed_follows_it() -> None:
         assert link.attached
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+    await channel.close()
     await server.stop(0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from agentserving_controlplane.etcd import client
+from agentserving_controlplane.etcd import wire_pb2 as pb
 from agentserving_controlplane.etcd_store import EtcdStore
 from agentserving_controlplane.group_commit import GroupCommit
 from agentserving_controlplane.memory_store import MemoryStore
@@ -43,6 +45,13 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     await made.close()
 
 
+def another(store: Store) -> Store:
+    """Of another process: in memory there is only one."""
+    if isinstance(store, EtcdStore):
+        return EtcdStore(store.endpoints, store.prefix)
+    return store
+
+
 async def test_a_commit_lands_whole_and_in_order_of_keys(store: Store) -> None:
     epoch = await store.acquire("a")
     await store.commit(epoch, [Write("b", b"2"), Write("a", b"1"), Write("x/c", b"3")])
@@ -52,14 +61,77 @@ async def test_a_commit_lands_whole_and_in_order_of_keys(store: Store) -> None:
     assert dict((await store.load("x/")).items) == {"x/c": b"3"}
 
 
-async def test_a_new_writer_fences_the_old_one(store: Store) -> None:
-    old = await store.acquire("a")
-    new = await store.acquire("b")
+async def test_a_candidate_waits_until_the_writer_resigns_and_fences_it(store: Store) -> None:
+    old = await store.acquire("a 1")
+    assert store.holds(old)
+    heard: list[str] = []
+    candidate = another(store)
+    campaign = asyncio.create_task(candidate.acquire("b 2", heard.append))
+    async with asyncio.timeout(10):
+        while not heard:
+            await asyncio.sleep(0.01)
+    await store.commit(old, [Write("k", b"old")])
+    assert not campaign.done()
+    assert heard == ["a 1"]
+    await store.resign()
+    new = await asyncio.wait_for(campaign, 2)
+    assert new > old
+    assert candidate.holds(new)
+    assert not store.holds(old)
+    with pytest.raises(FencedError):
+        await store.commit(old, [Write("k", b"older")])
+    await candidate.commit(new, [Write("k", b"new")])
+    assert (await store.load()).items["k"] == b"new"
+    await candidate.close()
+
+
+async def test_a_writer_that_has_resigned_is_fenced_though_nobody_follows(store: Store) -> None:
+    epoch = await store.acquire("a")
+    await store.resign()
+    with pytest.raises(FencedError):
+        await store.commit(epoch, [Write("k", b"")])
+
+
+async def test_a_process_takes_the_claim_of_its_predecessor_at_once(store: Store) -> None:
+    old = await store.acquire("same name")
+    successor = another(store)
+    new = await asyncio.wait_for(successor.acquire("same name"), 2)
     assert new > old
     with pytest.raises(FencedError):
         await store.commit(old, [Write("k", b"old")])
-    await store.commit(new, [Write("k", b"new")])
-    assert (await store.load()).items["k"] == b"new"
+    await successor.commit(new, [Write("k", b"new")])
+    await successor.close()
+
+
+async def test_of_many_candidates_one_at_a_time_has_the_claim_and_epochs_grow(store: Store) -> None:
+    epochs: list[int] = []
+
+    async def candidate(name: str) -> None:
+        made = another(store)
+        epoch = await made.acquire(name)
+        await made.commit(epoch, [Write("leader", name.encode())])
+        assert epochs == sorted(epochs)
+        epochs.append(epoch)
+        assert (await made.load()).items["leader"] == name.encode()
+        await made.resign()
+        if made is not store:
+            await made.close()
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(candidate(f"c{number}") for number in range(8)))
+    assert len(set(epochs)) == 8
+    assert epochs == sorted(epochs)
+
+
+async def test_a_writer_that_loses_its_claim_hears_of_it(store: Store) -> None:
+    await store.acquire("same name")
+    holding = asyncio.create_task(store.hold())
+    await asyncio.sleep(0)
+    successor = another(store)
+    await successor.acquire("same name")
+    with pytest.raises(FencedError):
+        await asyncio.wait_for(holding, 10)
+    await successor.close()
 
 
 async def test_a_watch_gives_every_later_commit_once(store: Store) -> None:
@@ -160,6 +232,52 @@ async def test_a_load_begins_again_when_its_revision_is_compacted_away(
     await store.close()
 
 
+async def test_a_claim_lasts_while_it_is_kept_and_ends_by_the_owners_clock_before_another_has_it(
+    etcd: EtcdServer,
+) -> None:
+    prefix = f"/t/{next(_names)}"
+    owner, candidate = (EtcdStore((etcd.endpoint,), prefix, lease_s=2) for _ in range(2))
+    epoch = await owner.acquire("owner")
+    holding = asyncio.create_task(owner.hold())
+    campaign = asyncio.create_task(candidate.acquire("candidate"))
+    await asyncio.wait({campaign, holding}, timeout=5)
+    assert not campaign.done()
+    assert owner.holds(epoch)
+    holding.cancel()
+    async with asyncio.timeout(10):
+        while owner.holds(epoch):
+            assert not campaign.done()
+            await asyncio.sleep(0.01)
+        await campaign
+    await owner.close()
+    await candidate.close()
+
+
+async def test_an_owner_that_cannot_renew_hears_of_it_within_the_lease(etcd: EtcdServer) -> None:
+    store = EtcdStore((etcd.endpoint,), f"/t/{next(_names)}", lease_s=2)
+    epoch = await store.acquire("owner")
+    etcd.signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(FencedError, match="could not be renewed"):
+            await asyncio.wait_for(store.hold(), 2.5)
+        assert not store.holds(epoch)
+    finally:
+        etcd.signal(signal.SIGCONT)
+    await store.close()
+
+
+async def test_a_claim_without_a_lease_is_an_older_versions_and_is_taken(etcd: EtcdServer) -> None:
+    prefix = f"/t/{next(_names)}"
+    old = client.EtcdClient((etcd.endpoint,))
+    put = pb.PutRequest(key=f"{prefix}/leader".encode(), value=b"host 0123")
+    await old.txn(pb.TxnRequest(success=[pb.RequestOp(put=put)]))
+    store = EtcdStore((etcd.endpoint,), prefix)
+    epoch = await asyncio.wait_for(store.acquire("new"), 5)
+    await store.commit(epoch, [Write("k", b"")])
+    await store.close()
+    await old.close()
+
+
 async def test_no_etcd_is_said_so_within_the_deadline() -> None:
     store = EtcdStore((unused_endpoint(),), "/t/none")
     with pytest.raises(StoreUnavailableError, match="etcd Txn"):
@@ -215,7 +333,7 @@ async def test_group_commit_refuses_beyond_its_bound_and_forgets_nothing() -> No
 async def test_a_fenced_group_commit_says_so_to_those_who_wait() -> None:
     store = MemoryStore()
     commits = GroupCommit(store, await store.acquire("a"), interval_s=0.001)
-    await store.acquire("b")
+    await store.resign()
     commits.start()
     with pytest.raises(FencedError):
         await commits.durable(commits.put("k", b""))

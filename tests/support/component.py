@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,11 @@ class Component:
             assert time.monotonic() < deadline, self.log.read_text()[-2000:]
             time.sleep(0.02)
         return self
+
+    def signal(self, number: signal.Signals) -> None:
+        """SIGSTOP and SIGCONT freeze and thaw it."""
+        assert self.process is not None
+        self.process.send_signal(number)
 
     def kill(self) -> None:
         """SIGKILL, and wait."""

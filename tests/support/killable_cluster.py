@@ -1,4 +1,4 @@
-"""A control plane on a real etcd and two engines with sidecars, each a process that a test may kill."""
+"""Control planes on a real etcd and two engines with sidecars, each a process that a test may kill."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ async def until(condition: Callable[[], Any], bound_s: float = 30.0) -> None:
 class KillableCluster:
     """`async with` starts it and ends all of it."""
 
-    def __init__(self, engines: int = 2, **flags: object) -> None:
+    def __init__(self, engines: int = 2, planes: int = 1, **flags: object) -> None:
         # Sockets have short names: not below pytest's long ones.
         self.directory = Path(tempfile.mkdtemp(prefix="agentserving-faults-"))
         self.etcd = EtcdServer()
-        (port,) = free_ports(1)
-        self.listen = f"127.0.0.1:{port}"
+        listens = [f"127.0.0.1:{port}" for port in free_ports(planes)]
+        self.listen, self.addresses = listens[0], ",".join(listens)
         (self.directory / "key").write_bytes(KEY)
-        self.control_plane = self.another_control_plane(**flags)
+        self.planes = {listen: self.another_control_plane(**{"listen": listen, **flags}) for listen in listens}
+        self.control_plane = self.planes[self.listen]
         self._count = engines
         self.engines: dict[str, ScriptedEngine] = {}
         self.sidecars: dict[str, Component] = {}
@@ -59,10 +60,11 @@ class KillableCluster:
 
     async def __aenter__(self) -> KillableCluster:
         await asyncio.to_thread(self.etcd.start)
-        self.control_plane.start()
+        for plane in self.planes.values():
+            plane.start()
         for number in range(self._count):
             await self._engine(f"e{number}")
-        for component in (self.control_plane, *self.sidecars.values()):
+        for component in (*self.planes.values(), *self.sidecars.values()):
             await asyncio.to_thread(component.wait_ready)
         options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
         self.channel = grpc.aio.insecure_channel(self.listen, options=options)
@@ -79,8 +81,27 @@ class KillableCluster:
         (port,) = free_ports(1)
         self.sidecars[engine_id] = Component(
             "agentserving_sidecar", self.directory, engine_id=engine_id, engine_address=engine.address,
-            channel_dir=home, state_dir=home / "state", control_plane=self.listen, listen=f"127.0.0.1:{port}",
+            channel_dir=home, state_dir=home / "state", control_plane=self.addresses, listen=f"127.0.0.1:{port}",
         ).start()  # fmt: skip
+
+    async def leader(self, bound_s: float = 30.0, but: str = "") -> str:
+        """Address of the control plane that leads, and serves; not `but`."""
+        others = {listen: plane for listen, plane in self.planes.items() if listen != but}
+
+        def find() -> str:
+            return next((at for at, plane in others.items() if plane.metric("agentserving_leader") == 1), "")
+
+        async with asyncio.timeout(bound_s):
+            while not (found := await asyncio.to_thread(find)):
+                await asyncio.sleep(0.02)
+        return found
+
+    async def follows(self, listen: str, bound_s: float = 30.0) -> None:
+        """Until this one knows of another that leads."""
+        plane = self.planes[listen]
+        await until(
+            lambda: plane.get("/readyz")[1].endswith(" leads\n") and not plane.metric("agentserving_leader"), bound_s
+        )
 
     async def restart_control_plane(self) -> None:
         """SIGKILL, and a new process that answers."""
@@ -107,13 +128,18 @@ class KillableCluster:
             lambda: all(s.metric("agentserving_sidecar_unacked_reports") == 0 for s in self.sidecars.values()), bound_s
         )
 
-    async def table(self) -> dict[str, types_pb2.Program]:
+    async def table(self, listen: str = "") -> dict[str, types_pb2.Program]:
         """Every row, page by page."""
+        async with grpc.aio.insecure_channel(listen or self.listen) as channel:
+            programs = program_service_pb2_grpc.ProgramServiceStub(channel)
+            return await self._table(programs)
+
+    async def _table(self, programs: program_service_pb2_grpc.ProgramServiceStub) -> dict[str, types_pb2.Program]:
         found: dict[str, types_pb2.Program] = {}
         token = ""
         while True:
             request = program_service_pb2.ListProgramsRequest(page_size=50, page_token=token, states=ALL_STATES)
-            page = await self.programs.ListPrograms(request, wait_for_ready=True, timeout=30)
+            page = await programs.ListPrograms(request, wait_for_ready=True, timeout=30)
             found.update({program.program_id: program for program in page.programs})
             token = page.next_page_token
             if not token:
@@ -121,7 +147,7 @@ class KillableCluster:
 
     async def __aexit__(self, *_: object) -> None:
         await self.channel.close()
-        for component in (*self.sidecars.values(), self.control_plane):
+        for component in (*self.sidecars.values(), *self.planes.values()):
             await asyncio.to_thread(component.kill)
         for engine in self.engines.values():
             await engine.close()

@@ -66,5 +66,10 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
         "spec.scheduling.custom.unmanagedLevel",
         "0 to the number of levels",
     ),
-    ({**MINIMAL, "controlPlane": {"replicas": 2}}, "spec.controlPlane.replicas", "at most 1"),
+    ({**MINIMAL, "controlPlane": {"replicas": 6}}, "spec.controlPlane.replicas", "at most 5"),
+    (
+        {**MINIMAL, "controlPlane": {"replicas": 2}, "store": {"type": "Memory"}},
+        "spec.controlPlane.replicas",
+        "must be 1 with store.type Memory",
+    ),
 ]

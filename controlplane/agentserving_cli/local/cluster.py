@@ -75,8 +75,8 @@ class LocalCluster:
 
     @property
     def control_plane(self) -> str:
-        """host:port for gRPC."""
-        return f"127.0.0.1:{self.ports.control_plane}"
+        """host:port for gRPC; of several, with commas between."""
+        return self.ports.control_plane
 
     async def __aenter__(self) -> LocalCluster:
         self._check_port()
@@ -111,7 +111,7 @@ class LocalCluster:
             "pid": os.getpid(),
             "engines": [engine.engine_id for engine in self.ports.engines],
             "metrics": {
-                "control-plane": f"http://127.0.0.1:{self.ports.control_plane_http}/metrics",
+                **{plane.name: f"http://127.0.0.1:{plane.http}/metrics" for plane in self.ports.control_planes},
                 "gateway": f"http://127.0.0.1:{self.ports.gateway_http}/metrics",
                 **{
                     f"{engine.engine_id}-sidecar": f"http://127.0.0.1:{engine.sidecar_http}/metrics"
@@ -136,7 +136,8 @@ class LocalCluster:
             await self._launch(child)
         if self.spec.store == "etcd":
             await self._up(self._child(commands.etcd(find_etcd(), self._state.home, self.ports)))
-        await self._up(self._child(commands.control_plane(self.spec, self._state.home, self.ports)))
+        for plane in self.ports.control_planes:
+            await self._up(self._child(commands.control_plane(self.spec, self._state.home, self.ports, plane)))
         for engine in self.ports.engines:
             channel = self._state.channel_dir(engine.engine_id)
             await self._launch(self._child(commands.sidecar(self._state.home, self.ports, engine, channel)))
@@ -213,11 +214,13 @@ class LocalCluster:
     # -- life and end --------------------------------------------------------------------------------------------
 
     def _gave_up(self, child: Child, told: str) -> None:
-        """Without one engine the others serve; without the rest nobody does."""
+        """Without one engine, or one of several control planes, the others serve; without the rest nobody does."""
         self._tell(told)
         self._lost.add(child.name)
         engines = {engine.engine_id for engine in self.ports.engines}
-        if (child.name in ("etcd", "control-plane", "gateway") or engines <= self._lost) and not self.failed.done():
+        planes = {plane.name for plane in self.ports.control_planes}
+        needed = child.name in ("etcd", "gateway") or engines <= self._lost or planes <= self._lost
+        if needed and not self.failed.done():
             self.failed.set_result(told)
 
     async def stop(self) -> None:

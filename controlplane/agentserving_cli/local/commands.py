@@ -9,6 +9,7 @@ from pathlib import Path
 from agentserving_cli.local.layout import (
     TINY,
     ClusterSpec,
+    ControlPlaneAddress,
     EngineAddresses,
     Ports,
     component,
@@ -50,23 +51,22 @@ def etcd(binary: str, home: Path, ports: Ports) -> Command:
     return Command("etcd", argv, f"{client}/health", (ports.etcd_client, ports.etcd_peer), {})
 
 
-def control_plane(spec: ClusterSpec, home: Path, ports: Ports) -> Command:
-    """The only one; its table is in `spec.store`."""
+def control_plane(spec: ClusterSpec, home: Path, ports: Ports, plane: ControlPlaneAddress) -> Command:
+    """One of them; its table is in `spec.store`."""
     argv = component(
-        "agentserving_controlplane", "--listen", f"127.0.0.1:{ports.control_plane}",
-        "--http-port", str(ports.control_plane_http), "--store", spec.store,
+        "agentserving_controlplane", "--listen", f"127.0.0.1:{plane.grpc}",
+        "--http-port", str(plane.http), "--store", spec.store,
         "--etcd-endpoints", f"127.0.0.1:{ports.etcd_client}", "--etcd-prefix", "/agentserving/local",
         "--ticket-key-file", str(home / "ticket.key"), "--policy", spec.policy, "--balancer", spec.balancer,
     )  # fmt: skip
-    url = f"http://127.0.0.1:{ports.control_plane_http}/readyz"
-    return _ours("control-plane", argv, url, ports.control_plane, ports.control_plane_http)
+    return _ours(plane.name, argv, f"http://127.0.0.1:{plane.http}/readyz", plane.grpc, plane.http)
 
 
 def gateway(home: Path, ports: Ports) -> Command:
     """What agents talk to."""
     argv = component(
         "agentserving_gateway", "--listen", f"127.0.0.1:{ports.gateway}",
-        "--control-plane", f"127.0.0.1:{ports.control_plane}", "--http-port", str(ports.gateway_http),
+        "--control-plane", ports.control_plane, "--http-port", str(ports.gateway_http),
         "--state-dir", str(home / "gateway"),
     )  # fmt: skip
     return _ours("gateway", argv, f"http://127.0.0.1:{ports.gateway_http}/readyz", ports.gateway, ports.gateway_http)
@@ -97,7 +97,7 @@ def sidecar(home: Path, ports: Ports, engine: EngineAddresses, channel: Path) ->
     name = f"{engine.engine_id}-sidecar"
     argv = component(
         "agentserving_sidecar", "--engine-id", engine.engine_id, "--engine-address", f"127.0.0.1:{engine.http}",
-        "--channel-dir", str(channel), "--control-plane", f"127.0.0.1:{ports.control_plane}",
+        "--channel-dir", str(channel), "--control-plane", ports.control_plane,
         "--state-dir", str(home / name), "--listen", f"127.0.0.1:{engine.sidecar}",
         "--http-port", str(engine.sidecar_http), "--drain-s", "3",
     )  # fmt: skip

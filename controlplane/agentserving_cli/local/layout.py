@@ -21,6 +21,8 @@ class ClusterSpec:
     engine: str = "vllm"
     engines: int = 2
     store: str = "etcd"
+    # One leads, the others stand by; with store etcd.
+    control_planes: int = 1
     policy: str = "atlas"
     balancer: str = "prefix_aware"
     gateway_port: int = 0
@@ -42,16 +44,29 @@ class EngineAddresses:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlPlaneAddress:
+    """One of several."""
+
+    name: str
+    grpc: int
+    http: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ports:
     """All on 127.0.0.1."""
 
     etcd_client: int
     etcd_peer: int
-    control_plane: int
-    control_plane_http: int
+    control_planes: tuple[ControlPlaneAddress, ...]
     gateway: int
     gateway_http: int
     engines: tuple[EngineAddresses, ...] = field(default=())
+
+    @property
+    def control_plane(self) -> str:
+        """host:port of all of them, with commas between."""
+        return ",".join(f"127.0.0.1:{plane.grpc}" for plane in self.control_planes)
 
 
 def free_ports(count: int) -> list[int]:
@@ -79,11 +94,14 @@ def port_is_free(port: int) -> bool:
 
 def choose_ports(spec: ClusterSpec) -> Ports:
     """A port for everybody."""
-    free = iter(free_ports(6 + 3 * spec.engines))
-    fixed = [next(free) for _ in range(6)]
+    free = iter(free_ports(4 + 2 * spec.control_planes + 3 * spec.engines))
+    fixed = [next(free) for _ in range(4)]
+    planes = tuple(
+        ControlPlaneAddress(f"control-plane-{i}" if i else "control-plane", next(free), next(free))
+        for i in range(spec.control_planes)
+    )
     engines = tuple(EngineAddresses(f"engine-{i}", next(free), next(free), next(free)) for i in range(spec.engines))
-    gateway = spec.gateway_port or fixed[4]
-    return Ports(fixed[0], fixed[1], fixed[2], fixed[3], gateway, fixed[5], engines)
+    return Ports(fixed[0], fixed[1], planes, spec.gateway_port or fixed[2], fixed[3], engines)
 
 
 def source_path() -> str:

@@ -8,6 +8,7 @@ etcd_store for the argument.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import time
 from collections.abc import AsyncIterator
@@ -54,15 +55,23 @@ class _Endpoint:
             self.channel = grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
         self.calls: dict[str, Any] = {
             name: self.channel.unary_unary(
-                f"/etcdserverpb.KV/{name}",
+                f"/etcdserverpb.{service}/{name}",
                 request_serializer=request.SerializeToString,
                 response_deserializer=response.FromString,
             )
-            for name, request, response in (
-                ("Range", pb.RangeRequest, pb.RangeResponse),
-                ("Txn", pb.TxnRequest, pb.TxnResponse),
+            for service, name, request, response in (
+                ("KV", "Range", pb.RangeRequest, pb.RangeResponse),
+                ("KV", "Txn", pb.TxnRequest, pb.TxnResponse),
+                ("Lease", "LeaseGrant", pb.LeaseGrantRequest, pb.LeaseGrantResponse),
+                ("Lease", "LeaseRevoke", pb.LeaseRevokeRequest, pb.LeaseRevokeResponse),
             )
         }
+        keep_alive: Any = self.channel.stream_stream(
+            "/etcdserverpb.Lease/LeaseKeepAlive",
+            request_serializer=pb.LeaseKeepAliveRequest.SerializeToString,
+            response_deserializer=pb.LeaseKeepAliveResponse.FromString,
+        )
+        self.calls["LeaseKeepAlive"] = functools.partial(_first_answer, keep_alive)
         self.watch: Any = self.channel.stream_stream(
             "/etcdserverpb.Watch/Watch",
             request_serializer=pb.WatchRequest.SerializeToString,
@@ -70,8 +79,19 @@ class _Endpoint:
         )
 
 
+async def _first_answer(stream: Any, request: Any, **options: Any) -> Any:
+    """A stream as a call: one question, one answer."""
+    call = stream(iter([request]), **options)
+    response = await call.read()
+    call.cancel()
+    if response is grpc.aio.EOF:
+        # The status says why; one that says OK has not answered.
+        raise StoreUnavailableError(f"etcd: the stream ended without an answer: {await call.details()}")
+    return response
+
+
 class EtcdClient:
-    """Range, Txn and a watch that misses nothing."""
+    """Range, Txn, leases and a watch that misses nothing."""
 
     def __init__(self, endpoints: tuple[str, ...], credentials: grpc.ChannelCredentials | None = None) -> None:
         self._endpoints = [_Endpoint(target, credentials) for target in endpoints]
@@ -99,6 +119,8 @@ class EtcdClient:
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.OUT_OF_RANGE and "compacted" in (error.details() or ""):
                     raise CompactedError(0) from error
+                if error.code() is grpc.StatusCode.NOT_FOUND and name == "LeaseRevoke":
+                    return None
                 if error.code() not in _AMBIGUOUS:
                     raise StoreUnavailableError(f"etcd {name}: {error.code().name} {error.details()}") from error
                 self._failed(index)
@@ -111,6 +133,20 @@ class EtcdClient:
         """One transaction; must be harmless to repeat."""
         response: pb.TxnResponse = await self._call("Txn", request, timeout_s)
         return response
+
+    async def grant(self, ttl_s: int, timeout_s: float = 5.0) -> pb.LeaseGrantResponse:
+        """A lease. One whose answer is lost runs out by itself."""
+        response: pb.LeaseGrantResponse = await self._call("LeaseGrant", pb.LeaseGrantRequest(ttl=ttl_s), timeout_s)
+        return response
+
+    async def keep_alive(self, lease: int, timeout_s: float) -> int:
+        """Renews a lease: seconds from now; 0 = it has run out."""
+        response = await self._call("LeaseKeepAlive", pb.LeaseKeepAliveRequest(id=lease), timeout_s)
+        return int(response.ttl)
+
+    async def revoke(self, lease: int, timeout_s: float = 5.0) -> None:
+        """Ends a lease and deletes its keys; one that has ended is no error."""
+        await self._call("LeaseRevoke", pb.LeaseRevokeRequest(id=lease), timeout_s)
 
     async def load(self, key: bytes, range_end: bytes, timeout_s: float = 30.0) -> tuple[int, list[pb.KeyValue]]:
         """(revision, all pairs as they were at that revision), in pages; anew when that revision is compacted away."""

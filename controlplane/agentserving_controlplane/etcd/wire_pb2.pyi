@@ -42,10 +42,12 @@ class KeyValue(google.protobuf.message.Message):
     CREATE_REVISION_FIELD_NUMBER: builtins.int
     MOD_REVISION_FIELD_NUMBER: builtins.int
     VALUE_FIELD_NUMBER: builtins.int
+    LEASE_FIELD_NUMBER: builtins.int
     key: builtins.bytes
     create_revision: builtins.int
     mod_revision: builtins.int
     value: builtins.bytes
+    lease: builtins.int
     def __init__(
         self,
         *,
@@ -53,8 +55,9 @@ class KeyValue(google.protobuf.message.Message):
         create_revision: builtins.int = ...,
         mod_revision: builtins.int = ...,
         value: builtins.bytes = ...,
+        lease: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["create_revision", b"create_revision", "key", b"key", "mod_revision", b"mod_revision", "value", b"value"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["create_revision", b"create_revision", "key", b"key", "lease", b"lease", "mod_revision", b"mod_revision", "value", b"value"]) -> None: ...
 
 global___KeyValue = KeyValue
 
@@ -145,15 +148,18 @@ class PutRequest(google.protobuf.message.Message):
 
     KEY_FIELD_NUMBER: builtins.int
     VALUE_FIELD_NUMBER: builtins.int
+    LEASE_FIELD_NUMBER: builtins.int
     key: builtins.bytes
     value: builtins.bytes
+    lease: builtins.int
     def __init__(
         self,
         *,
         key: builtins.bytes = ...,
         value: builtins.bytes = ...,
+        lease: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "lease", b"lease", "value", b"value"]) -> None: ...
 
 global___PutRequest = PutRequest
 
@@ -291,10 +297,12 @@ class Compare(google.protobuf.message.Message):
     RESULT_FIELD_NUMBER: builtins.int
     TARGET_FIELD_NUMBER: builtins.int
     KEY_FIELD_NUMBER: builtins.int
+    CREATE_REVISION_FIELD_NUMBER: builtins.int
     MOD_REVISION_FIELD_NUMBER: builtins.int
     result: global___Compare.CompareResult.ValueType
     target: global___Compare.CompareTarget.ValueType
     key: builtins.bytes
+    create_revision: builtins.int
     mod_revision: builtins.int
     def __init__(
         self,
@@ -302,11 +310,12 @@ class Compare(google.protobuf.message.Message):
         result: global___Compare.CompareResult.ValueType = ...,
         target: global___Compare.CompareTarget.ValueType = ...,
         key: builtins.bytes = ...,
+        create_revision: builtins.int = ...,
         mod_revision: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["mod_revision", b"mod_revision", "target_union", b"target_union"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["key", b"key", "mod_revision", b"mod_revision", "result", b"result", "target", b"target", "target_union", b"target_union"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["target_union", b"target_union"]) -> typing.Literal["mod_revision"] | None: ...
+    def HasField(self, field_name: typing.Literal["create_revision", b"create_revision", "mod_revision", b"mod_revision", "target_union", b"target_union"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["create_revision", b"create_revision", "key", b"key", "mod_revision", b"mod_revision", "result", b"result", "target", b"target", "target_union", b"target_union"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["target_union", b"target_union"]) -> typing.Literal["create_revision", "mod_revision"] | None: ...
 
 global___Compare = Compare
 
@@ -455,3 +464,113 @@ class WatchResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["cancel_reason", b"cancel_reason", "canceled", b"canceled", "compact_revision", b"compact_revision", "created", b"created", "events", b"events", "fragment", b"fragment", "header", b"header", "watch_id", b"watch_id"]) -> None: ...
 
 global___WatchResponse = WatchResponse
+
+@typing.final
+class LeaseGrantRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TTL_FIELD_NUMBER: builtins.int
+    ttl: builtins.int
+    """Seconds."""
+    def __init__(
+        self,
+        *,
+        ttl: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ttl", b"ttl"]) -> None: ...
+
+global___LeaseGrantRequest = LeaseGrantRequest
+
+@typing.final
+class LeaseGrantResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    TTL_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    ttl: builtins.int
+    @property
+    def header(self) -> global___ResponseHeader: ...
+    def __init__(
+        self,
+        *,
+        header: global___ResponseHeader | None = ...,
+        id: builtins.int = ...,
+        ttl: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header", "id", b"id", "ttl", b"ttl"]) -> None: ...
+
+global___LeaseGrantResponse = LeaseGrantResponse
+
+@typing.final
+class LeaseRevokeRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
+
+global___LeaseRevokeRequest = LeaseRevokeRequest
+
+@typing.final
+class LeaseRevokeResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    @property
+    def header(self) -> global___ResponseHeader: ...
+    def __init__(
+        self,
+        *,
+        header: global___ResponseHeader | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header"]) -> None: ...
+
+global___LeaseRevokeResponse = LeaseRevokeResponse
+
+@typing.final
+class LeaseKeepAliveRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
+
+global___LeaseKeepAliveRequest = LeaseKeepAliveRequest
+
+@typing.final
+class LeaseKeepAliveResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    TTL_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    ttl: builtins.int
+    """0: there is no such lease any more."""
+    @property
+    def header(self) -> global___ResponseHeader: ...
+    def __init__(
+        self,
+        *,
+        header: global___ResponseHeader | None = ...,
+        id: builtins.int = ...,
+        ttl: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header", "id", b"id", "ttl", b"ttl"]) -> None: ...
+
+global___LeaseKeepAliveResponse = LeaseKeepAliveResponse

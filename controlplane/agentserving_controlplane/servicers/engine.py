@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from agentserving_controlplane.control_plane import ControlPlane, now_us
 from agentserving_controlplane.engines import Engine
-from agentserving_controlplane.errors import ConflictError, DomainError, InvalidError, ReplacedError, UnavailableError
+from agentserving_controlplane.errors import ConflictError, DomainError, InvalidError, NotLeaderError, ReplacedError
 from agentserving_controlplane.links import Link
 from agentserving_controlplane.servicers.common import Outlet
 from agentserving_controlplane.status_codes import abort
@@ -95,9 +95,7 @@ class _Stream:
         if self.engine is not None and self.engine.engine_id != hello.engine_id:
             raise InvalidError("ENGINE_CHANGED", "engine_id: one stream, one engine", field="engine_id")
         if hello.epoch > plane.epoch:
-            raise UnavailableError(
-                "NOT_LEADER", f"epoch {hello.epoch} has been seen, this is {plane.epoch}", retry_after_s=1.0
-            )
+            raise NotLeaderError(f"epoch {hello.epoch} has been seen, this is {plane.epoch}")
         engine = self.engine = plane.engines.ensure(hello.engine_id)
         engine.boot_id, engine.address = hello.boot_id, hello.address
         engine.sidecar_address = hello.sidecar_address

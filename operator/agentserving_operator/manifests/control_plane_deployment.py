@@ -1,4 +1,8 @@
-"""The control plane's pod. Pure."""
+"""The control planes' pods. Pure.
+
+Followers are ready, too: an update goes on past them, and whoever reaches one by the Service is told the leader's own
+address. So the Service takes all of them, and no pod bears a label that would have to move with the leadership.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +21,35 @@ from agentserving_operator.manifests.common import (
     resources_of,
     secret_volume,
     selector,
+    spread,
 )
 from agentserving_operator.manifests.engine_pod import KEY_DIR, KEY_FILE
 from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints
 from agentserving_operator.spec import StoreType
 
+# A leader that cannot reach etcd for this long stops leading. With nobody to take over that gains nothing, and one
+# member of etcd that moves to another node needs about half a minute.
+LEASE_S, LEASE_ALONE_S = 5, 30
 TLS_DIR = "/etc/agentserving/etcd-tls"
 
 
 def control_plane_deployment(cluster: Cluster) -> Manifest:
-    """One pod. The policy is no argument: it is applied over gRPC, so that an edit restarts nothing."""
+    """The policy is no argument: it is applied over gRPC, so that an edit restarts nothing."""
     spec = {
         "replicas": cluster.spec.control_plane.replicas,
-        # A new one takes the table from the old one at once; both together would do so in turns.
-        "strategy": {"type": "Recreate"},
+        "strategy": _strategy(cluster),
         "selector": {"matchLabels": selector(cluster.name, Component.CONTROL_PLANE)},
         "template": _template(cluster),
     }
     return made(cluster, "apps/v1", "Deployment", Component.CONTROL_PLANE, spec=spec)
+
+
+def _strategy(cluster: Cluster) -> Manifest:
+    if cluster.spec.store.type is StoreType.MEMORY:
+        # Two would be two tables.
+        return {"type": "Recreate"}
+    # The new one stands by until the old one is told to go, and then leads at once.
+    return {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
 
 
 def _template(cluster: Cluster) -> Manifest:
@@ -53,20 +68,26 @@ def _template(cluster: Cluster) -> Manifest:
         cluster.images.agentserving,
         resources_of(cluster.spec.control_plane.resources, "250m", "256Mi"),
         **python("agentserving_controlplane", *_arguments(cluster)),
-        env=[*PYTHON_ENV],
+        env=[{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}, *PYTHON_ENV],
         ports=[port("grpc", Port.CONTROL_PLANE), port("http", Port.CONTROL_PLANE_HTTP)],
         volumeMounts=mounts,
         readinessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
         livenessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/healthz", periodSeconds=10, timeoutSeconds=5),
     )
     return pod(
-        cluster, Component.CONTROL_PLANE, containers=[one], volumes=volumes, terminationGracePeriodSeconds=30
-    )  # fmt: skip
+        cluster,
+        Component.CONTROL_PLANE,
+        containers=[one],
+        volumes=volumes,
+        terminationGracePeriodSeconds=30,
+        topologySpreadConstraints=spread(cluster, Component.CONTROL_PLANE),
+    )
 
 
 def _arguments(cluster: Cluster) -> list[str]:
     return [
-        "--listen", f"0.0.0.0:{Port.CONTROL_PLANE}",
+        "--listen", f"0.0.0.0:{Port.CONTROL_PLANE}", "--advertise", f"$(POD_IP):{Port.CONTROL_PLANE}",
+        "--lease-s", str(LEASE_S if cluster.spec.control_plane.replicas > 1 else LEASE_ALONE_S),
         "--http-host", "0.0.0.0", "--http-port", str(Port.CONTROL_PLANE_HTTP),
         "--ticket-key-file", KEY_FILE,
         "--program-idle-s", str(cluster.spec.control_plane.program_idle_seconds),

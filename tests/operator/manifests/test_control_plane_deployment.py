@@ -58,6 +58,30 @@ def test_an_external_etcd_may_ask_for_certificates(tmp_path: Path, client: bool)
     assert "etcd-tls" in names
 
 
-def test_two_never_run_at_once() -> None:
-    spec = control_plane_deployment(make_cluster())["spec"]
+def test_a_new_one_stands_by_before_an_old_one_goes() -> None:
+    for replicas in (1, 3):
+        spec = control_plane_deployment(make_cluster(controlPlane={"replicas": replicas}))["spec"]
+        assert spec["replicas"] == replicas
+        assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+
+
+def test_two_tables_in_memory_never_are_at_once() -> None:
+    spec = control_plane_deployment(make_cluster(store={"type": "Memory"}))["spec"]
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_followers_name_the_leader_by_its_pods_address(tmp_path: Path) -> None:
+    one = only_container(control_plane_deployment(make_cluster(controlPlane={"replicas": 2})))
+    assert {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}} in one["env"]
+    assert settings(tmp_path, controlPlane={"replicas": 2}).advertise == "$(POD_IP):7070"
+
+
+def test_a_lease_is_short_where_somebody_could_take_over(tmp_path: Path) -> None:
+    assert settings(tmp_path, controlPlane={"replicas": 2}).lease_s == 5
+    assert settings(tmp_path).lease_s == 30
+
+
+def test_replicas_spread_over_nodes() -> None:
+    (constraint,) = pod_spec(control_plane_deployment(make_cluster()))["topologySpreadConstraints"]
+    assert constraint["topologyKey"] == "kubernetes.io/hostname"
+    assert constraint["whenUnsatisfiable"] == "ScheduleAnyway"

@@ -1,0 +1,117 @@
+"""Control planes that a test may kill, simulated engines and a gateway; agents that stream through it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+from agentserving_cli.local.layout import free_ports
+from support.component import Component
+from support.killable_cluster import KillableCluster
+
+CALL_ID = "x-agentserving-call-id"
+
+
+class Simulator(Component):
+    """Has no port but the one that it serves on."""
+
+    def __init__(self, directory: Path, **flags: object) -> None:
+        super().__init__("agentserving_simulator", directory, **flags)
+        at = self._argv.index("--http-port")
+        del self._argv[at : at + 2]
+        self.http_port = int(str(flags["listen"]).rpartition(":")[2])
+
+
+class StreamingCluster(KillableCluster):
+    """`async with`, as its parent."""
+
+    async def _engine(self, engine_id: str) -> None:
+        home = self.directory / engine_id
+        home.mkdir()
+        engine, listen = (f"127.0.0.1:{port}" for port in free_ports(2))
+        key = self.directory / "key"
+        simulator = self.simulators[engine_id] = Simulator(
+            self.directory, listen=engine, engine_id=engine_id, channel_dir=home, ticket_key_file=key, max_num_seqs=32
+        )
+        simulator.start()
+        self.sidecars[engine_id] = Component(
+            "agentserving_sidecar", self.directory, engine_id=engine_id, engine_address=engine,
+            channel_dir=home, state_dir=home / "state", control_plane=self.addresses, listen=listen,
+        ).start()  # fmt: skip
+
+    async def __aenter__(self) -> StreamingCluster:
+        self.simulators: dict[str, Simulator] = {}
+        (port,) = free_ports(1)
+        self.url = f"http://127.0.0.1:{port}/v1"
+        self.gateway = Component(
+            "agentserving_gateway", self.directory, listen=f"127.0.0.1:{port}", control_plane=self.addresses
+        ).start()
+        await super().__aenter__()
+        await asyncio.to_thread(self.gateway.wait_ready)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for component in (self.gateway, *self.simulators.values()):
+            await asyncio.to_thread(component.kill)
+        await super().__aexit__()
+
+
+class Agents:
+    """Programs that stream one answer after the other."""
+
+    def __init__(self, url: str, name: str, programs: int, tokens: int) -> None:
+        self._url, self._tokens = url, tokens
+        self.programs = [f"{name}-{number}" for number in range(programs)]
+        # Of calls that the control plane had admitted, by program.
+        self.calls: Counter[str] = Counter()
+        self.tokens: Counter[str] = Counter()
+        self.unmanaged = 0
+        self.streams = 0
+        self.broken: list[str] = []
+        # (begun, answered) of each admitted call, by the monotonic clock.
+        self.admitted: list[tuple[float, float]] = []
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Until `stop`."""
+        async with httpx.AsyncClient(timeout=60, trust_env=False, limits=httpx.Limits(max_connections=None)) as client:
+            await asyncio.gather(*(self._agent(client, program) for program in self.programs))
+
+    def stop(self) -> None:
+        """Streams under way end by themselves."""
+        self._stopping = True
+
+    async def _agent(self, client: httpx.AsyncClient, program: str) -> None:
+        while not self._stopping:
+            try:
+                await self._call(client, program)
+            except (httpx.HTTPError, AssertionError) as error:
+                self.broken.append(f"{program}: {error!r}")
+                await asyncio.sleep(0.1)
+
+    async def _call(self, client: httpx.AsyncClient, program: str) -> None:
+        body = {
+            "model": "tiny", "messages": [{"role": "user", "content": "on with it"}], "max_tokens": self._tokens,
+            "stream": True, "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        began = time.monotonic()
+        headers = {"x-agentserving-program-id": program}
+        async with client.stream("POST", f"{self._url}/chat/completions", json=body, headers=headers) as answer:
+            assert answer.status_code == 200, await answer.aread()
+            managed = CALL_ID in answer.headers
+            if managed:
+                self.admitted.append((began, time.monotonic()))
+            events = [line.removeprefix("data: ") async for line in answer.aiter_lines() if line]
+        self.streams += 1
+        assert events[-1:] == ["[DONE]"], f"cut off after {len(events)} events"
+        made = json.loads(events[-2])["usage"]["completion_tokens"]
+        assert made == self._tokens
+        if managed:
+            self.calls[program] += 1
+            self.tokens[program] += made
+        else:
+            self.unmanaged += 1
