@@ -14,6 +14,7 @@ import click
 import grpc
 from agentserving import AgentServingError, Client
 from agentserving.connection import Settings
+from agentserving.errors import from_rpc, hint_of
 from agentserving.leader import split
 from agentserving.operations import Operation
 from agentserving.v1 import admin_service_pb2, admin_service_pb2_grpc, program_service_pb2_grpc
@@ -102,6 +103,17 @@ def connected(address: str) -> Iterator[Services]:
             yield Services(client)
         except grpc.RpcError as error:
             fail(refusal(error, address))
+
+
+def named_leader(address: str) -> str:
+    """Whom the control plane at an address names as the leader, host:port; "" when it leads, or cannot tell."""
+    with grpc.insecure_channel(address) as channel:
+        stub = admin_service_pb2_grpc.AdminServiceStub(channel)
+        try:
+            stub.GetPolicy(admin_service_pb2.GetPolicyRequest(), timeout=DEADLINE_S)
+        except grpc.RpcError as error:
+            return hint_of(from_rpc(error, address)) or ""
+    return ""
 
 
 def refusal(error: grpc.RpcError, address: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from agentserving.v1 import program_service_pb2
 from agentserving_cli.kube.clusters import RESOURCE, NoClusterError, choose
 from agentserving_cli.kube.kubectl import Kubectl, KubectlError, said
 from agentserving_cli.kube.main import main
+from agentserving_controlplane.gate import Gate
 from click.testing import CliRunner, Result
 from support.kubectl_stand_in import install
 from support.served_plane import ServedPlane
@@ -70,6 +72,31 @@ async def test_programs_are_listed_through_a_forwarded_port_that_is_gone_afterwa
     assert asked[-1][-2:] == ["svc/demo-control-plane", ":7070"]
     children = psutil.Process().children(recursive=True)
     assert not [child for child in children if "port-forward" in child.cmdline()]
+
+
+async def test_a_follower_behind_the_service_leads_to_the_leaders_pod(served: ServedPlane, answers: Path) -> None:
+    await served.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id="p1", name="agent"))
+    gate, follower = Gate(), grpc.aio.server()
+    gate.leader = "10.1.2.3:7070"
+    follower.add_generic_rpc_handlers((gate,))
+    port = follower.add_insecure_port("127.0.0.1:0")
+    await follower.start()
+    pods = [
+        {"metadata": {"name": f"demo-control-plane-{name}"}, "status": {"podIP": ip}}
+        for name, ip in (("a", "10.1.2.2"), ("b", "10.1.2.3"))
+    ]
+    (answers / "pods.json").write_text(json.dumps({"items": pods}))
+    (answers / "ports-demo-control-plane").write_text(str(port))
+    done = await run("ps")
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[1].split()[0] == "p1"
+    asked = [json.loads(line) for line in (answers / "asked").read_text().splitlines()]
+    assert asked[-1][-2:] == ["pod/demo-control-plane-b", ":7070"]
+    gate.leader = "10.9.9.9:7070"
+    done = await run("ps")
+    assert done.exit_code == 1
+    assert "10.9.9.9:7070, is no pod of this cluster" in done.output
+    await follower.stop(0)
 
 
 @pytest.mark.parametrize(("form", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])

@@ -1,7 +1,7 @@
 """A kubectl for machines that have none: answers `get` from files, and forwards ports for real.
 
 Started as ``kubectl``; KUBECTL_ANSWERS is a directory with a JSON file for each resource, and a file `ports` that says
-where a forwarded port leads.
+where a forwarded port leads: `ports-NAME` where there is one for the target NAME.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def main(arguments: list[str]) -> None:
     with (answers / "asked").open("a") as log:
         log.write(json.dumps(arguments) + "\n")
     if words[0] == "port-forward":
-        _forward(int((answers / "ports").read_text()))
+        own = answers / f"ports-{words[1].partition('/')[2]}"
+        _forward(int((own if own.exists() else answers / "ports").read_text()))
     found = answers / f"{words[1]}.json"
     if not found.exists():
         sys.exit(f'error: the server doesn\'t have a resource type "{words[1]}"')

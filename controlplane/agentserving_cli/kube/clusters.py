@@ -43,6 +43,15 @@ def labels(cluster_name: str, component: str = "") -> str:
     return f"{of},app.kubernetes.io/component={component}" if component else of
 
 
+def pod_at(pods: Sequence[Object], address: str) -> str:
+    """The pod with the IP of an address, as kubectl takes it. NoClusterError."""
+    host = address.rpartition(":")[0]
+    for pod in pods:
+        if pod.get("status", {}).get("podIP") == host:
+            return f"pod/{pod['metadata']['name']}"
+    raise NoClusterError(f"the control plane that leads, {address}, is no pod of this cluster: try again in a moment")
+
+
 def control_plane_service(cluster: Object) -> str:
     """As kubectl takes it."""
     return f"svc/{cluster['metadata']['name']}-control-plane"

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agentserving_cli.connection import DEADLINE_S, Services, connected, fail
+from agentserving_cli.connection import DEADLINE_S, Services, connected, fail, named_leader
 from agentserving_cli.kube.clusters import (
     CONTROL_PLANE_PORT,
     RESOURCE,
@@ -24,6 +24,7 @@ from agentserving_cli.kube.clusters import (
     conditions,
     control_plane_service,
     labels,
+    pod_at,
 )
 from agentserving_cli.kube.findings import Finding, of_cluster, of_control_plane, of_operator, of_pods
 from agentserving_cli.kube.kubectl import Kubectl, KubectlError
@@ -59,7 +60,15 @@ def _cluster(kubectl: Kubectl, name: str) -> Object:
 
 @contextmanager
 def _connected(kubectl: Kubectl, cluster: Object) -> Iterator[Services]:
-    with kubectl.forwarded(control_plane_service(cluster), CONTROL_PLANE_PORT) as address, connected(address) as stubs:
+    """A Service's port leads to any of the pods, and the leader's own address leads there inside the cluster only."""
+    with kubectl.forwarded(control_plane_service(cluster), CONTROL_PLANE_PORT) as address:
+        leader = named_leader(address)
+        if not leader:
+            with connected(address) as stubs:
+                yield stubs
+            return
+    pods = kubectl.items("pods", "-l", labels(cluster["metadata"]["name"], "control-plane"))
+    with kubectl.forwarded(pod_at(pods, leader), CONTROL_PLANE_PORT) as address, connected(address) as stubs:
         yield stubs
 
 
