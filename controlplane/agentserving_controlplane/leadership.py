@@ -1,7 +1,7 @@
 """From candidate to leader and out again: campaign, recover, open the gate, hold the claim.
 
 While another leads nothing of the table is kept here: reading 10 000 programs takes a fraction of the lease that has
-to pass before (CHANGELOG has the figure), and what is not kept cannot be stale.
+to pass before (ARCHITECTURE has the figure), and what is not kept cannot be stale.
 """
 
 from __future__ import annotations
