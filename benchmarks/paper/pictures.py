@@ -115,6 +115,8 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]], beside: Sequence[dict[str, 
     axis.set_xlim(least / 2 if far else 0, most * (4 if far else 1.35))
     for at, (mean, half) in enumerate(zip(means, halves, strict=True)):
         text = f"{mean:,.0f}" if mean >= 100 else f"{mean:.3g}"
-        axis.text((mean + half) * (1.08 if far else 1.0), at, f" {text}", va="center", fontsize=8)
+        # The intervals of two seeds go far beyond the panel; the figure must not.
+        beside_bar = min(mean + half, 1.05 * most) * (1.08 if far else 1.0)
+        axis.text(beside_bar, at, f" {text}", va="center", fontsize=8).set_in_layout(False)
     axis.tick_params(axis="x", labelsize=8)
     axis.grid(axis="x", alpha=0.25)

@@ -11,7 +11,14 @@ from typing import Any
 
 import grpc
 
-from agentserving.errors import NOT_LEADER, AgentServingError, InvalidArgumentError, UnavailableError, hint_of
+from agentserving.errors import (
+    NOT_LEADER,
+    AgentServingError,
+    CancelledError,
+    InvalidArgumentError,
+    UnavailableError,
+    hint_of,
+)
 from agentserving.leader import Leader, split
 
 CONTROL_PLANE = "AGENTSERVING_CONTROL_PLANE"
@@ -118,10 +125,14 @@ def dial(ways: Dial, address: str, settings: Settings, *, known: Sequence[str] =
     return secure(address, settings.tls.credentials(), options=options)
 
 
+# A control plane that stops leading cuts its calls off as CANCELLED; a caller that cancels sees no error of gRPC's.
+LOST = (UnavailableError, CancelledError)
+
+
 def look_elsewhere(leader: Leader, error: AgentServingError, address: str, now_s: float) -> float | None:
     """After an error of the control plane at an address: None when it is the leader's own word, which others would
     repeat; else the seconds to wait before asking whom `leader` names now."""
-    if not isinstance(error, UnavailableError) or error.reason not in ("", NOT_LEADER):
+    if not isinstance(error, LOST) or error.reason not in ("", NOT_LEADER):
         return None
     return leader.failed(address, now_s, hint_of(error))
 
@@ -149,7 +160,7 @@ class Attempts:
             delay *= random.uniform(0.5, 1.0)
             return delay if now_s + delay < self._until_s else None
         self._made += 1
-        if not self._again or not isinstance(error, UnavailableError) or self._made >= self._settings.attempts:
+        if not self._again or not isinstance(error, LOST) or self._made >= self._settings.attempts:
             return None
         delay = self._settings.first_delay_s * 2 ** (self._made - 1) * random.uniform(0.5, 1.0)
         delay = max(delay, error.retry_after_s)

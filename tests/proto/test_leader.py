@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from agentserving.connection import Attempts, Settings
+from agentserving.errors import AgentServingError, CancelledError, UnavailableError
 from agentserving.leader import MAX_DELAY_S, SHUNNED_S, Leader, split
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,3 +89,12 @@ def test_whatever_happened_before_one_that_leads_is_found(past: list[tuple[str |
             break
         now += leader.failed(leader.address, now, leads)
     assert leader.address == leads
+
+
+@pytest.mark.parametrize("lost", [UnavailableError, CancelledError])
+def test_a_call_that_a_leaving_leader_cut_off_is_made_again_only_if_that_is_safe(lost: type[AgentServingError]) -> None:
+    for again in (True, False):
+        leader = Leader([A, B])
+        attempts = Attempts(Settings(tls=None), 0.0, again=again, leader=leader)
+        assert (attempts.delay_s(lost("gone"), A, 0.0) is not None) == again
+        assert leader.address == B
