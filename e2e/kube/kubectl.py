@@ -40,8 +40,8 @@ class Kubectl:
         return run("kubectl", "-n", self.namespace, *argv, text=text, bound_s=bound_s)
 
     def apply(self, *manifests: dict[str, Any]) -> None:
-        """As JSON, which is YAML."""
-        self("apply", "-f", "-", text="\n---\n".join(json.dumps(each) for each in manifests))
+        """As one JSON list: kubectl takes a long text that begins as JSON for JSON all through, separators and all."""
+        self("apply", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}))
 
     def get(self, *what: str) -> Any:
         """An object, or a list of them."""
