@@ -14,6 +14,7 @@ import pytest
 import yaml
 from agentserving.v1 import program_service_pb2
 from agentserving_cli.kube.clusters import RESOURCE, NoClusterError, choose
+from agentserving_cli.kube.findings import of_pods
 from agentserving_cli.kube.kubectl import Kubectl, KubectlError, said
 from agentserving_cli.kube.main import main
 from agentserving_controlplane.gate import Gate
@@ -156,6 +157,52 @@ async def test_the_doctor_names_what_is_wrong_and_what_to_do(served: ServedPlane
         "kubectl logs demo-gateway-1 -c gateway --previous",
         "engines": "0 of 2 are attached and serve",
     }
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (
+            {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": "no GPU"}]},
+            "has no node (no GPU): kubectl describe pod p",
+        ),
+        (
+            {
+                "phase": "Pending", "conditions": [{"type": "Ready", "status": "False", "message": "unready: [a b]"}],
+                "containerStatuses": [
+                    {"name": "a", "state": {"waiting": {"reason": "PodInitializing"}}},
+                    {"name": "b", "state": {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}},
+                ],
+            },
+            "container b waits (ErrImagePull: no such image): kubectl describe pod p",
+        ),
+        (
+            {"phase": "Running", "conditions": [{"type": "Ready", "status": "False", "message": "unready: [a]"}]},
+            "is not ready (unready: [a]): kubectl describe pod p",
+        ),
+        ({}, "is not ready (no status yet): kubectl describe pod p"),
+    ],
+)  # fmt: skip
+def test_a_pod_that_is_not_ready_says_why(status: dict[str, Any], told: str) -> None:
+    (found,) = of_pods([{"metadata": {"name": "p"}, "status": status}])
+    assert (found.ok, found.what, found.told) == (False, "pod p", told)
+
+
+def test_pods_that_are_ready_or_leave_are_not_told() -> None:
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    leaving = {"name": "old", "deletionTimestamp": "2026-01-01T00:00:00Z"}
+    assert not list(of_pods([{"metadata": {"name": "p"}, "status": ready}, {"metadata": leaving, "status": {}}]))
+
+
+async def test_a_policy_that_is_not_the_spec_s_is_told(served: ServedPlane, answers: Path) -> None:
+    in_force = json.loads((await run("policy", "get", "-o", "json")).output)["policy"]["policy"]["name"]
+    for asked, ok in ((in_force, True), ("gittins", False)):
+        of_spec = cluster()
+        of_spec["spec"]["scheduling"] = {"policy": asked}
+        (answers / f"{RESOURCE}.json").write_text(json.dumps({"items": [of_spec]}))
+        done = await run("doctor")
+        assert done.exit_code == (0 if ok else 1), done.output
+        assert ("policy of the spec" in done.output) is not ok
 
 
 def test_a_cluster_without_the_crd_is_told_apart(answers: Path) -> None:

@@ -37,12 +37,19 @@ def test_examples_are_clusters(path: Path) -> None:
     parse(ClusterSpec, found["spec"])
 
 
-def test_the_notes_show_the_example() -> None:
+def test_the_notes_show_the_example_and_the_four_commands_of_the_readme() -> None:
     name = "cluster-simulator.yaml"
     assert (CHART / "files" / name).read_text() == (ROOT / "examples" / name).read_text()
     notes = (CHART / "templates/NOTES.txt").read_text()
-    assert "kubectl wait --for=condition=Ready asc/demo --timeout=5m" in notes
-    assert f"kubectl apply -f examples/{name}" in notes
+    commands = [line.split("  #")[0].strip() for line in notes.splitlines() if line.startswith("    ")]
+    assert commands == [
+        "helm install agentserving charts/agentserving -n agentserving --create-namespace --wait",
+        f"kubectl apply -f examples/{name}",
+        "kubectl wait --for=condition=Ready asc/demo --timeout=5m",
+        "kubectl agentserving top",
+    ]
+    readme = (ROOT / "README.md").read_text()
+    assert all(command in readme for command in commands)
 
 
 def values() -> dict[str, Any]:

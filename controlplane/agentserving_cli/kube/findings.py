@@ -64,20 +64,43 @@ def _words(condition: Object) -> str:
 
 
 def of_pods(pods: Sequence[Object]) -> Iterator[Finding]:
-    """Pods that restart; why they are not ready the conditions tell."""
+    """Pods that are not ready, each with why; and containers that were restarted."""
     for pod in pods:
-        status = pod.get("status", {})
-        for one in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
-            if one.get("restartCount"):
-                ended = one.get("lastState", {}).get("terminated", {})
-                how = f"{ended.get('reason', 'ended')}, exit code {ended.get('exitCode', '?')}"
-                name = pod["metadata"]["name"]
-                yield Finding(
-                    bool(one.get("ready")),
-                    f"pod {name}",
-                    f"container {one['name']} restarted {one['restartCount']} times ({how}): "
-                    f"kubectl logs {name} -c {one['name']} --previous",
-                )
+        name, status = pod["metadata"]["name"], pod.get("status", {})
+        containers = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+        restarted = [one for one in containers if one.get("restartCount")]
+        for one in restarted:
+            ended = one.get("lastState", {}).get("terminated", {})
+            how = f"{ended.get('reason', 'ended')}, exit code {ended.get('exitCode', '?')}"
+            yield Finding(
+                bool(one.get("ready")),
+                f"pod {name}",
+                f"container {one['name']} restarted {one['restartCount']} times ({how}): "
+                f"kubectl logs {name} -c {one['name']} --previous",
+            )
+        if "deletionTimestamp" in pod["metadata"] or any(not one.get("ready") for one in restarted):
+            continue
+        why = _not_ready(status, containers)
+        if why:
+            yield Finding(False, f"pod {name}", f"{why}: kubectl describe pod {name}")
+
+
+def _not_ready(status: Object, containers: Sequence[Object]) -> str:
+    """Why a pod is not ready; empty when it is. The most telling first: no node, a container that waits, the rest."""
+    seen = {condition["type"]: condition for condition in status.get("conditions", [])}
+    if seen.get("Ready", {}).get("status") == "True":
+        return ""
+    scheduled = seen.get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        return f"has no node ({scheduled.get('message') or scheduled.get('reason', 'no reason told')})"
+    for one in containers:
+        waiting = one.get("state", {}).get("waiting", {})
+        # Of a pod that starts: it waits for another container, which is told below or here.
+        if waiting.get("reason", "PodInitializing") != "PodInitializing":
+            told = f": {waiting['message']}" if waiting.get("message") else ""
+            return f"container {one['name']} waits ({waiting['reason']}{told})"
+    unready = seen.get("Ready", {})
+    return f"is not ready ({unready.get('message') or status.get('reason') or status.get('phase', 'no status yet')})"
 
 
 def of_control_plane(
@@ -100,3 +123,9 @@ def of_control_plane(
     yield Finding(
         not waits, "policy", f"{told}, not acknowledged by {waits}" if waits else f"{told}, in force everywhere"
     )
+    asked = cluster.get("spec", {}).get("scheduling", {}).get("policy", "")
+    if asked and asked != policy.policy.policy.name:
+        yield Finding(
+            False, "policy of the spec", f"is {asked}, in force is {policy.policy.policy.name}: the operator sets it "
+            "within a round; if it does not, its log and the object's conditions say why",
+        )  # fmt: skip
