@@ -10,17 +10,12 @@ from typing import Any
 from agentserving_replay.figures import interval
 from matplotlib import pyplot as plt
 
-from benchmarks.paper.plots import COLOURS
+from benchmarks.paper.plots import COLOURS, CONTENDER_NAMES
 
 BALANCER_COLOURS = {
     "round_robin": "#999999", "least_used": "#c9a227", "program_locality": "#2b8cbe", "prefix_aware": "#e34a33",
 }  # fmt: skip
 BALANCER_NAMES = {"program_locality": "program_locality (paper)", "prefix_aware": "prefix_aware (ours)"}
-# Names of contenders as a reader who knows none of the text can take them.
-CONTENDER_NAMES = {
-    "vllm": "vLLM, no prefix cache", "vllm-opt": "vLLM (FCFS)", "vllm-priority": "vLLM, priority = service",
-    "plas": "PLAS (paper)", "atlas": "ATLAS (paper)", "mlfq": "MLFQ", "srpt": "SRPT (clairvoyant)",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,11 @@ COLOURS = {
     "plas": "#2b8cbe", "atlas": "#41ae76", "program-plas": "#e34a33", "program-atlas": "#fc8d59", "gittins": "#1a1a8c",
     "srpt": "#bdbdbd",
 }  # fmt: skip
+# Names of contenders as a reader who knows none of the text can take them.
+CONTENDER_NAMES = {
+    "vllm": "vLLM, no prefix cache", "vllm-opt": "vLLM (FCFS)", "vllm-priority": "vLLM, priority = service",
+    "plas": "PLAS (paper)", "atlas": "ATLAS (paper)", "mlfq": "MLFQ", "srpt": "SRPT (clairvoyant)",
+}  # fmt: skip
 PANELS = (("token_ms", "token latency, mean (ms)"), ("token_p99_ms", "token latency, p99 (ms)"))
 
 
@@ -58,7 +63,7 @@ def _curves(panel: Any, rows: list[dict[str, Any]], key: str) -> None:
         points = [(rate, *interval(values)) for rate, values in sorted(seeds.items())]
         rates, means = [p[0] for p in points], [p[1] for p in points]
         style = "--" if name == "srpt" else "-"
-        panel.plot(rates, means, style, color=colour, label=name, marker="o", markersize=3)
+        panel.plot(rates, means, style, color=colour, label=CONTENDER_NAMES.get(name, name), marker="o", markersize=3)
         if all(half < float("inf") for _, _, half in points):
             low = [max(mean / 10, mean - half) for _, mean, half in points]
             panel.fill_between(rates, low, [mean + half for _, mean, half in points], color=colour, alpha=0.08)

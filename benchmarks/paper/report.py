@@ -95,7 +95,10 @@ def _by(rows: list[Row], keys: tuple[str, ...], heads: Sequence[str], figures: S
 
 
 def gap_closed(groups: Groups, workload: str, rate: float, name: str) -> float:
-    """Share of the distance from FCFS to the clairvoyant order that a policy covers, in mean token latency."""
+    """Share of the distance from FCFS to the clairvoyant order that a policy covers, in mean token latency; NaN where
+    there is none, or one of the three was not run."""
+    if not all(groups.get((workload, rate, each)) for each in ("vllm-opt", "srpt", name)):
+        return float("nan")
     of = {
         each: interval([row["figures"]["token_ms"] for row in groups[(workload, rate, each)]])[0]
         for each in ("vllm-opt", "srpt", name)
