@@ -161,25 +161,26 @@ def geometric_levels(count: int = 6, base_us: int = 250_000, ratio: int = 4) -> 
 # Where each loses is measured in virtual time (docs/results: ShareGPT, BFCL, LATS, Mixed, five seeds). Below saturation
 # nobody waits, and all are equal.
 FCFS = Policy(name="fcfs")
-# The best for programs that are all of one size (BFCL). Elsewhere long programs hold back short ones: 3 to 4 times the
+# The best for programs that are all of one size (BFCL). Elsewhere long programs hold back short ones: 2.7 to 3.8 times the
 # token latency of FCFS at the highest rates.
 PROGRAM_FCFS = Policy(name="program-fcfs", order=Order.PROGRAM_ARRIVAL, max_preemptions=64)
-# Loses to FCFS on search trees, whose every call begins at the top again: by a quarter to a third at the highest rates.
+# Loses to FCFS on search trees, whose every call begins at the top again: by a quarter to two fifths beyond it.
 MLFQ = Policy(name="mlfq", levels=geometric_levels(), beta_milli=20_000, max_preemptions=64)
-# Loses to stock vLLM with a priority of attained service on ShareGPT and BFCL, and to FCFS in the mean program latency
-# of ShareGPT on 70B on four A100 (216 against 157 s): programs of a level take turns and evict each other.
+# Beyond saturation loses to stock vLLM with a priority of attained service, and to FCFS in the mean program latency of
+# ShareGPT on 70B on four A100 (216 against 157 s): programs of a level take turns and evict each other.
 PLAS = replace(MLFQ, name="plas", accounting=Accounting.SUM)
-# Loses to PLAS in the p99 of Mixed: a tree with a short critical path goes ahead of chats, whatever it costs in all.
+# Loses to PLAS in the p99 of a token on Mixed beyond saturation.
 ATLAS = replace(MLFQ, name="atlas", accounting=Accounting.CRITICAL_PATH)
 # Within a level the program that came first goes first: fewer programs are under way at a time, so their KV is still
 # there when they come back. Eight levels, up to 1024 s: with six, the last one holds all long programs, and the first
 # of them would keep the others from running at all. Loses to PLAS in the p99 of a token on search trees (111 against
-# 90 ms at 0.22/s); the largest tenth of the programs waits up to 1.14 times as long as under FCFS (p99).
+# 90 ms at 0.22/s), and in the mean where all KV fits (35.9 against 32.8 ms). The largest tenth waits up to 1.14 times as
+# long as under FCFS (p99).
 PROGRAM_PLAS = replace(PLAS, name="program-plas", order=Order.PROGRAM_ARRIVAL, levels=geometric_levels(8))
 PROGRAM_ATLAS = replace(PROGRAM_PLAS, name="program-atlas", accounting=Accounting.CRITICAL_PATH)
 # The program that is likeliest to end soonest for the service that it takes; PROGRAM_PLAS until that is known. Beyond
-# saturation it loses to PLAS and PROGRAM_PLAS on search trees, whose sizes have two humps: at 0.22/s 47 against 43 and
-# 35 ms a token, p99 226 against 90 and 111, in two seeds of five. The largest tenth waits up to 1.15 times FCFS's.
+# saturation it loses to PLAS and PROGRAM_PLAS on search trees, whose sizes have two humps: at 0.22/s 46 against 43 and
+# 35 ms a token, p99 212 against 90 and 111, in two seeds of five. The largest tenth waits up to 1.15 times FCFS's.
 GITTINS = replace(PROGRAM_PLAS, name="gittins", source=Source.GITTINS)
 
 PRESETS: dict[str, Policy] = {
