@@ -161,8 +161,8 @@ def geometric_levels(count: int = 6, base_us: int = 250_000, ratio: int = 4) -> 
 # Where each loses is measured in virtual time (docs/results: ShareGPT, BFCL, LATS, Mixed, five seeds). Below saturation
 # nobody waits, and all are equal.
 FCFS = Policy(name="fcfs")
-# The best for programs that are all of one size (BFCL). Elsewhere long programs hold back short ones: 2.7 to 3.8 times the
-# token latency of FCFS at the highest rates.
+# The best for programs that are all of one size (BFCL). Elsewhere long programs hold back short ones: 2.7 to 3.8 times
+# the token latency of FCFS at the highest rates.
 PROGRAM_FCFS = Policy(name="program-fcfs", order=Order.PROGRAM_ARRIVAL, max_preemptions=64)
 # Loses to FCFS on search trees, whose every call begins at the top again: by a quarter to two fifths beyond it.
 MLFQ = Policy(name="mlfq", levels=geometric_levels(), beta_milli=20_000, max_preemptions=64)
@@ -174,8 +174,8 @@ ATLAS = replace(MLFQ, name="atlas", accounting=Accounting.CRITICAL_PATH)
 # Within a level the program that came first goes first: fewer programs are under way at a time, so their KV is still
 # there when they come back. Eight levels, up to 1024 s: with six, the last one holds all long programs, and the first
 # of them would keep the others from running at all. Loses to PLAS in the p99 of a token on search trees (111 against
-# 90 ms at 0.22/s), and in the mean where all KV fits (35.9 against 32.8 ms). The largest tenth waits up to 1.14 times as
-# long as under FCFS (p99).
+# 90 ms at 0.22/s), and in the mean where all KV fits (35.9 against 32.8 ms). The largest tenth waits up to 1.14 times
+# as long as under FCFS (p99).
 PROGRAM_PLAS = replace(PLAS, name="program-plas", order=Order.PROGRAM_ARRIVAL, levels=geometric_levels(8))
 PROGRAM_ATLAS = replace(PROGRAM_PLAS, name="program-atlas", accounting=Accounting.CRITICAL_PATH)
 # The program that is likeliest to end soonest for the service that it takes; PROGRAM_PLAS until that is known. Beyond
