@@ -30,7 +30,7 @@ def latency(workload: str, quick: bool) -> Iterable[Run]:
     for rate in RATES[workload][1::3] if quick else RATES[workload]:
         for contender in PAPER:
             for seed in range(2 if quick else SEEDS):
-                yield Run(workload, contender, rate, seed, window_s=300 if quick else 900)
+                yield Run(workload, contender, rate, seed, window_s=200 if quick else 900)
 
 
 def makespan(quick: bool) -> Iterable[Run]:
