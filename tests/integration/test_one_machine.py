@@ -111,7 +111,9 @@ def test_no_prompt_is_told_anywhere_and_no_program_is_a_label(cluster: Cluster) 
 
 
 UNIT = re.compile(r"_(seconds|bytes|tokens|blocks|calls|programs|engines|writes|reports|version|epoch|revision|ratio)$")
-STATES = re.compile(r"_(healthy|ready|attached|connected|stuck|running|completed|unmanaged|in_flight|waiting|live)$")
+STATES = re.compile(
+    r"_(healthy|ready|attached|connected|stuck|running|completed|unmanaged|in_flight|waiting|live|leader)$"
+)
 
 
 def test_metrics_are_ours_by_name_and_tell_their_unit(cluster: Cluster) -> None:
