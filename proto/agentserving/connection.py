@@ -75,7 +75,8 @@ class Settings:
 # The default first reconnect comes after a second: longer than a control plane needs to come back.
 CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Also how long an attempt to connect may take: the longer, the busier the machine. A refused one is over at once.
+    ("grpc.min_reconnect_backoff_ms", 2500),
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 16 << 20),
