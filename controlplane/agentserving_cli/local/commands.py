@@ -17,6 +17,9 @@ from agentserving_cli.local.layout import (
 )
 
 START_BOUND_S = 30.0
+# A leader that cannot renew its lease for so long stops leading. With nobody to take over that gains nothing, and
+# engines that fill every core of a machine keep etcd from answering for seconds.
+LEASE_S, LEASE_ALONE_S = 5, 30
 # A cold machine takes two minutes for the tiny model, a busy one five; real ones are read from disk, or fetched.
 TINY_START_BOUND_S, MODEL_START_BOUND_S = 600.0, 3600.0
 
@@ -58,6 +61,7 @@ def control_plane(spec: ClusterSpec, home: Path, ports: Ports, plane: ControlPla
         "--http-port", str(plane.http), "--store", spec.store,
         "--etcd-endpoints", f"127.0.0.1:{ports.etcd_client}", "--etcd-prefix", "/agentserving/local",
         "--ticket-key-file", str(home / "ticket.key"), "--policy", spec.policy, "--balancer", spec.balancer,
+        "--lease-s", str(LEASE_S if spec.control_planes > 1 else LEASE_ALONE_S),
     )  # fmt: skip
     return _ours(plane.name, argv, f"http://127.0.0.1:{plane.http}/readyz", plane.grpc, plane.http)
 
