@@ -56,6 +56,22 @@ def _reachable(listen: str) -> str:
     return f"{socket.gethostname()}:{port}" if host in ("0.0.0.0", "[::]", "") else listen
 
 
+def _checked(parser: argparse.ArgumentParser, given: argparse.Namespace) -> bytes:
+    """The ticket key, once every value makes sense; else exits as argparse does."""
+    try:
+        key = Path(given.ticket_key_file).read_bytes()
+    except OSError as error:
+        parser.error(f"--ticket-key-file {given.ticket_key_file}: {error.strerror}")
+    if len(key) < 16:
+        parser.error(f"--ticket-key-file {given.ticket_key_file}: needs at least 16 bytes, has {len(key)}")
+    for name in ("program_idle_s", "call_idle_s", "closed_retention_s", "max_pending_writes"):
+        if not getattr(given, name) > 0:
+            parser.error(f"--{name.replace('_', '-')} must be positive, not {getattr(given, name)}")
+    if not MIN_LEASE_S <= given.lease_s <= MAX_LEASE_S:
+        parser.error(f"--lease-s must be {MIN_LEASE_S} to {MAX_LEASE_S} seconds, not {given.lease_s}")
+    return key
+
+
 def parse(argv: list[str]) -> Settings:
     """Settings from flags and environment. Exits with code 2 and one line when they make no sense."""
     parser = argparse.ArgumentParser(prog="agentserving-controlplane", description=__doc__)
@@ -83,17 +99,7 @@ def parse(argv: list[str]) -> Settings:
     flag("closed-retention-s", "600", type=float)
     flag("max-pending-writes", "50000", type=int)
     given = parser.parse_args(argv)
-    try:
-        key = Path(given.ticket_key_file).read_bytes()
-    except OSError as error:
-        parser.error(f"--ticket-key-file {given.ticket_key_file}: {error.strerror}")
-    if len(key) < 16:
-        parser.error(f"--ticket-key-file {given.ticket_key_file}: needs at least 16 bytes, has {len(key)}")
-    for name in ("program_idle_s", "call_idle_s", "closed_retention_s", "max_pending_writes"):
-        if not getattr(given, name) > 0:
-            parser.error(f"--{name.replace('_', '-')} must be positive, not {getattr(given, name)}")
-    if not MIN_LEASE_S <= given.lease_s <= MAX_LEASE_S:
-        parser.error(f"--lease-s must be {MIN_LEASE_S} to {MAX_LEASE_S} seconds, not {given.lease_s}")
+    key = _checked(parser, given)
     return Settings(
         given.listen,
         given.http_port,

@@ -78,6 +78,14 @@ async def watch_progress(sidecar: Sidecar) -> None:
         sidecar.check_progress()
 
 
+def channel_of(settings: argparse.Namespace) -> LeaderChannel:
+    """To the control planes. ValueError names the flag."""
+    try:
+        return LeaderChannel(settings.control_plane, settings_of(settings.tls_ca, settings.tls_cert, settings.tls_key))
+    except ValueError as error:
+        raise ValueError(f"--control-plane: {error}") from error
+
+
 async def serve(settings: argparse.Namespace) -> int:
     """Runs until SIGTERM or SIGINT, then drains."""
     stop = asyncio.Event()
@@ -85,19 +93,13 @@ async def serve(settings: argparse.Namespace) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         journal = Journal(Path(settings.state_dir) / "journal")
-    except NewerFormatError as error:
+        channel = channel_of(settings)
+    except (NewerFormatError, ValueError) as error:
         log.error("cannot start", error=str(error))
         return 1
     sidecar = Sidecar(
         settings.engine_id, settings.engine_address, settings.listen, journal, Progress(int(settings.stuck_s * 1e6))
     )
-    try:
-        channel = LeaderChannel(
-            settings.control_plane, settings_of(settings.tls_ca, settings.tls_cert, settings.tls_key)
-        )
-    except ValueError as error:
-        log.error("cannot start", error=f"--control-plane: {error}")
-        return 1
     sidecar.connect(Path(settings.channel_dir), LeaderLink(channel, sidecar))
     assert sidecar.link is not None
     assert sidecar.leader is not None

@@ -10,7 +10,6 @@ Object = dict[str, Any]
 RESOURCE = "agentservingclusters.agentserving.io"
 # Of the control plane's container and Service (the operator's manifests).
 CONTROL_PLANE_PORT = 7070
-COMPONENTS = ("control-plane", "etcd", "engine", "gateway")
 
 
 class NoClusterError(RuntimeError):
