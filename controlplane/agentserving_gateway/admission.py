@@ -148,7 +148,8 @@ class Admission:
 
     def _take(self, response: pb.AdmissionsResponse) -> None:
         if response.WhichOneof("response") == "engines":
-            self._engines = list(response.engines.engines)
+            # A new leader has none until they attach: calls that cannot wait for that go to those that were.
+            self._engines = list(response.engines.engines) or self._engines
             self._known.keep(self._engines)
             return
         future = self._waiting.pop(response.stream_id, None)
