@@ -75,7 +75,7 @@ async def serve(settings: argparse.Namespace) -> int:
     async def readyz(_: web.Request) -> web.Response:
         if connections.leaving:
             return web.Response(status=503, text="leaving\n")
-        if not admission.engines:
+        if not admission.ready:
             return web.Response(status=503, text="no engine known yet\n")
         return web.Response(text="ok\n")
 

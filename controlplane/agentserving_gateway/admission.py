@@ -87,6 +87,12 @@ class Admission:
         """Engines known last."""
         return self._engines
 
+    @property
+    def ready(self) -> bool:
+        """True once calls have somewhere to go, or a leader has none and had the time to be told of them."""
+        settled = self._stream is not None and asyncio.get_running_loop().time() >= self._settled_at
+        return bool(self._engines) or settled
+
     async def _run(self) -> None:
         while True:
             error: Exception | None = None

@@ -8,6 +8,7 @@ import pytest
 from agentserving.leader_channel import LeaderChannel
 from agentserving.v1 import types_pb2
 from agentserving_gateway.admission import Admission
+from agentserving_gateway.errors import HttpError
 from agentserving_gateway.identity import Identity
 from agentserving_gateway.known_engines import KnownEngines
 from gateway.gateway_rig import until
@@ -54,5 +55,22 @@ async def test_a_new_leader_that_has_no_engine_yet_does_not_make_the_old_ones_fo
             await until(lambda: not admission.connected)
             admitted = await admission.admit(Identity("p"), "default", 1)
             assert (admitted.engine_id, admitted.engine_address, admitted.ticket) == ("e0", "127.0.0.1:9", "")
+        finally:
+            await admission.close()
+
+
+async def test_a_gateway_without_engines_takes_calls_once_a_leader_has_said_that_there_are_none() -> None:
+    async with ServedPlane() as served:
+        admission = Admission(LeaderChannel(f"127.0.0.1:{served.port}"))
+        admission.start()
+        try:
+            assert not admission.ready
+            await until(lambda: admission.connected)
+            assert not admission.ready
+            await until(lambda: admission.ready)
+            with pytest.raises(HttpError, match="none has attached"):
+                await admission.admit(Identity("p"), "default", 1)
+            await served.server.stop(0)
+            await until(lambda: not admission.ready)
         finally:
             await admission.close()
