@@ -3,6 +3,7 @@
 #   VLLM_IMAGE=name@sha256:...   what the engine image stands on      PYTHON_IMAGE=...   the other one, and the build
 #   IMAGE=... ENGINE_IMAGE=...   names of what is built; by default the ones that the chart installs
 #   BUILDER="docker build"       any command that takes -t, -f, --build-arg and a directory
+#   LOAD="kind load docker-image"   run with each name once it is built
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -28,5 +29,7 @@ for what in "$@"; do
   # shellcheck disable=SC2086 # BUILDER is a command and its first arguments
   $BUILDER "${arguments[@]}" -t "$name" -f "$file" . >&2
   echo "$name: $((SECONDS - started)) s" >&2
+  # shellcheck disable=SC2086
+  [ -z "${LOAD:-}" ] || $LOAD "$name" >&2
   echo "$name"
 done

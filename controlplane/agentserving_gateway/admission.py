@@ -29,8 +29,8 @@ from agentserving_gateway.known_engines import KnownEngines
 log = structlog.get_logger()
 
 ADMIT_DEADLINE_S = 1.0
-# From when the leader is lost: a lease and a little. Whoever comes later than that waits for nothing.
-AWAY_WAIT_S = 5.0
+# From when the leader is lost: within a lease (5 s) and three seconds another one leads. Who comes later waits for nothing.
+AWAY_WAIT_S = 8.0
 # Engines attach to a new leader within this time; until then it has none to choose.
 SETTLING_S, ASK_AGAIN_S = 3.0, 0.1
 RECONNECT_S = 0.05

@@ -10,6 +10,8 @@ cluster_check() {
   command -v apt-get >/dev/null || missing+=("Debian 12 or alike: containerd and its helpers come from its packages")
   command -v go >/dev/null || missing+=("go on PATH (1.25 or newer): Kubernetes is built from source, once")
   command -v python3 >/dev/null || missing+=("python3 on PATH")
+  unshare --mount --uts --ipc --net --pid --fork true 2>/dev/null || missing+=("namespaces: unshare is refused here")
+  [ -w /sys/fs/cgroup ] || missing+=("cgroups that can be written: /sys/fs/cgroup is read-only here")
   [ ${#missing[@]} -gt 0 ] || return 0
   printf 'CLUSTER=bare needs %s\n' "${missing[@]}" >&2
   echo "where Docker is, CLUSTER=kind needs none of this" >&2

@@ -19,7 +19,6 @@ cluster_up() {
 }
 cluster_down() { kind delete cluster --name "$name" --kubeconfig "$kubeconfig" >&2; rm -f "$kubeconfig"; }
 cluster_images() {
-  local made
-  made=$(BUILDER="docker build" scripts/images.sh agentserving)
-  kind load docker-image --name "$name" "$made" # etcd's image is pulled by the node
+  # etcd's image is pulled by the node
+  BUILDER="docker build" LOAD="kind load docker-image --name $name" scripts/images.sh agentserving >&2
 }

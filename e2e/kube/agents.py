@@ -52,8 +52,9 @@ def python(kubectl: Kubectl, script: str, *arguments: str, bound_s: float = BOUN
 
 
 class Load:
-    """Agents that call through the gateway for as long as the body runs; then `calls`, `failures` and `slowest_s`.
+    """Agents that call through the gateway for as long as the body runs; then `calls` and the rest are what they saw.
 
+    `unmanaged` calls were served without a control plane.
     `failures` are words with the time since the start in front; a stream that breaks off counts as one.
     """
 
@@ -62,7 +63,7 @@ class Load:
         argv += ["python", "-c", LOAD.read_text(), url, str(agents), str(max_tokens)]
         self._argv = argv
         self._process: subprocess.Popen[str] | None = None
-        self.calls = 0
+        self.calls = self.unmanaged = 0
         self.failures: list[str] = []
         self.slowest_s = 0.0
 
@@ -87,5 +88,7 @@ class Load:
             raise AssertionError(f"the agents ended badly: {err[-2000:]}")
         if out:
             told = json.loads(out.splitlines()[-1])
-            self.calls, self.failures, self.slowest_s = told["calls"], told["failures"], told["slowest_s"]
-            print(f"load: {self.calls} calls, {len(self.failures)} failed, slowest {self.slowest_s} s", file=sys.stderr)
+            self.calls, self.unmanaged = told["calls"], told["unmanaged"]
+            self.failures, self.slowest_s = told["failures"], told["slowest_s"]
+            went = f"{len(self.failures)} failed, {self.unmanaged} unmanaged, slowest {self.slowest_s} s"
+            print(f"load: {self.calls} calls, {went}", file=sys.stderr)

@@ -61,11 +61,15 @@ class Kubectl:
         self("delete", "pod", pod, "--grace-period=0", "--force", "--wait=false")
 
     def crash(self, pod: str, container: str) -> None:
-        """SIGKILL to its main process, from outside: no drain, no last words. The kubelet starts it again."""
+        """SIGKILL: no drain, no last words. The kubelet starts it again."""
+        self.signal(pod, container, "KILL")
+
+    def signal(self, pod: str, container: str, name: str) -> None:
+        """To its main process, from outside: of its own namespace it would take neither KILL nor STOP."""
         found = self.get(f"pod/{pod}")
         started = [*found["status"].get("initContainerStatuses", []), *found["status"]["containerStatuses"]]
         (identity,) = [each["containerID"] for each in started if each["name"] == container]
-        run(*_ctr(found["spec"]["nodeName"]), "task", "kill", "-s", "KILL", identity.removeprefix("containerd://"))
+        run(*_ctr(found["spec"]["nodeName"]), "task", "kill", "-s", name, identity.removeprefix("containerd://"))
 
     @contextmanager
     def forward(self, target: str, port: int) -> Iterator[str]:

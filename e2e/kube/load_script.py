@@ -9,10 +9,11 @@ import uuid
 import aiohttp
 
 STARTED = time.monotonic()
+CALL_ID = "x-agentserving-call-id"
 
 
-async def call(session: aiohttp.ClientSession, url: str, program: str, max_tokens: int) -> str:
-    """What went wrong; empty when the answer came whole."""
+async def call(session: aiohttp.ClientSession, url: str, program: str, max_tokens: int) -> tuple[str, bool]:
+    """(What went wrong, empty when the answer came whole; whether a control plane had admitted it)."""
     body = {
         "model": "tiny", "stream": True, "max_tokens": max_tokens,
         "messages": [{"role": "user", "content": "Think about it. " * 20}],
@@ -21,31 +22,32 @@ async def call(session: aiohttp.ClientSession, url: str, program: str, max_token
         async with session.post(
             f"{url}/chat/completions", json=body, headers={"x-agentserving-program-id": program}
         ) as answer:
-            text = await answer.text()
+            text, managed = await answer.text(), CALL_ID in answer.headers
             if answer.status != 200:
-                return f"HTTP {answer.status}: {text[:200]}"
+                return f"HTTP {answer.status}: {text[:200]}", managed
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}", False
     events = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
     if not events or events[-1] != "[DONE]":
-        return f"the stream broke off after {len(events)} events"
+        return f"the stream broke off after {len(events)} events", managed
     reason = json.loads(events[-2])["choices"][0]["finish_reason"]
-    return "" if reason in ("length", "stop") else f"finish_reason {reason}"
+    return "" if reason in ("length", "stop") else f"finish_reason {reason}", managed
 
 
 async def main() -> None:
     url, agents, max_tokens = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     stopping, first = asyncio.Event(), asyncio.Event()
-    calls, slowest_s, failures = 0, 0.0, []
+    calls, unmanaged, slowest_s, failures = 0, 0, 0.0, []
 
     async def agent(session: aiohttp.ClientSession) -> None:
-        nonlocal calls, slowest_s
+        nonlocal calls, unmanaged, slowest_s
         while not stopping.is_set():
             program = f"load-{uuid.uuid4().hex[:12]}"
             for _ in range(3):
                 began = time.monotonic()
-                wrong = await call(session, url, program, max_tokens)
+                wrong, managed = await call(session, url, program, max_tokens)
                 calls, slowest_s = calls + 1, max(slowest_s, time.monotonic() - began)
+                unmanaged += not managed
                 if wrong:
                     failures.append(f"{began - STARTED:.2f} s: {wrong}")
                 first.set()
@@ -60,7 +62,8 @@ async def main() -> None:
         await first.wait()
         print("running", flush=True)
         await asyncio.gather(*tasks)
-    print(json.dumps({"calls": calls, "failures": failures, "slowest_s": round(slowest_s, 2)}), flush=True)
+    told = {"calls": calls, "unmanaged": unmanaged, "failures": failures, "slowest_s": round(slowest_s, 2)}
+    print(json.dumps(told), flush=True)
 
 
 asyncio.run(main())

@@ -49,7 +49,9 @@ def cluster_there() -> None:
 
 @pytest.fixture(scope="session")
 def operator(cluster_there: None) -> Kubectl:
-    """Installed by helm; kubectl in its namespace."""
+    """Installed by helm; kubectl in its namespace. All goes to one node: test_node_loss takes another one away."""
+    for node in Kubectl(OPERATOR_NAMESPACE).find("nodes")[1:]:
+        run("kubectl", "cordon", node["metadata"]["name"])
     if RELEASE not in run("helm", "list", "-q", "-n", OPERATOR_NAMESPACE):
         run(
             "helm", "install", RELEASE, str(CHART), "-n", OPERATOR_NAMESPACE, "--create-namespace", "--wait",
