@@ -241,7 +241,7 @@ def test_a_policy_that_counts_accounts_learns_them_of_the_calls_that_are_here() 
     """Under FCFS no account counts: a call that arrived then has none in its facts."""
     queue = CallQueue(FCFS)
     queue.arrive(CallFacts("old", "rich"), 0)
-    queue.set_policy(PLAS, lambda key: CallFacts(key, "rich", attained_service_us=10**9))
+    queue.set_policy(PLAS, lambda key: CallFacts(key, "rich", attained_service_us=2 * 10**9))
     queue.arrive(CallFacts("new", "poor"), 1)
     assert queue.best_waiting() == "new"
     # Nor is it taken for starved at once: its program has received much.

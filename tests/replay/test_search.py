@@ -89,7 +89,7 @@ def test_every_knob_of_a_preset_gives_policies_that_can_be_executed(name: str) -
 
 
 def test_geometry_is_read_off_tables_that_have_one() -> None:
-    assert geometry(PLAS) == Geometry(6, 250_000, 4)
+    assert geometry(PLAS) == Geometry(8, 250_000, 4)
     assert geometry(replace(PLAS, levels=geometric_levels(2, 90_000))) == Geometry(2, 90_000, 4)
     assert geometry(FCFS) is None
     assert geometry(replace(PLAS, levels=(Level(10_000, 9_000), Level(11_000, 1_000), Level()))) is None

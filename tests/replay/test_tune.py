@@ -79,7 +79,7 @@ def test_what_was_recorded_is_what_is_compared_with(tmp_path: Path) -> None:
     head = RecordingLine("2026-11-24T09:00:00Z", to_dict(policy), Balancer.LEAST_USED, 2, 4)
     told = run(str(trace(tmp_path / "t.jsonl", crowd(60), head)), "--most", "3")
     assert "60 programs of t.jsonl on 2 x a100-80gb" in told
-    assert "ours (in force): account: sum; 6 levels" in told
+    assert "ours (in force): account: sum; 8 levels" in told
     assert "beta 7;" in told
 
 
