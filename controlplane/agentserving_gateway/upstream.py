@@ -9,6 +9,7 @@ connection goes back to the pool (`upstream_pool`), which spares the next call a
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -17,6 +18,9 @@ import httptools
 MAX_HEAD_BYTES = 64 << 10
 _HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "server", "date"}
 _BODILESS = {204, 304}
+# An engine may think for minutes, but its machine answers at once: one that is silent for so long is gone, and has sent
+# no reset. Kernels answer, so a busy engine is not mistaken for one.
+SILENT_S, ASK_EACH_S, ASK_TIMES = 4, 2, 3
 
 
 class Downstream(Protocol):
@@ -51,6 +55,17 @@ class _Answer:
 
     def on_message_complete(self) -> None:
         self.complete = True
+
+
+def notice_silence(connection: socket.socket) -> None:
+    """The connection breaks about ten seconds after its peer's machine is gone (RFC 1122 4.2.3.6, RFC 5482)."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):  # not everywhere
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENT_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, ASK_EACH_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, ASK_TIMES)
+        # For what was sent and not acknowledged, of which keep-alive takes no notice.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * (SILENT_S + ASK_EACH_S * ASK_TIMES))
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -91,6 +106,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Ready for a call."""
         # uvloop's transports are asyncio.Transport in all but the class.
         self.transport = cast(asyncio.Transport, transport)
+        notice_silence(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         """The hot path: once the head is through, bytes in, bytes out."""

@@ -13,9 +13,11 @@ READY_BOUND_S = 180.0
 
 
 def simulator_spec() -> dict[str, Any]:
-    """examples/cluster-simulator.yaml with a table that outlives the control plane."""
+    """examples/cluster-simulator.yaml with a table that outlives the control plane, on a node of two cores."""
     found: dict[str, Any] = yaml.safe_load((ROOT / "examples/cluster-simulator.yaml").read_text())
     found["spec"]["store"] = {"type": "Etcd", "etcd": {"size": "1Gi"}}
+    for part in ("controlPlane", "gateway"):
+        found["spec"].setdefault(part, {})["resources"] = {"requests": {"cpu": "50m", "memory": "64Mi"}}
     return found
 
 

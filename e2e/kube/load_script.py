@@ -47,7 +47,7 @@ async def main() -> None:
                 began = time.monotonic()
                 wrong, managed = await call(session, url, program, max_tokens)
                 calls, slowest_s = calls + 1, max(slowest_s, time.monotonic() - began)
-                unmanaged += not managed
+                unmanaged += not (managed or wrong)
                 if wrong:
                     failures.append(f"{began - STARTED:.2f} s: {wrong}")
                 first.set()
