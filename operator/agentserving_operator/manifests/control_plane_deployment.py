@@ -7,7 +7,9 @@ address. So the Service takes all of them, and no pod bears a label that would h
 from __future__ import annotations
 
 from agentserving_operator.manifests.common import (
+    ALIVE,
     PYTHON_ENV,
+    STARTED,
     Cluster,
     Component,
     Manifest,
@@ -71,8 +73,9 @@ def _template(cluster: Cluster) -> Manifest:
         env=[{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}, *PYTHON_ENV],
         ports=[port("grpc", Port.CONTROL_PLANE), port("http", Port.CONTROL_PLANE_HTTP)],
         volumeMounts=mounts,
+        startupProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/healthz", **STARTED),
         readinessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
-        livenessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/healthz", periodSeconds=10, timeoutSeconds=5),
+        livenessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/healthz", **ALIVE),
     )
     return pod(
         cluster,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from agentserving_operator.manifests.common import (
+    ALIVE,
     PYTHON_ENV,
+    STARTED,
     Cluster,
     Component,
     Manifest,
@@ -53,8 +55,9 @@ def _template(cluster: Cluster) -> Manifest:
         env=[*PYTHON_ENV],
         ports=[port("http", Port.GATEWAY), port("probes", Port.GATEWAY_HTTP)],
         volumeMounts=[{"name": "state", "mountPath": STATE_DIR}, {"name": "tmp", "mountPath": "/tmp"}],
+        startupProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", **STARTED),
         readinessProbe=http_probe(Port.GATEWAY_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
-        livenessProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", periodSeconds=10, timeoutSeconds=5),
+        livenessProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", **ALIVE),
     )
     return pod(
         cluster,

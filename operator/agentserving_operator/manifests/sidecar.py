@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from agentserving_operator.manifests.common import (
+    ALIVE,
     PYTHON_ENV,
+    STARTED,
     USER,
     Cluster,
     Component,
@@ -50,9 +52,9 @@ def sidecar_container(cluster: Cluster) -> Manifest:
             {"name": "tmp", "mountPath": "/tmp"},
         ],
         # The engine waits for this one, so it must not wait for the engine: that is what readiness is for.
-        startupProbe=http_probe(Port.SIDECAR_HTTP, "/healthz", periodSeconds=1, failureThreshold=60),
+        startupProbe=http_probe(Port.SIDECAR_HTTP, "/healthz", **STARTED),
         readinessProbe=http_probe(Port.SIDECAR_HTTP, "/readyz", periodSeconds=5, timeoutSeconds=5, failureThreshold=2),
-        livenessProbe=http_probe(Port.SIDECAR_HTTP, "/healthz", periodSeconds=10, timeoutSeconds=5, failureThreshold=6),
+        livenessProbe=http_probe(Port.SIDECAR_HTTP, "/healthz", **ALIVE),
     )
     made["securityContext"] |= {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER}
     return made

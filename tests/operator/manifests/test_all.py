@@ -109,3 +109,15 @@ def test_images_may_need_a_secret() -> None:
 
 def test_labels_tell_components_apart() -> None:
     assert len({tuple(selector("demo", part).items()) for part in Component}) == len(Component)
+
+
+@every
+def test_no_container_is_killed_for_starting_slowly(cluster: Cluster) -> None:
+    for each in desired(cluster):
+        if each["kind"] not in ("Deployment", "StatefulSet"):
+            continue
+        spec = pod_spec(each)
+        for one in (*spec["containers"], *spec.get("initContainers", [])):
+            if "livenessProbe" in one:
+                probe = one["startupProbe"]
+                assert probe["periodSeconds"] * probe["failureThreshold"] >= 120, one["name"]
