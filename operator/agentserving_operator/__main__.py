@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import datetime
 import functools
 import logging
@@ -135,10 +134,6 @@ def main() -> None:
     if settings.kubeconfig:
         # kopf logs in by itself, and looks there.
         os.environ["KUBECONFIG"] = settings.kubeconfig
-    # The collector looks at old objects only once they are a quarter more: what was imported is most of them, so garbage
-    # of whole visits waited for it.
-    gc.collect()
-    gc.freeze()
     asyncio.run(serve(settings))
 
 
