@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
-from agentserving_cli.local.layout import free_ports
 from agentserving_operator.cluster import CHILD_KINDS, path_of
 from agentserving_operator.crd import PLURAL
 from kube.client import CLUSTERS, Kube, eventually
+from kube.operator_process import OperatorProcess
 from kube.paths import CHART
-from kube.server import OPERATOR, ApiServer
+from kube.server import ApiServer
 from kube.visiting import change, children, conditions, live, make
 
 CLUSTERS_EVERYWHERE = f"/apis/agentserving.io/v1alpha1/{PLURAL}"
@@ -27,40 +22,11 @@ MAX_RSS_MIB = 128
 WRITES = ("create", "patch", "update", "delete")
 
 
-class Process:
-    """`python -m agentserving_operator` with the operator's own rights."""
-
-    def __init__(self, server: ApiServer, directory: Path) -> None:
-        (self.port,) = free_ports(1)
-        self.log = directory / "operator.log"
-        argv = [
-            sys.executable, "-m", "agentserving_operator", "--kubeconfig", str(server.kubeconfig(OPERATOR)),
-            "--image", "registry.test/a:1", "--vllm-image", "registry.test/v:1", "--etcd-image", "registry.test/e:1",
-            "--http-host", "127.0.0.1", "--http-port", str(self.port), "--round-s", "1", "--stuck-s", "30",
-        ]  # fmt: skip
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen(argv, stdout=out, stderr=out, env={**os.environ, "HOME": str(directory)})
-
-    def get(self, path: str) -> str:
-        """Empty while it does not answer with 200."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
-                return str(answer.read().decode())
-        except OSError:
-            return ""
-
-    def rss_mib(self) -> float:
-        """Resident memory."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        (line,) = [each for each in lines if each.startswith("VmRSS:")]
-        return int(line.split()[1]) / 1024
-
-
 @pytest.fixture(scope="module")
-def running(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def running(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
     for each in server.admin.get(CLUSTERS_EVERYWHERE)["items"]:
         server.admin.must("DELETE", f"{CLUSTERS.format(each['metadata']['namespace'])}/{each['metadata']['name']}")
-    process = Process(server, tmp_path_factory.mktemp("operator"))
+    process = OperatorProcess(server, tmp_path_factory.mktemp("operator"))
     try:
         yield process
     finally:
@@ -72,7 +38,7 @@ def objects(admin: Kube, namespace: str) -> int:
     return len(children(admin, namespace))
 
 
-def test_it_makes_repairs_and_follows(admin: Kube, namespace: str, running: Process) -> None:
+def test_it_makes_repairs_and_follows(admin: Kube, namespace: str, running: OperatorProcess) -> None:
     make(admin, namespace)
     eventually("all objects are there", lambda: objects(admin, namespace) == 21)
     eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
@@ -86,7 +52,7 @@ def test_it_makes_repairs_and_follows(admin: Kube, namespace: str, running: Proc
     assert "annotations" not in found["metadata"]
 
 
-def test_it_deletes_what_an_older_version_has_left(admin: Kube, namespace: str, running: Process) -> None:
+def test_it_deletes_what_an_older_version_has_left(admin: Kube, namespace: str, running: OperatorProcess) -> None:
     make(admin, namespace)
     eventually("all objects are there", lambda: objects(admin, namespace) == 21)
     for kind in CHILD_KINDS:
@@ -99,7 +65,9 @@ def test_it_deletes_what_an_older_version_has_left(admin: Kube, namespace: str, 
     eventually("they are gone", lambda: objects(admin, namespace) == 21)
 
 
-def test_a_settled_cluster_costs_no_writes(server: ApiServer, admin: Kube, namespace: str, running: Process) -> None:
+def test_a_settled_cluster_costs_no_writes(
+    server: ApiServer, admin: Kube, namespace: str, running: OperatorProcess
+) -> None:
     make(admin, namespace)
     eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
 
@@ -115,7 +83,7 @@ def test_a_settled_cluster_costs_no_writes(server: ApiServer, admin: Kube, names
     assert seen(WRITES) == written
 
 
-def test_twenty_clusters_fit_into_its_memory(admin: Kube, namespace: str, running: Process) -> None:
+def test_twenty_clusters_fit_into_its_memory(admin: Kube, namespace: str, running: OperatorProcess) -> None:
     for number in range(20):
         make(admin, namespace, name=f"demo-{number}")
     for number in range(20):
@@ -124,13 +92,13 @@ def test_twenty_clusters_fit_into_its_memory(admin: Kube, namespace: str, runnin
     assert running.rss_mib() <= MAX_RSS_MIB
 
 
-def test_it_lives_as_long_as_it_visits(running: Process) -> None:
+def test_it_lives_as_long_as_it_visits(running: OperatorProcess) -> None:
     assert eventually("it is alive", lambda: running.get("/healthz"))
     assert "agentserving_operator_reconciles_total" in running.get("/metrics")
     assert "by a bug" not in running.log.read_text()
 
 
-def test_a_deleted_cluster_is_let_go(admin: Kube, namespace: str, running: Process) -> None:
+def test_a_deleted_cluster_is_let_go(admin: Kube, namespace: str, running: OperatorProcess) -> None:
     make(admin, namespace)
     eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
     admin.must("DELETE", f"{CLUSTERS.format(namespace)}/demo")
@@ -142,7 +110,7 @@ def granted() -> set[tuple[str, str, str]]:
     return {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
 
 
-def test_it_uses_the_rights_that_it_has_and_asks_for_no_others(server: ApiServer, running: Process) -> None:
+def test_it_uses_the_rights_that_it_has_and_asks_for_no_others(server: ApiServer, running: OperatorProcess) -> None:
     """After all tests above, which make it do everything that it can do."""
     refused, used = set(), set()
     for event in server.audited():
@@ -181,7 +149,7 @@ def test_to_apply_a_new_object_takes_the_right_to_create_it(admin: Kube, namespa
     eventually("the right is there", lambda: applied() == 201)
 
 
-def test_it_ends_when_told(running: Process) -> None:
+def test_it_ends_when_told(running: OperatorProcess) -> None:
     running.process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     assert running.process.wait(20) == 0, running.log.read_text()[-2000:]

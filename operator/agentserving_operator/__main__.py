@@ -13,6 +13,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 import kopf
 import structlog
@@ -21,6 +23,7 @@ from prometheus_client import generate_latest
 
 from agentserving_operator import control_plane, handlers
 from agentserving_operator.cluster import Cluster
+from agentserving_operator.lease import LostLeaseError, lead
 from agentserving_operator.manifests import Images
 from agentserving_operator.reconcile import World, reconcile
 from agentserving_operator.rounds import Rounds
@@ -43,6 +46,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         ("http-port", "8080", int),
         ("round-s", "30", float),  # every control plane is asked so often; each tenth time all is looked at
         ("stuck-s", "180", float),  # no visit and no round for so long = not alive
+        ("lease", "", str),  # namespace/name, where several operators are; empty = this one is alone
     )
     for name, default, kind in flags:
         value = os.environ.get("AGENTSERVING_OPERATOR_" + name.upper().replace("-", "_"), default)
@@ -60,10 +64,12 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(each.strip() for each in text.split(",") if each.strip())
 
 
-def http_app(visits: Visits, stuck_s: float) -> web.Application:
+def http_app(visits: Visits, leads: asyncio.Event, stuck_s: float) -> web.Application:
     """/healthz: the age of the last visit, not that this process answers. /metrics."""
 
     async def healthz(_: web.Request) -> web.Response:
+        if not leads.is_set():
+            return web.Response(text="standing by\n")
         age_s = time.monotonic() - visits.settled_at
         text = f"last visit ended {age_s:.0f} s ago\n"
         return web.Response(status=200 if age_s < stuck_s else 503, text=text)
@@ -81,39 +87,79 @@ def name_ourselves() -> None:
     os.environ.setdefault("POD_ID", socket.gethostname())
 
 
-async def serve(settings: argparse.Namespace) -> None:
-    """Runs until SIGTERM or SIGINT."""
-    name_ourselves()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    images = Images(
-        agentserving=settings.image, vllm=settings.vllm_image, etcd=settings.etcd_image,
-        pull_secrets=names(settings.image_pull_secrets),
-    )  # fmt: skip
-    watched = names(settings.namespaces)
-    async with await Cluster.connect(settings.kubeconfig) as api:
+class Wiring:
+    """One operator's parts, made and not yet at work."""
+
+    def __init__(self, settings: argparse.Namespace, api: Cluster, stop: asyncio.Event) -> None:
+        images = Images(
+            agentserving=settings.image, vllm=settings.vllm_image, etcd=settings.etcd_image,
+            pull_secrets=names(settings.image_pull_secrets),
+        )  # fmt: skip
         planes = control_plane.ControlPlanes()
         world = World(
             api=api, settle=planes.settle, images=images, now=now, random_bytes=secrets.token_bytes
         )  # fmt: skip
-        visits = Visits(functools.partial(reconcile, world))
-        runner = web.AppRunner(http_app(visits, settings.stuck_s), access_log=None)
+        self._watched, self._round_s, self._stop = names(settings.namespaces), settings.round_s, stop
+        self.visits = Visits(functools.partial(reconcile, world))
+        self._rounds = Rounds(api, self.visits, planes, self._watched)
+
+    async def work(self) -> None:
+        """Until it is told to stop."""
+        self.visits.heard()
+        round_task = asyncio.create_task(self._rounds.keep(self._round_s))
+        try:
+            await kopf.operator(
+                registry=handlers.register(self.visits), settings=handlers.settings(), standalone=True,
+                clusterwide=not self._watched, namespaces=self._watched, stop_flag=self._stop,
+            )  # fmt: skip
+        finally:
+            round_task.cancel()
+            await asyncio.gather(round_task, return_exceptions=True)
+            await self.visits.close()
+
+
+async def serve(settings: argparse.Namespace) -> int:
+    """Runs until SIGTERM or SIGINT. Gives the exit code: 1 when it has lost its Lease, and is to begin anew."""
+    name_ourselves()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with await Cluster.connect(settings.kubeconfig) as api:
+        wiring = Wiring(settings, api, stop)
+        # Who stands by has nothing to visit, and is well.
+        leads = asyncio.Event()
+        runner = web.AppRunner(http_app(wiring.visits, leads, settings.stuck_s), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, settings.http_host, settings.http_port).start()
-        watching = asyncio.create_task(
-            kopf.operator(
-                registry=handlers.register(visits), settings=handlers.settings(), standalone=True,
-                clusterwide=not watched, namespaces=watched, stop_flag=stop,
-            )
-        )  # fmt: skip
-        round_task = asyncio.create_task(Rounds(api, visits, planes, watched).keep(settings.round_s))
-        log.info("operating", namespaces=watched or "all", image=settings.image)
-        await watching
-        round_task.cancel()
-        await asyncio.gather(round_task, return_exceptions=True)
-        await visits.close()
-        await runner.cleanup()
+        log.info("operating", namespaces=settings.namespaces or "all", image=settings.image)
+
+        async def work() -> None:
+            leads.set()
+            await wiring.work()
+
+        try:
+            if settings.lease:
+                await until_stopped(lead(api.api_client, settings.lease, os.environ["POD_ID"], work), stop, leads)
+            else:
+                await work()
+        except LostLeaseError as error:
+            log.error("ending, to begin anew", error=str(error))
+            return 1
+        finally:
+            await runner.cleanup()
+    return 0
+
+
+async def until_stopped(leading: Coroutine[Any, Any, None], stop: asyncio.Event, leads: asyncio.Event) -> None:
+    """Who stands by ends when told; who leads ends its work first."""
+    task, told = asyncio.create_task(leading), asyncio.create_task(stop.wait())
+    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if not leads.is_set():
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return
+    await task
 
 
 def main() -> None:
@@ -134,7 +180,7 @@ def main() -> None:
     if settings.kubeconfig:
         # kopf logs in by itself, and looks there.
         os.environ["KUBECONFIG"] = settings.kubeconfig
-    asyncio.run(serve(settings))
+    sys.exit(asyncio.run(serve(settings)))
 
 
 if __name__ == "__main__":

@@ -90,6 +90,11 @@ class Cluster:
                 await config.load_kube_config(client_configuration=configuration)
         return cls(client.ApiClient(configuration))
 
+    @property
+    def api_client(self) -> client.ApiClient:
+        """The library's, for what it does by itself (`lease`)."""
+        return self._api
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -19,7 +19,7 @@ from agentserving_operator.crd import API_VERSION, KIND
 from agentserving_operator.manifests import Component, desired
 from agentserving_operator.parsing import parse
 from agentserving_operator.spec import ClusterSpec
-from support.operator_objects import make_cluster, pod_spec
+from support.operator_objects import make_cluster, only_container, pod_spec
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/agentserving"
@@ -87,7 +87,7 @@ def test_no_right_is_a_wildcard_and_secrets_are_never_listed() -> None:
 def test_the_deployment_sets_variables_that_the_operator_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = (CHART / "templates/deployment.yaml").read_text().splitlines()
     names = [line.split("name: ")[1] for line in lines if "name: AGENTSERVING_OPERATOR_" in line]
-    assert len(names) == 7
+    assert len(names) == 8
     for name in names:
         monkeypatch.setenv(name, "41")
     given = vars(parse_flags([]))
@@ -166,6 +166,19 @@ def test_an_operator_of_some_namespaces_has_no_rights_elsewhere() -> None:
     made = helm("--set", "namespaces={a,b}", "--set", "crds.enabled=false")
     assert kinds(made) == {"ServiceAccount": 1, "Role": 2, "RoleBinding": 2, "Deployment": 1, "Pod": 1}
     assert {each["metadata"]["namespace"] for each in made if each["kind"] == "Role"} == {"a", "b"}
+
+
+@needs_helm
+def test_two_operators_have_a_lease_and_the_right_to_it_and_one_has_none() -> None:
+    alone, two = helm(), helm("--set", "replicas=2")
+    assert "Lease" not in kinds(alone)
+    (lease,) = (each["metadata"] for each in two if each["kind"] == "Lease")
+    (role,) = (each for each in two if each["kind"] == "Role")
+    assert role["rules"][0]["resourceNames"] == [lease["name"]]
+    (deployment,) = (each for each in two if each["kind"] == "Deployment")
+    env = {each["name"]: each["value"] for each in only_container(deployment)["env"]}
+    assert env["AGENTSERVING_OPERATOR_LEASE"] == f"{lease['namespace']}/{lease['name']}"
+    assert deployment["spec"]["strategy"]["type"] == "RollingUpdate"
 
 
 @needs_helm

@@ -1,0 +1,86 @@
+"""Two operators and a Lease: one works, and when it is gone the other does."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kube.client import Kube, eventually
+from kube.operator_process import OperatorProcess
+from kube.server import OPERATOR, ApiServer
+from kube.visiting import children, make
+
+# What they import took 50 s on two cores with thirty others at it.
+STARTED_BOUND_S = 180.0
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
+
+
+@pytest.fixture
+def two(server: ApiServer, admin: Kube, namespace: str, tmp_path: Path) -> Iterator[dict[str, OperatorProcess]]:
+    """By their names, with the Lease and the right to it that the chart gives."""
+    lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "operators"}}
+    admin.must("POST", LEASES.format(namespace), lease)
+    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "lease"}
+    subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": OPERATOR}
+    rule = {
+        "apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "resourceNames": ["operators"],
+        "verbs": ["get", "update"],
+    }  # fmt: skip
+    admin.must("POST", f"{rbac}/roles", {"metadata": {"name": "lease"}, "rules": [rule]})
+    binding = {"metadata": {"name": "lease"}, "roleRef": reference, "subjects": [subject]}
+    admin.must("POST", f"{rbac}/rolebindings", binding)
+    flags = {"lease": f"{namespace}/operators", "namespaces": namespace}
+    made = {name: OperatorProcess(server, tmp_path, name, **flags) for name in ("one", "another")}
+    try:
+        yield made
+    finally:
+        for each in made.values():
+            each.process.kill()
+            each.process.wait()
+
+
+def holder(admin: Kube, namespace: str) -> str:
+    found = admin.get(f"{LEASES.format(namespace)}/operators")
+    return str(found.get("spec", {}).get("holderIdentity") or "")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_the_other_works_on_when_one_is_gone(
+    admin: Kube, namespace: str, two: dict[str, OperatorProcess], how: signal.Signals
+) -> None:
+    first = eventually("one leads", lambda: holder(admin, namespace), STARTED_BOUND_S)
+    (second,) = set(two) - {first}
+    make(admin, namespace)
+    eventually("all objects are there", lambda: len(children(admin, namespace)) == 21)
+    assert eventually("the other is well", lambda: two[second].get("/healthz"), STARTED_BOUND_S) == "standing by\n"
+    two[first].process.send_signal(how)
+    two[first].process.wait(20)
+    make(admin, namespace, name="later")
+    eventually("the other one leads", lambda: holder(admin, namespace) == second)
+    eventually("it works", lambda: len(children(admin, namespace)) == 42)
+    assert "visit ended" in two[second].get("/healthz")
+
+
+def test_one_that_was_away_for_longer_than_its_lease_ends(
+    admin: Kube, namespace: str, two: dict[str, OperatorProcess]
+) -> None:
+    first = eventually("one leads", lambda: holder(admin, namespace), STARTED_BOUND_S)
+    (second,) = set(two) - {first}
+    two[first].process.send_signal(signal.SIGSTOP)
+    try:
+        eventually("the other one leads", lambda: holder(admin, namespace) == second)
+    finally:
+        two[first].process.send_signal(signal.SIGCONT)
+    assert two[first].process.wait(30) == 1
+    assert "begin anew" in two[first].log.read_text()
+
+
+def test_who_stands_by_ends_when_told(admin: Kube, namespace: str, two: dict[str, OperatorProcess]) -> None:
+    first = eventually("one leads", lambda: holder(admin, namespace), STARTED_BOUND_S)
+    (second,) = set(two) - {first}
+    eventually("the other is there", lambda: two[second].get("/healthz"), STARTED_BOUND_S)
+    two[second].process.send_signal(signal.SIGTERM)
+    assert two[second].process.wait(20) == 0

@@ -1,0 +1,43 @@
+"""The operator as a process of this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+from agentserving_cli.local.layout import free_ports
+from kube.server import OPERATOR, ApiServer
+
+
+class OperatorProcess:
+    """`python -m agentserving_operator` with the operator's own rights."""
+
+    def __init__(self, server: ApiServer, directory: Path, name: str = "operator", **flags: str) -> None:
+        (self.port,) = free_ports(1)
+        self.log = directory / f"{name}.log"
+        argv = [
+            sys.executable, "-m", "agentserving_operator", "--kubeconfig", str(server.kubeconfig(OPERATOR)),
+            "--image", "registry.test/a:1", "--vllm-image", "registry.test/v:1", "--etcd-image", "registry.test/e:1",
+            "--http-host", "127.0.0.1", "--http-port", str(self.port), "--round-s", "1", "--stuck-s", "30",
+            *(word for flag, value in flags.items() for word in (f"--{flag}", value)),
+        ]  # fmt: skip
+        env = {**os.environ, "HOME": str(directory), "POD_ID": name}
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(argv, stdout=out, stderr=out, env=env)
+
+    def get(self, path: str) -> str:
+        """Empty while it does not answer with 200."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return ""
+
+    def rss_mib(self) -> float:
+        """Resident memory."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        (line,) = [each for each in lines if each.startswith("VmRSS:")]
+        return int(line.split()[1]) / 1024
