@@ -98,7 +98,8 @@ class Admission:
             error: Exception | None = None
             try:
                 await self._converse()
-            except (grpc.aio.AioRpcError, TimeoutError) as caught:
+            except (grpc.aio.AioRpcError, OSError) as caught:
+                # OSError: no answer in time, or a certificate that cannot be read.
                 error = caught
                 self._say(caught)
             finally:
@@ -107,7 +108,7 @@ class Admission:
 
     def _say(self, error: Exception) -> None:
         """Once, not at each try."""
-        told = error.details() if isinstance(error, grpc.aio.AioRpcError) else "it says nothing"
+        told = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error) or "it says nothing"
         said, self._said = self._said, f"{self._leader.address}: {told}"
         if said != self._said:
             log.warning("no leader here", address=self._leader.address, error=told)
