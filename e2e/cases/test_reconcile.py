@@ -84,8 +84,9 @@ def test_conditions_are_there_after_the_first_visit_and_an_event_tells(
             "gateway": {"drainSeconds": 0, "serviceType": "NodePort", "port": 8000},
         },
         {**SIMULATED, "store": {"type": "ExternalEtcd", "external": {"endpoints": ["e:2379"], "tlsSecretName": "t"}}},
+        {**SIMULATED, "tls": {"issuer": "Operator"}, "store": {"etcd": {"members": 3}}},
     ],
-    ids=["simulator", "large", "external"],
+    ids=["simulator", "large", "external", "tls"],
 )  # fmt: skip
 def test_a_second_visit_writes_nothing(
     server: ApiServer, admin: Kube, namespace: str, operator: Path, spec: Any

@@ -26,7 +26,7 @@ class Plane:
         self.asked: list[tuple[str, Scheduling]] = []
         self._refuses, self._pending = refuses, pending
 
-    async def __call__(self, address: str, scheduling: Scheduling, generation: int) -> Overview | None:
+    async def __call__(self, address: str, scheduling: Scheduling, generation: int, tls: object) -> Overview | None:
         self.asked.append((address, scheduling))
         if self._refuses:
             raise PolicyRefusedError("policy.levels: no")

@@ -66,6 +66,8 @@ class Cluster:
     spec: ClusterSpec
     images: Images
     generation: int = 0
+    # Tells one set of trusted CAs from another; "" = not known. etcd reads its own once.
+    trust: str = ""
 
     def child(self, component: Component) -> str:
         """Name of a component's objects."""

@@ -18,6 +18,7 @@ from agentserving_operator.manifests.common import (
     selector,
     spread,
 )
+from agentserving_operator.manifests.tls import Leaf, client_flags, mounts, volumes
 
 STATE_DIR = "/var/lib/agentserving"
 GRACE_AFTER_DRAIN_S = 15
@@ -42,7 +43,7 @@ def _template(cluster: Cluster) -> Manifest:
         "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
         "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP),
         "--state-dir", STATE_DIR, "--max-body-bytes", str(gateway.max_body_bytes),
-        "--drain-s", str(gateway.drain_seconds),
+        "--drain-s", str(gateway.drain_seconds), *client_flags(cluster),
     )  # fmt: skip
     one = container(
         cluster,
@@ -52,7 +53,11 @@ def _template(cluster: Cluster) -> Manifest:
         **command,
         env=[*PYTHON_ENV],
         ports=[port("http", Port.GATEWAY), port("probes", Port.GATEWAY_HTTP)],
-        volumeMounts=[{"name": "state", "mountPath": STATE_DIR}, {"name": "tmp", "mountPath": "/tmp"}],
+        volumeMounts=[
+            {"name": "state", "mountPath": STATE_DIR},
+            {"name": "tmp", "mountPath": "/tmp"},
+            *mounts(cluster, Leaf.CLIENT),
+        ],
         readinessProbe=http_probe(Port.GATEWAY_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
         livenessProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", periodSeconds=10, timeoutSeconds=5),
     )
@@ -60,7 +65,11 @@ def _template(cluster: Cluster) -> Manifest:
         cluster,
         Component.GATEWAY,
         containers=[one],
-        volumes=[{"name": "state", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
+        volumes=[
+            {"name": "state", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {}},
+            *volumes(cluster, Leaf.CLIENT),
+        ],
         terminationGracePeriodSeconds=gateway.drain_seconds + GRACE_AFTER_DRAIN_S,
         topologySpreadConstraints=spread(cluster, Component.GATEWAY),
     )
