@@ -23,7 +23,14 @@ from agentserving_operator.events import events_of
 from agentserving_operator.issuing import Issued, issue
 from agentserving_operator.manifests import Cluster, Component, Images, Manifest, desired
 from agentserving_operator.manifests.common import Port
-from agentserving_operator.manifests.ticket_key_secret import KEY_BYTES, ticket_key_secret
+from agentserving_operator.manifests.ticket_key_secret import (
+    KEY_BYTES,
+    ROTATE,
+    TicketKeys,
+    rotated,
+    ticket_key_secret,
+    ticket_keys_of,
+)
 from agentserving_operator.owned import is_owned, labels_of, may_take, name_taken, refused
 from agentserving_operator.parsing import SpecError, parse
 from agentserving_operator.reasons import Reason, Trouble
@@ -104,10 +111,10 @@ async def reconcile(world: World, namespace: str, name: str) -> Outcome:
         return Outcome.INVALID
     cluster = Cluster(
         name=name, namespace=namespace, uid=live["metadata"]["uid"], spec=spec, images=world.images,
-        generation=generation,
+        generation=generation, key_request=str((live["metadata"].get("annotations") or {}).get(ROTATE, "")),
     )  # fmt: skip
     troubles: list[Trouble] = []
-    issued = await issue(world.api, cluster, datetime.datetime.fromisoformat(world.now()), troubles)
+    issued = await issue(world.api, cluster, _now(world), troubles)
     cluster = replace(cluster, trust=issued.trust)
     observed = await _converge(world, cluster, troubles)
     observed = await _ask_control_plane(world, cluster, observed, issued)
@@ -157,11 +164,27 @@ async def _ensure_ticket_key(world: World, cluster: Cluster, troubles: list[Trou
     try:
         there = await world.api.get("Secret", cluster.namespace, cluster.ticket_key_name)
         if there is None:
-            await world.api.create(ticket_key_secret(cluster, world.random_bytes(KEY_BYTES)))
+            # Whoever asked before there was a key has a new one.
+            since = _now(world) if cluster.key_request else None
+            new = TicketKeys(world.random_bytes(KEY_BYTES), request=cluster.key_request, since=since)
+            await world.api.create(ticket_key_secret(cluster, new))
         elif not may_take(there, cluster):
             troubles.append(name_taken("Secret", cluster.ticket_key_name))
+        elif (keys := ticket_keys_of(there)) is not None:
+            wanted = rotated(keys, cluster.key_request, _now(world), world.random_bytes)
+            if wanted != keys:
+                log.info("ticket key", name=cluster.ticket_key_name, namespace=cluster.namespace, step=_step(wanted))
+                await world.api.apply(ticket_key_secret(cluster, wanted))
     except RefusedError as error:
         troubles.append(refused("Secret", cluster.ticket_key_name, error))
+
+
+def _step(keys: TicketKeys) -> str:
+    return "announced" if keys.next is not None else "signs" if keys.previous is not None else "done"
+
+
+def _now(world: World) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(world.now())
 
 
 async def _ask_control_plane(world: World, cluster: Cluster, observed: Observed, issued: Issued) -> Observed:
