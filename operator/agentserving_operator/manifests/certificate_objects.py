@@ -32,7 +32,7 @@ def leaves(cluster: Cluster) -> dict[Leaf, list[str]]:
     # What the clients ask for comes first.
     assert found[Leaf.CONTROL_PLANE][0] == server_name(cluster)
     if cluster.spec.store.type is StoreType.ETCD:
-        # etcd looks the names of a peer's certificate up, in this order, until one is where the peer comes from.
+        # etcd takes a peer only from an address that one of its certificate's names leads to, and looks in this order.
         members = [host for _, host in etcd_members(cluster)]
         names = _service_names(cluster, Component.ETCD)
         found[Leaf.ETCD] = [*members, *names[:-1], f"{peers_service(cluster)}.{cluster.namespace}.svc", names[-1]]

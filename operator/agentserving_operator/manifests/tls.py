@@ -1,8 +1,7 @@
 """Certificates in pods: whose, where they lie, and which flags name them. Pure.
 
 Three for a cluster. Pods are dialled by addresses that no certificate can know, so whoever dials a control plane asks
-for the name of its Service. The client's has no names at all: etcd looks up the names in a client's certificate and
-refuses it when none of them is where it comes from.
+for the name of its Service. The client's has no names: it is shown from many places, and nobody is dialled by it.
 """
 
 from __future__ import annotations

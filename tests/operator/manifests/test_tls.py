@@ -122,7 +122,7 @@ def test_a_store_that_is_not_ours_has_no_certificate() -> None:
 
 
 def test_a_clients_certificate_has_no_names() -> None:
-    """etcd looks them up, and none of them would be where the client comes from."""
+    """Nobody can pass for a server with it."""
     assert leaves(make_cluster(tls=TLS))[Leaf.CLIENT] == []
 
 
