@@ -18,7 +18,9 @@ from agentserving_controlplane.settings import Settings
 def settings(endpoint: str, prefix: str) -> Settings:
     """A control plane that only reads its store."""
     key = b"0123456789abcdef"
-    return Settings("", 0, "etcd", (endpoint,), prefix, key, "atlas", Balancer.LEAST_USED, "", "", "", 600, 120, 600)
+    return Settings(
+        "", 0, "etcd", (endpoint,), prefix, lambda: (key,), "atlas", Balancer.LEAST_USED, "", "", "", 600, 120, 600
+    )
 
 
 async def recover(endpoint: str, prefix: str) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 import grpc
 from agentserving import AgentServingError, Client
-from agentserving.connection import Settings
+from agentserving.connection import Pem, Settings, dial
 from agentserving.errors import from_rpc, hint_of
 from agentserving.leader import split
 from agentserving.operations import Operation
@@ -83,9 +83,9 @@ class Services:
         self.programs = program_service_pb2_grpc.ProgramServiceStub(channel)
 
 
-def connect(address: str) -> Client:
+def connect(address: str, tls: Pem | None = None) -> Client:
     """To the control planes at these addresses."""
-    return Client(address, settings=Settings(tls=None, deadline_s=DEADLINE_S))
+    return Client(address, settings=Settings(tls=tls, deadline_s=DEADLINE_S))
 
 
 @contextmanager
@@ -96,18 +96,18 @@ def services(state_dir: Path, control_plane: str) -> Iterator[Services]:
 
 
 @contextmanager
-def connected(address: str) -> Iterator[Services]:
+def connected(address: str, tls: Pem | None = None) -> Iterator[Services]:
     """Connects; a refusal becomes its message."""
-    with connect(address) as client:
+    with connect(address, tls) as client:
         try:
             yield Services(client)
         except grpc.RpcError as error:
             fail(refusal(error, address))
 
 
-def named_leader(address: str) -> str:
+def named_leader(address: str, tls: Pem | None = None) -> str:
     """Whom the control plane at an address names as the leader, host:port; "" when it leads, or cannot tell."""
-    with grpc.insecure_channel(address) as channel:
+    with dial((grpc.insecure_channel, grpc.secure_channel), address, Settings(tls=tls)) as channel:
         stub = admin_service_pb2_grpc.AdminServiceStub(channel)
         try:
             stub.GetPolicy(admin_service_pb2.GetPolicyRequest(), timeout=DEADLINE_S)

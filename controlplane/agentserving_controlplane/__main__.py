@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import structlog
 import uvloop
+from agentserving.connection import Tls
 from agentserving.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,
@@ -34,6 +35,7 @@ from agentserving_controlplane.leadership import Leadership
 from agentserving_controlplane.memory_store import MemoryStore
 from agentserving_controlplane.metrics import Readiness, http_app
 from agentserving_controlplane.rows import NewerSchemaError
+from agentserving_controlplane.server_tls import server_credentials
 from agentserving_controlplane.servicers.admin import AdminServicer
 from agentserving_controlplane.servicers.call import CallServicer
 from agentserving_controlplane.servicers.engine import EngineServicer
@@ -52,7 +54,7 @@ SERVER_OPTIONS = [
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 300),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
-    # And are asked themselves: a sidecar whose node is gone ends no stream, and its engine would be given calls for ever.
+    # And are asked themselves: a sidecar whose node is gone ends no stream, and its engine went on being given calls.
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.http2.ping_timeout_ms", 5000),
     ("grpc.keepalive_timeout_ms", 5000),
@@ -64,11 +66,13 @@ def make_store(settings: Settings) -> Store:
     """The store that the settings name."""
     if settings.store == "memory":
         return MemoryStore()
-    secure = None
-    if settings.etcd_tls_ca:
-        key, cert = (Path(p).read_bytes() if p else None for p in (settings.etcd_tls_key, settings.etcd_tls_cert))
-        secure = grpc.ssl_channel_credentials(Path(settings.etcd_tls_ca).read_bytes(), key, cert)
-    return EtcdStore(settings.etcd_endpoints, settings.etcd_prefix, secure, settings.lease_s)
+    tls = _tls(settings.etcd_tls_ca, settings.etcd_tls_cert, settings.etcd_tls_key) if settings.etcd_tls_ca else None
+    return EtcdStore(settings.etcd_endpoints, settings.etcd_prefix, tls, settings.lease_s)
+
+
+def _tls(*paths: str) -> Tls:
+    ca, cert, key = (Path(path) if path else None for path in paths)
+    return Tls(ca, cert, key)
 
 
 SERVICES = tuple(
@@ -104,18 +108,10 @@ def add_services(server: grpc.aio.Server, plane: ControlPlane) -> Any:
     return add_health(server)
 
 
-def credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """TLS when a certificate is given; client certificates are asked for when a CA is."""
-    if not settings.tls_cert:
-        return None
-    pair = (Path(settings.tls_key).read_bytes(), Path(settings.tls_cert).read_bytes())
-    ca = Path(settings.tls_ca).read_bytes() if settings.tls_ca else None
-    return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
-
-
 def listen(server: grpc.aio.Server, settings: Settings) -> bool:
     """False when somebody listens there: found out before the store is taken from whoever that may be."""
-    secure = credentials(settings)
+    tls = _tls(settings.tls_ca, settings.tls_cert, settings.tls_key) if settings.tls_cert else None
+    secure = None if tls is None else server_credentials(tls)
     try:
         if secure is None:
             server.add_insecure_port(settings.listen)

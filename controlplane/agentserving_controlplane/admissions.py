@@ -76,7 +76,7 @@ def admission_answer(plane: ControlPlane, row: ProgramRow, call: CallRow) -> cal
             root.open_us,
             root.name,
         ),
-        plane.settings.ticket_key,
+        plane.settings.ticket_keys()[0],
     )
     return call_service_pb2.AdmitCallResponse(
         call_id=call.call_id,

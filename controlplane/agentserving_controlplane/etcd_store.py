@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 
-import grpc
+from agentserving.connection import Tls
 
 from agentserving_controlplane.etcd import wire_pb2 as pb
 from agentserving_controlplane.etcd.client import EtcdClient
@@ -27,11 +27,11 @@ class EtcdStore:
         self,
         endpoints: tuple[str, ...],
         prefix: str,
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: Tls | None = None,
         lease_s: int = LEASE_S,
     ) -> None:
         self.endpoints, self.prefix = endpoints, prefix
-        self._client = EtcdClient(endpoints, credentials)
+        self._client = EtcdClient(endpoints, tls)
         self._data = f"{prefix}/d/".encode()
         self._leader = f"{prefix}/leader".encode()
         self._claim = Claim(self._client, self._leader, lease_s)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from agentserving.policy import PRESETS
+from agentserving.ticket_keys import TicketKeys
 
 from agentserving_controlplane.load_balancer import Balancer
 
@@ -24,7 +26,8 @@ class Settings:
     store: str
     etcd_endpoints: tuple[str, ...]
     etcd_prefix: str
-    ticket_key: bytes
+    # The first signs.
+    ticket_keys: Callable[[], Sequence[bytes]]
     policy: str
     balancer: Balancer
     tls_cert: str
@@ -56,20 +59,19 @@ def _reachable(listen: str) -> str:
     return f"{socket.gethostname()}:{port}" if host in ("0.0.0.0", "[::]", "") else listen
 
 
-def _checked(parser: argparse.ArgumentParser, given: argparse.Namespace) -> bytes:
-    """The ticket key, once every value makes sense; else exits as argparse does."""
+def _checked(parser: argparse.ArgumentParser, given: argparse.Namespace) -> TicketKeys:
+    """The ticket's keys, once every value makes sense; else exits as argparse does."""
     try:
-        key = Path(given.ticket_key_file).read_bytes()
-    except OSError as error:
-        parser.error(f"--ticket-key-file {given.ticket_key_file}: {error.strerror}")
-    if len(key) < 16:
-        parser.error(f"--ticket-key-file {given.ticket_key_file}: needs at least 16 bytes, has {len(key)}")
+        keys = TicketKeys(Path(given.ticket_key_file))
+    except (OSError, ValueError) as error:
+        told = error.strerror if isinstance(error, OSError) else error
+        parser.error(f"--ticket-key-file {given.ticket_key_file}: {told}")
     for name in ("program_idle_s", "call_idle_s", "closed_retention_s", "max_pending_writes"):
         if not getattr(given, name) > 0:
             parser.error(f"--{name.replace('_', '-')} must be positive, not {getattr(given, name)}")
     if not MIN_LEASE_S <= given.lease_s <= MAX_LEASE_S:
         parser.error(f"--lease-s must be {MIN_LEASE_S} to {MAX_LEASE_S} seconds, not {given.lease_s}")
-    return key
+    return keys
 
 
 def parse(argv: list[str]) -> Settings:
@@ -99,14 +101,14 @@ def parse(argv: list[str]) -> Settings:
     flag("closed-retention-s", "600", type=float)
     flag("max-pending-writes", "50000", type=int)
     given = parser.parse_args(argv)
-    key = _checked(parser, given)
+    keys = _checked(parser, given)
     return Settings(
         given.listen,
         given.http_port,
         given.store,
         tuple(given.etcd_endpoints.split(",")),
         given.etcd_prefix.rstrip("/"),
-        key,
+        keys,
         given.policy,
         Balancer(given.balancer),
         given.tls_cert,

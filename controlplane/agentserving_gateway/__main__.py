@@ -39,6 +39,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         ("tls-ca", ""),
         ("tls-cert", ""),
         ("tls-key", ""),
+        ("tls-server-name", ""),  # what control planes' certificates must say; empty = the host that they are known by
     ):
         value = os.environ.get("AGENTSERVING_" + name.upper().replace("-", "_"), default)
         parser.add_argument(
@@ -55,7 +56,8 @@ async def serve(settings: argparse.Namespace) -> int:
         loop.add_signal_handler(number, stop.set)
     try:
         leader = LeaderChannel(
-            settings.control_plane, settings_of(settings.tls_ca, settings.tls_cert, settings.tls_key)
+            settings.control_plane,
+            settings_of(settings.tls_ca, settings.tls_cert, settings.tls_key, settings.tls_server_name),
         )
     except ValueError as error:
         log.error("cannot start", error=f"--control-plane: {error}")

@@ -29,7 +29,7 @@ from agentserving_gateway.known_engines import KnownEngines
 log = structlog.get_logger()
 
 ADMIT_DEADLINE_S = 1.0
-# From when the leader is lost: within a lease (5 s) and three seconds another one leads. Who comes later waits for nothing.
+# From when the leader is lost: another one leads within a lease (5 s) and three seconds. Who comes later does not wait.
 AWAY_WAIT_S = 8.0
 # Engines attach to a new leader within this time; until then it has none to choose.
 SETTLING_S, ASK_AGAIN_S = 3.0, 0.1
@@ -98,7 +98,8 @@ class Admission:
             error: Exception | None = None
             try:
                 await self._converse()
-            except (grpc.aio.AioRpcError, TimeoutError) as caught:
+            except (grpc.aio.AioRpcError, OSError) as caught:
+                # OSError: no answer in time, or a certificate that cannot be read.
                 error = caught
                 self._say(caught)
             finally:
@@ -107,7 +108,7 @@ class Admission:
 
     def _say(self, error: Exception) -> None:
         """Once, not at each try."""
-        told = error.details() if isinstance(error, grpc.aio.AioRpcError) else "it says nothing"
+        told = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error) or "it says nothing"
         said, self._said = self._said, f"{self._leader.address}: {told}"
         if said != self._said:
             log.warning("no leader here", address=self._leader.address, error=told)

@@ -72,6 +72,7 @@ def test_names_that_make_no_names_of_children_are_refused(admin: Kube, namespace
         ({"model": {"cache": {"size": "1Gi"}}}, "spec.model.cache"),
         ({"store": {"type": "Memory"}}, "spec.store.type"),
         ({"store": {"etcd": {"members": 3}}}, "spec.store.etcd"),
+        ({"tls": {"issuer": "Operator"}}, "spec.tls.issuer"),
     ],
 )
 def test_what_cannot_be_changed_is_refused(admin: Kube, namespace: str, change: Any, field: str) -> None:

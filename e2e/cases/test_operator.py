@@ -14,7 +14,7 @@ from kube.client import CLUSTERS, Kube, eventually
 from kube.operator_process import OperatorProcess
 from kube.paths import CHART
 from kube.server import ApiServer
-from kube.visiting import change, children, conditions, live, make
+from kube.visiting import MERGE, SIMULATED, change, children, conditions, live, make
 
 CLUSTERS_EVERYWHERE = f"/apis/agentserving.io/v1alpha1/{PLURAL}"
 # What the chart's memory limit leaves ample room for.
@@ -96,6 +96,26 @@ def test_it_lives_as_long_as_it_visits(running: OperatorProcess) -> None:
     assert eventually("it is alive", lambda: running.get("/healthz"))
     assert "agentserving_operator_reconciles_total" in running.get("/metrics")
     assert "by a bug" not in running.log.read_text()
+
+
+def test_certificates_are_issued_and_made_good(admin: Kube, namespace: str, running: OperatorProcess) -> None:
+    make(admin, namespace, {**SIMULATED, "tls": {"issuer": "Operator"}})
+    eventually("all objects are there, and four Secrets more", lambda: objects(admin, namespace) == 25)
+    path = path_of("Secret", namespace, "demo-client-tls")
+    before = admin.get(path)["data"]
+    admin.must("PATCH", path, {"data": {"tls.key": "bm9uZQ=="}}, MERGE)
+    change(admin, namespace, {"engine": {"replicas": 3}})
+    eventually("there is another pair", lambda: admin.get(path)["data"]["tls.crt"] != before["tls.crt"])
+    assert admin.get(path)["data"]["ca.crt"] == before["ca.crt"]
+
+
+def test_a_cluster_without_cert_manager_is_told_so(admin: Kube, namespace: str, running: OperatorProcess) -> None:
+    make(admin, namespace, {**SIMULATED, "tls": {"issuer": "CertManager", "issuerRef": {"name": "ca"}}})
+    eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
+    ready = conditions(live(admin, namespace))["Ready"]
+    assert (ready["status"], ready["reason"]) == ("False", "CertManagerMissing")
+    assert "install it, or use spec.tls.issuer Operator" in ready["message"]
+    assert objects(admin, namespace) == 21
 
 
 def test_a_deleted_cluster_is_let_go(admin: Kube, namespace: str, running: OperatorProcess) -> None:

@@ -10,7 +10,7 @@ import pytest
 from agentserving_operator.cluster import path_of
 from agentserving_operator.manifests.common import Component, labels
 from agentserving_operator.reconcile import Outcome
-from kube.client import Kube, eventually
+from kube.client import CLUSTERS, Kube, eventually
 from kube.server import OPERATOR, ApiServer
 from kube.visiting import (
     MERGE,
@@ -84,8 +84,9 @@ def test_conditions_are_there_after_the_first_visit_and_an_event_tells(
             "gateway": {"drainSeconds": 0, "serviceType": "NodePort", "port": 8000},
         },
         {**SIMULATED, "store": {"type": "ExternalEtcd", "external": {"endpoints": ["e:2379"], "tlsSecretName": "t"}}},
+        {**SIMULATED, "tls": {"issuer": "Operator"}, "store": {"etcd": {"members": 3}}},
     ],
-    ids=["simulator", "large", "external"],
+    ids=["simulator", "large", "external", "tls"],
 )  # fmt: skip
 def test_a_second_visit_writes_nothing(
     server: ApiServer, admin: Kube, namespace: str, operator: Path, spec: Any
@@ -168,6 +169,66 @@ def test_a_key_that_is_there_stays(admin: Kube, namespace: str, operator: Path) 
     change(admin, namespace, {"engine": {"replicas": 3}})
     visit(operator, namespace)
     assert children(admin, namespace)["Secret", "demo-ticket-key"] == key
+
+
+def test_a_new_ticket_key_is_announced_when_it_is_asked_for(admin: Kube, namespace: str, operator: Path) -> None:
+    make(admin, namespace)
+    visit(operator, namespace)
+    before = children(admin, namespace)["Secret", "demo-ticket-key"]["data"]
+    body = {"metadata": {"annotations": {"agentserving.io/rotate-ticket-key": "1"}}}
+    admin.must("PATCH", f"{CLUSTERS.format(namespace)}/demo", body, MERGE)
+    for _ in range(2):
+        assert visit(operator, namespace) is Outcome.SETTLED
+    secret = children(admin, namespace)["Secret", "demo-ticket-key"]
+    assert secret["data"]["key"] == before["key"]
+    assert len(base64.b64decode(secret["data"]["key.next"])) == 32
+    # Time is what the Secret says: half an hour ago, twice.
+    for names in ({"key", "key.previous"}, {"key"}):
+        since = {"metadata": {"annotations": {"agentserving.io/rotation-step-since": "2026-01-01T00:00:00Z"}}}
+        admin.must("PATCH", path_of("Secret", namespace, "demo-ticket-key"), since, MERGE)
+        visit(operator, namespace)
+        assert children(admin, namespace)["Secret", "demo-ticket-key"]["data"].keys() == names
+    assert children(admin, namespace)["Secret", "demo-ticket-key"]["data"]["key"] == secret["data"]["key.next"]
+
+
+# Of cert-manager's only the name: what it says of a Certificate's fields it says itself.
+CERTIFICATES_KIND: dict[str, Any] = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "certificates.cert-manager.io"},
+    "spec": {
+        "group": "cert-manager.io",
+        "scope": "Namespaced",
+        "names": {"kind": "Certificate", "plural": "certificates"},
+        "versions": [
+            {
+                "name": "v1", "served": True, "storage": True,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}  # fmt: skip
+
+
+def test_cert_managers_certificates_are_made_once_it_is_there(
+    server: ApiServer, admin: Kube, namespace: str, operator: Path
+) -> None:
+    make(admin, namespace, {**SIMULATED, "tls": {"issuer": "CertManager", "issuerRef": {"name": "ca"}}})
+    assert visit(operator, namespace) is Outcome.REFUSED
+    assert conditions(live(admin, namespace))["Ready"]["reason"] == "CertManagerMissing"
+    admin.define(CERTIFICATES_KIND)
+    try:
+        eventually("the kind is known", lambda: visit(operator, namespace) is Outcome.SETTLED)
+        found = admin.get(path_of("Certificate", namespace))["items"]
+        assert {each["metadata"]["name"] for each in found} == {
+            f"demo-{leaf}-tls" for leaf in ("control-plane", "etcd", "client")
+        }
+        written = writes(server, namespace)
+        assert visit(operator, namespace) is Outcome.SETTLED
+        assert writes(server, namespace) == written
+    finally:
+        admin.must("DELETE", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/certificates.cert-manager.io")
+        eventually("the kind is gone", lambda: admin.get(path_of("Certificate", namespace)) is None)
 
 
 def test_what_is_no_longer_wanted_goes_and_what_is_not_ours_stays(admin: Kube, namespace: str, operator: Path) -> None:

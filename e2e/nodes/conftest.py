@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,8 @@ from kube.demo import Demo, simulator_spec
 from kube.kubectl import Kubectl, run
 from kube.paths import CHART
 
+# `kubectl agentserving` is a file of that name on PATH.
+HERE = Path(sys.executable).parent
 OPERATOR_NAMESPACE, NAMESPACE = "agentserving", "e2e-agents"
 RELEASE = "agentserving"
 
@@ -83,3 +87,9 @@ def settled(demo: Demo) -> Demo:
     """The demo with nothing under way and all of its pods."""
     demo.until_settled()
     return demo
+
+
+@pytest.fixture
+def plugin_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `pip install agentserving[cli]`."""
+    monkeypatch.setenv("PATH", f"{HERE}{os.pathsep}{os.environ['PATH']}")

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from pathlib import Path
 
 import pytest
 from kube.demo import Demo
 from kube.kubectl import Kubectl, run
 
-# `kubectl agentserving` is a file of that name on PATH.
-HERE = Path(sys.executable).parent
-
-
-@pytest.fixture(autouse=True)
-def plugin_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after `pip install agentserving[cli]`."""
-    monkeypatch.setenv("PATH", f"{HERE}{os.pathsep}{os.environ['PATH']}")
+pytestmark = pytest.mark.usefixtures("plugin_on_path")
 
 
 def agentserving(demo: Demo, *words: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from agentserving.accounting import charge_call
@@ -57,9 +58,10 @@ class Totals:
 class CallBook:
     """Tickets in, records out."""
 
-    def __init__(self, engine_id: str, key: bytes | None) -> None:
+    def __init__(self, engine_id: str, keys: Callable[[], Sequence[bytes]] | None) -> None:
+        """`keys` gives those that tickets may be signed by; None = there are no tickets."""
         self._engine_id = engine_id
-        self._key = key
+        self._keys = keys
         self._open: dict[str, OpenCall] = {}
         self._by_request: dict[str, OpenCall] = {}
         self._ended: OrderedDict[str, tuple[str, int]] = OrderedDict()
@@ -93,10 +95,10 @@ class CallBook:
         )
 
     def _find_call(self, request_id: str, session_id: str | None, now_us: int, unix_s: float) -> OpenCall | None:
-        if not session_id or self._key is None:
+        if not session_id or self._keys is None:
             return None
         try:
-            ticket = verify(session_id, self._key, engine_id=self._engine_id, now_unix_s=unix_s)
+            ticket = verify(session_id, *self._keys(), engine_id=self._engine_id, now_unix_s=unix_s)
         except InvalidTicketError:
             self.totals.rejected_tickets += 1
             return None

@@ -43,7 +43,7 @@ class _ProgramMixin:
         self_: Any = self
         check_symbols(vllm.__version__, self_, Request("", [0], SamplingParams(max_tokens=1), None))
         settings = PluginSettings.from_env(os.environ)
-        self._plugin = PluginState(self_, CallQueue(FCFS), CallBook(settings.engine_id, settings.ticket_key))
+        self._plugin = PluginState(self_, CallQueue(FCFS), CallBook(settings.engine_id, settings.ticket_keys))
         self._guard = Guard(self._plugin.load)
         self._steering = Steering(self._plugin)
         self._reporting = Reporting(self._plugin)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-MIN_KEY_BYTES = 16
+from agentserving.ticket_keys import TicketKeys
 
 
 class PluginConfigError(ValueError):
@@ -19,7 +19,7 @@ class PluginSettings:
 
     engine_id: str
     channel_dir: Path | None
-    ticket_key: bytes | None
+    ticket_keys: TicketKeys | None
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> PluginSettings:
@@ -30,17 +30,15 @@ class PluginSettings:
         directory = env.get("AGENTSERVING_CHANNEL_DIR", "")
         if directory and not Path(directory).is_dir():
             raise PluginConfigError(f"AGENTSERVING_CHANNEL_DIR={directory} is not a directory")
-        return cls(engine_id, Path(directory) if directory else None, _read_key(env))
+        return cls(engine_id, Path(directory) if directory else None, _keys(env))
 
 
-def _read_key(env: Mapping[str, str]) -> bytes | None:
+def _keys(env: Mapping[str, str]) -> TicketKeys | None:
     name = env.get("AGENTSERVING_TICKET_KEY_FILE", "")
     if not name:
         return None
     try:
-        key = Path(name).read_bytes()
-    except OSError as error:
-        raise PluginConfigError(f"AGENTSERVING_TICKET_KEY_FILE={name}: {error.strerror}") from error
-    if len(key) < MIN_KEY_BYTES:
-        raise PluginConfigError(f"AGENTSERVING_TICKET_KEY_FILE={name}: needs {MIN_KEY_BYTES} bytes, has {len(key)}")
-    return key
+        return TicketKeys(Path(name))
+    except (OSError, ValueError) as error:
+        told = error.strerror if isinstance(error, OSError) else error
+        raise PluginConfigError(f"AGENTSERVING_TICKET_KEY_FILE={name}: {told}") from error

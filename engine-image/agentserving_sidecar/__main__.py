@@ -50,6 +50,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         ("tls-ca", "", str),
         ("tls-cert", "", str),
         ("tls-key", "", str),
+        ("tls-server-name", "", str),  # what control planes' certificates must say; empty = the host they are known by
     )
     for name, default, kind in flags:
         value = os.environ.get("AGENTSERVING_" + name.upper().replace("-", "_"), default)
@@ -80,8 +81,9 @@ async def watch_progress(sidecar: Sidecar) -> None:
 
 def channel_of(settings: argparse.Namespace) -> LeaderChannel:
     """To the control planes. ValueError names the flag."""
+    tls = settings_of(settings.tls_ca, settings.tls_cert, settings.tls_key, settings.tls_server_name)
     try:
-        return LeaderChannel(settings.control_plane, settings_of(settings.tls_ca, settings.tls_cert, settings.tls_key))
+        return LeaderChannel(settings.control_plane, tls)
     except ValueError as error:
         raise ValueError(f"--control-plane: {error}") from error
 

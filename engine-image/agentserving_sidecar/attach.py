@@ -83,7 +83,8 @@ class LeaderLink:
             error: Exception | None = None
             try:
                 await self._attach()
-            except (grpc.aio.AioRpcError, TimeoutError) as caught:
+            except (grpc.aio.AioRpcError, OSError) as caught:
+                # OSError: no answer in time, or a certificate that cannot be read.
                 error = caught
                 self._say(error)
             self.attached = False
@@ -92,7 +93,7 @@ class LeaderLink:
 
     def _say(self, error: Exception) -> None:
         """Once, not at each try."""
-        told = error.details() if isinstance(error, grpc.aio.AioRpcError) else "it says nothing"
+        told = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error) or "it says nothing"
         said, self._said = self._said, f"{self._channel.address}: {told}"
         if said != self._said:
             log.warning("no leader here", address=self._channel.address, error=told)

@@ -60,7 +60,7 @@ def _hello(limits: Limits) -> EngineHello:
 
 async def _serve(given: argparse.Namespace, settings: PluginSettings) -> None:
     limits = Limits(given.max_num_seqs, given.max_model_len, num_blocks=given.num_blocks)
-    book = CallBook(settings.engine_id, settings.ticket_key)
+    book = CallBook(settings.engine_id, settings.ticket_keys)
     engine = SimulatedEngine(book, limits, CostModel(speed=given.speed))
     if settings.channel_dir is not None:
         path = settings.channel_dir / "rank0.sock"

@@ -34,8 +34,10 @@ PATHS = {
     "Secret": ("/api/v1", "secrets"),
     "Pod": ("/api/v1", "pods"),
     "Event": ("/apis/events.k8s.io/v1", "events"),
+    "Certificate": ("/apis/cert-manager.io/v1", "certificates"),
 }
-# Kinds that a cluster is made of; the ticket key is not listed, so that no right to list Secrets is needed.
+# Kinds that a cluster is made of; Secrets are not listed, so that no right to is needed, nor are cert-manager's
+# Certificates, whose kind there need not be.
 CHILD_KINDS = ("ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet", "Deployment")
 
 

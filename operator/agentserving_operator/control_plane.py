@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from agentserving import AsyncClient
-from agentserving.connection import Settings
+from agentserving.connection import Pem, Settings
 from agentserving.errors import AgentServingError, InvalidArgumentError
 from agentserving.values import Balancer
 
@@ -28,13 +28,15 @@ class PolicyRefusedError(Exception):
     """The control plane does not take the policy; the message is its own."""
 
 
-async def settle(address: str, scheduling: Scheduling, generation: int) -> Overview | None:
+async def settle(
+    address: str, scheduling: Scheduling, generation: int, tls: Pem | None = None
+) -> Overview | None:  # fmt: skip
     """Makes the policy what the spec says, and gives the overview; None when the control plane does not answer.
 
     Compared by value, so it is the same whoever asked before, and a policy set by hand is set back.
     """
     wanted, balancer = to_policy(scheduling), BALANCERS[scheduling.balancer]
-    async with AsyncClient(address, settings=Settings(deadline_s=DEADLINE_S, attempts=1)) as client:
+    async with AsyncClient(address, settings=Settings(tls=tls, deadline_s=DEADLINE_S, attempts=1)) as client:
         try:
             found = await client.get_policy()
             if (found.policy, found.balancer) != (wanted, balancer):
@@ -62,6 +64,7 @@ class _Answer:
 
     scheduling: Scheduling
     generation: int
+    tls: Pem | None
     overview: Overview | None
 
 
@@ -71,11 +74,13 @@ class ControlPlanes:
     def __init__(self) -> None:
         self._last: dict[str, _Answer] = {}
 
-    async def settle(self, address: str, scheduling: Scheduling, generation: int) -> Overview | None:
+    async def settle(
+        self, address: str, scheduling: Scheduling, generation: int, tls: Pem | None = None
+    ) -> Overview | None:  # fmt: skip
         """As the function; remembered."""
         self._last.pop(address, None)
-        overview = await settle(address, scheduling, generation)
-        self._last[address] = _Answer(scheduling, generation, overview)
+        overview = await settle(address, scheduling, generation, tls)
+        self._last[address] = _Answer(scheduling, generation, tls, overview)
         return overview
 
     async def is_as_known(self, namespace: str, name: str) -> bool:
@@ -88,7 +93,7 @@ class ControlPlanes:
         if last is None:
             return True
         try:
-            return await settle(address, last.scheduling, last.generation) == last.overview
+            return await settle(address, last.scheduling, last.generation, last.tls) == last.overview
         except PolicyRefusedError:
             return False
 

@@ -69,6 +69,8 @@ class Reason(StrEnum):
     APPLY_REFUSED = "ApplyRefused"
     # An object of that name is there and not ours.
     NAME_TAKEN = "NameTaken"
+    # spec.tls.issuer is CertManager, and the API server does not know its Certificates.
+    CERT_MANAGER_MISSING = "CertManagerMissing"
     # The namespace is going.
     NAMESPACE_TERMINATING = "NamespaceTerminating"
 

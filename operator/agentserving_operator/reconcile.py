@@ -1,26 +1,37 @@
 """One visit of one cluster: the whole object, whatever the occasion. Visiting twice changes nothing the second time.
 
-read the spec -> compare each desired object with the live one, apply those that differ -> delete ours that are no
-longer desired -> have the policy put in force -> write the status, if it is another one.
+read the spec -> see to certificates -> compare each desired object with the live one, apply those that differ ->
+delete ours that are no longer desired -> have the policy put in force -> write the status, if it is another one.
 """
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
 import structlog
+from agentserving.connection import Pem
 
 from agentserving_operator.cluster import RefusedError
 from agentserving_operator.control_plane import PolicyRefusedError
 from agentserving_operator.crd import API_VERSION, KIND
 from agentserving_operator.drift import matches
 from agentserving_operator.events import events_of
+from agentserving_operator.issuing import Issued, issue
 from agentserving_operator.manifests import Cluster, Component, Images, Manifest, desired
-from agentserving_operator.manifests.common import MANAGER, Port
-from agentserving_operator.manifests.ticket_key_secret import KEY_BYTES, ticket_key_secret
+from agentserving_operator.manifests.common import Port
+from agentserving_operator.manifests.ticket_key_secret import (
+    KEY_BYTES,
+    ROTATE,
+    TicketKeys,
+    rotated,
+    ticket_key_secret,
+    ticket_keys_of,
+)
+from agentserving_operator.owned import is_owned, labels_of, may_take, name_taken, refused
 from agentserving_operator.parsing import SpecError, parse
 from agentserving_operator.reasons import Reason, Trouble
 from agentserving_operator.spec import ClusterSpec
@@ -58,7 +69,7 @@ class Api(Protocol):
         """The whole status."""
 
 
-Settle = Callable[[str, Scheduling, int], Awaitable[Overview | None]]
+Settle = Callable[[str, Scheduling, int, Pem | None], Awaitable[Overview | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,38 +111,35 @@ async def reconcile(world: World, namespace: str, name: str) -> Outcome:
         return Outcome.INVALID
     cluster = Cluster(
         name=name, namespace=namespace, uid=live["metadata"]["uid"], spec=spec, images=world.images,
-        generation=generation,
+        generation=generation, key_request=str((live["metadata"].get("annotations") or {}).get(ROTATE, "")),
     )  # fmt: skip
-    observed = await _converge(world, cluster)
-    observed = await _ask_control_plane(world, cluster, observed)
+    troubles: list[Trouble] = []
+    issued = await issue(world.api, cluster, _now(world), troubles)
+    cluster = replace(cluster, trust=issued.trust)
+    observed = await _converge(world, cluster, troubles)
+    observed = await _ask_control_plane(world, cluster, observed, issued)
     await _tell(world, live, status_of(cluster, observed, previous, world.now()))
     return _outcome(cluster, observed)
 
 
-def labels_of(name: str) -> dict[str, str]:
-    """Of all objects of a cluster."""
-    return {"app.kubernetes.io/instance": name, "app.kubernetes.io/managed-by": MANAGER}
-
-
-async def _converge(world: World, cluster: Cluster) -> Observed:
+async def _converge(world: World, cluster: Cluster, troubles: list[Trouble]) -> Observed:
     """Objects as they should be."""
     found = await world.api.children(cluster.namespace, labels_of(cluster.name))
     live = {(each["kind"], each["metadata"]["name"]): each for each in found}
-    troubles: list[Trouble] = []
     await _ensure_ticket_key(world, cluster, troubles)
     wanted = {(each["kind"], each["metadata"]["name"]): each for each in desired(cluster)}
     for key, manifest in wanted.items():
         try:
             applied = await _ensure(world, cluster, manifest, live.get(key))
         except RefusedError as error:
-            troubles.append(_refused(f"{key[0]} {key[1]}", error))
+            troubles.append(refused(*key, error))
         else:
             if isinstance(applied, Trouble):
                 troubles.append(applied)
             else:
                 live[key] = applied
     for key, each in list(live.items()):
-        if key not in wanted and _is_owned(each, cluster):
+        if key not in wanted and is_owned(each, cluster):
             log.info("no longer wanted", kind=key[0], name=key[1], namespace=cluster.namespace)
             await world.api.delete(each)
             del live[key]
@@ -144,9 +152,8 @@ async def _ensure(world: World, cluster: Cluster, manifest: Manifest, live: Mani
     if live is None:
         # Not there, or without the labels by which we look.
         live = await world.api.get(kind, cluster.namespace, name)
-    if live is not None and not _may_take(live, cluster):
-        told = f"{kind} {name} is there and does not belong to this cluster: delete or rename it, or rename the cluster"
-        return Trouble(Reason.NAME_TAKEN, told)
+    if live is not None and not may_take(live, cluster):
+        return name_taken(kind, name)
     if live is not None and matches(manifest, {**live, "apiVersion": manifest["apiVersion"]}):
         return live
     log.info("applying", kind=kind, name=name, namespace=cluster.namespace, new=live is None)
@@ -157,42 +164,35 @@ async def _ensure_ticket_key(world: World, cluster: Cluster, troubles: list[Trou
     try:
         there = await world.api.get("Secret", cluster.namespace, cluster.ticket_key_name)
         if there is None:
-            await world.api.create(ticket_key_secret(cluster, world.random_bytes(KEY_BYTES)))
-        elif not _may_take(there, cluster):
-            told = f"Secret {cluster.ticket_key_name} is there and does not belong to this cluster: delete or rename it"
-            troubles.append(Trouble(Reason.NAME_TAKEN, told))
+            # Whoever asked before there was a key has a new one.
+            since = _now(world) if cluster.key_request else None
+            new = TicketKeys(world.random_bytes(KEY_BYTES), request=cluster.key_request, since=since)
+            await world.api.create(ticket_key_secret(cluster, new))
+        elif not may_take(there, cluster):
+            troubles.append(name_taken("Secret", cluster.ticket_key_name))
+        elif (keys := ticket_keys_of(there)) is not None:
+            wanted = rotated(keys, cluster.key_request, _now(world), world.random_bytes)
+            if wanted != keys:
+                log.info("ticket key", name=cluster.ticket_key_name, namespace=cluster.namespace, step=_step(wanted))
+                await world.api.apply(ticket_key_secret(cluster, wanted))
     except RefusedError as error:
-        troubles.append(_refused(f"Secret {cluster.ticket_key_name}", error))
+        troubles.append(refused("Secret", cluster.ticket_key_name, error))
 
 
-def _is_owned(live: Manifest, cluster: Cluster) -> bool:
-    return any(owner["uid"] == cluster.uid for owner in live["metadata"].get("ownerReferences", []))
+def _step(keys: TicketKeys) -> str:
+    return "announced" if keys.next is not None else "signs" if keys.previous is not None else "done"
 
 
-def _may_take(live: Manifest, cluster: Cluster) -> bool:
-    """Ours, or an orphan that was: a cluster deleted with --cascade=orphan and made anew takes its children back."""
-    metadata = live["metadata"]
-    orphan = not any(owner.get("controller") for owner in metadata.get("ownerReferences", []))
-    return _is_owned(live, cluster) or (
-        orphan and labels_of(cluster.name).items() <= metadata.get("labels", {}).items()
-    )
+def _now(world: World) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(world.now())
 
 
-def _refused(what: str, error: RefusedError) -> Trouble:
-    told = f"{what}: {error}"
-    if "being terminated" in told:
-        return Trouble(Reason.NAMESPACE_TERMINATING, told)
-    if "exceeded quota" in told:
-        return Trouble(Reason.QUOTA_EXCEEDED, told)
-    return Trouble(Reason.APPLY_REFUSED, told)
-
-
-async def _ask_control_plane(world: World, cluster: Cluster, observed: Observed) -> Observed:
-    if not _serves(cluster, observed):
+async def _ask_control_plane(world: World, cluster: Cluster, observed: Observed, issued: Issued) -> Observed:
+    if not _serves(cluster, observed) or (cluster.spec.tls.on and issued.client is None):
         return observed
     address = cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE)
     try:
-        overview = await world.settle(address, cluster.spec.scheduling, cluster.generation)
+        overview = await world.settle(address, cluster.spec.scheduling, cluster.generation, issued.client)
     except PolicyRefusedError as error:
         trouble = Trouble(Reason.POLICY_REFUSED, f"spec.scheduling: the control plane says: {error}")
         return replace(observed, troubles=[*observed.troubles, trouble])

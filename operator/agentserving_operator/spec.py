@@ -20,6 +20,7 @@ from agentserving_operator.spec_parts import (
     Toleration,
 )
 from agentserving_operator.spec_scheduling import Scheduling
+from agentserving_operator.spec_tls import Tls
 
 # Of the four A100 boards, as NVIDIA's feature discovery labels nodes.
 A100_PRODUCTS = (
@@ -308,3 +309,4 @@ class ClusterSpec:
     control_plane: ControlPlane = struct("The control plane.", default=ControlPlane)
     gateway: Gateway = struct("Where agents connect.", default=Gateway)
     store: Store = struct("Where accounts are kept.", default=Store)
+    tls: Tls = struct("Certificates between its parts.", default=Tls)

@@ -25,29 +25,59 @@ CONTROL_PLANE = "AGENTSERVING_CONTROL_PLANE"
 
 
 @dataclass(frozen=True, slots=True)
+class Pem:
+    """Certificates by content.
+
+    ca: whom to trust, None = the system's. cert, key: who we are, for mutual TLS.
+    server_name: what certificates must say, whatever address they are found at; "" = the address's host.
+    """
+
+    ca: bytes | None = None
+    cert: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
+    server_name: str = ""
+
+    def read(self) -> Pem:
+        """Itself: it has been read."""
+        return self
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """For a channel."""
+        return grpc.ssl_channel_credentials(self.ca, self.key, self.cert)
+
+
+@dataclass(frozen=True, slots=True)
 class Tls:
-    """Paths of PEM files. `ca` = whom to trust, None = the system's; `cert` and `key` = who we are, for mutual TLS."""
+    """Certificates by the paths of PEM files, read anew for each channel; the fields are those of `Pem`."""
 
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+    server_name: str = ""
 
-    def credentials(self) -> grpc.ChannelCredentials:
-        """OSError for a file that cannot be read."""
+    def read(self) -> Pem:
+        """As they are now. OSError for a file that cannot be read."""
+        before, found = None, self._once()
+        # Whoever replaces them does not do it in one step: only what is read twice belongs together.
+        while found != before:
+            before, found = found, self._once()
+        return found
 
-        def content(path: Path | None) -> bytes | None:
-            return None if path is None else Path(path).read_bytes()
+    def _once(self) -> Pem:
+        return Pem(_content(self.ca), _content(self.cert), _content(self.key), self.server_name)
 
-        return grpc.ssl_channel_credentials(content(self.ca), content(self.key), content(self.cert))
+
+def _content(path: Path | None) -> bytes | None:
+    return None if path is None else Path(path).read_bytes()
 
 
 def tls_from_environment() -> Tls | None:
-    """AGENTSERVING_TLS_CA, _CERT and _KEY, as the components have them; None when none is set."""
+    """AGENTSERVING_TLS_CA, _CERT, _KEY and _SERVER_NAME, as the components have them; None when no file is named."""
     paths = [os.environ.get(f"AGENTSERVING_TLS_{name}") for name in ("CA", "CERT", "KEY")]
     if not any(paths):
         return None
     ca, cert, key = (Path(path) if path else None for path in paths)
-    return Tls(ca, cert, key)
+    return Tls(ca, cert, key, os.environ.get("AGENTSERVING_TLS_SERVER_NAME", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +91,7 @@ class Settings:
     metadata: sent with every RPC; the credential, and the tenant that comes with it.
     """
 
-    tls: Tls | None = field(default_factory=tls_from_environment)
+    tls: Tls | Pem | None = field(default_factory=tls_from_environment)
     deadline_s: float = 10.0
     attempts: int = 3
     first_delay_s: float = 0.2
@@ -121,9 +151,11 @@ def dial(ways: Dial, address: str, settings: Settings, *, known: Sequence[str] =
     options: list[tuple[str, Any]] = [*CHANNEL_OPTIONS, *(KEEPALIVE_OPTIONS if known else ())]
     if settings.tls is None:
         return plain(address, options=options)
-    if known and address not in known:
-        options.append(("grpc.ssl_target_name_override", known[0].rpartition(":")[0]))
-    return secure(address, settings.tls.credentials(), options=options)
+    pem = settings.tls.read()
+    name = pem.server_name or (known[0].rpartition(":")[0] if known and address not in known else "")
+    if name:
+        options.append(("grpc.ssl_target_name_override", name))
+    return secure(address, pem.credentials(), options=options)
 
 
 # A control plane that stops leading cuts its calls off as CANCELLED; a caller that cancels sees no error of gRPC's.

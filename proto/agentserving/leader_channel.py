@@ -64,9 +64,9 @@ class LeaderChannel:
             await channel.close()
 
 
-def settings_of(tls_ca: str, tls_cert: str, tls_key: str) -> Settings:
+def settings_of(tls_ca: str, tls_cert: str, tls_key: str, server_name: str = "") -> Settings:
     """From the flags of a component: TLS when a CA is given."""
     if not tls_ca:
         return Settings(tls=None)
     cert, key = (Path(path) if tls_cert and path else None for path in (tls_cert, tls_key))
-    return Settings(tls=Tls(Path(tls_ca), cert, key))
+    return Settings(tls=Tls(Path(tls_ca), cert, key, server_name))

@@ -173,8 +173,8 @@ PLAS = replace(MLFQ, name="plas", accounting=Accounting.SUM)
 # Loses to PLAS in the p99 of a token on Mixed beyond saturation.
 ATLAS = replace(MLFQ, name="atlas", accounting=Accounting.CRITICAL_PATH)
 # Within a level the program that came first goes first: fewer programs are under way at a time, so their KV is still
-# there when they come back. Loses to PLAS in the p99 of a token on search trees (111 against 90 ms at 0.22/s), and in the
-# mean where all KV fits (35.9 against 32.8 ms). The largest tenth waits up to 1.14 times as long as under FCFS (p99).
+# there when they come back. Loses to PLAS in the p99 of a token on search trees (111 against 90 ms at 0.22/s), and in
+# the mean where all KV fits (35.9 against 32.8 ms). The largest tenth waits up to 1.14 times as long as under FCFS.
 PROGRAM_PLAS = replace(PLAS, name="program-plas", order=Order.PROGRAM_ARRIVAL)
 PROGRAM_ATLAS = replace(PROGRAM_PLAS, name="program-atlas", accounting=Accounting.CRITICAL_PATH)
 # The program that is likeliest to end soonest for the service that it takes; PROGRAM_PLAS until that is known. Beyond

@@ -62,8 +62,8 @@ def sign(ticket: Ticket, key: bytes) -> str:
     return base64.urlsafe_b64encode(body + _mac(key, body)).rstrip(b"=").decode("ascii")
 
 
-def verify(text: str, key: bytes, *, engine_id: str, now_unix_s: float) -> Ticket:
-    """The ticket in `text`. Raises InvalidTicketError; never anything else, whatever `text` is."""
+def verify(text: str, *keys: bytes, engine_id: str, now_unix_s: float) -> Ticket:
+    """The ticket in `text`, by any of the keys. Raises InvalidTicketError; never anything else, whatever `text` is."""
     if len(text) > MAX_TICKET_CHARS:
         raise InvalidTicketError("malformed")
     try:
@@ -75,7 +75,7 @@ def verify(text: str, key: bytes, *, engine_id: str, now_unix_s: float) -> Ticke
     canonical = base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii") == text
     if not canonical or not body.startswith(_VERSION):
         raise InvalidTicketError("malformed")
-    if not hmac.compare_digest(mac, _mac(key, body)):
+    if not any(hmac.compare_digest(mac, _mac(key, body)) for key in keys):
         raise InvalidTicketError("forged")
     try:
         ticket = _decoder.decode(body[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,13 +13,17 @@ import grpc
 import psutil
 import pytest
 import yaml
+from agentserving.connection import Tls
 from agentserving.v1 import program_service_pb2
 from agentserving_cli.kube.clusters import RESOURCE, NoClusterError, choose
 from agentserving_cli.kube.findings import of_pods
 from agentserving_cli.kube.kubectl import Kubectl, KubectlError, said
 from agentserving_cli.kube.main import main
+from agentserving_controlplane.__main__ import add_services
 from agentserving_controlplane.gate import Gate
+from agentserving_controlplane.server_tls import server_credentials
 from click.testing import CliRunner, Result
+from support.certificate_files import CertificateFiles
 from support.kubectl_stand_in import install
 from support.served_plane import ServedPlane
 
@@ -98,6 +103,32 @@ async def test_a_follower_behind_the_service_leads_to_the_leaders_pod(served: Se
     assert done.exit_code == 1
     assert "10.9.9.9:7070, is no pod of this cluster" in done.output
     await follower.stop(0)
+
+
+async def test_a_cluster_with_certificates_is_reached_with_the_clients_secret(answers: Path, tmp_path: Path) -> None:
+    files = CertificateFiles(tmp_path)
+    found = {**cluster(), "spec": {"engine": {"replicas": 0}, "tls": {"issuer": "Operator"}}}
+    (answers / f"{RESOURCE}.json").write_text(json.dumps({"items": [found]}))
+    secret = {name: path.read_bytes() for name, path in files.paths("client").items()}
+    data = {f"{name}.crt": base64.b64encode(secret[key]).decode() for name, key in (("ca", "ca"), ("tls", "cert"))}
+    (answers / "secrets.json").write_text(json.dumps({"data": data}))
+    async with ServedPlane() as served:
+        server = grpc.aio.server()
+        add_services(server, served.plane)
+        port = server.add_secure_port("127.0.0.1:0", server_credentials(Tls(**files.paths("control-plane"))))
+        await server.start()
+        (answers / "ports").write_text(str(port))
+        await served.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id="p1", name="agent"))
+        done = await run("ps")
+        assert "Secret demo-client-tls has no tls.key yet" in done.output
+        data["tls.key"] = base64.b64encode(secret["key"]).decode()
+        (answers / "secrets.json").write_text(json.dumps({"data": data}))
+        done = await run("ps")
+        assert done.exit_code == 0, done.output
+        assert done.output.splitlines()[1].split()[0] == "p1"
+        asked = [json.loads(line) for line in (answers / "asked").read_text().splitlines()]
+        assert ["get", "secrets", "demo-client-tls", "-o", "json"] in asked
+        await server.stop(0)
 
 
 @pytest.mark.parametrize(("form", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])

@@ -27,7 +27,7 @@ KEY = b"0123456789abcdef"
 async def control_plane(port: int = 0, history: int = KEPT) -> AsyncIterator[tuple[int, ControlPlane]]:
     """A real one, with an empty store, in this process."""
     settings = Settings(
-        "127.0.0.1:0", 0, "memory", (), "", KEY, "atlas", Balancer.LEAST_USED, "", "", "", 600, 120, 600
+        "127.0.0.1:0", 0, "memory", (), "", lambda: (KEY,), "atlas", Balancer.LEAST_USED, "", "", "", 600, 120, 600
     )
     store = MemoryStore()
     plane = ControlPlane(settings, store, await store.acquire("test"), lambda error: None)

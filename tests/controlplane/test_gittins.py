@@ -151,7 +151,7 @@ async def test_engines_get_the_levels_of_a_class_once_enough_of_it_have_finished
         admitted = await served.calls.AdmitCall(
             call_service_pb2.AdmitCallRequest(program_id="new", name="crawler", implicit=True)
         )
-        ticket = verify(admitted.ticket, served.settings.ticket_key, engine_id=admitted.engine_id, now_unix_s=0)
+        ticket = verify(admitted.ticket, *served.settings.ticket_keys(), engine_id=admitted.engine_id, now_unix_s=0)
         assert ticket.application == "crawler"
 
 

@@ -20,14 +20,14 @@ def arrive(book: CallBook, request: str, session: str | None, now: int = 0):
 
 
 def test_a_ticket_tells_program_account_and_age() -> None:
-    book = CallBook("e", KEY)
+    book = CallBook("e", lambda: (KEY,))
     facts = arrive(book, "chatcmpl-p.1.0-0123abcd", ticket())
     assert (facts.program, facts.attained_service_us, facts.program_wait_us) == ("p", 100, 7)
     assert (facts.program_arrival_us, facts.managed) == (42, True)
 
 
 def test_a_request_without_a_good_ticket_is_a_program_of_its_own() -> None:
-    book = CallBook("e", KEY)
+    book = CallBook("e", lambda: (KEY,))
     for index, session in enumerate((None, "", "forged", ticket(expires=5))):
         facts = arrive(book, f"r{index}", session)
         assert not facts.managed
@@ -37,7 +37,7 @@ def test_a_request_without_a_good_ticket_is_a_program_of_its_own() -> None:
 
 
 def test_children_of_one_request_are_one_call_charged_once_a_step() -> None:
-    book = CallBook("e", KEY)
+    book = CallBook("e", lambda: (KEY,))
     members = ["0_chatcmpl-p.1.0-0123abcd", "1_chatcmpl-p.1.0-0123abcd"]
     for member in members:
         assert arrive(book, member, ticket()).managed
@@ -51,14 +51,14 @@ def test_children_of_one_request_are_one_call_charged_once_a_step() -> None:
 
 
 def test_prompts_of_one_completion_are_one_call() -> None:
-    book = CallBook("e", KEY)
+    book = CallBook("e", lambda: (KEY,))
     assert arrive(book, "cmpl-p.1.0-0-0123abcd", ticket()).managed
     assert arrive(book, "cmpl-p.1.0-1-89abcdef", ticket()).managed
     assert len(book.requests_of("p.1.0")) == 2
 
 
 def test_a_replayed_ticket_buys_nothing() -> None:
-    book = CallBook("e", KEY)
+    book = CallBook("e", lambda: (KEY,))
     arrive(book, "chatcmpl-p.1.0-0123abcd", ticket())
     assert not arrive(book, "chatcmpl-other-0123abcd", ticket()).managed
     book.end("chatcmpl-p.1.0-0123abcd", STATS, "completed", 1, Accounting.SUM)
@@ -67,7 +67,7 @@ def test_a_replayed_ticket_buys_nothing() -> None:
 
 
 def test_the_next_call_stands_where_the_last_one_left_its_program() -> None:
-    book = CallBook("e", KEY)
+    book = CallBook("e", lambda: (KEY,))
     arrive(book, "chatcmpl-p.1.0-0123abcd", ticket())
     book.charge("chatcmpl-p.1.0-0123abcd", 1, 50)
     book.end("chatcmpl-p.1.0-0123abcd", STATS, "completed", 1, Accounting.SUM)
@@ -75,7 +75,7 @@ def test_the_next_call_stands_where_the_last_one_left_its_program() -> None:
 
 
 def test_a_terminal_record_is_kept_until_it_is_acknowledged() -> None:
-    book = CallBook("e", KEY)
+    book = CallBook("e", lambda: (KEY,))
     arrive(book, "chatcmpl-p.1.0-0123abcd", ticket())
     book.end("chatcmpl-p.1.0-0123abcd", STATS, "completed", 1, Accounting.SUM)
     assert list(book.unacked) == [("p.1.0", 1)]

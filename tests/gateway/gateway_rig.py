@@ -115,7 +115,7 @@ class Rig:
 async def rig(*scripts: Script, max_body: int = 1 << 20) -> AsyncIterator[Rig]:
     """A gateway with an engine for each script."""
     settings = Settings(
-        "127.0.0.1:0", 0, "memory", (), "", KEY, "atlas", Balancer.LEAST_USED, "", "", "", 600, 120, 600
+        "127.0.0.1:0", 0, "memory", (), "", lambda: (KEY,), "atlas", Balancer.LEAST_USED, "", "", "", 600, 120, 600
     )
     store = MemoryStore()
     plane = ControlPlane(settings, store, await store.acquire("test"), lambda error: None)

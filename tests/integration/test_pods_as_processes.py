@@ -20,7 +20,9 @@ import pytest
 from agentserving_cli.local.cluster import find_etcd
 from agentserving_operator.control_plane import settle
 from agentserving_operator.manifests import Manifest, desired
+from agentserving_operator.manifests.certificate_objects import leaves
 from agentserving_operator.manifests.common import Port
+from support.certificate_files import CertificateFiles
 from support.operator_objects import make_cluster, pod_spec
 
 POD_IP = "127.0.77.1"
@@ -33,7 +35,11 @@ class Pods:
 
     def __init__(self, directory: Path, store: dict[str, Any]) -> None:
         self._directory = directory
-        self.cluster = make_cluster(**SPEC, store=store)
+        self.cluster = make_cluster(**SPEC, **store)
+        hosts = {leaf.value: names for leaf, names in leaves(self.cluster).items()}
+        # Members have no names here.
+        hosts["etcd"] = [POD_IP, "localhost"]
+        self.certificates = CertificateFiles(directory, hosts) if self.cluster.spec.tls.on else None
         self.containers: dict[str, Manifest] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         for workload in desired(self.cluster):
@@ -45,7 +51,10 @@ class Pods:
     def start(self, name: str) -> None:
         """Its command with its arguments and environment."""
         container = self.containers[name]
-        argv = [self._resolved(container, each) for each in [*container["command"], *container.get("args", [])]]
+        words = [*container["command"], *container.get("args", [])]
+        # A name in a certificate is no place.
+        names = {i + 1 for i, word in enumerate(words) if word == "--tls-server-name"}
+        argv = [word if i in names else self._resolved(container, word) for i, word in enumerate(words)]
         argv[0] = {"python": sys.executable, "etcd": find_etcd() if name == "etcd" else ""}[argv[0]]
         with (self._directory / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(argv, stdout=log, stderr=log, env={**os.environ})
@@ -53,9 +62,9 @@ class Pods:
     def _resolved(self, container: Manifest, text: str) -> str:
         places: dict[str, str] = {}
         for mount in container["volumeMounts"]:
-            shared = mount["name"] in ("channel", "ticket-key")
+            shared = mount["name"] in ("channel", "ticket-key") or mount["name"].endswith("-tls")
             path = self._directory / (mount["name"] if shared else f"{container['name']}-{mount['name']}")
-            path.mkdir(exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             places[mount["mountPath"]] = str(path)
             if mount["name"] == "ticket-key":
                 (path / "key").write_bytes(b"k" * 32)
@@ -109,9 +118,12 @@ def request(port: int, verb: str, path: str, body: Any = None, program: str = ""
         connection.close()
 
 
-@pytest.fixture(params=["Memory", "Etcd"])
+@pytest.fixture(
+    params=[{"store": {"type": "Memory"}}, {"store": {"type": "Etcd"}}, {"tls": {"issuer": "Operator"}}],
+    ids=["Memory", "Etcd", "TLS"],
+)
 def pods(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pods]:
-    made = Pods(tmp_path, {"type": request.param})
+    made = Pods(tmp_path, request.param)
     try:
         yield made
     finally:
@@ -130,7 +142,8 @@ async def test_what_the_manifests_start_serves_calls_and_leaves_when_idle(pods: 
     status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body, "asker")
     assert status == 200, text
     address = f"{POD_IP}:{Port.CONTROL_PLANE}"
-    told = await settle(address, pods.cluster.spec.scheduling, 1)
+    tls = pods.certificates.pem() if pods.certificates else None
+    told = await settle(address, pods.cluster.spec.scheduling, 1, tls)
     assert told is not None
     assert (told.programs, told.policy_name, told.store_healthy) == (1, "atlas", True)
     # The control plane has heard of the sidecar at the pod's own address.

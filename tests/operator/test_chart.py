@@ -81,7 +81,7 @@ def test_the_operator_may_write_every_kind_that_it_makes() -> None:
 
 def test_no_right_is_a_wildcard_and_secrets_are_never_listed() -> None:
     assert not [rule for rule in rules() if "*" in rule]
-    assert {verb for _, resource, verb in rules() if resource == "secrets"} == {"get", "create"}
+    assert {verb for _, resource, verb in rules() if resource == "secrets"} == {"get", "create", "patch"}
 
 
 def test_the_deployment_sets_variables_that_the_operator_reads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 from typing import Any
 
 import pytest
 from agentserving_operator.cluster import RefusedError, UnavailableError
 from agentserving_operator.control_plane import PolicyRefusedError
 from agentserving_operator.crd import KIND
+from agentserving_operator.manifests.ticket_key_secret import ROTATE
 from agentserving_operator.reconcile import Outcome, World, reconcile
 from agentserving_operator.spec_scheduling import Scheduling
 from agentserving_operator.status import Overview
@@ -26,7 +29,7 @@ class Plane:
         self.asked: list[tuple[str, Scheduling]] = []
         self._refuses, self._pending = refuses, pending
 
-    async def __call__(self, address: str, scheduling: Scheduling, generation: int) -> Overview | None:
+    async def __call__(self, address: str, scheduling: Scheduling, generation: int, tls: object) -> Overview | None:
         self.asked.append((address, scheduling))
         if self._refuses:
             raise PolicyRefusedError("policy.levels: no")
@@ -107,6 +110,43 @@ async def test_a_cluster_that_is_gone_or_going_is_left_alone(api: MemoryApi) -> 
     api.objects[KIND, "ns", "demo"]["metadata"]["deletionTimestamp"] = NOW
     assert await reconcile(make_world(api), "ns", "demo") is Outcome.GONE
     assert api.writes == []
+
+
+def annotate(api: MemoryApi, value: str) -> None:
+    api.objects[KIND, "ns", "demo"]["metadata"]["annotations"] = {ROTATE: value}
+
+
+async def test_an_annotation_asks_for_a_new_ticket_key_which_takes_over_step_by_step(api: MemoryApi) -> None:
+    clock, seen = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC), []
+    world = World(
+        api=api, settle=Plane(), images=IMAGES, now=lambda: clock.isoformat().replace("+00:00", "Z"),
+        random_bytes=os.urandom,
+    )  # fmt: skip
+
+    async def visit() -> Any:
+        assert await reconcile(world, "ns", "demo") is Outcome.SETTLED
+        return dict(api.objects["Secret", "ns", "demo-ticket-key"]["data"])
+
+    old = await visit()
+    assert await visit() == old
+    annotate(api, "1")
+    for _ in range(3):
+        seen.append(await visit())
+        assert await visit() == seen[-1]
+        clock += datetime.timedelta(hours=1)
+    assert set(seen[0]) == {"key", "key.next"}
+    assert seen[0]["key"] == old["key"]
+    assert (seen[1]["key"], seen[1]["key.previous"]) == (seen[0]["key.next"], old["key"])
+    assert seen[2]["key"] == seen[1]["key"] != old["key"]
+
+
+async def test_a_ticket_key_that_may_not_be_changed_is_told(api: MemoryApi) -> None:
+    await reconcile(make_world(api), "ns", "demo")
+    told = "field is immutable when `immutable` is set"
+    api.refuse["demo-ticket-key"] = RefusedError(422, "Invalid", told)
+    annotate(api, "1")
+    assert await reconcile(make_world(api), "ns", "demo") is Outcome.REFUSED
+    assert ready(api) == ("False", "ApplyRefused", f"Secret demo-ticket-key: {told}")
 
 
 async def test_the_control_plane_is_asked_once_it_serves(api: MemoryApi) -> None:

@@ -47,6 +47,14 @@ def test_a_ticket_is_read_back_by_its_engine() -> None:
     assert verify(sign(TICKET, KEY), KEY, engine_id="e1", now_unix_s=999) == TICKET
 
 
+def test_a_ticket_may_be_signed_by_any_of_the_keys() -> None:
+    old, new = KEY, b"another key 0000"
+    for signing in (old, new):
+        assert verify(sign(TICKET, signing), new, old, engine_id="e1", now_unix_s=0) == TICKET
+    with pytest.raises(InvalidTicketError):
+        verify(sign(TICKET, b"a third key 0000"), new, old, engine_id="e1", now_unix_s=0)
+
+
 @pytest.mark.parametrize(
     ("text", "engine", "now", "reason"),
     [

@@ -142,7 +142,7 @@ def test_choices_of_one_prompt_share_its_blocks() -> None:
 
 
 def test_holds_are_the_whole_set_and_what_is_not_in_it_is_let_go() -> None:
-    engine = SimulatedEngine(CallBook("e", b"0123456789abcdef"), Limits(), CostModel())
+    engine = SimulatedEngine(CallBook("e", lambda: (b"0123456789abcdef",)), Limits(), CostModel())
     for program in ("a", "b"):
         ticket = Ticket(f"{program}.1.0", 1, program, program, "default", "", "e", 0, 0, 1, 1, 10)
         engine.add(request(program, 10, 50), sign(ticket, b"0123456789abcdef"), 0, 0.0)

@@ -19,6 +19,7 @@ from agentserving.v1 import (
     types_pb2,
 )
 from agentserving_cli.local.layout import free_ports
+from support.certificate_files import CertificateFiles
 from support.component import Component
 from support.etcd_server import EtcdServer
 from support.scripted_engine import ScriptedEngine
@@ -37,10 +38,16 @@ async def until(condition: Callable[[], Any], bound_s: float = 30.0) -> None:
 class KillableCluster:
     """`async with` starts it and ends all of it."""
 
-    def __init__(self, engines: int = 2, planes: int = 1, **flags: object) -> None:
+    def __init__(self, engines: int = 2, planes: int = 1, *, tls: bool = False, **flags: object) -> None:
         # Sockets have short names: not below pytest's long ones.
         self.directory = Path(tempfile.mkdtemp(prefix="agentserving-faults-"))
+        self.certificates = CertificateFiles(self.directory / "tls") if tls else None
+        self.client_flags: dict[str, object] = {}
         self.etcd = EtcdServer()
+        if self.certificates is not None:
+            self.client_flags = self.certificates.client_flags()
+            self.etcd = EtcdServer(*self.certificates.etcd_flags(), ready=self.certificates.etcd_ready)
+            flags |= {**self.certificates.flags("control-plane"), **self.certificates.flags("client", "etcd_tls")}
         listens = [f"127.0.0.1:{port}" for port in free_ports(planes)]
         self.listen, self.addresses = listens[0], ",".join(listens)
         (self.directory / "key").write_bytes(KEY)
@@ -66,13 +73,19 @@ class KillableCluster:
             await self._engine(f"e{number}")
         for component in (*self.planes.values(), *self.sidecars.values()):
             await asyncio.to_thread(component.wait_ready)
-        options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
-        self.channel = grpc.aio.insecure_channel(self.listen, options=options)
+        self.channel = self.dial(self.listen)
         self.programs = program_service_pb2_grpc.ProgramServiceStub(self.channel)
         self.calls = call_service_pb2_grpc.CallServiceStub(self.channel)
         self.admin = admin_service_pb2_grpc.AdminServiceStub(self.channel)
         await self.attached()
         return self
+
+    def dial(self, listen: str) -> grpc.aio.Channel:
+        """To a control plane."""
+        if self.certificates is not None:
+            return self.certificates.channel(listen)
+        options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
+        return grpc.aio.insecure_channel(listen, options=options)
 
     async def _engine(self, engine_id: str) -> None:
         home = self.directory / engine_id
@@ -82,6 +95,7 @@ class KillableCluster:
         self.sidecars[engine_id] = Component(
             "agentserving_sidecar", self.directory, engine_id=engine_id, engine_address=engine.address,
             channel_dir=home, state_dir=home / "state", control_plane=self.addresses, listen=f"127.0.0.1:{port}",
+            **self.client_flags,
         ).start()  # fmt: skip
 
     async def leader(self, bound_s: float = 30.0, but: str = "") -> str:
@@ -130,7 +144,7 @@ class KillableCluster:
 
     async def table(self, listen: str = "") -> dict[str, types_pb2.Program]:
         """Every row, page by page."""
-        async with grpc.aio.insecure_channel(listen or self.listen) as channel:
+        async with self.dial(listen or self.listen) as channel:
             programs = program_service_pb2_grpc.ProgramServiceStub(channel)
             return await self._table(programs)
 

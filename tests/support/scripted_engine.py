@@ -20,7 +20,7 @@ class ScriptedEngine:
 
     def __init__(self, engine_id: str, key: bytes, directory: Path) -> None:
         self.engine_id, self.directory = engine_id, directory
-        self.book = CallBook(engine_id, key)
+        self.book = CallBook(engine_id, lambda: (key,))
         self.told: list[ToEngine] = []
         self._number = 0
         hello = EngineHello(

@@ -29,7 +29,7 @@ from grpc_status import rpc_status
 
 KEY = b"0123456789abcdef"
 SETTINGS = Settings(
-    "127.0.0.1:0", 0, "memory", (), "/t", KEY, "plas", Balancer.LEAST_USED, "", "", "", 600, 120, 600
+    "127.0.0.1:0", 0, "memory", (), "/t", lambda: (KEY,), "plas", Balancer.LEAST_USED, "", "", "", 600, 120, 600
 )  # fmt: skip
 
 

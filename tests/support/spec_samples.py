@@ -15,6 +15,8 @@ VALID: list[dict[str, Any]] = [
     },
     {**MINIMAL, "store": {"type": "ExternalEtcd", "external": {"endpoints": ["a:2379"]}}},
     {**MINIMAL, "scheduling": {"policy": "custom", "custom": {"accounting": "Sum"}}},
+    {**MINIMAL, "tls": {"issuer": "Operator"}},
+    {**MINIMAL, "tls": {"issuer": "CertManager", "issuerRef": {"name": "ca", "kind": "ClusterIssuer"}}},
 ]
 
 # (spec, field, words of the parser)
@@ -71,5 +73,14 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
         {**MINIMAL, "controlPlane": {"replicas": 2}, "store": {"type": "Memory"}},
         "spec.controlPlane.replicas",
         "must be 1 with store.type Memory",
+    ),
+    ({**MINIMAL, "tls": {"issuer": "CertManager"}}, "spec.tls.issuerRef", "is needed with issuer CertManager"),
+    ({**MINIMAL, "tls": {"issuer": "Operator", "issuerRef": {"name": "ca"}}}, "spec.tls.issuerRef", "with no other"),
+    ({**MINIMAL, "tls": {"issuerRef": {"name": "ca"}}}, "spec.tls.issuerRef", "with no other"),
+    ({**MINIMAL, "tls": {"issuer": "Vault"}}, "spec.tls.issuer", "None, Operator, CertManager"),
+    (
+        {**MINIMAL, "tls": {"issuer": "CertManager", "issuerRef": {"name": "ca", "kind": "Secret"}}},
+        "spec.tls.issuerRef.kind",
+        "Issuer, ClusterIssuer",
     ),
 ]

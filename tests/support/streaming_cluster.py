@@ -41,6 +41,7 @@ class StreamingCluster(KillableCluster):
         self.sidecars[engine_id] = Component(
             "agentserving_sidecar", self.directory, engine_id=engine_id, engine_address=engine,
             channel_dir=home, state_dir=home / "state", control_plane=self.addresses, listen=listen,
+            **self.client_flags,
         ).start()  # fmt: skip
 
     async def __aenter__(self) -> StreamingCluster:
@@ -48,8 +49,9 @@ class StreamingCluster(KillableCluster):
         (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}/v1"
         self.gateway = Component(
-            "agentserving_gateway", self.directory, listen=f"127.0.0.1:{port}", control_plane=self.addresses
-        ).start()
+            "agentserving_gateway", self.directory, listen=f"127.0.0.1:{port}", control_plane=self.addresses,
+            **self.client_flags,
+        ).start()  # fmt: skip
         await super().__aenter__()
         await asyncio.to_thread(self.gateway.wait_ready)
         return self

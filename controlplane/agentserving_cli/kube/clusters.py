@@ -56,6 +56,12 @@ def control_plane_service(cluster: Object) -> str:
     return f"svc/{cluster['metadata']['name']}-control-plane"
 
 
+def client_secret(cluster: Object) -> str:
+    """The Secret with a client's certificate (the operator's manifests); "" when its parts speak in the clear."""
+    issuer = cluster.get("spec", {}).get("tls", {}).get("issuer", "None")
+    return "" if issuer == "None" else f"{cluster['metadata']['name']}-client-tls"
+
+
 def conditions(cluster: Object) -> dict[str, Object]:
     """By type."""
     return {condition["type"]: condition for condition in cluster.get("status", {}).get("conditions", [])}

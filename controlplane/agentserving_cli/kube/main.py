@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+from agentserving.connection import Pem
 from agentserving.v1 import admin_service_pb2
 from rich.console import Console
 from rich.markup import escape
@@ -21,6 +23,7 @@ from agentserving_cli.kube.clusters import (
     NoClusterError,
     Object,
     choose,
+    client_secret,
     conditions,
     control_plane_service,
     labels,
@@ -61,15 +64,29 @@ def _cluster(kubectl: Kubectl, name: str) -> Object:
 @contextmanager
 def _connected(kubectl: Kubectl, cluster: Object) -> Iterator[Services]:
     """A Service's port leads to any of the pods, and the leader's own address leads there inside the cluster only."""
+    tls = _certificates(kubectl, cluster)
     with kubectl.forwarded(control_plane_service(cluster), CONTROL_PLANE_PORT) as address:
-        leader = named_leader(address)
+        leader = named_leader(address, tls)
         if not leader:
-            with connected(address) as stubs:
+            with connected(address, tls) as stubs:
                 yield stubs
             return
     pods = kubectl.items("pods", "-l", labels(cluster["metadata"]["name"], "control-plane"))
-    with kubectl.forwarded(pod_at(pods, leader), CONTROL_PLANE_PORT) as address, connected(address) as stubs:
+    with kubectl.forwarded(pod_at(pods, leader), CONTROL_PLANE_PORT) as address, connected(address, tls) as stubs:
         yield stubs
+
+
+def _certificates(kubectl: Kubectl, cluster: Object) -> Pem | None:
+    """None where there is no TLS. A forwarded port is this machine's: certificates of control planes say localhost."""
+    name = client_secret(cluster)
+    if not name:
+        return None
+    data = kubectl.get("secrets", name).get("data", {})
+    try:
+        ca, cert, key = (base64.b64decode(data[each]) for each in ("ca.crt", "tls.crt", "tls.key"))
+    except KeyError as error:
+        raise KubectlError(f"Secret {name} has no {error.args[0]} yet: see `kubectl agentserving status`") from error
+    return Pem(ca, cert, key, "localhost")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import structlog
+from agentserving.connection import Pem, Tls
 
 from agentserving_controlplane.etcd import wire_pb2 as pb
 from agentserving_controlplane.store import CompactedError, StoreUnavailableError
@@ -48,11 +49,12 @@ _AMBIGUOUS = (
 
 
 class _Endpoint:
-    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None) -> None:
-        if credentials is None:
+    def __init__(self, target: str, pem: Pem | None) -> None:
+        self.target, self.pem = target, pem
+        if pem is None:
             self.channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         else:
-            self.channel = grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+            self.channel = grpc.aio.secure_channel(target, pem.credentials(), options=_OPTIONS)
         self.calls: dict[str, Any] = {
             name: self.channel.unary_unary(
                 f"/etcdserverpb.{service}/{name}",
@@ -93,17 +95,42 @@ async def _first_answer(stream: Any, request: Any, **options: Any) -> Any:
 class EtcdClient:
     """Range, Txn, leases and a watch that misses nothing."""
 
-    def __init__(self, endpoints: tuple[str, ...], credentials: grpc.ChannelCredentials | None = None) -> None:
-        self._endpoints = [_Endpoint(target, credentials) for target in endpoints]
+    def __init__(self, endpoints: tuple[str, ...], tls: Tls | None = None) -> None:
+        """OSError when a certificate cannot be read."""
+        self._tls = tls
+        pem = None if tls is None else tls.read()
+        self._endpoints = [_Endpoint(target, pem) for target in endpoints]
         self._current = 0
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
         """Closes every channel."""
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
         await asyncio.gather(*(endpoint.channel.close() for endpoint in self._endpoints))
 
     def _failed(self, index: int) -> None:
+        self._renew(index)
         if index == self._current:
             self._current = (index + 1) % len(self._endpoints)
+
+    def _renew(self, index: int) -> None:
+        """A channel keeps the certificates that it was made with: with others there is another one."""
+        old = self._endpoints[index]
+        try:
+            pem = None if self._tls is None else self._tls.read()
+        except OSError as error:
+            log.warning("certificate for etcd cannot be read, the one before is used", error=str(error))
+            return
+        if pem == old.pem:
+            return
+        log.info("certificates for etcd were renewed", endpoint=old.target)
+        self._endpoints[index] = _Endpoint(old.target, pem)
+        # What is under way there ends by its own deadline.
+        task = asyncio.create_task(old.channel.close(ATTEMPT_S))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def _call(self, name: str, request: Any, timeout_s: float) -> Any:
         """Tries until the deadline. StoreUnavailableError with the last reason."""

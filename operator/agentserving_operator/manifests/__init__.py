@@ -6,6 +6,7 @@ import hashlib
 import json
 
 from agentserving_operator.crd import GROUP
+from agentserving_operator.manifests.certificate_objects import certificate, leaves
 from agentserving_operator.manifests.common import Cluster, Component, Images, Manifest
 from agentserving_operator.manifests.control_plane_deployment import control_plane_deployment
 from agentserving_operator.manifests.disruption_budgets import disruption_budget
@@ -21,6 +22,7 @@ from agentserving_operator.manifests.services import (
     gateway_service,
 )
 from agentserving_operator.spec import StoreType
+from agentserving_operator.spec_tls import Issuer
 
 __all__ = ["HASH_ANNOTATION", "Cluster", "Component", "Images", "Manifest", "components", "desired"]
 
@@ -34,9 +36,11 @@ def components(cluster: Cluster) -> list[Component]:
 
 
 def desired(cluster: Cluster) -> list[Manifest]:
-    """All objects but the ticket key, in the order in which they are needed."""
+    """All objects but Secrets, in the order in which they are needed."""
     parts = components(cluster)
     found = [service_account(cluster, part) for part in parts]
+    if cluster.spec.tls.issuer is Issuer.CERT_MANAGER:
+        found += [certificate(cluster, leaf) for leaf in leaves(cluster)]
     found += [network_policy(cluster, part) for part in parts]
     found += [disruption_budget(cluster, part) for part in parts if part is not Component.ENGINE]
     if Component.ETCD in parts:

@@ -66,6 +66,10 @@ class Cluster:
     spec: ClusterSpec
     images: Images
     generation: int = 0
+    # Tells one set of trusted CAs from another; "" = not known. etcd reads its own once.
+    trust: str = ""
+    # Asks for a new ticket key when it is another one than before; "" = does not ask.
+    key_request: str = ""
 
     def child(self, component: Component) -> str:
         """Name of a component's objects."""

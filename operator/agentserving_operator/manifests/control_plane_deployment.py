@@ -27,11 +27,13 @@ from agentserving_operator.manifests.common import (
 )
 from agentserving_operator.manifests.engine_pod import KEY_DIR, KEY_FILE
 from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints
+from agentserving_operator.manifests.tls import Leaf, flags, mounts, volumes
 from agentserving_operator.spec import StoreType
 
 # A leader that cannot reach etcd for this long stops leading. With nobody to take over that gains nothing, and one
 # member of etcd that moves to another node needs about half a minute.
 LEASE_S, LEASE_ALONE_S = 5, 30
+# Of an etcd that is not ours.
 TLS_DIR = "/etc/agentserving/etcd-tls"
 
 
@@ -55,15 +57,16 @@ def _strategy(cluster: Cluster) -> Manifest:
 
 
 def _template(cluster: Cluster) -> Manifest:
-    volumes = [secret_volume("ticket-key", cluster.ticket_key_name), {"name": "tmp", "emptyDir": {}}]
-    mounts: list[Manifest] = [
+    leaves = [Leaf.CONTROL_PLANE, *([Leaf.CLIENT] if cluster.spec.store.type is StoreType.ETCD else [])]
+    there = [secret_volume("ticket-key", cluster.ticket_key_name), {"name": "tmp", "emptyDir": {}}]
+    mounted: list[Manifest] = [
         {"name": "ticket-key", "mountPath": KEY_DIR, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},
     ]
     external = cluster.spec.store.external
     if external is not None and external.tls_secret_name is not None:
-        volumes.append(secret_volume("etcd-tls", external.tls_secret_name))
-        mounts.append({"name": "etcd-tls", "mountPath": TLS_DIR, "readOnly": True})
+        there.append(secret_volume("etcd-tls", external.tls_secret_name))
+        mounted.append({"name": "etcd-tls", "mountPath": TLS_DIR, "readOnly": True})
     one = container(
         cluster,
         "control-plane",
@@ -72,7 +75,7 @@ def _template(cluster: Cluster) -> Manifest:
         **python("agentserving_controlplane", *_arguments(cluster)),
         env=[{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}, *PYTHON_ENV],
         ports=[port("grpc", Port.CONTROL_PLANE), port("http", Port.CONTROL_PLANE_HTTP)],
-        volumeMounts=mounts,
+        volumeMounts=[*mounted, *mounts(cluster, *leaves)],
         startupProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/healthz", **STARTED),
         readinessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
         livenessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/healthz", **ALIVE),
@@ -81,7 +84,7 @@ def _template(cluster: Cluster) -> Manifest:
         cluster,
         Component.CONTROL_PLANE,
         containers=[one],
-        volumes=volumes,
+        volumes=[*there, *volumes(cluster, *leaves)],
         terminationGracePeriodSeconds=30,
         topologySpreadConstraints=spread(cluster, Component.CONTROL_PLANE),
     )
@@ -94,6 +97,7 @@ def _arguments(cluster: Cluster) -> list[str]:
         "--http-host", "0.0.0.0", "--http-port", str(Port.CONTROL_PLANE_HTTP),
         "--ticket-key-file", KEY_FILE,
         "--program-idle-s", str(cluster.spec.control_plane.program_idle_seconds),
+        *(flags(Leaf.CONTROL_PLANE) if cluster.spec.tls.on else []),
         *_store_arguments(cluster),
     ]  # fmt: skip
 
@@ -106,6 +110,8 @@ def _store_arguments(cluster: Cluster) -> list[str]:
     prefix = (external.prefix if external else None) or f"/agentserving/{cluster.namespace}/{cluster.name}"
     endpoints = external.endpoints if external else etcd_endpoints(cluster)
     found = ["--store", "etcd", "--etcd-endpoints", ",".join(endpoints), "--etcd-prefix", prefix]
+    if external is None and cluster.spec.tls.on:
+        found += flags(Leaf.CLIENT, "--etcd-tls")
     if external is not None and external.tls_secret_name is not None:
         found += ["--etcd-tls-ca", f"{TLS_DIR}/ca.crt"]
         if external.client_certificate:

@@ -15,6 +15,7 @@ from agentserving_operator.manifests.common import (
 )
 from agentserving_operator.manifests.engine_pod import engine_container
 from agentserving_operator.manifests.sidecar import sidecar_container
+from agentserving_operator.manifests.tls import Leaf, volumes
 from agentserving_operator.parsing import plain
 from agentserving_operator.spec import CacheType, EngineType, ModelCache
 
@@ -65,6 +66,7 @@ def _volumes(cluster: Cluster) -> list[Manifest]:
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": engine.shared_memory}},
         {"name": "tmp", "emptyDir": {}},
         secret_volume("ticket-key", cluster.ticket_key_name),
+        *volumes(cluster, Leaf.CLIENT),
     ]
     if engine.type is EngineType.VLLM:
         if cache.type is CacheType.EMPTY_DIR:

@@ -1,7 +1,8 @@
-"""An etcd of one or three members for one cluster. Pure. It speaks plain HTTP: the NetworkPolicy keeps others off."""
+"""An etcd of one or three members for one cluster. Pure. The NetworkPolicy keeps others off, with TLS or without."""
 
 from __future__ import annotations
 
+from agentserving_operator.crd import GROUP
 from agentserving_operator.manifests.common import (
     Cluster,
     Component,
@@ -16,9 +17,11 @@ from agentserving_operator.manifests.common import (
     selector,
     spread,
 )
+from agentserving_operator.manifests.tls import Leaf, directory, mounts, volumes
 from agentserving_operator.spec import EtcdStore
 
 DATA_DIR = "/var/lib/etcd"
+TRUST_ANNOTATION = f"{GROUP}/trusted-cas"
 
 
 def etcd_settings(cluster: Cluster) -> EtcdStore:
@@ -31,7 +34,7 @@ def peers_service(cluster: Cluster) -> str:
     return f"{cluster.child(Component.ETCD)}-peers"
 
 
-def _members(cluster: Cluster) -> list[tuple[str, str]]:
+def etcd_members(cluster: Cluster) -> list[tuple[str, str]]:
     """(name, host) of each."""
     name = cluster.child(Component.ETCD)
     hosts = f"{peers_service(cluster)}.{cluster.namespace}.svc"
@@ -40,7 +43,7 @@ def _members(cluster: Cluster) -> list[tuple[str, str]]:
 
 def etcd_endpoints(cluster: Cluster) -> tuple[str, ...]:
     """host:port of each member: the control plane tries them in turn."""
-    return tuple(f"{host}:{Port.ETCD_CLIENT}" for _, host in _members(cluster))
+    return tuple(f"{host}:{Port.ETCD_CLIENT}" for _, host in etcd_members(cluster))
 
 
 def etcd_statefulset(cluster: Cluster) -> Manifest:
@@ -66,22 +69,37 @@ def etcd_statefulset(cluster: Cluster) -> Manifest:
 
 def _arguments(cluster: Cluster) -> list[str]:
     host = f"$(POD_NAME).{peers_service(cluster)}.{cluster.namespace}.svc"
-    initial = ",".join(f"{name}=http://{peer}:{Port.ETCD_PEER}" for name, peer in _members(cluster))
+    scheme = "https" if cluster.spec.tls.on else "http"
+    initial = ",".join(f"{name}={scheme}://{peer}:{Port.ETCD_PEER}" for name, peer in etcd_members(cluster))
     return [
         "--name=$(POD_NAME)",
         # A directory of its own making: etcd wants it closed to others, a volume's root is the group's.
         f"--data-dir={DATA_DIR}/data",
-        f"--listen-client-urls=http://0.0.0.0:{Port.ETCD_CLIENT}",
-        f"--advertise-client-urls=http://{host}:{Port.ETCD_CLIENT}",
-        f"--listen-peer-urls=http://0.0.0.0:{Port.ETCD_PEER}",
-        f"--initial-advertise-peer-urls=http://{host}:{Port.ETCD_PEER}",
+        f"--listen-client-urls={scheme}://0.0.0.0:{Port.ETCD_CLIENT}",
+        f"--advertise-client-urls={scheme}://{host}:{Port.ETCD_CLIENT}",
+        f"--listen-peer-urls={scheme}://0.0.0.0:{Port.ETCD_PEER}",
+        f"--initial-advertise-peer-urls={scheme}://{host}:{Port.ETCD_PEER}",
         f"--initial-cluster={initial}",
         f"--initial-cluster-token={cluster.uid}",
+        # Probes have no certificate.
         f"--listen-metrics-urls=http://0.0.0.0:{Port.ETCD_HTTP}",
         "--auto-compaction-mode=periodic",
         "--auto-compaction-retention=1h",
         f"--quota-backend-bytes={etcd_settings(cluster).quota_mi_b << 20}",
+        *(_tls_arguments() if cluster.spec.tls.on else []),
     ]
+
+
+def _tls_arguments() -> list[str]:
+    """Certificates on both sides, for clients and for peers. Certificates are read anew for each connection."""
+    at = directory(Leaf.ETCD)
+    found = []
+    for prefix in ("", "peer-"):
+        found += [
+            f"--{prefix}cert-file={at}/tls.crt", f"--{prefix}key-file={at}/tls.key",
+            f"--{prefix}trusted-ca-file={at}/ca.crt", f"--{prefix}client-cert-auth",
+        ]  # fmt: skip
+    return found
 
 
 def _template(cluster: Cluster) -> Manifest:
@@ -94,15 +112,21 @@ def _template(cluster: Cluster) -> Manifest:
         args=_arguments(cluster),
         env=[{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
         ports=[port("client", Port.ETCD_CLIENT), port("peer", Port.ETCD_PEER), port("http", Port.ETCD_HTTP)],
-        volumeMounts=[{"name": "data", "mountPath": DATA_DIR}],
+        volumeMounts=[{"name": "data", "mountPath": DATA_DIR}, *mounts(cluster, Leaf.ETCD)],
         startupProbe=http_probe(Port.ETCD_HTTP, "/readyz", periodSeconds=2, failureThreshold=150),
         readinessProbe=http_probe(Port.ETCD_HTTP, "/readyz", periodSeconds=5, timeoutSeconds=5),
         livenessProbe=http_probe(Port.ETCD_HTTP, "/livez", periodSeconds=10, timeoutSeconds=15, failureThreshold=6),
     )
-    return pod(
+    made = pod(
         cluster,
         Component.ETCD,
         containers=[one],
         terminationGracePeriodSeconds=30,
         topologySpreadConstraints=spread(cluster, Component.ETCD),
     )
+    if cluster.spec.tls.on:
+        made["spec"]["volumes"] = volumes(cluster, Leaf.ETCD)
+    if cluster.trust:
+        # Whom to trust it reads once: other CAs are another pod, one member after the other.
+        made["metadata"]["annotations"] = {TRUST_ANNOTATION: cluster.trust}
+    return made

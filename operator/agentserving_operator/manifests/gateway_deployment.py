@@ -20,6 +20,7 @@ from agentserving_operator.manifests.common import (
     selector,
     spread,
 )
+from agentserving_operator.manifests.tls import Leaf, client_flags, mounts, volumes
 
 STATE_DIR = "/var/lib/agentserving"
 GRACE_AFTER_DRAIN_S = 15
@@ -44,7 +45,7 @@ def _template(cluster: Cluster) -> Manifest:
         "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
         "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP),
         "--state-dir", STATE_DIR, "--max-body-bytes", str(gateway.max_body_bytes),
-        "--drain-s", str(gateway.drain_seconds),
+        "--drain-s", str(gateway.drain_seconds), *client_flags(cluster),
     )  # fmt: skip
     one = container(
         cluster,
@@ -54,7 +55,11 @@ def _template(cluster: Cluster) -> Manifest:
         **command,
         env=[*PYTHON_ENV],
         ports=[port("http", Port.GATEWAY), port("probes", Port.GATEWAY_HTTP)],
-        volumeMounts=[{"name": "state", "mountPath": STATE_DIR}, {"name": "tmp", "mountPath": "/tmp"}],
+        volumeMounts=[
+            {"name": "state", "mountPath": STATE_DIR},
+            {"name": "tmp", "mountPath": "/tmp"},
+            *mounts(cluster, Leaf.CLIENT),
+        ],
         startupProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", **STARTED),
         readinessProbe=http_probe(Port.GATEWAY_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
         livenessProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", **ALIVE),
@@ -63,7 +68,11 @@ def _template(cluster: Cluster) -> Manifest:
         cluster,
         Component.GATEWAY,
         containers=[one],
-        volumes=[{"name": "state", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
+        volumes=[
+            {"name": "state", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {}},
+            *volumes(cluster, Leaf.CLIENT),
+        ],
         terminationGracePeriodSeconds=gateway.drain_seconds + GRACE_AFTER_DRAIN_S,
         topologySpreadConstraints=spread(cluster, Component.GATEWAY),
     )

@@ -3,23 +3,106 @@
 from __future__ import annotations
 
 import base64
+import datetime
+from pathlib import Path
 
-from agentserving_engine.settings import MIN_KEY_BYTES
+from agentserving.ticket_keys import MIN_KEY_BYTES
+from agentserving.ticket_keys import TicketKeys as PodKeys
+from agentserving_controlplane.admissions import TICKET_LIFETIME_S
+from agentserving_operator.manifests import Manifest
 from agentserving_operator.manifests.engine_pod import KEY_DIR, KEY_FILE
 from agentserving_operator.manifests.engine_statefulset import engine_statefulset
-from agentserving_operator.manifests.ticket_key_secret import KEY_BYTES, ticket_key_secret
+from agentserving_operator.manifests.ticket_key_secret import (
+    KEY_BYTES,
+    TicketKeys,
+    rotated,
+    ticket_key_secret,
+    ticket_keys_of,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.operator_objects import make_cluster, pod_spec
+
+NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 
 def test_the_key_is_where_pods_look_for_it() -> None:
     cluster = make_cluster()
-    secret = ticket_key_secret(cluster, b"k" * KEY_BYTES)
+    secret = ticket_key_secret(cluster, TicketKeys(b"k" * KEY_BYTES))
     (volume,) = [v for v in pod_spec(engine_statefulset(cluster))["volumes"] if v["name"] == "ticket-key"]
     assert volume["secret"]["secretName"] == secret["metadata"]["name"]
     assert f"{KEY_DIR}/{next(iter(secret['data']))}" == KEY_FILE
     assert base64.b64decode(secret["data"]["key"]) == b"k" * KEY_BYTES
 
 
-def test_it_is_long_enough_and_cannot_be_changed() -> None:
+def test_it_is_long_enough_for_those_who_read_it() -> None:
     assert KEY_BYTES >= MIN_KEY_BYTES
-    assert ticket_key_secret(make_cluster(), b"k" * KEY_BYTES)["immutable"] is True
+
+
+def read_by_a_pod(secret: Manifest, directory: Path) -> tuple[bytes, ...]:
+    """By the code that pods run, from the files that a kubelet makes."""
+    directory.mkdir()
+    for name, data in secret["data"].items():
+        (directory / name).write_bytes(base64.b64decode(data))
+    return PodKeys(directory / Path(KEY_FILE).name)()
+
+
+Story = list[tuple[datetime.datetime, TicketKeys]]
+
+
+def story(requests: dict[int, str], minutes: int = 120) -> Story:
+    """What there is at each minute; requests by their minute."""
+    keys, request, made = TicketKeys(b"0" * KEY_BYTES), "", 0
+
+    def fresh(count: int) -> bytes:
+        nonlocal made
+        made += 1
+        return str(made).encode() * count
+
+    found = []
+    for minute in range(minutes):
+        now = NOW + datetime.timedelta(minutes=minute)
+        request = requests.get(minute, request)
+        keys = rotated(keys, request, now, fresh)
+        found.append((now, keys))
+    return found
+
+
+def test_whoever_reads_a_few_minutes_late_or_early_verifies_what_others_sign(tmp_path: Path) -> None:
+    late = datetime.timedelta(minutes=5)
+    told = story({3: "a", 50: "b"})
+    read = [(now, read_by_a_pod(ticket_key_secret(make_cluster(), keys), tmp_path / str(now))) for now, keys in told]
+    assert {keys[0][:1] for _, keys in read} == {b"0", b"1", b"2"}
+    for signed_at, (signing, *_) in read:
+        for verified_at, keys in read:
+            if abs(verified_at - signed_at) <= late:
+                assert signing in keys, (signed_at, verified_at)
+
+
+def test_the_key_before_is_good_for_a_tickets_life_and_not_for_ever() -> None:
+    told = story({0: "a"})
+    life = datetime.timedelta(seconds=TICKET_LIFETIME_S)
+    last_signed = max(now for now, keys in told if keys.key[:1] == b"0")
+    known = [now for now, keys in told if b"0" * KEY_BYTES in (keys.key, keys.previous)]
+    assert max(known) > last_signed + life
+    assert told[-1][1] == TicketKeys(b"1" * KEY_BYTES, request="a", since=told[-1][1].since)
+
+
+def test_one_request_is_one_key_and_one_that_comes_meanwhile_is_answered_afterwards() -> None:
+    assert {keys.key[:1] for _, keys in story({0: "a", 5: "a"})} == {b"0", b"1"}
+    assert {keys.key[:1] for _, keys in story({0: "a", 5: "b", 7: "c"})} == {b"0", b"1", b"2"}
+    assert {keys.key[:1] for _, keys in story({0: "a", 50: ""})} == {b"0", b"1"}
+    assert {keys.key[:1] for _, keys in story({})} == {b"0"}
+
+
+@given(st.dictionaries(st.integers(0, 119), st.sampled_from(["", "a", "b", "c"]), max_size=8))
+@settings(deadline=None)
+def test_what_is_written_is_read_back_at_every_step(requests: dict[int, str]) -> None:
+    for _, keys in story(requests):
+        assert ticket_keys_of(ticket_key_secret(make_cluster(), keys)) == keys
+        assert keys.next is None or keys.previous is None
+
+
+def test_a_secret_that_holds_no_key_is_left_alone() -> None:
+    for data in ({}, {"key": "?"}, None):
+        assert ticket_keys_of({"metadata": {}, "data": data}) is None

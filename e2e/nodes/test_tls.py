@@ -1,0 +1,104 @@
+"""A cluster whose parts speak TLS, with certificates that the operator issues."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kube import agents
+from kube.agents import Load
+from kube.client import eventually
+from kube.demo import Demo, simulator_spec
+from kube.kubectl import Kubectl, run
+
+NAMESPACE = "e2e-tls"
+MOUNT = "/etc/client-tls"
+# CONTROL_PLANE PROGRAM
+OPENED = """
+import sys
+import agentserving
+with agentserving.Client(sys.argv[1]) as client:
+    client.open_program(program_id=sys.argv[2])
+    print(client.get_program(sys.argv[2]).program_id)
+"""
+# CONTROL_PLANE: what a client hears that speaks in the clear, or bears no certificate.
+REFUSED = """
+import os, sys
+import agentserving
+from agentserving.connection import Settings, Tls
+from pathlib import Path
+for tls in (None, Tls(ca=Path(os.environ["AGENTSERVING_TLS_CA"]))):
+    try:
+        with agentserving.Client(sys.argv[1], settings=Settings(tls=tls, deadline_s=3, attempts=1)) as client:
+            print("served", client.get_policy())
+    except agentserving.AgentServingError as error:
+        print("refused", type(error).__name__)
+"""
+
+
+def agents_pod() -> dict[str, Any]:
+    """With a client's certificate, where the client library looks for it."""
+    pod = agents.pod()
+    (container,) = pod["spec"]["containers"]
+    names = {"CA": "ca.crt", "CERT": "tls.crt", "KEY": "tls.key"}
+    container["env"] = [
+        {"name": f"AGENTSERVING_TLS_{name}", "value": f"{MOUNT}/{file}"} for name, file in names.items()
+    ]
+    container["volumeMounts"] = [{"name": "tls", "mountPath": MOUNT, "readOnly": True}]
+    pod["spec"]["volumes"] = [{"name": "tls", "secret": {"secretName": "demo-client-tls", "defaultMode": 0o444}}]
+    return pod
+
+
+@pytest.fixture(scope="module")
+def encrypted(operator: Kubectl) -> Iterator[Demo]:
+    kubectl = Kubectl(NAMESPACE)
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    spec = simulator_spec()
+    spec["spec"]["engine"]["replicas"] = 1
+    spec["spec"]["tls"] = {"issuer": "Operator"}
+    try:
+        kubectl.apply(spec, agents_pod())
+        demo = Demo(kubectl)
+        demo.until_settled()
+        kubectl("wait", "--for=condition=Ready", f"pod/{agents.NAME}", "--timeout=2m")
+        yield demo
+    finally:
+        kubectl("delete", "asc/demo", "--ignore-not-found")
+        kubectl("delete", "namespace", NAMESPACE, "--wait=true")
+
+
+def test_agents_and_clients_with_a_certificate_are_served_and_nobody_else(encrypted: Demo) -> None:
+    with Load(encrypted.kubectl, encrypted.url) as load:
+        told = agents.python(encrypted.kubectl, OPENED, encrypted.control_plane, "with-certificate")
+        refused = agents.python(encrypted.kubectl, REFUSED, encrypted.control_plane)
+    assert told.split() == ["with-certificate"]
+    assert [line.split()[0] for line in refused.splitlines()] == ["refused", "refused"]
+    assert (load.failures, load.unmanaged) == ([], 0)
+
+
+def test_kubectl_agentserving_finds_the_certificate_by_itself(encrypted: Demo, plugin_on_path: None) -> None:
+    told = run("kubectl", "agentserving", "ps", "--all", "-o", "json", "-n", NAMESPACE)
+    assert "with-certificate" in {each["program_id"] for each in json.loads(told)["programs"]}
+
+
+def test_a_certificate_that_is_lost_is_issued_anew_and_no_call_fails(encrypted: Demo) -> None:
+    kubectl, name = encrypted.kubectl, "demo-control-plane-tls"
+    before = kubectl.get("secret", name)["data"]["tls.crt"]
+
+    def after() -> str:
+        return next(
+            (each["data"]["tls.crt"] for each in kubectl.find("secrets") if each["metadata"]["name"] == name), ""
+        )
+
+    with Load(kubectl, encrypted.url) as load:
+        kubectl("delete", "secret", name)
+        # Any change brings the operator there at once.
+        kubectl("annotate", "asc/demo", "e2e=looked-at", "--overwrite")
+        assert eventually("it is there again", after, 90) != before
+        encrypted.until_settled()
+        kubectl("rollout", "restart", "deploy/demo-control-plane")
+        kubectl("rollout", "status", "deploy/demo-control-plane", "--timeout=2m")
+        encrypted.until_settled()
+    assert load.failures == []

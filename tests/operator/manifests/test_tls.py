@@ -1,0 +1,159 @@
+"""With certificates, every part is told where they lie, by flags that it takes; without, nothing is there of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agentserving_controlplane.settings import parse
+from agentserving_gateway import __main__ as gateway
+from agentserving_operator.certificates import renewed
+from agentserving_operator.manifests import Cluster, Manifest, desired
+from agentserving_operator.manifests.certificate_objects import authority_of, leaves, pair_of, secrets
+from agentserving_operator.manifests.control_plane_deployment import control_plane_deployment
+from agentserving_operator.manifests.engine_pod import KEY_FILE
+from agentserving_operator.manifests.engine_statefulset import engine_statefulset
+from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints, etcd_statefulset
+from agentserving_operator.manifests.gateway_deployment import gateway_deployment
+from agentserving_operator.manifests.tls import Leaf, secret_name
+from agentserving_sidecar import __main__ as sidecar
+from support.certificate_files import now
+from support.operator_objects import make_cluster, only_container, pod_spec
+
+TLS: dict[str, Any] = {"issuer": "Operator"}
+BY_CERT_MANAGER: dict[str, Any] = {"issuer": "CertManager", "issuerRef": {"name": "ca", "kind": "ClusterIssuer"}}
+
+
+def mounted(workload: Manifest, path: str, container: Manifest | None = None) -> str:
+    """Name of the Secret that a file comes from."""
+    one = container or only_container(workload)
+    (mount,) = [each for each in one["volumeMounts"] if path.startswith(f"{each['mountPath']}/")]
+    assert mount["readOnly"] is True
+    assert "subPath" not in mount
+    (volume,) = [each for each in pod_spec(workload)["volumes"] if each["name"] == mount["name"]]
+    return str(volume["secret"]["secretName"])
+
+
+def test_a_control_plane_serves_with_its_own_and_asks_etcd_with_the_clients(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"0123456789abcdef")
+    made = control_plane_deployment(make_cluster(tls=TLS))
+    arguments = [str(tmp_path / "key") if each == KEY_FILE else each for each in only_container(made)["args"]]
+    found = parse(arguments)
+    for path, name in (
+        (found.tls_cert, "tls.crt"), (found.tls_key, "tls.key"), (found.tls_ca, "ca.crt"),
+    ):  # fmt: skip
+        assert Path(path).name == name
+        assert mounted(made, path) == "demo-control-plane-tls"
+    for path in (found.etcd_tls_cert, found.etcd_tls_key, found.etcd_tls_ca):
+        assert mounted(made, path) == "demo-client-tls"
+
+
+def test_an_etcd_of_the_users_keeps_its_own_certificates(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"0123456789abcdef")
+    external = {"endpoints": ["a:1"], "tlsSecretName": "theirs"}
+    made = control_plane_deployment(make_cluster(tls=TLS, store={"type": "ExternalEtcd", "external": external}))
+    found = parse([str(tmp_path / "key") if each == KEY_FILE else each for each in only_container(made)["args"]])
+    assert mounted(made, found.etcd_tls_ca) == "theirs"
+    assert mounted(made, found.tls_ca) == "demo-control-plane-tls"
+    assert "demo-client-tls" not in json.dumps(made)
+
+
+def test_gateways_and_sidecars_are_clients_and_ask_for_a_name_that_control_planes_have() -> None:
+    cluster = make_cluster(tls=TLS)
+    front, engine = gateway_deployment(cluster), engine_statefulset(cluster)
+    (beside,) = pod_spec(engine)["initContainers"]
+    for workload, container, given in (
+        (front, only_container(front), gateway.parse(only_container(front)["args"])),
+        (engine, beside, sidecar.parse(beside["args"])),
+    ):
+        for path in (given.tls_ca, given.tls_cert, given.tls_key):
+            assert mounted(workload, path, container) == "demo-client-tls"
+        assert given.tls_server_name in leaves(cluster)[Leaf.CONTROL_PLANE]
+        assert given.control_plane.rpartition(":")[0] in leaves(cluster)[Leaf.CONTROL_PLANE]
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_etcd_speaks_tls_with_all_but_probes(members: int) -> None:
+    cluster = make_cluster(tls=TLS, store={"etcd": {"members": members}})
+    made = etcd_statefulset(cluster)
+    arguments = dict(each.split("=", 1) if "=" in each else (each, "") for each in only_container(made)["args"])
+    for name in ("listen-client-urls", "advertise-client-urls", "listen-peer-urls", "initial-advertise-peer-urls"):
+        assert arguments[f"--{name}"].startswith("https://")
+    assert arguments["--listen-metrics-urls"].startswith("http://")
+    peers = dict(each.split("=", 1) for each in arguments["--initial-cluster"].split(","))
+    assert len(peers) == members
+    names = leaves(cluster)[Leaf.ETCD]
+    assert {url.removeprefix("https://").removesuffix(":2380") for url in peers.values()} <= set(names)
+    assert {endpoint.rpartition(":")[0] for endpoint in etcd_endpoints(cluster)} <= set(names)
+    for prefix in ("", "peer-"):
+        assert f"--{prefix}client-cert-auth" in arguments
+        for flag in ("cert-file", "key-file", "trusted-ca-file"):
+            assert mounted(made, arguments[f"--{prefix}{flag}"]) == "demo-etcd-tls"
+
+
+def test_other_cas_are_another_etcd_pod_for_it_reads_them_once() -> None:
+    def template(trust: str) -> Any:
+        cluster = make_cluster(tls=TLS)
+        return etcd_statefulset(
+            Cluster(
+                name=cluster.name, namespace=cluster.namespace, uid=cluster.uid, spec=cluster.spec,
+                images=cluster.images, trust=trust,
+            )
+        )["spec"]["template"]  # fmt: skip
+
+    assert template("a") == template("a")
+    assert template("a") != template("b")
+    assert "annotations" not in template("")["metadata"]
+
+
+@pytest.mark.parametrize("store", [{}, {"type": "Memory"}])
+def test_in_the_clear_there_is_nothing_of_it(store: dict[str, Any]) -> None:
+    told = json.dumps(desired(make_cluster(store=store)))
+    assert "tls" not in told
+    assert "https" not in told
+    assert "tls" in json.dumps(desired(make_cluster(store=store, tls=TLS)))
+
+
+def test_a_store_that_is_not_ours_has_no_certificate() -> None:
+    assert set(leaves(make_cluster(tls=TLS, store={"type": "Memory"}))) == {Leaf.CONTROL_PLANE, Leaf.CLIENT}
+    assert set(leaves(make_cluster(tls=TLS))) == set(Leaf)
+
+
+def test_a_clients_certificate_has_no_names() -> None:
+    """Nobody can pass for a server with it."""
+    assert leaves(make_cluster(tls=TLS))[Leaf.CLIENT] == []
+
+
+def test_secrets_are_read_back_as_they_were_written() -> None:
+    cluster = make_cluster(tls=TLS)
+    hosts = {leaf.value: names for leaf, names in leaves(cluster).items()}
+    made = renewed("demo", None, {}, hosts, now())
+    ca, *rest = secrets(cluster, made)
+    assert authority_of(ca) == made.authority
+    assert {each["metadata"]["name"] for each in rest} == {secret_name("demo", leaf) for leaf in Leaf}
+    for leaf, each in zip(leaves(cluster), rest, strict=True):
+        assert pair_of(each) == made.leaves[leaf.value]
+        # Whoever has a certificate knows whom to trust; nobody but the operator has the CA's key.
+        assert set(each["data"]) == {"tls.crt", "tls.key", "ca.crt"}
+    for nothing in (None, {}, {"data": {}}, {"data": {"tls.crt": "?", "tls.key": "?"}}):
+        assert authority_of(nothing) is None
+
+
+def test_no_pod_has_the_cas_key() -> None:
+    assert "demo-ca" not in json.dumps(desired(make_cluster(tls=TLS)))
+
+
+def test_cert_manager_is_asked_for_what_we_would_issue() -> None:
+    cluster = make_cluster(tls=BY_CERT_MANAGER)
+    asked = {each["metadata"]["name"]: each["spec"] for each in desired(cluster) if each["kind"] == "Certificate"}
+    assert set(asked) == {secret_name("demo", leaf) for leaf in Leaf}
+    for leaf, names in leaves(cluster).items():
+        spec = asked[secret_name("demo", leaf)]
+        assert spec["secretName"] == secret_name("demo", leaf)
+        assert spec.get("dnsNames", []) == names
+        assert spec["issuerRef"] == {"name": "ca", "kind": "ClusterIssuer", "group": "cert-manager.io"}
+        assert ("server auth" in spec["usages"]) == bool(names)
+        assert "client auth" in spec["usages"]
+    assert not [each for each in desired(make_cluster(tls=TLS)) if each["kind"] == "Certificate"]

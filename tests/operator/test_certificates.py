@@ -1,0 +1,153 @@
+"""What is due is renewed, what is good stays, and a CA's successor signs only once everybody has heard of it."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+from agentserving_operator.certificates import (
+    ANNOUNCED_FOR,
+    CA_LIFE,
+    LEAF_LIFE,
+    Authority,
+    Certificates,
+    Pair,
+    due,
+    renewed,
+)
+from cryptography import x509
+from cryptography.x509 import verification
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+DAY = datetime.timedelta(days=1)
+HOSTS: dict[str, list[str]] = {"control-plane": ["demo-control-plane.ns.svc", "localhost"], "client": []}
+
+
+def step(before: Certificates | None, now: datetime.datetime, hosts: dict[str, list[str]] = HOSTS) -> Certificates:
+    if before is None:
+        return renewed("demo", None, {}, hosts, now)
+    return renewed("demo", before.authority, before.leaves, hosts, now)
+
+
+def is_accepted(certificates: Certificates, trusted: bytes, now: datetime.datetime) -> bool:
+    """By an implementation that is not the one that issues: the server's leaf for its name, the client's for itself."""
+    store = verification.Store(x509.load_pem_x509_certificates(trusted))
+    builder = verification.PolicyBuilder().store(store).time(now)
+    server = builder.build_server_verifier(x509.DNSName("demo-control-plane.ns.svc"))
+    try:
+        server.verify(certificates.leaves["control-plane"].certificate, [])
+        for leaf in certificates.leaves.values():
+            issuers = [ca for ca in x509.load_pem_x509_certificates(trusted) if ca.subject == leaf.certificate.issuer]
+            assert issuers
+            leaf.certificate.verify_directly_issued_by(issuers[0])
+            assert leaf.certificate.not_valid_before_utc <= now < leaf.certificate.not_valid_after_utc
+    except verification.VerificationError:
+        return False
+    return True
+
+
+def test_leaves_have_their_names_purposes_and_a_bounded_life() -> None:
+    made = step(None, NOW)
+    server, client = (made.leaves[name].certificate for name in ("control-plane", "client"))
+    names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == HOSTS["control-plane"]
+    for leaf, wanted in (
+        (server, {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH}),
+        (client, {ExtendedKeyUsageOID.CLIENT_AUTH}),
+    ):
+        assert set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == wanted
+        assert leaf.not_valid_after_utc == NOW + LEAF_LIFE
+        # Clocks of others may be behind.
+        assert leaf.not_valid_before_utc < NOW
+    with pytest.raises(x509.ExtensionNotFound):
+        client.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert is_accepted(made, made.authority.trusted, NOW)
+
+
+def test_what_is_good_is_left_alone_for_two_thirds_of_its_life() -> None:
+    made = step(None, NOW)
+    assert step(made, NOW) == made
+    assert step(made, NOW + LEAF_LIFE * 2 / 3 - DAY) == made
+    later = step(made, NOW + LEAF_LIFE * 2 / 3)
+    assert later.authority == made.authority
+    assert all(later.leaves[name] != made.leaves[name] for name in HOSTS)
+
+
+@given(st.floats(0, 1))
+@settings(deadline=None)
+def test_due_from_two_thirds_on_and_before_the_beginning(share: float) -> None:
+    cert = MADE.leaves["client"].certificate
+    begun, ends = cert.not_valid_before_utc, cert.not_valid_after_utc
+    at = begun + (ends - begun) * share
+    assert due(cert, at) == (at >= begun + (ends - begun) * 2 / 3)
+    assert due(cert, begun - DAY)
+
+
+MADE = step(None, NOW)
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        None,
+        Pair(b"", b""),
+        Pair(MADE.leaves["control-plane"].cert, MADE.leaves["client"].key),
+        Pair(MADE.leaves["control-plane"].cert, b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"),
+        step(None, NOW).leaves["control-plane"],
+    ],
+    ids=["missing", "empty", "another's key", "garbage", "another CA's"],
+)
+def test_a_leaf_that_cannot_be_used_is_made_anew_and_the_others_stay(spoilt: Pair | None) -> None:
+    found = renewed("demo", MADE.authority, {**MADE.leaves, "control-plane": spoilt}, HOSTS, NOW)
+    assert found.authority == MADE.authority
+    assert found.leaves["client"] == MADE.leaves["client"]
+    assert found.leaves["control-plane"] not in (spoilt, MADE.leaves["control-plane"])
+    assert is_accepted(found, found.authority.trusted, NOW)
+
+
+def test_other_names_are_another_leaf() -> None:
+    found = step(MADE, NOW, {**HOSTS, "control-plane": ["demo-control-plane.ns.svc"]})
+    assert found.leaves["control-plane"] != MADE.leaves["control-plane"]
+    assert found.leaves["client"] == MADE.leaves["client"]
+
+
+@pytest.mark.parametrize("broken", [Pair(b"", b""), Pair(MADE.authority.ca.cert, MADE.leaves["client"].key)])
+def test_a_ca_that_cannot_sign_is_made_anew(broken: Pair) -> None:
+    found = renewed("demo", Authority(broken), MADE.leaves, HOSTS, NOW)
+    assert found.authority.old is None
+    assert is_accepted(found, found.authority.trusted, NOW)
+
+
+def test_a_new_ca_is_announced_before_it_signs() -> None:
+    at = NOW + CA_LIFE * 2 / 3
+    before = step(MADE, at - DAY)
+    assert before.authority == MADE.authority
+    announced = step(before, at)
+    assert announced.authority.old == MADE.authority.ca
+    assert announced.leaves == before.leaves
+    # Nobody signs by it yet, though a leaf is due meanwhile.
+    last = at + ANNOUNCED_FOR - datetime.timedelta(seconds=1)
+    assert is_accepted(renewed("demo", announced.authority, {}, HOSTS, last), MADE.authority.trusted, last)
+    signed = step(announced, at + ANNOUNCED_FOR)
+    assert signed.authority == announced.authority
+    assert not is_accepted(signed, MADE.authority.trusted, at + ANNOUNCED_FOR)
+    assert is_accepted(signed, announced.authority.trusted, at + ANNOUNCED_FOR)
+    # The old one is forgotten when it ends.
+    assert step(signed, NOW + CA_LIFE).authority.old is None
+
+
+@given(st.lists(st.floats(0, 0.99), min_size=1, max_size=12))
+@settings(deadline=None, max_examples=30)
+def test_who_read_them_less_than_a_day_ago_accepts_what_is_signed_now_and_is_accepted(days: list[float]) -> None:
+    """Across the change of a CA: by what a pod has read, and the other way round."""
+    now = NOW + CA_LIFE * 2 / 3 - DAY
+    made = step(MADE, now)
+    for share in days:
+        now += ANNOUNCED_FOR * share
+        later = step(made, now)
+        assert is_accepted(later, made.authority.trusted, now)
+        assert is_accepted(made, later.authority.trusted, now)
+        made = later

@@ -1,0 +1,68 @@
+"""Keys are read anew when their files change, and kept when these cannot be read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from agentserving import ticket_keys
+from agentserving.ticket_keys import TicketKeys
+
+A, B, C = (letter * 16 for letter in (b"a", b"b", b"c"))
+
+
+def eventually(keys: TicketKeys, wanted: tuple[bytes, ...]) -> None:
+    deadline = time.monotonic() + 10
+    while keys() != wanted:
+        assert time.monotonic() < deadline, keys()
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are looked at each time."""
+    monkeypatch.setattr(ticket_keys, "LOOK_EVERY_S", 0.0)
+
+
+def test_a_file_by_itself_is_one_key(tmp_path: Path) -> None:
+    (tmp_path / "ticket.key").write_bytes(A)
+    (tmp_path / "next").write_bytes(B)
+    assert TicketKeys(tmp_path / "ticket.key")() == (A,)
+
+
+def test_the_next_and_the_previous_one_verify(tmp_path: Path) -> None:
+    for name, key in (("key", A), ("key.next", B), ("key.previous", C)):
+        (tmp_path / name).write_bytes(key)
+    assert TicketKeys(tmp_path / "key")() == (A, B, C)
+
+
+def test_files_that_change_are_read_in_a_moment(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(A)
+    keys = TicketKeys(tmp_path / "key")
+    (tmp_path / "key.next").write_bytes(B)
+    assert keys() == (A,)
+    eventually(keys, (A, B))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda path: path.unlink(), lambda path: path.write_bytes(b"short"), lambda path: path.write_bytes(b"")],
+)
+def test_what_cannot_be_read_stays_as_it_was(at_once: None, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(A)
+    keys = TicketKeys(path)
+    spoil(path)
+    assert keys() == (A,)
+    path.write_bytes(B)
+    assert keys() == (B,)
+
+
+def test_a_key_that_is_missing_or_short_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        TicketKeys(tmp_path / "key")
+    (tmp_path / "key").write_bytes(b"short")
+    with pytest.raises(ValueError, match="needs at least 16 bytes, has 5"):
+        TicketKeys(tmp_path / "key")
