@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import getpass
 import socket
@@ -20,17 +21,29 @@ async def never(namespace: str, name: str) -> Outcome:
     raise AssertionError("nothing is visited here")
 
 
-@pytest.mark.parametrize(("age_s", "status"), [(0, 200), (29, 200), (31, 503)])
-async def test_health_is_the_age_of_the_last_visit(age_s: float, status: int) -> None:
-    visits = Visits(never)
+async def health(*, leads: bool, age_s: float) -> int:
+    """The status of /healthz when the last visit is so long ago; after 30 s it is too long."""
+    visits, leading = Visits(never), asyncio.Event()
     visits.settled_at = time.monotonic() - age_s
-    runner = web.AppRunner(http_app(visits, stuck_s=30))
+    if leads:
+        leading.set()
+    runner = web.AppRunner(http_app(visits, leading, stuck_s=30))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/healthz"
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
-        assert answer.status == status
+        status = answer.status
     await runner.cleanup()
+    return status
+
+
+@pytest.mark.parametrize(("age_s", "status"), [(0, 200), (29, 200), (31, 503)])
+async def test_health_is_the_age_of_the_last_visit(age_s: float, status: int) -> None:
+    assert await health(leads=True, age_s=age_s) == status
+
+
+async def test_who_stands_by_has_nothing_to_visit_and_is_well() -> None:
+    assert await health(leads=False, age_s=31) == 200
 
 
 def test_times_are_as_kubernetes_stores_them() -> None:
