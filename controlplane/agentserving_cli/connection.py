@@ -107,7 +107,8 @@ def connected(address: str, tls: Pem | None = None) -> Iterator[Services]:
 
 def named_leader(address: str, tls: Pem | None = None) -> str:
     """Whom the control plane at an address names as the leader, host:port; "" when it leads, or cannot tell."""
-    with dial((grpc.insecure_channel, grpc.secure_channel), address, Settings(tls=tls)) as channel:
+    ways = (grpc.insecure_channel, grpc.secure_channel)
+    with dial(ways, address, Settings(tls=tls), known=(address,)) as channel:
         stub = admin_service_pb2_grpc.AdminServiceStub(channel)
         try:
             stub.GetPolicy(admin_service_pb2.GetPolicyRequest(), timeout=DEADLINE_S)

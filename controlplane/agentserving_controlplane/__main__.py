@@ -14,6 +14,7 @@ import grpc
 import structlog
 import uvloop
 from agentserving.connection import Tls
+from agentserving.server_tls import server_credentials
 from agentserving.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,
@@ -35,7 +36,6 @@ from agentserving_controlplane.leadership import Leadership
 from agentserving_controlplane.memory_store import MemoryStore
 from agentserving_controlplane.metrics import Readiness, http_app
 from agentserving_controlplane.rows import NewerSchemaError
-from agentserving_controlplane.server_tls import server_credentials
 from agentserving_controlplane.servicers.admin import AdminServicer
 from agentserving_controlplane.servicers.call import CallServicer
 from agentserving_controlplane.servicers.engine import EngineServicer
@@ -111,7 +111,7 @@ def add_services(server: grpc.aio.Server, plane: ControlPlane) -> Any:
 def listen(server: grpc.aio.Server, settings: Settings) -> bool:
     """False when somebody listens there: found out before the store is taken from whoever that may be."""
     tls = _tls(settings.tls_ca, settings.tls_cert, settings.tls_key) if settings.tls_cert else None
-    secure = None if tls is None else server_credentials(tls)
+    secure = None if tls is None else server_credentials(tls, log)
     try:
         if secure is None:
             server.add_insecure_port(settings.listen)

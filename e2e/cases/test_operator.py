@@ -100,7 +100,7 @@ def test_it_lives_as_long_as_it_visits(running: OperatorProcess) -> None:
 
 def test_certificates_are_issued_and_made_good(admin: Kube, namespace: str, running: OperatorProcess) -> None:
     make(admin, namespace, {**SIMULATED, "tls": {"issuer": "Operator"}})
-    eventually("all objects are there, and four Secrets more", lambda: objects(admin, namespace) == 25)
+    eventually("all objects are there, and five Secrets more", lambda: objects(admin, namespace) == 26)
     path = path_of("Secret", namespace, "demo-client-tls")
     before = admin.get(path)["data"]
     admin.must("PATCH", path, {"data": {"tls.key": "bm9uZQ=="}}, MERGE)

@@ -221,7 +221,7 @@ def test_cert_managers_certificates_are_made_once_it_is_there(
         eventually("the kind is known", lambda: visit(operator, namespace) is Outcome.SETTLED)
         found = admin.get(path_of("Certificate", namespace))["items"]
         assert {each["metadata"]["name"] for each in found} == {
-            f"demo-{leaf}-tls" for leaf in ("control-plane", "etcd", "client")
+            f"demo-{leaf}-tls" for leaf in ("control-plane", "etcd", "engine", "client")
         }
         written = writes(server, namespace)
         assert visit(operator, namespace) is Outcome.SETTLED

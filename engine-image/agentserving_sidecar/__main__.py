@@ -14,7 +14,9 @@ import aiohttp
 import grpc
 import structlog
 import uvloop
+from agentserving.connection import Tls
 from agentserving.leader_channel import LeaderChannel, settings_of
+from agentserving.server_tls import server_credentials
 from agentserving.v1 import call_service_pb2_grpc
 from aiohttp import web
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -47,6 +49,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         ("http-port", "0", int),
         ("stuck-s", "5", float),
         ("drain-s", "30", float),
+        # To control planes; with a certificate of its own it also serves by TLS, for clients of that CA only.
         ("tls-ca", "", str),
         ("tls-cert", "", str),
         ("tls-key", "", str),
@@ -88,6 +91,23 @@ def channel_of(settings: argparse.Namespace) -> LeaderChannel:
         raise ValueError(f"--control-plane: {error}") from error
 
 
+def listen(server: grpc.aio.Server, settings: argparse.Namespace) -> bool:
+    """False when somebody listens there, or its certificate cannot be read."""
+    try:
+        if settings.tls_ca and settings.tls_cert:
+            tls = Tls(Path(settings.tls_ca), Path(settings.tls_cert), Path(settings.tls_key))
+            server.add_secure_port(settings.listen, server_credentials(tls, log))
+        else:
+            server.add_insecure_port(settings.listen)
+    except OSError as error:
+        log.error("cannot start", error=str(error))
+        return False
+    except RuntimeError:
+        log.error("cannot listen: is the port taken?", listen=settings.listen)
+        return False
+    return True
+
+
 async def serve(settings: argparse.Namespace) -> int:
     """Runs until SIGTERM or SIGINT, then drains."""
     stop = asyncio.Event()
@@ -112,10 +132,7 @@ async def serve(settings: argparse.Namespace) -> int:
         call_service_pb2_grpc.add_CallServiceServicer_to_server(
             GenerateServicer(settings.engine_address, session), server
         )
-        try:
-            server.add_insecure_port(settings.listen)
-        except RuntimeError:
-            log.error("cannot listen: is the port taken?", listen=settings.listen)
+        if not listen(server, settings):
             return 1
         await server.start()
         await healthy.set("", health_pb2.HealthCheckResponse.SERVING)

@@ -20,6 +20,7 @@ from agentserving.errors import (
     hint_of,
 )
 from agentserving.leader import Leader, split
+from agentserving.names import SIDECAR_NAME
 
 CONTROL_PLANE = "AGENTSERVING_CONTROL_PLANE"
 
@@ -29,7 +30,7 @@ class Pem:
     """Certificates by content.
 
     ca: whom to trust, None = the system's. cert, key: who we are, for mutual TLS.
-    server_name: what certificates must say, whatever address they are found at; "" = the address's host.
+    server_name: what control planes' certificates must say, whatever their addresses; "" = the address's host.
     """
 
     ca: bytes | None = None
@@ -145,7 +146,7 @@ def dial(ways: Dial, address: str, settings: Settings, *, known: Sequence[str] =
     """A channel; `ways` are gRPC's plain and TLS constructors, sync or async.
 
     `known`: of a control plane, the addresses that lead to one. One that a follower has named is none of them, so its
-    certificate is looked at as theirs.
+    certificate is looked at as theirs. Of a sidecar there are none: all sidecars' certificates have one name.
     """
     plain, secure = ways
     options: list[tuple[str, Any]] = [*CHANNEL_OPTIONS, *(KEEPALIVE_OPTIONS if known else ())]
@@ -153,6 +154,7 @@ def dial(ways: Dial, address: str, settings: Settings, *, known: Sequence[str] =
         return plain(address, options=options)
     pem = settings.tls.read()
     name = pem.server_name or (known[0].rpartition(":")[0] if known and address not in known else "")
+    name = name if known else SIDECAR_NAME
     if name:
         options.append(("grpc.ssl_target_name_override", name))
     return secure(address, pem.credentials(), options=options)

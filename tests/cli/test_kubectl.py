@@ -12,8 +12,10 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+import structlog
 import yaml
 from agentserving.connection import Tls
+from agentserving.server_tls import server_credentials
 from agentserving.v1 import program_service_pb2
 from agentserving_cli.kube.clusters import RESOURCE, NoClusterError, choose
 from agentserving_cli.kube.findings import of_pods
@@ -21,7 +23,6 @@ from agentserving_cli.kube.kubectl import Kubectl, KubectlError, said
 from agentserving_cli.kube.main import main
 from agentserving_controlplane.__main__ import add_services
 from agentserving_controlplane.gate import Gate
-from agentserving_controlplane.server_tls import server_credentials
 from click.testing import CliRunner, Result
 from support.certificate_files import CertificateFiles
 from support.kubectl_stand_in import install
@@ -115,7 +116,9 @@ async def test_a_cluster_with_certificates_is_reached_with_the_clients_secret(an
     async with ServedPlane() as served:
         server = grpc.aio.server()
         add_services(server, served.plane)
-        port = server.add_secure_port("127.0.0.1:0", server_credentials(Tls(**files.paths("control-plane"))))
+        port = server.add_secure_port(
+            "127.0.0.1:0", server_credentials(Tls(**files.paths("control-plane")), structlog.get_logger())
+        )
         await server.start()
         (answers / "ports").write_text(str(port))
         await served.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id="p1", name="agent"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import ssl
 import subprocess
@@ -11,17 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from agentserving import AsyncClient
-from agentserving.connection import Pem, Settings
+from agentserving.connection import Pem, Settings, Tls, dial
 from agentserving.errors import UnavailableError
 from agentserving_cli.local.cluster import find_etcd
 from agentserving_controlplane.etcd_store import EtcdStore
 from agentserving_controlplane.store import Write
 from agentserving_operator.manifests.etcd_statefulset import etcd_statefulset
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.certificate_files import HOSTS, CertificateFiles
 from support.killable_cluster import until
-from support.operator_objects import make_cluster, only_container
+from support.operator_objects import make_cluster, only_container, value_after
 from support.streaming_cluster import Agents, StreamingCluster
 
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(240)]
@@ -67,6 +70,38 @@ async def test_a_hint_to_an_address_that_no_certificate_knows_is_followed_by_nam
             async with AsyncClient(leader, settings=Settings(tls=stranger, deadline_s=5, attempts=1)) as client:
                 with pytest.raises(UnavailableError):
                     await client.get_policy()
+
+
+async def test_a_client_generates_at_a_sidecar_that_it_knows_by_name_and_nobody_else_does() -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 12}
+    async with StreamingCluster(engines=1, tls=True) as cluster:
+        files = cluster.certificates
+        assert files is not None
+
+        async def generated(tls: Tls | Pem) -> int:
+            async with (
+                AsyncClient(cluster.addresses, settings=settings(tls)) as client,
+                await client.generate("/v1/chat/completions", body, program_id="asker") as answer,
+            ):
+                found: int = json.loads(await answer.read())["usage"]["completion_tokens"]
+                return found
+
+        assert await generated(files.client()) == 12
+        # Renewed under the sidecar.
+        files.sign()
+        assert await generated(files.client()) == 12
+        address = value_after(cluster.sidecars["e0"]._argv, "--listen")
+        pem = files.pem()
+        stranger = Pem(pem.ca, None, None, pem.server_name)
+        for tls in (stranger, None):
+            ways = (grpc.aio.insecure_channel, grpc.aio.secure_channel)
+            async with dial(ways, address, Settings(tls=tls)) as channel:
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        async with dial(ways, address, Settings(tls=pem)) as channel:
+            told = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            assert told.status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def restart_etcd(cluster: StreamingCluster) -> None:

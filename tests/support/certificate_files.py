@@ -11,11 +11,17 @@ from pathlib import Path
 
 import grpc
 from agentserving.connection import Pem, Tls
+from agentserving.names import SIDECAR_NAME
 from agentserving_operator.certificates import Authority, Pair, renewed
 
 SERVER_NAME = "demo-control-plane.ns.svc"
 # No control plane's certificate knows an address. etcd's does here: tests have no names for its members.
-HOSTS = {"control-plane": [SERVER_NAME, "localhost"], "etcd": ["localhost", "127.0.0.1"], "client": []}
+HOSTS = {
+    "control-plane": [SERVER_NAME, "localhost"],
+    "etcd": ["localhost", "127.0.0.1"],
+    "engine": [SIDECAR_NAME],
+    "client": [],
+}
 
 
 def now() -> datetime.datetime:
@@ -57,9 +63,9 @@ class CertificateFiles:
         """Of a component."""
         return {f"{prefix}_{name}": path for name, path in self.paths(leaf).items()}
 
-    def client_flags(self) -> dict[str, object]:
+    def client_flags(self, leaf: str = "client") -> dict[str, object]:
         """Of those who dial control planes."""
-        return {**self.flags("client"), "tls_server_name": SERVER_NAME}
+        return {**self.flags(leaf), "tls_server_name": SERVER_NAME}
 
     def client(self) -> Tls:
         """A client's."""

@@ -43,9 +43,11 @@ class KillableCluster:
         self.directory = Path(tempfile.mkdtemp(prefix="agentserving-faults-"))
         self.certificates = CertificateFiles(self.directory / "tls") if tls else None
         self.client_flags: dict[str, object] = {}
+        self.sidecar_flags: dict[str, object] = {}
         self.etcd = EtcdServer()
         if self.certificates is not None:
             self.client_flags = self.certificates.client_flags()
+            self.sidecar_flags = self.certificates.client_flags("engine")
             self.etcd = EtcdServer(*self.certificates.etcd_flags(), ready=self.certificates.etcd_ready)
             flags |= {**self.certificates.flags("control-plane"), **self.certificates.flags("client", "etcd_tls")}
         listens = [f"127.0.0.1:{port}" for port in free_ports(planes)]
@@ -95,7 +97,7 @@ class KillableCluster:
         self.sidecars[engine_id] = Component(
             "agentserving_sidecar", self.directory, engine_id=engine_id, engine_address=engine.address,
             channel_dir=home, state_dir=home / "state", control_plane=self.addresses, listen=f"127.0.0.1:{port}",
-            **self.client_flags,
+            **self.sidecar_flags,
         ).start()  # fmt: skip
 
     async def leader(self, bound_s: float = 30.0, but: str = "") -> str:

@@ -41,7 +41,7 @@ class StreamingCluster(KillableCluster):
         self.sidecars[engine_id] = Component(
             "agentserving_sidecar", self.directory, engine_id=engine_id, engine_address=engine,
             channel_dir=home, state_dir=home / "state", control_plane=self.addresses, listen=listen,
-            **self.client_flags,
+            **self.sidecar_flags,
         ).start()  # fmt: skip
 
     async def __aenter__(self) -> StreamingCluster:

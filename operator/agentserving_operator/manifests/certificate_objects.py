@@ -7,6 +7,8 @@ import binascii
 from collections.abc import Mapping
 from typing import Any
 
+from agentserving.names import SIDECAR_NAME
+
 from agentserving_operator.certificates import LEAF_LIFE, Authority, Certificates, Pair
 from agentserving_operator.manifests.common import Cluster, Component, Manifest, made
 from agentserving_operator.manifests.etcd_statefulset import etcd_members, peers_service
@@ -17,6 +19,7 @@ from agentserving_operator.spec import StoreType
 _OWNERS = {
     Leaf.CONTROL_PLANE: Component.CONTROL_PLANE,
     Leaf.ETCD: Component.ETCD,
+    Leaf.ENGINE: Component.ENGINE,
     Leaf.CLIENT: Component.CONTROL_PLANE,
 }
 
@@ -28,7 +31,11 @@ def ca_secret_name(cluster: Cluster) -> str:
 
 def leaves(cluster: Cluster) -> dict[Leaf, list[str]]:
     """Those that a cluster needs, each with its names."""
-    found = {Leaf.CONTROL_PLANE: _service_names(cluster, Component.CONTROL_PLANE), Leaf.CLIENT: list[str]()}
+    found = {
+        Leaf.CONTROL_PLANE: _service_names(cluster, Component.CONTROL_PLANE),
+        Leaf.ENGINE: [SIDECAR_NAME],
+        Leaf.CLIENT: list[str](),
+    }
     # What the clients ask for comes first.
     assert found[Leaf.CONTROL_PLANE][0] == server_name(cluster)
     if cluster.spec.store.type is StoreType.ETCD:

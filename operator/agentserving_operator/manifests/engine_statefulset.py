@@ -66,7 +66,7 @@ def _volumes(cluster: Cluster) -> list[Manifest]:
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": engine.shared_memory}},
         {"name": "tmp", "emptyDir": {}},
         secret_volume("ticket-key", cluster.ticket_key_name),
-        *volumes(cluster, Leaf.CLIENT),
+        *volumes(cluster, Leaf.ENGINE),
     ]
     if engine.type is EngineType.VLLM:
         if cache.type is CacheType.EMPTY_DIR:

@@ -31,7 +31,7 @@ def sidecar_container(cluster: Cluster) -> Manifest:
         "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
         "--listen", f"$(POD_IP):{Port.SIDECAR}",
         "--http-host", "0.0.0.0", "--http-port", str(Port.SIDECAR_HTTP),
-        "--drain-s", str(cluster.spec.engine.drain_seconds), *client_flags(cluster),
+        "--drain-s", str(cluster.spec.engine.drain_seconds), *client_flags(cluster, Leaf.ENGINE),
     )  # fmt: skip
     resources = {"requests": {"cpu": "100m", "memory": "128Mi"}}
     made = container(
@@ -51,7 +51,7 @@ def sidecar_container(cluster: Cluster) -> Manifest:
             {"name": "channel", "mountPath": CHANNEL_DIR},
             {"name": "journal", "mountPath": STATE_DIR},
             {"name": "tmp", "mountPath": "/tmp"},
-            *mounts(cluster, Leaf.CLIENT),
+            *mounts(cluster, Leaf.ENGINE),
         ],
         # The engine waits for this one, so it must not wait for the engine: that is what readiness is for.
         startupProbe=http_probe(Port.SIDECAR_HTTP, "/healthz", **STARTED),

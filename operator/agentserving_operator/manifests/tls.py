@@ -1,6 +1,6 @@
 """Certificates in pods: whose, where they lie, and which flags name them. Pure.
 
-Three for a cluster. Pods are dialled by addresses that no certificate can know, so whoever dials a control plane asks
+Four for a cluster. Pods are dialled by addresses that no certificate can know, so whoever dials a control plane asks
 for the name of its Service. The client's has no names: it is shown from many places, and nobody is dialled by it.
 """
 
@@ -18,7 +18,9 @@ class Leaf(StrEnum):
 
     CONTROL_PLANE = "control-plane"
     ETCD = "etcd"
-    # Of gateways, sidecars, the operator, people, and of control planes towards etcd.
+    # Of sidecars, which are clients and servers.
+    ENGINE = "engine"
+    # Of gateways, the operator, people, and of control planes towards etcd.
     CLIENT = "client"
 
 
@@ -57,6 +59,6 @@ def flags(leaf: Leaf, prefix: str = "--tls") -> list[str]:
     return [f"{prefix}-ca", f"{at}/ca.crt", f"{prefix}-cert", f"{at}/tls.crt", f"{prefix}-key", f"{at}/tls.key"]
 
 
-def client_flags(cluster: Cluster) -> list[str]:
+def client_flags(cluster: Cluster, leaf: Leaf = Leaf.CLIENT) -> list[str]:
     """Of those who dial control planes."""
-    return [*flags(Leaf.CLIENT), "--tls-server-name", server_name(cluster)] if cluster.spec.tls.on else []
+    return [*flags(leaf), "--tls-server-name", server_name(cluster)] if cluster.spec.tls.on else []

@@ -64,12 +64,12 @@ def test_gateways_and_sidecars_are_clients_and_ask_for_a_name_that_control_plane
     cluster = make_cluster(tls=TLS)
     front, engine = gateway_deployment(cluster), engine_statefulset(cluster)
     (beside,) = pod_spec(engine)["initContainers"]
-    for workload, container, given in (
-        (front, only_container(front), gateway.parse(only_container(front)["args"])),
-        (engine, beside, sidecar.parse(beside["args"])),
+    for workload, container, given, secret in (
+        (front, only_container(front), gateway.parse(only_container(front)["args"]), "demo-client-tls"),
+        (engine, beside, sidecar.parse(beside["args"]), "demo-engine-tls"),
     ):
         for path in (given.tls_ca, given.tls_cert, given.tls_key):
-            assert mounted(workload, path, container) == "demo-client-tls"
+            assert mounted(workload, path, container) == secret
         assert given.tls_server_name in leaves(cluster)[Leaf.CONTROL_PLANE]
         assert given.control_plane.rpartition(":")[0] in leaves(cluster)[Leaf.CONTROL_PLANE]
 
@@ -117,7 +117,7 @@ def test_in_the_clear_there_is_nothing_of_it(store: dict[str, Any]) -> None:
 
 
 def test_a_store_that_is_not_ours_has_no_certificate() -> None:
-    assert set(leaves(make_cluster(tls=TLS, store={"type": "Memory"}))) == {Leaf.CONTROL_PLANE, Leaf.CLIENT}
+    assert set(leaves(make_cluster(tls=TLS, store={"type": "Memory"}))) == set(Leaf) - {Leaf.ETCD}
     assert set(leaves(make_cluster(tls=TLS))) == set(Leaf)
 
 
