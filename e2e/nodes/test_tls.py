@@ -15,14 +15,6 @@ from kube.kubectl import Kubectl, run
 
 NAMESPACE = "e2e-tls"
 MOUNT = "/etc/client-tls"
-# CONTROL_PLANE PROGRAM
-OPENED = """
-import sys
-import agentserving
-with agentserving.Client(sys.argv[1]) as client:
-    client.open_program(program_id=sys.argv[2])
-    print(client.get_program(sys.argv[2]).program_id)
-"""
 # CONTROL_PLANE: what a client hears that speaks in the clear, or bears no certificate.
 REFUSED = """
 import os, sys
@@ -71,9 +63,9 @@ def encrypted(operator: Kubectl) -> Iterator[Demo]:
 
 def test_agents_and_clients_with_a_certificate_are_served_and_nobody_else(encrypted: Demo) -> None:
     with Load(encrypted.kubectl, encrypted.url) as load:
-        told = agents.python(encrypted.kubectl, OPENED, encrypted.control_plane, "with-certificate")
+        told = agents.python(encrypted.kubectl, agents.CALL, encrypted.control_plane, "with-certificate")
         refused = agents.python(encrypted.kubectl, REFUSED, encrypted.control_plane)
-    assert told.split() == ["with-certificate"]
+    assert told.split() == ["200", "12"]
     assert [line.split()[0] for line in refused.splitlines()] == ["refused", "refused"]
     assert (load.failures, load.unmanaged) == ([], 0)
 

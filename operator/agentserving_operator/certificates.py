@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import ipaddress
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -19,7 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-LEAF_LIFE = datetime.timedelta(days=90)
+from agentserving_operator.certificate_values import LEAF_LIFE, Authority, Certificates, Pair
+
 # A new CA restarts etcd members, and whoever has copied the old one must copy again: seldom.
 CA_LIFE = datetime.timedelta(days=3650)
 # kubelets bring a changed Secret within two minutes; a node that is away for a while has the rest of the day.
@@ -28,43 +28,15 @@ ANNOUNCED_FOR = datetime.timedelta(days=1)
 BACKDATED = datetime.timedelta(minutes=5)
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A certificate and its private key, PEM."""
-
-    cert: bytes
-    key: bytes
-
-    @property
-    def certificate(self) -> x509.Certificate:
-        """ValueError when it is none."""
-        return x509.load_pem_x509_certificate(self.cert)
+def certificate_of(pair: Pair) -> x509.Certificate:
+    """ValueError when it is none."""
+    return x509.load_pem_x509_certificate(pair.cert)
 
 
-@dataclass(frozen=True, slots=True)
-class Authority:
-    """A cluster's CA; `old` = the one before, until it ends."""
-
-    ca: Pair
-    old: Pair | None = None
-
-    @property
-    def trusted(self) -> bytes:
-        """ca.crt: all that may have signed what is in use."""
-        return self.ca.cert + (self.old.cert if self.old else b"")
-
-    def signer(self, now: datetime.datetime) -> Pair:
-        """The CA itself, once all know it; until then the one before."""
-        announced = self.ca.certificate.not_valid_before_utc + BACKDATED
-        return self.old if self.old is not None and now < announced + ANNOUNCED_FOR else self.ca
-
-
-@dataclass(frozen=True, slots=True)
-class Certificates:
-    """All of a cluster's, leaves by their names."""
-
-    authority: Authority
-    leaves: Mapping[str, Pair]
+def signer_of(authority: Authority, now: datetime.datetime) -> Pair:
+    """The CA itself, once all know it; until then the one before."""
+    announced = certificate_of(authority.ca).not_valid_before_utc + BACKDATED
+    return authority.old if authority.old is not None and now < announced + ANNOUNCED_FOR else authority.ca
 
 
 def due(cert: x509.Certificate, now: datetime.datetime) -> bool:
@@ -85,7 +57,7 @@ def renewed(
     `name` of the cluster, for people; `hosts` of each leaf: without any it is a client's, and no server.
     """
     authority = _renewed_authority(name, authority, now)
-    signer = authority.signer(now)
+    signer = signer_of(authority, now)
     found = {}
     for leaf, names in hosts.items():
         old = leaves.get(leaf)
@@ -94,12 +66,12 @@ def renewed(
 
 
 def _renewed_authority(name: str, authority: Authority | None, now: datetime.datetime) -> Authority:
-    if authority is None or not (_is_pair(authority.ca) and now < authority.ca.certificate.not_valid_after_utc):
+    if authority is None or not (_is_pair(authority.ca) and now < certificate_of(authority.ca).not_valid_after_utc):
         return Authority(_ca(name, now))
-    if due(authority.ca.certificate, now):
+    if due(certificate_of(authority.ca), now):
         return Authority(_ca(name, now), authority.ca)
     old = authority.old
-    if old is not None and not (_is_pair(old) and now < old.certificate.not_valid_after_utc):
+    if old is not None and not (_is_pair(old) and now < certificate_of(old).not_valid_after_utc):
         return Authority(authority.ca)
     return authority
 
@@ -107,7 +79,7 @@ def _renewed_authority(name: str, authority: Authority | None, now: datetime.dat
 def _is_pair(pair: Pair) -> bool:
     try:
         key = serialization.load_pem_private_key(pair.key, None)
-        return key.public_key() == pair.certificate.public_key()
+        return key.public_key() == certificate_of(pair).public_key()
     except (ValueError, TypeError):
         return False
 
@@ -115,9 +87,9 @@ def _is_pair(pair: Pair) -> bool:
 def _is_good(leaf: Pair, signer: Pair, hosts: Sequence[str], now: datetime.datetime) -> bool:
     if not _is_pair(leaf):
         return False
-    cert = leaf.certificate
+    cert = certificate_of(leaf)
     try:
-        cert.verify_directly_issued_by(signer.certificate)
+        cert.verify_directly_issued_by(certificate_of(signer))
     except (ValueError, TypeError, InvalidSignature):
         return False
     return not due(cert, now) and _hosts_of(cert) == list(hosts)
@@ -142,7 +114,7 @@ def _ca(name: str, now: datetime.datetime) -> Pair:
 
 
 def _leaf(leaf: str, signer: Pair, hosts: Sequence[str], now: datetime.datetime) -> Pair:
-    issuer, key = signer.certificate, ec.generate_private_key(ec.SECP256R1())
+    issuer, key = certificate_of(signer), ec.generate_private_key(ec.SECP256R1())
     signing = serialization.load_pem_private_key(signer.key, None)
     assert isinstance(signing, ec.EllipticCurvePrivateKey)
     purposes = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if hosts else [])]

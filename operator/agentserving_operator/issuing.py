@@ -14,7 +14,6 @@ from typing import Protocol
 import structlog
 from agentserving.connection import Pem
 
-from agentserving_operator.certificates import renewed
 from agentserving_operator.cluster import RefusedError
 from agentserving_operator.drift import matches
 from agentserving_operator.manifests import Cluster, Manifest
@@ -79,6 +78,9 @@ async def _renew(
     if taken:
         troubles.extend(name_taken("Secret", name) for name in taken)
         return
+    # Not before there is a cluster that has certificates of ours: it takes 10 MB.
+    from agentserving_operator.certificates import renewed
+
     hosts = {leaf.value: names for leaf, names in leaves(cluster).items()}
     old = {leaf.value: pair_of(live[secret_name(cluster.name, leaf)]) for leaf in leaves(cluster)}
     found = renewed(cluster.name, authority_of(live[ca_secret_name(cluster)]), old, hosts, now)

@@ -5,16 +5,8 @@ from __future__ import annotations
 import datetime
 
 import pytest
-from agentserving_operator.certificates import (
-    ANNOUNCED_FOR,
-    CA_LIFE,
-    LEAF_LIFE,
-    Authority,
-    Certificates,
-    Pair,
-    due,
-    renewed,
-)
+from agentserving_operator.certificate_values import LEAF_LIFE, Authority, Certificates, Pair
+from agentserving_operator.certificates import ANNOUNCED_FOR, CA_LIFE, certificate_of, due, renewed
 from cryptography import x509
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -38,12 +30,14 @@ def is_accepted(certificates: Certificates, trusted: bytes, now: datetime.dateti
     builder = verification.PolicyBuilder().store(store).time(now)
     server = builder.build_server_verifier(x509.DNSName("demo-control-plane.ns.svc"))
     try:
-        server.verify(certificates.leaves["control-plane"].certificate, [])
+        server.verify(certificate_of(certificates.leaves["control-plane"]), [])
         for leaf in certificates.leaves.values():
-            issuers = [ca for ca in x509.load_pem_x509_certificates(trusted) if ca.subject == leaf.certificate.issuer]
+            issuers = [
+                ca for ca in x509.load_pem_x509_certificates(trusted) if ca.subject == certificate_of(leaf).issuer
+            ]
             assert issuers
-            leaf.certificate.verify_directly_issued_by(issuers[0])
-            assert leaf.certificate.not_valid_before_utc <= now < leaf.certificate.not_valid_after_utc
+            certificate_of(leaf).verify_directly_issued_by(issuers[0])
+            assert certificate_of(leaf).not_valid_before_utc <= now < certificate_of(leaf).not_valid_after_utc
     except verification.VerificationError:
         return False
     return True
@@ -51,7 +45,7 @@ def is_accepted(certificates: Certificates, trusted: bytes, now: datetime.dateti
 
 def test_leaves_have_their_names_purposes_and_a_bounded_life() -> None:
     made = step(None, NOW)
-    server, client = (made.leaves[name].certificate for name in ("control-plane", "client"))
+    server, client = (certificate_of(made.leaves[name]) for name in ("control-plane", "client"))
     names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == HOSTS["control-plane"]
     for leaf, wanted in (
@@ -79,7 +73,7 @@ def test_what_is_good_is_left_alone_for_two_thirds_of_its_life() -> None:
 @given(st.floats(0, 1))
 @settings(deadline=None)
 def test_due_from_two_thirds_on_and_before_the_beginning(share: float) -> None:
-    cert = MADE.leaves["client"].certificate
+    cert = certificate_of(MADE.leaves["client"])
     begun, ends = cert.not_valid_before_utc, cert.not_valid_after_utc
     at = begun + (ends - begun) * share
     assert due(cert, at) == (at >= begun + (ends - begun) * 2 / 3)

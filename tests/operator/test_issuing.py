@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from agentserving.connection import Pem
-from agentserving_operator.certificates import ANNOUNCED_FOR, CA_LIFE, LEAF_LIFE
+from agentserving_operator.certificate_values import LEAF_LIFE
+from agentserving_operator.certificates import ANNOUNCED_FOR, CA_LIFE
 from agentserving_operator.cluster import RefusedError, UnavailableError
 from agentserving_operator.crd import KIND
 from agentserving_operator.manifests.etcd_statefulset import TRUST_ANNOTATION

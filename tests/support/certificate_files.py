@@ -12,7 +12,8 @@ from pathlib import Path
 import grpc
 from agentserving.connection import Pem, Tls
 from agentserving.names import SIDECAR_NAME
-from agentserving_operator.certificates import Authority, Pair, renewed
+from agentserving_operator.certificate_values import Authority, Pair
+from agentserving_operator.certificates import renewed
 
 SERVER_NAME = "demo-control-plane.ns.svc"
 # No control plane's certificate knows an address. etcd's does here: tests have no names for its members.

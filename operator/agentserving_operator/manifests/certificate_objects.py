@@ -9,7 +9,7 @@ from typing import Any
 
 from agentserving.names import SIDECAR_NAME
 
-from agentserving_operator.certificates import LEAF_LIFE, Authority, Certificates, Pair
+from agentserving_operator.certificate_values import LEAF_LIFE, Authority, Certificates, Pair
 from agentserving_operator.manifests.common import Cluster, Component, Manifest, made
 from agentserving_operator.manifests.etcd_statefulset import etcd_members, peers_service
 from agentserving_operator.manifests.tls import Leaf, secret_name, server_name
