@@ -38,10 +38,10 @@ def leaders(demo: Demo) -> list[str]:
 
 
 def said_by(demo: Demo, pod: str) -> str:
-    """What its readiness probe hears; nothing from one that is going."""
+    """What its readiness probe hears; nothing from one that is going or stopped."""
     path = f"/api/v1/namespaces/{demo.kubectl.namespace}/pods/{pod}:7080/proxy/readyz"
     try:
-        return demo.kubectl("get", "--raw", path)
+        return demo.kubectl("get", "--raw", path, "--request-timeout=2s")
     except AssertionError:
         return ""
 
