@@ -29,7 +29,13 @@ async def call(session, program, tokens):
     return time.monotonic()
 
 async def load(client, name):
-    return sum(getattr(each.load, name) for each in (await client.get_overview()).engines)
+    while True:
+        try:
+            return sum(getattr(each.load, name) for each in (await client.get_overview()).engines)
+        except agentserving.AgentServingError as error:
+            # vLLM has both cores of the node, and the control plane next to nothing.
+            print(error, file=sys.stderr)
+            await asyncio.sleep(0.5)
 
 async def main():
     timeout = aiohttp.ClientTimeout(total=500)
@@ -82,7 +88,7 @@ def cluster(image: str) -> dict[str, Any]:
     }  # fmt: skip
     spec = {"model": model, "engine": engine, "scheduling": {"policy": "atlas"}, "store": {"type": "Memory"}}
     # Beside the demo, on a node of two cores.
-    little = {"resources": {"requests": {"cpu": "50m", "memory": "64Mi"}}}
+    little = {"resources": {"requests": {"cpu": "100m", "memory": "64Mi"}}}
     kind = {"apiVersion": "agentserving.io/v1alpha1", "kind": "AgentServingCluster", "metadata": {"name": "demo"}}
     return {**kind, "spec": {**spec, "controlPlane": little, "gateway": little | {"drainSeconds": 0}}}
 
