@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -66,13 +65,8 @@ def make_store(settings: Settings) -> Store:
     """The store that the settings name."""
     if settings.store == "memory":
         return MemoryStore()
-    tls = _tls(settings.etcd_tls_ca, settings.etcd_tls_cert, settings.etcd_tls_key) if settings.etcd_tls_ca else None
+    tls = Tls.of(settings.etcd_tls_ca, settings.etcd_tls_cert, settings.etcd_tls_key) if settings.etcd_tls_ca else None
     return EtcdStore(settings.etcd_endpoints, settings.etcd_prefix, tls, settings.lease_s)
-
-
-def _tls(*paths: str) -> Tls:
-    ca, cert, key = (Path(path) if path else None for path in paths)
-    return Tls(ca, cert, key)
 
 
 SERVICES = tuple(
@@ -110,7 +104,7 @@ def add_services(server: grpc.aio.Server, plane: ControlPlane) -> Any:
 
 def listen(server: grpc.aio.Server, settings: Settings) -> bool:
     """False when somebody listens there: found out before the store is taken from whoever that may be."""
-    tls = _tls(settings.tls_ca, settings.tls_cert, settings.tls_key) if settings.tls_cert else None
+    tls = Tls.of(settings.tls_ca, settings.tls_cert, settings.tls_key) if settings.tls_cert else None
     secure = None if tls is None else server_credentials(tls, log)
     try:
         if secure is None:

@@ -21,6 +21,9 @@ _BODILESS = {204, 304}
 # An engine may think for minutes, but its machine answers at once: one that is silent for so long is gone, and has sent
 # no reset. Kernels answer, so a busy engine is not mistaken for one.
 SILENT_S, ASK_EACH_S, ASK_TIMES = 4, 2, 3
+# What every receiver's kernel takes in though nobody reads it. Of more it may take nothing for as long as the engine is
+# busy, and TCP_USER_TIMEOUT would count that as silence, answers or not.
+TAKEN_UNREAD_BYTES = 32 << 10
 
 
 class Downstream(Protocol):
@@ -68,6 +71,12 @@ def notice_silence(connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * (SILENT_S + ASK_EACH_S * ASK_TIMES))
 
 
+def bear_being_unread(connection: socket.socket) -> None:
+    """It is not broken for what its peer's kernel does not take; what then notices silence is keep-alive alone."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
+
+
 class UpstreamConnection(asyncio.Protocol):
     """asyncio protocol towards an engine; one call at a time."""
 
@@ -96,6 +105,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._reset(keep=keep)
         self._downstream = downstream
         self.calls += 1
+        if len(head) + len(body) > TAKEN_UNREAD_BYTES:
+            bear_being_unread(self.transport.get_extra_info("socket"))
         self.transport.write(head)
         if body:
             self.transport.write(body)

@@ -95,7 +95,7 @@ def listen(server: grpc.aio.Server, settings: argparse.Namespace) -> bool:
     """False when somebody listens there, or its certificate cannot be read."""
     try:
         if settings.tls_ca and settings.tls_cert:
-            tls = Tls(Path(settings.tls_ca), Path(settings.tls_cert), Path(settings.tls_key))
+            tls = Tls.of(settings.tls_ca, settings.tls_cert, settings.tls_key)
             server.add_secure_port(settings.listen, server_credentials(tls, log))
         else:
             server.add_insecure_port(settings.listen)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 
@@ -21,6 +21,7 @@ from agentserving.errors import (
 )
 from agentserving.leader import Leader, split
 from agentserving.names import SIDECAR_NAME
+from agentserving.replaced_files import settled
 
 CONTROL_PLANE = "AGENTSERVING_CONTROL_PLANE"
 
@@ -56,13 +57,15 @@ class Tls:
     key: Path | None = None
     server_name: str = ""
 
+    @classmethod
+    def of(cls, ca: str, cert: str, key: str, server_name: str = "") -> Self:
+        """From the words of flags; "" = not given."""
+        found = [Path(each) if each else None for each in (ca, cert, key)]
+        return cls(found[0], found[1], found[2], server_name)
+
     def read(self) -> Pem:
         """As they are now. OSError for a file that cannot be read."""
-        before, found = None, self._once()
-        # Whoever replaces them does not do it in one step: only what is read twice belongs together.
-        while found != before:
-            before, found = found, self._once()
-        return found
+        return settled(self._once)
 
     def _once(self) -> Pem:
         return Pem(_content(self.ca), _content(self.cert), _content(self.key), self.server_name)
@@ -74,11 +77,8 @@ def _content(path: Path | None) -> bytes | None:
 
 def tls_from_environment() -> Tls | None:
     """AGENTSERVING_TLS_CA, _CERT, _KEY and _SERVER_NAME, as the components have them; None when no file is named."""
-    paths = [os.environ.get(f"AGENTSERVING_TLS_{name}") for name in ("CA", "CERT", "KEY")]
-    if not any(paths):
-        return None
-    ca, cert, key = (Path(path) if path else None for path in paths)
-    return Tls(ca, cert, key, os.environ.get("AGENTSERVING_TLS_SERVER_NAME", ""))
+    ca, cert, key = (os.environ.get(f"AGENTSERVING_TLS_{each}", "") for each in ("CA", "CERT", "KEY"))
+    return Tls.of(ca, cert, key, os.environ.get("AGENTSERVING_TLS_SERVER_NAME", "")) if ca or cert or key else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import random
 import time
-from pathlib import Path
 
 import grpc
 
@@ -68,5 +67,5 @@ def settings_of(tls_ca: str, tls_cert: str, tls_key: str, server_name: str = "")
     """From the flags of a component: TLS when a CA is given."""
     if not tls_ca:
         return Settings(tls=None)
-    cert, key = (Path(path) if tls_cert and path else None for path in (tls_cert, tls_key))
-    return Settings(tls=Tls(Path(tls_ca), cert, key, server_name))
+    # A key alone is nobody's.
+    return Settings(tls=Tls.of(tls_ca, tls_cert, tls_key if tls_cert else "", server_name))

@@ -10,6 +10,8 @@ import contextlib
 import time
 from pathlib import Path
 
+from agentserving.replaced_files import settled
+
 MIN_KEY_BYTES = 16
 # A kubelet takes a minute or two to bring new ones, and a call should not look at files.
 LOOK_EVERY_S = 1.0
@@ -34,11 +36,7 @@ class TicketKeys:
         return self._keys
 
     def _read(self) -> tuple[bytes, ...]:
-        before, found = None, self._once()
-        # They are not replaced in one step: only what is read twice belongs together.
-        while found != before:
-            before, found = found, self._once()
-        return found
+        return settled(self._once)
 
     def _once(self) -> tuple[bytes, ...]:
         signing, *others = self._paths

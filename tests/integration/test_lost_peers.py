@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 import uvloop
 from agentserving.v1 import admin_service_pb2, types_pb2
+from agentserving_gateway import upstream
 from agentserving_gateway.upstream_pool import UpstreamPool
 from support.killable_cluster import KillableCluster
 
@@ -58,6 +59,55 @@ async def settings_of_a_connection() -> tuple[int, int]:
     finally:
         pool.close()
         server.close()
+
+
+class Answer:
+    """Takes an engine's answer."""
+
+    def __init__(self) -> None:
+        self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def answer_head(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]], *, framed: bool) -> None:
+        assert status == 200
+
+    def answer_bytes(self, data: bytes) -> None:
+        pass
+
+    def answer_end(self, *, complete: bool) -> None:
+        self.ended.set_result(complete)
+
+
+async def answered(unread_s: float, body: bytes) -> bool:
+    """Whether a call ends well whose body the engine leaves unread for so long."""
+
+    async def engine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(unread_s)  # what is tested: it is busy
+        await reader.readexactly(len(body))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    # It may read ahead into 64 KiB of its own.
+    server = await asyncio.start_server(engine, "127.0.0.1", 0, limit=1 << 15)
+    pool = UpstreamPool()
+    try:
+        answer = Answer()
+        connection = await pool.connect("{}:{}".format(*server.sockets[0].getsockname()))
+        connection.send(b"", body, answer, keep=False)
+        return await asyncio.wait_for(answer.ended, 30)
+    finally:
+        pool.close()
+        server.close()
+
+
+@pytest.mark.parametrize("loops", [asyncio, uvloop])
+def test_a_busy_engine_that_does_not_read_a_large_body_is_not_taken_for_gone(
+    loops: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "SILENT_S", 1)
+    monkeypatch.setattr(upstream, "ASK_EACH_S", 1)
+    monkeypatch.setattr(upstream, "ASK_TIMES", 1)
+    assert loops.run(answered(5, bytes(16 << 20)))
 
 
 @pytest.mark.parametrize("loops", [asyncio, uvloop])
