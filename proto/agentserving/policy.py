@@ -15,6 +15,7 @@ MAX_LEVELS = 64
 MAX_NAME_BYTES = 128
 MAX_RANK = 1000
 MAX_CLASSES = 256
+MAX_RETENTION_MILLI = 100_000
 
 
 class Accounting(StrEnum):
@@ -78,6 +79,9 @@ class Policy:
     source: Source = Source.FIXED
     # Levels of programs of one class (their name), in the place of `levels`; ranks compare across classes.
     classes: tuple[tuple[str, tuple[Level, ...]], ...] = ()
+    # A program's KV is kept while its tool works for so many thousandths of the time that computing it again would
+    # take (0 = off): calls of worse programs wait when they could start only in its place.
+    retention_milli: int = 0
 
     def __post_init__(self) -> None:
         validate(self)
@@ -108,6 +112,10 @@ def validate(policy: Policy) -> None:
         raise InvalidPolicyError("beta_milli", f"must be 0 (off) or at least 1000 (1.0), got {policy.beta_milli}")
     if policy.max_preemptions < 0:
         raise InvalidPolicyError("max_preemptions", f"must not be negative, got {policy.max_preemptions}")
+    if not 0 <= policy.retention_milli <= MAX_RETENTION_MILLI:
+        raise InvalidPolicyError(
+            "retention_milli", f"must be 0 (off) to {MAX_RETENTION_MILLI}, got {policy.retention_milli}"
+        )
     if policy.decision_interval_steps < 1:
         raise InvalidPolicyError("decision_interval_steps", f"must be at least 1, got {policy.decision_interval_steps}")
     if not 0 <= policy.unmanaged_level < len(policy.levels):
@@ -208,6 +216,7 @@ def to_dict(policy: Policy) -> dict[str, Any]:
         "decision_interval_steps": policy.decision_interval_steps,
         "unmanaged_level": policy.unmanaged_level,
         "source": policy.source.value,
+        "retention_milli": policy.retention_milli,
         "classes": [[name, _rows(levels)] for name, levels in policy.classes],
     }
 
