@@ -90,9 +90,9 @@ class _ProgramMixin:
             return
         facts = book.arrive(request.request_id, request.session_id, now, time.time(), calls.policy.accounting)
         calls.arrive(facts, now)
+        self._keeping.came(facts.program)
         call = book.call_of(request.request_id)
         if call is not None:
-            self._keeping.came(call.record.root_program_id)
             call.record.prompt_tokens += request.num_prompt_tokens
             # Upstream keys prefix retention and hints by session: give it the program, not a one-time ticket.
             request.session_id = call.record.program_id

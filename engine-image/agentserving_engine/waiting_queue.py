@@ -2,9 +2,9 @@
 
 Takes the place of ``Scheduler.waiting`` (and, up to 0.30, of ``skipped_waiting``, where vLLM keeps the requests that it
 had to pass over). vLLM's own priority queue is a heap whose entries cannot be moved: re-keying one costs O(n). Here an
-entry carries a version, so a promotion is one push. Requests of held programs, those hidden for one step because that step
-preempted them, and in the place of which KV is kept (`offer_only`) count in ``len`` but are not offered. vLLM calls this in the middle of a step, where an
-exception would end the engine: `rank_of` and `is_held` must not raise, whatever the id.
+entry carries a version, so a promotion is one push. Requests of held programs, those hidden for one step because that
+step preempted them, and those left out by `offer_only` count in ``len`` but are not offered. vLLM calls this in the
+middle of a step, where an exception would end the engine: `rank_of` and `is_held` must not raise, whatever the id.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ class PathMemory:
 
     def common(self, one: Sequence[object], other: Sequence[object]) -> int:
         """Leading segments that both have."""
-        return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a is not b), min(len(one), len(other)))
+        return next(
+            (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a is not b), min(len(one), len(other))
+        )
 
     def idle(self, context: Sequence[object], first: int) -> int:
         """Blocks of the segments from `first` on that are cached and that nobody holds."""

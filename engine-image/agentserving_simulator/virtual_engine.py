@@ -16,7 +16,6 @@ from agentserving.policy import Policy
 from agentserving_engine.policy import (
     CallFacts,
     CallQueue,
-    CallStats,
     PrefillCost,
     Retention,
     Wanted,
@@ -24,10 +23,11 @@ from agentserving_engine.policy import (
     wanted_blocks,
 )
 
-from agentserving_simulator.context_cache import ContextCache, Holding, Path
+from agentserving_simulator.context_cache import ContextCache
 from agentserving_simulator.cost_model import BLOCK_SIZE, CostModel
 from agentserving_simulator.decoding import Decoding
 from agentserving_simulator.path_memory import PathMemory
+from agentserving_simulator.virtual_requests import Counters, Ended, Request
 
 # Steps taken as one when nobody waits.
 MAX_STRETCH = 512
@@ -44,54 +44,6 @@ class EngineLimits:
     block_size: int = BLOCK_SIZE
     # 0: what fits beside the weights.
     num_blocks: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One call on the engine. `computed` counts tokens with KV; it produces a token when it has caught up."""
-
-    key: str
-    path: Path
-    prompt: int
-    output: int
-    computed: int = 0
-    generated: int = 0
-    cached: int = -1
-    held: Holding | None = None
-    ready_us: int = 0
-    first_token_us: int = 0
-    facts: CallFacts | None = None
-
-    @property
-    def total(self) -> int:
-        """Prompt and what has been generated."""
-        return self.prompt + self.generated
-
-
-@dataclass(slots=True)
-class Counters:
-    """Since the start."""
-
-    steps: int = 0
-    busy_us: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    loaded_tokens: int = 0
-    computed_tokens: int = 0
-    output_tokens: int = 0
-    preemptions_proactive: int = 0
-    preemptions_reactive: int = 0
-    # Calls in the engine, integrated over time.
-    call_us: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A call that has all its tokens."""
-
-    request: Request
-    stats: CallStats
-    at_us: int
 
 
 @dataclass(slots=True)
@@ -316,6 +268,9 @@ class VirtualEngine:
             return 1
         steps = min(decoding.steps_to_end(), self.cost.even_steps(len(decoding.requests), decoding.context))
         if self.queue.waiting_count:
+            kept_until_us = self._retention.next_end_us()
+            if kept_until_us is not None:
+                steps = self._steps_until(kept_until_us - now_us, steps)
             return min(steps, interval - self._since % interval)
         if self._prefilling:
             # Somebody's KV is on its way from the host.

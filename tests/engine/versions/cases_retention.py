@@ -73,7 +73,7 @@ def case_nothing_is_kept_by_a_policy_that_does_not_say_so(pipeline: Pipeline) ->
 
 
 def case_what_was_kept_is_evicted_last(pipeline: Pipeline) -> None:
-    # 60 blocks: the kept 20 stand in the middle of the free queue, behind others that are older and before younger ones.
+    # Of 60 blocks, those that come by take 90: without a refresh the 20 that are kept are reached.
     engine = Engine(pipeline, replace(SMALL, blocks=60))
     engine.set_policy(KEEPING)
     context = left(engine)
