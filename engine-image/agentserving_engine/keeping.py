@@ -104,6 +104,8 @@ class Keeping:
         able = None if self._retention.empty else self._able()
         for queue in self._steering.queues:
             queue.offer_only(able)
+        load = self._state.load
+        load.kept_blocks, load.behind_kept = self._retention.kept_blocks, self._retention.passed_over
 
     def _able(self) -> list[str] | None:
         state, vllm = self._state, self._state.vllm
