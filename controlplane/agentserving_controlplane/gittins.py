@@ -1,10 +1,10 @@
 """Levels from what finished programs took: a Gittins index for each attained service.
 
 The index of a program that has attained `a` is the best ratio, over horizons `h`, of what is gained by ends before `h`
-to the service spent on it meanwhile (Gittins 1979). An end is worth one over the square root of the program's size:
-between what makes the mean latency low (one) and what makes the time a token low (one over the size; paper, section 6).
-For programs that end the less likely the more they have had, the least attained service goes first (PLAS); for programs
-of like sizes, the most. Pure.
+to the service spent on it meanwhile (Gittins 1979); horizons are the ends of levels. An end is worth one
+over the square root of the program's size: between what makes the mean latency low (one) and what makes the time a
+token low (one over the size; paper, section 6). For programs that end the less likely the more they have had, the least
+attained service goes first (PLAS); for programs of like sizes, the most. Pure.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def rank_of(cost_us: float) -> int:
 def levels(survival: Survival) -> tuple[Level, ...]:
     """A level table in ranks that compare across classes."""
     bounds = [0, *(BASE_US << index for index in range(COUNT - 1))]
-    # A level is gone through as a whole. And the best of all ends as horizons would be the luckiest: where two of a
-    # hundred programs happened to end just behind a bound, those that have had so much would go before all newcomers.
+    # A level is gone through as a whole. And of many horizons the best is the luckiest: were each end one, and did two
+    # of a hundred programs happen to end just behind a bound, all who have had so much would go before newcomers.
     last = survival.ends[-1]
     horizons = [*(bound for bound in bounds if bound < last), last]
     made = []
