@@ -1,10 +1,10 @@
 """Levels from what finished programs took: a Gittins index for each attained service.
 
 The index of a program that has attained `a` is the best ratio, over horizons `h`, of what is gained by ends before `h`
-to the service spent on it meanwhile (Gittins 1979); horizons are the ends of levels. An end is worth one
-over the square root of the program's size: between what makes the mean latency low (one) and what makes the time a
-token low (one over the size; paper, section 6). For programs that end the less likely the more they have had, the least
-attained service goes first (PLAS); for programs of like sizes, the most. Pure.
+to the service spent on it meanwhile (Gittins 1979); horizons are the ends of levels. An end is worth one over the
+square root of the program's size: between what makes the mean latency low (one) and what makes the time a token low
+(one over the size; paper, section 6). For programs that end the less likely the more they have had, the least attained
+service goes first (PLAS); for programs of like sizes, the most. Pure.
 """
 
 from __future__ import annotations
