@@ -1,10 +1,10 @@
 """Levels from what finished programs took: a Gittins index for each attained service.
 
 The index of a program that has attained `a` is the best ratio, over horizons `h`, of what is gained by ends before `h`
-to the service spent on it meanwhile (Gittins 1979). An end is worth one over the square root of the program's size:
-between what makes the mean latency low (one) and what makes the time a token low (one over the size; paper, section 6).
-For programs that end the less likely the more they have had, the least attained service goes first (PLAS); for programs
-of like sizes, the most. Pure.
+to the service spent on it meanwhile (Gittins 1979); horizons are the ends of levels. An end is worth one over the
+square root of the program's size: between what makes the mean latency low (one) and what makes the time a token low
+(one over the size; paper, section 6). For programs that end the less likely the more they have had, the least attained
+service goes first (PLAS); for programs of like sizes, the most. Pure.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ RELEVEL_US = 10_000_000
 BASE_US, COUNT = 250_000, 20
 # A level's rank grows by one as its cost grows by so much. It and the worth of an end were chosen in docs/results.
 RANK_RATIO = 1.3
-# Horizons that are tried; a program's size is not taken for less than a millisecond.
-MAX_HORIZONS, MIN_SIZE_US = 100, 1_000
+# A program's size is not taken for less than a millisecond.
+MIN_SIZE_US = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,6 @@ class Survival:
         index = bisect_right(self.ends, service) - 1
         return self.areas[index] + self.lasting[index] * (service - self.ends[index]), self.worths[index]
 
-    def horizons(self) -> tuple[float, ...]:
-        """Some of the ends, the last one included."""
-        every = max(1, -(-len(self.ends) // MAX_HORIZONS))
-        return self.ends[:0:-every]
-
 
 def cost(survival: Survival, attained: float, horizons: Sequence[float]) -> float:
     """The size, microseconds, of a program that has just begun and has this index; infinite when no end is in sight."""
@@ -89,7 +84,10 @@ def rank_of(cost_us: float) -> int:
 def levels(survival: Survival) -> tuple[Level, ...]:
     """A level table in ranks that compare across classes."""
     bounds = [0, *(BASE_US << index for index in range(COUNT - 1))]
-    horizons = survival.horizons()
+    # A level is gone through as a whole. And of many horizons the best is the luckiest: were each end one, and did two
+    # of a hundred programs happen to end just behind a bound, all who have had so much would go before newcomers.
+    last = survival.ends[-1]
+    horizons = [*(bound for bound in bounds if bound < last), last]
     made = []
     for lower, upper in zip(bounds, [*bounds[1:], 0], strict=True):
         told = cost(survival, lower, horizons)

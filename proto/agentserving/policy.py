@@ -190,8 +190,8 @@ ATLAS = replace(MLFQ, name="atlas", accounting=Accounting.CRITICAL_PATH)
 PROGRAM_PLAS = replace(PLAS, name="program-plas", order=Order.PROGRAM_ARRIVAL, retention_milli=RETENTION_MILLI)
 PROGRAM_ATLAS = replace(PROGRAM_PLAS, name="program-atlas", accounting=Accounting.CRITICAL_PATH)
 # The program that is likeliest to end soonest for the service that it takes; PROGRAM_PLAS until that is known. Beyond
-# saturation it loses to PLAS and PROGRAM_PLAS on search trees, whose sizes have two humps: at 0.22/s 46 against 32 and
-# 35 ms a token, p99 212 against 84 and 111. The largest tenth waits up to 1.15 times FCFS's.
+# saturation it loses to PLAS on search trees: at 0.22/s 34 against 32 ms a token, p99 98 against 84. The largest tenth
+# waits up to 1.15 times FCFS's.
 GITTINS = replace(PROGRAM_PLAS, name="gittins", source=Source.GITTINS)
 
 PRESETS: dict[str, Policy] = {

@@ -75,6 +75,16 @@ def test_of_programs_whose_end_is_the_farther_the_more_they_had_the_least_goes_f
     assert known == sorted(known)
 
 
+def test_ends_that_chance_put_together_do_not_let_old_programs_pass_new_ones() -> None:
+    for seed in range(20):
+        dice = random.Random(seed)
+        # Most end early, whatever they have had; one in seven is long. Of so few, some end just behind some bound.
+        drawn = [dice.gauss(1800, 100) if dice.random() < 0.15 else 20 + dice.expovariate(1 / 150) for _ in range(60)]
+        table = levels(Survival.of([round(size * SECOND) for size in drawn], ()))
+        new, old = level_of(table, 0), level_of(table, 300 * SECOND)
+        assert ranks(table)[new] <= ranks(table)[old], seed
+
+
 def test_sizes_that_are_not_known_leave_the_order_of_the_levels() -> None:
     table = with_ranks(PLAS.levels)
     assert ranks(table) == sorted(ranks(table))
