@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import httpx
-from agentserving.policy import PRESETS
+from agentserving.policy import PRESETS, Policy
 from agentserving.v1 import admin_service_pb2, program_service_pb2, types_pb2
-from agentserving_replay.cluster import ClusterSpec, VirtualCluster
+from agentserving_replay.cluster import ClusterSpec, ProgramResult, VirtualCluster
 from agentserving_replay.figures import percentile
 from agentserving_replay.trace import Call, Program
 from agentserving_replay.workloads import generate
@@ -99,13 +99,13 @@ def charged_share(served_us: float, calls: int, took_us: float) -> float:
     return share
 
 
-async def calibrate(stubs: Any, caller: Caller) -> Calibration:
-    """This engine's constants."""
+async def calibrate(stubs: Any, caller: Caller, deep_tokens: int = 4000) -> Calibration:
+    """This engine's constants; a batch of contexts of `deep_tokens` must fit into its KV cache."""
     one, _ = await _per_step(stubs, caller, 1, 32, 300)
     full, charged = await _per_step(stubs, caller, BATCH, 32, 300)
-    deep, _ = await _per_step(stubs, caller, BATCH, 4000, 100)
+    deep, _ = await _per_step(stubs, caller, BATCH, deep_tokens, 100)
     each = max(0.0, full - one) / (BATCH - 1)
-    kv = max(0.0, deep - full) / (BATCH * (4000 + 50 - 32 - 150))
+    kv = max(0.0, deep - full) / (BATCH * (deep_tokens + 50 - 32 - 150))
     short, middle, long = [await _answer_us(caller, tokens) for tokens in (16, 1000, 6000)]
     # Seconds of prefill are linear in its tokens and in their pairs.
     pairs = [tokens * tokens / 2 for tokens in (1000, 6000)]
@@ -162,6 +162,7 @@ async def run_real(caller: Caller, programs: list[Program], tag: str) -> list[fl
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         context: list[int] = []
         for call in program.calls:
+            await asyncio.sleep(call.gap_s)
             prompt = context + caller.fresh(call.prompt_tokens - len(context))
             context = prompt + await caller.call(prompt, call.output_tokens, f"{tag}-{program.program_id}")
         return time.perf_counter() - due
@@ -177,6 +178,17 @@ def service_us(stubs: Any, program_ids: list[str]) -> int:
     )
 
 
+def simulate(
+    programs: list[Program], policy: Policy, cost: CostModel, limits: EngineLimits, overhead_s: float
+) -> tuple[list[ProgramResult], VirtualCluster]:
+    """(What became of each program in virtual time, in the order of the programs; the cluster that ran them)."""
+    late = [replace(p, calls=tuple(replace(c, gap_s=c.gap_s + overhead_s) for c in p.calls)) for p in programs]
+    simulated = VirtualCluster(ClusterSpec(policy, cost, limits))
+    simulated.add(late)
+    by_id = {result.program_id: result for result in simulated.run()}
+    return [by_id[program.program_id] for program in programs], simulated
+
+
 def run_virtual(
     programs: list[Program], policy: str, engine: Calibration, limits: EngineLimits, served_us: float
 ) -> tuple[list[float], CostModel]:
@@ -186,18 +198,13 @@ def run_virtual(
     much is fitted to one figure of the run, the service that all its calls were charged together; latencies are not
     used. Steps in virtual time follow each other at once: what the plugin leaves out between them is put back.
     """
-    late = [replace(p, calls=tuple(replace(c, gap_s=engine.overhead_s) for c in p.calls)) for p in programs]
     cost, stepped_us = engine.cost, served_us / engine.charged
     for _ in range(FITTING_ROUNDS):
-        simulated = VirtualCluster(ClusterSpec(PRESETS[policy], cost, limits))
-        simulated.add(late)
-        results = simulated.run()
-        by_arrival = {result.arrival_s: result.latency_s for result in results}
-        latencies = [by_arrival[program.arrival_s] for program in programs]
+        results, _ = simulate(programs, PRESETS[policy], cost, limits, engine.overhead_s)
         # More speed means fewer calls beside each other, too: half of the way at a time.
         off = sum(result.service_s for result in results) * 1e6 / stepped_us
         cost = replace(cost, speed=cost.speed * off**0.5)
-    return latencies, cost
+    return [result.latency_s for result in results], cost
 
 
 async def compare(seeds: int, count: int, rate: float, load: float) -> dict[str, Any]:
