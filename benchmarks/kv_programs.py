@@ -12,12 +12,12 @@ from agentserving_replay.workloads import generate, poisson
 
 from benchmarks.validation import scaled
 
-# The tiny model reads 8192 tokens; contexts of coding agents end here, as theirs do at a model's limit.
+# Contexts end here, as they do at a model's limit.
 MAX_CONTEXT = 6000
 # Tools of a coding agent: a file is read at once, tests take their time.
 TOOL_MU, TOOL_SIGMA, LEAST_TOOL_S, MOST_TOOL_S = -0.22, 0.8, 0.3, 8.0
 # Of the paper's ShareGPT: a chat's context is some hundred to some thousand tokens then.
-CHAT_SCALE = 0.35
+CHAT_SCALE, MAX_CHAT = 0.4, 2500
 FITTING_ROUNDS = 8
 
 
@@ -26,11 +26,11 @@ def _within(dice: random.Random, mu: float, sigma: float, least: float, most: fl
 
 
 def coding_agent(dice: random.Random) -> tuple[Call, ...]:
-    """6 to 20 calls: what a tool says (some hundred tokens) is read and answered shortly; contexts of 1,500 to 6,000."""
+    """6 to 20 calls: what a tool says (some hundred tokens) is read and answered shortly."""
     calls: list[Call] = []
     context = 0
     for at in range(dice.randint(6, 20)):
-        new = round(_within(dice, 5.2, 0.6, 60, 700) if at else _within(dice, 6.7, 0.4, 300, 2000))
+        new = round(_within(dice, 4.9, 0.6, 40, 700) if at else _within(dice, 6.6, 0.4, 500, 2000))
         output = round(_within(dice, 2.9, 0.5, 8, 40))
         gap_s = _within(dice, TOOL_MU, TOOL_SIGMA, LEAST_TOOL_S, MOST_TOOL_S) if at else 0.0
         if context + new + output > MAX_CONTEXT:
@@ -51,7 +51,7 @@ def coding_agents(seed: int, rate_per_s: float, count: int) -> list[Program]:
 
 def chats(seed: int, rate_per_s: float, count: int) -> list[Program]:
     """ShareGPT's conversations in small: nobody thinks between two messages."""
-    return [p for p in scaled(generate("sharegpt", seed, rate_per_s, count), CHAT_SCALE, MAX_CONTEXT) if p.calls]
+    return [p for p in scaled(generate("sharegpt", seed, rate_per_s, count), CHAT_SCALE, MAX_CHAT) if p.calls]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +62,16 @@ class Shape:
     draw: Callable[[int, float, int], list[Program]]
     window_s: float
     pressure: float
+    # Something works between calls.
+    tools: bool
 
     def programs(self, seed: int, rate_per_s: float) -> list[Program]:
         """Those of a window."""
         return self.draw(seed, rate_per_s, max(4, round(rate_per_s * self.window_s)))
 
 
-AGENTS = Shape("agents", coding_agents, window_s=22.0, pressure=3.0)
-CHATS = Shape("chats", chats, window_s=12.0, pressure=2.0)
+AGENTS = Shape("agents", coding_agents, window_s=10.0, pressure=2.0, tools=True)
+CHATS = Shape("chats", chats, window_s=6.0, pressure=1.5, tools=False)
 
 
 def pressure(programs: Sequence[Program], latencies: Sequence[float], pool_tokens: int) -> float:
@@ -99,11 +101,6 @@ def fitted_rate(shape: Shape, pressure_of: Callable[[list[Program]], float], lea
         else:
             most = rate
     return round((least * most) ** 0.5, 3)
-
-
-def tool_s(program: Program) -> float:
-    """Time in which only its tools work; its calls come one after the other."""
-    return sum(call.gap_s for call in program.calls)
 
 
 def in_turn(names: Iterable[str], seed: int) -> list[str]:

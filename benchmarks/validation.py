@@ -10,9 +10,11 @@ what vLLM does between steps; `Calibration.charged` is the share of the one that
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import statistics
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -153,18 +155,25 @@ def scaled(programs: list[Program], scale: float, max_context: int = MAX_CONTEXT
     return made
 
 
-async def run_real(caller: Caller, programs: list[Program], tag: str) -> list[float]:
-    """Seconds from each program's arrival to its end, on the engine."""
+async def run_real(caller: Caller, programs: list[Program], tag: str, limit_s: float = math.inf) -> list[float]:
+    """Seconds from each program's arrival to its end, on the engine; who is not ready `limit_s` after the start has
+    ended there, with what it takes until then."""
     began = time.perf_counter()
 
-    async def run(program: Program) -> float:
-        due = began + program.arrival_s
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+    async def go(program: Program) -> None:
         context: list[int] = []
         for call in program.calls:
             await asyncio.sleep(call.gap_s)
             prompt = context + caller.fresh(call.prompt_tokens - len(context))
             context = prompt + await caller.call(prompt, call.output_tokens, f"{tag}-{program.program_id}")
+
+    async def run(program: Program) -> float:
+        due = began + program.arrival_s
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        left_s = began + limit_s - time.perf_counter()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if math.isinf(left_s) else left_s):
+                await go(program)
         return time.perf_counter() - due
 
     return list(await asyncio.gather(*(run(program) for program in programs)))
@@ -179,18 +188,28 @@ def service_us(stubs: Any, program_ids: list[str]) -> int:
 
 
 def simulate(
-    programs: list[Program], policy: Policy, cost: CostModel, limits: EngineLimits, overhead_s: float
-) -> tuple[list[ProgramResult], VirtualCluster]:
-    """(What became of each program in virtual time, in the order of the programs; the cluster that ran them)."""
+    programs: list[Program],
+    policy: Policy,
+    cost: CostModel,
+    limits: EngineLimits,
+    overhead_s: float,
+    limit_s: float = math.inf,
+) -> tuple[list[ProgramResult | None], VirtualCluster]:
+    """(What became of each program in virtual time, None if not ready at `limit_s`; the cluster that ran them)."""
     late = [replace(p, calls=tuple(replace(c, gap_s=c.gap_s + overhead_s) for c in p.calls)) for p in programs]
     simulated = VirtualCluster(ClusterSpec(policy, cost, limits))
     simulated.add(late)
-    by_id = {result.program_id: result for result in simulated.run()}
-    return [by_id[program.program_id] for program in programs], simulated
+    by_id = {result.program_id: result for result in simulated.run(limit_s)}
+    return [by_id.get(program.program_id) for program in programs], simulated
 
 
 def run_virtual(
-    programs: list[Program], policy: str, engine: Calibration, limits: EngineLimits, served_us: float
+    programs: list[Program],
+    policy: Policy,
+    engine: Calibration,
+    limits: EngineLimits,
+    served_us: float,
+    limit_s: float = math.inf,
 ) -> tuple[list[float], CostModel]:
     """(Latencies in virtual time, in the order of the programs; the cost model that they come from).
 
@@ -200,11 +219,19 @@ def run_virtual(
     """
     cost, stepped_us = engine.cost, served_us / engine.charged
     for _ in range(FITTING_ROUNDS):
-        results, _ = simulate(programs, PRESETS[policy], cost, limits, engine.overhead_s)
+        results, _ = simulate(programs, policy, cost, limits, engine.overhead_s, limit_s)
         # More speed means fewer calls beside each other, too: half of the way at a time.
-        off = sum(result.service_s for result in results) * 1e6 / stepped_us
+        off = sum(result.service_s for result in results if result) * 1e6 / stepped_us
         cost = replace(cost, speed=cost.speed * off**0.5)
-    return [result.latency_s for result in results], cost
+    return latencies_s(programs, results, limit_s), cost
+
+
+def latencies_s(programs: list[Program], results: list[ProgramResult | None], limit_s: float) -> list[float]:
+    """Of every program; of one that was not ready, until the limit."""
+    return [
+        result.latency_s if result else limit_s - program.arrival_s
+        for program, result in zip(programs, results, strict=True)
+    ]
 
 
 async def compare(seeds: int, count: int, rate: float, load: float) -> dict[str, Any]:
@@ -225,7 +252,7 @@ async def compare(seeds: int, count: int, rate: float, load: float) -> dict[str,
                 after = await calibrate(stubs, caller)
                 engine = between(before, after)
                 served_us = service_us(stubs, [f"{policy}-{seed}-{program.program_id}" for program in programs])
-                virtual, cost = run_virtual(programs, policy, engine, limits_of(stubs), served_us)
+                virtual, cost = run_virtual(programs, PRESETS[policy], engine, limits_of(stubs), served_us)
                 runs.append(
                     {"seed": seed, "policy": policy, "real": real, "virtual": virtual, "cost": asdict(cost),
                      "overhead_s": engine.overhead_s, "charged": engine.charged,
