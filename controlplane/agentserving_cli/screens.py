@@ -195,6 +195,10 @@ def program_screen(program: types_pb2.Program) -> Group:
     return Group(*parts)
 
 
+def _retention(milli: int) -> str:
+    return f"KV, for {milli / 1000:g} times what computing it again takes" if milli else "nothing"
+
+
 def policy_screen(told: admin_service_pb2.GetPolicyResponse) -> Group:
     """The policy in words, its levels as a table, and who follows it."""
     value = told.policy.policy
@@ -212,6 +216,7 @@ def policy_screen(told: admin_service_pb2.GetPolicyResponse) -> Group:
         f"order inside a level: {_word(facts.get('order', ''), 'ORDER_').lower()}",
         f"promoted to the best level when {beta}",
         f"preemptions a decision: at most {value.max_preemptions}, every {value.decision_interval_steps} steps",
+        f"kept while a tool works: {_retention(value.retention_milli)}",
         f"balancer: {_word(types_pb2.Balancer.Name(told.policy.balancer), 'BALANCER_').lower()}",
         f"followed by: {', '.join(told.acknowledged_engine_ids) or 'no engine'}{pending}",
     )

@@ -19,7 +19,8 @@ from agentserving_controlplane.rows import ProgramRow
 from agentserving_engine.policy import CallFacts
 from agentserving_simulator.context_cache import Segment
 from agentserving_simulator.cost_model import CostModel
-from agentserving_simulator.virtual_engine import Ended, EngineLimits, Request, VirtualEngine
+from agentserving_simulator.virtual_engine import EngineLimits, VirtualEngine
+from agentserving_simulator.virtual_requests import Ended, Request
 
 from agentserving_replay.contexts import Contexts
 from agentserving_replay.trace import Call, Program

@@ -40,6 +40,7 @@ def as_yaml(policy: Policy, indent: int = 2) -> str:
         f"    maxPreemptions: {policy.max_preemptions}",
         f"    decisionIntervalSteps: {policy.decision_interval_steps}",
         f"    unmanagedLevel: {policy.unmanaged_level}",
+        f"    retentionMilli: {policy.retention_milli}",
     ]
     return "".join(f"{' ' * indent}{line}\n" for line in lines)
 
@@ -50,5 +51,6 @@ def in_words(policy: Policy) -> str:
     levels = f"{len(policy.levels)} levels up to {bounds} s" if bounds else "one level"
     beta = f"beta {policy.beta_milli / 1000:g}" if policy.beta_milli else "no promotion"
     preemptions = f"at most {policy.max_preemptions} preemptions" if policy.max_preemptions else "no preemption"
+    kept = f"; KV kept for {policy.retention_milli / 1000:g} times its cost" if policy.retention_milli else ""
     account = policy.accounting.value.replace("_", " ")
-    return f"account: {account}; {levels}; order: {policy.order.value.replace('_', ' ')}; {beta}; {preemptions}"
+    return f"account: {account}; {levels}; order: {policy.order.value.replace('_', ' ')}; {beta}; {preemptions}{kept}"

@@ -17,6 +17,7 @@ SCHEDULER_ATTRIBUTES = (
     "_pause_state",
     "block_size",
     "connector",
+    "kv_cache_config",
     "kv_cache_manager",
     "lora_config",
     "max_num_running_reqs",
@@ -50,6 +51,7 @@ OPTIONAL_SCHEDULER_SYMBOLS = {
 }
 REQUEST_ATTRIBUTES = (
     "arrival_time",
+    "block_hashes",
     "client_index",
     "get_finished_reason",
     "lora_request",
@@ -66,7 +68,14 @@ REQUEST_ATTRIBUTES = (
 )
 
 
-BLOCK_POOL_SYMBOLS = ("get_num_free_blocks", "num_gpu_blocks")
+BLOCK_POOL_SYMBOLS = (
+    "free_blocks",
+    "get_cached_block",
+    "get_num_free_blocks",
+    "hash_block_size",
+    "num_gpu_blocks",
+    "touch",
+)
 SCHEDULER_OUTPUT_ATTRIBUTES = (
     "num_scheduled_tokens",
     "preempted_req_ids",

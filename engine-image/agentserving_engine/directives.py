@@ -9,6 +9,7 @@ from agentserving.policy import from_dict
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import RequestStatus
 
+from agentserving_engine.keeping import Keeping
 from agentserving_engine.plugin_state import PluginState, now_us
 from agentserving_engine.steering import Steering
 
@@ -16,8 +17,8 @@ from agentserving_engine.steering import Steering
 class Directives:
     """Executes the messages in the channel's inbox."""
 
-    def __init__(self, state: PluginState, steering: Steering) -> None:
-        self._state, self._steering = state, steering
+    def __init__(self, state: PluginState, steering: Steering, keeping: Keeping) -> None:
+        self._state, self._steering, self._keeping = state, steering, keeping
         self._cancelled: list[tuple[int, EngineCoreOutput]] = []
 
     def take(self, *, steers: bool) -> None:
@@ -61,6 +62,7 @@ class Directives:
         state.calls.set_policy(policy, lambda key: state.book.facts(key, policy.accounting))
         state.policy_version = message.version
         self._steering.refresh()
+        self._keeping.policy_changed()
 
     def _pause(self, program_id: str, paused: bool) -> None:
         for key in self._state.calls.pause(program_id, paused, now_us()):

@@ -26,6 +26,7 @@ from agentserving_engine.channel_server import ChannelServer
 from agentserving_engine.conformance import check_config, check_symbols, check_version
 from agentserving_engine.directives import Directives
 from agentserving_engine.guard import Guard
+from agentserving_engine.keeping import Keeping
 from agentserving_engine.plugin_state import PluginState, now_us
 from agentserving_engine.policy import CallQueue
 from agentserving_engine.reporting import Reporting
@@ -47,7 +48,8 @@ class _ProgramMixin:
         self._guard = Guard(self._plugin.load)
         self._steering = Steering(self._plugin)
         self._reporting = Reporting(self._plugin)
-        self._directives = Directives(self._plugin, self._steering)
+        self._keeping = Keeping(self._plugin, self._steering)
+        self._directives = Directives(self._plugin, self._steering, self._keeping)
         self._plugin.channel = self._open_channel(settings)
 
     def _open_channel(self, settings: PluginSettings) -> ChannelServer | None:
@@ -88,6 +90,7 @@ class _ProgramMixin:
             return
         facts = book.arrive(request.request_id, request.session_id, now, time.time(), calls.policy.accounting)
         calls.arrive(facts, now)
+        self._keeping.came(facts.program)
         call = book.call_of(request.request_id)
         if call is not None:
             call.record.prompt_tokens += request.num_prompt_tokens
@@ -103,6 +106,7 @@ class _ProgramMixin:
         began = time.perf_counter_ns()
         with self._guard("the book-keeping after a step was scheduled"):
             self._steering.after_schedule(output)
+            self._keeping.after_step(output)
         self._reporting.step_scheduled()
         self._plugin.load.policy_time_us += (spent + time.perf_counter_ns() - began) // 1000
         return output
@@ -121,6 +125,7 @@ class _ProgramMixin:
         if not guard.off:
             with guard("the decision"):
                 self._steering.decide()
+                self._keeping.before_step()
 
     def _select_waiting_queue_for_scheduling(self) -> Any:
         """Scheduler's, up to 0.30: which of its two waiting queues comes next. Ours are ordered by rank alone."""
@@ -144,6 +149,7 @@ class _ProgramMixin:
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Scheduler._free_request: the one place where a request ends, however it ends."""
         try:
+            self._keeping.left(request)
             self._reporting.ended(request)
         except Exception as error:
             # Runs inside other guarded work as well (a cancel), hence no block of its own.

@@ -55,12 +55,11 @@ class Steering:
             return
         if state.load.steps % calls.policy.decision_interval_steps or vllm._pause_state != PauseState.UNPAUSED:
             return
-        manager, block_size, requests = vllm.kv_cache_manager, vllm.block_size, vllm.requests
+        block_size, requests, free_blocks = vllm.block_size, vllm.requests, self.free_blocks()
         loras = self._running_loras()
-        free_blocks = manager.block_pool.get_num_free_blocks() - getattr(manager, "watermark_blocks", 0)
         decision = calls.decide(
             now_us(),
-            slots=self._slots(),
+            slots=self.slots(),
             free_blocks=free_blocks,
             need_blocks=lambda key: requests[key].num_tokens // block_size + 1,
             returns_blocks=lambda key: -(-requests[key].num_computed_tokens // block_size),
@@ -101,7 +100,13 @@ class Steering:
         )
         return lost * self._state.prefill.us_per_token
 
-    def _slots(self) -> int:
+    def free_blocks(self) -> int:
+        """Blocks that vLLM may give to calls that start."""
+        manager = self._state.vllm.kv_cache_manager
+        return int(manager.block_pool.get_num_free_blocks()) - int(getattr(manager, "watermark_blocks", 0))
+
+    def slots(self) -> int:
+        """Calls that may run beside each other."""
         vllm = self._state.vllm
         if not hasattr(vllm, "max_num_active_reqs"):
             return int(vllm.max_num_running_reqs)
@@ -185,8 +190,8 @@ class Steering:
                 self._count_prompt(new)
         for key in output.scheduled_cached_reqs.resumed_req_ids:
             self._started(key, now)
-        if not output.num_scheduled_tokens and state.calls.held_count:
-            # Only held calls are left: vLLM would spin. A millisecond here delays nobody.
+        if not output.num_scheduled_tokens and (state.calls.held_count or self.waiting.limited):
+            # Only calls are left that may not start: vLLM would spin. A millisecond here delays nobody.
             time.sleep(0.001)
 
     def _started(self, key: str, now: int) -> None:

@@ -2,9 +2,9 @@
 
 Takes the place of ``Scheduler.waiting`` (and, up to 0.30, of ``skipped_waiting``, where vLLM keeps the requests that it
 had to pass over). vLLM's own priority queue is a heap whose entries cannot be moved: re-keying one costs O(n). Here an
-entry carries a version, so a promotion is one push. Requests of held programs, and those hidden for one step because
-that step preempted them, count in ``len`` but are not offered. vLLM calls this in the middle of a step, where an
-exception would end the engine: `rank_of` and `is_held` must not raise, whatever the id.
+entry carries a version, so a promotion is one push. Requests of held programs, those hidden for one step because that
+step preempted them, and those left out by `offer_only` count in ``len`` but are not offered. vLLM calls this in the
+middle of a step, where an exception would end the engine: `rank_of` and `is_held` must not raise, whatever the id.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class RankedQueue(RequestQueue):
         self._versions: dict[str, int] = {}
         self._heap: list[tuple[Rank, int, str]] = []
         self._hidden: set[str] = set()
+        self._only: list[str] | None = None
         self._version = 0
 
     def _push(self, request_id: str) -> None:
@@ -45,6 +46,8 @@ class RankedQueue(RequestQueue):
     def head(self) -> tuple[Rank, int, str] | None:
         """(rank, version, id) of the request that runs next; None when none may."""
         heap, versions = self._heap, self._versions
+        if self._only is not None:
+            return next(((self._rank_of(key), versions[key], key) for key in self._only if key in versions), None)
         while heap:
             if versions.get(heap[0][2]) == heap[0][1]:
                 return heap[0]
@@ -93,7 +96,7 @@ class RankedQueue(RequestQueue):
             self.remove_request(request)
 
     def __bool__(self) -> bool:
-        return bool(self._versions)
+        return self.head() is not None
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -123,6 +126,19 @@ class RankedQueue(RequestQueue):
         shown, self._hidden = self._hidden, set()
         for request_id in shown:
             self._show(request_id)
+
+    def offers(self, request_id: str) -> bool:
+        """The request waits here and is neither held nor hidden."""
+        return request_id in self._versions
+
+    def offer_only(self, request_ids: list[str] | None) -> None:
+        """Until the next time nothing but these is offered, in their order; None: everything, by rank."""
+        self._only = request_ids
+
+    @property
+    def limited(self) -> bool:
+        """`offer_only` leaves something out."""
+        return self._only is not None
 
     def refresh(self) -> None:
         """Every rank, and who is held, may have changed (another policy, a pause)."""

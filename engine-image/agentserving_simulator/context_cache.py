@@ -178,6 +178,12 @@ class ContextCache:
                 self._idle[segment] = None
         self.used -= held.private
 
+    def refresh(self, path: Path) -> None:
+        """What nobody holds of it becomes the last to be evicted, its end before its beginning."""
+        for segment in reversed(path):
+            if segment in self._idle:
+                self._idle.move_to_end(segment)
+
     def _to_host(self, segment: Segment) -> None:
         """Written through as it is computed (vLLM's offloading connector); the longest unused goes first."""
         if not self.host_blocks or segment.resident <= segment.at_host:

@@ -6,7 +6,7 @@ import heapq
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agentserving_simulator.virtual_engine import Request
+    from agentserving_simulator.virtual_requests import Request
 
 
 class Decoding:

@@ -8,15 +8,26 @@ Pure: the caller gives the time, microseconds.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
 from agentserving.policy import Policy
-from agentserving_engine.policy import CallFacts, CallQueue, CallStats, PrefillCost, lost_tokens, wanted_blocks
+from agentserving_engine.policy import (
+    CallFacts,
+    CallQueue,
+    PrefillCost,
+    Retention,
+    Wanted,
+    lost_tokens,
+    wanted_blocks,
+)
 
-from agentserving_simulator.context_cache import ContextCache, Holding, Path
+from agentserving_simulator.context_cache import ContextCache
 from agentserving_simulator.cost_model import BLOCK_SIZE, CostModel
 from agentserving_simulator.decoding import Decoding
+from agentserving_simulator.path_memory import PathMemory
+from agentserving_simulator.virtual_requests import Counters, Ended, Request
 
 # Steps taken as one when nobody waits.
 MAX_STRETCH = 512
@@ -33,53 +44,6 @@ class EngineLimits:
     block_size: int = BLOCK_SIZE
     # 0: what fits beside the weights.
     num_blocks: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One call on the engine. `computed` counts tokens with KV; it produces a token when it has caught up."""
-
-    key: str
-    path: Path
-    prompt: int
-    output: int
-    computed: int = 0
-    generated: int = 0
-    cached: int = -1
-    held: Holding | None = None
-    ready_us: int = 0
-    first_token_us: int = 0
-
-    @property
-    def total(self) -> int:
-        """Prompt and what has been generated."""
-        return self.prompt + self.generated
-
-
-@dataclass(slots=True)
-class Counters:
-    """Since the start."""
-
-    steps: int = 0
-    busy_us: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    loaded_tokens: int = 0
-    computed_tokens: int = 0
-    output_tokens: int = 0
-    preemptions_proactive: int = 0
-    preemptions_reactive: int = 0
-    # Calls in the engine, integrated over time.
-    call_us: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A call that has all its tokens."""
-
-    request: Request
-    stats: CallStats
-    at_us: int
 
 
 @dataclass(slots=True)
@@ -109,6 +73,7 @@ class VirtualEngine:
         self._decoding = Decoding(limits.block_size)
         self._prefilling: dict[str, Request] = {}
         self._prefill_cost = PrefillCost()
+        self._retention = Retention(PathMemory(self.cache))
         self._stretch: _Stretch | None = None
         self._since = 0
         self._seen_us = 0
@@ -126,7 +91,9 @@ class VirtualEngine:
             raise ValueError(f"call {request.key} needs {blocks} blocks of KV, the engine has {self.cache.size}")
         self._watch(now_us)
         self.requests[request.key] = request
+        request.facts = facts
         self.queue.arrive(facts, now_us)
+        self._retention.back(facts.program, now_us)
         self.counters.prompt_tokens += request.prompt
 
     def set_policy(self, policy: Policy) -> None:
@@ -143,6 +110,7 @@ class VirtualEngine:
         """Decides and starts steps; when they will be over, or None when there is nothing to run."""
         if self._next_policy is not None and self._next_policy != self.queue.policy:
             self.queue.set_policy(self._next_policy)
+            self._retention.clear()
         self._next_policy = None
         interval = self.queue.policy.decision_interval_steps
         if self._since % interval == 0 or not self._decoding.requests:
@@ -157,8 +125,7 @@ class VirtualEngine:
             steps //= 2
         calls = len(decoding.requests)
         if not chunks and not calls:
-            # Whoever is there waits for KV from the host.
-            return min((r.ready_us for r in self._prefilling.values()), default=None)
+            return self._wakes_us(now_us)
         if chunks:
             tokens = sum(count for _, count in chunks)
             context = decoding.context + sum(r.computed + count for r, count in chunks)
@@ -171,6 +138,12 @@ class VirtualEngine:
         self.cache.take(decoding.blocks_for(steps))
         self._stretch = _Stretch(now_us, now_us + took, steps, chunks)
         return now_us + took
+
+    def _wakes_us(self, now_us: int) -> int | None:
+        """Whoever is there waits for KV from the host, or until what is kept for others is kept no more."""
+        ends = [request.ready_us for request in self._prefilling.values()]
+        kept = self._retention.next_end_us() if self.queue.waiting_count else None
+        return min((*ends, max(kept, now_us + 1)), default=None) if kept is not None else min(ends, default=None)
 
     def _decide(self, now_us: int) -> None:
         decision = self.queue.decide(
@@ -208,7 +181,11 @@ class VirtualEngine:
         running = len(self._decoding.requests) + len(self._prefilling)
         budget = self.limits.max_batched_tokens - len(self._decoding.requests)
         budget -= sum(r.total - r.computed for r in self._prefilling.values() if r.ready_us <= now_us)
-        while running < self.limits.max_num_seqs and budget > 0 and (key := self.queue.best_waiting()) is not None:
+        slots = self.limits.max_num_seqs - running
+        if slots <= 0 or budget <= 0 or not self.queue.waiting_count:
+            return
+        able = self._able(slots, now_us)
+        while slots > 0 and budget > 0 and (key := next(able, None)) is not None:
             request = self.requests[key]
             found, loaded = self.cache.find(request.path, request.total - 1)
             # Found blocks that nobody holds leave the free ones, too: as vLLM counts when the whole prompt must fit.
@@ -217,8 +194,39 @@ class VirtualEngine:
             ):
                 return
             self._start(request, found, loaded, now_us)
-            running += 1
+            slots -= 1
             budget -= request.total - request.computed
+
+    def _able(self, slots: int, now_us: int) -> Iterator[str]:
+        """Waiting calls that may start, best first: all of them, unless KV is kept for others."""
+        if not self._retention.empty:
+            free = self.cache.free
+            self._retention.refresh(self.counters.computed_tokens // self.limits.block_size, free)
+            able = self._retention.may_start(
+                self.queue.iter_waiting(), now_us, slots=slots, free_blocks=free, wanted=self._wanted
+            )
+            if able is not None:
+                return iter(able)
+        return iter(self.queue.best_waiting, None)
+
+    def _wanted(self, key: str) -> Wanted:
+        request = self.requests[key]
+        assert request.facts is not None
+        found, _ = self.cache.find(request.path, request.total - 1)
+        return Wanted(
+            request.facts.program,
+            self.queue.place(key),
+            request.total // self.limits.block_size + 1 - found,
+            self.cache.idle(request.path, found),
+        )
+
+    def _keep(self, request: Request, now_us: int) -> None:
+        """The context of a call that ends now is worth some of the time that computing it again would take."""
+        facts, milli = request.facts, self.queue.policy.retention_milli
+        if milli and facts is not None and facts.managed:
+            keep_us = request.total * self._prefill_cost.us_per_token * milli / 1000
+            place = self.queue.place(request.key)
+            self._retention.left(facts.program, facts.application, place, request.path, keep_us, now_us)
 
     def _start(self, request: Request, found: int, loaded: int, now_us: int) -> None:
         request.held = self.cache.hold(request.path, found)
@@ -260,6 +268,9 @@ class VirtualEngine:
             return 1
         steps = min(decoding.steps_to_end(), self.cost.even_steps(len(decoding.requests), decoding.context))
         if self.queue.waiting_count:
+            kept_until_us = self._retention.next_end_us()
+            if kept_until_us is not None:
+                steps = self._steps_until(kept_until_us - now_us, steps)
             return min(steps, interval - self._since % interval)
         if self._prefilling:
             # Somebody's KV is on its way from the host.
@@ -360,6 +371,7 @@ class VirtualEngine:
 
     def _finish(self, request: Request, now_us: int) -> Ended:
         self._watch(now_us)
+        self._keep(request, now_us)
         self._stop(request)
         del self.requests[request.key]
         stats = self.queue.finish(request.key, now_us)

@@ -107,6 +107,12 @@ class CustomPolicy:
     max_preemptions: int = integer("Running calls put back per decision; 0: never.", 0, 4_096, default=0)
     decision_interval_steps: int = integer("Engine steps between decisions.", 1, 10_000, default=1)
     unmanaged_level: int = integer("Level of calls without a ticket.", 0, values.MAX_LEVELS - 1, default=0)
+    retention_milli: int = integer(
+        "KV stays while a tool works for so many thousandths of the time to compute it again; 0: off.",
+        0,
+        values.MAX_RETENTION_MILLI,
+        default=0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,4 +160,5 @@ def to_policy(scheduling: Scheduling) -> values.Policy:
         custom.max_preemptions,
         custom.decision_interval_steps,
         custom.unmanaged_level,
+        retention_milli=custom.retention_milli,
     )

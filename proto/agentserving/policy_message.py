@@ -33,6 +33,7 @@ def policy_from(message: types_pb2.Policy) -> Policy:
         unmanaged_level=message.unmanaged_level,
         source=_SOURCE[message.source],
         classes=tuple((each.application, _levels_from(each.levels)) for each in message.classes),
+        retention_milli=message.retention_milli,
     )
 
 
@@ -49,6 +50,7 @@ def policy_to(policy: Policy) -> types_pb2.Policy:
         unmanaged_level=policy.unmanaged_level,
         source=types_pb2.LevelSource.Value(f"LEVEL_SOURCE_{policy.source.name}"),
         classes=[types_pb2.ClassLevels(application=name, levels=_levels_to(lvs)) for name, lvs in policy.classes],
+        retention_milli=policy.retention_milli,
     )
 
 

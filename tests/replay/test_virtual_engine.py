@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from agentserving.policy import ATLAS, FCFS, GITTINS, MLFQ, PLAS, PROGRAM_FCFS, Policy
+from agentserving.policy import ATLAS, FCFS, GITTINS, MLFQ, PLAS, PROGRAM_FCFS, PROGRAM_PLAS, Policy
 from agentserving_controlplane import gittins
 from agentserving_engine.policy import CallFacts, PrefillCost
 from agentserving_replay import cluster as replayed
@@ -16,7 +16,8 @@ from agentserving_replay.workloads import generate
 from agentserving_simulator import virtual_engine
 from agentserving_simulator.context_cache import Segment
 from agentserving_simulator.cost_model import CostModel, cost_model
-from agentserving_simulator.virtual_engine import EngineLimits, Request, VirtualEngine
+from agentserving_simulator.virtual_engine import EngineLimits, VirtualEngine
+from agentserving_simulator.virtual_requests import Request
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -74,9 +75,16 @@ def run(asked: list[Program], policy: Policy, cost: CostModel = A100, limits: En
     return cluster
 
 
+# Kept contexts are refreshed at the first step of a stretch only: there a stretch is not quite what its steps are.
+FORGETFUL_GITTINS = replace(GITTINS, retention_milli=0)
+KEEPING = replace(PROGRAM_PLAS, retention_milli=20_000)
+
+
 @settings(max_examples=60, deadline=None)
-@given(programs, st.sampled_from([FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS, GITTINS]), st.sampled_from([1, 4, 8]))
-@example(LEVELS_MADE_IN_A_STRETCH, GITTINS, 1)
+@given(
+    programs, st.sampled_from([FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS, FORGETFUL_GITTINS]), st.sampled_from([1, 4, 8])
+)
+@example(LEVELS_MADE_IN_A_STRETCH, FORGETFUL_GITTINS, 1)
 def test_a_stretch_of_steps_is_those_steps(drawn: list, policy: Policy, interval: int) -> None:
     policy = replace(policy, decision_interval_steps=interval)
     with pytest.MonkeyPatch.context() as patch:
@@ -93,7 +101,7 @@ def test_a_stretch_of_steps_is_those_steps(drawn: list, policy: Policy, interval
 
 
 @settings(max_examples=60, deadline=None)
-@given(programs, st.sampled_from([FCFS, MLFQ, PLAS]), st.integers(60, 200), st.sampled_from([0, 100]))
+@given(programs, st.sampled_from([FCFS, MLFQ, PLAS, KEEPING]), st.integers(60, 200), st.sampled_from([0, 100]))
 def test_every_program_ends_and_every_block_comes_back(
     drawn: list, policy: Policy, blocks: int, host_blocks: int
 ) -> None:
@@ -166,3 +174,37 @@ def test_short_programs_gain_by_plas_at_overload() -> None:
     asked = generate("sharegpt", 1, 3.0, 250)
     fcfs, plas = (run(asked, replace(p, decision_interval_steps=8)) for p in (FCFS, PLAS))
     assert figures(plas, plas.results).token_ms < 0.8 * figures(fcfs, fcfs.results).token_ms
+
+
+def agents(count: int, tool_s: float, *, tokens: int = 4000, rounds: int = 12) -> list[Program]:
+    """Programs that come together and go on from their own contexts, with a tool between any two calls."""
+    calls = [Call(tokens, 20)]
+    for at in range(1, rounds):
+        known = calls[-1].prompt_tokens + calls[-1].output_tokens
+        calls.append(Call(known + 100, 20, (at - 1,), tool_s, at - 1, known))
+    return [Program(f"p{number}", "agent", 0.01 * number, tuple(calls)) for number in range(count)]
+
+
+def told(asked: list[Program], policy: Policy, blocks: int):
+    cluster = run(asked, policy, A100, replace(LARGE, num_blocks=blocks))
+    return figures(cluster, cluster.results)
+
+
+def test_programs_whose_contexts_do_not_fit_together_keep_theirs_while_their_tools_work() -> None:
+    # Each comes to 5,320 tokens: three of ten fit.
+    asked, forgetful = agents(10, 0.3), replace(PROGRAM_PLAS, retention_milli=0)
+    kept, lost = told(asked, replace(forgetful, retention_milli=3_000), 1100), told(asked, forgetful, 1100)
+    assert kept.prefix_hits > lost.prefix_hits + 0.2
+    assert kept.latency_s < 0.8 * lost.latency_s
+    assert kept.latency_p99_s < lost.latency_p99_s
+
+
+def test_nothing_is_kept_for_programs_whose_tools_take_longer_than_to_compute_again() -> None:
+    asked, forgetful = agents(10, 60.0), replace(PROGRAM_PLAS, retention_milli=0)
+    kept, lost = told(asked, replace(forgetful, retention_milli=3_000), 1100), told(asked, forgetful, 1100)
+    assert kept.latency_s < 1.02 * lost.latency_s
+
+
+def test_where_all_contexts_fit_nobody_waits_for_what_is_kept() -> None:
+    asked, forgetful = agents(10, 0.3), replace(PROGRAM_PLAS, retention_milli=0)
+    assert told(asked, replace(forgetful, retention_milli=3_000), 4000) == told(asked, forgetful, 4000)

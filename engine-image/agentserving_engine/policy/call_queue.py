@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from agentserving.policy import Order, Policy
 
 from agentserving_engine.policy.levels import Levels
+from agentserving_engine.policy.retention import Place
 from agentserving_engine.policy.selection import select
 from agentserving_engine.policy.slot_pace import Allowance, SlotPace
 from agentserving_engine.policy.state import NOTHING, CallFacts, CallState, CallStats, Decision, ProgramState
@@ -218,6 +219,11 @@ class CallQueue:
     def rank(self, key: str) -> Rank:
         """Place in the order: lower runs first. KeyError for a stranger."""
         return self._rank(self._calls[key])
+
+    def place(self, key: str) -> Place:
+        """Of the call's program among programs. KeyError for a stranger."""
+        call = self._calls[key]
+        return call.rank, self._programs[call.facts.program].arrival_us
 
     def is_held(self, key: str) -> bool:
         """True when the call's program is paused."""

@@ -483,6 +483,7 @@ class Policy(google.protobuf.message.Message):
     UNMANAGED_LEVEL_FIELD_NUMBER: builtins.int
     SOURCE_FIELD_NUMBER: builtins.int
     CLASSES_FIELD_NUMBER: builtins.int
+    RETENTION_MILLI_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name for people: fcfs, program-fcfs, mlfq, plas, atlas, program-plas, program-atlas, gittins or custom."""
     accounting: global___Accounting.ValueType
@@ -496,6 +497,10 @@ class Policy(google.protobuf.message.Message):
     unmanaged_level: builtins.int
     """Level of calls without a ticket."""
     source: global___LevelSource.ValueType
+    retention_milli: builtins.int
+    """Keep a program's KV while its tool works for so many thousandths of the time that computing it again would take:
+    calls of worse programs wait when they could start only in its place. 0 = off; at most 100,000.
+    """
     @property
     def levels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Level]: ...
     @property
@@ -515,8 +520,9 @@ class Policy(google.protobuf.message.Message):
         unmanaged_level: builtins.int = ...,
         source: global___LevelSource.ValueType = ...,
         classes: collections.abc.Iterable[global___ClassLevels] | None = ...,
+        retention_milli: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accounting", b"accounting", "beta_milli", b"beta_milli", "classes", b"classes", "decision_interval_steps", b"decision_interval_steps", "levels", b"levels", "max_preemptions", b"max_preemptions", "name", b"name", "order", b"order", "source", b"source", "unmanaged_level", b"unmanaged_level"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accounting", b"accounting", "beta_milli", b"beta_milli", "classes", b"classes", "decision_interval_steps", b"decision_interval_steps", "levels", b"levels", "max_preemptions", b"max_preemptions", "name", b"name", "order", b"order", "retention_milli", b"retention_milli", "source", b"source", "unmanaged_level", b"unmanaged_level"]) -> None: ...
 
 global___Policy = Policy
 
