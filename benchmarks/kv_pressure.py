@@ -15,7 +15,7 @@ import asyncio
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import click
@@ -46,11 +46,9 @@ from benchmarks.validation import (
     simulate,
 )
 
-POLICIES = ("fcfs", "mlfq", "plas", "atlas", "program-plas")
-RETAINING = "program-plas"
-# KV is kept for so many thousandths of the time that computing it again takes: a context of this model is computed in
-# less time than a tool takes.
-RETENTION_MILLI = (5000,)
+# `program-plas` without retention: the KV of a program whose tool works is anybody's.
+RETAINING, FORGETFUL = "program-plas", "program-plas-forgets"
+POLICIES = ("fcfs", "mlfq", "plas", "atlas", RETAINING, FORGETFUL)
 # 7,680 tokens: four contexts of agents, and one of the longest. CPU attention wants blocks of a multiple of 32.
 BLOCK_SIZE, BLOCKS = 32, 240
 ENGINE_ARGS = (
@@ -73,7 +71,8 @@ class Plan:
 
     shapes: tuple[Shape, ...] = (AGENTS, CHATS)
     policies: tuple[str, ...] = POLICIES
-    retention_milli: tuple[int, ...] = RETENTION_MILLI
+    # Further variants of the retaining policy.
+    retention_milli: tuple[int, ...] = ()
     seeds: int = 3
     # Of the shapes' pressure, and so of the number of programs.
     share: float = 1.0
@@ -97,16 +96,12 @@ class Bench:
         return self.limits.num_blocks * self.limits.block_size
 
 
-def variants(names: Sequence[str], retention_milli: Sequence[int]) -> dict[str, Policy]:
-    """Policies by name; of the retaining one those that keep KV come right after it, where there is such a field."""
-    made: dict[str, Policy] = {}
-    for name in names:
-        made[name] = PRESETS[name]
-        if name == RETAINING and any(field.name == "retention_milli" for field in fields(Policy)):
-            for milli in retention_milli:
-                more: dict[str, Any] = {"name": f"{name}+{milli}", "retention_milli": milli}
-                made[more["name"]] = replace(PRESETS[name], **more)
-    return made
+def variants(names: Sequence[str], retention_milli: Sequence[int] = ()) -> dict[str, Policy]:
+    """Policies by name; `retention_milli` makes further ones of the retaining policy."""
+    keeps = PRESETS[RETAINING]
+    forgets = replace(keeps, name=FORGETFUL, retention_milli=0)
+    more = [replace(keeps, name=f"{RETAINING}-{milli}", retention_milli=milli) for milli in retention_milli]
+    return {name: forgets if name == FORGETFUL else PRESETS[name] for name in names} | {p.name: p for p in more}
 
 
 async def measured_engine(bench: Bench, tries: int = 3) -> Calibration:
@@ -184,7 +179,9 @@ def predict(bench: Bench, rows: list[dict[str, Any]], policies: dict[str, Policy
 async def one_shape(bench: Bench, plan: Plan, one: Shape, engine: Calibration) -> tuple[list[Any], Calibration]:
     """(Rows of every policy on every seed, the engine as it is then)."""
     shape, rows = plan.shape(one), []
-    policies = variants(plan.policies, plan.retention_milli if one.tools else ())
+    # Who never waits for a tool has nothing to forget.
+    policies = variants(plan.policies, plan.retention_milli)
+    policies = {name: policy for name, policy in policies.items() if one.tools or name in PRESETS}
     first = next(iter(policies.values()))
     rate = fitted_rate(
         shape, lambda programs: virtually(bench, first, programs, engine)["pressure"], LEAST_RATE, MOST_RATE
@@ -235,9 +232,9 @@ def by_seed(raw: dict[str, Any], shape: str, kind: str) -> dict[str, dict[int, F
 
 def bases(policies: Sequence[str]) -> list[tuple[str, str]]:
     """(base, other) of the ratios that are told: all against the first, and who keeps KV against who does not."""
-    return [(policies[0], name) for name in policies[1:]] + [
-        (name.split("+")[0], name) for name in policies if "+" in name
-    ]
+    keep = [name for name in policies if name.startswith(RETAINING) and name != FORGETFUL]
+    first = [(policies[0], name) for name in policies[1:]]
+    return first + [(FORGETFUL, name) for name in keep if FORGETFUL in policies[1:]]
 
 
 def ordered(raw: dict[str, Any], shape: str) -> list[str]:
@@ -297,13 +294,13 @@ def measure(plan: Plan | None = None) -> tuple[list[Bar], Any]:
 @click.option("--seeds", default=Plan.seeds, show_default=True)
 @click.option("--shape", "shapes", multiple=True, type=click.Choice([AGENTS.name, CHATS.name]), help="Default: both.")
 @click.option("--policy", "policies", multiple=True, default=POLICIES, show_default=True)
-@click.option("--retention", "retention_milli", multiple=True, type=int, default=RETENTION_MILLI, show_default=True)
+@click.option("--retention", "retention_milli", multiple=True, type=int, help="Further variants of program-plas.")
 def main(quick: bool, seeds: int, shapes: tuple[str, ...], policies: tuple[str, ...],
          retention_milli: tuple[int, ...]) -> None:  # fmt: skip
     """Measures and prints; results are written by `python -m benchmarks.run kv_pressure`."""
     chosen = tuple(shape for shape in (AGENTS, CHATS) if not shapes or shape.name in shapes)
     plan = Plan(chosen, policies, retention_milli, seeds)
-    measure(replace(plan, policies=("fcfs", "plas", RETAINING), seeds=1, share=0.6) if quick else plan)
+    measure(replace(plan, policies=("fcfs", RETAINING, FORGETFUL), seeds=1, share=0.6) if quick else plan)
 
 
 if __name__ == "__main__":

@@ -97,13 +97,22 @@ def test_a_machine_that_becomes_slower_is_so_for_all_alike() -> None:
 
 
 def test_who_keeps_kv_is_compared_with_who_does_not() -> None:
-    assert bases(["fcfs", "program-plas", "program-plas+5000"]) == [
+    assert bases(["fcfs", "program-plas", "program-plas-forgets", "program-plas-900"]) == [
         ("fcfs", "program-plas"),
-        ("fcfs", "program-plas+5000"),
-        ("program-plas", "program-plas+5000"),
+        ("fcfs", "program-plas-forgets"),
+        ("fcfs", "program-plas-900"),
+        ("program-plas-forgets", "program-plas"),
+        ("program-plas-forgets", "program-plas-900"),
     ]
-    made = variants(("fcfs", "program-plas", "plas"), ())
-    assert list(made.values()) == [PRESETS[name] for name in ("fcfs", "program-plas", "plas")]
+    made = variants(("fcfs", "program-plas", "program-plas-forgets"), (900,))
+    keeps = PRESETS["program-plas"]
+    assert keeps.retention_milli > 0
+    assert made == {
+        "fcfs": PRESETS["fcfs"],
+        "program-plas": keeps,
+        "program-plas-forgets": replace(keeps, name="program-plas-forgets", retention_milli=0),
+        "program-plas-900": replace(keeps, name="program-plas-900", retention_milli=900),
+    }
 
 
 def test_the_bars_pair_seeds_and_the_tables_show_both_times() -> None:
