@@ -179,9 +179,7 @@ def predict(bench: Bench, rows: list[dict[str, Any]], policies: dict[str, Policy
 async def one_shape(bench: Bench, plan: Plan, one: Shape, engine: Calibration) -> tuple[list[Any], Calibration]:
     """(Rows of every policy on every seed, the engine as it is then)."""
     shape, rows = plan.shape(one), []
-    # Who never waits for a tool has nothing to forget.
-    policies = variants(plan.policies, plan.retention_milli)
-    policies = {name: policy for name, policy in policies.items() if one.tools or name in PRESETS}
+    policies = variants([name for name in plan.policies if name not in one.without], plan.retention_milli)
     first = next(iter(policies.values()))
     rate = fitted_rate(
         shape, lambda programs: virtually(bench, first, programs, engine)["pressure"], LEAST_RATE, MOST_RATE
@@ -290,16 +288,22 @@ def measure(plan: Plan | None = None) -> tuple[list[Bar], Any]:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="One seed, three policies, fewer programs: about 3 minutes.")
+@click.option("--quick", is_flag=True, help="One seed, three policies, few agents: 3 minutes.")
 @click.option("--seeds", default=Plan.seeds, show_default=True)
-@click.option("--shape", "shapes", multiple=True, type=click.Choice([AGENTS.name, CHATS.name]), help="Default: both.")
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    type=click.Choice([AGENTS.name, CHATS.name]),
+    help="Default: both; with --quick, agents.",
+)
 @click.option("--policy", "policies", multiple=True, default=POLICIES, show_default=True)
 @click.option("--retention", "retention_milli", multiple=True, type=int, help="Further variants of program-plas.")
 def main(quick: bool, seeds: int, shapes: tuple[str, ...], policies: tuple[str, ...],
          retention_milli: tuple[int, ...]) -> None:  # fmt: skip
     """Measures and prints; results are written by `python -m benchmarks.run kv_pressure`."""
-    chosen = tuple(shape for shape in (AGENTS, CHATS) if not shapes or shape.name in shapes)
-    plan = Plan(chosen, policies, retention_milli, seeds)
+    names = shapes or ((AGENTS.name,) if quick else (AGENTS.name, CHATS.name))
+    plan = Plan(tuple(shape for shape in (AGENTS, CHATS) if shape.name in names), policies, retention_milli, seeds)
     measure(replace(plan, policies=("fcfs", RETAINING, FORGETFUL), seeds=1, share=0.6) if quick else plan)
 
 
