@@ -59,7 +59,7 @@ ENGINE_ARGS = (
 DEEP_TOKENS = BLOCK_SIZE * BLOCKS // BATCH - 200
 # Programs a second between which the load is looked for.
 LEAST_RATE, MOST_RATE = 0.05, 30.0
-# A run ends here, for two calls can put each other back for ever (mlfq); what is not ready then counts until then.
+# A run ends here, whatever a policy makes of it; what is not ready then counts until then.
 LIMIT_S = 120.0
 COMPARED = ("latency_s", "latency_p95_s", "token_ms")
 HEADINGS = ("policy", "latency s", "p95 s", "token ms", "hits", "preempted", "by vLLM", "unready", "KV needed")
