@@ -3,7 +3,8 @@
 Two shapes of programs (`kv_programs`): coding agents in small, whose tools work between calls, and chats, which only
 wait for each other. Policies are switched at run time on one engine and take turns seed by seed, there and back again,
 over the same programs; a ratio compares two runs of one seed. Beside each ratio stands what virtual time says of it,
-with constants measured on this engine and its speed fitted to the first policy's run of the seed.
+with constants measured on this engine and its speed fitted to the first policy's run of the seed. The speed of each
+run, fitted alike, tells how much of a ratio is the machine's.
 
 Calls of a program here come one after the other, so its longest chain is their sum and `atlas` does what `plas` does:
 how far the two are apart is how far equals are on this machine.
@@ -62,7 +63,7 @@ LEAST_RATE, MOST_RATE = 0.05, 30.0
 # A run ends here, whatever a policy makes of it; what is not ready then counts until then.
 LIMIT_S = 120.0
 COMPARED = ("latency_s", "latency_p95_s", "token_ms")
-HEADINGS = ("policy", "latency s", "p95 s", "token ms", "hits", "preempted", "by vLLM", "unready", "KV needed")
+HEADINGS = ("policy", "latency s", "p95 s", "token ms", "hits", "preempted", "by vLLM", "unready", "KV needed", "speed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,18 +163,23 @@ def virtually(bench: Bench, policy: Policy, programs: list[Program], engine: Cal
     return seen(bench, programs, latencies_s(programs, results, LIMIT_S), counters)
 
 
+def at_its_speed(bench: Bench, row: dict[str, Any], policy: Policy, programs: list[Program],
+                 engine: Calibration) -> Calibration:  # fmt: skip
+    """The engine as fast as it was in a run; as it was measured when not all of the run's programs were ready."""
+    if row["real"]["unready"]:
+        return engine
+    _, cost = run_virtual(programs, policy, engine, bench.limits, row["served_us"], LIMIT_S)
+    return replace(engine, cost=cost)
+
+
 def predict(bench: Bench, rows: list[dict[str, Any]], policies: dict[str, Policy], programs: list[Program],
             engine: Calibration) -> None:  # fmt: skip
-    """Puts into the rows of a seed what virtual time says, at the speed of the first policy's run."""
-    base = next(row for row in rows if row["policy"] == next(iter(policies)))
-    fitted = engine
-    if not base["real"]["unready"]:
-        policy = policies[base["policy"]]
-        _, cost = run_virtual(programs, policy, engine, bench.limits, base["served_us"], LIMIT_S)
-        fitted = replace(engine, cost=cost)
+    """Puts into the rows of a seed how fast the engine was in each run, and what virtual time says, at one speed."""
+    speeds = {row["policy"]: at_its_speed(bench, row, policies[row["policy"]], programs, engine) for row in rows}
+    base = speeds[next(iter(policies))]
     for row in rows:
-        row["virtual"] = virtually(bench, policies[row["policy"]], programs, fitted)
-        row["speed"] = fitted.cost.speed
+        row["real"]["speed"] = speeds[row["policy"]].cost.speed
+        row["virtual"] = virtually(bench, policies[row["policy"]], programs, base) | {"speed": base.cost.speed}
 
 
 async def one_shape(bench: Bench, plan: Plan, one: Shape, engine: Calibration) -> tuple[list[Any], Calibration]:
@@ -259,7 +265,7 @@ def tables(raw: dict[str, Any]) -> list[Table]:
     for shape in dict.fromkeys(row["shape"] for row in raw["rows"]):
         real, virtual = by_seed(raw, shape, "real"), by_seed(raw, shape, "virtual")
         names = ("latency_s", "latency_p95_s", "token_ms", "prefix_hits", "preemptions", "preemptions_reactive",
-                 "unready", "pressure")  # fmt: skip
+                 "unready", "pressure", "speed")  # fmt: skip
         each = Table(*HEADINGS, title=f"{shape}: real (virtual)")
         against = Table("ratio", *COMPARED, title=f"{shape}: times, real with 95 % interval (virtual)")
         for policy in ordered(raw, shape):
@@ -283,7 +289,7 @@ def measure(plan: Plan | None = None) -> tuple[list[Bar], Any]:
     """Bars and raw figures."""
     raw = asyncio.run(compare(plan or Plan()))
     for table in tables(raw):
-        Console(width=140).print(table)
+        Console(width=170).print(table)
     return summarise(raw), raw
 
 

@@ -117,7 +117,11 @@ def test_who_keeps_kv_is_compared_with_who_does_not() -> None:
 
 def test_the_bars_pair_seeds_and_the_tables_show_both_times() -> None:
     def row(policy: str, seed: int, latency_s: float) -> dict[str, object]:
-        real = figures([program(0.0, (100, 10, 0.0))], [latency_s], COUNTS) | {"unready": 0, "pressure": 2.0}
+        real = figures([program(0.0, (100, 10, 0.0))], [latency_s], COUNTS) | {
+            "unready": 0,
+            "pressure": 2.0,
+            "speed": 1.0,
+        }
         return {"shape": "agents", "seed": seed, "policy": policy, "real": real, "virtual": real}
 
     rows = [row("fcfs", 0, 4.0), row("plas", 0, 2.0), row("plas", 1, 3.0), row("fcfs", 1, 9.0)]
