@@ -64,8 +64,13 @@ CONTENDERS = {
         Contender("mlfq", _every(MLFQ), "multi-level feedback over calls, which know nothing of their programs"),
         Contender("plas", _every(PLAS), "the paper's PLAS: least attained service, summed"),
         Contender("atlas", _every(ATLAS), "the paper's ATLAS: least attained service along the critical path"),
-        Contender("program-plas", _every(PROGRAM_PLAS), "PLAS, and within a level the program that came first"),
-        Contender("program-atlas", _every(PROGRAM_ATLAS), "ATLAS, and within a level the program that came first"),
+        Contender("program-plas", _every(PROGRAM_PLAS), "PLAS, in a level first come first; KV stays while tools work"),
+        Contender(
+            "program-plas-forgets",
+            _every(PROGRAM_PLAS, retention_milli=0),
+            "program-plas that keeps no KV while tools work",
+        ),
+        Contender("program-atlas", _every(PROGRAM_ATLAS), "program-plas with the account of ATLAS"),
         Contender("gittins", _every(GITTINS), "likeliest to end soonest, as finished programs of its class tell"),
         Contender(
             "srpt",

@@ -22,6 +22,7 @@ RATES = {
     "lats": (0.05, 0.1, 0.15, 0.19, 0.22),
     "mixed": (0.15, 0.25, 0.3, 0.38, 0.45),
 }
+FORGETFUL = "program-plas-forgets"
 BALANCERS = ("round_robin", "least_used", "program_locality", "prefix_aware")
 
 
@@ -54,19 +55,28 @@ def balancers(quick: bool) -> Iterable[Run]:
 
 
 def agents(quick: bool) -> Iterable[Run]:
-    """Load balancers under real coding agents, whose contexts are a hundred thousand tokens (beyond the paper)."""
-    for rate in (0.01, 0.015, 0.02):
-        for contender in ("plas", "program-plas"):
-            for balancer in BALANCERS:
+    """Real coding agents, whose contexts are a hundred thousand tokens, on four engines (beyond the paper)."""
+    chosen = (("plas", BALANCERS), *((name, BALANCERS[2:]) for name in ("vllm-opt", "program-plas", FORGETFUL)))
+    for rate in (0.005, 0.01, 0.015, 0.02):
+        for contender, balancers in chosen:
+            for balancer in balancers:
                 for seed in range(1 if quick else SEEDS):
                     base = Run("coding", contender, rate, seed, window_s=1800 if quick else 3600)
                     yield replace(base, engines=4, balancer=balancer)
-    # What no balancer could add to: nothing is ever evicted.
+    # What neither balancer nor retention could add to: nothing is ever evicted.
     for rate in (0.015, 0.02):
         for balancer in BALANCERS[2:]:
             for seed in range(1 if quick else SEEDS):
                 base = Run("coding", "plas", rate, seed, window_s=1800 if quick else 3600, tag="KV of any size")
                 yield replace(base, engines=4, balancer=balancer, num_blocks=5_000_000)
+
+
+def retention(quick: bool) -> Iterable[Run]:
+    """Where contexts are short: KV kept while tools work, and not."""
+    for workload, rates in RATES.items():
+        for contender in (FORGETFUL, "program-plas"):
+            for seed in range(1 if quick else SEEDS):
+                yield Run(workload, contender, rates[-1], seed, window_s=200 if quick else 900)
 
 
 def scaling(quick: bool) -> Iterable[Run]:
@@ -123,6 +133,7 @@ EXPERIMENTS: dict[str, Callable[[bool], Iterable[Run]]] = {
     "makespan": makespan,
     "balancers": balancers,
     "agents": agents,
+    "retention": retention,
     "scaling": scaling,
     "switches": switches,
     "bursts": bursty,

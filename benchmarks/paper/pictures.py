@@ -15,7 +15,7 @@ from benchmarks.paper.plots import COLOURS, CONTENDER_NAMES
 BALANCER_COLOURS = {
     "round_robin": "#999999", "least_used": "#c9a227", "program_locality": "#2b8cbe", "prefix_aware": "#e34a33",
 }  # fmt: skip
-BALANCER_NAMES = {"program_locality": "program_locality (paper)", "prefix_aware": "prefix_aware (ours)"}
+BALANCER_NAMES = {"program_locality": "Algorithm 2", "prefix_aware": "prefix_aware"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ PICTURES = {
     "makespan": Picture("All programs at once, one A100", ("workload",), ("contender",), "makespan_s", "makespan (s)"),
     "balancers": Picture("Load balancers under PLAS", ("engines", "workload"), ("balancer",), "token_ms", TOKEN),
     "agents": Picture(
-        "Real coding agents on 4 engines, by programs a second", ("tag", "rate_per_s", "contender"), ("balancer",),
+        "Real coding agents on 4 engines, by programs a second", ("tag", "rate_per_s"), ("contender", "balancer"),
         "latency_s", "program latency, mean (s, tools included)", True,
     ),
     "scaling": Picture("More engines, as many more programs", ("engines",), ("contender",), "token_ms", TOKEN, True),
@@ -102,7 +102,8 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]], beside: Sequence[dict[str, 
     far = most > 8 * least
     lower = [min(half, 0.9 * mean) for mean, half in zip(means, halves, strict=True)]
     axis.barh(range(len(keys)), means, color=colours, xerr=[lower, halves], ecolor="#555555", capsize=2)
-    names = [{**CONTENDER_NAMES, **BALANCER_NAMES}.get(key[0], key[0]) for key in keys]
+    known = {**CONTENDER_NAMES, **BALANCER_NAMES}
+    names = [", ".join(known.get(part, part) for part in key) for key in keys]
     axis.set_yticks(range(len(keys)), names, fontsize=8)
     axis.invert_yaxis()
     if far:

@@ -14,12 +14,13 @@ from matplotlib import pyplot as plt
 COLOURS = {
     "vllm": "#999999", "vllm-opt": "#333333", "vllm-priority": "#d6679e", "program-fcfs": "#c9a227", "mlfq": "#8c6bb1",
     "plas": "#2b8cbe", "atlas": "#41ae76", "program-plas": "#e34a33", "program-atlas": "#fc8d59", "gittins": "#1a1a8c",
-    "srpt": "#bdbdbd",
+    "srpt": "#bdbdbd", "program-plas-forgets": "#f4a582",
 }  # fmt: skip
 # Names of contenders as a reader who knows none of the text can take them.
 CONTENDER_NAMES = {
     "vllm": "vLLM, no prefix cache", "vllm-opt": "vLLM (FCFS)", "vllm-priority": "vLLM, priority = service",
     "plas": "PLAS (paper)", "atlas": "ATLAS (paper)", "mlfq": "MLFQ", "srpt": "SRPT (clairvoyant)",
+    "program-plas-forgets": "program-plas, forgets",
 }  # fmt: skip
 PANELS = (("token_ms", "token latency, mean (ms)"), ("token_p99_ms", "token latency, p99 (ms)"))
 

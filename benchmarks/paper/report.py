@@ -139,10 +139,18 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
         ),
     ),
     "agents": (
-        "Load balancers under real coding agents, 4 engines",
+        "Real coding agents, 4 engines",
         lambda rows: _by(
-            rows, ("tag", "rate_per_s", "contender", "balancer"), ["ms a token", "p99", "program s", "prefix hits"],
-            ["token_ms", "token_p99_ms", "latency_s", "prefix_hits"],
+            rows, ("tag", "rate_per_s", "contender", "balancer"),
+            ["ms a token", "p99", "program s", "p99", "p99 of the largest", "prefix hits"],
+            ["token_ms", "token_p99_ms", "latency_s", "latency_p99_s", "large_latency_p99_s", "prefix_hits"],
+        ),
+    ),
+    "retention": (
+        "KV kept while tools work, where contexts are short",
+        lambda rows: _by(
+            rows, ("workload", "contender"), ["ms a token", "p99", "program s", "p99 of the largest", "prefix hits"],
+            ["token_ms", "token_p99_ms", "latency_s", "large_latency_p99_s", "prefix_hits"],
         ),
     ),
     "scaling": (

@@ -1,4 +1,4 @@
-"""The demo: one load of agent programs, first under FCFS, then under ATLAS, on the same engines."""
+"""The demo: one load of agent programs, first under FCFS, then under the default policy, on the same engines."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import httpx
+from agentserving.policy import DEFAULT
 from agentserving.v1 import admin_service_pb2 as admin
 from agentserving.v1 import types_pb2
 from rich.console import Console
@@ -27,7 +28,7 @@ from agentserving_cli.local.cluster import LocalCluster
 from agentserving_cli.local.layout import ClusterSpec
 from agentserving_cli.summary import Summary, summarise
 
-POLICIES = ("fcfs", "atlas")
+POLICIES = ("fcfs", DEFAULT.name)
 # Output tokens of a program of the four kinds, on average, at scale 1.
 TOKENS_PER_PROGRAM = 900
 # Of what full engines make in decode alone: prompts take the rest, and a little more.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from agentserving.policy import PRESETS
+from agentserving.policy import DEFAULT, PRESETS
 from rich.console import Console
 
 from agentserving_cli.connection import default_state_dir, fail, services
@@ -82,7 +82,7 @@ def main() -> None:
     show_default=True,
     help="One leads, the others stand by; with --store etcd.",
 )
-@click.option("--policy", default="atlas", show_default=True, help=f"One of {', '.join(PRESETS)}.")
+@click.option("--policy", default=DEFAULT.name, show_default=True, help=f"One of {', '.join(PRESETS)}.")
 @click.option("--gateway-port", type=click.IntRange(0, 65535), default=0, help="0, the default: any free one.")
 @state_dir_option
 def up(gateway_port: int, state_dir: Path, **chosen: Any) -> None:
@@ -125,7 +125,7 @@ for _command in program_commands(_local):
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-results"), help="Where results go.")
 def demo(**chosen: Any) -> None:
-    """Run the same agent programs under FCFS and under ATLAS, and show the difference.
+    """Run the same agent programs under FCFS and under the default policy, and show the difference.
 
     By default the programs are made as long as overloads the engines a little: that is where the order of calls
     matters. With a small --scale nobody waits, and the two are equal.

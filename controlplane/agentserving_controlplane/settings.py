@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentserving.policy import PRESETS
+from agentserving.policy import DEFAULT, PRESETS
 from agentserving.ticket_keys import TicketKeys
 
 from agentserving_controlplane.load_balancer import Balancer
@@ -90,7 +90,7 @@ def parse(argv: list[str]) -> Settings:
     flag("etcd-endpoints", "127.0.0.1:2379")
     flag("etcd-prefix", "/agentserving/default")
     flag("ticket-key-file")
-    flag("policy", "atlas", choices=sorted(PRESETS))
+    flag("policy", DEFAULT.name, choices=sorted(PRESETS))
     flag("balancer", Balancer.PREFIX_AWARE.value, choices=[b.value for b in Balancer])
     for name in ("tls-cert", "tls-key", "tls-ca", "etcd-tls-ca", "etcd-tls-cert", "etcd-tls-key"):
         flag(name, "")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from agentserving.policy import PRESETS, Policy
+from agentserving.policy import DEFAULT, PRESETS, Policy
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -90,7 +90,7 @@ def _run(
 ) -> None:
     simulated = Simulated.of(recorded, **chosen)
     console = Console()
-    names = policies or ("fcfs", "atlas")
+    names = policies or ("fcfs", DEFAULT.name)
     values = [replace(policy_named(name, recorded), decision_interval_steps=decision_interval) for name in names]
     told = {}
     with Progress(console=console, transient=True) as progress:

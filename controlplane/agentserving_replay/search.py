@@ -21,6 +21,7 @@ MARGIN = 0.005
 COUNTS, RATIOS, QUANTA_PERCENT = (2, 3, 4, 6, 8, 10), (2, 3, 4, 8), (50, 100, 200)
 BASES_US = (15_000, 60_000, 250_000, 1_000_000, 4_000_000, 16_000_000)
 BETAS_MILLI, PREEMPTIONS = (0, 5_000, 20_000, 100_000), (0, 16, 64)
+RETENTIONS_MILLI = (0, 1_000, 3_000)
 # A day: beyond it no call is told from another, and an AgentServingCluster takes no more.
 MAX_BOUND_US = 86_400_000_000
 
@@ -98,6 +99,7 @@ def knobs(policy: Policy) -> Iterator[tuple[str, list[Policy]]]:
         yield name, [replace(policy, levels=levels, unmanaged_level=0) for levels in made]
     yield "beta", [replace(policy, beta_milli=beta) for beta in BETAS_MILLI]
     yield "preemptions", [replace(policy, max_preemptions=count) for count in PREEMPTIONS]
+    yield "retention", [replace(policy, retention_milli=milli) for milli in RETENTIONS_MILLI]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from agentserving.policy import ATLAS, PRESETS, InvalidPolicyError, Policy, Source
+from agentserving.policy import DEFAULT, PRESETS, InvalidPolicyError, Policy, Source
 from agentserving.policy_message import policy_from
 from agentserving.v1 import types_pb2
 from google.protobuf import json_format
@@ -74,7 +74,7 @@ def tune(
 def policy_against(named: str, recorded: Recorded | None) -> Policy:
     """A preset, a policy in a JSON file, that of the recording, or what clusters start with. ClickException."""
     if not named:
-        return recorded.policy if recorded else ATLAS
+        return recorded.policy if recorded else DEFAULT
     if named in PRESETS:
         return PRESETS[named]
     try:

@@ -65,9 +65,11 @@ class Keeping:
         self._state, self._steering = state, steering
         vllm = state.vllm
         pool = vllm.kv_cache_manager.block_pool
-        # Other layouts (hybrid models, context parallelism) have blocks that are not one hash each.
+        # Behind an offloading connector what is evicted is loaded again, not computed. Other layouts (hybrid models,
+        # context parallelism) have blocks that are not one hash each.
         self._possible = (
-            bool(vllm.vllm_config.cache_config.enable_prefix_caching)
+            vllm.connector is None
+            and bool(vllm.vllm_config.cache_config.enable_prefix_caching)
             and len(vllm.kv_cache_config.kv_cache_groups) == 1
             and pool.hash_block_size == vllm.block_size
         )
@@ -102,6 +104,8 @@ class Keeping:
         able = None if self._retention.empty else self._able()
         for queue in self._steering.queues:
             queue.offer_only(able)
+        load = self._state.load
+        load.kept_blocks, load.behind_kept = self._retention.kept_blocks, self._retention.passed_over
 
     def _able(self) -> list[str] | None:
         state, vllm = self._state, self._state.vllm

@@ -14,8 +14,15 @@ from agentserving_sidecar.sidecar import Sidecar
 _GAUGES = (
     ("running_calls", "calls that run", "running", 1),
     ("waiting_calls", "calls that queue", "waiting", 1),
-    ("free_kv_blocks", "KV blocks that no call holds", "free_blocks", 1),
     ("kv_blocks", "KV blocks in all", "total_blocks", 1),
+    ("free_kv_blocks", "KV blocks that no call holds", "free_blocks", 1),
+    ("kept_kv_blocks", "of the free ones, those kept for programs whose tools work", "kept_blocks", 1),
+    (
+        "calls_behind_kept_kv",
+        "waiting calls that do not fit beside what is kept, as far as was looked",
+        "behind_kept",
+        1,
+    ),
     ("last_step_age_seconds", "since the last step ended", "last_step_age_us", 1e6),
 )
 _COUNTERS = (

@@ -223,7 +223,8 @@ class VirtualEngine:
     def _keep(self, request: Request, now_us: int) -> None:
         """The context of a call that ends now is worth some of the time that computing it again would take."""
         facts, milli = request.facts, self.queue.policy.retention_milli
-        if milli and facts is not None and facts.managed:
+        # What host memory still has is loaded again, not computed.
+        if milli and facts is not None and facts.managed and not self.limits.host_blocks:
             keep_us = request.total * self._prefill_cost.us_per_token * milli / 1000
             place = self.queue.place(request.key)
             self._retention.left(facts.program, facts.application, place, request.path, keep_us, now_us)

@@ -128,7 +128,7 @@ class Scheduling:
         ),
     )
 
-    policy: PolicyName = choice("A preset, or custom.", default=PolicyName.ATLAS)
+    policy: PolicyName = choice("A preset, or custom.", default=PolicyName(values.DEFAULT.name))
     custom: CustomPolicy | None = struct("The policy of `policy: custom`.", default=None)
     balancer: Balancer = choice("How an engine is chosen for a call.", default=Balancer.PREFIX_AWARE)
 

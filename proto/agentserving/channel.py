@@ -63,6 +63,9 @@ class Load(msgspec.Struct, array_like=True):
     cached_tokens: int = 0
     output_tokens: int = 0
     hook_errors: int = 0
+    # Gauges, as of the last time that a call waited for a slot which was free.
+    kept_blocks: int = 0
+    behind_kept: int = 0
 
 
 class EngineHello(msgspec.Struct, tag="hello"):

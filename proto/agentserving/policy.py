@@ -198,6 +198,9 @@ PRESETS: dict[str, Policy] = {
     p.name: p for p in (FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS, PROGRAM_PLAS, PROGRAM_ATLAS, GITTINS)
 }
 
+# What clusters start with: of those that need no samples the best or near it on every load (docs/results).
+DEFAULT = PROGRAM_PLAS
+
 
 def preset(name: str) -> Policy:
     """The preset called `name`; InvalidPolicyError lists the names when there is none."""

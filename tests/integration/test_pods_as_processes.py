@@ -145,7 +145,7 @@ async def test_what_the_manifests_start_serves_calls_and_leaves_when_idle(pods: 
     tls = pods.certificates.pem() if pods.certificates else None
     told = await settle(address, pods.cluster.spec.scheduling, 1, tls)
     assert told is not None
-    assert (told.programs, told.policy_name, told.store_healthy) == (1, "atlas", True)
+    assert (told.programs, told.policy_name, told.store_healthy) == (1, "program-plas", True)
     # The control plane has heard of the sidecar at the pod's own address.
     assert pods.probe("sidecar", "readinessProbe") == 200
     done = pods.hook("engine")

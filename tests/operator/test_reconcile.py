@@ -156,7 +156,7 @@ async def test_the_control_plane_is_asked_once_it_serves(api: MemoryApi) -> None
     serve(api)
     assert await reconcile(make_world(api, plane), "ns", "demo") is Outcome.SETTLED
     ((address, scheduling),) = plane.asked
-    assert (address, scheduling.policy) == ("demo-control-plane.ns.svc:7070", "atlas")
+    assert (address, scheduling.policy) == ("demo-control-plane.ns.svc:7070", "program-plas")
     assert api.objects[KIND, "ns", "demo"]["status"]["policy"]["observedGeneration"] == 1
 
 

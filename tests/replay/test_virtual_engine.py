@@ -185,8 +185,8 @@ def agents(count: int, tool_s: float, *, tokens: int = 4000, rounds: int = 12) -
     return [Program(f"p{number}", "agent", 0.01 * number, tuple(calls)) for number in range(count)]
 
 
-def told(asked: list[Program], policy: Policy, blocks: int):
-    cluster = run(asked, policy, A100, replace(LARGE, num_blocks=blocks))
+def told(asked: list[Program], policy: Policy, blocks: int, host_blocks: int = 0):
+    cluster = run(asked, policy, A100, replace(LARGE, num_blocks=blocks, host_blocks=host_blocks))
     return figures(cluster, cluster.results)
 
 
@@ -208,3 +208,9 @@ def test_nothing_is_kept_for_programs_whose_tools_take_longer_than_to_compute_ag
 def test_where_all_contexts_fit_nobody_waits_for_what_is_kept() -> None:
     asked, forgetful = agents(10, 0.3), replace(PROGRAM_PLAS, retention_milli=0)
     assert told(asked, replace(forgetful, retention_milli=3_000), 4000) == told(asked, forgetful, 4000)
+
+
+def test_nothing_is_kept_where_host_memory_gives_it_back() -> None:
+    asked, forgetful = agents(10, 0.3), replace(PROGRAM_PLAS, retention_milli=0)
+    keeping = replace(forgetful, retention_milli=3_000)
+    assert told(asked, keeping, 1100, 10_000) == told(asked, forgetful, 1100, 10_000)

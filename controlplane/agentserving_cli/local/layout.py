@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agentserving.policy import DEFAULT
+
 TINY = "tiny"
 REPOSITORY_ROOTS = ("proto", "controlplane", "engine-image")
 
@@ -23,7 +25,7 @@ class ClusterSpec:
     store: str = "etcd"
     # One leads, the others stand by; with store etcd.
     control_planes: int = 1
-    policy: str = "atlas"
+    policy: str = DEFAULT.name
     balancer: str = "prefix_aware"
     gateway_port: int = 0
     # Of the tiny model and the simulator; other models take what vLLM finds fit.

@@ -74,6 +74,8 @@ class Retention:
         self._away: dict[str, tuple[str, int]] = {}
         self._returns: OrderedDict[str, float] = OrderedDict()
         self._fresh_at = 0
+        # As of the last walk: blocks kept, and calls passed over.
+        self.kept_blocks = self.passed_over = 0
         # No waiting call could start with so many free blocks, until then or until somebody comes or goes.
         self._none: tuple[int, int] | None = None
 
@@ -112,6 +114,7 @@ class Retention:
         self._kept.clear()
         self._away.clear()
         self._none = None
+        self.kept_blocks = self.passed_over = 0
 
     def _learn(self, application: str, in_time: bool) -> None:
         known = self._returns.get(application, 1.0)
@@ -148,6 +151,7 @@ class Retention:
         if self._none is not None and free_blocks <= self._none[0] and now_us < self._none[1]:
             return []
         self._expire(now_us)
+        self.kept_blocks = self.passed_over = 0
         if not self._kept:
             return None
         sizes = [
@@ -155,8 +159,8 @@ class Retention:
             for program, contexts in self._kept.items()
             for kept in contexts
         ]
+        self.kept_blocks = sum(size for _, _, size in sizes)
         able: list[str] = []
-        passed_over = 0
         for key in waiting:
             call = wanted(key)
             free = free_blocks - call.idle_blocks
@@ -168,12 +172,12 @@ class Retention:
                 if slots <= 0 or free_blocks < 0:
                     break
                 continue
-            passed_over += 1
-            if passed_over == MAX_PASSED_OVER:
+            self.passed_over += 1
+            if self.passed_over == MAX_PASSED_OVER:
                 break
         end_us = self.next_end_us()
-        self._none = (free_blocks, end_us) if passed_over and not able and end_us is not None else None
-        return able if passed_over else None
+        self._none = (free_blocks, end_us) if self.passed_over and not able and end_us is not None else None
+        return able if self.passed_over else None
 
     def refresh(self, taken_blocks: int, free_blocks: int) -> bool:
         """Moves what is kept out of the way of evictions, when enough was taken since the last time to reach it.
