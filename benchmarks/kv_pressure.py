@@ -294,7 +294,7 @@ def measure(plan: Plan | None = None) -> tuple[list[Bar], Any]:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="One seed, three policies, few agents: 3 minutes.")
+@click.option("--quick", is_flag=True, help="One seed, three policies, few agents: 3 to 5 minutes.")
 @click.option("--seeds", default=Plan.seeds, show_default=True)
 @click.option(
     "--shape",

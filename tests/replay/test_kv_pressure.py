@@ -132,6 +132,17 @@ def test_the_bars_pair_seeds_and_the_tables_show_both_times() -> None:
     assert list(against.columns[1].cells) == ["2.50 ± 6.35 (2.50)"]
 
 
+def test_tools_and_the_overhead_of_calls_take_virtual_time() -> None:
+    cost, limits = CostModel(weights_us=1000.0), EngineLimits(8, block_size=32, num_blocks=240)
+    alone = program(0.0, (100, 10, 0.0), (300, 30, 2.0))
+    (bare,), _ = simulate([replace(alone, calls=tuple(replace(c, gap_s=0.0) for c in alone.calls))], PRESETS["fcfs"],
+                          cost, limits, 0.0)  # fmt: skip
+    (late,), _ = simulate([alone], PRESETS["fcfs"], cost, limits, 0.5)
+    assert bare is not None
+    assert late is not None
+    assert late.latency_s == pytest.approx(bare.latency_s + 2.0 + 2 * 0.5, abs=0.01)
+
+
 def test_a_run_is_cut_off_at_its_limit_in_virtual_time_too() -> None:
     cost = CostModel(
         weights_us=0.0, kv_us_per_token=0.5, compute_us_per_token=55.0, attention_us_per_pair=0.09, base_us=6200.0
