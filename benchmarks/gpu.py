@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ import httpx
 from agentserving.v1 import types_pb2
 from agentserving_cli.local import vllm_env
 from agentserving_cli.local.layout import TINY
-from agentserving_replay.figures import interval, percentile
+from agentserving_replay.figures import interval
 from agentserving_replay.trace import Program
 from agentserving_replay.workloads import generate
 from rich.console import Console
@@ -33,6 +32,7 @@ from rich.table import Table
 from benchmarks.bars import RESULTS
 from benchmarks.local import cluster, engine_totals, use_policy
 from benchmarks.policies import filling_scale
+from benchmarks.program_figures import counted, figures
 from benchmarks.validation import Caller, run_real, scaled
 
 POLICIES = ("fcfs", "mlfq", "plas", "atlas", "program-plas")
@@ -78,24 +78,6 @@ def shaped_model(directory: Path, tiny: Path) -> Path:
     return directory
 
 
-def told(programs: Sequence[Program], latencies: Sequence[float], before: dict[str, int], after: dict[str, int]) -> Any:
-    """Figures of one run; latencies in the order of the programs, counters before and after it."""
-    tokens = [
-        1000 * latency / sum(call.output_tokens for call in program.calls)
-        for program, latency in zip(programs, latencies, strict=True)
-    ]
-    more = {name: after[name] - value for name, value in before.items()}
-    return {
-        "token_ms": statistics.fmean(tokens),
-        "token_p95_ms": percentile(tokens, 0.95),
-        "token_p99_ms": percentile(tokens, 0.99),
-        "latency_s": statistics.fmean(latencies),
-        "latency_p99_s": percentile(latencies, 0.99),
-        "prefix_hits": more["cached_tokens"] / max(1, more["prompt_tokens"]),
-        "preemptions": more["preemptions_proactive"],
-    }
-
-
 async def measure(device: str, seeds: int, policies: Sequence[str], engine_args: tuple[str, ...]) -> list[Any]:
     """Figures of every policy on every seed."""
     own = DEVICES[device]
@@ -121,9 +103,9 @@ async def measure(device: str, seeds: int, policies: Sequence[str], engine_args:
                     before = engine_totals(stubs)
                     latencies = await run_real(caller, programs, f"{policy}-{seed}")
                     await asyncio.sleep(0.6)  # the last report is in
-                    figures = told(programs, latencies, before, engine_totals(stubs))
-                    rows.append({"policy": policy, "seed": seed, "figures": figures})
-                    print(f"  seed {seed} {policy}: {figures}", flush=True)
+                    told = figures(programs, latencies, counted(before, engine_totals(stubs)))
+                    rows.append({"policy": policy, "seed": seed, "figures": told})
+                    print(f"  seed {seed} {policy}: {told}", flush=True)
     return rows
 
 

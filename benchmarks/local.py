@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -40,8 +41,20 @@ def engine_totals(stubs: Services) -> dict[str, int]:
     loads = [
         engine.load for engine in stubs.admin.GetOverview(admin_service_pb2.GetOverviewRequest(), timeout=10).engines
     ]
-    names = ("steps", "policy_time_us", "prompt_tokens", "cached_tokens", "output_tokens", "preemptions_proactive")
-    return {name: sum(int(getattr(load, name)) for load in loads) for name in (*names, "promotions", "demotions")}
+    names = ("steps", "policy_time_us", "prompt_tokens", "cached_tokens", "output_tokens", "promotions", "demotions")
+    counted = (*names, "preemptions_proactive", "preemptions_reactive")
+    return {name: sum(int(getattr(load, name)) for load in loads) for name in counted}
+
+
+async def until_idle(stubs: Services, within_s: float = 30.0) -> None:
+    """No engine has a call, and the last report is in."""
+    ends = time.monotonic() + within_s
+    while time.monotonic() < ends:
+        await asyncio.sleep(0.6)
+        overview = stubs.admin.GetOverview(admin_service_pb2.GetOverviewRequest(), timeout=10)
+        if not any(engine.load.running + engine.load.waiting for engine in overview.engines):
+            return
+    raise TimeoutError(f"an engine has calls after {within_s:.0f} s")
 
 
 @asynccontextmanager

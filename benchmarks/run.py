@@ -12,7 +12,17 @@ from rich.table import Table
 
 from benchmarks import bars
 
-ALL = ("policy_step", "control_plane", "gateway", "throughput", "policies", "plugin_alone", "low_load", "validation")
+ALL = (
+    "policy_step",
+    "control_plane",
+    "gateway",
+    "throughput",
+    "policies",
+    "plugin_alone",
+    "low_load",
+    "validation",
+    "kv_pressure",
+)
 
 
 def table() -> Table:

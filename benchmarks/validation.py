@@ -10,16 +10,18 @@ what vLLM does between steps; `Calibration.charged` is the share of the one that
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import statistics
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import httpx
-from agentserving.policy import PRESETS
+from agentserving.policy import PRESETS, Policy
 from agentserving.v1 import admin_service_pb2, program_service_pb2, types_pb2
-from agentserving_replay.cluster import ClusterSpec, VirtualCluster
+from agentserving_replay.cluster import ClusterSpec, ProgramResult, VirtualCluster
 from agentserving_replay.figures import percentile
 from agentserving_replay.trace import Call, Program
 from agentserving_replay.workloads import generate
@@ -99,13 +101,13 @@ def charged_share(served_us: float, calls: int, took_us: float) -> float:
     return share
 
 
-async def calibrate(stubs: Any, caller: Caller) -> Calibration:
-    """This engine's constants."""
+async def calibrate(stubs: Any, caller: Caller, deep_tokens: int = 4000) -> Calibration:
+    """This engine's constants; a batch of contexts of `deep_tokens` must fit into its KV cache."""
     one, _ = await _per_step(stubs, caller, 1, 32, 300)
     full, charged = await _per_step(stubs, caller, BATCH, 32, 300)
-    deep, _ = await _per_step(stubs, caller, BATCH, 4000, 100)
+    deep, _ = await _per_step(stubs, caller, BATCH, deep_tokens, 100)
     each = max(0.0, full - one) / (BATCH - 1)
-    kv = max(0.0, deep - full) / (BATCH * (4000 + 50 - 32 - 150))
+    kv = max(0.0, deep - full) / (BATCH * (deep_tokens + 50 - 32 - 150))
     short, middle, long = [await _answer_us(caller, tokens) for tokens in (16, 1000, 6000)]
     # Seconds of prefill are linear in its tokens and in their pairs.
     pairs = [tokens * tokens / 2 for tokens in (1000, 6000)]
@@ -153,17 +155,25 @@ def scaled(programs: list[Program], scale: float, max_context: int = MAX_CONTEXT
     return made
 
 
-async def run_real(caller: Caller, programs: list[Program], tag: str) -> list[float]:
-    """Seconds from each program's arrival to its end, on the engine."""
+async def run_real(caller: Caller, programs: list[Program], tag: str, limit_s: float = math.inf) -> list[float]:
+    """Seconds from each program's arrival to its end, on the engine; who is not ready `limit_s` after the start has
+    ended there, with what it takes until then."""
     began = time.perf_counter()
+
+    async def go(program: Program) -> None:
+        context: list[int] = []
+        for call in program.calls:
+            await asyncio.sleep(call.gap_s)
+            prompt = context + caller.fresh(call.prompt_tokens - len(context))
+            context = prompt + await caller.call(prompt, call.output_tokens, f"{tag}-{program.program_id}")
 
     async def run(program: Program) -> float:
         due = began + program.arrival_s
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        context: list[int] = []
-        for call in program.calls:
-            prompt = context + caller.fresh(call.prompt_tokens - len(context))
-            context = prompt + await caller.call(prompt, call.output_tokens, f"{tag}-{program.program_id}")
+        left_s = began + limit_s - time.perf_counter()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if math.isinf(left_s) else left_s):
+                await go(program)
         return time.perf_counter() - due
 
     return list(await asyncio.gather(*(run(program) for program in programs)))
@@ -177,8 +187,29 @@ def service_us(stubs: Any, program_ids: list[str]) -> int:
     )
 
 
+def simulate(
+    programs: list[Program],
+    policy: Policy,
+    cost: CostModel,
+    limits: EngineLimits,
+    overhead_s: float,
+    limit_s: float = math.inf,
+) -> tuple[list[ProgramResult | None], VirtualCluster]:
+    """(What became of each program in virtual time, None if not ready at `limit_s`; the cluster that ran them)."""
+    late = [replace(p, calls=tuple(replace(c, gap_s=c.gap_s + overhead_s) for c in p.calls)) for p in programs]
+    simulated = VirtualCluster(ClusterSpec(policy, cost, limits))
+    simulated.add(late)
+    by_id = {result.program_id: result for result in simulated.run(limit_s)}
+    return [by_id.get(program.program_id) for program in programs], simulated
+
+
 def run_virtual(
-    programs: list[Program], policy: str, engine: Calibration, limits: EngineLimits, served_us: float
+    programs: list[Program],
+    policy: Policy,
+    engine: Calibration,
+    limits: EngineLimits,
+    served_us: float,
+    limit_s: float = math.inf,
 ) -> tuple[list[float], CostModel]:
     """(Latencies in virtual time, in the order of the programs; the cost model that they come from).
 
@@ -186,18 +217,21 @@ def run_virtual(
     much is fitted to one figure of the run, the service that all its calls were charged together; latencies are not
     used. Steps in virtual time follow each other at once: what the plugin leaves out between them is put back.
     """
-    late = [replace(p, calls=tuple(replace(c, gap_s=engine.overhead_s) for c in p.calls)) for p in programs]
     cost, stepped_us = engine.cost, served_us / engine.charged
     for _ in range(FITTING_ROUNDS):
-        simulated = VirtualCluster(ClusterSpec(PRESETS[policy], cost, limits))
-        simulated.add(late)
-        results = simulated.run()
-        by_arrival = {result.arrival_s: result.latency_s for result in results}
-        latencies = [by_arrival[program.arrival_s] for program in programs]
+        results, _ = simulate(programs, policy, cost, limits, engine.overhead_s, limit_s)
         # More speed means fewer calls beside each other, too: half of the way at a time.
-        off = sum(result.service_s for result in results) * 1e6 / stepped_us
+        off = sum(result.service_s for result in results if result) * 1e6 / stepped_us
         cost = replace(cost, speed=cost.speed * off**0.5)
-    return latencies, cost
+    return latencies_s(programs, results, limit_s), cost
+
+
+def latencies_s(programs: list[Program], results: list[ProgramResult | None], limit_s: float) -> list[float]:
+    """Of every program; of one that was not ready, until the limit."""
+    return [
+        result.latency_s if result else limit_s - program.arrival_s
+        for program, result in zip(programs, results, strict=True)
+    ]
 
 
 async def compare(seeds: int, count: int, rate: float, load: float) -> dict[str, Any]:
@@ -218,7 +252,7 @@ async def compare(seeds: int, count: int, rate: float, load: float) -> dict[str,
                 after = await calibrate(stubs, caller)
                 engine = between(before, after)
                 served_us = service_us(stubs, [f"{policy}-{seed}-{program.program_id}" for program in programs])
-                virtual, cost = run_virtual(programs, policy, engine, limits_of(stubs), served_us)
+                virtual, cost = run_virtual(programs, PRESETS[policy], engine, limits_of(stubs), served_us)
                 runs.append(
                     {"seed": seed, "policy": policy, "real": real, "virtual": virtual, "cost": asdict(cost),
                      "overhead_s": engine.overhead_s, "charged": engine.charged,

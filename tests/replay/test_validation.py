@@ -35,10 +35,10 @@ def served(programs: list[Program], policy: str) -> tuple[list[float], float]:
 def test_time_between_steps_is_put_back_into_virtual_time(policy: str) -> None:
     programs = fitting(CALIBRATED, generate("sharegpt", 3, 3.0, 80), load=1.1)
     real, charged_us = served(programs, policy)
-    virtual, cost = run_virtual(programs, policy, Calibration(CALIBRATED, 0.0, CHARGED), LIMITS, charged_us)
+    virtual, cost = run_virtual(programs, PRESETS[policy], Calibration(CALIBRATED, 0.0, CHARGED), LIMITS, charged_us)
     assert cost.speed == pytest.approx(SLOWER, rel=0.02)
     assert statistics.fmean(virtual) == pytest.approx(statistics.fmean(real), rel=0.03)
-    fast, _ = run_virtual(programs, policy, Calibration(CALIBRATED, 0.0, 1.0), LIMITS, charged_us)
+    fast, _ = run_virtual(programs, PRESETS[policy], Calibration(CALIBRATED, 0.0, 1.0), LIMITS, charged_us)
     assert statistics.fmean(fast) < 0.9 * statistics.fmean(real), "without it, virtual programs end too soon"
 
 
