@@ -148,12 +148,12 @@ class _ProgramMixin:
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Scheduler._free_request: the one place where a request ends, however it ends."""
-        try:
-            self._keeping.left(request)
-            self._reporting.ended(request)
-        except Exception as error:
-            # Runs inside other guarded work as well (a cancel), hence no block of its own.
-            self._guard.failed("ending a call", error)
+        for work in (self._keeping.left, self._reporting.ended):
+            try:
+                work(request)
+            except Exception as error:
+                # Runs inside other guarded work as well (a cancel), hence no block of its own.
+                self._guard.failed("ending a call", error)
         return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
 
 

@@ -172,9 +172,11 @@ class VirtualEngine:
         return lost * self._prefill_cost.us_per_token
 
     def _waiting_blocks(self) -> int:
-        """As the plugin estimates it."""
-        decoding = self._decoding
-        return wanted_blocks(self.queue.waiting_count, len(decoding.requests), decoding.context, self.limits.block_size)
+        """As the plugin estimates it: of all that run, those that still compute their prompts included."""
+        decoding, prefilling = self._decoding, self._prefilling
+        running = len(decoding.requests) + len(prefilling)
+        tokens = decoding.context + sum(request.total for request in prefilling.values())
+        return wanted_blocks(self.queue.waiting_count, running, tokens, self.limits.block_size)
 
     def _admit(self, now_us: int) -> None:
         """Starts waiting calls, best first, while there are slots, tokens and blocks (vLLM's `schedule`)."""

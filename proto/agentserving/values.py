@@ -231,6 +231,8 @@ class EngineLoad:
     cached_tokens: int
     output_tokens: int
     hook_errors: int
+    kept_blocks: int
+    behind_kept: int
 
 
 @dataclass(frozen=True, slots=True)

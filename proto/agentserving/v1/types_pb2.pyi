@@ -621,6 +621,8 @@ class EngineLoad(google.protobuf.message.Message):
     CACHED_TOKENS_FIELD_NUMBER: builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
     HOOK_ERRORS_FIELD_NUMBER: builtins.int
+    KEPT_BLOCKS_FIELD_NUMBER: builtins.int
+    BEHIND_KEPT_FIELD_NUMBER: builtins.int
     running: builtins.int
     waiting: builtins.int
     free_blocks: builtins.int
@@ -641,6 +643,11 @@ class EngineLoad(google.protobuf.message.Message):
     output_tokens: builtins.int
     hook_errors: builtins.int
     """Hooks that raised and fell back to stock behaviour."""
+    kept_blocks: builtins.int
+    """Free KV blocks that are kept for programs whose tools work, and waiting calls that do not fit beside them; as of the
+    last time that a call waited for a slot which was free.
+    """
+    behind_kept: builtins.int
     def __init__(
         self,
         *,
@@ -661,8 +668,10 @@ class EngineLoad(google.protobuf.message.Message):
         cached_tokens: builtins.int = ...,
         output_tokens: builtins.int = ...,
         hook_errors: builtins.int = ...,
+        kept_blocks: builtins.int = ...,
+        behind_kept: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "demotions", b"demotions", "free_blocks", b"free_blocks", "hook_errors", b"hook_errors", "last_step_age_us", b"last_step_age_us", "output_tokens", b"output_tokens", "policy_time_us", b"policy_time_us", "preemptions_proactive", b"preemptions_proactive", "preemptions_reactive", b"preemptions_reactive", "promotions", b"promotions", "prompt_tokens", b"prompt_tokens", "rejected_tickets", b"rejected_tickets", "running", b"running", "steps", b"steps", "total_blocks", b"total_blocks", "unmanaged_calls", b"unmanaged_calls", "waiting", b"waiting"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["behind_kept", b"behind_kept", "cached_tokens", b"cached_tokens", "demotions", b"demotions", "free_blocks", b"free_blocks", "hook_errors", b"hook_errors", "kept_blocks", b"kept_blocks", "last_step_age_us", b"last_step_age_us", "output_tokens", b"output_tokens", "policy_time_us", b"policy_time_us", "preemptions_proactive", b"preemptions_proactive", "preemptions_reactive", b"preemptions_reactive", "promotions", b"promotions", "prompt_tokens", b"prompt_tokens", "rejected_tickets", b"rejected_tickets", "running", b"running", "steps", b"steps", "total_blocks", b"total_blocks", "unmanaged_calls", b"unmanaged_calls", "waiting", b"waiting"]) -> None: ...
 
 global___EngineLoad = EngineLoad
 
