@@ -87,6 +87,16 @@ def draw(out: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
+def _range(rows: Sequence[dict[str, Any]], picture: Picture) -> tuple[float, float]:
+    """The shortest and the longest bar of these rows."""
+    seeds: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        key = _key(row["run"], (*picture.panels, *picture.bars))
+        seeds.setdefault(key, []).append(row["figures"][picture.figure])
+    means = [interval(values)[0] for values in seeds.values()]
+    return min(means), max(means)
+
+
 def _bars(axis: Any, rows: Sequence[dict[str, Any]], beside: Sequence[dict[str, Any]], picture: Picture) -> None:
     """A panel of `rows`, on the scale that `beside` need."""
     seeds: dict[tuple[Any, ...], list[float]] = {}
@@ -97,8 +107,7 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]], beside: Sequence[dict[str, 
     means = [mean for mean, _ in told]
     colours = [{**COLOURS, **BALANCER_COLOURS}.get(key[0], "#777777") for key in keys]
     halves = [half if half < float("inf") else 0.0 for _, half in told]
-    values = [row["figures"][picture.figure] for row in beside]
-    least, most = min(values), max(values)
+    least, most = _range(beside, picture)
     far = most > 8 * least
     lower = [min(half, 0.9 * mean) for mean, half in zip(means, halves, strict=True)]
     axis.barh(range(len(keys)), means, color=colours, xerr=[lower, halves], ecolor="#555555", capsize=2)

@@ -178,7 +178,7 @@ FCFS = Policy(name="fcfs")
 PROGRAM_FCFS = Policy(name="program-fcfs", order=Order.PROGRAM_ARRIVAL, max_preemptions=64)
 # Loses to FCFS on search trees, whose every call begins at the top again: by a quarter to two fifths beyond it.
 MLFQ = Policy(name="mlfq", levels=geometric_levels(), beta_milli=20_000, max_preemptions=64)
-# Beyond saturation loses to stock vLLM with a priority of attained service (BFCL most: 2,860 against 1,413 ms a token),
+# Beyond saturation loses to stock vLLM with a priority of attained service (BFCL most: 2,881 against 1,413 ms a token),
 # and to FCFS in the mean program latency of ShareGPT on 70B on four A100 (174 against 157 s): programs of a level take
 # turns and evict each other. The largest tenth waits up to 1.20 times as long as under FCFS (p99, search trees).
 PLAS = replace(MLFQ, name="plas", accounting=Accounting.SUM)
@@ -190,8 +190,8 @@ ATLAS = replace(MLFQ, name="atlas", accounting=Accounting.CRITICAL_PATH)
 PROGRAM_PLAS = replace(PLAS, name="program-plas", order=Order.PROGRAM_ARRIVAL, retention_milli=RETENTION_MILLI)
 PROGRAM_ATLAS = replace(PROGRAM_PLAS, name="program-atlas", accounting=Accounting.CRITICAL_PATH)
 # The program that is likeliest to end soonest for the service that it takes; PROGRAM_PLAS until that is known. Beyond
-# saturation it loses to PLAS on search trees: at 0.22/s 34 against 32 ms a token, p99 98 against 84. The largest tenth
-# waits up to 1.15 times FCFS's.
+# saturation it loses to PLAS on search trees: at 0.22/s 34 against 32 ms a token, p99 97 against 84. The largest tenth
+# waits up to 1.12 times FCFS's.
 GITTINS = replace(PROGRAM_PLAS, name="gittins", source=Source.GITTINS)
 
 PRESETS: dict[str, Policy] = {
