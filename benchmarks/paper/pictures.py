@@ -88,13 +88,13 @@ def draw(out: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _range(rows: Sequence[dict[str, Any]], picture: Picture) -> tuple[float, float]:
-    """The shortest and the longest bar of these rows."""
+    """The shortest bar of these rows, and how far the longest reaches with its interval, twice its length at most."""
     seeds: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         key = _key(row["run"], (*picture.panels, *picture.bars))
         seeds.setdefault(key, []).append(row["figures"][picture.figure])
-    means = [interval(values)[0] for values in seeds.values()]
-    return min(means), max(means)
+    told = [interval(values) for values in seeds.values()]
+    return min(mean for mean, _ in told), max(mean + min(half, mean) for mean, half in told)
 
 
 def _bars(axis: Any, rows: Sequence[dict[str, Any]], beside: Sequence[dict[str, Any]], picture: Picture) -> None:
@@ -117,7 +117,7 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]], beside: Sequence[dict[str, 
     axis.invert_yaxis()
     if far:
         axis.set_xscale("log")
-    axis.set_xlim(least / 2 if far else 0, most * (4 if far else 1.35))
+    axis.set_xlim(least / 2 if far else 0, most * (4 if far else 1.5))
     for at, (mean, half) in enumerate(zip(means, halves, strict=True)):
         text = f"{mean:,.0f}" if mean >= 100 else f"{mean:.3g}"
         # The intervals of two seeds go far beyond the panel; the figure must not.
