@@ -18,7 +18,7 @@ _GAUGES = (
     ("free_kv_blocks", "KV blocks that no call holds", "free_blocks", 1),
     ("kept_kv_blocks", "of the free ones, those kept for programs whose tools work", "kept_blocks", 1),
     (
-        "calls_behind_kept_kv",
+        "held_back_calls",
         "waiting calls that do not fit beside what is kept, as far as was looked",
         "behind_kept",
         1,
