@@ -142,8 +142,9 @@ class VirtualEngine:
     def _wakes_us(self, now_us: int) -> int | None:
         """Whoever is there waits for KV from the host, or until what is kept for others is kept no more."""
         ends = [request.ready_us for request in self._prefilling.values()]
-        kept = self._retention.next_end_us() if self.queue.waiting_count else None
-        return min((*ends, max(kept, now_us + 1)), default=None) if kept is not None else min(ends, default=None)
+        if self.queue.waiting_count and (kept_until_us := self._retention.next_end_us()) is not None:
+            ends.append(max(kept_until_us, now_us + 1))
+        return min(ends, default=None)
 
     def _decide(self, now_us: int) -> None:
         decision = self.queue.decide(
