@@ -4,6 +4,9 @@ Weights are random (``--load-format dummy``), so nothing is downloaded: times ha
 evicted goes to host memory (vLLM's own offloading). Policies take turns on one engine, seed by seed, over the same
 ShareGPT-like programs, whose prompts are token ids. ``--device cpu`` does all of it with the tiny model, a small KV
 cache and no offloading (vLLM's needs CUDA): to see that the script works, not to conclude.
+
+The engine's constants are measured first, and each run is repeated in virtual time twice: with them, and with those of
+the data sheets that the paper's experiments use. ``--told FILE`` prints that comparison from an earlier run's figures.
 """
 
 from __future__ import annotations
@@ -11,29 +14,33 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import httpx
+from agentserving.policy import PRESETS
 from agentserving.v1 import types_pb2
+from agentserving_cli.connection import Services
 from agentserving_cli.local import vllm_env
 from agentserving_cli.local.layout import TINY
-from agentserving_replay.figures import interval
 from agentserving_replay.trace import Program
 from agentserving_replay.workloads import generate
+from agentserving_simulator.cost_model import CostModel, cost_model
+from agentserving_simulator.virtual_engine import EngineLimits
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bars import RESULTS
-from benchmarks.local import cluster, engine_totals, use_policy
+from benchmarks.local import cluster, engine_totals, until_idle, use_policy
 from benchmarks.policies import filling_scale
 from benchmarks.program_figures import counted, figures
-from benchmarks.validation import Caller, run_real, scaled
+from benchmarks.validation import Caller, constants_of, latencies_s, limits_of, run_real, scaled, service_us, simulate
 
 POLICIES = ("fcfs", "mlfq", "plas", "atlas", "program-plas")
 # Llama 3.1 8B's config.json on the hub, but for its long-context rope.
@@ -42,9 +49,10 @@ SHAPE_8B = {
     "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "max_position_embeddings": 32768,
     "torch_dtype": "bfloat16",
 }  # fmt: skip
-MAX_CONTEXT = 32_000
-_MANY = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+KV_BLOCK_BYTES = 16 * (128 << 10)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOLD = ("token_ms", "token_p99_ms", "latency_s", "latency_p99_s", "prefix_hits", "preemptions", "preemptions_reactive")
+_MANY = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +62,25 @@ class Device:
     slots: int
     programs: int
     rate_per_s: float
+    # Of the tokens of ShareGPT-like programs; 0: as many as a slow engine can serve, and a tenth more.
+    scale: float
+    max_context: int
+    # Contexts with which the engine's reading of KV is measured, a batch of them at once.
+    deep_tokens: int
+    # KV in host memory, GiB.
+    host_gib: int
     engine_args: tuple[str, ...]
+    # What the data sheets tell of it, where there are some.
+    sheet: CostModel | None = None
 
 
 DEVICES = {
-    # 12 GiB of KV (98,000 tokens), 64 GiB of host memory behind it: 48 contexts of some thousand tokens do not fit.
-    "cuda": Device(48, 240, 2.0, (
-        "--load-format", "dummy", "--max-num-seqs", "48", "--max-model-len", "32768",
-        "--kv-cache-memory-bytes", str(12 << 30), "--kv-offloading-size", "64",
-    )),
-    # 1,200 blocks of 16 tokens.
-    "cpu": Device(8, 40, 3.0, ("--num-gpu-blocks-override", "1200")),
+    # 3 GiB of KV is 24,576 tokens, a third of what 24 such programs want late in their conversations.
+    "cuda": Device(24, 240, 10.0, 0.25, 8000, 700, 8, (
+        "--load-format", "dummy", "--max-num-seqs", "24", "--max-model-len", "8192",
+        "--max-num-batched-tokens", "2048", "--kv-cache-memory-bytes", str(3 << 30), "--kv-offloading-size", "8",
+    ), cost_model("h100-80gb", "llama-3.1-8b")),
+    "cpu": Device(8, 40, 3.0, 0.0, 7500, 2000, 0, ("--num-gpu-blocks-override", "1200")),
 }  # fmt: skip
 
 
@@ -78,69 +94,98 @@ def shaped_model(directory: Path, tiny: Path) -> Path:
     return directory
 
 
-async def measure(device: str, seeds: int, policies: Sequence[str], engine_args: tuple[str, ...]) -> list[Any]:
-    """Figures of every policy on every seed."""
-    own = DEVICES[device]
-    rows: list[Any] = []
+def drawn(document: dict[str, Any], seed: int) -> list[Program]:
+    """The programs of a seed."""
+    own = DEVICES[document["device"]]
+    programs = generate("sharegpt", seed, own.rate_per_s, own.programs)
+    return scaled(programs, document["scale"], own.max_context)
+
+
+async def measure(document: dict[str, Any], seeds: int, policies: Sequence[str], out: Path) -> None:
+    """Figures of every policy on every seed; `out` has what is known after each run."""
+    own = DEVICES[document["device"]]
     with tempfile.TemporaryDirectory(prefix="agentserving-gpu-") as home:
         model = TINY
-        if device == "cuda":
-            python = await asyncio.to_thread(vllm_env.ensure_vllm)
-            model = str(shaped_model(Path(home) / "8b", await asyncio.to_thread(vllm_env.ensure_model, python)))
-        args = own.engine_args + engine_args
+        if document["device"] == "cuda":
+            tiny = await asyncio.to_thread(lambda: vllm_env.ensure_model(vllm_env.ensure_vllm()))
+            model = str(shaped_model(Path(home) / "8b", tiny))
+        args = tuple(document["args"])
         async with (
             cluster(engines=1, max_num_seqs=own.slots, model=model, engine_args=args) as (made, stubs),
             httpx.AsyncClient(base_url=made.gateway_url + "/", timeout=1800, trust_env=False, limits=_MANY) as client,
         ):
             caller = Caller(client, 1, model)
+            await use_policy(stubs, types_pb2.Policy(name="fcfs"))
             # What is compiled or captured on first use must not be the first policy's.
             await asyncio.gather(*(caller.call(caller.fresh(200), 50, f"warm-{i}") for i in range(own.slots)))
+            engine = await constants_of(stubs, caller, own.slots, own.deep_tokens)
+            document["engine"] = asdict(engine)
+            document["limits"] = asdict(limits_of(stubs)) | {"host_blocks": own.host_gib * (1 << 30) // KV_BLOCK_BYTES}
+            document["scale"] = own.scale or 1.1 * await filling_scale(made.gateway_url, own.rate_per_s)
+            print(f"  {document['engine']}", flush=True)
             for seed in range(seeds):
-                programs = await _programs(device, made.gateway_url, seed)
                 turn = seed % len(policies)
                 for policy in (*policies[turn:], *policies[:turn]):
-                    await use_policy(stubs, types_pb2.Policy(name=policy))
-                    before = engine_totals(stubs)
-                    latencies = await run_real(caller, programs, f"{policy}-{seed}")
-                    await asyncio.sleep(0.6)  # the last report is in
-                    told = figures(programs, latencies, counted(before, engine_totals(stubs)))
-                    rows.append({"policy": policy, "seed": seed, "figures": told})
-                    print(f"  seed {seed} {policy}: {told}", flush=True)
-    return rows
+                    document["rows"].append(await one_run(stubs, caller, policy, seed, drawn(document, seed)))
+                    out.write_text(json.dumps(document, indent=1) + "\n")
+                    print(f"  seed {seed} {policy}: {document['rows'][-1]['figures']}", flush=True)
 
 
-async def _programs(device: str, url: str, seed: int) -> list[Program]:
-    own = DEVICES[device]
-    programs = generate("sharegpt", seed, own.rate_per_s, own.programs)
-    if device == "cuda":
-        return scaled(programs, 1.0, MAX_CONTEXT)
-    # As many tokens as a slow engine can serve, and a tenth more.
-    return scaled(programs, 1.1 * await filling_scale(url, own.rate_per_s))
+async def one_run(stubs: Services, caller: Caller, policy: str, seed: int, programs: list[Program]) -> dict[str, Any]:
+    """Figures of the programs under a policy."""
+    await use_policy(stubs, types_pb2.Policy(name=policy))
+    before = engine_totals(stubs)
+    latencies = await run_real(caller, programs, f"{policy}-{seed}")
+    await until_idle(stubs)
+    served_us = service_us(stubs, [f"{policy}-{seed}-{program.program_id}" for program in programs])
+    told = figures(programs, latencies, counted(before, engine_totals(stubs)))
+    return {"policy": policy, "seed": seed, "figures": told, "served_us": served_us, "latencies": latencies}
+
+
+def virtually(document: dict[str, Any], row: dict[str, Any], cost: CostModel) -> dict[str, float]:
+    """A run's figures in virtual time."""
+    programs = drawn(document, row["seed"])
+    limits, overhead_s = EngineLimits(**document["limits"]), document["engine"]["overhead_s"]
+    results, simulated = simulate(programs, PRESETS[row["policy"]], cost, limits, overhead_s)
+    counters = asdict(simulated.engines[0].model.counters)
+    return figures(programs, latencies_s(programs, results, 0.0), counters)
+
+
+def table(document: dict[str, Any]) -> Table:
+    """A row a policy, means over seeds: on the engine, and in virtual time with either constants."""
+    own, rows = DEVICES[document["device"]], document["rows"]
+    costs = {"engine": None, "virtual, measured": CostModel(**document["engine"]["cost"])}
+    if own.sheet:
+        costs["virtual, data sheet"] = own.sheet
+    made = Table("policy", "", *TOLD, title=f"policies on {document['device']}")
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        for name, cost in costs.items():
+            runs = [virtually(document, r, cost) if cost else r["figures"] for r in rows if r["policy"] == policy]
+            made.add_row(policy, name, *(f"{statistics.fmean(run[key] for run in runs):.4g}" for key in TOLD))
+        made.add_section()
+    return made
 
 
 @click.command()
 @click.option("--device", type=click.Choice(list(DEVICES)), default="cuda", show_default=True)
-@click.option("--seeds", default=1, show_default=True, help="Runs of every policy; about 3 minutes each on an H100.")
+@click.option("--seeds", default=1, show_default=True, help="Runs of every policy; about a minute each on an H100.")
 @click.option("--policy", "policies", multiple=True, default=POLICIES, show_default=True)
 @click.option("--engine-arg", "engine_args", multiple=True, help="Further arguments of vLLM; the last one counts.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Raw figures; default: benchmarks/results/gpu-DEVICE.json."
 )
-def main(device: str, seeds: int, policies: tuple[str, ...], engine_args: tuple[str, ...], out: Path | None) -> None:
+@click.option("--told", type=click.Path(path_type=Path, exists=True), help="Only print the table of these raw figures.")
+def main(device: str, seeds: int, policies: tuple[str, ...], engine_args: tuple[str, ...], out: Path | None,
+         told: Path | None) -> None:  # fmt: skip
     """Measures, prints a table and writes the raw figures."""
-    if device == "cuda" and not vllm_env.visible_gpus():
-        raise click.ClickException("no NVIDIA GPU is visible; --device cpu tries the script without one")
-    rows = asyncio.run(measure(device, seeds, policies, engine_args))
-    table = Table(title=f"policies on {device}")
-    names = list(rows[0]["figures"])
-    for column in ("policy", *names):
-        table.add_column(column)
-    for policy in policies:
-        runs = [row["figures"] for row in rows if row["policy"] == policy]
-        table.add_row(policy, *(f"{interval([run[name] for run in runs])[0]:.4g}" for name in names))
-    Console(width=140).print(table)
-    document = {"device": device, "args": [*DEVICES[device].engine_args, *engine_args], "rows": rows}
-    (out or RESULTS / f"gpu-{device}.json").write_text(json.dumps(document, indent=1) + "\n")
+    if told:
+        document = json.loads(told.read_text())
+    else:
+        if device == "cuda" and not vllm_env.visible_gpus():
+            raise click.ClickException("no NVIDIA GPU is visible; --device cpu tries the script without one")
+        document = {"device": device, "args": [*DEVICES[device].engine_args, *engine_args], "rows": []}
+        asyncio.run(measure(document, seeds, policies, out or RESULTS / f"gpu-{device}.json"))
+    Console(width=160).print(table(document))
 
 
 if __name__ == "__main__":

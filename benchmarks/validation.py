@@ -86,28 +86,33 @@ async def _per_step(stubs: Any, caller: Caller, calls: int, prompt: int, output:
     await asyncio.gather(*(caller.call(p, output, program) for p, program in zip(prompts, programs, strict=True)))
     took_us = 1e6 * (time.perf_counter() - began)
     await asyncio.sleep(0.6)
-    share = charged_share(service_us(stubs, programs), calls, took_us)
-    return took_us / (engine_totals(stubs)["steps"] - steps), share
+    return took_us / (engine_totals(stubs)["steps"] - steps), service_us(stubs, programs) / (calls * took_us)
 
 
-def charged_share(served_us: float, calls: int, took_us: float) -> float:
-    """Service that `calls` calls received together, over the time that all of them ran side by side.
-
-    ValueError when that is no share: a report is missing, or they did not run side by side.
-    """
-    share = served_us / (calls * took_us)
+def checked(engine: Calibration) -> Calibration:
+    """The same. ValueError when calls were charged what is no share of their time: a report is missing, or they did
+    not run side by side."""
+    share = engine.charged
     if not 0.3 <= share <= 1.0:
         raise ValueError(f"calls were charged {share:.2f} of the time that they ran: measure again on a quiet machine")
-    return share
+    return engine
 
 
 async def calibrate(stubs: Any, caller: Caller, deep_tokens: int = 4000) -> Calibration:
-    """This engine's constants; a batch of contexts of `deep_tokens` must fit into its KV cache."""
+    """This engine's constants; a batch of contexts of `deep_tokens` must fit into its KV cache.
+
+    ValueError when the machine was not quiet enough to tell them.
+    """
+    return checked(await constants_of(stubs, caller, BATCH, deep_tokens))
+
+
+async def constants_of(stubs: Any, caller: Caller, batch: int, deep_tokens: int) -> Calibration:
+    """Constants of an engine that runs `batch` calls, whatever share of their time those are charged."""
     one, _ = await _per_step(stubs, caller, 1, 32, 300)
-    full, charged = await _per_step(stubs, caller, BATCH, 32, 300)
-    deep, _ = await _per_step(stubs, caller, BATCH, deep_tokens, 100)
-    each = max(0.0, full - one) / (BATCH - 1)
-    kv = max(0.0, deep - full) / (BATCH * (deep_tokens + 50 - 32 - 150))
+    full, charged = await _per_step(stubs, caller, batch, 32, 300)
+    deep, _ = await _per_step(stubs, caller, batch, deep_tokens, 100)
+    each = max(0.0, full - one) / (batch - 1)
+    kv = max(0.0, deep - full) / (batch * (deep_tokens + 50 - 32 - 150))
     short, middle, long = [await _answer_us(caller, tokens) for tokens in (16, 1000, 6000)]
     # Seconds of prefill are linear in its tokens and in their pairs.
     pairs = [tokens * tokens / 2 for tokens in (1000, 6000)]

@@ -17,6 +17,7 @@ SCHEDULER_ATTRIBUTES = (
     "_pause_state",
     "block_size",
     "connector",
+    "deferred_frees",
     "kv_cache_config",
     "kv_cache_manager",
     "lora_config",
@@ -43,7 +44,6 @@ SCHEDULER_METHODS: dict[str, tuple[str, ...]] = {
 }
 # What only some versions have; the plugin asks before it touches them.
 OPTIONAL_SCHEDULER_SYMBOLS = {
-    "_request_blocks_can_be_freed": "0.30 and later",
     "_select_waiting_queue_for_scheduling": "up to 0.30",
     "max_num_active_reqs": "0.31 and later",
     "num_waiting_for_streaming_input": "its share of the slot limit counts from 0.31 on",

@@ -55,7 +55,8 @@ class Steering:
             return
         if state.load.steps % calls.policy.decision_interval_steps or vllm._pause_state != PauseState.UNPAUSED:
             return
-        block_size, requests, free_blocks = vllm.block_size, vllm.requests, self.free_blocks()
+        block_size, requests = vllm.block_size, vllm.requests
+        free_blocks = self.free_blocks() + self._coming_blocks()
         loras = self._running_loras()
         decision = calls.decide(
             now_us(),
@@ -105,6 +106,14 @@ class Steering:
         manager = self._state.vllm.kv_cache_manager
         return int(manager.block_pool.get_num_free_blocks()) - int(getattr(manager, "watermark_blocks", 0))
 
+    def _coming_blocks(self) -> int:
+        """Blocks that come back when the steps in flight are over.
+
+        Beside a connector that loads KV, vLLM frees only then what such a step may still write to: nobody must give way
+        a second time for that.
+        """
+        return sum(len(blocks) for _, blocks in self._state.vllm.deferred_frees)
+
     def slots(self) -> int:
         """Calls that may run beside each other."""
         vllm = self._state.vllm
@@ -132,12 +141,8 @@ class Steering:
         return True
 
     def _preemptable(self, key: str) -> bool:
-        vllm = self._state.vllm
-        request = vllm.requests.get(key)
-        if request is None or request.status != RequestStatus.RUNNING or request.resumable:
-            return False
-        can_free = getattr(vllm, "_request_blocks_can_be_freed", None)
-        return can_free is None or bool(can_free(request))
+        request = self._state.vllm.requests.get(key)
+        return request is not None and request.status == RequestStatus.RUNNING and not request.resumable
 
     def preempt(self, key: str) -> None:
         """Puts a running request back to waiting, not to start again in the step that follows."""

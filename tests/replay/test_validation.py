@@ -13,7 +13,7 @@ from agentserving_replay.workloads import generate
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.virtual_engine import EngineLimits
 
-from benchmarks.validation import Calibration, between, charged_share, fitting, run_virtual
+from benchmarks.validation import Calibration, between, checked, fitting, run_virtual
 
 LIMITS = EngineLimits(max_num_seqs=8, num_blocks=4000)
 # About a CPU engine: 4 ms a step, more for each call and each token of a prompt.
@@ -42,11 +42,12 @@ def test_time_between_steps_is_put_back_into_virtual_time(policy: str) -> None:
     assert statistics.fmean(fast) < 0.9 * statistics.fmean(real), "without it, virtual programs end too soon"
 
 
-def test_the_share_charged_is_of_calls_side_by_side() -> None:
-    assert charged_share(8 * 850_000, 8, 1_000_000) == pytest.approx(0.85)
-    for served_us in (0, 8 * 1_200_000):
+def test_a_calibration_whose_calls_did_not_run_side_by_side_is_refused() -> None:
+    right = Calibration(CALIBRATED, 0.002, 0.85)
+    assert checked(right) == right
+    for share in (0.0, 1.2):
         with pytest.raises(ValueError, match="measure again on a quiet machine"):
-            charged_share(served_us, 8, 1_000_000)
+            checked(replace(right, charged=share))
 
 
 def test_two_calibrations_have_a_mean() -> None:

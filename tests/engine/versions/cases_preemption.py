@@ -6,6 +6,7 @@ from agentserving.policy import ATLAS, FCFS, MLFQ, PLAS, PROGRAM_FCFS
 from engine.versions.rig import Engine, Options, Pipeline
 
 SEEDS = (1, 2, 3)
+LOW = 10**9  # microseconds that put a program into the last level
 
 
 def churn(engine: Engine, *, requests: int = 40, forced: float = 0.3, aborts: float = 0.02) -> None:
@@ -58,6 +59,52 @@ def case_preemptions_without_prefix_caching(pipeline: Pipeline) -> None:
         engine.set_policy(ATLAS)
         churn(engine)
         engine.finish()
+        engine.close()
+
+
+def case_calls_in_flight_give_way_where_blocks_are_freed_late_async(pipeline: Pipeline) -> None:
+    # Once for a slot, once for blocks.
+    for slots, blocks in ((2, 400), (8, 32)):
+        engine = Engine(pipeline, Options(slots=slots, blocks=blocks, late_frees=True))
+        # Behind a connector what was lost is loaded, not computed again.
+        engine.scheduler._steering._resume_us = lambda *_: 0.0
+        engine.set_policy(PLAS)
+        hogs = [engine.send(program=f"hog{i}", prompt=190, max_tokens=60, attained_us=LOW) for i in range(2)]
+        engine.run(steps=4)
+        newcomer = engine.send(program="short", prompt=100, max_tokens=3)
+        engine.run(steps=3)
+        assert newcomer in engine.running()
+        assert engine.plugin.load.preemptions_proactive == 1
+        engine.finish()
+        ended = engine.records()
+        assert ended["short.1.2"].service_us < min(ended[f"hog{at}.1.{at}"].service_us for at in range(len(hogs)))
+        engine.close()
+
+
+def case_blocks_that_are_freed_late_need_no_second_victim_async(pipeline: Pipeline) -> None:
+    engine = Engine(pipeline, Options(slots=8, blocks=42, late_frees=True))
+    engine.scheduler._steering._resume_us = lambda *_: 0.0
+    engine.set_policy(PLAS)
+    hogs = [engine.send(program=f"hog{i}", prompt=190, max_tokens=60, attained_us=LOW) for i in range(3)]
+    engine.run(steps=4)
+    newcomer = engine.send(program="short", prompt=100, max_tokens=3)
+    # It fits in the place of what a step in flight may still write to.
+    engine.abort(hogs[0])
+    assert engine.scheduler.deferred_frees
+    engine.run(steps=3)
+    assert newcomer in engine.running()
+    assert engine.plugin.load.preemptions_proactive == 0
+    engine.finish()
+    engine.close()
+
+
+def case_late_frees_under_kv_pressure_lose_no_token_async(pipeline: Pipeline) -> None:
+    for seed in SEEDS:
+        engine = Engine(pipeline, Options(slots=8, blocks=26, budget=64, late_frees=True), seed=seed)
+        engine.set_policy(PLAS)
+        churn(engine)
+        engine.finish()
+        assert engine.plugin.load.preemptions_proactive > 20
         engine.close()
 
 

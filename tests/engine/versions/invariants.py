@@ -61,5 +61,7 @@ def _check_blocks(scheduler: Any) -> None:
     used = set()
     for request in scheduler.requests.values():
         used |= {block.block_id for block in manager.get_blocks(request.request_id).blocks[0] if not block.is_null}
+    # Freed while a step in flight may write to them; a block of these that another request shares is in use.
+    used |= {block.block_id for _, blocks in scheduler.deferred_frees for block in blocks if not block.is_null}
     # One block is vLLM's own null block.
     assert pool.get_num_free_blocks() + len(used) == pool.num_gpu_blocks - 1, "blocks leak or are freed twice"

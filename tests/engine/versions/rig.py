@@ -76,6 +76,8 @@ class Options:
     tokenizer: bool = False
     lora_slots: int = 0
     queue: str = "fcfs"
+    # As with a KV connector that loads: what a step in flight may still write to is freed when that step is over.
+    late_frees: bool = False
 
 
 @dataclass
@@ -150,6 +152,7 @@ class Engine:
         scheduler: Any = ProgramScheduler(**arguments)
         # A property of the configuration that asks the platform; the CPU's answer is always V1.
         scheduler.use_v2_model_runner = self.pipeline.v2
+        scheduler.defer_block_free = options.late_frees
         init_none_hash(sha256)
         self._block_hasher = get_request_block_hasher(BLOCK_SIZE, sha256)
         return scheduler
