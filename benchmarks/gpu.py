@@ -5,8 +5,9 @@ evicted goes to host memory (vLLM's own offloading). Policies take turns on one 
 ShareGPT-like programs, whose prompts are token ids. ``--device cpu`` does all of it with the tiny model, a small KV
 cache and no offloading (vLLM's needs CUDA): to see that the script works, not to conclude.
 
-The engine's constants are measured first, and each run is repeated in virtual time twice: with them, and with those of
-the data sheets that the paper's experiments use. ``--told FILE`` prints that comparison from an earlier run's figures.
+The engine's constants are measured first, and each run is repeated in virtual time twice: with them, at the speed that
+the engine had in that run (see `validation.run_virtual`), and with those of the data sheet that the paper's experiments
+use. ``--told FILE`` prints that comparison of an earlier run's figures.
 """
 
 from __future__ import annotations
@@ -39,8 +40,19 @@ from rich.table import Table
 from benchmarks.bars import RESULTS
 from benchmarks.local import cluster, engine_totals, until_idle, use_policy
 from benchmarks.policies import filling_scale
-from benchmarks.program_figures import counted, figures
-from benchmarks.validation import Caller, constants_of, latencies_s, limits_of, run_real, scaled, service_us, simulate
+from benchmarks.program_figures import Figures, counted, figures
+from benchmarks.validation import (
+    Calibration,
+    Caller,
+    constants_of,
+    latencies_s,
+    limits_of,
+    run_real,
+    run_virtual,
+    scaled,
+    service_us,
+    simulate,
+)
 
 POLICIES = ("fcfs", "mlfq", "plas", "atlas", "program-plas")
 # Llama 3.1 8B's config.json on the hub, but for its long-context rope.
@@ -51,7 +63,9 @@ SHAPE_8B = {
 }  # fmt: skip
 KV_BLOCK_BYTES = 16 * (128 << 10)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-TOLD = ("token_ms", "token_p99_ms", "latency_s", "latency_p99_s", "prefix_hits", "preemptions", "preemptions_reactive")
+TOLD = (
+    "token_ms", "token_p99_ms", "latency_s", "latency_p95_s", "prefix_hits", "preemptions", "preemptions_reactive",
+)  # fmt: skip
 _MANY = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 
 
@@ -142,26 +156,32 @@ async def one_run(stubs: Services, caller: Caller, policy: str, seed: int, progr
     return {"policy": policy, "seed": seed, "figures": told, "served_us": served_us, "latencies": latencies}
 
 
-def virtually(document: dict[str, Any], row: dict[str, Any], cost: CostModel) -> dict[str, float]:
-    """A run's figures in virtual time."""
-    programs = drawn(document, row["seed"])
-    limits, overhead_s = EngineLimits(**document["limits"]), document["engine"]["overhead_s"]
-    results, simulated = simulate(programs, PRESETS[row["policy"]], cost, limits, overhead_s)
+def virtually(document: dict[str, Any], row: dict[str, Any], sheet: CostModel | None) -> Figures:
+    """A run's figures in virtual time, with a data sheet's constants or with those that were measured."""
+    programs, policy = drawn(document, row["seed"]), PRESETS[row["policy"]]
+    limits, measured = EngineLimits(**document["limits"]), document["engine"]
+    engine = Calibration(CostModel(**measured["cost"]), measured["overhead_s"], measured["charged"])
+    cost = sheet or run_virtual(programs, policy, engine, limits, row["served_us"])[1]
+    results, simulated = simulate(programs, policy, cost, limits, engine.overhead_s)
     counters = asdict(simulated.engines[0].model.counters)
-    return figures(programs, latencies_s(programs, results, 0.0), counters)
+    return figures(programs, latencies_s(programs, results, 0.0), counters) | {"speed": cost.speed}
 
 
 def table(document: dict[str, Any]) -> Table:
-    """A row a policy, means over seeds: on the engine, and in virtual time with either constants."""
-    own, rows = DEVICES[document["device"]], document["rows"]
-    costs = {"engine": None, "virtual, measured": CostModel(**document["engine"]["cost"])}
-    if own.sheet:
-        costs["virtual, data sheet"] = own.sheet
-    made = Table("policy", "", *TOLD, title=f"policies on {document['device']}")
-    for policy in dict.fromkeys(row["policy"] for row in rows):
-        for name, cost in costs.items():
-            runs = [virtually(document, r, cost) if cost else r["figures"] for r in rows if r["policy"] == policy]
-            made.add_row(policy, name, *(f"{statistics.fmean(run[key] for run in runs):.4g}" for key in TOLD))
+    """Means over seeds, of each policy: on the engine, in virtual time, and there with the data sheets' constants."""
+    sheet = DEVICES[document["device"]].sheet
+    made = Table("policy", "", *TOLD, "speed", title=f"policies on {document['device']}")
+    for policy in dict.fromkeys(row["policy"] for row in document["rows"]):
+        rows = [row for row in document["rows"] if row["policy"] == policy]
+        kinds = {
+            "engine": [row["figures"] for row in rows],
+            "virtual": [virtually(document, row, None) for row in rows],
+        }
+        if sheet:
+            kinds["data sheet"] = [virtually(document, row, sheet) for row in rows]
+        for kind, runs in kinds.items():
+            means = (statistics.fmean(run.get(name, 1.0) for run in runs) for name in (*TOLD, "speed"))
+            made.add_row(policy, kind, *(f"{mean:.4g}" for mean in means))
         made.add_section()
     return made
 
