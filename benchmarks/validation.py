@@ -4,7 +4,7 @@ The engine's step is measured first (idle, full, long contexts, prefill), then t
 gateway and in virtual time with those constants. Prompts are token ids, so that contexts are the same to the token.
 
 A step is measured from one to the next. The plugin charges calls from a step's scheduling to its output and leaves out
-what vLLM does between steps; `Calibration.charged` is the share of the one that the other is.
+what vLLM does between steps, which is the same for a short step and a long one: `Calibration.gap_us`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from benchmarks.bars import Bar, bar
 from benchmarks.local import cluster, engine_totals, use_policy
 
 BATCH = 8
+# A short call, with which steps are measured.
+SHORT_PROMPT, SHORT_OUTPUT = 32, 300
 VOCABULARY = 200
 # The tiny model reads 8192 tokens.
 MAX_CONTEXT = 7500
@@ -48,6 +50,11 @@ class Calibration:
     overhead_s: float
     # Service that the plugin charges a call in a full batch, over the time that the steps took in all.
     charged: float
+
+    def gap_us(self, batch: int) -> float:
+        """Of a step, what is charged to nobody; told by the share of a full batch's steps that is."""
+        context = SHORT_PROMPT + SHORT_OUTPUT // 2
+        return (1 - self.charged) * self.cost.step_us(batch, batch * context, batch)
 
 
 class Caller:
@@ -108,11 +115,11 @@ async def calibrate(stubs: Any, caller: Caller, deep_tokens: int = 4000) -> Cali
 
 async def constants_of(stubs: Any, caller: Caller, batch: int, deep_tokens: int) -> Calibration:
     """Constants of an engine that runs `batch` calls, whatever share of their time those are charged."""
-    one, _ = await _per_step(stubs, caller, 1, 32, 300)
-    full, charged = await _per_step(stubs, caller, batch, 32, 300)
+    one, _ = await _per_step(stubs, caller, 1, SHORT_PROMPT, SHORT_OUTPUT)
+    full, charged = await _per_step(stubs, caller, batch, SHORT_PROMPT, SHORT_OUTPUT)
     deep, _ = await _per_step(stubs, caller, batch, deep_tokens, 100)
     each = max(0.0, full - one) / (batch - 1)
-    kv = max(0.0, deep - full) / (batch * (deep_tokens + 50 - 32 - 150))
+    kv = max(0.0, deep - full) / (batch * (deep_tokens + 50 - SHORT_PROMPT - SHORT_OUTPUT // 2))
     short, middle, long = [await _answer_us(caller, tokens) for tokens in (16, 1000, 6000)]
     # Seconds of prefill are linear in its tokens and in their pairs.
     pairs = [tokens * tokens / 2 for tokens in (1000, 6000)]
@@ -220,13 +227,14 @@ def run_virtual(
 
     Beside the load the engine's steps are slower than in calibration, for client and gateway share its machine. By how
     much is fitted to one figure of the run, the service that all its calls were charged together; latencies are not
-    used. Steps in virtual time follow each other at once: what the plugin leaves out between them is put back.
+    used. Steps in virtual time follow each other at once: what the plugin leaves out between them is put back, one gap
+    for each step of each call, that is for each of its tokens.
     """
-    cost, stepped_us = engine.cost, served_us / engine.charged
+    cost, gaps_us = engine.cost, engine.gap_us(limits.max_num_seqs) * sum(p.output_tokens for p in programs)
     for _ in range(FITTING_ROUNDS):
         results, _ = simulate(programs, policy, cost, limits, engine.overhead_s, limit_s)
         # More speed means fewer calls beside each other, too: half of the way at a time.
-        off = sum(result.service_s for result in results if result) * 1e6 / stepped_us
+        off = sum(result.service_s for result in results if result) * 1e6 / (served_us + gaps_us / cost.speed)
         cost = replace(cost, speed=cost.speed * off**0.5)
     return latencies_s(programs, results, limit_s), cost
 
@@ -260,7 +268,8 @@ async def compare(seeds: int, count: int, rate: float, load: float) -> dict[str,
                 virtual, cost = run_virtual(programs, PRESETS[policy], engine, limits_of(stubs), served_us)
                 runs.append(
                     {"seed": seed, "policy": policy, "real": real, "virtual": virtual, "cost": asdict(cost),
-                     "overhead_s": engine.overhead_s, "charged": engine.charged,
+                     "overhead_s": engine.overhead_s, "charged": engine.charged, "served_us": served_us,
+                     "output_tokens": sum(program.output_tokens for program in programs),
                      "drift": after.cost.base_us / before.cost.base_us}
                 )  # fmt: skip
                 before = after
