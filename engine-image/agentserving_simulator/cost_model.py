@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 BLOCK_SIZE = 16
 # Of the data sheet's bandwidth, what kernels that stream weights reach; of its bf16 flops, what prefill reaches. With
-# these and HOST_US one A100 decodes a lone 8B call at 11 ms a token, as vLLM does; no ratio here hangs on them.
+# these and HOST_US one A100 decodes a lone 8B call at 11 ms a token, as vLLM does; no ratio here hangs on them. On one
+# H100 vLLM 0.32 was measured (benchmarks/gpu.py) at 6.3 ms and 22.6 us a prefilled token: these say 7.0 and 32.5.
 BANDWIDTH_SHARE, FLOPS_SHARE = 0.8, 0.5
 # vLLM's scheduler, input preparation and sampling that the GPU waits for, a step.
 HOST_US = 1_000.0
