@@ -5,9 +5,9 @@ evicted goes to host memory (vLLM's own offloading). Policies take turns on one 
 ShareGPT-like programs, whose prompts are token ids. ``--device cpu`` does all of it with the tiny model, a small KV
 cache and no offloading (vLLM's needs CUDA): to see that the script works, not to conclude.
 
-The engine's constants are measured first, and each run is repeated in virtual time twice: with them, at the speed that
-the engine had in that run (see `validation.run_virtual`), and with those of the data sheet that the paper's experiments
-use. ``--told FILE`` prints that comparison of an earlier run's figures.
+The engine's constants are measured first, and each run is repeated in virtual time: with them, at the speed that the
+engine had in that run (see `validation.run_virtual`), with and without preemptions for order, and with the constants of
+the data sheet that the paper's experiments use. ``--told FILE`` prints that comparison of an earlier run's figures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class Device:
 
 
 DEVICES = {
-    # 3 GiB of KV is 24,576 tokens, a third of what 24 such programs want late in their conversations.
+    # 3 GiB of KV is 24,576 tokens, about what 24 running calls hold in the mean: programs between calls find no room.
     "cuda": Device(24, 240, 10.0, 0.25, 8000, 700, 8, (
         "--load-format", "dummy", "--max-num-seqs", "24", "--max-model-len", "8192",
         "--max-num-batched-tokens", "2048", "--kv-cache-memory-bytes", str(3 << 30), "--kv-offloading-size", "8",
@@ -156,9 +156,11 @@ async def one_run(stubs: Services, caller: Caller, policy: str, seed: int, progr
     return {"policy": policy, "seed": seed, "figures": told, "served_us": served_us, "latencies": latencies}
 
 
-def virtually(document: dict[str, Any], row: dict[str, Any], sheet: CostModel | None) -> Figures:
-    """A run's figures in virtual time, with a data sheet's constants or with those that were measured."""
-    programs, policy = drawn(document, row["seed"]), PRESETS[row["policy"]]
+def virtually(document: dict[str, Any], row: dict[str, Any], sheet: CostModel | None = None,
+              **changed: Any) -> Figures:  # fmt: skip
+    """A run's figures in virtual time, with a data sheet's constants or with those that were measured; `changed` of the
+    policy."""
+    programs, policy = drawn(document, row["seed"]), replace(PRESETS[row["policy"]], **changed)
     limits, measured = EngineLimits(**document["limits"]), document["engine"]
     engine = Calibration(CostModel(**measured["cost"]), measured["overhead_s"], measured["charged"])
     cost = sheet or run_virtual(programs, policy, engine, limits, row["served_us"])[1]
@@ -168,14 +170,15 @@ def virtually(document: dict[str, Any], row: dict[str, Any], sheet: CostModel | 
 
 
 def table(document: dict[str, Any]) -> Table:
-    """Means over seeds, of each policy: on the engine, in virtual time, and there with the data sheets' constants."""
+    """Means over seeds, of each policy: on the engine, and in virtual time by measured and by sheet constants."""
     sheet = DEVICES[document["device"]].sheet
     made = Table("policy", "", *TOLD, "speed", title=f"policies on {document['device']}")
     for policy in dict.fromkeys(row["policy"] for row in document["rows"]):
         rows = [row for row in document["rows"] if row["policy"] == policy]
         kinds = {
             "engine": [row["figures"] for row in rows],
-            "virtual": [virtually(document, row, None) for row in rows],
+            "virtual": [virtually(document, row) for row in rows],
+            "virtual, no preemptions": [virtually(document, row, max_preemptions=0) for row in rows],
         }
         if sheet:
             kinds["data sheet"] = [virtually(document, row, sheet) for row in rows]
