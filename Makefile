@@ -52,7 +52,7 @@ proto: ## writes the generated code again
 	scripts/proto.sh
 
 crd: setup ## writes the CustomResourceDefinition and the chart's table of values again
-	$(RUN)/python -m agentserving_operator.crd charts/agentserving/files/agentservingclusters.yaml
+	$(RUN)/python -m agentserving_operator.spec.crd charts/agentserving/files/agentservingclusters.yaml
 	$(RUN)/python scripts/values_table.py >charts/agentserving/README.md
 
 clean: ## removes the environment and caches of the checkout

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from agentserving.v1 import program_service_pb2, program_service_pb2_grpc
 from agentserving_controlplane.control_plane import ControlPlane, now_us
-from agentserving_controlplane.etcd_store import EtcdStore
+from agentserving_controlplane.store.etcd.store import EtcdStore
 
 from benchmarks.bars import Bar, bar
 from benchmarks.decisions import PROGRAMS, RATE

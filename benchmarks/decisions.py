@@ -9,7 +9,7 @@ import sys
 import time
 
 import uvloop
-from agentserving.leader_channel import LeaderChannel
+from agentserving.transport.leader_channel import LeaderChannel
 from agentserving.v1 import types_pb2
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.identity import identify

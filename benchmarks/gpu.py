@@ -25,15 +25,15 @@ from typing import Any
 
 import click
 import httpx
-from agentserving.policy import PRESETS
+from agentserving.contract.policy import PRESETS
 from agentserving.v1 import types_pb2
 from agentserving_cli.connection import Services
 from agentserving_cli.local import vllm_env
 from agentserving_cli.local.layout import TINY
-from agentserving_replay.trace import Program
+from agentserving_replay.traces.trace import Program
 from agentserving_replay.workloads import generate
 from agentserving_simulator.cost_model import CostModel, cost_model
-from agentserving_simulator.virtual_engine import EngineLimits
+from agentserving_simulator.virtual.engine import EngineLimits
 from rich.console import Console
 from rich.table import Table
 

@@ -21,11 +21,11 @@ from typing import Any
 
 import click
 import httpx
-from agentserving.policy import PRESETS, Policy
-from agentserving.policy_message import policy_to
+from agentserving.contract.policy import PRESETS, Policy
+from agentserving.contract.policy_message import policy_to
 from agentserving_cli.connection import Services
-from agentserving_replay.trace import Program
-from agentserving_simulator.virtual_engine import EngineLimits
+from agentserving_replay.traces.trace import Program
+from agentserving_simulator.virtual.engine import EngineLimits
 from rich.console import Console
 from rich.table import Table
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from agentserving_replay.trace import Call, Program
+from agentserving_replay.traces.trace import Call, Program
 from agentserving_replay.workloads import generate, poisson
 
 from benchmarks.validation import scaled

@@ -7,7 +7,7 @@ import statistics
 import time
 from typing import Any
 
-from agentserving.policy import ATLAS
+from agentserving.contract.policy import ATLAS
 from agentserving_engine.policy import CallFacts, CallQueue
 
 from benchmarks.bars import Bar, bar

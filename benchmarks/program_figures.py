@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from agentserving_replay.figures import interval, percentile
-from agentserving_replay.trace import Program
+from agentserving_replay.traces.trace import Program
 
 Figures = dict[str, float]
 

@@ -10,9 +10,9 @@ import time
 import psutil
 import structlog
 from agentserving_controlplane.control_plane import ControlPlane
-from agentserving_controlplane.etcd_store import EtcdStore
-from agentserving_controlplane.load_balancer import Balancer
+from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_controlplane.settings import Settings
+from agentserving_controlplane.store.etcd.store import EtcdStore
 
 
 def settings(endpoint: str, prefix: str) -> Settings:

@@ -19,14 +19,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import httpx
-from agentserving.policy import PRESETS, Policy
+from agentserving.contract.policy import PRESETS, Policy
 from agentserving.v1 import admin_service_pb2, program_service_pb2, types_pb2
 from agentserving_replay.cluster import ClusterSpec, ProgramResult, VirtualCluster
 from agentserving_replay.figures import percentile
-from agentserving_replay.trace import Call, Program
+from agentserving_replay.traces.trace import Call, Program
 from agentserving_replay.workloads import generate
 from agentserving_simulator.cost_model import CostModel
-from agentserving_simulator.virtual_engine import EngineLimits
+from agentserving_simulator.virtual.engine import EngineLimits
 
 from benchmarks.bars import Bar, bar
 from benchmarks.local import cluster, engine_totals, use_policy

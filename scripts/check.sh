@@ -12,9 +12,9 @@ step() { printf '%-16s' "$1"; shift; "$@" && echo ok; }
 step "ruff" ruff check --quiet .
 step "format" ruff format --quiet --check .
 step "mypy" mypy --no-error-summary proto/agentserving controlplane/agentserving_controlplane \
-  controlplane/agentserving_gateway controlplane/agentserving_cli controlplane/agentserving_replay \
-  engine-image/agentserving_engine \
-  engine-image/agentserving_sidecar engine-image/agentserving_simulator \
+  process/agentserving_process gateway/agentserving_gateway cli/agentserving_cli \
+  engine-image/agentserving_engine engine-image/agentserving_sidecar \
+  simulator/agentserving_simulator simulator/agentserving_replay \
   operator/agentserving_operator
 step "import-linter" bash -c 'lint-imports --no-cache >/tmp/lint-$$.log 2>&1 || { cat /tmp/lint-$$.log; rm -f /tmp/lint-$$.log; exit 1; }; rm -f /tmp/lint-$$.log'
 step "buf" "$buf_home/node_modules/.bin/buf" lint
@@ -22,11 +22,11 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 scripts/proto.sh "$scratch" >/dev/null
 generated() { diff -r --exclude=__pycache__ --exclude=__init__.py --exclude='*.proto' "$scratch/agentserving/v1" proto/agentserving/v1; }
-generated_etcd() { diff "$scratch/etcd/wire_pb2.py" controlplane/agentserving_controlplane/etcd/wire_pb2.py; }
+generated_etcd() { diff "$scratch/etcd/wire_pb2.py" controlplane/agentserving_controlplane/store/etcd/wire_pb2.py; }
 step "generated" generated
 step "generated etcd" generated_etcd
 crd() {
-  python -m agentserving_operator.crd "$scratch/crd.yaml"
+  python -m agentserving_operator.spec.crd "$scratch/crd.yaml"
   diff "$scratch/crd.yaml" charts/agentserving/files/agentservingclusters.yaml || { echo "run: make crd" >&2; return 1; }
 }
 step "crd" crd

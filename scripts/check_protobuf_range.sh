@@ -6,11 +6,11 @@ program='
 import importlib, pkgutil, google.protobuf, agentserving.v1
 for module in pkgutil.iter_modules(agentserving.v1.__path__):
     importlib.import_module("agentserving.v1." + module.name)
-for module in pkgutil.iter_modules(agentserving.__path__):
-    importlib.import_module("agentserving." + module.name)
+for module in pkgutil.walk_packages(agentserving.__path__, "agentserving."):
+    importlib.import_module(module.name)
 for name in agentserving.__all__:
     getattr(agentserving, name)
-from agentserving import policy, policy_message
+from agentserving.contract import policy, policy_message
 assert policy_message.policy_from(policy_message.policy_to(policy.ATLAS)) == policy.ATLAS
 print("protobuf", google.protobuf.__version__, end=" ", flush=True)'
 for pair in "protobuf==5.29.6 grpcio==1.71.2" "protobuf>=7,<8 grpcio>=1.80"; do

@@ -13,7 +13,7 @@ run -Iproto --python_out="$out" --mypy_out="quiet:$out" --grpc_python_out="$out"
   proto/agentserving/v1/*.proto
 
 # The etcd subset is the control plane's own business: it is not in proto/. Its output stands beside its source.
-etcd=controlplane/agentserving_controlplane/etcd
+etcd=controlplane/agentserving_controlplane/store/etcd
 if [ "$out" = proto ]; then etcd_out=$etcd; else etcd_out=$out/etcd; fi
 mkdir -p "$etcd_out"
 run -I"$etcd" --python_out="$etcd_out" --mypy_out="quiet:$etcd_out" "$etcd/wire.proto"

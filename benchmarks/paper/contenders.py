@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from agentserving.policy import (
+from agentserving.contract.policy import (
     ATLAS,
     FCFS,
     GITTINS,
@@ -18,7 +18,7 @@ from agentserving.policy import (
     Order,
     Policy,
 )
-from agentserving_simulator.virtual_engine import EngineLimits
+from agentserving_simulator.virtual.engine import EngineLimits
 
 # The engine decides every so many steps (paper, section 4.3: multi-step scheduling; N is not published).
 INTERVAL = 8

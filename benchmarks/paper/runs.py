@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from agentserving_controlplane.load_balancer import Balancer
-from agentserving_replay.bounds import Bounds, bounds
+from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_replay.cluster import ClusterSpec, VirtualCluster
 from agentserving_replay.figures import Figures, figures
-from agentserving_replay.trace import Program
+from agentserving_replay.traces.trace import Program
+from agentserving_replay.tuning.bounds import Bounds, bounds
 from agentserving_replay.workloads import generate, poisson
 from agentserving_simulator.cost_model import cost_model
-from agentserving_simulator.virtual_engine import EngineLimits
+from agentserving_simulator.virtual.engine import EngineLimits
 
 from benchmarks.paper.bursts import bursts
 from benchmarks.paper.contenders import CONTENDERS

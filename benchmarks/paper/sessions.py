@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-from agentserving_replay.trace import Call, Program
+from agentserving_replay.traces.trace import Call, Program
 from agentserving_replay.workloads import poisson
 
 FILE = Path(__file__).parent / "data" / "coding_agent_sessions.csv.gz"

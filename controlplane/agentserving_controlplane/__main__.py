@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import structlog
 import uvloop
-from agentserving.connection import Tls
-from agentserving.server_tls import server_credentials
+from agentserving.transport.connection import Tls
+from agentserving.transport.server_tls import server_credentials
 from agentserving.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,
@@ -28,19 +28,19 @@ from aiohttp import web
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from agentserving_controlplane.api.admin import AdminServicer
+from agentserving_controlplane.api.call import CallServicer
+from agentserving_controlplane.api.engine import EngineServicer
+from agentserving_controlplane.api.gate import Gate, Services
+from agentserving_controlplane.api.program import ProgramServicer
 from agentserving_controlplane.control_plane import ControlPlane
-from agentserving_controlplane.etcd_store import EtcdStore
-from agentserving_controlplane.gate import Gate, Services
 from agentserving_controlplane.leadership import Leadership
-from agentserving_controlplane.memory_store import MemoryStore
 from agentserving_controlplane.metrics import Readiness, http_app
-from agentserving_controlplane.rows import NewerSchemaError
-from agentserving_controlplane.servicers.admin import AdminServicer
-from agentserving_controlplane.servicers.call import CallServicer
-from agentserving_controlplane.servicers.engine import EngineServicer
-from agentserving_controlplane.servicers.program import ProgramServicer
 from agentserving_controlplane.settings import Settings, parse
-from agentserving_controlplane.store import Store
+from agentserving_controlplane.store.etcd.store import EtcdStore
+from agentserving_controlplane.store.memory import MemoryStore
+from agentserving_controlplane.store.port import Store
+from agentserving_controlplane.table.rows import NewerSchemaError
 
 log = structlog.get_logger()
 START_ANEW = -1
@@ -49,7 +49,7 @@ GRACE_S = 0.3
 SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 16 << 20),
-    # Clients ask for a sign of life every second (agentserving.connection).
+    # Clients ask for a sign of life every second (agentserving.transport.connection).
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 300),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -13,26 +13,27 @@ import time
 from collections.abc import Callable
 
 import structlog
-from agentserving.policy import Accounting, Source, preset
+from agentserving.contract.policy import Accounting, Source, preset
 from agentserving.v1 import admin_service_pb2, call_service_pb2, engine_service_pb2, types_pb2
 
-from agentserving_controlplane import convert, rows
-from agentserving_controlplane.admission_keys import AdmissionKeys, digest
-from agentserving_controlplane.admissions import admission_answer, as_claim, program_for
-from agentserving_controlplane.endings import Endings
-from agentserving_controlplane.engines import Engine, EngineRegistry
+from agentserving_controlplane.api import convert
+from agentserving_controlplane.engines.links import Links
+from agentserving_controlplane.engines.load_balancer import LoadBalancer
+from agentserving_controlplane.engines.registry import Engine, EngineRegistry
 from agentserving_controlplane.errors import DomainError, InvalidError, NotFoundError, OverloadedError
-from agentserving_controlplane.gittins import RELEVEL_US, Sizes
-from agentserving_controlplane.group_commit import GroupCommit
-from agentserving_controlplane.history import History
-from agentserving_controlplane.links import Links
-from agentserving_controlplane.load_balancer import LoadBalancer
-from agentserving_controlplane.policy_in_force import POLICY_KEY, REQUESTS_KEY, PolicyInForce
-from agentserving_controlplane.process_table import CANCELLED, CLOSED, COMPLETED, EXPIRED, FAILED, ProcessTable
-from agentserving_controlplane.program_index import Key
-from agentserving_controlplane.rows import ProgramRow
+from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
+from agentserving_controlplane.policy.in_force import POLICY_KEY, REQUESTS_KEY, PolicyInForce
 from agentserving_controlplane.settings import Settings
-from agentserving_controlplane.store import FencedError, Store, Write
+from agentserving_controlplane.store.group_commit import GroupCommit
+from agentserving_controlplane.store.port import FencedError, Store, Write
+from agentserving_controlplane.table import rows
+from agentserving_controlplane.table.admission_keys import AdmissionKeys, digest
+from agentserving_controlplane.table.admissions import admission_answer, as_claim, program_for
+from agentserving_controlplane.table.endings import Endings
+from agentserving_controlplane.table.history import History
+from agentserving_controlplane.table.process_table import CANCELLED, CLOSED, COMPLETED, EXPIRED, FAILED, ProcessTable
+from agentserving_controlplane.table.program_index import Key
+from agentserving_controlplane.table.rows import ProgramRow
 
 log = structlog.get_logger()
 

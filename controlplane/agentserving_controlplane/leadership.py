@@ -13,11 +13,11 @@ from typing import Any
 
 import structlog
 
+from agentserving_controlplane.api.gate import Gate
 from agentserving_controlplane.control_plane import ControlPlane
-from agentserving_controlplane.gate import Gate
 from agentserving_controlplane.metrics import Readiness
 from agentserving_controlplane.settings import Settings
-from agentserving_controlplane.store import FencedError, Store, StoreUnavailableError
+from agentserving_controlplane.store.port import FencedError, Store, StoreUnavailableError
 
 log = structlog.get_logger()
 TICK_S, STORE_RETRY_S = 5.0, 0.5

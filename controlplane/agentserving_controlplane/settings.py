@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentserving.policy import DEFAULT, PRESETS
-from agentserving.ticket_keys import TicketKeys
+from agentserving.contract.policy import DEFAULT, PRESETS
+from agentserving.contract.ticket_keys import TicketKeys
 
-from agentserving_controlplane.load_balancer import Balancer
+from agentserving_controlplane.engines.load_balancer import Balancer
 
 MIN_LEASE_S, MAX_LEASE_S = 2, 600
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from agentserving_cli.local.layout import free_ports
-from agentserving_operator.cluster import path_of
+from agentserving_operator.api_server import path_of
 from kube.client import CLUSTERS, Kube, eventually
 from kube.fatal_proxy import FatalProxy
 from kube.server import OPERATOR, ApiServer

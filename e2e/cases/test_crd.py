@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
-from agentserving_operator.crd import API_VERSION, KIND
-from agentserving_operator.parsing import parse, plain
-from agentserving_operator.spec import ClusterSpec
+from agentserving_operator.spec.cluster import ClusterSpec
+from agentserving_operator.spec.crd import API_VERSION, KIND
+from agentserving_operator.spec.parsing import parse, plain
 from kube.client import CLUSTERS, Kube
 from kube.paths import ROOT
 from support.spec_samples import INVALID, MINIMAL, VALID

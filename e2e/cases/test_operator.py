@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from agentserving_operator.cluster import CHILD_KINDS, path_of
-from agentserving_operator.crd import PLURAL
+from agentserving_operator.api_server import CHILD_KINDS, path_of
+from agentserving_operator.spec.crd import PLURAL
 from kube.client import CLUSTERS, Kube, eventually
 from kube.operator_process import OperatorProcess
 from kube.paths import CHART

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agentserving_operator.cluster import path_of
+from agentserving_operator.api_server import path_of
 from agentserving_operator.manifests.common import Component, labels
 from agentserving_operator.reconcile import Outcome
 from kube.client import CLUSTERS, Kube, eventually

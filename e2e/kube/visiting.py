@@ -8,12 +8,12 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from agentserving_operator import control_plane
+from agentserving_operator import control_planes as control_plane
 from agentserving_operator.__main__ import now
-from agentserving_operator.cluster import CHILD_KINDS, Cluster, path_of
-from agentserving_operator.crd import API_VERSION, KIND
+from agentserving_operator.api_server import CHILD_KINDS, Cluster, path_of
 from agentserving_operator.manifests import Images
 from agentserving_operator.reconcile import Outcome, World, reconcile
+from agentserving_operator.spec.crd import API_VERSION, KIND
 from kube.client import CLUSTERS, Kube
 
 IMAGES = Images(agentserving="registry.test/agentserving:1", vllm="registry.test/vllm:1", etcd="registry.test/etcd:1")

@@ -13,10 +13,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from agentserving.accounting import charge_call
-from agentserving.channel import CallRecord
-from agentserving.policy import Accounting
-from agentserving.ticket import InvalidTicketError, verify
+from agentserving.contract.accounting import charge_call
+from agentserving.contract.channel import CallRecord
+from agentserving.contract.policy import Accounting
+from agentserving.contract.ticket import InvalidTicketError, verify
 
 from agentserving_engine.policy import CallFacts, CallStats
 

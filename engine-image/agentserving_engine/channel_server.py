@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from agentserving.channel import (
+from agentserving.contract.channel import (
     HEARTBEAT_S,
     CallRecord,
     EngineHello,
@@ -32,7 +32,7 @@ from agentserving.channel import (
     frame,
     to_engine_decoder,
 )
-from agentserving.policy import InvalidPolicyError, from_dict
+from agentserving.contract.policy import InvalidPolicyError, from_dict
 
 # Bytes queued for a sidecar that does not read; beyond, it is cut off and starts anew.
 MAX_OUT_BYTES = 64 << 20

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentserving.channel import AckCalls, Cancel, Preempt, SetAccounts, SetHolds, SetPolicy, ToEngine
-from agentserving.policy import from_dict
+from agentserving.contract.channel import AckCalls, Cancel, Preempt, SetAccounts, SetHolds, SetPolicy, ToEngine
+from agentserving.contract.policy import from_dict
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import RequestStatus
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from types import TracebackType
 
-from agentserving.channel import Load
+from agentserving.contract.channel import Load
 
 logger = logging.getLogger("vllm.agentserving")
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentserving.channel import Load
+from agentserving.contract.channel import Load
 
 from agentserving_engine.call_book import CallBook
 from agentserving_engine.channel_server import ChannelServer

@@ -6,7 +6,7 @@ import copy
 from collections import deque
 from typing import Any
 
-from agentserving.channel import EngineReport, Load
+from agentserving.contract.channel import EngineReport, Load
 from vllm.v1.request import Request, RequestStatus
 
 from agentserving_engine.call_book import copy_record

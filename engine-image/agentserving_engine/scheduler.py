@@ -14,8 +14,8 @@ import uuid
 from typing import Any
 
 import vllm
-from agentserving.channel import EngineHello
-from agentserving.policy import FCFS
+from agentserving.contract.channel import EngineHello
+from agentserving.contract.policy import FCFS
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentserving.ticket_keys import TicketKeys
+from agentserving.contract.ticket_keys import TicketKeys
 
 
 class PluginConfigError(ValueError):

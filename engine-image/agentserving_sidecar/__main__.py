@@ -14,9 +14,9 @@ import aiohttp
 import grpc
 import structlog
 import uvloop
-from agentserving.connection import Tls
-from agentserving.leader_channel import LeaderChannel, settings_of
-from agentserving.server_tls import server_credentials
+from agentserving.transport.connection import Tls
+from agentserving.transport.leader_channel import LeaderChannel, settings_of
+from agentserving.transport.server_tls import server_credentials
 from agentserving.v1 import call_service_pb2_grpc
 from aiohttp import web
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc

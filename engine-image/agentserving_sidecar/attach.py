@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import grpc
 import structlog
-from agentserving.leader_channel import FIRST_ANSWER_S, LeaderChannel
+from agentserving.transport.leader_channel import FIRST_ANSWER_S, LeaderChannel
 from agentserving.v1 import engine_service_pb2 as pb
 from agentserving.v1 import engine_service_pb2_grpc as rpc
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentserving.channel import CallRecord, Load
+from agentserving.contract.channel import CallRecord, Load
 from agentserving.v1 import engine_service_pb2 as pb
 from agentserving.v1 import types_pb2
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 import structlog
-from agentserving.channel import (
+from agentserving.contract.channel import (
     EngineHello,
     EngineReport,
     FrameSplitter,

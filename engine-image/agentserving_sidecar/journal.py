@@ -13,7 +13,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import msgspec
-from agentserving.channel import CallRecord
+from agentserving.contract.channel import CallRecord
 
 FORMAT = 1
 SEGMENT_BYTES = 4 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agentserving.channel import HEARTBEAT_S, Load
+from agentserving.contract.channel import HEARTBEAT_S, Load
 
 # A plugin that hangs in a step still beats, from a thread; one whose process is stopped does not even that.
 MIN_SILENT_US = int(3 * HEARTBEAT_S * 1e6)

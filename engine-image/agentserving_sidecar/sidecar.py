@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import structlog
-from agentserving.channel import (
+from agentserving.contract.channel import (
     AckCalls,
     CallRecord,
     Cancel,
@@ -25,8 +25,8 @@ from agentserving.channel import (
     SetPolicy,
     ToEngine,
 )
-from agentserving.policy import InvalidPolicyError, to_dict
-from agentserving.policy_message import policy_from
+from agentserving.contract.policy import InvalidPolicyError, to_dict
+from agentserving.contract.policy_message import policy_from
 from agentserving.v1 import engine_service_pb2 as pb
 from agentserving.v1 import types_pb2
 

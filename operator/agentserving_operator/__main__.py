@@ -21,8 +21,9 @@ import structlog
 from aiohttp import web
 from prometheus_client import generate_latest
 
-from agentserving_operator import control_plane, handlers
-from agentserving_operator.cluster import Cluster
+from agentserving_operator import control_planes as control_plane
+from agentserving_operator import handlers
+from agentserving_operator.api_server import Cluster
 from agentserving_operator.lease import LostLeaseError, lead
 from agentserving_operator.manifests import Images
 from agentserving_operator.reconcile import World, reconcile

@@ -11,9 +11,9 @@ from typing import Any
 
 import kopf
 
-from agentserving_operator.cluster import CHILD_KINDS, resource_of
-from agentserving_operator.crd import GROUP, KIND, PLURAL, VERSION
+from agentserving_operator.api_server import CHILD_KINDS, resource_of
 from agentserving_operator.manifests.common import MANAGER
+from agentserving_operator.spec.crd import GROUP, KIND, PLURAL, VERSION
 from agentserving_operator.visits import Visits
 
 # A watch that the network has lost without a word is opened again; kopf's default would wait for ever.

@@ -13,14 +13,11 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 import structlog
-from agentserving.connection import Pem
+from agentserving.transport.connection import Pem
 
-from agentserving_operator.cluster import RefusedError
-from agentserving_operator.control_plane import PolicyRefusedError
-from agentserving_operator.crd import API_VERSION, KIND
-from agentserving_operator.drift import matches
-from agentserving_operator.events import events_of
-from agentserving_operator.issuing import Issued, issue
+from agentserving_operator.api_server import RefusedError
+from agentserving_operator.certificates.issuing import Issued, issue
+from agentserving_operator.control_planes import PolicyRefusedError
 from agentserving_operator.manifests import Cluster, Component, Images, Manifest, desired
 from agentserving_operator.manifests.common import Port
 from agentserving_operator.manifests.ticket_key_secret import (
@@ -31,12 +28,15 @@ from agentserving_operator.manifests.ticket_key_secret import (
     ticket_key_secret,
     ticket_keys_of,
 )
-from agentserving_operator.owned import is_owned, labels_of, may_take, name_taken, refused
-from agentserving_operator.parsing import SpecError, parse
-from agentserving_operator.reasons import Reason, Trouble
-from agentserving_operator.spec import ClusterSpec
-from agentserving_operator.spec_scheduling import Scheduling
-from agentserving_operator.status import Observed, Overview, invalid_status, status_of
+from agentserving_operator.observe.drift import matches
+from agentserving_operator.observe.events import events_of
+from agentserving_operator.observe.owned import is_owned, labels_of, may_take, name_taken, refused
+from agentserving_operator.observe.reasons import Reason, Trouble
+from agentserving_operator.observe.status import Observed, Overview, invalid_status, status_of
+from agentserving_operator.spec.cluster import ClusterSpec
+from agentserving_operator.spec.crd import API_VERSION, KIND
+from agentserving_operator.spec.parsing import SpecError, parse
+from agentserving_operator.spec.scheduling import Scheduling
 
 log = structlog.get_logger()
 

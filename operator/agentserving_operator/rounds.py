@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import structlog
 
-from agentserving_operator.cluster import ApiError
-from agentserving_operator.crd import KIND
+from agentserving_operator.api_server import ApiError
+from agentserving_operator.spec.crd import KIND
 from agentserving_operator.visits import PARALLEL, Key, Visits
 
 log = structlog.get_logger()

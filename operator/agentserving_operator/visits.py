@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from agentserving_operator import metrics
-from agentserving_operator.cluster import ApiError
+from agentserving_operator.api_server import ApiError
 from agentserving_operator.reconcile import Outcome
 
 log = structlog.get_logger()

@@ -8,8 +8,8 @@
         with p.tool_wait("search", expected_s=2):
             ...
 
-Names are loaded when they are first used (PEP 562): the engine process imports `agentserving.policy` and must not load
-gRPC with it, and an agent that goes by headers alone does not need gRPC either.
+Names are loaded when they are first used (PEP 562): the engine process imports `agentserving.contract.policy` and must
+not load gRPC with it, and an agent that only sends headers does not need gRPC either.
 """
 
 from __future__ import annotations
@@ -18,26 +18,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agentserving.async_client import AsyncClient, AsyncGeneration
-    from agentserving.client import Client, Generation
-    from agentserving.connection import Settings, Tls
-    from agentserving.errors import (
-        AgentServingError,
-        AlreadyExistsError,
-        CancelledError,
-        ConflictError,
-        DeadlineExceededError,
-        GoneError,
-        InternalError,
-        InvalidArgumentError,
-        NotFoundError,
-        OverloadedError,
-        PermissionDeniedError,
-        UnavailableError,
-    )
-    from agentserving.httpx_hooks import attach, instrument, uninstrument
-    from agentserving.session import ProgramSession, ProgramThread, current_program, program
-    from agentserving.values import (
+    from agentserving.client.asynchronous import AsyncClient, AsyncGeneration
+    from agentserving.client.sync import Client, Generation
+    from agentserving.client.values import (
         Admission,
         Balancer,
         Call,
@@ -55,19 +38,36 @@ if TYPE_CHECKING:
         ProgramState,
         Thread,
     )
+    from agentserving.programs.httpx_hooks import attach, instrument, uninstrument
+    from agentserving.programs.session import ProgramSession, ProgramThread, current_program, program
+    from agentserving.transport.connection import Settings, Tls
+    from agentserving.transport.errors import (
+        AgentServingError,
+        AlreadyExistsError,
+        CancelledError,
+        ConflictError,
+        DeadlineExceededError,
+        GoneError,
+        InternalError,
+        InvalidArgumentError,
+        NotFoundError,
+        OverloadedError,
+        PermissionDeniedError,
+        UnavailableError,
+    )
 
 _HOMES = {
-    "agentserving.async_client": ("AsyncClient", "AsyncGeneration"),
-    "agentserving.client": ("Client", "Generation"),
-    "agentserving.connection": ("Settings", "Tls"),
-    "agentserving.errors": (
+    "agentserving.client.asynchronous": ("AsyncClient", "AsyncGeneration"),
+    "agentserving.client.sync": ("Client", "Generation"),
+    "agentserving.transport.connection": ("Settings", "Tls"),
+    "agentserving.transport.errors": (
         "AgentServingError", "AlreadyExistsError", "CancelledError", "ConflictError", "DeadlineExceededError",
         "GoneError", "InternalError", "InvalidArgumentError", "NotFoundError", "OverloadedError",
         "PermissionDeniedError", "UnavailableError",
     ),
-    "agentserving.httpx_hooks": ("attach", "instrument", "uninstrument"),
-    "agentserving.session": ("ProgramSession", "ProgramThread", "current_program", "program"),
-    "agentserving.values": (
+    "agentserving.programs.httpx_hooks": ("attach", "instrument", "uninstrument"),
+    "agentserving.programs.session": ("ProgramSession", "ProgramThread", "current_program", "program"),
+    "agentserving.client.values": (
         "Admission", "Balancer", "Call", "ClosedProgram", "EndedCall", "Endings", "Engine", "EngineState", "Outcome",
         "Overview", "PolicyVersion", "Program", "ProgramChanges", "ProgramOrigin", "ProgramState", "Thread",
     ),

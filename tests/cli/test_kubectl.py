@@ -14,15 +14,15 @@ import psutil
 import pytest
 import structlog
 import yaml
-from agentserving.connection import Tls
-from agentserving.server_tls import server_credentials
+from agentserving.transport.connection import Tls
+from agentserving.transport.server_tls import server_credentials
 from agentserving.v1 import program_service_pb2
 from agentserving_cli.kube.clusters import RESOURCE, NoClusterError, choose
 from agentserving_cli.kube.findings import of_pods
 from agentserving_cli.kube.kubectl import Kubectl, KubectlError, said
 from agentserving_cli.kube.main import main
 from agentserving_controlplane.__main__ import add_services
-from agentserving_controlplane.gate import Gate
+from agentserving_controlplane.api.gate import Gate
 from click.testing import CliRunner, Result
 from support.certificate_files import CertificateFiles
 from support.kubectl_stand_in import install

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from agentserving import AsyncClient, ClosedProgram, EndedCall, Endings, Outcome
 from agentserving.v1 import call_service_pb2, program_service_pb2
-from agentserving_controlplane.endings import ClosedProgram as Closed
-from agentserving_controlplane.endings import Endings as Kept
-from agentserving_controlplane.endings import Origin
+from agentserving_controlplane.table.endings import ClosedProgram as Closed
+from agentserving_controlplane.table.endings import Endings as Kept
+from agentserving_controlplane.table.endings import Origin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.served_plane import ServedPlane

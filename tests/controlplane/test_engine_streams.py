@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from agentserving.v1 import admin_service_pb2, call_service_pb2, engine_service_pb2, program_service_pb2, types_pb2
-from agentserving_controlplane import links, rows
+from agentserving_controlplane.engines import links
 from agentserving_controlplane.metrics import Collector
-from agentserving_controlplane.reported import MAX_COUNTER
+from agentserving_controlplane.table import rows
+from agentserving_controlplane.table.reported import MAX_COUNTER
 from grpc import StatusCode
 from prometheus_client import CollectorRegistry, generate_latest
 from support.served_plane import PlayedEngine, ServedPlane, refusal, until_end

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from agentserving.errors import from_rpc, hint_of
+from agentserving.transport.errors import from_rpc, hint_of
 from agentserving.v1 import (
     call_service_pb2,
     call_service_pb2_grpc,
@@ -16,9 +16,9 @@ from agentserving.v1 import (
     program_service_pb2_grpc,
 )
 from agentserving_controlplane.__main__ import SERVICES, register
+from agentserving_controlplane.api.gate import Gate, Services
 from agentserving_controlplane.control_plane import ControlPlane
-from agentserving_controlplane.gate import Gate, Services
-from agentserving_controlplane.memory_store import MemoryStore
+from agentserving_controlplane.store.memory import MemoryStore
 from support.served_plane import SETTINGS
 
 

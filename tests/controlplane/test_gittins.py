@@ -8,11 +8,11 @@ import random
 import threading
 
 import pytest
-from agentserving.policy import GITTINS, PLAS, Level, Policy, from_dict, level_of, to_dict
-from agentserving.policy_message import policy_from, policy_to
-from agentserving.ticket import verify
+from agentserving.contract.policy import GITTINS, PLAS, Level, Policy, from_dict, level_of, to_dict
+from agentserving.contract.policy_message import policy_from, policy_to
+from agentserving.contract.ticket import verify
 from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
-from agentserving_controlplane.gittins import (
+from agentserving_controlplane.policy.gittins import (
     BASE_US,
     MAX_KNOWN_CLASSES,
     MAX_SAMPLES,

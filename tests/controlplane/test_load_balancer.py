@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from agentserving_controlplane.load_balancer import SHORT_PROMPT_TOKENS, Balancer, Candidate, LoadBalancer
+from agentserving_controlplane.engines.load_balancer import SHORT_PROMPT_TOKENS, Balancer, Candidate, LoadBalancer
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from agentserving.policy import Accounting
-from agentserving_controlplane import rows
+from agentserving.contract.policy import Accounting
 from agentserving_controlplane.errors import ConflictError, DomainError, ExistsError, InvalidError, NotFoundError
-from agentserving_controlplane.process_table import CLOSED, COMPLETED, EXPIRED, ProcessTable, Reported
+from agentserving_controlplane.table import rows
+from agentserving_controlplane.table.process_table import CLOSED, COMPLETED, EXPIRED, ProcessTable, Reported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
-from agentserving_controlplane import history, program_index
-from agentserving_controlplane.history import History
-from agentserving_controlplane.memory_store import MemoryStore
-from agentserving_controlplane.servicers import common
+from agentserving_controlplane.api import common
+from agentserving_controlplane.store.memory import MemoryStore
+from agentserving_controlplane.table import history, program_index
+from agentserving_controlplane.table.history import History
 from grpc import StatusCode
 from support.served_plane import ServedPlane, refusal, until_end
 

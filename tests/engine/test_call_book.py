@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agentserving.policy import Accounting
-from agentserving.ticket import Ticket, sign
+from agentserving.contract.policy import Accounting
+from agentserving.contract.ticket import Ticket, sign
 from agentserving_engine.call_book import CallBook
 from agentserving_engine.policy import CallStats
 

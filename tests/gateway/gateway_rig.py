@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from agentserving.leader_channel import LeaderChannel
+from agentserving.transport.leader_channel import LeaderChannel
 from agentserving.v1 import engine_service_pb2 as epb
 from agentserving.v1 import engine_service_pb2_grpc as erpc
 from agentserving.v1 import types_pb2
 from agentserving_controlplane.__main__ import add_services
 from agentserving_controlplane.control_plane import ControlPlane
-from agentserving_controlplane.load_balancer import Balancer
-from agentserving_controlplane.memory_store import MemoryStore
+from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_controlplane.settings import Settings
+from agentserving_controlplane.store.memory import MemoryStore
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.client_connection import ClientConnection
 from agentserving_gateway.draining import Connections

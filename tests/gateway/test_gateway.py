@@ -6,7 +6,7 @@ import asyncio
 import json
 
 import pytest
-from agentserving.ticket import verify
+from agentserving.contract.ticket import verify
 from gateway.gateway_rig import KEY, Script, answer_json, rig, until
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from agentserving.leader_channel import LeaderChannel
+from agentserving.transport.leader_channel import LeaderChannel
 from agentserving.v1 import types_pb2
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.errors import HttpError

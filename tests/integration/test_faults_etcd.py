@@ -16,9 +16,9 @@ import msgspec
 import pytest
 from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
 from agentserving_cli.local.layout import free_ports
-from agentserving_controlplane.etcd_store import EtcdStore
-from agentserving_controlplane.rows import SCHEMA_VERSION, row_key
-from agentserving_controlplane.store import Write
+from agentserving_controlplane.store.etcd.store import EtcdStore
+from agentserving_controlplane.store.port import Write
+from agentserving_controlplane.table.rows import SCHEMA_VERSION, row_key
 from grpc import StatusCode
 from support.component import Component
 from support.etcd_server import EtcdServer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from agentserving.channel import SetHolds
+from agentserving.contract.channel import SetHolds
 from agentserving.v1 import program_service_pb2, types_pb2
 from support.killable_cluster import KillableCluster, until
 from support.scripted_engine import ScriptedEngine

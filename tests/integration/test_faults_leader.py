@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 from agentserving import AsyncClient
-from agentserving.connection import Settings
-from agentserving.operations import Operation
+from agentserving.client.operations import Operation
+from agentserving.transport.connection import Settings
 from agentserving.v1 import call_service_pb2, program_service_pb2
-from agentserving_controlplane.etcd_store import EtcdStore
+from agentserving_controlplane.store.etcd.store import EtcdStore
 from support.accounted_load import Load, assert_same
 from support.killable_cluster import KillableCluster, until
 from support.tcp_proxy import TcpProxy

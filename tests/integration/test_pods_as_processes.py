@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from agentserving_cli.local.cluster import find_etcd
-from agentserving_operator.control_plane import settle
+from agentserving_operator.control_planes import settle
 from agentserving_operator.manifests import Manifest, desired
 from agentserving_operator.manifests.certificate_objects import leaves
 from agentserving_operator.manifests.common import Port

@@ -14,8 +14,8 @@ import agentserving
 import openai
 import pytest
 from agentserving_cli.main import main
-from agentserving_replay.trace import Program
-from agentserving_replay.trace_file import read_recording
+from agentserving_replay.traces.file import read_recording
+from agentserving_replay.traces.trace import Program
 from click.testing import CliRunner
 from integration.local_cluster import Cluster
 

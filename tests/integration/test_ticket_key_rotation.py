@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from agentserving.ticket import verify
-from agentserving.ticket_keys import LOOK_EVERY_S
+from agentserving.contract.ticket import verify
+from agentserving.contract.ticket_keys import LOOK_EVERY_S
 from agentserving.v1 import call_service_pb2
 from agentserving_operator.manifests import Manifest
 from agentserving_operator.manifests.ticket_key_secret import TicketKeys, rotated, ticket_key_secret

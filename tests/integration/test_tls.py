@@ -15,11 +15,11 @@ from typing import Any
 import grpc
 import pytest
 from agentserving import AsyncClient
-from agentserving.connection import Pem, Settings, Tls, dial
-from agentserving.errors import UnavailableError
+from agentserving.transport.connection import Pem, Settings, Tls, dial
+from agentserving.transport.errors import UnavailableError
 from agentserving_cli.local.cluster import find_etcd
-from agentserving_controlplane.etcd_store import EtcdStore
-from agentserving_controlplane.store import Write
+from agentserving_controlplane.store.etcd.store import EtcdStore
+from agentserving_controlplane.store.port import Write
 from agentserving_operator.manifests.etcd_statefulset import etcd_statefulset
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.certificate_files import HOSTS, CertificateFiles

@@ -13,7 +13,7 @@ from pathlib import Path
 import openai
 import psutil
 import pytest
-from agentserving_replay.trace_file import read_recording
+from agentserving_replay.traces.file import read_recording
 from integration.local_cluster import Cluster
 
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(180)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 
 import pytest
-from agentserving_operator.certificate_values import LEAF_LIFE, Authority, Certificates, Pair
-from agentserving_operator.certificates import ANNOUNCED_FOR, CA_LIFE, certificate_of, due, renewed
+from agentserving_operator.certificates.certificates import ANNOUNCED_FOR, CA_LIFE, certificate_of, due, renewed
+from agentserving_operator.certificates.values import LEAF_LIFE, Authority, Certificates, Pair
 from cryptography import x509
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID

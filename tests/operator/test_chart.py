@@ -14,11 +14,11 @@ import jsonschema
 import pytest
 import yaml
 from agentserving_operator.__main__ import parse as parse_flags
-from agentserving_operator.cluster import CHILD_KINDS, PATHS
-from agentserving_operator.crd import API_VERSION, KIND
+from agentserving_operator.api_server import CHILD_KINDS, PATHS
 from agentserving_operator.manifests import Component, desired
-from agentserving_operator.parsing import parse
-from agentserving_operator.spec import ClusterSpec
+from agentserving_operator.spec.cluster import ClusterSpec
+from agentserving_operator.spec.crd import API_VERSION, KIND
+from agentserving_operator.spec.parsing import parse
 from support.operator_objects import make_cluster, only_container, pod_spec
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +98,7 @@ def test_the_deployment_sets_variables_that_the_operator_reads(monkeypatch: pyte
 def exported() -> set[str]:
     """Metric names in the code, as Prometheus shows them: counters end in _total, histograms have buckets."""
     names: set[str] = set()
-    for root in ("controlplane", "engine-image", "operator"):
+    for root in ("process", "controlplane", "gateway", "cli", "engine-image", "simulator", "operator"):
         for path in (ROOT / root).rglob("*.py"):
             names |= set(re.findall(r'"(agentserving_[a-z_]+)"', path.read_text()))
     # What the control plane counts under names that it makes (`ControlPlane.overview`).

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from agentserving_operator import control_plane
-from agentserving_operator.control_plane import ControlPlanes, settle
-from agentserving_operator.parsing import parse
-from agentserving_operator.spec_scheduling import Scheduling
+from agentserving_operator import control_planes as control_plane
+from agentserving_operator.control_planes import ControlPlanes, settle
+from agentserving_operator.spec.parsing import parse
+from agentserving_operator.spec.scheduling import Scheduling
 from support.served_plane import ServedPlane
 
 

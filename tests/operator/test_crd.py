@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from agentserving_operator import crd
-from agentserving_operator.fields import integer, items, text
-from agentserving_operator.schema import UnboundedFieldError, object_schema
+from agentserving_operator.spec import crd
+from agentserving_operator.spec.fields import integer, items, text
+from agentserving_operator.spec.schema import UnboundedFieldError, object_schema
 
 COMMITTED = Path(__file__).parents[2] / "charts/agentserving/files/agentservingclusters.yaml"
 

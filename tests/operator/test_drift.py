@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from agentserving_operator.drift import matches
+from agentserving_operator.observe.drift import matches
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentserving_operator.events import events_of
+from agentserving_operator.observe.events import events_of
 
 NOW = "2026-01-01T00:00:00Z"
 LIVE = {

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from agentserving.connection import Pem
-from agentserving_operator.certificate_values import LEAF_LIFE
-from agentserving_operator.certificates import ANNOUNCED_FOR, CA_LIFE
-from agentserving_operator.cluster import RefusedError, UnavailableError
-from agentserving_operator.crd import KIND
+from agentserving.transport.connection import Pem
+from agentserving_operator.api_server import RefusedError, UnavailableError
+from agentserving_operator.certificates.certificates import ANNOUNCED_FOR, CA_LIFE
+from agentserving_operator.certificates.values import LEAF_LIFE
 from agentserving_operator.manifests.etcd_statefulset import TRUST_ANNOTATION
+from agentserving_operator.observe.status import Overview
 from agentserving_operator.reconcile import Outcome, World, reconcile
-from agentserving_operator.spec_scheduling import Scheduling
-from agentserving_operator.status import Overview
+from agentserving_operator.spec.crd import KIND
+from agentserving_operator.spec.scheduling import Scheduling
 from support.memory_api import MemoryApi
 from support.operator_objects import IMAGES
 

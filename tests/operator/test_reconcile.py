@@ -7,13 +7,13 @@ import os
 from typing import Any
 
 import pytest
-from agentserving_operator.cluster import RefusedError, UnavailableError
-from agentserving_operator.control_plane import PolicyRefusedError
-from agentserving_operator.crd import KIND
+from agentserving_operator.api_server import RefusedError, UnavailableError
+from agentserving_operator.control_planes import PolicyRefusedError
 from agentserving_operator.manifests.ticket_key_secret import ROTATE
+from agentserving_operator.observe.status import Overview
 from agentserving_operator.reconcile import Outcome, World, reconcile
-from agentserving_operator.spec_scheduling import Scheduling
-from agentserving_operator.status import Overview
+from agentserving_operator.spec.crd import KIND
+from agentserving_operator.spec.scheduling import Scheduling
 from support.memory_api import MemoryApi
 from support.operator_objects import IMAGES
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pytest
-from agentserving_operator.cluster import UnavailableError
+from agentserving_operator.api_server import UnavailableError
 from agentserving_operator.handlers import clusters_of
 from agentserving_operator.reconcile import Outcome
 from agentserving_operator.rounds import WHOLE_EVERY, Rounds

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from agentserving import policy as values
-from agentserving_operator import crd
-from agentserving_operator.parsing import SpecError, parse, plain
-from agentserving_operator.spec import A100_PRODUCTS, ClusterSpec, StoreType
-from agentserving_operator.spec_scheduling import PolicyName, to_policy
+from agentserving.contract import policy as values
+from agentserving_operator.spec import crd
+from agentserving_operator.spec.cluster import A100_PRODUCTS, ClusterSpec, StoreType
+from agentserving_operator.spec.parsing import SpecError, parse, plain
+from agentserving_operator.spec.scheduling import PolicyName, to_policy
 from support.spec_samples import INVALID, MINIMAL, VALID
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from agentserving_operator.manifests import Cluster, Component, Manifest, desired
 from agentserving_operator.manifests.common import labels
-from agentserving_operator.parsing import parse
-from agentserving_operator.reasons import ConditionType, Reason, Trouble
-from agentserving_operator.status import WORKLOADS, Observed, Overview, invalid_status, status_of
-from agentserving_operator.status_fields import ClusterStatus
+from agentserving_operator.observe.reasons import ConditionType, Reason, Trouble
+from agentserving_operator.observe.status import WORKLOADS, Observed, Overview, invalid_status, status_of
+from agentserving_operator.spec.parsing import parse
+from agentserving_operator.spec.status import ClusterStatus
 from support.operator_objects import make_cluster
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"

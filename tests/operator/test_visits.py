@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from agentserving_operator import visits as visits_module
-from agentserving_operator.cluster import UnavailableError
+from agentserving_operator.api_server import UnavailableError
 from agentserving_operator.reconcile import Outcome
 from agentserving_operator.visits import Visits
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from agentserving.accounting import account_at_admit, charge_call
-from agentserving.channel import AckCalls, FrameSplitter, frame, to_engine_decoder
-from agentserving.policy import PRESETS, Accounting, InvalidPolicyError, Level, Policy, from_dict, to_dict
-from agentserving.ticket import InvalidTicketError, Ticket, sign, verify
+from agentserving.contract.accounting import account_at_admit, charge_call
+from agentserving.contract.channel import AckCalls, FrameSplitter, frame, to_engine_decoder
+from agentserving.contract.policy import PRESETS, Accounting, InvalidPolicyError, Level, Policy, from_dict, to_dict
+from agentserving.contract.ticket import InvalidTicketError, Ticket, sign, verify
 from hypothesis import example, given
 from hypothesis import strategies as st
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from agentserving.connection import Attempts, Settings
-from agentserving.errors import AgentServingError, CancelledError, UnavailableError
-from agentserving.leader import MAX_DELAY_S, SHUNNED_S, Leader, split
+from agentserving.transport.connection import Attempts, Settings
+from agentserving.transport.errors import AgentServingError, CancelledError, UnavailableError
+from agentserving.transport.leader import MAX_DELAY_S, SHUNNED_S, Leader, split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

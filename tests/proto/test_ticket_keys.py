@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agentserving import ticket_keys
-from agentserving.ticket_keys import TicketKeys
+from agentserving.contract import ticket_keys
+from agentserving.contract.ticket_keys import TicketKeys
 
 A, B, C = (letter * 16 for letter in (b"a", b"b", b"c"))
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import grpc
-from agentserving.leader_channel import LeaderChannel
+from agentserving.transport.leader_channel import LeaderChannel
 from agentserving.v1 import engine_service_pb2 as pb
 from agentserving.v1 import engine_service_pb2_grpc as rpc
 from agentserving_sidecar.attach import MAX_QUEUED, LeaderLink

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from agentserving.channel import CallRecord, Load
+from agentserving.contract.channel import CallRecord, Load
 from agentserving_sidecar.convert import call_report, load_message
 
 

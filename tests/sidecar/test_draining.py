@@ -9,7 +9,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from agentserving.channel import EngineHello, Load
+from agentserving.contract.channel import EngineHello, Load
 from agentserving_engine.channel_server import ChannelServer
 from agentserving_sidecar.draining import may_drain
 from agentserving_sidecar.http_front import http_app

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
-from agentserving.channel import CallRecord, Load
+from agentserving.contract.channel import CallRecord, Load
 from agentserving_sidecar.journal import Journal, JournalFullError, NewerFormatError
 from agentserving_sidecar.progress_probe import Progress
 from hypothesis import given, settings

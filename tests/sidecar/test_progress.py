@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from agentserving.channel import Load
+from agentserving.contract.channel import Load
 from agentserving_sidecar.progress_probe import Progress
 
 S = 1_000_000

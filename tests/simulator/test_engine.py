@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agentserving.channel import Load, SetHolds
-from agentserving.ticket import Ticket, sign
+from agentserving.contract.channel import Load, SetHolds
+from agentserving.contract.ticket import Ticket, sign
 from agentserving_engine.call_book import CallBook
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.engine import Limits, SimulatedEngine

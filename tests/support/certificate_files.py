@@ -10,10 +10,10 @@ import urllib.request
 from pathlib import Path
 
 import grpc
-from agentserving.connection import Pem, Tls
-from agentserving.names import SIDECAR_NAME
-from agentserving_operator.certificate_values import Authority, Pair
-from agentserving_operator.certificates import renewed
+from agentserving.contract.names import SIDECAR_NAME
+from agentserving.transport.connection import Pem, Tls
+from agentserving_operator.certificates.certificates import renewed
+from agentserving_operator.certificates.values import Authority, Pair
 
 SERVER_NAME = "demo-control-plane.ns.svc"
 # No control plane's certificate knows an address. etcd's does here: tests have no names for its members.

@@ -9,9 +9,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from agentserving_operator.cluster import CHILD_KINDS, RefusedError, UnavailableError
-from agentserving_operator.crd import API_VERSION, KIND
+from agentserving_operator.api_server import CHILD_KINDS, RefusedError, UnavailableError
 from agentserving_operator.manifests import Manifest
+from agentserving_operator.spec.crd import API_VERSION, KIND
 
 
 def _merged(old: Any, new: Any) -> Any:

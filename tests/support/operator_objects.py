@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from agentserving_operator.manifests import Cluster, Images, Manifest
-from agentserving_operator.parsing import parse
-from agentserving_operator.spec import ClusterSpec
+from agentserving_operator.spec.cluster import ClusterSpec
+from agentserving_operator.spec.parsing import parse
 
 IMAGES = Images(agentserving="registry.test/agentserving:1", vllm="registry.test/vllm:1", etcd="registry.test/etcd:1")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from agentserving.values import Call, ClosedProgram, EndedCall, Endings, Outcome, ProgramOrigin
+from agentserving.client.values import Call, ClosedProgram, EndedCall, Endings, Outcome, ProgramOrigin
 
 BEGIN = datetime(2026, 11, 24, 9, tzinfo=UTC)
 

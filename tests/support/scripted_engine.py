@@ -7,8 +7,8 @@ import time
 import uuid
 from pathlib import Path
 
-from agentserving.channel import AckCalls, EngineHello, EngineReport, Load, ToEngine
-from agentserving.policy import Accounting
+from agentserving.contract.channel import AckCalls, EngineHello, EngineReport, Load, ToEngine
+from agentserving.contract.policy import Accounting
 from agentserving_engine.call_book import CallBook, copy_record
 from agentserving_engine.channel_server import ChannelServer
 from agentserving_engine.policy import CallStats

@@ -19,10 +19,10 @@ from agentserving.v1 import (
 )
 from agentserving_controlplane.__main__ import add_services
 from agentserving_controlplane.control_plane import ControlPlane
-from agentserving_controlplane.load_balancer import Balancer
-from agentserving_controlplane.memory_store import MemoryStore
+from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_controlplane.settings import Settings
-from agentserving_controlplane.store import Store
+from agentserving_controlplane.store.memory import MemoryStore
+from agentserving_controlplane.store.port import Store
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status

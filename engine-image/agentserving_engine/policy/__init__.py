@@ -1,4 +1,7 @@
-"""The pure policy core: Algorithm 1 of the paper over any policy value. Imports nothing but agentserving.policy."""
+"""The pure policy core: Algorithm 1 of the paper over any policy value.
+
+Imports nothing but agentserving.contract.policy.
+"""
 
 from agentserving_engine.policy.call_queue import CallQueue
 from agentserving_engine.policy.prefill_cost import PrefillCost, lost_tokens, wanted_blocks

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 
-from agentserving.policy import Order, Policy
+from agentserving.contract.policy import Order, Policy
 
 from agentserving_engine.policy.levels import Levels
 from agentserving_engine.policy.retention import Place

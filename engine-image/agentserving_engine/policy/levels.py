@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentserving.policy import Level, Policy, level_of
+from agentserving.contract.policy import Level, Policy, level_of
 
 
 class LevelTable:

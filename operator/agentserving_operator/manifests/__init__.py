@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 
-from agentserving_operator.crd import GROUP
 from agentserving_operator.manifests.certificate_objects import certificate, leaves
 from agentserving_operator.manifests.common import Cluster, Component, Images, Manifest
 from agentserving_operator.manifests.control_plane_deployment import control_plane_deployment
@@ -21,8 +20,9 @@ from agentserving_operator.manifests.services import (
     etcd_services,
     gateway_service,
 )
-from agentserving_operator.spec import StoreType
-from agentserving_operator.spec_tls import Issuer
+from agentserving_operator.spec.cluster import StoreType
+from agentserving_operator.spec.crd import GROUP
+from agentserving_operator.spec.tls import Issuer
 
 __all__ = ["HASH_ANNOTATION", "Cluster", "Component", "Images", "Manifest", "components", "desired"]
 

@@ -7,14 +7,14 @@ import binascii
 from collections.abc import Mapping
 from typing import Any
 
-from agentserving.names import SIDECAR_NAME
+from agentserving.contract.names import SIDECAR_NAME
 
-from agentserving_operator.certificate_values import LEAF_LIFE, Authority, Certificates, Pair
+from agentserving_operator.certificates.values import LEAF_LIFE, Authority, Certificates, Pair
 from agentserving_operator.manifests.common import Cluster, Component, Manifest, made
 from agentserving_operator.manifests.etcd_statefulset import etcd_members, peers_service
 from agentserving_operator.manifests.tls import Leaf, secret_name, server_name
-from agentserving_operator.parsing import plain
-from agentserving_operator.spec import StoreType
+from agentserving_operator.spec.cluster import StoreType
+from agentserving_operator.spec.parsing import plain
 
 _OWNERS = {
     Leaf.CONTROL_PLANE: Component.CONTROL_PLANE,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from agentserving_operator.crd import API_VERSION, GROUP, KIND
-from agentserving_operator.parsing import plain
-from agentserving_operator.spec import ClusterSpec
-from agentserving_operator.spec_parts import Resources
+from agentserving_operator.spec.cluster import ClusterSpec
+from agentserving_operator.spec.crd import API_VERSION, GROUP, KIND
+from agentserving_operator.spec.parsing import plain
+from agentserving_operator.spec.parts import Resources
 
 Manifest = dict[str, Any]
 

@@ -28,7 +28,7 @@ from agentserving_operator.manifests.common import (
 from agentserving_operator.manifests.engine_pod import KEY_DIR, KEY_FILE
 from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints
 from agentserving_operator.manifests.tls import Leaf, flags, mounts, volumes
-from agentserving_operator.spec import StoreType
+from agentserving_operator.spec.cluster import StoreType
 
 # A leader that cannot reach etcd for this long stops leading. With nobody to take over that gains nothing, and one
 # member of etcd that moves to another node needs about half a minute.

@@ -19,8 +19,8 @@ from agentserving_operator.manifests.common import (
     python,
     resources_of,
 )
-from agentserving_operator.spec import EngineType
-from agentserving_operator.spec_parts import SecretKey
+from agentserving_operator.spec.cluster import EngineType
+from agentserving_operator.spec.parts import SecretKey
 
 SCHEDULER = "agentserving_engine.scheduler.ProgramScheduler"
 CHANNEL_DIR, KEY_DIR, MODELS_DIR = "/run/agentserving", "/etc/agentserving/ticket", "/models"

@@ -16,8 +16,8 @@ from agentserving_operator.manifests.common import (
 from agentserving_operator.manifests.engine_pod import engine_container
 from agentserving_operator.manifests.sidecar import sidecar_container
 from agentserving_operator.manifests.tls import Leaf, volumes
-from agentserving_operator.parsing import plain
-from agentserving_operator.spec import CacheType, EngineType, ModelCache
+from agentserving_operator.spec.cluster import CacheType, EngineType, ModelCache
+from agentserving_operator.spec.parsing import plain
 
 # After the drain: the engine's own end, and the sidecar's last reports.
 GRACE_AFTER_DRAIN_S = 60

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from agentserving_operator.crd import GROUP
 from agentserving_operator.manifests.common import (
     Cluster,
     Component,
@@ -18,7 +17,8 @@ from agentserving_operator.manifests.common import (
     spread,
 )
 from agentserving_operator.manifests.tls import Leaf, directory, mounts, volumes
-from agentserving_operator.spec import EtcdStore
+from agentserving_operator.spec.cluster import EtcdStore
+from agentserving_operator.spec.crd import GROUP
 
 DATA_DIR = "/var/lib/etcd"
 TRUST_ANNOTATION = f"{GROUP}/trusted-cas"

@@ -13,8 +13,8 @@ import datetime
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from agentserving_operator.crd import GROUP
 from agentserving_operator.manifests.common import Cluster, Component, Manifest, made
+from agentserving_operator.spec.crd import GROUP
 
 KEY_BYTES = 32
 # On an AgentServingCluster, by whoever wants a new key: any value but the last one.

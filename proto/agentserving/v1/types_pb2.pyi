@@ -67,6 +67,8 @@ class _OutcomeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTy
     """The engine or the path to it failed."""
     OUTCOME_EXPIRED: _Outcome.ValueType  # 4
     """Idle, or silent in flight, for longer than the configured limit."""
+    OUTCOME_REJECTED: _Outcome.ValueType  # 5
+    """Refused by the engine before it ran (HTTP 4xx): nothing was computed or charged."""
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
     """How a program or a call ended. A closed enum: it is used as a metric label."""
@@ -80,6 +82,8 @@ OUTCOME_FAILED: Outcome.ValueType  # 3
 """The engine or the path to it failed."""
 OUTCOME_EXPIRED: Outcome.ValueType  # 4
 """Idle, or silent in flight, for longer than the configured limit."""
+OUTCOME_REJECTED: Outcome.ValueType  # 5
+"""Refused by the engine before it ran (HTTP 4xx): nothing was computed or charged."""
 global___Outcome = Outcome
 
 class _Accounting:
@@ -202,6 +206,12 @@ class _EngineStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """Has work and makes no step."""
     ENGINE_STATE_LOST: _EngineState.ValueType  # 4
     """Its sidecar is not attached."""
+    ENGINE_STATE_LOADING: _EngineState.ValueType  # 5
+    """The engine process is starting: it has not served a call since its boot."""
+    ENGINE_STATE_DOWN: _EngineState.ValueType  # 6
+    """The sidecar is attached, the engine process is not there or does not answer."""
+    ENGINE_STATE_FAILING: _EngineState.ValueType  # 7
+    """Ejected for a while, because it answered several calls in a row with errors while other engines served theirs."""
 
 class EngineState(_EngineState, metaclass=_EngineStateEnumTypeWrapper): ...
 
@@ -213,7 +223,37 @@ ENGINE_STATE_STUCK: EngineState.ValueType  # 3
 """Has work and makes no step."""
 ENGINE_STATE_LOST: EngineState.ValueType  # 4
 """Its sidecar is not attached."""
+ENGINE_STATE_LOADING: EngineState.ValueType  # 5
+"""The engine process is starting: it has not served a call since its boot."""
+ENGINE_STATE_DOWN: EngineState.ValueType  # 6
+"""The sidecar is attached, the engine process is not there or does not answer."""
+ENGINE_STATE_FAILING: EngineState.ValueType  # 7
+"""Ejected for a while, because it answered several calls in a row with errors while other engines served theirs."""
 global___EngineState = EngineState
+
+class _EngineHealth:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _EngineHealthEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_EngineHealth.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ENGINE_HEALTH_UNSPECIFIED: _EngineHealth.ValueType  # 0
+    """Not said: SERVING, unless `stuck` is set."""
+    ENGINE_HEALTH_SERVING: _EngineHealth.ValueType  # 1
+    ENGINE_HEALTH_LOADING: _EngineHealth.ValueType  # 2
+    ENGINE_HEALTH_STUCK: _EngineHealth.ValueType  # 3
+    ENGINE_HEALTH_DOWN: _EngineHealth.ValueType  # 4
+
+class EngineHealth(_EngineHealth, metaclass=_EngineHealthEnumTypeWrapper):
+    """Health of the engine process, as its sidecar sees it."""
+
+ENGINE_HEALTH_UNSPECIFIED: EngineHealth.ValueType  # 0
+"""Not said: SERVING, unless `stuck` is set."""
+ENGINE_HEALTH_SERVING: EngineHealth.ValueType  # 1
+ENGINE_HEALTH_LOADING: EngineHealth.ValueType  # 2
+ENGINE_HEALTH_STUCK: EngineHealth.ValueType  # 3
+ENGINE_HEALTH_DOWN: EngineHealth.ValueType  # 4
+global___EngineHealth = EngineHealth
 
 @typing.final
 class Call(google.protobuf.message.Message):
@@ -344,6 +384,7 @@ class Program(google.protobuf.message.Message):
     CLOSE_TIME_FIELD_NUMBER: builtins.int
     LEVEL_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
+    TOOL_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     tenant: builtins.str
     name: builtins.str
@@ -368,6 +409,8 @@ class Program(google.protobuf.message.Message):
     """Level a call arriving now would start at."""
     revision: builtins.int
     """Order of changes of the whole table, as WatchPrograms and ListPrograms count it; grows over restarts, too."""
+    tool: builtins.str
+    """Tool named by BeginToolWait; empty outside a tool wait."""
     @property
     def calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Call]: ...
     @property
@@ -411,9 +454,10 @@ class Program(google.protobuf.message.Message):
         close_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         level: builtins.int = ...,
         revision: builtins.int = ...,
+        tool: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["close_time", b"close_time", "last_arrival_time", b"last_arrival_time", "last_completion_time", b"last_completion_time", "open_time", b"open_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attained_service_us", b"attained_service_us", "cached_tokens", b"cached_tokens", "calls", b"calls", "calls_completed", b"calls_completed", "close_time", b"close_time", "engine_ids", b"engine_ids", "last_arrival_time", b"last_arrival_time", "last_completion_time", b"last_completion_time", "level", b"level", "name", b"name", "open_time", b"open_time", "outcome", b"outcome", "output_tokens", b"output_tokens", "parent_program_id", b"parent_program_id", "preemptions", b"preemptions", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "revision", b"revision", "root_program_id", b"root_program_id", "state", b"state", "tenant", b"tenant", "threads", b"threads", "total_service_us", b"total_service_us", "wait_us", b"wait_us"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attained_service_us", b"attained_service_us", "cached_tokens", b"cached_tokens", "calls", b"calls", "calls_completed", b"calls_completed", "close_time", b"close_time", "engine_ids", b"engine_ids", "last_arrival_time", b"last_arrival_time", "last_completion_time", b"last_completion_time", "level", b"level", "name", b"name", "open_time", b"open_time", "outcome", b"outcome", "output_tokens", b"output_tokens", "parent_program_id", b"parent_program_id", "preemptions", b"preemptions", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "revision", b"revision", "root_program_id", b"root_program_id", "state", b"state", "tenant", b"tenant", "threads", b"threads", "tool", b"tool", "total_service_us", b"total_service_us", "wait_us", b"wait_us"]) -> None: ...
 
 global___Program = Program
 
@@ -623,6 +667,7 @@ class EngineLoad(google.protobuf.message.Message):
     HOOK_ERRORS_FIELD_NUMBER: builtins.int
     KEPT_BLOCKS_FIELD_NUMBER: builtins.int
     BEHIND_KEPT_FIELD_NUMBER: builtins.int
+    PREFILL_US_PER_TOKEN_FIELD_NUMBER: builtins.int
     running: builtins.int
     waiting: builtins.int
     free_blocks: builtins.int
@@ -648,6 +693,8 @@ class EngineLoad(google.protobuf.message.Message):
     last time that a call waited for a slot which was free.
     """
     behind_kept: builtins.int
+    prefill_us_per_token: builtins.float
+    """Measured cost of computing one prompt token, microseconds; 0 = not measured yet."""
     def __init__(
         self,
         *,
@@ -670,8 +717,9 @@ class EngineLoad(google.protobuf.message.Message):
         hook_errors: builtins.int = ...,
         kept_blocks: builtins.int = ...,
         behind_kept: builtins.int = ...,
+        prefill_us_per_token: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["behind_kept", b"behind_kept", "cached_tokens", b"cached_tokens", "demotions", b"demotions", "free_blocks", b"free_blocks", "hook_errors", b"hook_errors", "kept_blocks", b"kept_blocks", "last_step_age_us", b"last_step_age_us", "output_tokens", b"output_tokens", "policy_time_us", b"policy_time_us", "preemptions_proactive", b"preemptions_proactive", "preemptions_reactive", b"preemptions_reactive", "promotions", b"promotions", "prompt_tokens", b"prompt_tokens", "rejected_tickets", b"rejected_tickets", "running", b"running", "steps", b"steps", "total_blocks", b"total_blocks", "unmanaged_calls", b"unmanaged_calls", "waiting", b"waiting"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["behind_kept", b"behind_kept", "cached_tokens", b"cached_tokens", "demotions", b"demotions", "free_blocks", b"free_blocks", "hook_errors", b"hook_errors", "kept_blocks", b"kept_blocks", "last_step_age_us", b"last_step_age_us", "output_tokens", b"output_tokens", "policy_time_us", b"policy_time_us", "preemptions_proactive", b"preemptions_proactive", "preemptions_reactive", b"preemptions_reactive", "prefill_us_per_token", b"prefill_us_per_token", "promotions", b"promotions", "prompt_tokens", b"prompt_tokens", "rejected_tickets", b"rejected_tickets", "running", b"running", "steps", b"steps", "total_blocks", b"total_blocks", "unmanaged_calls", b"unmanaged_calls", "waiting", b"waiting"]) -> None: ...
 
 global___EngineLoad = EngineLoad
 
@@ -690,6 +738,7 @@ class Engine(google.protobuf.message.Message):
     POLICY_VERSION_FIELD_NUMBER: builtins.int
     CALLS_IN_FLIGHT_FIELD_NUMBER: builtins.int
     LAST_REPORT_TIME_FIELD_NUMBER: builtins.int
+    STATE_REASON_FIELD_NUMBER: builtins.int
     engine_id: builtins.str
     boot_id: builtins.str
     address: builtins.str
@@ -697,6 +746,8 @@ class Engine(google.protobuf.message.Message):
     state: global___EngineState.ValueType
     policy_version: builtins.int
     calls_in_flight: builtins.int
+    state_reason: builtins.str
+    """Why the engine is in this state, for people; empty when READY."""
     @property
     def capabilities(self) -> global___EngineCapabilities: ...
     @property
@@ -715,8 +766,9 @@ class Engine(google.protobuf.message.Message):
         policy_version: builtins.int = ...,
         calls_in_flight: builtins.int = ...,
         last_report_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        state_reason: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["capabilities", b"capabilities", "last_report_time", b"last_report_time", "load", b"load"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "boot_id", b"boot_id", "calls_in_flight", b"calls_in_flight", "capabilities", b"capabilities", "engine_id", b"engine_id", "last_report_time", b"last_report_time", "load", b"load", "policy_version", b"policy_version", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "boot_id", b"boot_id", "calls_in_flight", b"calls_in_flight", "capabilities", b"capabilities", "engine_id", b"engine_id", "last_report_time", b"last_report_time", "load", b"load", "policy_version", b"policy_version", "state", b"state", "state_reason", b"state_reason"]) -> None: ...
 
 global___Engine = Engine

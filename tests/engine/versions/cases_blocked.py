@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from agentserving.policy import PLAS
+from agentserving.contract.policy import PLAS
 from engine.versions.fake_runner import next_token
 from engine.versions.rig import Engine, Options, Pipeline
 from vllm.lora.request import LoRARequest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentserving.policy import ATLAS, PLAS
+from agentserving.contract.policy import ATLAS, PLAS
 from engine.versions.rig import Engine, Options, Pipeline
 from vllm.v1.engine import FinishReason
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from agentserving.policy import PLAS
+from agentserving.contract.policy import PLAS
 from agentserving_engine.call_book import CallBook
 from agentserving_engine.directives import Directives
 from agentserving_engine.guard import MAX_HOOK_ERRORS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentserving.policy import PLAS
+from agentserving.contract.policy import PLAS
 from engine.versions.rig import Engine, Options, Pipeline
 
 LOW = 10**9  # microseconds that put a program into the last level

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agentserving.channel import Load
-from agentserving.policy import ATLAS, FCFS, MLFQ, PLAS, PROGRAM_FCFS, Policy
+from agentserving.contract.channel import Load
+from agentserving.contract.policy import ATLAS, FCFS, MLFQ, PLAS, PROGRAM_FCFS, Policy
 from engine.versions.rig import Engine, Options, Pipeline
 
 SEEDS = (1, 2, 3)

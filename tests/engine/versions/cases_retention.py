@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agentserving.policy import FCFS, PROGRAM_PLAS
+from agentserving.contract.policy import FCFS, PROGRAM_PLAS
 from engine.versions.cases_preemption import churn
 from engine.versions.rig import Engine, Options, Pipeline
 

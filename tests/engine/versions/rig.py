@@ -22,9 +22,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from agentserving.channel import CallRecord, Cancel, Preempt, SetHolds, SetPolicy, ToEngine
-from agentserving.policy import Policy, to_dict
-from agentserving.ticket import Ticket, sign
+from agentserving.contract.channel import CallRecord, Cancel, Preempt, SetHolds, SetPolicy, ToEngine
+from agentserving.contract.policy import Policy, to_dict
+from agentserving.contract.ticket import Ticket, sign
 from agentserving_engine import plugin_state
 from agentserving_engine.scheduler import ProgramScheduler
 from engine.versions.fake_runner import BLOCK_SIZE, FakeRunner, next_token

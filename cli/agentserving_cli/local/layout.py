@@ -1,0 +1,176 @@
+"""What runs where on one machine: ports, directories, command lines. Pure but for free ports and CPU flags."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agentserving.contract.policy import DEFAULT
+
+TINY = "tiny"
+REPOSITORY_ROOTS = ("proto", "process", "controlplane", "gateway", "cli", "engine-image", "simulator")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSpec:
+    """What the user asked for."""
+
+    state_dir: Path
+    engine: str = "vllm"
+    engines: int = 2
+    store: str = "etcd"
+    # One leads, the others stand by; with store etcd.
+    control_planes: int = 1
+    policy: str = DEFAULT.name
+    balancer: str = "prefix_aware"
+    gateway_port: int = 0
+    # Of the tiny model and the simulator; other models take what vLLM finds fit.
+    max_num_seqs: int = 8
+    # TINY, or what vLLM's --model takes; engines serve under this name.
+    model: str = TINY
+    engine_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAddresses:
+    """One engine and its sidecar."""
+
+    engine_id: str
+    http: int
+    sidecar: int
+    sidecar_http: int
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlaneAddress:
+    """One of several."""
+
+    name: str
+    grpc: int
+    http: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """All on 127.0.0.1."""
+
+    etcd_client: int
+    etcd_peer: int
+    control_planes: tuple[ControlPlaneAddress, ...]
+    gateway: int
+    gateway_http: int
+    engines: tuple[EngineAddresses, ...] = field(default=())
+
+    @property
+    def control_plane(self) -> str:
+        """host:port of all of them, with commas between."""
+        return ",".join(f"127.0.0.1:{plane.grpc}" for plane in self.control_planes)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now; held together, so that they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def port_is_free(port: int) -> bool:
+    """True when we could listen on it. Ports that only linger after a closed connection are free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def choose_ports(spec: ClusterSpec) -> Ports:
+    """A port for everybody."""
+    free = iter(free_ports(4 + 2 * spec.control_planes + 3 * spec.engines))
+    fixed = [next(free) for _ in range(4)]
+    planes = tuple(
+        ControlPlaneAddress(f"control-plane-{i}" if i else "control-plane", next(free), next(free))
+        for i in range(spec.control_planes)
+    )
+    engines = tuple(EngineAddresses(f"engine-{i}", next(free), next(free), next(free)) for i in range(spec.engines))
+    return Ports(fixed[0], fixed[1], planes, spec.gateway_port or fixed[2], fixed[3], engines)
+
+
+def source_path() -> str:
+    """PYTHONPATH of a checkout; of an installed package it is where the package lies."""
+    here = Path(__file__).resolve()
+    root = here.parents[3]
+    roots = [root / name for name in REPOSITORY_ROOTS]
+    return os.pathsep.join(str(path) for path in (roots if roots[0].is_dir() else [here.parents[2]]))
+
+
+def component(module: str, *flags: str) -> list[str]:
+    """Command line of one of ours."""
+    return [sys.executable, "-m", module, *flags]
+
+
+def cpu_dtype() -> str:
+    """What a CPU computes fast: bfloat16 where it has instructions for it, else float32 (half the time a step then)."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return "float32"
+    return "bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else "float32"
+
+
+def vllm_argv(python: Path, model: Path | str, port: int, spec: ClusterSpec, *more: str) -> list[str]:
+    """Command line of a vLLM with our scheduler (started as a module: the `vllm` script looks for another name)."""
+    tiny = [
+        "--load-format", "dummy", "--enforce-eager", "--dtype", cpu_dtype(), "--max-model-len", "8192",
+        "--max-num-seqs", str(spec.max_num_seqs),
+    ]  # fmt: skip
+    return [
+        str(python), "-m", "vllm.entrypoints.openai.api_server",
+        "--model", str(model), "--served-model-name", spec.model,
+        "--host", "127.0.0.1", "--port", str(port),
+        "--scheduler-cls", "agentserving_engine.scheduler.ProgramScheduler",
+        *(tiny if spec.model == TINY else []), *more, *spec.engine_args,
+    ]  # fmt: skip
+
+
+def engine_env(engine_id: str, channel: Path, key: Path, core: int | None, gpus: Sequence[str] = ()) -> dict[str, str]:
+    """Environment of an engine. Engines must not fight: `core` binds a CPU vLLM to one, `gpus` are this engine's."""
+    env = {
+        "AGENTSERVING_ENGINE_ID": engine_id,
+        "AGENTSERVING_CHANNEL_DIR": str(channel),
+        "AGENTSERVING_TICKET_KEY_FILE": str(key),
+        "PYTHONPATH": source_path(),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
+    if core is not None:
+        env["VLLM_CPU_OMP_THREADS_BIND"] = str(core)
+    if gpus:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    return env
+
+
+def gpus_of(index: int, engines: int, gpus: Sequence[str]) -> Sequence[str]:
+    """Equal shares of the GPUs; with more engines than GPUs each has one, shared."""
+    if not gpus:
+        return ()
+    each = max(1, len(gpus) // engines)
+    first = index * each % len(gpus)
+    return gpus[first : first + each]
+
+
+def memory_share(engines: int, gpus: Sequence[str]) -> list[str]:
+    """vLLM takes 0.9 of a GPU unless told otherwise; engines on one GPU split that."""
+    per_gpu = -(-engines // len(gpus)) if gpus else 1
+    return ["--gpu-memory-utilization", f"{0.9 / per_gpu:.2f}"] if per_gpu > 1 else []

@@ -1,0 +1,143 @@
+"""The `agentserving` command."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import click
+from agentserving.contract.policy import DEFAULT, PRESETS
+from rich.console import Console
+
+from agentserving_cli.connection import default_state_dir, fail, services
+from agentserving_cli.local.layout import TINY, ClusterSpec
+from agentserving_cli.local.process import StartFailedError
+from agentserving_cli.local.state_dir import StateDirError
+from agentserving_cli.local.vllm_env import EnvironmentFailedError
+from agentserving_cli.program_commands import program_commands
+from agentserving_cli.up import GaveUpError, run_up
+
+console = Console()
+
+state_dir_option = click.option(
+    "--state-dir", type=click.Path(path_type=Path), default=default_state_dir, help="Where the local cluster lives."
+)
+control_plane_option = click.option(
+    "--control-plane", default="", help="host:port of another cluster, or several with commas."
+)
+MODEL_HELP = "A directory or a name that vLLM's --model takes. The default is made here and has random weights."
+ENGINE_ARG_HELP = "A flag for every engine, as --engine-arg=--max-num-seqs=32. May be given again."
+
+
+def _local(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say which cluster; the command is given a way to it."""
+
+    @functools.wraps(command)
+    def found(*arguments: Any, state_dir: Path, control_plane: str, **chosen: Any) -> Any:
+        return command(functools.partial(services, state_dir, control_plane), *arguments, **chosen)
+
+    return state_dir_option(control_plane_option(found))
+
+
+class _Commands(click.Group):
+    """The commands here, and those that packages beside this one bring (entry points `agentserving.commands`)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *entry_points(group="agentserving.commands").names})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        for entry in entry_points(group="agentserving.commands", name=cmd_name) if found is None else ():
+            found = entry.load()
+        return found
+
+
+@click.group(cls=_Commands)
+@click.version_option("0.1.0")
+def main() -> None:
+    """Serve agentic programs, not single requests.
+
+    Start a cluster with `agentserving up`, point any OpenAI or Anthropic client at the address it prints, and watch
+    its programs with `agentserving top`. Commands find the cluster of this machine by themselves; --control-plane, or
+    AGENTSERVING_CONTROL_PLANE, names another one.
+    """
+
+
+@main.command()
+@click.option("--engine", type=click.Choice(["vllm", "simulator"]), default="vllm", show_default=True)
+@click.option("--engines", type=click.IntRange(1, 16), default=2, show_default=True, help="How many.")
+@click.option("--model", default=TINY, show_default=True, help=MODEL_HELP)
+@click.option("--engine-arg", "engine_args", multiple=True, help=ENGINE_ARG_HELP)
+@click.option("--store", type=click.Choice(["etcd", "memory"]), default="etcd", show_default=True)
+@click.option(
+    "--control-planes",
+    type=click.IntRange(1, 5),
+    default=1,
+    show_default=True,
+    help="One leads, the others stand by; with --store etcd.",
+)
+@click.option("--policy", default=DEFAULT.name, show_default=True, help=f"One of {', '.join(PRESETS)}.")
+@click.option("--gateway-port", type=click.IntRange(0, 65535), default=0, help="0, the default: any free one.")
+@state_dir_option
+def up(gateway_port: int, state_dir: Path, **chosen: Any) -> None:
+    """Start a cluster on this machine and stay until Ctrl-C.
+
+    Engines are vLLM: a CPU build with a tiny random model, made at the first start; or, with AGENTSERVING_VLLM_PYTHON
+    naming a Python that has vLLM 0.28 to 0.33 (CUDA, say), that one and the --model you name. GPUs are shared out
+    among the engines. --engine simulator needs no vLLM: a cost model in the place of a model.
+    """
+    if chosen["control_planes"] > 1 and chosen["store"] != "etcd":
+        raise click.UsageError("--control-planes: several need --store etcd, where they find what one has left")
+    with _failures():
+        sys.exit(asyncio.run(run_up(ClusterSpec(state_dir, gateway_port=gateway_port, **chosen), console)))
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What may go wrong when a cluster starts, as one clear message and exit status 1."""
+    try:
+        yield
+    except (StartFailedError, StateDirError, EnvironmentFailedError, GaveUpError) as error:
+        fail(str(error))
+
+
+for _command in program_commands(_local):
+    main.add_command(_command)
+
+
+@main.command()
+@click.option("--engine", type=click.Choice(["vllm", "simulator"]), default="vllm", show_default=True)
+@click.option("--programs", type=click.IntRange(4, 1000), default=90, show_default=True, help="Of the four kinds.")
+@click.option("--rate", type=click.FloatRange(0.01, 1000), default=2.5, show_default=True, help="Programs a second.")
+@click.option(
+    "--scale",
+    type=click.FloatRange(0, 10),
+    default=0.0,
+    help="Of the token counts; 0, the default: what fills the engines.",
+)
+@click.option("--slots", type=click.IntRange(1, 256), default=4, show_default=True, help="Calls that an engine runs.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-results"), help="Where results go.")
+def demo(**chosen: Any) -> None:
+    """Run the same agent programs under FCFS and under the default policy, and show the difference.
+
+    By default the programs are made as long as overloads the engines a little: that is where the order of calls
+    matters. With a small --scale nobody waits, and the two are equal.
+    """
+    from agentserving_cli.demo import DemoPlan, run_demo
+
+    try:
+        with _failures():
+            asyncio.run(run_demo(DemoPlan(**chosen), console))
+    except KeyboardInterrupt:
+        fail("interrupted")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The one table from a refusal to its gRPC status."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import grpc
+from agentserving.v1 import call_service_pb2
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from agentserving_controlplane import errors
+from agentserving_controlplane.store.port import FencedError, PendingLimitError, StoreError
+
+DOMAIN = "agentserving.io"
+# Messages repeat what the client sent, and travel thrice in headers that hold 8 KiB: longer ones are cut.
+MAX_MESSAGE_CHARS = 300
+
+_CODES: dict[type[Exception], int] = {
+    errors.NotFoundError: code_pb2.NOT_FOUND,
+    errors.InvalidError: code_pb2.INVALID_ARGUMENT,
+    errors.ConflictError: code_pb2.FAILED_PRECONDITION,
+    errors.ExistsError: code_pb2.ALREADY_EXISTS,
+    errors.OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
+    errors.UnavailableError: code_pb2.UNAVAILABLE,
+    errors.NotLeaderError: code_pb2.UNAVAILABLE,
+    errors.GoneError: code_pb2.OUT_OF_RANGE,
+    errors.ReplacedError: code_pb2.ABORTED,
+    errors.LateError: code_pb2.DEADLINE_EXCEEDED,
+}
+
+
+def as_domain_error(error: Exception) -> errors.DomainError:
+    """Any exception as a refusal; a bug becomes INTERNAL without its text, which may hold what nobody should see."""
+    match error:
+        case errors.DomainError():
+            return error
+        case DecodeError():
+            return errors.InvalidError("MALFORMED_MESSAGE", "these bytes are no message of this call")
+        case PendingLimitError():
+            return errors.OverloadedError("STORE_BACKPRESSURE", str(error), retry_after_s=1.0)
+        case FencedError():
+            return errors.NotLeaderError("this control plane is no longer the leader")
+        case StoreError():
+            return errors.UnavailableError("STORE_UNAVAILABLE", str(error), retry_after_s=1.0)
+        case _:
+            return errors.DomainError("INTERNAL", f"internal error ({type(error).__name__})")
+
+
+def code_of(error: errors.DomainError) -> int:
+    """google.rpc.Code."""
+    return int(_CODES.get(type(error), code_pb2.INTERNAL))
+
+
+def _short(refusal: errors.DomainError) -> str:
+    text = str(refusal)
+    return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 3] + "..."
+
+
+async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:  # type: ignore[type-arg]
+    """Ends the RPC with status, ErrorInfo and, where there is one, BadRequest and RetryInfo."""
+    refusal = as_domain_error(error)
+    message = _short(refusal)
+    status = status_pb2.Status(code=code_of(refusal), message=message)
+    leader = refusal.leader if isinstance(refusal, errors.NotLeaderError) else ""
+    metadata = {"leader": leader} if leader else {}
+    details = [error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=metadata)]
+    if refusal.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=refusal.field, description=message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if refusal.retry_after_s:
+        delay = Duration()
+        delay.FromMilliseconds(round(refusal.retry_after_s * 1000))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    for detail in details:
+        packed = AnyMessage()
+        packed.Pack(detail)
+        status.details.append(packed)
+    await context.abort_with_status(rpc_status.to_status(status))
+    raise AssertionError("abort_with_status raises")
+
+
+def admission_error(error: Exception) -> call_service_pb2.AdmissionError:
+    """The same on the admissions stream."""
+    refusal = as_domain_error(error)
+    told = call_service_pb2.AdmissionError(code=code_of(refusal), reason=refusal.reason, message=_short(refusal))
+    if refusal.retry_after_s:
+        told.retry_after.FromMilliseconds(int(refusal.retry_after_s * 1000))
+    return told

@@ -1,0 +1,1 @@
+"""Attached engines, their streams, and the load balancer."""

@@ -1,0 +1,1 @@
+"""The policy in force and what the control plane computes for it."""

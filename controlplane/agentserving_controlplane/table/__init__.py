@@ -1,0 +1,1 @@
+"""The process table: rows, indexes, admissions, reports, endings. Pure."""

@@ -1,0 +1,1 @@
+"""A cluster's certificates: what they contain (pure) and who issues them."""

@@ -1,0 +1,168 @@
+"""A CA for a cluster and the certificates that it signs: what is due, and how it is made. Takes the time, gives PEM.
+
+The one way in is `renewed`: what there is -> what there should be. A CA that is due gets a successor beside it, which
+is first only announced: `ca.crt` holds both from then on. Once every pod has had the time to read that, the successor
+signs; the old CA stays trusted until it ends. When a successor was announced is read off its certificate, so nothing
+is kept but the certificates themselves.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from collections.abc import Mapping, Sequence
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from agentserving_operator.certificates.values import LEAF_LIFE, Authority, Certificates, Pair
+
+# A new CA restarts etcd members, and whoever has copied the old one must copy again: seldom.
+CA_LIFE = datetime.timedelta(days=3650)
+# kubelets bring a changed Secret within two minutes; a node that is away for a while has the rest of the day.
+ANNOUNCED_FOR = datetime.timedelta(days=1)
+# Clocks differ.
+BACKDATED = datetime.timedelta(minutes=5)
+
+
+def certificate_of(pair: Pair) -> x509.Certificate:
+    """ValueError when it is none."""
+    return x509.load_pem_x509_certificate(pair.cert)
+
+
+def signer_of(authority: Authority, now: datetime.datetime) -> Pair:
+    """The CA itself, once all know it; until then the one before."""
+    announced = certificate_of(authority.ca).not_valid_before_utc + BACKDATED
+    return authority.old if authority.old is not None and now < announced + ANNOUNCED_FOR else authority.ca
+
+
+def due(cert: x509.Certificate, now: datetime.datetime) -> bool:
+    """When two thirds of its life are over, or before it has begun: a clock was wrong."""
+    begun, ends = cert.not_valid_before_utc, cert.not_valid_after_utc
+    return now < begun or now >= begun + (ends - begun) * 2 / 3
+
+
+def renewed(
+    name: str,
+    authority: Authority | None,
+    leaves: Mapping[str, Pair | None],
+    hosts: Mapping[str, Sequence[str]],
+    now: datetime.datetime,
+) -> Certificates:
+    """What there should be. Whatever is as it should be is given back as it is.
+
+    `name` of the cluster, for people; `hosts` of each leaf: without any it is a client's, and no server.
+    """
+    authority = _renewed_authority(name, authority, now)
+    signer = signer_of(authority, now)
+    found = {}
+    for leaf, names in hosts.items():
+        old = leaves.get(leaf)
+        found[leaf] = old if old is not None and _is_good(old, signer, names, now) else _leaf(leaf, signer, names, now)
+    return Certificates(authority, found)
+
+
+def _renewed_authority(name: str, authority: Authority | None, now: datetime.datetime) -> Authority:
+    if authority is None or not (_is_pair(authority.ca) and now < certificate_of(authority.ca).not_valid_after_utc):
+        return Authority(_ca(name, now))
+    if due(certificate_of(authority.ca), now):
+        return Authority(_ca(name, now), authority.ca)
+    old = authority.old
+    if old is not None and not (_is_pair(old) and now < certificate_of(old).not_valid_after_utc):
+        return Authority(authority.ca)
+    return authority
+
+
+def _is_pair(pair: Pair) -> bool:
+    try:
+        key = serialization.load_pem_private_key(pair.key, None)
+        return key.public_key() == certificate_of(pair).public_key()
+    except (ValueError, TypeError):
+        return False
+
+
+def _is_good(leaf: Pair, signer: Pair, hosts: Sequence[str], now: datetime.datetime) -> bool:
+    if not _is_pair(leaf):
+        return False
+    cert = certificate_of(leaf)
+    try:
+        cert.verify_directly_issued_by(certificate_of(signer))
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return not due(cert, now) and _hosts_of(cert) == list(hosts)
+
+
+def _hosts_of(cert: x509.Certificate) -> list[str]:
+    try:
+        names = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [str(each.value) for each in names]
+
+
+def _ca(name: str, now: datetime.datetime) -> Pair:
+    key = ec.generate_private_key(ec.SECP256R1())
+    # With its time: a CA and its successor must not have one name, or chains are looked for in the wrong place.
+    subject = _subject(f"agentserving {name} {now:%Y-%m-%d %H:%M:%S}"[-64:])
+    usage = _usage(key_cert_sign=True, crl_sign=True)
+    builder = _builder(subject, subject, key, now, now + CA_LIFE)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    return _signed(builder.add_extension(usage, critical=True), key, key)
+
+
+def _leaf(leaf: str, signer: Pair, hosts: Sequence[str], now: datetime.datetime) -> Pair:
+    issuer, key = certificate_of(signer), ec.generate_private_key(ec.SECP256R1())
+    signing = serialization.load_pem_private_key(signer.key, None)
+    assert isinstance(signing, ec.EllipticCurvePrivateKey)
+    purposes = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if hosts else [])]
+    ends = min(now + LEAF_LIFE, issuer.not_valid_after_utc)
+    builder = _builder(_subject(f"agentserving {leaf}"), issuer.subject, key, now, ends)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(_usage(digital_signature=True), critical=True)
+    builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+    if hosts:
+        names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+        builder = builder.add_extension(names, critical=False)
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signing.public_key())
+    return _signed(builder.add_extension(identifier, critical=False), key, signing)
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _subject(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _usage(
+    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
+) -> x509.KeyUsage:  # fmt: skip
+    return x509.KeyUsage(
+        digital_signature=digital_signature, key_cert_sign=key_cert_sign, crl_sign=crl_sign, content_commitment=False,
+        key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, now: datetime.datetime,
+    ends: datetime.datetime,
+) -> x509.CertificateBuilder:  # fmt: skip
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
+    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - BACKDATED)
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    return builder.not_valid_after(ends).add_extension(identifier, critical=False)
+
+
+def _signed(
+    builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey, signing: ec.EllipticCurvePrivateKey
+) -> Pair:
+    cert = builder.sign(signing, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    form = serialization.PrivateFormat.PKCS8
+    return Pair(cert, key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))

@@ -1,0 +1,111 @@
+"""A cluster's certificates as the API server keeps them: looked at on each visit, and renewed where they are due.
+
+With issuer Operator the Secrets are ours, the CA's first. With CertManager they are its own, and only read here. They
+are got one by one: no right to list Secrets is needed. What is due is `certificates`' to say.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+from agentserving.transport.connection import Pem
+
+from agentserving_operator.api_server import RefusedError
+from agentserving_operator.manifests import Cluster, Manifest
+from agentserving_operator.manifests.certificate_objects import (
+    authority_of,
+    ca_secret_name,
+    content,
+    leaves,
+    pair_of,
+    secrets,
+)
+from agentserving_operator.manifests.tls import Leaf, secret_name, server_name
+from agentserving_operator.observe.drift import matches
+from agentserving_operator.observe.owned import may_take, name_taken, refused
+from agentserving_operator.observe.reasons import Trouble
+from agentserving_operator.spec.tls import Issuer
+
+log = structlog.get_logger()
+
+
+class Secrets(Protocol):
+    """What issuing asks of the API server; raises as `reconcile.Api`."""
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """None when there is none."""
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        """Gives the object as it is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """What the operator itself needs of them: who it is, and which CAs are trusted ("" = not known)."""
+
+    client: Pem | None = None
+    trust: str = ""
+
+
+async def issue(api: Secrets, cluster: Cluster, now: datetime.datetime, troubles: list[Trouble]) -> Issued:
+    """Makes certificates what they should be. What could not be done is added to `troubles`."""
+    issuer = cluster.spec.tls.issuer
+    if issuer is Issuer.NONE:
+        return Issued()
+    names = [secret_name(cluster.name, leaf) for leaf in leaves(cluster)]
+    if issuer is Issuer.OPERATOR:
+        names.insert(0, ca_secret_name(cluster))
+    live: dict[str, Manifest | None] = {}
+    for name in names:
+        try:
+            live[name] = await api.get("Secret", cluster.namespace, name)
+        except RefusedError as error:
+            troubles.append(refused("Secret", name, error))
+            return Issued()
+    if issuer is Issuer.OPERATOR:
+        await _renew(api, cluster, now, live, troubles)
+    return _issued(cluster, live)
+
+
+async def _renew(
+    api: Secrets, cluster: Cluster, now: datetime.datetime, live: dict[str, Manifest | None], troubles: list[Trouble]
+) -> None:
+    taken = [name for name, each in live.items() if each is not None and not may_take(each, cluster)]
+    if taken:
+        troubles.extend(name_taken("Secret", name) for name in taken)
+        return
+    # Not before there is a cluster that has certificates of ours: it takes 10 MB.
+    from agentserving_operator.certificates.certificates import renewed
+
+    hosts = {leaf.value: names for leaf, names in leaves(cluster).items()}
+    old = {leaf.value: pair_of(live[secret_name(cluster.name, leaf)]) for leaf in leaves(cluster)}
+    found = renewed(cluster.name, authority_of(live[ca_secret_name(cluster)]), old, hosts, now)
+    for manifest in secrets(cluster, found):
+        name = manifest["metadata"]["name"]
+        there = live[name]
+        if there is not None and matches(manifest, {**there, **_kind_of(manifest)}):
+            continue
+        log.info("certificates", name=name, namespace=cluster.namespace, new=there is None)
+        try:
+            live[name] = await api.apply(manifest)
+        except RefusedError as error:
+            troubles.append(refused("Secret", name, error))
+            # What comes after a CA that is not kept would be signed by nobody.
+            return
+
+
+def _kind_of(manifest: Manifest) -> Manifest:
+    return {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"]}
+
+
+def _issued(cluster: Cluster, live: dict[str, Manifest | None]) -> Issued:
+    client = live[secret_name(cluster.name, Leaf.CLIENT)]
+    pair, ca = pair_of(client), content(client, "ca.crt")
+    trust = "" if ca is None else hashlib.sha256(ca).hexdigest()[:16]
+    if pair is None:
+        return Issued(None, trust)
+    return Issued(Pem(ca, pair.cert, pair.key, server_name(cluster)), trust)

@@ -1,0 +1,1 @@
+"""What a visit saw, as conditions, events and differences. Pure."""

@@ -1,0 +1,1 @@
+"""The typed source of the custom resource: fields, defaults, rules, schema. Pure."""

@@ -1,0 +1,1 @@
+"""Typed gRPC clients and the values they return."""

@@ -1,0 +1,173 @@
+"""Messages between the scheduler plugin in the engine process and the sidecar beside it.
+
+One Unix stream socket per data-parallel rank (``<directory>/rank<N>.sock``); the plugin listens, one sidecar at a time
+connects (a newer connection replaces an older one). Each frame is a 4-byte big-endian length and one msgpack message.
+The plugin sends `EngineHello` first, then `EngineReport` after steps that changed something and at least every
+`HEARTBEAT_S`. A call's record is cumulative; the terminal record (``outcome`` set) is sent again on every new
+connection until the sidecar has acknowledged it with `AckCalls`, so a sidecar may die at any time.
+
+Needs only msgspec: the engine process imports this and nothing else of ours but policy, ticket and its own package.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+HEARTBEAT_S = 1.0
+MAX_FRAME_BYTES = 8 << 20
+
+
+class CallRecord(msgspec.Struct, array_like=True):
+    """Counters of one call since its arrival at this engine; times in microseconds."""
+
+    call_id: str
+    attempt: int
+    program_id: str
+    root_program_id: str
+    tenant: str
+    thread_id: str
+    attained_service_us: int  # account at arrival
+    service_us: int = 0
+    wait_us: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    preemptions: int = 0
+    promotions: int = 0
+    demotions: int = 0
+    level: int = 0
+    running: bool = False
+    outcome: str = ""  # "", "completed", "cancelled", "failed"
+    first_token_us: int = 0
+
+
+class Load(msgspec.Struct, array_like=True):
+    """How busy the engine is; counters are totals since boot. Same meaning as EngineLoad in types.proto."""
+
+    running: int = 0
+    waiting: int = 0
+    free_blocks: int = 0
+    total_blocks: int = 0
+    steps: int = 0
+    last_step_age_us: int = 0
+    preemptions_proactive: int = 0
+    preemptions_reactive: int = 0
+    promotions: int = 0
+    demotions: int = 0
+    unmanaged_calls: int = 0
+    rejected_tickets: int = 0
+    policy_time_us: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    hook_errors: int = 0
+    # Gauges, as of the last time that a call waited for a slot which was free.
+    kept_blocks: int = 0
+    behind_kept: int = 0
+
+
+class EngineHello(msgspec.Struct, tag="hello"):
+    """First frame from the plugin on each connection."""
+
+    boot_id: str
+    pid: int
+    rank: int
+    engine_kind: str  # "VLLM" or "SIMULATOR"
+    engine_version: str
+    plugin_version: str
+    max_num_seqs: int
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    data_parallel_size: int
+    async_scheduling: bool
+    policy_version: int
+
+
+class EngineReport(msgspec.Struct, tag="report"):
+    """Calls that changed since the last report, and the load now."""
+
+    load: Load
+    calls: list[CallRecord]
+    policy_version: int
+
+
+class PolicyResult(msgspec.Struct, tag="policy_result"):
+    """Answer to SetPolicy: `error` is empty when the policy is in force."""
+
+    version: int
+    error: str
+
+
+class AckCalls(msgspec.Struct, tag="ack"):
+    """The sidecar has these terminal records on disk: (call_id, attempt) pairs the plugin may forget."""
+
+    calls: list[tuple[str, int]]
+
+
+class SetPolicy(msgspec.Struct, tag="policy"):
+    """A policy to execute from the next step on; `policy` as made by agentserving.contract.policy.to_dict."""
+
+    version: int
+    policy: dict[str, Any]
+
+
+class SetAccounts(msgspec.Struct, tag="accounts"):
+    """(root_program_id, attained_service_us, wait_us) as the table has them now; the plugin takes the max."""
+
+    accounts: list[tuple[str, int, int]]
+
+
+class Preempt(msgspec.Struct, tag="preempt"):
+    """Put one running call back to waiting."""
+
+    call_id: str
+
+
+class SetHolds(msgspec.Struct, tag="holds"):
+    """Root programs to hold, all of them: their running calls are preempted, every other program is let go."""
+
+    program_ids: list[str]
+
+
+class Cancel(msgspec.Struct, tag="cancel"):
+    """Abort these calls; their clients get what there is."""
+
+    call_ids: list[str]
+
+
+FromEngine = EngineHello | EngineReport | PolicyResult
+ToEngine = AckCalls | SetPolicy | SetAccounts | Preempt | SetHolds | Cancel
+
+encoder = msgspec.msgpack.Encoder()
+from_engine_decoder = msgspec.msgpack.Decoder(FromEngine)
+to_engine_decoder = msgspec.msgpack.Decoder(ToEngine)
+
+
+def frame(message: FromEngine | ToEngine) -> bytes:
+    """A message as it goes over the socket."""
+    body = encoder.encode(message)
+    return len(body).to_bytes(4, "big") + body
+
+
+class FrameSplitter:
+    """Cuts a byte stream into frame bodies. ValueError when a frame is larger than MAX_FRAME_BYTES."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Adds bytes; gives the bodies that are complete."""
+        self._buffer += data
+        bodies: list[bytes] = []
+        while len(self._buffer) >= 4:
+            size = int.from_bytes(self._buffer[:4], "big")
+            if size > MAX_FRAME_BYTES:
+                raise ValueError(f"frame of {size} bytes, the limit is {MAX_FRAME_BYTES}")
+            if len(self._buffer) < 4 + size:
+                break
+            bodies.append(bytes(self._buffer[4 : 4 + size]))
+            del self._buffer[: 4 + size]
+        return bodies

@@ -1,0 +1,219 @@
+"""What carries a program through tasks, copied contexts and OS threads: one contextvar that holds a point.
+
+asyncio copies the context into every task, `asyncio.to_thread` and LangGraph's executors into every worker; so the
+point comes along by itself. Who makes a call is its *flow*: the running asyncio task, or else the OS thread. When the
+flow is the owner of the point's thread, it is that thread's next call; else a fork (`tracking.py` has the rules).
+
+One thing must be known that contextvars do not say: whether the context in hand is the one that the thread began in,
+or a throw-away copy of it (LangChain runs every step in one). Only in the former does a new point reach later forks.
+A Token tells: it can be reset in the very context that made it, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from typing import Any
+
+from agentserving.programs import headers
+from agentserving.programs.tracking import PendingCall, Point, Thread, Tracker
+
+_point: ContextVar[Point | None] = ContextVar("agentserving_point", default=None)
+_session: ContextVar[object] = ContextVar("agentserving_session", default=None)
+_probe: ContextVar[None] = ContextVar("agentserving_probe")
+# Tasks may run on several loops, and worker threads beside them. Re-entrant: a finalizer may end a call at any time.
+_lock = threading.RLock()
+_by_task: weakref.WeakKeyDictionary[asyncio.Task[Any], dict[Tracker, Thread]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Who is running: a task, or an OS thread outside of tasks."""
+
+    os_thread: int
+    task: weakref.ref[asyncio.Task[Any]] | None
+
+    def alive(self) -> bool | None:
+        """Whether a task goes on. An OS thread does not tell when it is done with us."""
+        if self.task is None:
+            return None
+        task = self.task()
+        return task is not None and not task.done()
+
+
+def current_task() -> asyncio.Task[Any] | None:
+    """None outside of a running loop."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def current_flow() -> Flow:
+    """Who calls this."""
+    task = current_task()
+    return Flow(threading.get_ident(), weakref.ref(task) if task is not None else None)
+
+
+def _at_home(thread: Thread) -> bool:
+    """True in the context that the thread began in, and in no copy of it."""
+    if not isinstance(thread.home, Token):
+        return False
+    try:
+        _probe.reset(thread.home)
+    except ValueError:
+        return False
+    thread.home = _probe.set(None)
+    return True
+
+
+def _settle(thread: Thread) -> None:
+    """This context is the thread's home."""
+    thread.home = _probe.set(None)
+    _point.set(thread.point)
+
+
+def current_point() -> Point | None:
+    """Where this context is; None outside of programs."""
+    return _point.get()
+
+
+def current_session() -> object:
+    """The handle of the current program, as `enter` was given it."""
+    return _session.get()
+
+
+def enter(tracker: Tracker, session: object) -> None:
+    """From here on, calls are the program's, and this flow is its main thread."""
+    with _lock:
+        tracker.main.owner = current_flow()
+        _settle(tracker.main)
+    _session.set(session)
+
+
+def leave(point: Point | None, session: object) -> None:
+    """Back to where `enter` was called, even from another context."""
+    _point.set(point)
+    _session.set(session)
+
+
+def current_thread(at: Point) -> Thread:
+    """The thread of whoever calls, which is a new one for a flow that comes with another's point."""
+    flow = current_flow()
+    tracker = at.thread.tracker
+    with _lock:
+        if at.thread.owner == flow:
+            return at.thread
+        task = current_task()
+        known = _by_task.get(task, {}).get(tracker) if task is not None else None
+        if known is not None:
+            return known
+        thread = tracker.fork(at, flow)
+        thread.alive = flow.alive
+        if task is not None:
+            _by_task.setdefault(task, {})[tracker] = thread
+        _settle(thread)
+        return thread
+
+
+def frontier(here: Thread) -> tuple[str, ...]:
+    """The calls that the next call of `here` comes after."""
+    with _lock:
+        return here.frontier()
+
+
+def fork(here: Thread, name: str = "") -> Thread:
+    """A thread that begins where `here` is now, whoever will run it."""
+    with _lock:
+        return here.tracker.fork(here.point, None, name)
+
+
+def join(here: Thread, threads: tuple[Thread, ...]) -> None:
+    """The next call of `here` comes after these."""
+    with _lock:
+        here.tracker.join(here, threads)
+
+
+@contextmanager
+def running(thread: Thread) -> Iterator[None]:
+    """The calls of this flow are the thread's."""
+    previous = _point.get()
+    finished = False
+    with _lock:
+        thread.owner, thread.closed = current_flow(), False
+        thread.alive = lambda: not finished
+        _settle(thread)
+    try:
+        yield
+    finally:
+        finished = True
+        _point.set(previous)
+
+
+class CarriedCall:
+    """A call of the current program on its way. `headers`: what the request must say."""
+
+    __slots__ = ("__weakref__", "_pending", "headers")
+
+    def __init__(self, pending: PendingCall) -> None:
+        self._pending = pending
+        thread = pending.thread
+        tracker = thread.tracker
+        self.headers = headers.headers_of(
+            tracker.program_id,
+            parent_program_id=tracker.parent_program_id,
+            name=tracker.name,
+            thread=thread.thread_id,
+            parents=pending.parents,
+        )
+
+    @property
+    def tracker(self) -> Tracker:
+        """Of the program that carries it."""
+        return self._pending.thread.tracker
+
+    @property
+    def program_id(self) -> str:
+        """Of that program."""
+        return self.tracker.program_id
+
+    @property
+    def thread_id(self) -> str:
+        """Of the thread it is a call of."""
+        return self._pending.thread.thread_id
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Ids of the calls it comes after."""
+        return self._pending.parents
+
+    def answered(self, call_id: str) -> None:
+        """The answer has begun, well, and this is the call's id; ids of other programs are not ours to remember."""
+        thread = self._pending.thread
+        if not call_id.startswith(self.program_id + "."):
+            return
+        with _lock:
+            in_home = _at_home(thread)
+            point = thread.tracker.answered(self._pending, call_id, in_home=in_home)
+            if in_home:
+                _point.set(point)
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        with _lock:
+            self._pending.thread.tracker.end(self._pending)
+
+
+def begin_call() -> CarriedCall | None:
+    """The next call of the current program; None outside of programs."""
+    at = _point.get()
+    if at is None:
+        return None
+    with _lock:
+        thread = current_thread(at)
+        return CarriedCall(thread.tracker.begin(thread))

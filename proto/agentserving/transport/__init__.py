@@ -1,0 +1,1 @@
+"""Connections to the control plane: channels, TLS, finding the leader, errors."""

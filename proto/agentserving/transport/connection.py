@@ -1,0 +1,202 @@
+"""How clients connect, for how long they wait, and when they try again. What sync and async share; sends nothing."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+
+from agentserving.contract.names import SIDECAR_NAME
+from agentserving.contract.replaced_files import settled
+from agentserving.transport.errors import (
+    NOT_LEADER,
+    AgentServingError,
+    CancelledError,
+    InvalidArgumentError,
+    UnavailableError,
+    hint_of,
+)
+from agentserving.transport.leader import Leader, split
+
+CONTROL_PLANE = "AGENTSERVING_CONTROL_PLANE"
+
+
+@dataclass(frozen=True, slots=True)
+class Pem:
+    """Certificates by content.
+
+    ca: whom to trust, None = the system's. cert, key: who we are, for mutual TLS.
+    server_name: what control planes' certificates must say, whatever their addresses; "" = the address's host.
+    """
+
+    ca: bytes | None = None
+    cert: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
+    server_name: str = ""
+
+    def read(self) -> Pem:
+        """Itself: it has been read."""
+        return self
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """For a channel."""
+        return grpc.ssl_channel_credentials(self.ca, self.key, self.cert)
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Certificates by the paths of PEM files, read anew for each channel; the fields are those of `Pem`."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    server_name: str = ""
+
+    @classmethod
+    def of(cls, ca: str, cert: str, key: str, server_name: str = "") -> Self:
+        """From the words of flags; "" = not given."""
+        found = [Path(each) if each else None for each in (ca, cert, key)]
+        return cls(found[0], found[1], found[2], server_name)
+
+    def read(self) -> Pem:
+        """As they are now. OSError for a file that cannot be read."""
+        return settled(self._once)
+
+    def _once(self) -> Pem:
+        return Pem(_content(self.ca), _content(self.cert), _content(self.key), self.server_name)
+
+
+def _content(path: Path | None) -> bytes | None:
+    return None if path is None else Path(path).read_bytes()
+
+
+def tls_from_environment() -> Tls | None:
+    """AGENTSERVING_TLS_CA, _CERT, _KEY and _SERVER_NAME, as the components have them; None when no file is named."""
+    ca, cert, key = (os.environ.get(f"AGENTSERVING_TLS_{each}", "") for each in ("CA", "CERT", "KEY"))
+    return Tls.of(ca, cert, key, os.environ.get("AGENTSERVING_TLS_SERVER_NAME", "")) if ca or cert or key else None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a client behaves.
+
+    tls: by default what the environment says; None = in the clear.
+    deadline_s: of one operation with all its attempts; long enough for a write that waits for a slow store.
+    attempts: 3 outlive a gateway or control plane that restarts in about a second.
+    first_delay_s: before the second attempt, doubled for each further one, half of it random.
+    metadata: sent with every RPC; the credential, and the tenant that comes with it.
+    """
+
+    tls: Tls | Pem | None = field(default_factory=tls_from_environment)
+    deadline_s: float = 10.0
+    attempts: int = 3
+    first_delay_s: float = 0.2
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Metadata as gRPC takes it."""
+        return tuple(self.metadata.items())
+
+
+# The default first reconnect comes after a second: longer than a control plane needs to come back.
+CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    # Also how long an attempt to connect may take: the longer, the busier the machine. A refused one is over at once.
+    ("grpc.min_reconnect_backoff_ms", 2500),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 16 << 20),
+)
+
+# To control planes, which permit it: one that is stopped, or cut off, is noticed before its lease has run out. A reply
+# may take long on a busy machine; nobody else can lead before that time anyway.
+KEEPALIVE_OPTIONS = (
+    ("grpc.keepalive_time_ms", 1000),
+    # The one that counts in gRPC 1.85, a minute by default: there keepalive_timeout_ms alone does nothing.
+    ("grpc.http2.ping_timeout_ms", 2500),
+    ("grpc.keepalive_timeout_ms", 2500),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A Service's address leads to another one at each new connection.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+def find_leader(given: str | None) -> Leader:
+    """From the address given (several with commas between), else the environment's; InvalidArgumentError."""
+    addresses = given or os.environ.get(CONTROL_PLANE, "")
+    if not addresses:
+        raise InvalidArgumentError(
+            f"address: name the control plane as host:port, or set {CONTROL_PLANE}", field="address"
+        )
+    try:
+        return Leader(split(addresses))
+    except ValueError as error:
+        raise InvalidArgumentError(f"address: {error}", field="address") from error
+
+
+Dial = tuple[Callable[..., Any], Callable[..., Any]]
+
+
+def dial(ways: Dial, address: str, settings: Settings, *, known: Sequence[str] = ()) -> Any:
+    """A channel; `ways` are gRPC's plain and TLS constructors, sync or async.
+
+    `known`: of a control plane, the addresses that lead to one. One that a follower has named is none of them, so its
+    certificate is looked at as theirs. Of a sidecar there are none: all sidecars' certificates have one name.
+    """
+    plain, secure = ways
+    options: list[tuple[str, Any]] = [*CHANNEL_OPTIONS, *(KEEPALIVE_OPTIONS if known else ())]
+    if settings.tls is None:
+        return plain(address, options=options)
+    pem = settings.tls.read()
+    name = pem.server_name or (known[0].rpartition(":")[0] if known and address not in known else "")
+    name = name if known else SIDECAR_NAME
+    if name:
+        options.append(("grpc.ssl_target_name_override", name))
+    return secure(address, pem.credentials(), options=options)
+
+
+# A control plane that stops leading cuts its calls off as CANCELLED; a caller that cancels sees no error of gRPC's.
+LOST = (UnavailableError, CancelledError)
+
+
+def look_elsewhere(leader: Leader, error: AgentServingError, address: str, now_s: float) -> float | None:
+    """After an error of the control plane at an address: None when it is the leader's own word, which others would
+    repeat; else the seconds to wait before asking whom `leader` names now."""
+    if not isinstance(error, LOST) or error.reason not in ("", NOT_LEADER):
+        return None
+    return leader.failed(address, now_s, hint_of(error))
+
+
+class Attempts:
+    """The attempts of one operation, by a clock that the caller reads (seconds, monotonic).
+
+    Looking for the leader is no attempt: it goes on until the deadline, which a change of leaders fits in.
+    """
+
+    def __init__(self, settings: Settings, now_s: float, *, again: bool, leader: Leader) -> None:
+        self._settings, self._again, self._leader = settings, again, leader
+        self._until_s = now_s + settings.deadline_s
+        self._made = 0
+
+    def left_s(self, now_s: float) -> float:
+        """Deadline of the attempt that begins now."""
+        return max(0.001, self._until_s - now_s)
+
+    def delay_s(self, error: AgentServingError, address: str, now_s: float) -> float | None:
+        """How long to wait after an attempt at an address before the next; None = there is none: raise."""
+        delay = look_elsewhere(self._leader, error, address, now_s)
+        # Who does not lead has done nothing; what one who is lost has done nobody knows.
+        if delay is not None and (error.reason == NOT_LEADER or (self._again and self._leader.several)):
+            delay *= random.uniform(0.5, 1.0)
+            return delay if now_s + delay < self._until_s else None
+        self._made += 1
+        if not self._again or not isinstance(error, LOST) or self._made >= self._settings.attempts:
+            return None
+        delay = self._settings.first_delay_s * 2 ** (self._made - 1) * random.uniform(0.5, 1.0)
+        delay = max(delay, error.retry_after_s)
+        return delay if now_s + delay < self._until_s else None

@@ -1,0 +1,1 @@
+"""Traces: the file format, recording one from a running cluster."""

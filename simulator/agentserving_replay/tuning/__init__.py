@@ -1,0 +1,1 @@
+"""`agentserving tune`: the search for a better policy and its judgement."""

@@ -1,0 +1,331 @@
+"""The call queue against what Algorithm 1 promises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from agentserving.contract.policy import ATLAS, FCFS, PLAS, PRESETS, Accounting, Level, Order, Policy
+from agentserving_engine.policy import CallFacts, CallQueue, Decision, PrefillCost, lost_tokens
+from agentserving_engine.policy.slot_pace import Allowance
+from engine.policy.slot_engine import SECOND, Plan, total_wait_s
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+THREE = (Level(2 * SECOND, 2 * SECOND), Level(6 * SECOND, 4 * SECOND), Level())
+
+
+def decide(queue: CallQueue, now: int, slots: int, resume_us: int = 0):
+    return queue.decide(
+        now, slots=slots, free_blocks=1 << 30, need_blocks=lambda k: 1, returns_blocks=lambda k: 1,
+        resume_us=lambda k: resume_us,
+    )  # fmt: skip
+
+
+def test_a_call_arrives_at_the_level_where_its_program_stands() -> None:
+    queue = CallQueue(Policy(accounting=Accounting.SUM, levels=THREE))
+    for key, account in (("a", 0), ("b", 2 * SECOND), ("c", 6 * SECOND)):
+        queue.arrive(CallFacts(key, key, account), 0)
+    assert [queue.rank(key)[0] for key in "abc"] == [0, 1, 2]
+
+
+def test_a_call_is_demoted_exactly_when_its_quantum_is_spent() -> None:
+    queue = CallQueue(Policy(accounting=Accounting.SUM, levels=THREE))
+    queue.arrive(CallFacts("a", "p"), 0)
+    queue.start("a", 0)
+    queue.charge(["a"], 2 * SECOND - 1)
+    assert decide(queue, 1, 1).demoted == ()
+    queue.charge(["a"], 1)
+    assert decide(queue, 2, 1).demoted == ("a",)
+    assert queue.rank("a")[0] == 1
+
+
+def test_a_call_of_a_better_level_displaces_a_running_one_of_a_worse_level() -> None:
+    queue = CallQueue(Policy(levels=THREE, accounting=Accounting.SUM, max_preemptions=1))
+    for key in "ab":
+        queue.arrive(CallFacts(key, key, 7 * SECOND), 0)
+        queue.start(key, 0)
+    for key in "xy":
+        queue.arrive(CallFacts(key, key), 1)
+    decision = decide(queue, 1, 2)
+    assert decision.preempt == ("b",)
+    assert decision.admit == ("x",)
+
+
+def test_calls_of_the_same_level_never_displace_each_other() -> None:
+    queue = CallQueue(Policy(levels=THREE, accounting=Accounting.SUM, max_preemptions=9))
+    queue.arrive(CallFacts("a", "a"), 0)
+    queue.start("a", 0)
+    queue.arrive(CallFacts("b", "b"), 1)
+    assert decide(queue, 1, 1).preempt == ()
+
+
+def test_a_starving_call_is_promoted_when_wait_over_service_reaches_beta() -> None:
+    queue = CallQueue(Policy(levels=THREE, accounting=Accounting.SUM, beta_milli=3000))
+    queue.arrive(CallFacts("a", "p", 7 * SECOND), 0)
+    assert decide(queue, 21 * SECOND - 1, 0).promoted == ()
+    assert decide(queue, 21 * SECOND, 0).promoted == ("a",)
+    assert queue.rank("a")[0] == 0
+
+
+def test_a_held_program_is_not_offered_and_returns_where_it_stood() -> None:
+    queue = CallQueue(FCFS)
+    for key in "ab":
+        queue.arrive(CallFacts(key, key), 0)
+    assert queue.pause("a", True, 1) == []
+    assert list(queue.iter_waiting()) == ["b"]
+    queue.pause("a", False, 2)
+    assert list(queue.iter_waiting()) == ["a", "b"]
+
+
+def test_program_order_runs_the_older_program_first() -> None:
+    queue = CallQueue(Policy(order=Order.PROGRAM_ARRIVAL))
+    queue.arrive(CallFacts("late", "new", program_arrival_us=9), 10)
+    queue.arrive(CallFacts("early", "old", program_arrival_us=1), 11)
+    assert list(queue.iter_waiting()) == ["early", "late"]
+
+
+FIG2 = {"A": [[3], [3], [2]], "B": [[3], [3], [2]], "C": [[2], [1]], "D": [[2], [1]]}
+
+
+@pytest.mark.parametrize(
+    ("policy", "wait_s"),
+    [
+        (FCFS, 18),
+        (Policy(levels=(Level(3 * SECOND, 3 * SECOND), Level()), max_preemptions=4), 18),
+        (Policy(levels=(Level(3 * SECOND, 3 * SECOND), Level()), accounting=Accounting.SUM, max_preemptions=4), 12),
+    ],
+    ids=["fcfs", "mlfq", "plas"],
+)
+def test_figure_2_of_the_paper(policy: Policy, wait_s: int) -> None:
+    """Two long and two short programs, two slots: total wait 18, 18 and 12 (an instance with the figure's sums)."""
+    plans = [Plan(name, [list(stage) for stage in stages]) for name, stages in FIG2.items()]
+    assert total_wait_s(policy, plans, slots=2) == wait_s
+
+
+@pytest.mark.parametrize(("accounting", "wait_s"), [(Accounting.NONE, 5), (Accounting.CRITICAL_PATH, 3)])
+def test_figure_19_of_the_paper(accounting: Accounting, wait_s: int) -> None:
+    """One slot; as B's second long call comes, A forks two short ones: total wait 5 under MLFQ, 3 under ATLAS."""
+    policy = Policy(levels=(Level(2 * SECOND, 2 * SECOND), Level()), accounting=accounting, max_preemptions=1)
+    assert total_wait_s(policy, [Plan("B", [[2], [2]]), Plan("A", [[1, 1]], at_s=2)], slots=1) == wait_s
+
+
+# Levels whose order is not their number, and a class with others.
+RANKED = replace(
+    PLAS,
+    name="ranked",
+    levels=(Level(SECOND, SECOND, 5), Level(9 * SECOND, 8 * SECOND, 2), Level(rank=7)),
+    classes=(("other", (Level(4 * SECOND, 4 * SECOND, 3), Level(rank=1))),),
+)
+
+
+def test_the_level_of_the_lowest_rank_runs_first_whichever_class_it_is_of() -> None:
+    queue = CallQueue(RANKED)
+    for key, account, application in (
+        ("young", 0, ""), ("middle", 2 * SECOND, ""), ("old", 99 * SECOND, ""),
+        ("other young", 0, "other"), ("other old", 5 * SECOND, "other"),
+    ):  # fmt: skip
+        queue.arrive(CallFacts(key, key, account, application=application), 0)
+    assert list(queue.iter_waiting()) == ["other old", "middle", "other young", "young", "old"]
+
+
+def test_a_call_that_reaches_a_better_level_is_not_preempted_for_those_it_has_overtaken() -> None:
+    queue = CallQueue(RANKED)
+    queue.arrive(CallFacts("a", "a"), 0)
+    queue.start("a", 0)
+    queue.arrive(CallFacts("b", "b", 2 * SECOND), 1)
+    assert decide(queue, 2, 1).preempt == ("a",)
+    queue.charge(["a"], SECOND)
+    assert decide(queue, SECOND, 1) == Decision(demoted=("a",))
+
+
+def test_who_has_waited_too_long_enters_the_best_level() -> None:
+    queue = CallQueue(replace(RANKED, beta_milli=1000))
+    queue.arrive(CallFacts("a", "a", 10 * SECOND), 0)
+    queue.arrive(CallFacts("b", "b", 2 * SECOND), 0)
+    assert decide(queue, 10 * SECOND, 0).promoted == ("a",)
+    stats = queue.stats("a", 10 * SECOND)
+    assert stats is not None
+    assert RANKED.levels[stats.level].rank == 2
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Any sequence of events keeps the queue's promises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue = CallQueue(ATLAS)
+        self.now = 0
+        self.arrived: dict[str, int] = {}
+        self.service: dict[str, int] = {}
+        self.count = 0
+
+    @rule(
+        account=st.integers(0, 100 * SECOND),
+        program=st.integers(0, 5),
+        managed=st.booleans(),
+        application=st.sampled_from(["", "other"]),
+    )
+    def arrive(self, account: int, program: int, managed: bool, application: str) -> None:
+        key = f"c{self.count}"
+        self.count += 1
+        self.queue.arrive(CallFacts(key, f"p{program}", account, managed=managed, application=application), self.now)
+        self.arrived[key], self.service[key] = self.now, 0
+
+    @rule(slots=st.integers(1, 4), dt=st.integers(1, 5 * SECOND))
+    def step(self, slots: int, dt: int) -> None:
+        settled = self.queue.settled
+        decision = decide(self.queue, self.now, slots)
+        assert not settled or decision == Decision()
+        assert len(decision.preempt) <= self.queue.policy.max_preemptions
+        for key in decision.preempt:
+            assert any(self.queue.rank(a)[0] < self.queue.rank(key)[0] for a in decision.admit)
+            self.queue.preempt(key, self.now)
+        for key in decision.admit:
+            self.queue.start(key, self.now)
+        running = self.queue.running_keys
+        self.now += dt
+        self.queue.charge(running, dt)
+        for key in running:
+            self.service[key] += dt
+
+    @precondition(lambda self: self.arrived)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.arrived)))
+        stats = self.queue.finish(key, self.now)
+        assert stats is not None
+        assert stats.service_us == self.service[key]
+        assert stats.service_us + stats.wait_us == self.now - self.arrived[key]
+        del self.arrived[key], self.service[key]
+        assert self.queue.finish(key, self.now) is None
+
+    @rule(policy=st.sampled_from([*PRESETS.values(), RANKED]))
+    def switch(self, policy: Policy) -> None:
+        self.queue.set_policy(policy)
+
+    @rule(program=st.integers(0, 5), paused=st.booleans())
+    def pause(self, program: int, paused: bool) -> None:
+        for key in self.queue.pause(f"p{program}", paused, self.now):
+            self.queue.preempt(key, self.now)
+
+    @invariant()
+    def every_call_is_waiting_or_running_and_the_order_is_total(self) -> None:
+        running = set(self.queue.running_keys)
+        waiting = [key for key in self.arrived if key not in running]
+        assert self.queue.waiting_count == len(waiting)
+        offered = list(self.queue.iter_waiting())
+        assert offered == sorted((key for key in waiting if not self.queue.is_held(key)), key=self.queue.rank)
+        assert len({self.queue.rank(key) for key in self.arrived}) == len(self.arrived)
+        assert self.queue.held_count == len(waiting) - len(offered)
+
+
+TestQueueMachine = QueueMachine.TestCase
+TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@given(waits=st.lists(st.integers(1, 10 * SECOND), min_size=1, max_size=20), beta=st.integers(1000, 20_000))
+def test_no_call_waits_longer_than_beta_times_service_without_being_promoted(waits: list[int], beta: int) -> None:
+    queue = CallQueue(Policy(levels=THREE, accounting=Accounting.SUM, beta_milli=beta))
+    queue.arrive(CallFacts("a", "p", 7 * SECOND), 0)
+    now = 0
+    promoted = False
+    for wait in waits:
+        now += wait
+        promoted |= bool(decide(queue, now, 0).promoted)
+        assert promoted == (now * 1000 >= beta * 7 * SECOND)
+
+
+def test_a_policy_that_counts_accounts_learns_them_of_the_calls_that_are_here() -> None:
+    """Under FCFS no account counts: a call that arrived then has none in its facts."""
+    queue = CallQueue(FCFS)
+    queue.arrive(CallFacts("old", "rich"), 0)
+    queue.set_policy(PLAS, lambda key: CallFacts(key, "rich", attained_service_us=2 * 10**9))
+    queue.arrive(CallFacts("new", "poor"), 1)
+    assert queue.best_waiting() == "new"
+    # Nor is it taken for starved at once: its program has received much.
+    queue.decide(10**7, slots=0, free_blocks=0, need_blocks=lambda key: 1, returns_blocks=lambda key: 1)
+    stats = queue.stats("old", 10**7)
+    assert stats is not None
+    assert (stats.level, stats.promotions) == (len(PLAS.levels) - 1, 0)
+
+
+def test_a_call_that_could_not_start_makes_nobody_give_way_and_blocks_nobody() -> None:
+    queue = CallQueue(PLAS)
+    queue.arrive(CallFacts("hog", "hog", 10**9), 0)
+    queue.start("hog", 0)
+    queue.arrive(CallFacts("blocked", "a"), 1)
+    room = {"slots": 1, "free_blocks": 9, "need_blocks": lambda key: 1, "returns_blocks": lambda key: 1}
+    assert queue.decide(2, **room, admissible=lambda key: key != "blocked").preempt == ()
+    queue.arrive(CallFacts("able", "b"), 3)
+    decision = queue.decide(4, **room, admissible=lambda key: key != "blocked")
+    assert (decision.preempt, decision.admit) == (("hog",), ("able",))
+
+
+def crowded(*, end_interval_us: int) -> CallQueue:
+    """One slot, taken by a call of the worst level, a newcomer waiting; slots came free at this interval before."""
+    queue = CallQueue(Policy(levels=THREE, accounting=Accounting.SUM, max_preemptions=4))
+    now = 0
+    for number in range(40):
+        queue.arrive(CallFacts(f"before{number}", "before"), now)
+        queue.start(f"before{number}", now)
+        now += end_interval_us
+        queue.finish(f"before{number}", now)
+    queue.arrive(CallFacts("hog", "old", 100 * SECOND), now)
+    queue.start("hog", now)
+    queue.arrive(CallFacts("new", "young"), now)
+    return queue
+
+
+@pytest.mark.parametrize(("resume_us", "preempted"), [(0, True), (49_000, True), (51_000, False)])
+def test_a_preemption_is_made_when_it_saves_twice_what_it_costs(resume_us: int, preempted: bool) -> None:
+    queue = crowded(end_interval_us=SECOND // 10)
+    decision = decide(queue, 4 * SECOND, 1, resume_us)
+    assert decision.preempt == (("hog",) if preempted else ())
+
+
+def test_a_preemption_that_did_not_pay_is_made_once_no_slot_has_come_free_for_long() -> None:
+    queue = crowded(end_interval_us=SECOND // 10)
+    assert not decide(queue, 4 * SECOND + 100_000, 1, SECOND).preempt
+    assert not decide(queue, 6 * SECOND - 1, 1, SECOND).preempt
+    assert decide(queue, 6 * SECOND, 1, SECOND).preempt == ("hog",)
+
+
+@given(
+    base=st.integers(1_000, 50_000),
+    per_token=st.integers(1, 500),
+    prefills=st.lists(st.integers(17, 5000), min_size=1),
+)
+def test_the_cost_of_prefill_is_read_off_the_steps(base: int, per_token: int, prefills: list[int]) -> None:
+    cost = PrefillCost()
+    for tokens in prefills:
+        cost.observe(base, 8, 8)
+        cost.observe(base + per_token * tokens, 8, 8 + tokens)
+    assert cost.us_per_token == pytest.approx(per_token)
+
+
+def test_prefill_has_a_cost_where_no_step_ever_only_decodes() -> None:
+    cost = PrefillCost()
+    cost.observe(200_000, 8, 2008)
+    assert cost.us_per_token == pytest.approx(100)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 10**6)), min_size=1))
+def test_an_allowance_is_a_burst_a_share_of_the_time_and_one_spending_at_most(events: list[tuple[int, int]]) -> None:
+    allowance, now, spent, largest = Allowance(0.1, 5_000), 0, 0.0, 0
+    for after, cost in events:
+        now += after
+        if allowance.left_us(now) > 0:
+            allowance.spend(cost)
+            spent, largest = spent + cost, max(largest, cost)
+    assert spent <= 5_000 + 0.1 * now + largest
+
+
+@pytest.mark.parametrize(
+    ("findable", "free", "waiting", "lost"), [(True, 100, 100, 4), (True, 99, 100, 100), (False, 100, 0, 100)]
+)
+def test_a_preempted_call_loses_its_last_block_or_all_that_others_overwrite(
+    findable: bool, free: int, waiting: int, lost: int
+) -> None:
+    assert lost_tokens(100, block_size=16, findable=findable, free_blocks=free, waiting_blocks=waiting) == lost
