@@ -1,7 +1,7 @@
 """Messages between the scheduler plugin in the engine process and the sidecar beside it.
 
-One Unix stream socket per data-parallel rank (``<directory>/rank<N>.sock``); the plugin listens, one sidecar at a time
-connects (a newer connection replaces an older one). Each frame is a 4-byte big-endian length and one msgpack message.
+One Unix stream socket (``<directory>/rank0.sock``); the plugin listens, one sidecar at a time connects (a newer
+connection replaces an older one). Each frame is a 4-byte big-endian length and one msgpack message.
 The plugin sends `EngineHello` first, then `EngineReport` after steps that changed something and at least every
 `HEARTBEAT_S`. A call's record is cumulative; the terminal record (``outcome`` set) is sent again on every new
 connection until the sidecar has acknowledged it with `AckCalls`, so a sidecar may die at any time.
@@ -35,12 +35,9 @@ class CallRecord(msgspec.Struct, array_like=True):
     cached_tokens: int = 0
     output_tokens: int = 0
     preemptions: int = 0
-    promotions: int = 0
-    demotions: int = 0
     level: int = 0
     running: bool = False
     outcome: str = ""  # "", "completed", "cancelled", "failed"
-    first_token_us: int = 0
 
 
 class Load(msgspec.Struct, array_like=True):
@@ -66,6 +63,7 @@ class Load(msgspec.Struct, array_like=True):
     # Gauges, as of the last time that a call waited for a slot which was free.
     kept_blocks: int = 0
     behind_kept: int = 0
+    prefill_us_per_token: float = 0.0  # measured; 0 = not measured yet
 
 
 class EngineHello(msgspec.Struct, tag="hello"):
@@ -73,7 +71,6 @@ class EngineHello(msgspec.Struct, tag="hello"):
 
     boot_id: str
     pid: int
-    rank: int
     engine_kind: str  # "VLLM" or "SIMULATOR"
     engine_version: str
     plugin_version: str
@@ -115,21 +112,26 @@ class SetPolicy(msgspec.Struct, tag="policy"):
 
 
 class SetAccounts(msgspec.Struct, tag="accounts"):
-    """(root_program_id, attained_service_us, wait_us) as the table has them now; the plugin takes the max."""
+    """(tenant, root_program_id, attained_service_us, wait_us) as the table has them now; the plugin takes the max."""
 
-    accounts: list[tuple[str, int, int]]
-
-
-class Preempt(msgspec.Struct, tag="preempt"):
-    """Put one running call back to waiting."""
-
-    call_id: str
+    accounts: list[tuple[str, str, int, int]]
 
 
-class SetHolds(msgspec.Struct, tag="holds"):
-    """Root programs to hold, all of them: their running calls are preempted, every other program is let go."""
+class SetPaused(msgspec.Struct, tag="paused"):
+    """(tenant, root_program_id) of all paused programs: their running calls are preempted, all others resume."""
 
-    program_ids: list[str]
+    programs: list[tuple[str, str]]
+
+
+class ToolWait(msgspec.Struct, tag="tool_wait"):
+    """A program began or ended a tool wait. `expected_us`: the client's estimate of the wait, 0 = unknown."""
+
+    tenant: str
+    root_program_id: str
+    program_id: str
+    thread_id: str
+    waiting: bool
+    expected_us: int
 
 
 class Cancel(msgspec.Struct, tag="cancel"):
@@ -139,7 +141,7 @@ class Cancel(msgspec.Struct, tag="cancel"):
 
 
 FromEngine = EngineHello | EngineReport | PolicyResult
-ToEngine = AckCalls | SetPolicy | SetAccounts | Preempt | SetHolds | Cancel
+ToEngine = AckCalls | SetPolicy | SetAccounts | SetPaused | ToolWait | Cancel
 
 encoder = msgspec.msgpack.Encoder()
 from_engine_decoder = msgspec.msgpack.Decoder(FromEngine)

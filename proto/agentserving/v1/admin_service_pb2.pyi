@@ -131,17 +131,13 @@ class DrainEngineRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ENGINE_ID_FIELD_NUMBER: builtins.int
-    IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
     engine_id: builtins.str
-    idempotency_key: builtins.str
-    """Not looked at: draining twice is draining."""
     def __init__(
         self,
         *,
         engine_id: builtins.str = ...,
-        idempotency_key: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["engine_id", b"engine_id", "idempotency_key", b"idempotency_key"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["engine_id", b"engine_id"]) -> None: ...
 
 global___DrainEngineRequest = DrainEngineRequest
 
@@ -161,6 +157,38 @@ class DrainEngineResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["engine", b"engine"]) -> None: ...
 
 global___DrainEngineResponse = DrainEngineResponse
+
+@typing.final
+class UndrainEngineRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENGINE_ID_FIELD_NUMBER: builtins.int
+    engine_id: builtins.str
+    def __init__(
+        self,
+        *,
+        engine_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["engine_id", b"engine_id"]) -> None: ...
+
+global___UndrainEngineRequest = UndrainEngineRequest
+
+@typing.final
+class UndrainEngineResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENGINE_FIELD_NUMBER: builtins.int
+    @property
+    def engine(self) -> agentserving.v1.types_pb2.Engine: ...
+    def __init__(
+        self,
+        *,
+        engine: agentserving.v1.types_pb2.Engine | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["engine", b"engine"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["engine", b"engine"]) -> None: ...
+
+global___UndrainEngineResponse = UndrainEngineResponse
 
 @typing.final
 class GetOverviewRequest(google.protobuf.message.Message):

@@ -54,6 +54,11 @@ class AdminServiceStub(object):
                 request_serializer=agentserving_dot_v1_dot_admin__service__pb2.DrainEngineRequest.SerializeToString,
                 response_deserializer=agentserving_dot_v1_dot_admin__service__pb2.DrainEngineResponse.FromString,
                 _registered_method=True)
+        self.UndrainEngine = channel.unary_unary(
+                '/agentserving.v1.AdminService/UndrainEngine',
+                request_serializer=agentserving_dot_v1_dot_admin__service__pb2.UndrainEngineRequest.SerializeToString,
+                response_deserializer=agentserving_dot_v1_dot_admin__service__pb2.UndrainEngineResponse.FromString,
+                _registered_method=True)
         self.GetOverview = channel.unary_unary(
                 '/agentserving.v1.AdminService/GetOverview',
                 request_serializer=agentserving_dot_v1_dot_admin__service__pb2.GetOverviewRequest.SerializeToString,
@@ -84,7 +89,15 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DrainEngine(self, request, context):
-        """Takes an engine out for new calls; its calls finish.
+        """Takes an engine out for new calls; its calls finish. Durable: it outlasts restarts of the engine and of the control
+        plane, until UndrainEngine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndrainEngine(self, request, context):
+        """Ends a drain that DrainEngine began.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,6 +132,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.DrainEngine,
                     request_deserializer=agentserving_dot_v1_dot_admin__service__pb2.DrainEngineRequest.FromString,
                     response_serializer=agentserving_dot_v1_dot_admin__service__pb2.DrainEngineResponse.SerializeToString,
+            ),
+            'UndrainEngine': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndrainEngine,
+                    request_deserializer=agentserving_dot_v1_dot_admin__service__pb2.UndrainEngineRequest.FromString,
+                    response_serializer=agentserving_dot_v1_dot_admin__service__pb2.UndrainEngineResponse.SerializeToString,
             ),
             'GetOverview': grpc.unary_unary_rpc_method_handler(
                     servicer.GetOverview,
@@ -234,6 +252,33 @@ class AdminService(object):
             '/agentserving.v1.AdminService/DrainEngine',
             agentserving_dot_v1_dot_admin__service__pb2.DrainEngineRequest.SerializeToString,
             agentserving_dot_v1_dot_admin__service__pb2.DrainEngineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndrainEngine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentserving.v1.AdminService/UndrainEngine',
+            agentserving_dot_v1_dot_admin__service__pb2.UndrainEngineRequest.SerializeToString,
+            agentserving_dot_v1_dot_admin__service__pb2.UndrainEngineResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -203,14 +203,9 @@ class GatewayHello(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    GATEWAY_ID_FIELD_NUMBER: builtins.int
-    gateway_id: builtins.str
     def __init__(
         self,
-        *,
-        gateway_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["gateway_id", b"gateway_id"]) -> None: ...
 
 global___GatewayHello = GatewayHello
 

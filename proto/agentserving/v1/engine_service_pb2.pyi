@@ -55,6 +55,8 @@ class EngineHello(google.protobuf.message.Message):
     EPOCH_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
     UNACKED_SEQ_FIELD_NUMBER: builtins.int
+    HEALTH_FIELD_NUMBER: builtins.int
+    HEALTH_REASON_FIELD_NUMBER: builtins.int
     engine_id: builtins.str
     boot_id: builtins.str
     address: builtins.str
@@ -66,6 +68,10 @@ class EngineHello(google.protobuf.message.Message):
     """Highest seq of the reports that were not acknowledged when this was said: all of them follow. Only then are calls
     of an earlier boot given up, since their last reports may be among these. 0 = none.
     """
+    health: agentserving.v1.types_pb2.EngineHealth.ValueType
+    """LOADING and DOWN attach an engine that serves nothing yet: boot_id, address and capabilities may then be empty."""
+    health_reason: builtins.str
+    """Why, for people."""
     @property
     def capabilities(self) -> agentserving.v1.types_pb2.EngineCapabilities: ...
     def __init__(
@@ -79,9 +85,11 @@ class EngineHello(google.protobuf.message.Message):
         epoch: builtins.int = ...,
         draining: builtins.bool = ...,
         unacked_seq: builtins.int = ...,
+        health: agentserving.v1.types_pb2.EngineHealth.ValueType = ...,
+        health_reason: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["capabilities", b"capabilities"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "boot_id", b"boot_id", "capabilities", b"capabilities", "draining", b"draining", "engine_id", b"engine_id", "epoch", b"epoch", "sidecar_address", b"sidecar_address", "unacked_seq", b"unacked_seq"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "boot_id", b"boot_id", "capabilities", b"capabilities", "draining", b"draining", "engine_id", b"engine_id", "epoch", b"epoch", "health", b"health", "health_reason", b"health_reason", "sidecar_address", b"sidecar_address", "unacked_seq", b"unacked_seq"]) -> None: ...
 
 global___EngineHello = EngineHello
 
@@ -103,14 +111,11 @@ class CallReport(google.protobuf.message.Message):
     CACHED_TOKENS_FIELD_NUMBER: builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
     PREEMPTIONS_FIELD_NUMBER: builtins.int
-    PROMOTIONS_FIELD_NUMBER: builtins.int
-    DEMOTIONS_FIELD_NUMBER: builtins.int
     LEVEL_FIELD_NUMBER: builtins.int
     RUNNING_FIELD_NUMBER: builtins.int
     OUTCOME_FIELD_NUMBER: builtins.int
     BOOT_ID_FIELD_NUMBER: builtins.int
     ROOT_PROGRAM_ID_FIELD_NUMBER: builtins.int
-    FIRST_TOKEN_US_FIELD_NUMBER: builtins.int
     call_id: builtins.str
     attempt: builtins.int
     program_id: builtins.str
@@ -124,16 +129,12 @@ class CallReport(google.protobuf.message.Message):
     cached_tokens: builtins.int
     output_tokens: builtins.int
     preemptions: builtins.int
-    promotions: builtins.int
-    demotions: builtins.int
     level: builtins.int
     running: builtins.bool
     outcome: agentserving.v1.types_pb2.Outcome.ValueType
     """Set on the last report of the call: COMPLETED, CANCELLED or FAILED."""
     boot_id: builtins.str
     root_program_id: builtins.str
-    first_token_us: builtins.int
-    """First scheduled to first token, microseconds since arrival; 0 = none yet."""
     def __init__(
         self,
         *,
@@ -149,16 +150,13 @@ class CallReport(google.protobuf.message.Message):
         cached_tokens: builtins.int = ...,
         output_tokens: builtins.int = ...,
         preemptions: builtins.int = ...,
-        promotions: builtins.int = ...,
-        demotions: builtins.int = ...,
         level: builtins.int = ...,
         running: builtins.bool = ...,
         outcome: agentserving.v1.types_pb2.Outcome.ValueType = ...,
         boot_id: builtins.str = ...,
         root_program_id: builtins.str = ...,
-        first_token_us: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attained_service_us", b"attained_service_us", "attempt", b"attempt", "boot_id", b"boot_id", "cached_tokens", b"cached_tokens", "call_id", b"call_id", "demotions", b"demotions", "first_token_us", b"first_token_us", "level", b"level", "outcome", b"outcome", "output_tokens", b"output_tokens", "preemptions", b"preemptions", "program_id", b"program_id", "promotions", b"promotions", "prompt_tokens", b"prompt_tokens", "root_program_id", b"root_program_id", "running", b"running", "service_us", b"service_us", "tenant", b"tenant", "thread_id", b"thread_id", "wait_us", b"wait_us"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attained_service_us", b"attained_service_us", "attempt", b"attempt", "boot_id", b"boot_id", "cached_tokens", b"cached_tokens", "call_id", b"call_id", "level", b"level", "outcome", b"outcome", "output_tokens", b"output_tokens", "preemptions", b"preemptions", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "root_program_id", b"root_program_id", "running", b"running", "service_us", b"service_us", "tenant", b"tenant", "thread_id", b"thread_id", "wait_us", b"wait_us"]) -> None: ...
 
 global___CallReport = CallReport
 
@@ -172,12 +170,18 @@ class Report(google.protobuf.message.Message):
     STUCK_FIELD_NUMBER: builtins.int
     ENGINE_DOWN_FIELD_NUMBER: builtins.int
     BOOT_ID_FIELD_NUMBER: builtins.int
+    HEALTH_FIELD_NUMBER: builtins.int
+    HEALTH_REASON_FIELD_NUMBER: builtins.int
     seq: builtins.int
     """Counts up within one sidecar journal, across its restarts. 0 = nothing to acknowledge (load only)."""
     stuck: builtins.bool
+    """The same as health = STUCK, for sidecars that do not set `health`."""
     engine_down: builtins.bool
     """The engine process is gone: calls of this boot that have no terminal report have failed."""
     boot_id: builtins.str
+    health: agentserving.v1.types_pb2.EngineHealth.ValueType
+    health_reason: builtins.str
+    """Why, for people; empty when SERVING."""
     @property
     def load(self) -> agentserving.v1.types_pb2.EngineLoad: ...
     @property
@@ -191,9 +195,11 @@ class Report(google.protobuf.message.Message):
         stuck: builtins.bool = ...,
         engine_down: builtins.bool = ...,
         boot_id: builtins.str = ...,
+        health: agentserving.v1.types_pb2.EngineHealth.ValueType = ...,
+        health_reason: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["load", b"load"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["boot_id", b"boot_id", "calls", b"calls", "engine_down", b"engine_down", "load", b"load", "seq", b"seq", "stuck", b"stuck"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["boot_id", b"boot_id", "calls", b"calls", "engine_down", b"engine_down", "health", b"health", "health_reason", b"health_reason", "load", b"load", "seq", b"seq", "stuck", b"stuck"]) -> None: ...
 
 global___Report = Report
 
@@ -248,29 +254,45 @@ class Welcome(google.protobuf.message.Message):
 
     EPOCH_FIELD_NUMBER: builtins.int
     POLICY_FIELD_NUMBER: builtins.int
-    REPORT_INTERVAL_US_FIELD_NUMBER: builtins.int
-    HELD_PROGRAM_IDS_FIELD_NUMBER: builtins.int
+    PAUSED_FIELD_NUMBER: builtins.int
     epoch: builtins.int
-    report_interval_us: builtins.int
-    """Largest time between two reports the leader tolerates, microseconds."""
     @property
     def policy(self) -> agentserving.v1.types_pb2.PolicyVersion: ...
     @property
-    def held_program_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Root programs that are held now, all of them: whatever else an engine holds it lets go."""
+    def paused(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ProgramKey]:
+        """Root programs that are paused now, all of them: the engine resumes every other program."""
 
     def __init__(
         self,
         *,
         epoch: builtins.int = ...,
         policy: agentserving.v1.types_pb2.PolicyVersion | None = ...,
-        report_interval_us: builtins.int = ...,
-        held_program_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        paused: collections.abc.Iterable[global___ProgramKey] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["policy", b"policy"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "held_program_ids", b"held_program_ids", "policy", b"policy", "report_interval_us", b"report_interval_us"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "paused", b"paused", "policy", b"policy"]) -> None: ...
 
 global___Welcome = Welcome
+
+@typing.final
+class ProgramKey(google.protobuf.message.Message):
+    """A program is known by its tenant and its id: two tenants may use one id."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: builtins.int
+    PROGRAM_ID_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    program_id: builtins.str
+    def __init__(
+        self,
+        *,
+        tenant: builtins.str = ...,
+        program_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["program_id", b"program_id", "tenant", b"tenant"]) -> None: ...
+
+global___ProgramKey = ProgramKey
 
 @typing.final
 class Ack(google.protobuf.message.Message):
@@ -295,23 +317,23 @@ class ProgramAccount(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    PROGRAM_ID_FIELD_NUMBER: builtins.int
     ROOT_PROGRAM_ID_FIELD_NUMBER: builtins.int
     ATTAINED_SERVICE_US_FIELD_NUMBER: builtins.int
     WAIT_US_FIELD_NUMBER: builtins.int
-    program_id: builtins.str
+    TENANT_FIELD_NUMBER: builtins.int
     root_program_id: builtins.str
     attained_service_us: builtins.int
     wait_us: builtins.int
+    tenant: builtins.str
     def __init__(
         self,
         *,
-        program_id: builtins.str = ...,
         root_program_id: builtins.str = ...,
         attained_service_us: builtins.int = ...,
         wait_us: builtins.int = ...,
+        tenant: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attained_service_us", b"attained_service_us", "program_id", b"program_id", "root_program_id", b"root_program_id", "wait_us", b"wait_us"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attained_service_us", b"attained_service_us", "root_program_id", b"root_program_id", "tenant", b"tenant", "wait_us", b"wait_us"]) -> None: ...
 
 global___ProgramAccount = ProgramAccount
 
@@ -332,39 +354,60 @@ class Accounts(google.protobuf.message.Message):
 global___Accounts = Accounts
 
 @typing.final
-class PreemptCall(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    CALL_ID_FIELD_NUMBER: builtins.int
-    call_id: builtins.str
-    def __init__(
-        self,
-        *,
-        call_id: builtins.str = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["call_id", b"call_id"]) -> None: ...
-
-global___PreemptCall = PreemptCall
-
-@typing.final
 class PauseCalls(google.protobuf.message.Message):
-    """Holds, or lets go, all calls of a root program's tree."""
+    """Pauses, or resumes, all calls of a root program's tree."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PROGRAM_ID_FIELD_NUMBER: builtins.int
     PAUSED_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     paused: builtins.bool
+    tenant: builtins.str
     def __init__(
         self,
         *,
         program_id: builtins.str = ...,
         paused: builtins.bool = ...,
+        tenant: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["paused", b"paused", "program_id", b"program_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["paused", b"paused", "program_id", b"program_id", "tenant", b"tenant"]) -> None: ...
 
 global___PauseCalls = PauseCalls
+
+@typing.final
+class ToolWait(google.protobuf.message.Message):
+    """A program began (`waiting`) or ended a tool wait: for how long its KV is worth keeping."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: builtins.int
+    ROOT_PROGRAM_ID_FIELD_NUMBER: builtins.int
+    PROGRAM_ID_FIELD_NUMBER: builtins.int
+    THREAD_ID_FIELD_NUMBER: builtins.int
+    WAITING_FIELD_NUMBER: builtins.int
+    EXPECTED_US_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    root_program_id: builtins.str
+    program_id: builtins.str
+    thread_id: builtins.str
+    waiting: builtins.bool
+    expected_us: builtins.int
+    """What the client expects, microseconds; 0 = unknown."""
+    def __init__(
+        self,
+        *,
+        tenant: builtins.str = ...,
+        root_program_id: builtins.str = ...,
+        program_id: builtins.str = ...,
+        thread_id: builtins.str = ...,
+        waiting: builtins.bool = ...,
+        expected_us: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["expected_us", b"expected_us", "program_id", b"program_id", "root_program_id", b"root_program_id", "tenant", b"tenant", "thread_id", b"thread_id", "waiting", b"waiting"]) -> None: ...
+
+global___ToolWait = ToolWait
 
 @typing.final
 class CancelCalls(google.protobuf.message.Message):
@@ -399,36 +442,36 @@ class Directive(google.protobuf.message.Message):
     EPOCH_FIELD_NUMBER: builtins.int
     ACCOUNTS_FIELD_NUMBER: builtins.int
     POLICY_FIELD_NUMBER: builtins.int
-    PREEMPT_FIELD_NUMBER: builtins.int
     PAUSE_FIELD_NUMBER: builtins.int
     CANCEL_FIELD_NUMBER: builtins.int
     DRAIN_FIELD_NUMBER: builtins.int
+    TOOL_WAIT_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     @property
     def accounts(self) -> global___Accounts: ...
     @property
     def policy(self) -> agentserving.v1.types_pb2.PolicyVersion: ...
     @property
-    def preempt(self) -> global___PreemptCall: ...
-    @property
     def pause(self) -> global___PauseCalls: ...
     @property
     def cancel(self) -> global___CancelCalls: ...
     @property
     def drain(self) -> global___Drain: ...
+    @property
+    def tool_wait(self) -> global___ToolWait: ...
     def __init__(
         self,
         *,
         epoch: builtins.int = ...,
         accounts: global___Accounts | None = ...,
         policy: agentserving.v1.types_pb2.PolicyVersion | None = ...,
-        preempt: global___PreemptCall | None = ...,
         pause: global___PauseCalls | None = ...,
         cancel: global___CancelCalls | None = ...,
         drain: global___Drain | None = ...,
+        tool_wait: global___ToolWait | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["accounts", b"accounts", "cancel", b"cancel", "directive", b"directive", "drain", b"drain", "pause", b"pause", "policy", b"policy", "preempt", b"preempt"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accounts", b"accounts", "cancel", b"cancel", "directive", b"directive", "drain", b"drain", "epoch", b"epoch", "pause", b"pause", "policy", b"policy", "preempt", b"preempt"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["directive", b"directive"]) -> typing.Literal["accounts", "policy", "preempt", "pause", "cancel", "drain"] | None: ...
+    def HasField(self, field_name: typing.Literal["accounts", b"accounts", "cancel", b"cancel", "directive", b"directive", "drain", b"drain", "pause", b"pause", "policy", b"policy", "tool_wait", b"tool_wait"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["accounts", b"accounts", "cancel", b"cancel", "directive", b"directive", "drain", b"drain", "epoch", b"epoch", "pause", b"pause", "policy", b"policy", "tool_wait", b"tool_wait"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["directive", b"directive"]) -> typing.Literal["accounts", "policy", "pause", "cancel", "drain", "tool_wait"] | None: ...
 
 global___Directive = Directive
