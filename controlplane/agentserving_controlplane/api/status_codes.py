@@ -13,7 +13,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from agentserving_controlplane import errors
-from agentserving_controlplane.store.port import FencedError, PendingLimitError, StoreError
+from agentserving_controlplane.store.port import FencedError, StoreError
 
 DOMAIN = "agentserving.io"
 # Messages repeat what the client sent, and travel thrice in headers that hold 8 KiB: longer ones are cut.
@@ -40,8 +40,6 @@ def as_domain_error(error: Exception) -> errors.DomainError:
             return error
         case DecodeError():
             return errors.InvalidError("MALFORMED_MESSAGE", "these bytes are no message of this call")
-        case PendingLimitError():
-            return errors.OverloadedError("STORE_BACKPRESSURE", str(error), retry_after_s=1.0)
         case FencedError():
             return errors.NotLeaderError("this control plane is no longer the leader")
         case StoreError():
