@@ -82,7 +82,7 @@ class Disk:
 
     def write(self, table: ProcessTable) -> None:
         for group in table.take_changes():
-            values = [table.encode(item) for item in group]
+            values = [(table.store_key(item), table.encode(item)) for item in group]
             self.largest_group = max(self.largest_group, len(values))
             self.largest_group_bytes = max(self.largest_group_bytes, sum(len(k) + len(v or b"") for k, v in values))
             for store_key, value in values:
