@@ -31,7 +31,7 @@ from agentserving_process.supervision import reason_of
 
 log = structlog.get_logger()
 
-# Between streams: a leader that ends each stream, or whose messages break it, is not asked in a busy loop.
+# Between streams: a leader that ends each stream, or whose messages break it, is not called in a busy loop.
 RECONNECT = Backoff(first_s=0.05, max_s=1.0)
 # A stream that lasted this long was a good one: the next failure is the first.
 WELL_AFTER_S = 5.0

@@ -46,8 +46,8 @@ def small() -> Iterator[EtcdServer]:
     server.close()
 
 
-def new_store(server: EtcdServer, **options: int) -> EtcdStore:
-    return EtcdStore((server.endpoint,), f"/t/{next(_numbers)}", **options)
+def new_store(server: EtcdServer, lease_s: int = 5) -> EtcdStore:
+    return EtcdStore((server.endpoint,), f"/t/{next(_numbers)}", lease_s=lease_s)
 
 
 async def until(condition: Callable[[], bool], what: str, within_s: float = 60.0) -> None:
@@ -318,7 +318,7 @@ async def test_a_member_that_lost_its_volume_and_rejoined_serves_again_and_nothi
         count = len(written)
         await until(lambda: len(written) > count + 20, "no writes land without the member")
         await asyncio.to_thread(members.rejoin, "m0")
-        # The rejoined member is asked itself.
+        # The next calls go to the rejoined member.
         store._client._current = 0
         count = len(written)
         await until(lambda: len(written) > count + 20, "no writes land through the rejoined member")
