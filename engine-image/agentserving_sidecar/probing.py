@@ -70,8 +70,8 @@ class ModelList:
             if self._logged != str(error):
                 self._logged = str(error)
                 log.warning(
-                    "the engine wants an API key: its models are not known, so calls for a model cannot be routed by it; "
-                    "set --engine-api-key-file",
+                    "the engine wants an API key: its models are unknown, so no call can be routed by model; set "
+                    "--engine-api-key-file",
                     error=str(error),
                 )
             return UNAUTHORIZED_RETRY_S

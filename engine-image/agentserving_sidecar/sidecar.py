@@ -11,7 +11,6 @@ known of the engine), `recording` (the journal), `directives`. Everything runs o
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -29,7 +28,6 @@ from agentserving_sidecar.rejected_tickets import RejectedTickets
 from agentserving_sidecar.values import Ack, Directive, FromLeader, Hello, Report, ToLeader, Welcome
 
 log = structlog.get_logger()
-_LEVELS = {True: logging.INFO, False: logging.WARNING}
 
 # How often the health is decided on without an event: a stopped engine causes none.
 EVALUATE_S = 0.2
@@ -159,9 +157,8 @@ class Sidecar:
         """Reports a change of the health immediately."""
         if self.engine.evaluate(_now_us()):
             health = self.engine.health
-            log.log(
-                _LEVELS[health.is_serving], "engine health changed", health=health.state.value, reason=health.reason
-            )
+            write = log.info if health.is_serving else log.warning
+            write("engine health changed", health=health.state.value, reason=health.reason)
             self._report()
 
     # -- the journal ---------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import structlog
 from agentserving.contract.channel import CallRecord
 
 from agentserving_sidecar.journal import format_1
+from agentserving_sidecar.journal.damage import salvage, set_aside
 from agentserving_sidecar.journal.database import (
     FORMAT,
     Database,
@@ -31,7 +32,6 @@ from agentserving_sidecar.journal.database import (
     is_full,
     is_lock,
 )
-from agentserving_sidecar.journal.damage import salvage, set_aside
 from agentserving_sidecar.journal.entries import Entry, decode, encode
 from agentserving_sidecar.journal.reserve import SpaceReserve
 
