@@ -12,17 +12,15 @@ import uuid
 from collections.abc import Collection
 from dataclasses import replace
 
-import structlog
 from agentserving.contract.ids import EngineId
+from agentserving.transport.leader_channel import LeaderChannel
 
 from agentserving_gateway import metrics
 from agentserving_gateway.calls import Admitted, CallRequest, Ending, Refusal
 from agentserving_gateway.engine_cache import EngineCache
 from agentserving_gateway.engines import Engine, Engines
 from agentserving_gateway.errors import HttpError, from_refusal
-from agentserving_gateway.leader import Conversation, LeaderStream
-
-log = structlog.get_logger()
+from agentserving_gateway.leader import Leader
 
 ADMIT_DEADLINE_S = 1.0
 # From the loss of the leader: another one leads within a lease (5 s) and three seconds. Later calls do not wait.
@@ -36,14 +34,13 @@ _FOR_WANT_OF_ENGINES = ("NO_ENGINE", "MODEL_NOT_FOUND")
 
 
 class Admission:
-    """One per gateway process."""
+    """One per gateway process; `run` is its supervised task."""
 
-    def __init__(self, stream: LeaderStream, cache: EngineCache | None = None) -> None:
+    def __init__(self, channel: LeaderChannel, cache: EngineCache | None = None) -> None:
         self._cache = cache or EngineCache(None)
         self._engines = Engines(self._cache.load())
-        self._conversation = Conversation(self._on_engines)
-        self._stream = stream
-        self._leads = asyncio.Event()
+        self._leader = Leader(channel, self)
+        self._there = asyncio.Event()
         # Loop time: until when calls wait for a leader; until when a leader may still find its engines.
         self._wait_until = 0.0
         self._settled_at = 0.0
@@ -51,24 +48,27 @@ class Admission:
     async def run(self) -> None:
         """Keeps a stream to the leader until it is cancelled."""
         self._wait_until = _now() + AWAY_WAIT_S
-        await self._stream.run(self._conversation, self._found, self._lost)
+        await self._leader.run()
 
     async def flush(self) -> None:
         """Waits until the leader has acknowledged the ends of all calls, FLUSH_S at most."""
-        bound = _now() + FLUSH_S
-        while self._conversation.unacknowledged_ends and self.connected and _now() < bound:
-            await asyncio.sleep(0.01)
+        await self._leader.flush(FLUSH_S)
 
-    def _found(self) -> None:
+    # -- leader.Listener -----------------------------------------------------------------------------------------
+
+    def found(self) -> None:
+        """A leader answers."""
         self._settled_at = _now() + SETTLING_S
-        self._leads.set()
+        self._there.set()
 
-    def _lost(self) -> None:
-        if self._leads.is_set():
+    def lost(self) -> None:
+        """It does not answer any more."""
+        if self._there.is_set():
             self._wait_until = _now() + AWAY_WAIT_S
-        self._leads.clear()
+        self._there.clear()
 
-    def _on_engines(self, engines: list[Engine]) -> None:
+    def engines(self, engines: list[Engine]) -> None:
+        """The leader's engines."""
         self._engines.replace(engines)
         self._cache.save(engines)
 
@@ -77,7 +77,7 @@ class Admission:
     @property
     def connected(self) -> bool:
         """True while a leader answers."""
-        return self._conversation.is_open
+        return self._leader.is_connected
 
     @property
     def _settled(self) -> bool:
@@ -89,7 +89,7 @@ class Admission:
         return bool(self._engines.known(settled=self._settled)) or self._settled
 
     @property
-    def engines(self) -> list[Engine]:
+    def known_engines(self) -> list[Engine]:
         """The last known engines."""
         return self._engines.known(settled=self._settled)
 
@@ -118,7 +118,7 @@ class Admission:
         while await self._leader_is_there() and _now() < give_up_at:
             exclude = (*request.exclude, *(avoided.difference(request.exclude)))
             asked = replace(request, exclude=exclude) if avoided else request
-            answer = await self._conversation.admit(asked, ADMIT_DEADLINE_S)
+            answer = await self._leader.admit(asked, ADMIT_DEADLINE_S)
             if isinstance(answer, Admitted):
                 return answer
             if answer is None:
@@ -132,14 +132,14 @@ class Admission:
 
     async def _leader_is_there(self) -> bool:
         """Waits for a leader; False when none has been there for too long."""
-        if self._leads.is_set():
+        if self._there.is_set():
             return True
         left = self._wait_until - _now()
         if left <= 0:
             return False
         try:
             async with asyncio.timeout(left):
-                await self._leads.wait()
+                await self._there.wait()
         except TimeoutError:
             return False
         return True
@@ -154,13 +154,11 @@ class Admission:
 
     def end(self, call: Admitted, ending: Ending, never_started: bool) -> None:
         """Ends an admitted call that no engine is sure to report."""
-        self._conversation.end(call, ending, never_started)
+        self._leader.end(call, ending, never_started)
 
     def _without_leader(self, request: CallRequest) -> Admitted:
         key = request.program_id or uuid.uuid4().hex
-        engine = self._engines.by_program(
-            key, _now(), request.model, exclude=request.exclude, settled=self._settled
-        )
+        engine = self._engines.by_program(key, _now(), request.model, exclude=request.exclude, settled=self._settled)
         if engine is None:
             raise HttpError(
                 503, "the control plane does not answer and no other engine is known: try again in a moment",

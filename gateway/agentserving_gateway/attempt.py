@@ -1,7 +1,7 @@
 """One request sent to one engine, until its answer begins or another engine may be tried.
 
-An answer of 500, 502, 503 or 504 can be held back: the caller may try elsewhere and, when nobody else takes the request,
-release it.
+An answer of 500, 502, 503 or 504 can be held back: the caller may try elsewhere and, when no other engine takes the
+request, release it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import msgspec
 
 from agentserving_gateway.errors import HttpError
 
-
 # No model has a longer name; a longer one stays unknown when it is cut.
 MAX_MODEL_CHARS = 512
 

@@ -8,18 +8,22 @@ acknowledged them, since the table survives a change of leader and with it the c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from typing import Protocol
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
+from agentserving.transport.leader_channel import LeaderChannel
 from agentserving.v1 import call_service_pb2 as pb
+from agentserving.v1 import call_service_pb2_grpc as rpc
 from agentserving.v1 import types_pb2
+from agentserving_process.leader_stream import LeaderStream
 
 from agentserving_gateway import metrics
 from agentserving_gateway.calls import Admitted, CallRequest, Ending, Refusal
 from agentserving_gateway.engines import Engine
 
 # Ends that no leader has acknowledged: beyond this the oldest are left to expire in the table.
-MAX_UNACKNOWLEDGED = 20_000
+MAX_UNACKNOWLEDGED = 5_000
 
 _OUTCOMES = {
     Ending.CANCELLED: types_pb2.OUTCOME_CANCELLED,
@@ -30,38 +34,56 @@ _OUTCOMES = {
 Answer = Admitted | Refusal
 
 
-class Conversation:
-    """What is said on the stream, whichever leader it leads to: requests out, answers in. No I/O.
+class Listener(Protocol):
+    """Is told what changes at the leader."""
 
-    `on_engines` gets each new set of engines.
-    """
+    def found(self) -> None:
+        """A leader answers."""
 
-    def __init__(self, on_engines: Callable[[list[Engine]], None]) -> None:
-        self._on_engines = on_engines
+    def lost(self) -> None:
+        """It does not answer any more, or the one that was tried does not lead."""
+
+    def engines(self, engines: list[Engine]) -> None:
+        """The leader's engines, all of them."""
+
+
+class Leader:
+    """Admissions and ends, whoever leads. `run` is the supervised task. Implements leader_stream.StreamEvents."""
+
+    def __init__(self, channel: LeaderChannel, listener: Listener) -> None:
+        self._listener = listener
+        self._stream: LeaderStream[pb.AdmissionsRequest, pb.AdmissionsResponse] = LeaderStream(
+            "admissions", channel, lambda to: rpc.CallServiceStub(to).Admissions(), self
+        )
         self._last_id = 0
         # An entry stays until its answer comes: a future that is done by then was abandoned.
         self._waiting: dict[int, tuple[asyncio.Future[Answer], Tenant]] = {}
         self._ends: dict[int, pb.AdmissionsRequest] = {}
-        self._send: Callable[[pb.AdmissionsRequest], None] | None = None
+        # Set when an end was acknowledged, or when none will be.
+        self._acknowledged = asyncio.Event()
 
-    # -- requests ------------------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Keeps a stream to the leader until it is cancelled."""
+        await self._stream.run()
 
     @property
-    def is_open(self) -> bool:
+    def is_connected(self) -> bool:
         """True while a leader answers."""
-        return self._send is not None
+        return self._stream.is_connected
 
     async def admit(self, request: CallRequest, deadline_s: float) -> Answer | None:
         """The leader's answer; None when there is no leader, or none that answers within the deadline.
 
         However the wait ends, an admission that is not returned is ended.
         """
-        if self._send is None:
+        if not self._stream.is_connected:
             return None
         self._last_id += 1
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting[self._last_id] = future, request.tenant
-        self._send(pb.AdmissionsRequest(stream_id=self._last_id, admit=_admit_message(request)))
+        if not self._stream.send(pb.AdmissionsRequest(stream_id=self._last_id, admit=_admit_message(request))):
+            del self._waiting[self._last_id]
+            return None
         try:
             async with asyncio.timeout(deadline_s):
                 return await future
@@ -83,7 +105,7 @@ class Conversation:
                 self.end(answer, Ending.CANCELLED, True)
 
     def end(self, call: Admitted, ending: Ending, never_started: bool) -> None:
-        """Ends an admitted call that no engine will report: now, or once there is a leader again."""
+        """Ends an admitted call that no engine is sure to report: now, or once there is a leader again."""
         metrics.ENDED.labels(ending.value).inc()
         self._last_id += 1
         message = pb.EndCallRequest(
@@ -92,40 +114,49 @@ class Conversation:
         request = self._ends[self._last_id] = pb.AdmissionsRequest(stream_id=self._last_id, end=message)
         if len(self._ends) > MAX_UNACKNOWLEDGED:
             del self._ends[next(iter(self._ends))]
-        if self._send is not None:
-            self._send(request)
+        self._stream.send(request)
 
-    @property
-    def unacknowledged_ends(self) -> int:
-        """Ends that no leader has acknowledged yet."""
-        return len(self._ends)
+    async def flush(self, bound_s: float) -> None:
+        """Waits until the leader has acknowledged all ends; at most `bound_s`, and not for a leader that is lost."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(bound_s):
+                while self._ends and self.is_connected:
+                    self._acknowledged.clear()
+                    await self._acknowledged.wait()
 
-    # -- one stream after another --------------------------------------------------------------------------------
+    # -- StreamEvents --------------------------------------------------------------------------------------------
 
-    def opened(self, send: Callable[[pb.AdmissionsRequest], None]) -> None:
-        """A leader has answered: `send` queues requests to it."""
-        self._send = send
-        for request in self._ends.values():
-            send(request)
+    async def ready(self) -> None:
+        """There is always something to say."""
 
-    def closed(self) -> None:
+    def greeting(self) -> list[pb.AdmissionsRequest]:
+        """The hello, and the ends that no leader has acknowledged."""
+        return [_HELLO, *self._ends.values()]
+
+    def connected(self) -> None:
+        """A leader answers."""
+        self._listener.found()
+
+    def lost(self) -> None:
         """The stream is over: waiting calls ask the next leader."""
-        self._send = None
         waiting, self._waiting = self._waiting, {}
         for future, _ in waiting.values():
             future.cancel()
+        self._acknowledged.set()
+        self._listener.lost()
 
-    def take(self, response: pb.AdmissionsResponse) -> None:
+    def received(self, response: pb.AdmissionsResponse) -> None:
         """One message of the leader."""
         kind = response.WhichOneof("response")
         if kind == "engines":
-            self._on_engines([_engine(engine) for engine in response.engines.engines])
+            self._listener.engines([_engine(engine) for engine in response.engines.engines])
             return
         stream_id = response.stream_id
         if stream_id in self._ends:
             # An error is NOT_FOUND, for instance: the call is over. From a former leader it means nothing.
             if kind == "ended" or response.error.reason != "NOT_LEADER":
                 del self._ends[stream_id]
+                self._acknowledged.set()
             return
         future, tenant = self._waiting.pop(stream_id, (None, Tenant("")))
         answer = _admitted(response.admitted, tenant) if kind == "admitted" else _refusal(response.error)
@@ -135,7 +166,7 @@ class Conversation:
             self.end(answer, Ending.CANCELLED, True)
 
 
-HELLO = pb.AdmissionsRequest(hello=pb.GatewayHello())
+_HELLO = pb.AdmissionsRequest(hello=pb.GatewayHello())
 
 
 def _admit_message(request: CallRequest) -> pb.AdmitCallRequest:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 # The `_created` series doubles the number of series and serves no query.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -20,8 +19,3 @@ ADMIT_SECONDS = Histogram(
     "From request read to engine chosen",
     buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0),
 )
-
-
-async def endpoint(_: web.Request) -> web.Response:
-    """/metrics."""
-    return web.Response(body=generate_latest(REGISTRY), content_type="text/plain")

@@ -80,11 +80,13 @@ async def fetch_models(pool: UpstreamPool, request: Request, address: str, bound
 def answer_of(path: str, answers: list[Fetched]) -> Fetched:
     """The answer to GET /v1/models or /v1/models/{id}. HttpError."""
     if not answers:
-        raise HttpError(503, "no engine answered: try again in a moment", "server_error", "no_engine", retry_after_s=1.0)
-    lists = [models for answer in answers if (models := _models_in(answer)) is not None]
+        raise HttpError(
+            503, "no engine answered: try again in a moment", "server_error", "no_engine", retry_after_s=1.0
+        )
+    lists = [found for answer in answers if (found := _models_in(answer)) is not None]
     if not lists:
         return answers[0]  # an engine's own refusal: of a wrong API key, for instance
-    models = {str(model["id"]): model for models in reversed(lists) for model in models}
+    models: dict[str, dict[str, Any]] = {str(model["id"]): model for models in reversed(lists) for model in models}
     ordered = dict.fromkeys(str(model["id"]) for models in lists for model in models)
     name = unquote(path.removeprefix(MODELS).removeprefix("/"))
     if not name:

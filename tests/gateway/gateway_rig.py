@@ -21,6 +21,7 @@ from agentserving_controlplane.store.memory import MemoryStore
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.client_connection import ClientConnection
 from agentserving_gateway.draining import Connections
+from agentserving_gateway.exchange import Backends
 from agentserving_gateway.upstream_pool import UpstreamPool
 
 KEY = b"0123456789abcdef"
@@ -136,18 +137,20 @@ async def rig(*scripts: Script, max_body: int = 1 << 20) -> AsyncIterator[Rig]:
         streams.append(stream)
     await until(lambda: sum(e.attached for e in plane.engines.engines.values()) == len(engines))
     admission = Admission(LeaderChannel(f"127.0.0.1:{port}"))
-    admission.start()
-    await until(lambda: len(admission.engines) == len(engines))
+    running = asyncio.create_task(admission.run())
+    await until(lambda: admission.connected and len(admission.known_engines) == len(engines))
     pool, connections = UpstreamPool(), Connections()
+    backends = Backends(admission, pool)
     front = await asyncio.get_running_loop().create_server(
-        lambda: ClientConnection(admission, pool, max_body, connections), "127.0.0.1", 0
+        lambda: ClientConnection(backends, max_body, connections), "127.0.0.1", 0
     )
     try:
         yield Rig(front.sockets[0].getsockname()[1], plane, server, admission, engines, connections)
     finally:
         front.close()
         pool.close()
-        await admission.close()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
         for stream in streams:
             stream.cancel()
         await channel.close()
