@@ -239,13 +239,8 @@ class EngineRegistry:
             by_state.setdefault(engine.state, []).append(engine)
         ready, failing = by_state.get(EngineState.READY, []), by_state.get(EngineState.FAILING, [])
         # One call decides whether an ejected engine comes back: waiting for the balancer to prefer it might take long.
-        trials = [engine for engine in failing if engine.outliers.may_try(now_us, is_last=not ready)]
-        if trials or ready:
-            return trials[:1] or ready
+        trials = [engine for engine in failing if engine.outliers.may_try(now_us)]
         draining = [engine for engine in by_state.get(EngineState.DRAINING, []) if engine.engine_id in holding]
-        if draining:
-            return draining
-        # Last resorts: an engine that only rejects calls, and one that is slow but alive.
-        rejecting = [engine for engine in failing if engine.outliers.cause is Cause.REJECTIONS]
-        stuck = by_state.get(EngineState.STUCK, [])
-        return rejecting or [engine for engine in stuck if engine.address and now_us - engine.heard_us <= BEAT_US]
+        # The last resorts: an engine whose calls fail, and one that is slow but alive.
+        stuck = [e for e in by_state.get(EngineState.STUCK, []) if e.address and now_us - e.heard_us <= BEAT_US]
+        return trials[:1] or ready or draining or failing or stuck
