@@ -1,4 +1,4 @@
-"""Tells when the body of an httpx response has ended, at no cost per chunk: only closing is looked at."""
+"""Notices the end of the body of an httpx response, at no cost per chunk: only closing is observed."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 
-def watch(response: Any, ended: Callable[[], None]) -> Any:
-    """The response's stream; `ended` is called when it is closed, which httpx does at its end, or thrown away."""
+def observed(response: Any, on_end: Callable[[], None]) -> Any:
+    """The response's stream; `on_end` is called when it is closed, which httpx does at its end, or collected."""
     roots = (cls.__module__.partition(".")[0] for cls in type(response).__mro__)
     library = sys.modules[next(root for root in roots if root.startswith("httpx"))]
-    return _stream_class(library.SyncByteStream, library.AsyncByteStream)(response.stream, ended)
+    return _stream_class(library.SyncByteStream, library.AsyncByteStream)(response.stream, on_end)
 
 
 @functools.cache
 def _stream_class(sync_base: Any, async_base: Any) -> Any:
-    """httpx asks that a stream be of its own class, and httpx and httpx2 have each their own."""
+    """httpx requires streams of its own classes, and httpx and httpx2 each have theirs."""
 
-    class WatchedStream(sync_base, async_base):  # type: ignore[misc]
-        def __init__(self, stream: Any, ended: Callable[[], None]) -> None:
-            self._stream, self._ended = stream, ended
+    class ObservedStream(sync_base, async_base):  # type: ignore[misc]
+        def __init__(self, stream: Any, on_end: Callable[[], None]) -> None:
+            self._stream, self._on_end = stream, on_end
 
         def __iter__(self) -> Iterator[bytes]:
             found: Iterator[bytes] = iter(self._stream)
@@ -32,14 +32,14 @@ def _stream_class(sync_base: Any, async_base: Any) -> Any:
             return found
 
         def close(self) -> None:
-            self._ended()
+            self._on_end()
             self._stream.close()
 
         async def aclose(self) -> None:
-            self._ended()
+            self._on_end()
             await self._stream.aclose()
 
         def __del__(self) -> None:
-            self._ended()
+            self._on_end()
 
-    return WatchedStream
+    return ObservedStream
