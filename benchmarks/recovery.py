@@ -1,4 +1,4 @@
-"""``python -m benchmarks.recovery ENDPOINT PREFIX``: a control plane recovers in a fresh process; prints JSON."""
+"""``python -m benchmarks.recovery ENDPOINT PREFIX``: recovers a control plane in a fresh process; prints JSON."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 
 import psutil
 import structlog
+from agentserving.contract.policy import DEFAULT
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_controlplane.settings import Settings
@@ -16,15 +17,27 @@ from agentserving_controlplane.store.etcd.store import EtcdStore
 
 
 def settings(endpoint: str, prefix: str) -> Settings:
-    """A control plane that only reads its store."""
-    key = b"0123456789abcdef"
+    """Settings of a control plane that serves nothing and only reads its store."""
     return Settings(
-        "", 0, "etcd", (endpoint,), prefix, lambda: (key,), "atlas", Balancer.LEAST_USED, "", "", "", 600, 120, 600
+        listen="",
+        http_port=0,
+        store="etcd",
+        etcd_endpoints=(endpoint,),
+        etcd_prefix=prefix,
+        ticket_keys=lambda: (b"0123456789abcdef",),
+        policy=DEFAULT.name,
+        balancer=Balancer.LEAST_USED,
+        tls_cert="",
+        tls_key="",
+        tls_ca="",
+        program_idle_s=600,
+        call_idle_s=120,
+        closed_retention_s=600,
     )
 
 
 async def recover(endpoint: str, prefix: str) -> dict[str, float]:
-    """Seconds, calls and resident megabytes."""
+    """Seconds of the recovery, calls in flight afterwards, and MiB of resident memory that it added."""
     before = psutil.Process().memory_info().rss
     store = EtcdStore((endpoint,), prefix)
     began = time.perf_counter()

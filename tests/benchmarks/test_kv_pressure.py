@@ -11,6 +11,7 @@ from agentserving_replay.traces.trace import Call, Program
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.virtual.engine import EngineLimits
 
+from benchmarks.bars import Verdict
 from benchmarks.kv_pressure import bases, summarise, tables, variants
 from benchmarks.kv_programs import (
     AGENTS,
@@ -23,7 +24,7 @@ from benchmarks.kv_programs import (
     in_turn,
     pressure,
 )
-from benchmarks.program_figures import figures, ratios, told, tool_s
+from benchmarks.program_figures import figures, ratios, tool_s, with_interval
 from benchmarks.validation import latencies_s, simulate
 
 COUNTS = {"cached_tokens": 30, "prompt_tokens": 120, "preemptions_proactive": 2, "preemptions_reactive": 1}
@@ -83,8 +84,8 @@ def test_ratios_compare_runs_of_one_seed() -> None:
     base = {0: {"latency_s": 6.0}, 2: {"latency_s": 30.0}, 1: {"latency_s": 8.0}}
     other = {1: {"latency_s": 4.0}, 0: {"latency_s": 2.0}, 3: {"latency_s": 1.0}}
     assert ratios(base, other, "latency_s") == [3.0, 2.0]
-    assert (told([]), told([2.0])) == ("-", "2.00")
-    assert told([1.0, 2.0, 3.0]) == "2.00 ± 2.48"
+    assert (with_interval([]), with_interval([2.0])) == ("-", "2.00")
+    assert with_interval([1.0, 2.0, 3.0]) == "2.00 ± 2.48"
 
 
 def test_a_machine_that_becomes_slower_is_so_for_all_alike() -> None:
@@ -126,7 +127,7 @@ def test_the_bars_pair_seeds_and_the_tables_show_both_times() -> None:
 
     rows = [row("fcfs", 0, 4.0), row("plas", 0, 2.0), row("plas", 1, 3.0), row("fcfs", 1, 9.0)]
     (bar,) = summarise({"rows": rows})
-    assert (bar.name, bar.value, bar.runs, bar.ok) == ("kv-agents-plas-over-fcfs", 2.5, 2, True)
+    assert (bar.name, bar.value, bar.runs, bar.verdict) == ("kv-agents-plas-over-fcfs", 2.5, 2, Verdict.NOT_SHOWN)
     each, against = tables({"rows": rows})
     assert list(each.columns[0].cells) == ["fcfs", "plas"]
     assert list(against.columns[1].cells) == ["2.50 ± 6.35 (2.50)"]

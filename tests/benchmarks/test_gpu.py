@@ -9,8 +9,8 @@ import pytest
 from agentserving_simulator.cost_model import CostModel
 from click.testing import CliRunner
 
-from benchmarks.bars import RESULTS
 from benchmarks.gpu import SHAPE_8B, TOKENIZER, main, shaped_model, virtually
+from benchmarks.records import RESULTS
 
 
 def test_a_run_is_told_beside_virtual_time(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_a_run_is_told_beside_virtual_time(tmp_path: Path) -> None:
     assert virtually(document, row, slower)["latency_s"] > 1.5 * again["latency_s"]
     raw = tmp_path / "raw.json"
     raw.write_text(json.dumps(document | {"rows": [row]}))
-    printed = CliRunner().invoke(main, ["--told", str(raw)])
+    printed = CliRunner().invoke(main, ["--table", str(raw)])
     assert printed.exit_code == 0, printed.output
     kinds = [line.split("│")[2].strip() for line in printed.output.splitlines() if line.startswith("│")]
     assert kinds == ["engine", "virtual", "virtual, no preemptions", "data sheet"], printed.output
