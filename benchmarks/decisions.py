@@ -25,11 +25,11 @@ BODY = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "x"
 
 async def decisions(admission: Admission, seed: int) -> list[float]:
     """Seconds from when each request was due until its engine was chosen."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     times: list[float] = []
 
     async def admit(_: int, due: float) -> None:
-        identity = identify({"x-agentserving-program-id": f"live-{dice.randrange(PROGRAMS)}"}, BODY)
+        identity = identify({"x-agentserving-program-id": f"live-{rng.randrange(PROGRAMS)}"}, BODY)
         admitted = await admission.admit(identity, "default", len(BODY) // 4)
         times.append(time.perf_counter() - due)
         if not admitted.ticket:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from agentserving.contract.ids import ProgramId
 from agentserving_replay.traces.trace import Call, Program
 from agentserving_replay.workloads import generate, poisson
 
@@ -22,18 +23,18 @@ CHAT_SCALE, MAX_CHAT = 0.4, 2500
 FITTING_ROUNDS = 8
 
 
-def _within(dice: random.Random, mu: float, sigma: float, least: float, most: float) -> float:
-    return max(least, min(most, dice.lognormvariate(mu, sigma)))
+def _within(rng: random.Random, mu: float, sigma: float, least: float, most: float) -> float:
+    return max(least, min(most, rng.lognormvariate(mu, sigma)))
 
 
-def coding_agent(dice: random.Random) -> tuple[Call, ...]:
+def coding_agent(rng: random.Random) -> tuple[Call, ...]:
     """6 to 20 calls: each reads a tool's output (some hundred tokens) and answers briefly."""
     calls: list[Call] = []
     context = 0
-    for at in range(dice.randint(6, 20)):
-        new = round(_within(dice, 4.9, 0.6, 40, 700) if at else _within(dice, 6.6, 0.4, 500, 2000))
-        output = round(_within(dice, 2.9, 0.5, 8, 40))
-        gap_s = _within(dice, TOOL_MU, TOOL_SIGMA, LEAST_TOOL_S, MOST_TOOL_S) if at else 0.0
+    for at in range(rng.randint(6, 20)):
+        new = round(_within(rng, 4.9, 0.6, 40, 700) if at else _within(rng, 6.6, 0.4, 500, 2000))
+        output = round(_within(rng, 2.9, 0.5, 8, 40))
+        gap_s = _within(rng, TOOL_MU, TOOL_SIGMA, LEAST_TOOL_S, MOST_TOOL_S) if at else 0.0
         if context + new + output > MAX_CONTEXT:
             break
         calls.append(next_turn(at, context, new, output, gap_s))
@@ -46,7 +47,7 @@ def coding_agents(seed: int, rate_per_s: float, count: int) -> list[Program]:
     arrivals = poisson(random.Random(f"kv-{seed}-arrivals"), rate_per_s)
     return [
         Program(
-            program_id=f"agent-{at}",
+            program_id=ProgramId(f"agent-{at}"),
             name="agent",
             arrival_s=next(arrivals),
             calls=coding_agent(random.Random(f"kv-{seed}-{at}")),

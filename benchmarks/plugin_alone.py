@@ -66,11 +66,11 @@ def main(model: str, dtype: str) -> None:
     stock, plugin = engine(), engine(scheduler_cls="agentserving_engine.scheduler.ProgramScheduler")
     engines = {"stock": stock, "again": stock, "plugin": plugin}
     sampling = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
-    dice = random.Random(0)
+    rng = random.Random(0)
     took: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(-5, ROUNDS):
-        for side in dice.sample(SIDES, len(SIDES)):
-            prompt = [dice.randrange(5, 250) for _ in range(PROMPT)]
+        for side in rng.sample(SIDES, len(SIDES)):
+            prompt = [rng.randrange(5, 250) for _ in range(PROMPT)]
             began = time.perf_counter()
             engines[side].generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
             if number >= 0:

@@ -1,4 +1,4 @@
-"""What the benchmark on a GPU does before and after the engine has run."""
+"""The benchmark on a GPU, apart from the runs on the engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.gpu import SHAPE_8B, TOKENIZER, main, shaped_model, virtually
 from benchmarks.records import RESULTS
 
 
-def test_a_run_is_told_beside_virtual_time(tmp_path: Path) -> None:
+def test_a_run_is_shown_next_to_virtual_time(tmp_path: Path) -> None:
     document = json.loads((RESULTS / "gpu-cuda.json").read_text())
     row = document["rows"][0]
     again = virtually(document, row)
@@ -40,7 +40,7 @@ def test_the_model_has_the_shape_of_8b_and_the_tokenizer_of_the_tiny_one(tmp_pat
     assert [(made / name).read_text() for name in TOKENIZER] == list(TOKENIZER)
 
 
-def test_without_a_gpu_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     refused = CliRunner().invoke(main, [])
     assert refused.exit_code == 1

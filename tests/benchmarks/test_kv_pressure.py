@@ -1,4 +1,4 @@
-"""What the benchmark under KV pressure draws, and how it compares runs."""
+"""The benchmark under KV pressure: its programs, its load and its comparisons."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 from dataclasses import replace
 
 import pytest
+from agentserving.contract.ids import ProgramId
 from agentserving.contract.policy import PRESETS
 from agentserving_replay.traces.trace import Call, Program
 from agentserving_simulator.cost_model import CostModel
@@ -31,9 +32,12 @@ COUNTS = {"cached_tokens": 30, "prompt_tokens": 120, "preemptions_proactive": 2,
 
 
 def program(arrival_s: float, *calls: tuple[int, int, float]) -> Program:
-    """Of (prompt, output, gap) calls."""
-    made = tuple(Call(prompt, output, (at - 1,) if at else (), gap) for at, (prompt, output, gap) in enumerate(calls))
-    return Program(f"p{arrival_s}", "agent", arrival_s, made)
+    """A program of (prompt, output, gap) calls."""
+    sequence = tuple(
+        Call(prompt_tokens=prompt, output_tokens=output, parents=(at - 1,) if at else (), gap_s=gap_s)
+        for at, (prompt, output, gap_s) in enumerate(calls)
+    )
+    return Program(ProgramId(f"p{arrival_s}"), "agent", arrival_s, sequence)
 
 
 def test_coding_agents_grow_their_contexts_call_by_call() -> None:
@@ -67,7 +71,7 @@ def test_pressure_counts_a_program_from_its_arrival_to_its_end() -> None:
     assert pressure(programs, [10.0, 5.0], pool_tokens=100) == pytest.approx((215 * 10 + 50 * 5) / 100 / 10)
 
 
-def test_the_rate_is_the_one_that_brings_the_pressure() -> None:
+def test_the_rate_is_fitted_to_the_pressure() -> None:
     rate = fitted_rate(replace(AGENTS, pressure=2.0), lambda programs: len(programs) / 5, 0.05, 30.0)
     assert len(AGENTS.programs(1, rate)) == pytest.approx(10, abs=1)
 
@@ -88,7 +92,7 @@ def test_ratios_compare_runs_of_one_seed() -> None:
     assert with_interval([1.0, 2.0, 3.0]) == "2.00 ± 2.48"
 
 
-def test_a_machine_that_becomes_slower_is_so_for_all_alike() -> None:
+def test_a_drift_of_the_machine_affects_all_policies_alike() -> None:
     names = ["a", "b", "c", "d", "e"]
     for first in (0, 2, 4):
         two = [in_turn(names, seed) for seed in (first, first + 1)]
@@ -97,7 +101,7 @@ def test_a_machine_that_becomes_slower_is_so_for_all_alike() -> None:
     assert in_turn(names, 2) != names
 
 
-def test_who_keeps_kv_is_compared_with_who_does_not() -> None:
+def test_retaining_policies_are_compared_with_the_forgetful_one() -> None:
     assert bases(["fcfs", "program-plas", "program-plas-forgets", "program-plas-900"]) == [
         ("fcfs", "program-plas"),
         ("fcfs", "program-plas-forgets"),
