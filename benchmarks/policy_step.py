@@ -1,6 +1,6 @@
 """Time of the default policy per engine step: batch 16, 1,000 and 10,000 calls waiting, arrivals and ends included.
 
-`probes.policy_step` runs what the plugin runs in a step, without vLLM. What the plugin reads from vLLM's objects and
+`stepped_engine` runs what the plugin runs in a step, without vLLM. What the plugin reads from vLLM's objects and
 writes to them comes on top; `throughput` measures the whole on vLLM.
 """
 
@@ -10,7 +10,7 @@ import statistics
 from typing import Any
 
 from benchmarks.bars import Bar, bar
-from benchmarks.probes.policy_step import BATCH, SteppedEngine
+from benchmarks.stepped_engine import BATCH, SteppedEngine
 
 WARM_UP, STEPS, RUNS = 200, 2000, 5
 SCOPE = "decision, retention and queue under the default policy"

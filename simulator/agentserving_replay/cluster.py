@@ -11,12 +11,21 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from agentserving.contract.ids import CallId, EngineId, ProgramId
+from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.policy import Policy, Source
-from agentserving_controlplane.engines.load_balancer import Balancer, Candidate, LoadBalancer
+from agentserving_controlplane.clock import Instant
+from agentserving_controlplane.engines.facts import Capabilities, Load
+from agentserving_controlplane.engines.health import Health
+from agentserving_controlplane.engines.load_balancer import Balancer, LoadBalancer
+from agentserving_controlplane.engines.registry import Engine, EngineRegistry
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
-from agentserving_controlplane.table.process_table import COMPLETED, ProcessTable, Reported
+from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
+from agentserving_controlplane.table.expiry import Limits
+from agentserving_controlplane.table.process_table import ProcessTable
+from agentserving_controlplane.table.programs import OpenRequest
+from agentserving_controlplane.table.reports import CallReport
 from agentserving_controlplane.table.rows import ProgramRow
+from agentserving_controlplane.table.states import Outcome
 from agentserving_engine.policy import CallFacts
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.virtual.context_cache import Segment
@@ -26,9 +35,9 @@ from agentserving_simulator.virtual.requests import Ended, Request
 from agentserving_replay.contexts import Contexts
 from agentserving_replay.traces.trace import Call, Program
 
-TENANT = "default"
-# Weight of the newest call in an engine's mean service, as agentserving_controlplane.engines.registry learns it.
-SMOOTHING = 0.1
+TENANT = Tenant("default")
+# Closed programs are removed from the table immediately: nothing asks about them.
+NO_RETENTION = Limits(program_idle_us=0, call_idle_us=0, closed_retention_us=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +66,28 @@ class ProgramResult:
 
 @dataclass(slots=True)
 class _Engine:
-    name: EngineId
+    """An engine: the simulated one, and what the control plane knows of it."""
+
     model: VirtualEngine
+    known: Engine
+    # Number of the newest wake-up: events of older ones are void.
     version: int = 0
-    call_us: float = 500_000.0
-    in_flight: int = 0
     # System prompts by class of programs.
     systems: dict[str, Segment] = field(default_factory=dict)
+
+    @property
+    def engine_id(self) -> EngineId:
+        return self.known.engine_id
+
+    def report_load(self) -> None:
+        """Reports the engine's load to the control plane, if it has changed."""
+        counters, load = self.model.counters, self.known.load
+        if (counters.prompt_tokens, counters.cached_tokens) != (load.prompt_tokens, load.cached_tokens):
+            self.known.load = Load(
+                prompt_tokens=counters.prompt_tokens,
+                cached_tokens=counters.cached_tokens,
+                prefill_us_per_token=self.model.prefill_us_per_token,
+            )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,13 +129,11 @@ class VirtualCluster:
         self.spec = spec
         self.now_us = 0
         self.results: list[ProgramResult] = []
-        self.engines = [
-            _Engine(EngineId(f"engine-{i}"), VirtualEngine(spec.policy, spec.cost, spec.limits))
-            for i in range(spec.engines)
-        ]
-        self._by_name = {engine.name: engine for engine in self.engines}
         self._table = ProcessTable(1, spec.policy.accounting)
+        self._registry = EngineRegistry(self._table.index.calls_on)
         self._balancer = LoadBalancer(spec.balancer)
+        self._engines = {engine.engine_id: engine for engine in map(self._attached, range(spec.engines))}
+        self.engines = list(self._engines.values())
         self._live: dict[ProgramId, _Live] = {}
         # The program of a call in flight, and the call's index in it.
         self._calls: dict[CallId, tuple[ProgramId, int]] = {}
@@ -120,6 +142,21 @@ class VirtualCluster:
         self._sizes = Sizes()
         # True while a recomputation of the levels is scheduled.
         self._relevel_scheduled = False
+
+    def _attached(self, number: int) -> _Engine:
+        """A new engine, known to the control plane as its hello would make it known."""
+        limits = self.spec.limits
+        model = VirtualEngine(self.spec.policy, self.spec.cost, limits)
+        known = self._registry.ensure(EngineId(f"engine-{number}"))
+        known.attached, known.address, known.health = True, "in virtual time", Health.SERVING
+        known.capabilities = Capabilities(
+            max_num_seqs=limits.max_num_seqs, block_size=limits.block_size, num_blocks=model.cache.size
+        )
+        return _Engine(model, known)
+
+    @property
+    def _now(self) -> Instant:
+        return Instant(self.now_us, self.now_us)
 
     def add(self, programs: Iterable[Program]) -> None:
         """Schedules the arrival of programs."""
@@ -180,7 +217,8 @@ class VirtualCluster:
         for index, call in enumerate(calls):
             for parent in call.parents:
                 children[parent].append(index)
-        row = self._table.open(TENANT, program.program_id, self.now_us, name=program.name)
+        opening = OpenRequest(tenant=TENANT, program_id=program.program_id, name=program.name)
+        row = self._table.programs.open(opening, self._now)
         live = self._live[program.program_id] = _Live(
             program=program,
             row=row,
@@ -205,24 +243,32 @@ class VirtualCluster:
         if not live.open:
             live.tool_us += now - live.idle_since_us
         live.open += 1
-        engine = self._choose(row.root, call.prompt_tokens)
-        admitted = self._table.admit(row, now, engine_id=engine.name, thread_id=call.thread)
-        self._calls[CallId(admitted.call_id)] = (live.program.program_id, index)
-        contexts = live.contexts.get(engine.name)
+        request = AdmissionRequest(
+            tenant=TENANT, program_id=row.program_id, thread_id=call.thread, prompt_tokens=call.prompt_tokens
+        )
+        plan = self._table.plan_admission(request)
+        engine = self._choose(plan)
+        admitted = self._table.commit(plan, engine.engine_id, self._now)
+        self._calls[admitted.call_id] = (row.program_id, index)
+        contexts = live.contexts.get(engine.engine_id)
         if contexts is None:
-            contexts = live.contexts[engine.name] = Contexts(
+            contexts = live.contexts[engine.engine_id] = Contexts(
                 live.program, engine.systems, engine.model.limits.block_size
             )
-        request = Request(admitted.call_id, contexts.path(index), call.prompt_tokens, call.output_tokens)
+        on_engine = Request(admitted.call_id, contexts.path(index), call.prompt_tokens, call.output_tokens)
         # An arrival of 0 means unknown.
         account, arrived = admitted.attained_service_us, row.open_us + 1
         if self.spec.clairvoyant:
             account = int(live.needs_us)
         facts = CallFacts(
-            admitted.call_id, row.root, account, row.account_wait_us, arrived, application=live.program.name
+            admitted.call_id,
+            row.root_key,
+            attained_service_us=account,
+            program_wait_us=row.account_wait_us,
+            program_arrival_us=arrived,
+            class_name=live.program.name,
         )
-        engine.model.arrive(request, facts, now)
-        engine.in_flight += 1
+        engine.model.arrive(on_engine, facts, now)
         # An idle engine begins after all other events of this instant, so that siblings arrive together.
         self._wake(engine, engine.model.cut(now) if engine.model.busy else now)
 
@@ -232,23 +278,15 @@ class VirtualCluster:
         step_us = cost.decode_us(self.spec.limits.max_num_seqs, 0, 1)
         return call.output_tokens * step_us + (call.prompt_tokens - call.shared_tokens) * cost.compute_us_per_token
 
-    def _choose(self, root: str, prompt_tokens: int) -> _Engine:
+    def _choose(self, plan: AdmissionPlan) -> _Engine:
+        """The engine of a call. All engines are ready, so there is no choice where there is only one."""
         if len(self.engines) == 1:
             return self.engines[0]
-        limits = self.spec.limits
-        candidates = [
-            Candidate(
-                engine.name,
-                engine.in_flight,
-                limits.max_num_seqs,
-                engine.model.cache.size * limits.block_size,
-                engine.model.counters.prompt_tokens - engine.model.counters.cached_tokens,
-                self.spec.cost.compute_us_per_token,
-                engine.call_us,
-            )
-            for engine in self.engines
-        ]
-        return self._by_name[EngineId(self._balancer.choose(root, prompt_tokens, candidates).engine_id)]
+        for engine in self.engines:
+            engine.report_load()
+        candidates = [engine.known.candidate() for engine in self.engines]
+        chosen = self._balancer.choose(plan.root, plan.request.prompt_tokens, candidates)
+        return self._engines[chosen.engine_id]
 
     # -- engines -------------------------------------------------------------------------------------------------
 
@@ -263,37 +301,17 @@ class VirtualCluster:
         self._wake(engine, engine.model.begin(self.now_us))
 
     def _ended(self, engine: _Engine, ended: Ended) -> None:
-        key, stats = ended.request.key, ended.stats
-        program_id, index = self._calls.pop(CallId(key))
+        call_id = CallId(ended.request.key)
+        program_id, index = self._calls.pop(call_id)
         live = self._live[program_id]
         row = live.row
-        report = Reported(
-            call_id=key,
-            attempt=1,
-            program_id=program_id,
-            tenant=TENANT,
-            thread_id="",
-            root=row.root,
-            attained_service_us=0,
-            engine_id=engine.name,
-            boot_id="b",
-            service_us=stats.service_us,
-            wait_us=stats.wait_us,
-            prompt_tokens=ended.request.prompt,
-            cached_tokens=max(0, ended.request.cached),
-            output_tokens=ended.request.output,
-            preemptions=stats.preemptions,
-            level=stats.level,
-            running=False,
-            outcome=COMPLETED,
-        )
-        self._table.report(report, self.now_us)
-        counters, tokens = engine.model.counters, ended.request.total
-        self._balancer.ran(row.root, engine.name, tokens, counters.prompt_tokens - counters.cached_tokens)
-        engine.in_flight -= 1
-        engine.call_us += SMOOTHING * (stats.service_us - engine.call_us)
+        report = self._report(engine, ended, row)
+        self._table.report(report, self._now)
+        engine.report_load()
+        engine.known.learn(report.service_us)
+        self._balancer.ran(row.root_key, engine.engine_id, ended.request.total, engine.known.load.prefilled_tokens)
         for each in self.engines:
-            each.model.queue.set_account(row.root, row.attained_service_us, row.account_wait_us)
+            each.model.queue.set_account(row.root_key, row.attained_service_us, row.account_wait_us)
         live.open -= 1
         live.done += 1
         live.needs_us -= self._call_us(live.program.calls[index])
@@ -305,9 +323,30 @@ class VirtualCluster:
         if live.done == len(live.program.calls):
             self._close(live)
 
+    @staticmethod
+    def _report(engine: _Engine, ended: Ended, row: ProgramRow) -> CallReport:
+        """The engine's final report on a call."""
+        request, stats = ended.request, ended.stats
+        return CallReport(
+            call_id=CallId(request.key),
+            program_id=row.program_id,
+            engine_id=engine.engine_id,
+            tenant=TENANT,
+            root=row.root,
+            boot_id="virtual",
+            service_us=stats.service_us,
+            wait_us=stats.wait_us,
+            prompt_tokens=request.prompt,
+            cached_tokens=max(0, request.cached),
+            output_tokens=request.output,
+            preemptions=stats.preemptions,
+            level=stats.level,
+            outcome=Outcome.COMPLETED,
+        )
+
     def _close(self, live: _Live) -> None:
         row, program = live.row, live.program
-        self._table.close(row, COMPLETED, self.now_us)
+        self._table.programs.close(row, Outcome.COMPLETED, self._now)
         self._sizes.end(program.name, row.attained_service_us)
         self.results.append(
             ProgramResult(
@@ -327,4 +366,4 @@ class VirtualCluster:
         )
         del self._live[program.program_id]
         self._table.take_changes()
-        self._table.expire(row, self.now_us + 1, idle_us=0, silent_us=0, retention_us=0)
+        self._table.expire(row, NO_RETENTION, Instant(self.now_us + 1, self.now_us + 1))
