@@ -148,7 +148,6 @@ class VirtualEngine:
         self.requests[request.key] = request
         request.facts = facts
         self._policy.arrive(facts, now_us)
-        self.counters.prompt_tokens += request.prompt
 
     def set_policy(self, policy: Policy) -> None:
         """Executes another policy after the steps in progress, as the plugin does with a directive."""
@@ -238,6 +237,8 @@ class VirtualEngine:
         request.computed = (found + loaded) * self.limits.block_size
         if request.cached < 0:
             request.cached = request.computed
+            # With its hits, as the plugin counts: the difference, tokens prefilled, never falls.
+            self.counters.prompt_tokens += request.prompt
             self.counters.cached_tokens += request.computed
         if loaded:
             request.ready_us = now_us + int(loaded * self.limits.block_size * self.cost.transfer_us_per_token)
