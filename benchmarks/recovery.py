@@ -9,31 +9,15 @@ import time
 
 import psutil
 import structlog
-from agentserving.contract.policy import DEFAULT
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engines.load_balancer import Balancer
-from agentserving_controlplane.settings import Settings
+from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.etcd.store import EtcdStore
 
 
-def settings(endpoint: str, prefix: str) -> Settings:
+def settings() -> PlaneSettings:
     """Settings of a control plane that serves nothing and only reads its store."""
-    return Settings(
-        listen="",
-        http_port=0,
-        store="etcd",
-        etcd_endpoints=(endpoint,),
-        etcd_prefix=prefix,
-        ticket_keys=lambda: (b"0123456789abcdef",),
-        policy=DEFAULT.name,
-        balancer=Balancer.LEAST_USED,
-        tls_cert="",
-        tls_key="",
-        tls_ca="",
-        program_idle_s=600,
-        call_idle_s=120,
-        closed_retention_s=600,
-    )
+    return PlaneSettings(ticket_keys=lambda: (b"0123456789abcdef",), balancer=Balancer.LEAST_USED)
 
 
 async def recover(endpoint: str, prefix: str) -> dict[str, float]:
@@ -41,7 +25,7 @@ async def recover(endpoint: str, prefix: str) -> dict[str, float]:
     before = psutil.Process().memory_info().rss
     store = EtcdStore((endpoint,), prefix)
     began = time.perf_counter()
-    plane = ControlPlane(settings(endpoint, prefix), store, await store.acquire("bench"), lambda error: None)
+    plane = ControlPlane(settings(), store, await store.acquire("bench"), lambda error: None)
     await plane.recover(store)
     seconds = time.perf_counter() - began
     grown = psutil.Process().memory_info().rss - before
