@@ -8,8 +8,11 @@ import sys
 from typing import Any
 
 from agentserving import AsyncClient
-from agentserving_controlplane.control_plane import ControlPlane, now_us
+from agentserving.contract.ids import EngineId, ProgramId, Tenant
+from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.store.etcd.store import EtcdStore
+from agentserving_controlplane.table.admission_plan import AdmissionRequest
+from agentserving_controlplane.table.programs import OpenRequest
 
 from benchmarks.bars import Bar, bar
 from benchmarks.decisions import PROGRAMS, RATE
@@ -34,12 +37,14 @@ async def open_programs(address: str) -> None:
 async def populate(endpoint: str, prefix: str) -> None:
     """Writes 10,000 programs with 10 calls in flight each to etcd."""
     store = EtcdStore((endpoint,), prefix)
-    plane = ControlPlane(settings(endpoint, prefix), store, await store.acquire("bench"), lambda error: None)
+    plane = ControlPlane(settings(), store, await store.acquire("bench"), lambda error: None)
     plane.commits.start()
     for index in range(10_000):
-        row = plane.table.open("default", f"live-{index}", now_us())
+        opening = OpenRequest(tenant=Tenant("default"), program_id=ProgramId(f"live-{index}"))
+        row = plane.table.programs.open(opening, plane.now())
         for call in range(10):
-            plane.table.admit(row, now_us(), engine_id=f"e{call % 8}", thread_id=f"t{call}", parents=(), attempt=1)
+            request = AdmissionRequest(tenant=row.tenant, program_id=row.program_id, thread_id=f"t{call}")
+            plane.table.commit(plane.table.plan_admission(request), EngineId(f"e{call % 8}"), plane.now())
         if index % 500 == 499:
             await plane.commits.durable(plane.settle())
     await plane.commits.close()

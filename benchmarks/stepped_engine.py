@@ -115,9 +115,7 @@ class SteppedEngine:
         policy, queue = self._policy, self._policy.queue
         self._now_us += STEP_US
         ended = [key for key in queue.running_keys if self._rng.random() < ENDS]
-        programs = [
-            queue.facts(key).program if self._rng.random() < RETURNS else self._any_program() for key in ended
-        ]
+        programs = [queue.facts(key).program if self._rng.random() < RETURNS else self._any_program() for key in ended]
         arriving = [self._call_of(program) for program in programs]
         ends = [
             CallEnd(key=key, origin=origin_of(""), context=range(CONTEXT_BLOCKS), tokens=CONTEXT_TOKENS)
