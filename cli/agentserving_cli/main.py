@@ -11,11 +11,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import agentserving
 import click
 from agentserving.contract.policy import DEFAULT, PRESETS
 from rich.console import Console
 
-from agentserving_cli.connection import default_state_dir, fail, services
+from agentserving_cli.connection import client_of, default_state_dir, fail
 from agentserving_cli.local.layout import TINY, ClusterSpec
 from agentserving_cli.local.process import StartFailedError
 from agentserving_cli.local.state_dir import StateDirError
@@ -36,17 +37,17 @@ ENGINE_ARG_HELP = "A flag for every engine, as --engine-arg=--max-num-seqs=32. M
 
 
 def _local(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say which cluster; the command is given a way to it."""
+    """Adds the options that name a cluster; the command's `connect` leads to it."""
 
     @functools.wraps(command)
     def found(*arguments: Any, state_dir: Path, control_plane: str, **chosen: Any) -> Any:
-        return command(functools.partial(services, state_dir, control_plane), *arguments, **chosen)
+        return command(functools.partial(client_of, state_dir, control_plane), *arguments, **chosen)
 
     return state_dir_option(control_plane_option(found))
 
 
 class _Commands(click.Group):
-    """The commands here, and those that packages beside this one bring (entry points `agentserving.commands`)."""
+    """The commands below, and those of other packages (entry points `agentserving.commands`)."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *entry_points(group="agentserving.commands").names})
@@ -59,12 +60,12 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands)
-@click.version_option("0.1.0")
+@click.version_option(agentserving.__version__)
 def main() -> None:
     """Serve agentic programs, not single requests.
 
     Start a cluster with `agentserving up`, point any OpenAI or Anthropic client at the address it prints, and watch
-    its programs with `agentserving top`. Commands find the cluster of this machine by themselves; --control-plane, or
+    its programs with `agentserving top`. Commands find the cluster of this machine; --control-plane, or
     AGENTSERVING_CONTROL_PLANE, names another one.
     """
 
@@ -100,7 +101,7 @@ def up(gateway_port: int, state_dir: Path, **chosen: Any) -> None:
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """What may go wrong when a cluster starts, as one clear message and exit status 1."""
+    """Turns expected failures into one clear message and exit status 1."""
     try:
         yield
     except (StartFailedError, StateDirError, EnvironmentFailedError, GaveUpError) as error:
@@ -127,8 +128,8 @@ for _command in program_commands(_local):
 def demo(**chosen: Any) -> None:
     """Run the same agent programs under FCFS and under the default policy, and show the difference.
 
-    By default the programs are made as long as overloads the engines a little: that is where the order of calls
-    matters. With a small --scale nobody waits, and the two are equal.
+    By default the programs are as long as it takes to overload the engines slightly: that is where the order of calls
+    matters. With a small --scale no call waits, and the two policies are equal.
     """
     from agentserving_cli.demo import DemoPlan, run_demo
 
