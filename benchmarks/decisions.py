@@ -12,9 +12,11 @@ import sys
 import time
 
 import uvloop
+from agentserving.contract.ids import Tenant
 from agentserving.transport.leader_channel import LeaderChannel
-from agentserving.v1 import types_pb2
 from agentserving_gateway.admission import Admission
+from agentserving_gateway.body import read_body
+from agentserving_gateway.calls import CallRequest, Ending
 from agentserving_gateway.identity import identify
 
 from benchmarks import open_loop
@@ -29,12 +31,16 @@ async def decisions(admission: Admission, seed: int) -> list[float]:
     times: list[float] = []
 
     async def admit(_: int, due: float) -> None:
-        identity = identify({"x-agentserving-program-id": f"live-{rng.randrange(PROGRAMS)}"}, BODY)
-        admitted = await admission.admit(identity, "default", len(BODY) // 4)
+        headers = {"x-agentserving-program-id": f"live-{rng.randrange(PROGRAMS)}"}
+        identity = identify(headers, read_body(BODY))
+        request = CallRequest(
+            tenant=Tenant("default"), program_id=identity.program_id, prompt_tokens=len(BODY) // 4, model="tiny"
+        )
+        admitted = await admission.admit(request)
         times.append(time.perf_counter() - due)
         if not admitted.ticket:
             raise RuntimeError("the control plane did not answer in time")
-        admission.ended(admitted.call_id, types_pb2.OUTCOME_CANCELLED, never_started=True)
+        admission.end(admitted, Ending.CANCELLED, True)
 
     await open_loop.run(seed, RATE, SECONDS, admit)
     return times
@@ -43,12 +49,14 @@ async def decisions(admission: Admission, seed: int) -> list[float]:
 async def main(address: str, seed: int) -> None:
     """Prints quantiles in milliseconds and the number of calls."""
     admission = Admission(LeaderChannel(address))
-    admission.start()
+    running = asyncio.create_task(admission.run())
     async with asyncio.timeout(30):
-        while len(admission.engines) < 2:
+        while len(admission.ready_engines()) < 2:
             await asyncio.sleep(0.05)
     times = await decisions(admission, seed)
-    await admission.close()
+    await admission.flush()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
     print(json.dumps({**open_loop.quantiles_ms(times), "calls": len(times)}))
 
 
