@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from agentserving_operator.manifests.certificate_objects import certificate, leaves
-from agentserving_operator.manifests.common import Cluster, Component, Images, Manifest
+from agentserving_operator.manifests.common import AgentServingCluster, Component, Images, Manifest
 from agentserving_operator.manifests.control_plane_deployment import control_plane_deployment
 from agentserving_operator.manifests.disruption_budgets import disruption_budget
 from agentserving_operator.manifests.engine_statefulset import engine_statefulset
@@ -24,18 +24,18 @@ from agentserving_operator.spec.cluster import StoreType
 from agentserving_operator.spec.crd import GROUP
 from agentserving_operator.spec.tls import Issuer
 
-__all__ = ["HASH_ANNOTATION", "Cluster", "Component", "Images", "Manifest", "components", "desired"]
+__all__ = ["HASH_ANNOTATION", "AgentServingCluster", "Component", "Images", "Manifest", "components", "desired"]
 
 # A field that is no longer wanted does not show in the object: the hash of what was applied last does.
 HASH_ANNOTATION = f"{GROUP}/applied-hash"
 
 
-def components(cluster: Cluster) -> list[Component]:
+def components(cluster: AgentServingCluster) -> list[Component]:
     """The parts that this cluster has."""
     return [part for part in Component if part is not Component.ETCD or cluster.spec.store.type is StoreType.ETCD]
 
 
-def desired(cluster: Cluster) -> list[Manifest]:
+def desired(cluster: AgentServingCluster) -> list[Manifest]:
     """All objects but Secrets, in the order in which they are needed."""
     parts = components(cluster)
     found = [service_account(cluster, part) for part in parts]

@@ -10,7 +10,7 @@ from typing import Any
 from agentserving.contract.names import SIDECAR_NAME
 
 from agentserving_operator.certificates.values import LEAF_LIFE, Authority, Certificates, Pair
-from agentserving_operator.manifests.common import Cluster, Component, Manifest, made
+from agentserving_operator.manifests.common import AgentServingCluster, Component, Manifest, child_object
 from agentserving_operator.manifests.etcd_statefulset import etcd_members, peers_service
 from agentserving_operator.manifests.tls import Leaf, secret_name, server_name
 from agentserving_operator.spec.cluster import StoreType
@@ -24,12 +24,12 @@ _OWNERS = {
 }
 
 
-def ca_secret_name(cluster: Cluster) -> str:
+def ca_secret_name(cluster: AgentServingCluster) -> str:
     """Mounted nowhere."""
     return f"{cluster.name}-ca"
 
 
-def leaves(cluster: Cluster) -> dict[Leaf, list[str]]:
+def leaves(cluster: AgentServingCluster) -> dict[Leaf, list[str]]:
     """Those that a cluster needs, each with its names."""
     found = {
         Leaf.CONTROL_PLANE: _service_names(cluster, Component.CONTROL_PLANE),
@@ -46,14 +46,14 @@ def leaves(cluster: Cluster) -> dict[Leaf, list[str]]:
     return found
 
 
-def _service_names(cluster: Cluster, component: Component) -> list[str]:
+def _service_names(cluster: AgentServingCluster, component: Component) -> list[str]:
     name, namespace = cluster.child(component), cluster.namespace
     found = [f"{name}.{namespace}.svc", f"{name}.{namespace}", name, f"{name}.{namespace}.svc.cluster.local"]
     # Through a forwarded port, and etcd to itself.
     return [*found, "localhost"]
 
 
-def certificate(cluster: Cluster, leaf: Leaf) -> Manifest:
+def certificate(cluster: AgentServingCluster, leaf: Leaf) -> Manifest:
     """For cert-manager. The key is made anew each time, as ours are."""
     reference = cluster.spec.tls.issuer_ref
     hosts = leaves(cluster)[leaf]
@@ -69,14 +69,14 @@ def certificate(cluster: Cluster, leaf: Leaf) -> Manifest:
     if hosts:
         spec["dnsNames"] = hosts
     name = secret_name(cluster.name, leaf)
-    return made(cluster, "cert-manager.io/v1", "Certificate", _OWNERS[leaf], name, spec=spec)
+    return child_object(cluster, "cert-manager.io/v1", "Certificate", _OWNERS[leaf], name, spec=spec)
 
 
 def _hours(divisor: int) -> int:
     return int(LEAF_LIFE.total_seconds()) // 3600 // divisor
 
 
-def secrets(cluster: Cluster, found: Certificates) -> list[Manifest]:
+def secrets(cluster: AgentServingCluster, found: Certificates) -> list[Manifest]:
     """The CA first: what it signs must not be there before it is kept."""
     authority = found.authority
     data = {**_pair_data(authority.ca), "ca.crt": authority.trusted}
@@ -93,9 +93,9 @@ def _pair_data(pair: Pair) -> dict[str, bytes]:
     return {"tls.crt": pair.cert, "tls.key": pair.key}
 
 
-def _secret(cluster: Cluster, component: Component, name: str, data: Mapping[str, bytes]) -> Manifest:
+def _secret(cluster: AgentServingCluster, component: Component, name: str, data: Mapping[str, bytes]) -> Manifest:
     encoded = {key: base64.b64encode(each).decode() for key, each in data.items()}
-    return made(cluster, "v1", "Secret", component, name, type="kubernetes.io/tls", data=encoded)
+    return child_object(cluster, "v1", "Secret", component, name, type="kubernetes.io/tls", data=encoded)
 
 
 def content(secret: Manifest | None, key: str) -> bytes | None:

@@ -57,7 +57,7 @@ class Images:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
+class AgentServingCluster:
     """One AgentServingCluster, as manifests are made from it."""
 
     name: str
@@ -108,7 +108,9 @@ def labels(cluster_name: str, component: Component) -> dict[str, str]:
     }
 
 
-def made(cluster: Cluster, api_version: str, kind: str, component: Component, name: str = "", **rest: Any) -> Manifest:
+def child_object(
+    cluster: AgentServingCluster, api_version: str, kind: str, component: Component, name: str = "", **rest: Any
+) -> Manifest:
     """An object of the cluster's, which goes when the cluster goes."""
     owner = {
         "apiVersion": API_VERSION,
@@ -131,7 +133,7 @@ def made(cluster: Cluster, api_version: str, kind: str, component: Component, na
     }
 
 
-def pod(cluster: Cluster, component: Component, *, restricted: bool = True, **spec: Any) -> Manifest:
+def pod(cluster: AgentServingCluster, component: Component, *, restricted: bool = True, **spec: Any) -> Manifest:
     """A pod template under Pod Security `restricted`; without, containers may run as their image says."""
     security: Manifest = {"fsGroup": USER, "fsGroupChangePolicy": "OnRootMismatch"}
     security["seccompProfile"] = {"type": "RuntimeDefault"}
@@ -150,7 +152,7 @@ def pod(cluster: Cluster, component: Component, *, restricted: bool = True, **sp
     return {"metadata": {"labels": labels(cluster.name, component)}, "spec": whole}
 
 
-def container(cluster: Cluster, name: str, image: str, resources: Manifest, **rest: Any) -> Manifest:
+def container(cluster: AgentServingCluster, name: str, image: str, resources: Manifest, **rest: Any) -> Manifest:
     """A container that may do nothing but run."""
     return {
         "name": name,
@@ -196,7 +198,7 @@ def http_probe(port: int, path: str, **rest: int) -> Manifest:
     return {"httpGet": {"path": path, "port": port}, **rest}
 
 
-def spread(cluster: Cluster, component: Component) -> list[Manifest]:
+def spread(cluster: AgentServingCluster, component: Component) -> list[Manifest]:
     """Over nodes where there are several; one node takes all of them."""
     return [
         {

@@ -10,13 +10,13 @@ from agentserving_operator.manifests.common import (
     ALIVE,
     PYTHON_ENV,
     STARTED,
-    Cluster,
+    AgentServingCluster,
     Component,
     Manifest,
     Port,
+    child_object,
     container,
     http_probe,
-    made,
     pod,
     port,
     python,
@@ -37,7 +37,7 @@ LEASE_S, LEASE_ALONE_S = 5, 30
 TLS_DIR = "/etc/agentserving/etcd-tls"
 
 
-def control_plane_deployment(cluster: Cluster) -> Manifest:
+def control_plane_deployment(cluster: AgentServingCluster) -> Manifest:
     """The policy is no argument: it is applied over gRPC, so that an edit restarts nothing."""
     spec = {
         "replicas": cluster.spec.control_plane.replicas,
@@ -45,10 +45,10 @@ def control_plane_deployment(cluster: Cluster) -> Manifest:
         "selector": {"matchLabels": selector(cluster.name, Component.CONTROL_PLANE)},
         "template": _template(cluster),
     }
-    return made(cluster, "apps/v1", "Deployment", Component.CONTROL_PLANE, spec=spec)
+    return child_object(cluster, "apps/v1", "Deployment", Component.CONTROL_PLANE, spec=spec)
 
 
-def _strategy(cluster: Cluster) -> Manifest:
+def _strategy(cluster: AgentServingCluster) -> Manifest:
     if cluster.spec.store.type is StoreType.MEMORY:
         # Two would be two tables.
         return {"type": "Recreate"}
@@ -56,7 +56,7 @@ def _strategy(cluster: Cluster) -> Manifest:
     return {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
 
 
-def _template(cluster: Cluster) -> Manifest:
+def _template(cluster: AgentServingCluster) -> Manifest:
     leaves = [Leaf.CONTROL_PLANE, *([Leaf.CLIENT] if cluster.spec.store.type is StoreType.ETCD else [])]
     there = [secret_volume("ticket-key", cluster.ticket_key_name), {"name": "tmp", "emptyDir": {}}]
     mounted: list[Manifest] = [
@@ -90,7 +90,7 @@ def _template(cluster: Cluster) -> Manifest:
     )
 
 
-def _arguments(cluster: Cluster) -> list[str]:
+def _arguments(cluster: AgentServingCluster) -> list[str]:
     return [
         "--listen", f"0.0.0.0:{Port.CONTROL_PLANE}", "--advertise", f"$(POD_IP):{Port.CONTROL_PLANE}",
         "--lease-s", str(LEASE_S if cluster.spec.control_plane.replicas > 1 else LEASE_ALONE_S),
@@ -102,7 +102,7 @@ def _arguments(cluster: Cluster) -> list[str]:
     ]  # fmt: skip
 
 
-def _store_arguments(cluster: Cluster) -> list[str]:
+def _store_arguments(cluster: AgentServingCluster) -> list[str]:
     store = cluster.spec.store
     if store.type is StoreType.MEMORY:
         return ["--store", "memory"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from agentserving_operator.manifests.common import Cluster, Component, Manifest, made, selector
+from agentserving_operator.manifests.common import AgentServingCluster, Component, Manifest, child_object, selector
 
 
-def disruption_budget(cluster: Cluster, component: Component) -> Manifest:
+def disruption_budget(cluster: AgentServingCluster, component: Component) -> Manifest:
     """One at a time. Of a part with one pod that one: a node could not be drained else."""
     spec = {
         "maxUnavailable": 1,
@@ -13,4 +13,4 @@ def disruption_budget(cluster: Cluster, component: Component) -> Manifest:
         # A pod that does not serve is in nobody's way.
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
     }
-    return made(cluster, "policy/v1", "PodDisruptionBudget", component, spec=spec)
+    return child_object(cluster, "policy/v1", "PodDisruptionBudget", component, spec=spec)

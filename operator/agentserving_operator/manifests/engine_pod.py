@@ -10,7 +10,7 @@ from typing import Any
 
 from agentserving_operator.manifests.common import (
     PYTHON_ENV,
-    Cluster,
+    AgentServingCluster,
     Manifest,
     Port,
     container,
@@ -30,7 +30,7 @@ PROBE_EVERY_S = 10
 DRAIN = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{Port.SIDECAR_HTTP}/drain').read()"
 
 
-def engine_container(cluster: Cluster) -> Manifest:
+def engine_container(cluster: AgentServingCluster) -> Manifest:
     """The engine of `spec.engine`."""
     engine = cluster.spec.engine
     simulated = engine.type is EngineType.SIMULATOR
@@ -75,12 +75,12 @@ def _probes(startup_s: int) -> Manifest:
     }
 
 
-def served_name(cluster: Cluster) -> str:
+def served_name(cluster: AgentServingCluster) -> str:
     """What clients call the model."""
     return cluster.spec.model.served_name or cluster.spec.model.name
 
 
-def _limits(cluster: Cluster) -> list[str]:
+def _limits(cluster: AgentServingCluster) -> list[str]:
     found = []
     if cluster.spec.model.max_length is not None:
         found += ["--max-model-len", str(cluster.spec.model.max_length)]
@@ -89,7 +89,7 @@ def _limits(cluster: Cluster) -> list[str]:
     return found
 
 
-def _simulator_arguments(cluster: Cluster) -> list[str]:
+def _simulator_arguments(cluster: AgentServingCluster) -> list[str]:
     simulator = cluster.spec.engine.simulator
     settings: list[str] = []
     if simulator is not None:
@@ -102,7 +102,7 @@ def _simulator_arguments(cluster: Cluster) -> list[str]:
     ]  # fmt: skip
 
 
-def _vllm_arguments(cluster: Cluster) -> list[str]:
+def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
     engine = cluster.spec.engine
     parallel = engine.accelerator.tensor_parallel_size or engine.accelerator.count
     found = [
@@ -116,7 +116,7 @@ def _vllm_arguments(cluster: Cluster) -> list[str]:
     return [*found, *_limits(cluster), *engine.extra_args]
 
 
-def _vllm_env(cluster: Cluster) -> list[Manifest]:
+def _vllm_env(cluster: AgentServingCluster) -> list[Manifest]:
     found: list[Manifest] = [
         {"name": "AGENTSERVING_ENGINE_ID", "value": "$(POD_NAME)"},
         {"name": "AGENTSERVING_CHANNEL_DIR", "value": CHANNEL_DIR},

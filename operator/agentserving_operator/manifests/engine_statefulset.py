@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from agentserving_operator.manifests.common import (
-    Cluster,
+    AgentServingCluster,
     Component,
     Manifest,
+    child_object,
     labels,
-    made,
     pod,
     secret_volume,
     selector,
@@ -23,7 +23,7 @@ from agentserving_operator.spec.parsing import plain
 GRACE_AFTER_DRAIN_S = 60
 
 
-def engine_statefulset(cluster: Cluster) -> Manifest:
+def engine_statefulset(cluster: AgentServingCluster) -> Manifest:
     """`spec.engine.replicas` of them, replaced one at a time."""
     engine, cache = cluster.spec.engine, cluster.spec.model.cache
     spec: Manifest = {
@@ -38,10 +38,10 @@ def engine_statefulset(cluster: Cluster) -> Manifest:
     }
     if engine.type is EngineType.VLLM and cache.type is CacheType.CLAIM:
         spec["volumeClaimTemplates"] = [_claim(cluster, cache)]
-    return made(cluster, "apps/v1", "StatefulSet", Component.ENGINE, spec=spec)
+    return child_object(cluster, "apps/v1", "StatefulSet", Component.ENGINE, spec=spec)
 
 
-def _template(cluster: Cluster) -> Manifest:
+def _template(cluster: AgentServingCluster) -> Manifest:
     engine = cluster.spec.engine
     vllm = engine.type is EngineType.VLLM
     placement = _placement(cluster) if vllm else {"topologySpreadConstraints": spread(cluster, Component.ENGINE)}
@@ -57,7 +57,7 @@ def _template(cluster: Cluster) -> Manifest:
     )
 
 
-def _volumes(cluster: Cluster) -> list[Manifest]:
+def _volumes(cluster: AgentServingCluster) -> list[Manifest]:
     engine, cache = cluster.spec.engine, cluster.spec.model.cache
     found: list[Manifest] = [
         {"name": "channel", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
@@ -76,14 +76,14 @@ def _volumes(cluster: Cluster) -> list[Manifest]:
     return found
 
 
-def _claim(cluster: Cluster, cache: ModelCache) -> Manifest:
+def _claim(cluster: AgentServingCluster, cache: ModelCache) -> Manifest:
     spec: Manifest = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": cache.size}}}
     if cache.storage_class_name is not None:
         spec["storageClassName"] = cache.storage_class_name
     return {"metadata": {"name": "model-cache", "labels": labels(cluster.name, Component.ENGINE)}, "spec": spec}
 
 
-def _placement(cluster: Cluster) -> Manifest:
+def _placement(cluster: AgentServingCluster) -> Manifest:
     accelerator = cluster.spec.engine.accelerator
     found: Manifest = {}
     if accelerator.products and accelerator.count:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from agentserving_operator.manifests.common import (
-    Cluster,
+    AgentServingCluster,
     Component,
     Manifest,
     Port,
+    child_object,
     container,
     http_probe,
     labels,
-    made,
     pod,
     port,
     selector,
@@ -24,29 +24,29 @@ DATA_DIR = "/var/lib/etcd"
 TRUST_ANNOTATION = f"{GROUP}/trusted-cas"
 
 
-def etcd_settings(cluster: Cluster) -> EtcdStore:
+def etcd_settings(cluster: AgentServingCluster) -> EtcdStore:
     """As the user has them."""
     return cluster.spec.store.etcd or EtcdStore()
 
 
-def peers_service(cluster: Cluster) -> str:
+def peers_service(cluster: AgentServingCluster) -> str:
     """The headless Service that gives members their names."""
     return f"{cluster.child(Component.ETCD)}-peers"
 
 
-def etcd_members(cluster: Cluster) -> list[tuple[str, str]]:
+def etcd_members(cluster: AgentServingCluster) -> list[tuple[str, str]]:
     """(name, host) of each."""
     name = cluster.child(Component.ETCD)
     hosts = f"{peers_service(cluster)}.{cluster.namespace}.svc"
     return [(f"{name}-{i}", f"{name}-{i}.{hosts}") for i in range(etcd_settings(cluster).members)]
 
 
-def etcd_endpoints(cluster: Cluster) -> tuple[str, ...]:
+def etcd_endpoints(cluster: AgentServingCluster) -> tuple[str, ...]:
     """host:port of each member: the control plane tries them in turn."""
     return tuple(f"{host}:{Port.ETCD_CLIENT}" for _, host in etcd_members(cluster))
 
 
-def etcd_statefulset(cluster: Cluster) -> Manifest:
+def etcd_statefulset(cluster: AgentServingCluster) -> Manifest:
     """Members start together, since none is ready before the others are there."""
     settings = etcd_settings(cluster)
     claim: Manifest = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": settings.size}}}
@@ -64,10 +64,10 @@ def etcd_statefulset(cluster: Cluster) -> Manifest:
             {"metadata": {"name": "data", "labels": labels(cluster.name, Component.ETCD)}, "spec": claim}
         ],
     }
-    return made(cluster, "apps/v1", "StatefulSet", Component.ETCD, spec=spec)
+    return child_object(cluster, "apps/v1", "StatefulSet", Component.ETCD, spec=spec)
 
 
-def _arguments(cluster: Cluster) -> list[str]:
+def _arguments(cluster: AgentServingCluster) -> list[str]:
     host = f"$(POD_NAME).{peers_service(cluster)}.{cluster.namespace}.svc"
     scheme = "https" if cluster.spec.tls.on else "http"
     initial = ",".join(f"{name}={scheme}://{peer}:{Port.ETCD_PEER}" for name, peer in etcd_members(cluster))
@@ -102,7 +102,7 @@ def _tls_arguments() -> list[str]:
     return found
 
 
-def _template(cluster: Cluster) -> Manifest:
+def _template(cluster: AgentServingCluster) -> Manifest:
     one = container(
         cluster,
         "etcd",

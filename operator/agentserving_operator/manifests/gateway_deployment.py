@@ -6,13 +6,13 @@ from agentserving_operator.manifests.common import (
     ALIVE,
     PYTHON_ENV,
     STARTED,
-    Cluster,
+    AgentServingCluster,
     Component,
     Manifest,
     Port,
+    child_object,
     container,
     http_probe,
-    made,
     pod,
     port,
     python,
@@ -26,7 +26,7 @@ STATE_DIR = "/var/lib/agentserving"
 GRACE_AFTER_DRAIN_S = 15
 
 
-def gateway_deployment(cluster: Cluster) -> Manifest:
+def gateway_deployment(cluster: AgentServingCluster) -> Manifest:
     """Replaced one at a time, the new one first."""
     spec = {
         "replicas": cluster.spec.gateway.replicas,
@@ -34,10 +34,10 @@ def gateway_deployment(cluster: Cluster) -> Manifest:
         "selector": {"matchLabels": selector(cluster.name, Component.GATEWAY)},
         "template": _template(cluster),
     }
-    return made(cluster, "apps/v1", "Deployment", Component.GATEWAY, spec=spec)
+    return child_object(cluster, "apps/v1", "Deployment", Component.GATEWAY, spec=spec)
 
 
-def _template(cluster: Cluster) -> Manifest:
+def _template(cluster: AgentServingCluster) -> Manifest:
     gateway = cluster.spec.gateway
     command = python(
         "agentserving_gateway",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from agentserving_operator.manifests.common import (
     CLIENT_LABEL,
     MANAGER,
-    Cluster,
+    AgentServingCluster,
     Component,
     Manifest,
     Port,
-    made,
+    child_object,
     selector,
 )
 
@@ -21,16 +21,16 @@ def _rule(ports: list[int], peers: list[Manifest] | None = None) -> Manifest:
     return rule
 
 
-def _policy(cluster: Cluster, component: Component, rules: list[Manifest]) -> Manifest:
+def _policy(cluster: AgentServingCluster, component: Component, rules: list[Manifest]) -> Manifest:
     spec = {
         "podSelector": {"matchLabels": selector(cluster.name, component)},
         "policyTypes": ["Ingress"],
         "ingress": rules,
     }
-    return made(cluster, "networking.k8s.io/v1", "NetworkPolicy", component, spec=spec)
+    return child_object(cluster, "networking.k8s.io/v1", "NetworkPolicy", component, spec=spec)
 
 
-def network_policy(cluster: Cluster, component: Component) -> Manifest:
+def network_policy(cluster: AgentServingCluster, component: Component) -> Manifest:
     """Of one component."""
     parts = {part: {"podSelector": {"matchLabels": selector(cluster.name, part)}} for part in Component}
     clients = {"podSelector": {"matchLabels": {CLIENT_LABEL: "true"}}}

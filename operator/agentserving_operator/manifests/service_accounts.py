@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from agentserving_operator.manifests.common import Cluster, Component, Manifest, made
+from agentserving_operator.manifests.common import AgentServingCluster, Component, Manifest, child_object
 
 
-def service_account(cluster: Cluster, component: Component) -> Manifest:
+def service_account(cluster: AgentServingCluster, component: Component) -> Manifest:
     """Without a token."""
-    return made(cluster, "v1", "ServiceAccount", component, automountServiceAccountToken=False)
+    return child_object(cluster, "v1", "ServiceAccount", component, automountServiceAccountToken=False)

@@ -7,7 +7,7 @@ from agentserving_operator.manifests.common import (
     PYTHON_ENV,
     STARTED,
     USER,
-    Cluster,
+    AgentServingCluster,
     Component,
     Manifest,
     Port,
@@ -22,7 +22,7 @@ from agentserving_operator.manifests.tls import Leaf, client_flags, mounts
 STATE_DIR = "/var/lib/agentserving"
 
 
-def sidecar_container(cluster: Cluster) -> Manifest:
+def sidecar_container(cluster: AgentServingCluster) -> Manifest:
     """An initContainer that restarts always. Its addresses are the pod's own: it tells them to the control plane."""
     command = python(
         "agentserving_sidecar",

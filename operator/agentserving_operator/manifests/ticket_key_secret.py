@@ -13,7 +13,7 @@ import datetime
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from agentserving_operator.manifests.common import Cluster, Component, Manifest, made
+from agentserving_operator.manifests.common import AgentServingCluster, Component, Manifest
 from agentserving_operator.spec.crd import GROUP
 
 KEY_BYTES = 32
@@ -53,7 +53,7 @@ def rotated(
     return replace(keys, next=random_bytes(KEY_BYTES), request=request, since=now)
 
 
-def ticket_key_secret(cluster: Cluster, keys: TicketKeys) -> Manifest:
+def ticket_key_secret(cluster: AgentServingCluster, keys: TicketKeys) -> Manifest:
     """As pods mount it."""
     files = {"key": keys.key, "key.next": keys.next, "key.previous": keys.previous}
     data = {name: base64.b64encode(key).decode() for name, key in files.items() if key is not None}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from agentserving_operator.manifests.common import Cluster, Component, Manifest, secret_volume
+from agentserving_operator.manifests.common import AgentServingCluster, Component, Manifest, secret_volume
 
 ROOT = "/etc/agentserving"
 
@@ -29,7 +29,7 @@ def secret_name(cluster_name: str, leaf: Leaf) -> str:
     return f"{cluster_name}-{leaf}-tls"
 
 
-def server_name(cluster: Cluster) -> str:
+def server_name(cluster: AgentServingCluster) -> str:
     """What a control plane's certificate is asked for."""
     return f"{cluster.child(Component.CONTROL_PLANE)}.{cluster.namespace}.svc"
 
@@ -39,14 +39,14 @@ def directory(leaf: Leaf) -> str:
     return f"{ROOT}/{leaf}-tls"
 
 
-def volumes(cluster: Cluster, *leaves: Leaf) -> list[Manifest]:
+def volumes(cluster: AgentServingCluster, *leaves: Leaf) -> list[Manifest]:
     """None where there is no TLS."""
     if not cluster.spec.tls.on:
         return []
     return [secret_volume(f"{leaf}-tls", secret_name(cluster.name, leaf)) for leaf in leaves]
 
 
-def mounts(cluster: Cluster, *leaves: Leaf) -> list[Manifest]:
+def mounts(cluster: AgentServingCluster, *leaves: Leaf) -> list[Manifest]:
     """None where there is no TLS. Whole directories: files mounted by themselves are never renewed."""
     if not cluster.spec.tls.on:
         return []
@@ -59,6 +59,6 @@ def flags(leaf: Leaf, prefix: str = "--tls") -> list[str]:
     return [f"{prefix}-ca", f"{at}/ca.crt", f"{prefix}-cert", f"{at}/tls.crt", f"{prefix}-key", f"{at}/tls.key"]
 
 
-def client_flags(cluster: Cluster, leaf: Leaf = Leaf.CLIENT) -> list[str]:
+def client_flags(cluster: AgentServingCluster, leaf: Leaf = Leaf.CLIENT) -> list[str]:
     """Of those who dial control planes."""
     return [*flags(leaf), "--tls-server-name", server_name(cluster)] if cluster.spec.tls.on else []
