@@ -158,10 +158,10 @@ class ApiServer:
             *_selector(labels), ("watch", "true"), ("allowWatchBookmarks", "true"),
             ("resourceVersion", since), ("timeoutSeconds", str(WATCH_S)),
         ]  # fmt: skip
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=WATCH_READ_TIMEOUT_S)
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=WATCH_READ_TIMEOUT_S)
         path = path_of(kind, namespace)
         async with self._response(
-            self._watches, "GET", path, query, timeout=timeout, accept=f"{METADATA_OBJECT},{JSON}"
+            self._watches, "GET", path, query, limits=limits, accept=f"{METADATA_OBJECT},{JSON}"
         ) as response:
             async for line in _lines(response, f"watch {path}"):
                 event = _decoded(line, f"watch {path}")
@@ -212,9 +212,9 @@ class ApiServer:
         self, verb: str, path: str, query: Sequence[tuple[str, str]] = (), body: object = None,
         content: str = JSON, accept: str = JSON,
     ) -> Any:  # fmt: skip
-        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+        limits = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
         async with self._response(
-            self._requests, verb, path, query, body, content, accept=accept, timeout=timeout
+            self._requests, verb, path, query, body, content, accept=accept, limits=limits
         ) as response:
             try:
                 data = await response.read()
@@ -225,7 +225,7 @@ class ApiServer:
     @asynccontextmanager
     async def _response(
         self, api: client.ApiClient, verb: str, path: str, query: Sequence[tuple[str, str]] = (), body: object = None,
-        content: str = JSON, *, accept: str, timeout: aiohttp.ClientTimeout,
+        content: str = JSON, *, accept: str, limits: aiohttp.ClientTimeout,
     ) -> AsyncIterator[aiohttp.ClientResponse]:  # fmt: skip
         """A response whose status is below 400, its body unread. Raises ApiError."""
         headers = {"Accept": accept, "Content-Type": content}
@@ -234,7 +234,7 @@ class ApiServer:
         )
         metrics.API_CALLS.labels(verb=verb).inc()
         try:
-            response = (await api.call_api(method, url, sent, payload, _request_timeout=timeout)).response
+            response = (await api.call_api(method, url, sent, payload, _request_timeout=limits)).response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _unavailable(f"{verb} {path}", error) from error
         async with response:

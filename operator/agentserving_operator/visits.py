@@ -1,7 +1,7 @@
 """When clusters are visited: one task per cluster, so visits of one cluster never overlap.
 
-Whatever happens to a cluster *touches* it. Touches during a visit cause one more visit, however many they are. Visits of
-one cluster keep a distance, and failed ones back off.
+Whatever happens to a cluster *touches* it. Touches during a visit cause one more visit, however many they are. Visits
+of one cluster keep a distance, and failed ones back off.
 """
 
 from __future__ import annotations

@@ -68,9 +68,10 @@ class Watch:
     ) -> None:
         self._api, self._touch = api, touch
         self._kind, self._namespace, self._labels = kind, namespace, labels
+        self.name = f"watch {kind}" + (f" in {namespace}" if namespace else "")
 
     async def run(self) -> None:
-        """Never returns. Errors of the API server are logged and retried; any other exception is a bug and is raised."""
+        """Never returns. Errors of the API server are logged and retried; any other exception is a bug, and raised."""
         backoff_s = FIRST_BACKOFF_S
         while True:
             began = time.monotonic()

@@ -83,7 +83,7 @@ async def _renew(
         troubles.extend(name_taken("Secret", name) for name in taken)
         return
     # Not before there is a cluster that has certificates of ours: it takes 10 MB.
-    from agentserving_operator.certificates.certificates import renewed
+    from agentserving_operator.certificates.renewal import renewed
 
     hosts = {leaf.value: names for leaf, names in leaves(cluster).items()}
     old = {leaf.value: pair_of(live[secret_name(cluster.name, leaf)]) for leaf in leaves(cluster)}

@@ -1,7 +1,7 @@
-"""The control planes' pods. Pure.
+"""The Deployment of the control planes. Pure.
 
-Followers are ready, too: an update goes on past them, and whoever reaches one by the Service is told the leader's own
-address. So the Service takes all of them, and no pod bears a label that would have to move with the leadership.
+Followers are ready as well: a rollout continues past them, and a client that the Service sends to a follower gets the
+leader's address from it. So the Service selects all of them, and no label has to move with the leadership.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints
 from agentserving_operator.manifests.tls import Leaf, flags, mounts, volumes
 from agentserving_operator.spec.cluster import StoreType
 
-# A leader that cannot reach etcd for this long stops leading. With nobody to take over that gains nothing, and one
-# member of etcd that moves to another node needs about half a minute.
+# A leader that cannot reach etcd for this long stops leading. A single control plane has no one to hand over to, and a
+# single etcd member that moves to another node needs about half a minute.
 LEASE_S, LEASE_ALONE_S = 5, 30
-# Of an etcd that is not ours.
+# Certificates of an external etcd.
 TLS_DIR = "/etc/agentserving/etcd-tls"
 
 
 def control_plane_deployment(cluster: AgentServingCluster) -> Manifest:
-    """The policy is no argument: it is applied over gRPC, so that an edit restarts nothing."""
+    """The policy is not an argument: it is applied over gRPC, so that a change restarts nothing."""
     spec = {
         "replicas": cluster.spec.control_plane.replicas,
         "strategy": _strategy(cluster),
@@ -50,9 +50,9 @@ def control_plane_deployment(cluster: AgentServingCluster) -> Manifest:
 
 def _strategy(cluster: AgentServingCluster) -> Manifest:
     if cluster.spec.store.type is StoreType.MEMORY:
-        # Two would be two tables.
+        # Two replicas would have two tables.
         return {"type": "Recreate"}
-    # The new one stands by until the old one is told to go, and then leads at once.
+    # The new one stands by until the old one terminates, and then leads immediately.
     return {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
 
 
@@ -71,7 +71,7 @@ def _template(cluster: AgentServingCluster) -> Manifest:
         cluster,
         "control-plane",
         cluster.images.agentserving,
-        resources_of(cluster.spec.control_plane.resources, "250m", "256Mi"),
+        resources_of(cluster.spec.control_plane.resources, requests={"cpu": "250m", "memory": "256Mi"}),
         **python("agentserving_controlplane", *_arguments(cluster)),
         env=[{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}, *PYTHON_ENV],
         ports=[port("grpc", Port.CONTROL_PLANE), port("http", Port.CONTROL_PLANE_HTTP)],

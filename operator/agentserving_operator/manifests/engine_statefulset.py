@@ -1,4 +1,4 @@
-"""The engines: a pod each, with a name that stays. Pure."""
+"""The StatefulSet of the engines: one pod each, with a stable name. Pure."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from agentserving_operator.manifests.tls import Leaf, volumes
 from agentserving_operator.spec.cluster import CacheType, EngineType, ModelCache
 from agentserving_operator.spec.parsing import plain
 
-# After the drain: the engine's own end, and the sidecar's last reports.
+# For the end of the engine process and the sidecar's last reports, after the drain.
 GRACE_AFTER_DRAIN_S = 60
 
 
 def engine_statefulset(cluster: AgentServingCluster) -> Manifest:
-    """`spec.engine.replicas` of them, replaced one at a time."""
+    """`spec.engine.replicas` engines, replaced one at a time."""
     engine, cache = cluster.spec.engine, cluster.spec.model.cache
     spec: Manifest = {
         "replicas": engine.replicas,
@@ -33,7 +33,7 @@ def engine_statefulset(cluster: AgentServingCluster) -> Manifest:
         "updateStrategy": {"type": "RollingUpdate"},
         "selector": {"matchLabels": selector(cluster.name, Component.ENGINE)},
         "template": _template(cluster),
-        # Models can be fetched again.
+        # Models can be downloaded again.
         "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Delete"},
     }
     if engine.type is EngineType.VLLM and cache.type is CacheType.CLAIM:
@@ -61,7 +61,7 @@ def _volumes(cluster: AgentServingCluster) -> list[Manifest]:
     engine, cache = cluster.spec.engine, cluster.spec.model.cache
     found: list[Manifest] = [
         {"name": "channel", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
-        # Outlives containers, not the pod: a pod that is told to go has its reports acknowledged first.
+        # Outlives containers, not the pod: a pod that terminates has its reports acknowledged first.
         {"name": "journal", "emptyDir": {"sizeLimit": "1Gi"}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": engine.shared_memory}},
         {"name": "tmp", "emptyDir": {}},

@@ -1,4 +1,4 @@
-"""The gateways' pods. Pure."""
+"""The Deployment of the gateways. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GRACE_AFTER_DRAIN_S = 15
 
 
 def gateway_deployment(cluster: AgentServingCluster) -> Manifest:
-    """Replaced one at a time, the new one first."""
+    """Gateways are replaced one at a time; the new one starts first."""
     spec = {
         "replicas": cluster.spec.gateway.replicas,
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
@@ -51,7 +51,7 @@ def _template(cluster: AgentServingCluster) -> Manifest:
         cluster,
         "gateway",
         cluster.images.agentserving,
-        resources_of(gateway.resources, "250m", "128Mi"),
+        resources_of(gateway.resources, requests={"cpu": "250m", "memory": "128Mi"}),
         **command,
         env=[*PYTHON_ENV],
         ports=[port("http", Port.GATEWAY), port("probes", Port.GATEWAY_HTTP)],

@@ -1,4 +1,8 @@
-"""Who may connect to what. Pure. Ports of probes and metrics are open to all: they tell no prompt, no program id."""
+"""Which pods may connect to which ports. Pure.
+
+Ports of probes and metrics are open to all pods: they show no prompts and no program ids. vLLM serves its metrics on
+the port of its calls, which must stay closed; the sidecar passes them on (`/engine/metrics`).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from agentserving_operator.manifests.common import (
 
 
 def _rule(ports: list[int], peers: list[Manifest] | None = None) -> Manifest:
+    """Without `peers`, every pod may connect."""
     rule: Manifest = {"ports": [{"protocol": "TCP", "port": number} for number in ports]}
     if peers is not None:
         rule["from"] = peers
@@ -31,7 +36,7 @@ def _policy(cluster: AgentServingCluster, component: Component, rules: list[Mani
 
 
 def network_policy(cluster: AgentServingCluster, component: Component) -> Manifest:
-    """Of one component."""
+    """The NetworkPolicy of one component."""
     parts = {part: {"podSelector": {"matchLabels": selector(cluster.name, part)}} for part in Component}
     clients = {"podSelector": {"matchLabels": {CLIENT_LABEL: "true"}}}
     operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": MANAGER}}}
@@ -47,7 +52,8 @@ def network_policy(cluster: AgentServingCluster, component: Component) -> Manife
         ],
         Component.GATEWAY: [_rule([Port.GATEWAY, Port.GATEWAY_HTTP])],
         Component.ETCD: [
-            _rule([Port.ETCD_CLIENT], [parts[Component.CONTROL_PLANE]]),
+            # Members also need each other's client port: one that lost its volume replaces its former self there.
+            _rule([Port.ETCD_CLIENT], [parts[Component.CONTROL_PLANE], parts[Component.ETCD]]),
             _rule([Port.ETCD_PEER], [parts[Component.ETCD]]),
             _rule([Port.ETCD_HTTP]),
         ],

@@ -1,4 +1,4 @@
-"""An identity for each part; none of them has a token, since none of them speaks to Kubernetes. Pure."""
+"""A ServiceAccount for each component. None has a token, because none of them uses the Kubernetes API. Pure."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from agentserving_operator.manifests.common import AgentServingCluster, Componen
 
 
 def service_account(cluster: AgentServingCluster, component: Component) -> Manifest:
-    """Without a token."""
+    """The ServiceAccount of one component."""
     return child_object(cluster, "v1", "ServiceAccount", component, automountServiceAccountToken=False)

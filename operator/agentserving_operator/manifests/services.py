@@ -1,4 +1,4 @@
-"""Services: where the parts of a cluster, and its clients, find each other. Pure."""
+"""Services, by which the components of a cluster and its clients find each other. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _service(
 
 
 def engine_service(cluster: AgentServingCluster) -> Manifest:
-    """Headless: gives engine pods their names. Calls go to the addresses that sidecars tell the control plane."""
+    """Headless: gives engine pods DNS names. Calls go to the addresses that sidecars register."""
     ports = [
         service_port("http", Port.ENGINE, Port.ENGINE),
         service_port("sidecar", Port.SIDECAR, Port.SIDECAR),
@@ -50,7 +50,7 @@ def gateway_service(cluster: AgentServingCluster) -> Manifest:
 
 
 def etcd_services(cluster: AgentServingCluster) -> list[Manifest]:
-    """One for clients, one that gives members their names before they are ready."""
+    """One for clients, and one that gives members their DNS names before they are ready."""
     client = service_port("client", Port.ETCD_CLIENT, Port.ETCD_CLIENT)
     peer = service_port("peer", Port.ETCD_PEER, Port.ETCD_PEER)
     return [

@@ -40,7 +40,9 @@ def engine_trouble(engines: Sequence[EngineView], pods: Collection[str]) -> Trou
     unavailable = unavailable_engines(engines, pods)
     if not unavailable:
         return None
-    described = (f"engine {each.engine_id} is {each.state}: {each.reason or _MEANING[each.state]}" for each in unavailable)
+    described = (
+        f"engine {each.engine_id} is {each.state}: {each.reason or _MEANING[each.state]}" for each in unavailable
+    )
     return Trouble(_REASONS[unavailable[0].state], "; ".join(described))
 
 

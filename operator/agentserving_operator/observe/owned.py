@@ -43,6 +43,8 @@ def refused(kind: str, name: str, error: RefusedError) -> Trouble:
         return Trouble(Reason.QUOTA_EXCEEDED, message)
     if kind == "Certificate" and error.status == 404 and not error.reason:
         # A missing object is answered with a Status that has a reason; a missing kind is not.
-        message = "cert-manager is not installed in this Kubernetes cluster: install it, or use spec.tls.issuer Operator"
+        message = (
+            "cert-manager is not installed in this Kubernetes cluster: install it, or use spec.tls.issuer Operator"
+        )
         return Trouble(Reason.CERT_MANAGER_MISSING, message)
     return Trouble(Reason.APPLY_REFUSED, message)

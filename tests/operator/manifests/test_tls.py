@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from agentserving_controlplane.settings import parse
 from agentserving_gateway import __main__ as gateway
-from agentserving_operator.certificates.certificates import renewed
+from agentserving_operator.certificates.renewal import renewed
 from agentserving_operator.manifests import AgentServingCluster, Manifest, desired
 from agentserving_operator.manifests.certificate_objects import authority_of, leaves, pair_of, secrets
 from agentserving_operator.manifests.control_plane_deployment import control_plane_deployment
