@@ -6,7 +6,7 @@
 #   LOAD="kind load docker-image"   run with each name once it is built
 set -euo pipefail
 cd "$(dirname "$0")/.."
-version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' proto/agentserving/_version.py)
 : "${IMAGE:=docker.io/agentserving/agentserving:$version}" "${ENGINE_IMAGE:=docker.io/agentserving/engine:$version}"
 found() { command -v "$1" >/dev/null && { [ "$1" != docker ] || docker info >/dev/null 2>&1; }; }
 if [ -z "${BUILDER:-}" ]; then

@@ -14,7 +14,8 @@ import click
 import grpc
 from agentserving import AgentServingError, Client
 from agentserving.client.operations import Operation
-from agentserving.transport.connection import Pem, Settings, dial
+from agentserving.transport.channels import dial
+from agentserving.transport.connection import Pem, Settings
 from agentserving.transport.errors import from_rpc, hint_of
 from agentserving.transport.leader import split
 from agentserving.v1 import admin_service_pb2, admin_service_pb2_grpc, program_service_pb2_grpc
@@ -107,8 +108,7 @@ def connected(address: str, tls: Pem | None = None) -> Iterator[Services]:
 
 def named_leader(address: str, tls: Pem | None = None) -> str:
     """Whom the control plane at an address names as the leader, host:port; "" when it leads, or cannot tell."""
-    ways = (grpc.insecure_channel, grpc.secure_channel)
-    with dial(ways, address, Settings(tls=tls), known=(address,)) as channel:
+    with dial(address, Settings(tls=tls), known=(address,)) as channel:
         stub = admin_service_pb2_grpc.AdminServiceStub(channel)
         try:
             stub.GetPolicy(admin_service_pb2.GetPolicyRequest(), timeout=DEADLINE_S)

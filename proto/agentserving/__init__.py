@@ -17,6 +17,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from agentserving._version import __version__
+
 if TYPE_CHECKING:
     from agentserving.client.asynchronous import AsyncClient, AsyncGeneration
     from agentserving.client.sync import Client, Generation
@@ -82,6 +84,7 @@ __all__ = [  # noqa: RUF022 - by module, as above
     "attach", "instrument", "uninstrument", "ProgramSession", "ProgramThread", "current_program", "program",
     "Admission", "Balancer", "Call", "ClosedProgram", "EndedCall", "Endings", "Engine", "EngineState", "Outcome",
     "Overview", "PolicyVersion", "Program", "ProgramChanges", "ProgramOrigin", "ProgramState", "Thread",
+    "__version__",
 ]  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import grpc
 import pytest
 from agentserving import AsyncClient
-from agentserving.transport.connection import Pem, Settings, Tls, dial
+from agentserving.transport.channels import dial_async
+from agentserving.transport.connection import Pem, Settings, Tls
 from agentserving.transport.errors import UnavailableError
 from agentserving_cli.local.cluster import find_etcd
 from agentserving_controlplane.store.etcd.store import EtcdStore
@@ -94,12 +95,11 @@ async def test_a_client_generates_at_a_sidecar_that_it_knows_by_name_and_nobody_
         pem = files.pem()
         stranger = Pem(pem.ca, None, None, pem.server_name)
         for tls in (stranger, None):
-            ways = (grpc.aio.insecure_channel, grpc.aio.secure_channel)
-            async with dial(ways, address, Settings(tls=tls)) as channel:
+            async with dial_async(address, Settings(tls=tls)) as channel:
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        async with dial(ways, address, Settings(tls=pem)) as channel:
+        async with dial_async(address, Settings(tls=pem)) as channel:
             told = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
             assert told.status == health_pb2.HealthCheckResponse.SERVING
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from agentserving.transport.connection import Attempts, Settings
 from agentserving.transport.errors import AgentServingError, CancelledError, UnavailableError
-from agentserving.transport.leader import MAX_DELAY_S, SHUNNED_S, Leader, split
+from agentserving.transport.leader import AVOID_S, ROUNDS, Leader, split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,9 +14,9 @@ A, B, C = "a:1", "b:1", "c:1"
 
 def test_addresses_are_split_at_commas_and_a_bad_one_is_named() -> None:
     assert split(" a:1, b:2 ,") == ("a:1", "b:2")
-    with pytest.raises(ValueError, match="'nonsense' is not an address"):
+    with pytest.raises(ValueError, match="'nonsense' is not the address"):
         split("a:1,nonsense")
-    with pytest.raises(ValueError, match="no address"):
+    with pytest.raises(ValueError, match="no control plane address"):
         split(",")
 
 
@@ -40,7 +40,7 @@ def test_a_hint_to_one_that_just_did_not_answer_is_not_followed_until_it_may_be_
     leader.failed(A, 0)
     leader.failed(B, 0.1, A)
     assert leader.address == B
-    leader.failed(B, SHUNNED_S + 0.1, A)
+    leader.failed(B, AVOID_S + 0.1, A)
     assert leader.address == A
 
 
@@ -62,7 +62,7 @@ def test_who_has_asked_all_waits_longer_each_time_and_not_at_all_after_a_success
     assert delays[:2] == [0, 0]
     assert delays[2:] == sorted(delays[2:])
     assert delays[2] > 0
-    assert delays[-1] == MAX_DELAY_S
+    assert delays[-1] == ROUNDS.max_s
     leader.found(leader.address)
     assert leader.failed(leader.address, 2, "") == 0
 
@@ -82,8 +82,8 @@ def test_whatever_happened_before_one_that_leads_is_found(past: list[tuple[str |
     leader, now = Leader([A, B, C]), 0.0
     for hint, passed in past:
         now += passed
-        assert 0 <= leader.failed(leader.address, now, hint) <= MAX_DELAY_S
-    now += SHUNNED_S
+        assert 0 <= leader.failed(leader.address, now, hint) <= ROUNDS.max_s
+    now += AVOID_S
     for _ in range(3):
         if leader.address == leads:
             break

@@ -24,7 +24,9 @@ class ScriptedEngine:
         self.told: list[ToEngine] = []
         self._number = 0
         hello = EngineHello(
-            uuid.uuid4().hex, 0, 0, "SIMULATOR", "0", "0", 64, 8192, 16, 27_000, 1, False, 0
+            boot_id=uuid.uuid4().hex, pid=0, engine_kind="SIMULATOR", engine_version="0", plugin_version="0",
+            max_num_seqs=64, max_model_len=8192, block_size=16, num_blocks=27_000, data_parallel_size=1,
+            async_scheduling=False, policy_version=0,
         )  # fmt: skip
         self.channel = ChannelServer(directory / "rank0.sock", hello, lambda: list(self.book.unacked.values()))
         self.address = ""

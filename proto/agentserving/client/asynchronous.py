@@ -16,7 +16,8 @@ from agentserving.client.generating import PATH as GENERATE
 from agentserving.client.generating import Generating
 from agentserving.client.operations import Operation
 from agentserving.client.values import Admission, Endings, Program, ProgramChanges, ProgramState
-from agentserving.transport.connection import Attempts, Settings, dial, find_leader, look_elsewhere
+from agentserving.transport.channels import dial_async
+from agentserving.transport.connection import Attempts, Settings, find_leader, look_elsewhere
 from agentserving.transport.errors import AgentServingError, InternalError, from_rpc
 from agentserving.v1 import call_service_pb2, program_service_pb2
 
@@ -191,7 +192,7 @@ class AsyncClient:
     def _channel(self, address: str, known: Sequence[str]) -> grpc.aio.Channel:
         channel = self._channels.get(address)
         if channel is None:
-            channel = dial((grpc.aio.insecure_channel, grpc.aio.secure_channel), address, self.settings, known=known)
+            channel = dial_async(address, self.settings, known=known)
             self._channels[address] = channel
         return channel
 

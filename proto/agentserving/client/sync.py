@@ -26,7 +26,8 @@ from agentserving.client.generating import PATH as GENERATE
 from agentserving.client.generating import Generating
 from agentserving.client.operations import Operation
 from agentserving.client.values import Admission, Endings, Program, ProgramChanges, ProgramState
-from agentserving.transport.connection import Attempts, Settings, dial, find_leader, look_elsewhere
+from agentserving.transport.channels import dial
+from agentserving.transport.connection import Attempts, Settings, find_leader, look_elsewhere
 from agentserving.transport.errors import AgentServingError, InternalError, from_rpc
 from agentserving.v1 import call_service_pb2, program_service_pb2
 
@@ -203,7 +204,7 @@ class Client:
     def _channel(self, address: str, known: Sequence[str]) -> grpc.Channel:
         channel = self._channels.get(address)
         if channel is None:
-            made = dial((grpc.insecure_channel, grpc.secure_channel), address, self.settings, known=known)
+            made = dial(address, self.settings, known=known)
             channel = self._channels.setdefault(address, made)
         return channel
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import grpc
 
-from agentserving.contract.names import SIDECAR_NAME
 from agentserving.contract.replaced_files import settled
 from agentserving.transport.errors import (
     NOT_LEADER,
@@ -103,29 +102,6 @@ class Settings:
         return tuple(self.metadata.items())
 
 
-# The default first reconnect comes after a second: longer than a control plane needs to come back.
-CHANNEL_OPTIONS = (
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    # Also how long an attempt to connect may take: the longer, the busier the machine. A refused one is over at once.
-    ("grpc.min_reconnect_backoff_ms", 2500),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.max_send_message_length", 16 << 20),
-)
-
-# To control planes, which permit it: one that is stopped, or cut off, is noticed before its lease has run out. A reply
-# may take long on a busy machine; nobody else can lead before that time anyway.
-KEEPALIVE_OPTIONS = (
-    ("grpc.keepalive_time_ms", 1000),
-    # The one that counts in gRPC 1.85, a minute by default: there keepalive_timeout_ms alone does nothing.
-    ("grpc.http2.ping_timeout_ms", 2500),
-    ("grpc.keepalive_timeout_ms", 2500),
-    ("grpc.http2.max_pings_without_data", 0),
-    # A Service's address leads to another one at each new connection.
-    ("grpc.use_local_subchannel_pool", 1),
-)
-
-
 def find_leader(given: str | None) -> Leader:
     """From the address given (several with commas between), else the environment's; InvalidArgumentError."""
     addresses = given or os.environ.get(CONTROL_PLANE, "")
@@ -137,27 +113,6 @@ def find_leader(given: str | None) -> Leader:
         return Leader(split(addresses))
     except ValueError as error:
         raise InvalidArgumentError(f"address: {error}", field="address") from error
-
-
-Dial = tuple[Callable[..., Any], Callable[..., Any]]
-
-
-def dial(ways: Dial, address: str, settings: Settings, *, known: Sequence[str] = ()) -> Any:
-    """A channel; `ways` are gRPC's plain and TLS constructors, sync or async.
-
-    `known`: of a control plane, the addresses that lead to one. One that a follower has named is none of them, so its
-    certificate is looked at as theirs. Of a sidecar there are none: all sidecars' certificates have one name.
-    """
-    plain, secure = ways
-    options: list[tuple[str, Any]] = [*CHANNEL_OPTIONS, *(KEEPALIVE_OPTIONS if known else ())]
-    if settings.tls is None:
-        return plain(address, options=options)
-    pem = settings.tls.read()
-    name = pem.server_name or (known[0].rpartition(":")[0] if known and address not in known else "")
-    name = name if known else SIDECAR_NAME
-    if name:
-        options.append(("grpc.ssl_target_name_override", name))
-    return secure(address, pem.credentials(), options=options)
 
 
 # A control plane that stops leading cuts its calls off as CANCELLED; a caller that cancels sees no error of gRPC's.

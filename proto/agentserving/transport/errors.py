@@ -1,19 +1,19 @@
-"""What can go wrong between a client and agentserving.
+"""Errors between a client and agentserving, and how a gRPC status becomes one of them.
 
-AgentServingError             reason (a closed word for machines), message (which field or object, what to do)
- +- NotFoundError             no such program, call or engine, or not for this tenant
- +- InvalidArgumentError      `field` names the field
- +- ConflictError             right in form, wrong in this state: closed program, other policy version
- |   +- AlreadyExistsError    the id or the idempotency key is taken by something else
- +- GoneError                 a revision that is no longer kept: list again
- +- OverloadedError           a limit is reached; try again after `retry_after_s`
- +- UnavailableError          nobody can serve this now; try again after `retry_after_s`
- +- DeadlineExceededError     no answer in time; it may have been done all the same
- +- PermissionDeniedError     no credential, or not a good enough one
- +- CancelledError            the call was cut off, by us or by the control plane
- +- InternalError             a bug of ours, or an answer that makes no sense
+AgentServingError               reason (a closed word for programs), message (which field or object, what to do)
+ ├── NotFoundError              no such program, call or engine, or not for this tenant
+ ├── InvalidArgumentError       `field` names the field
+ ├── ConflictError              well-formed, but impossible in this state: closed program, other policy version
+ │    └── AlreadyExistsError    the id or the idempotency key is already in use
+ ├── GoneError                  the revision has been compacted: list again
+ ├── OverloadedError            a limit is reached; retry after `retry_after_s`
+ ├── UnavailableError           nothing can serve this now; retry after `retry_after_s`
+ ├── DeadlineExceededError      no response in time; the operation may have taken effect
+ ├── PermissionDeniedError      no credential, or an insufficient one
+ ├── CancelledError             the call was cancelled, by the client or by the control plane
+ └── InternalError              a bug in agentserving, or a response that makes no sense
 
-Each is made from the google.rpc.Status that the server sent (ErrorInfo, BadRequest, RetryInfo) and keeps the gRPC error
+Each is built from the google.rpc.Status that the server sent (ErrorInfo, BadRequest, RetryInfo) and has the gRPC error
 as its `__cause__`.
 """
 
@@ -22,19 +22,22 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+
+from agentserving.transport.leader import is_address
 
 NOT_LEADER = "NOT_LEADER"
 
 
 class AgentServingError(Exception):
-    """Root. `reason` is a word like PROGRAM_NOT_FOUND; empty when the server gave none."""
+    """Root. `reason` is a word like PROGRAM_NOT_FOUND; empty when the server sent none."""
 
     def __init__(self, message: str, *, reason: str = "", field: str = "", retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.reason, self.field, self.retry_after_s = reason, field, retry_after_s
-        # Of reason NOT_LEADER: host:port of the control plane that leads; empty while nobody knows.
+        # With reason NOT_LEADER: host:port of the leader; empty while there is none.
         self.leader = ""
 
 
@@ -43,43 +46,43 @@ class NotFoundError(AgentServingError):
 
 
 class InvalidArgumentError(AgentServingError):
-    """A value that makes no sense; `field` names it."""
+    """An invalid value; `field` names it."""
 
 
 class ConflictError(AgentServingError):
-    """Right in form, wrong in this state."""
+    """Well-formed, but impossible in the current state."""
 
 
 class AlreadyExistsError(ConflictError):
-    """The id or the idempotency key is taken by something else."""
+    """The id or the idempotency key is already in use."""
 
 
 class GoneError(AgentServingError):
-    """A revision that is no longer kept."""
+    """The revision has been compacted; list again."""
 
 
 class OverloadedError(AgentServingError):
-    """A limit is reached; try again after `retry_after_s` seconds (0 = not told)."""
+    """A limit is reached; retry after `retry_after_s` seconds (0 = unspecified)."""
 
 
 class UnavailableError(AgentServingError):
-    """Nobody can serve this now; try again after `retry_after_s` seconds (0 = not told)."""
+    """Nothing can serve this now; retry after `retry_after_s` seconds (0 = unspecified)."""
 
 
 class DeadlineExceededError(AgentServingError):
-    """No answer in time; it may have been done all the same."""
+    """No response in time; the operation may have taken effect."""
 
 
 class PermissionDeniedError(AgentServingError):
-    """No credential, or not a good enough one."""
+    """No credential, or an insufficient one."""
 
 
 class CancelledError(AgentServingError):
-    """Cut off before its end."""
+    """Cancelled before it completed."""
 
 
 class InternalError(AgentServingError):
-    """A bug of ours."""
+    """A bug in agentserving, or a response that makes no sense."""
 
 
 _BY_CODE: dict[grpc.StatusCode, type[AgentServingError]] = {
@@ -99,40 +102,56 @@ _BY_CODE: dict[grpc.StatusCode, type[AgentServingError]] = {
 
 
 def from_rpc(error: grpc.RpcError | AgentServingError, address: str) -> AgentServingError:
-    """What a gRPC error, sync or async, says, with the original as its cause; one of ours is itself."""
+    """A gRPC error, sync or async, as one of ours, with the original as its cause. Never raises.
+
+    Whatever a server or a proxy on the way put into the status, its message or its trailers is data, not an exception.
+    """
     if isinstance(error, AgentServingError):
         return error
-    call: Any = error
-    code: grpc.StatusCode = call.code()
+    code, text = _status(error)
     reason, field, retry_after_s, leader = "", "", 0.0, ""
-    for detail in _details(call):
+    for detail in _details(error):
         if isinstance(detail, error_details_pb2.ErrorInfo):
             reason, leader = detail.reason, detail.metadata.get("leader", "")
         elif isinstance(detail, error_details_pb2.BadRequest) and detail.field_violations:
             field = detail.field_violations[0].field
         elif isinstance(detail, error_details_pb2.RetryInfo):
-            retry_after_s = detail.retry_delay.ToMilliseconds() / 1000
-    kind = _BY_CODE.get(code, InternalError)
-    told = kind(f"{address}: {call.details() or code.name}", reason=reason, field=field, retry_after_s=retry_after_s)
-    told.leader, told.__cause__ = leader, error
-    return told
+            retry_after_s = max(0.0, detail.retry_delay.ToMilliseconds() / 1000)
+    kind = InternalError if code is None else _BY_CODE.get(code, InternalError)
+    translated = kind(f"{address}: {text}", reason=reason, field=field, retry_after_s=retry_after_s)
+    translated.leader, translated.__cause__ = leader if is_address(leader) else "", error
+    return translated
 
 
 def hint_of(error: AgentServingError) -> str | None:
-    """Whom a control plane that does not lead names, "" when it knows of nobody; None for any other error."""
+    """The leader that a follower names, "" when it knows of none; None for any other error."""
     return error.leader if error.reason == NOT_LEADER else None
 
 
+def _status(error: Any) -> tuple[grpc.StatusCode | None, str]:
+    """Code and message. An error raised before there was a call (a closed channel) has neither."""
+    code = error.code() if callable(getattr(error, "code", None)) else None
+    details = error.details() if callable(getattr(error, "details", None)) else str(error)
+    if not isinstance(code, grpc.StatusCode):
+        return None, str(details or type(error).__name__)
+    return code, str(details or code.name)
+
+
 def _details(call: Any) -> list[Any]:
-    """The messages in grpc-status-details-bin that we know; none when there is no such trailer, or a broken one."""
+    """The messages in grpc-status-details-bin that we know; those that cannot be decoded are left out."""
     try:
         status = rpc_status.from_call(call)
-    except ValueError:
+    except Exception:
+        # DecodeError for garbage, ValueError for a status that contradicts the call's: a peer can cause either, and
+        # neither may replace the error that is being reported.
         return []
     found = []
     for packed in status.details if status is not None else ():
         for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo):
             message = kind()
-            if packed.Unpack(message):
-                found.append(message)
+            try:
+                if packed.Unpack(message):
+                    found.append(message)
+            except DecodeError:
+                continue
     return found

@@ -1,71 +1,81 @@
-"""Which of several control planes to speak to. Pure: the time is an argument, in seconds of any clock that only grows.
+"""Which of several control planes to call. Pure: the time is an argument, in seconds of any monotonic clock.
 
-One of them leads; the others say who it is (a hint), or that there is none just now. One that does not answer is not
-gone to for a while, whoever names it: followers name a dead leader until its lease has run out. What is known may be
-the whole list, or one address behind which any of them may be found, as a Service's.
+One of them leads; the others name it (a hint) or say that there is no leader at the moment. A control plane that does
+not respond is avoided for a while, even if others name it: followers name a dead leader until its lease expires. The
+configured addresses may be the whole list, or one address that leads to any of them, such as a Service's.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-# Less than a lease, and more than it takes to notice that nobody answers.
-SHUNNED_S = 2.0
-FIRST_DELAY_S, MAX_DELAY_S = 0.05, 0.5
+from agentserving.transport.backoff import Backoff
+
+# Shorter than a lease, and longer than it takes to notice that an address does not respond.
+AVOID_S = 2.0
+# Between rounds over all addresses. The caller adds the jitter.
+ROUNDS = Backoff(first_s=0.05, max_s=0.5, jitter=0.0)
+_ADDRESS = re.compile(r"[A-Za-z0-9._:%\[\]-]+:[0-9]{1,5}")
+
+
+def is_address(text: str) -> bool:
+    """True for host:port. False for anything else that gRPC would dial, such as unix:PATH or a URL."""
+    return _ADDRESS.fullmatch(text) is not None and int(text.rpartition(":")[2]) <= 65535
 
 
 def split(text: str) -> tuple[str, ...]:
-    """Addresses from a list with commas. ValueError for what is no host:port."""
+    """Addresses from a comma-separated list. ValueError names the one that is not host:port."""
     found = tuple(part.strip() for part in text.split(",") if part.strip())
     for address in found:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
-            raise ValueError(f"{address!r} is not an address of a control plane: write host:port")
+        if not is_address(address):
+            raise ValueError(f"{address!r} is not the address of a control plane: expected host:port")
     if not found:
-        raise ValueError("no address of a control plane is given: write host:port, or several with commas between")
+        raise ValueError("no control plane address: expected host:port, or several separated by commas")
     return found
 
 
 class Leader:
-    """Where the leader is looked for. `address` is the one to try; tell what came of it by `found` or `failed`."""
+    """Searches for the leader. `address` is the one to try next; report the result to `found` or `failed`."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self.known = tuple(addresses)
         self.address = self.known[0]
         self._at = 0
         self._failures = 0
-        self._shunned_until_s: dict[str, float] = {}
+        self._avoid_until_s: dict[str, float] = {}
 
     @property
     def several(self) -> bool:
-        """True when there is, or may be, another one to go to."""
+        """True when there is, or may be, another control plane to try."""
         return len(self.known) > 1 or self.address not in self.known
 
     def found(self, address: str) -> None:
-        """It leads."""
+        """The control plane at `address` leads."""
         self._failures = 0
-        self._shunned_until_s.pop(address, None)
+        self._avoid_until_s.pop(address, None)
 
     def failed(self, address: str, now_s: float, hint: str | None = None) -> float:
-        """It does not answer (None), or does not lead and names who does ("" = nobody). Gives the seconds to wait."""
-        if address != self.address:
-            # Somebody else has been told before us, and moved on.
-            return 0.0
-        if hint is None:
-            self._shunned_until_s[address] = now_s + SHUNNED_S
-        self._failures += 1
-        self.address = hint if hint and hint != address and not self._shunned(hint, now_s) else self._next(now_s)
-        # Everybody known and one who was named: whoever has asked them all waits.
-        free = len(self.known) + 1
-        if self._failures < free:
-            return 0.0
-        return min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self._failures - free, 10))
+        """The control plane at `address` does not respond (`hint` None), or follows the one that it names ("" = none).
 
-    def _shunned(self, address: str, now_s: float) -> bool:
-        return self._shunned_until_s.get(address, now_s) > now_s
+        Returns how many seconds to wait before trying `address`, which may have changed.
+        """
+        if address != self.address:
+            # Another caller has already moved on.
+            return 0.0
+        self._avoid_until_s = {each: until for each, until in self._avoid_until_s.items() if until > now_s}
+        if hint is None:
+            self._avoid_until_s[address] = now_s + AVOID_S
+        self._failures += 1
+        self.address = hint if hint and hint != address and not self._avoided(hint, now_s) else self._next(now_s)
+        # One try for each known address and one for a hint; only then wait.
+        return ROUNDS.delay_s(self._failures - len(self.known))
+
+    def _avoided(self, address: str, now_s: float) -> bool:
+        return self._avoid_until_s.get(address, now_s) > now_s
 
     def _next(self, now_s: float) -> str:
         count = len(self.known)
         order = [(self._at + step) % count for step in range(1, count + 1)]
-        self._at = next((at for at in order if not self._shunned(self.known[at], now_s)), order[0])
+        self._at = next((at for at in order if not self._avoided(self.known[at], now_s)), order[0])
         return self.known[self._at]

@@ -1,11 +1,12 @@
-"""A channel to the control plane that leads, for those who keep one stream to it: gateways and sidecars.
+"""A channel to the control plane that leads, for clients that keep one stream to it: gateways and sidecars.
 
-while True:
     channel = await leader.channel()
     try:
-        ...                            # a stream; `found` once it has answered, within FIRST_ANSWER_S
-    except (grpc.aio.AioRpcError, TimeoutError) as error:
+        ...                            # a stream; call `found` once it has answered, within FIRST_ANSWER_S
+    except Exception as error:
         await asyncio.sleep(await leader.failed(error))
+
+agentserving_process.leader_stream is the loop around it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ import time
 
 import grpc
 
-from agentserving.transport.connection import Settings, Tls, dial
+from agentserving.transport.channels import dial_async
+from agentserving.transport.connection import Settings, Tls
 from agentserving.transport.errors import from_rpc, hint_of
 from agentserving.transport.leader import Leader, split
 
-# A stopped process takes connections in and says nothing.
+# A stopped process still accepts connections, but does not answer.
 FIRST_ANSWER_S = 2.0
 
 
 class LeaderChannel:
-    """One at a time. `addresses`: host:port, several with commas between."""
+    """One channel at a time. `addresses`: host:port, several separated by commas; ValueError for anything else."""
 
     def __init__(self, addresses: str, settings: Settings | None = None) -> None:
         self.leader = Leader(split(addresses))
@@ -33,39 +35,40 @@ class LeaderChannel:
         self._address = ""
 
     async def channel(self) -> grpc.aio.Channel:
-        """To where the leader is looked for; a new one after `failed`."""
+        """A channel to the presumed leader; a new one after `failed`. OSError when a certificate cannot be read."""
         if self._channel is None:
             self._address = self.leader.address
-            ways = (grpc.aio.insecure_channel, grpc.aio.secure_channel)
-            self._channel = dial(ways, self._address, self._settings, known=self.leader.known)
+            self._channel = dial_async(self._address, self._settings, known=self.leader.known)
         return self._channel
 
     @property
     def address(self) -> str:
-        """Of the channel there is, or was last."""
+        """Where the current channel leads, or the last one did."""
         return self._address
 
     def found(self) -> None:
-        """It leads."""
+        """The other end of the channel leads."""
         self.leader.found(self._address)
 
     async def failed(self, error: BaseException | None = None) -> float:
-        """It does not lead, or is lost. Gives the seconds to wait, so spread that not all come at once."""
+        """The other end does not lead, or the stream broke. Closes the channel.
+
+        Returns the seconds to wait before the next one, with jitter: all clients lose a leader at the same moment.
+        """
         hint = hint_of(from_rpc(error, self._address)) if isinstance(error, grpc.RpcError) else None
         delay = self.leader.failed(self._address, time.monotonic(), hint)
         await self.close()
         return delay * (0.5 + random.random())
 
     async def close(self) -> None:
-        """Ends what is open."""
+        """Closes the channel, if there is one."""
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
 
 
 def settings_of(tls_ca: str, tls_cert: str, tls_key: str, server_name: str = "") -> Settings:
-    """From the flags of a component: TLS when a CA is given."""
+    """From the flags of a component: TLS when a CA is given, mutual TLS when a certificate is."""
     if not tls_ca:
         return Settings(tls=None)
-    # A key alone is nobody's.
     return Settings(tls=Tls.of(tls_ca, tls_cert, tls_key if tls_cert else "", server_name))

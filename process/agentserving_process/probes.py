@@ -1,0 +1,84 @@
+"""The HTTP server of a process for Kubernetes and Prometheus: /healthz, /readyz and /metrics.
+
+/healthz says that the event loop runs; a process that has lost a task ends (supervision) and need not report it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from aiohttp import web
+from prometheus_client import REGISTRY, generate_latest
+
+from agentserving_process.options import option
+from agentserving_process.supervision import CannotStartError
+
+# Of the text format that generate_latest writes.
+CONTENT_TYPE = "text/plain"
+
+
+class Answer(NamedTuple):
+    """Of a probe: 200 or 503, and one line for people."""
+
+    ok: bool
+    text: str
+
+
+ALIVE = Answer(True, "ok")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeOptions:
+    """Probes and metrics"""
+
+    http_host: str = option("127.0.0.1", "interface of the HTTP server; a pod's is asked from outside")
+    http_port: int = option(0, "port of /healthz, /readyz and /metrics; 0: none", least=0, most=65535)
+
+
+def application(
+    *,
+    ready: Callable[[], Answer] = lambda: ALIVE,
+    healthy: Callable[[], Answer] = lambda: ALIVE,
+    metrics: Callable[[], bytes] = lambda: generate_latest(REGISTRY),
+    routes: Iterable[web.AbstractRouteDef] = (),
+) -> web.Application:
+    """The three routes, and those that a process adds. A probe that raises answers 503 with the reason."""
+
+    def probe(ask: Callable[[], Answer]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(_: web.Request) -> web.StreamResponse:
+            try:
+                answer = ask()
+            except Exception as error:
+                answer = Answer(False, f"the probe failed: {type(error).__name__}: {error}")
+            return web.Response(status=200 if answer.ok else 503, text=f"{answer.text}\n")
+
+        return handle
+
+    async def scrape(_: web.Request) -> web.Response:
+        return web.Response(body=metrics(), content_type=CONTENT_TYPE)
+
+    app = web.Application()
+    app.add_routes(
+        [web.get("/healthz", probe(healthy)), web.get("/readyz", probe(ready)), web.get("/metrics", scrape), *routes]
+    )
+    return app
+
+
+@asynccontextmanager
+async def served(app: web.Application, options: ProbeOptions) -> AsyncIterator[None]:
+    """Serves it while the block runs. CannotStartError when the port cannot be opened."""
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        if options.http_port:
+            try:
+                await web.TCPSite(runner, options.http_host, options.http_port).start()
+            except OSError as error:
+                where = f"{options.http_host}:{options.http_port}"
+                raise CannotStartError(f"cannot listen on {where}: {error.strerror or error}") from None
+        yield
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,56 @@
+"""Flags for certificates: of a server, and of its connections to the leader. Files are read again when they change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+import structlog
+from agentserving.transport.connection import Settings, Tls
+from agentserving.transport.leader import split
+from agentserving.transport.leader_channel import settings_of
+from agentserving.transport.server_tls import server_credentials
+
+from agentserving_process.options import option
+from agentserving_process.supervision import CannotStartError
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsOptions:
+    """Certificates"""
+
+    tls_ca: str = option("", "PEM file of the CA that peers' certificates are checked against; none: no TLS")
+    tls_cert: str = option("", "PEM file of this process's certificate")
+    tls_key: str = option("", "PEM file of its private key")
+
+    def server(self) -> grpc.ServerCredentials | None:
+        """Credentials of a server, None without a certificate. With a CA, clients need one of its certificates.
+
+        CannotStartError when a file cannot be read.
+        """
+        if not self.tls_cert:
+            return None
+        try:
+            return server_credentials(Tls.of(self.tls_ca, self.tls_cert, self.tls_key), log)
+        except OSError as error:
+            raise CannotStartError(str(error)) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderOptions(TlsOptions):
+    """Connection to the control planes"""
+
+    control_plane: str = option("127.0.0.1:7070", "host:port of the control planes, separated by commas")
+    tls_server_name: str = option("", "name in the control planes' certificates; none: the host of --control-plane")
+
+    def __post_init__(self) -> None:
+        try:
+            split(self.control_plane)
+        except ValueError as error:
+            raise ValueError(f"--control-plane: {error}") from None
+
+    def client_settings(self) -> Settings:
+        """For a LeaderChannel."""
+        return settings_of(self.tls_ca, self.tls_cert, self.tls_key, self.tls_server_name)
