@@ -139,17 +139,17 @@ def test_ten_megabytes_are_refused_in_the_clients_own_words(cluster: Cluster) ->
             ours.chat.completions.create(model="tiny", messages=[{"role": "user", "content": text}])
         assert refused.value.status_code == 413
         assert refused.value.code == "body_too_large"
-        with pytest.raises(anthropic.APIStatusError, match="request body: at most") as told:
+        with pytest.raises(anthropic.APIStatusError, match="request body: at most") as refused:
             theirs.messages.create(model="tiny", max_tokens=4, messages=[{"role": "user", "content": text}])
-        assert told.value.status_code == 413
-        assert told.value.body == {
+        assert refused.value.status_code == 413
+        assert refused.value.body == {
             "type": "error",
             "error": {"type": "request_too_large", "message": "request body: at most 8388608 bytes"},
         }
     assert cluster.program_or_none("huge") == {}
 
 
-# -- clients cannot raise their priority -----------------------------------------------------------------------------------------
+# -- clients cannot raise their priority -----------------------------------------------------------------------------
 
 
 def test_priority_headers_and_forged_tickets_do_not_jump_the_queue(cluster: Cluster) -> None:
@@ -224,9 +224,13 @@ CANCELLED: list[tuple[str, dict[str, Any], Callable[[list[dict[str, Any]]], obje
 ]
 
 
-@pytest.mark.parametrize(("path", "body", "end", "told"), CANCELLED, ids=[path for path, *_ in CANCELLED])
+@pytest.mark.parametrize(("path", "body", "end", "finish_reason"), CANCELLED, ids=[path for path, *_ in CANCELLED])
 def test_a_cancelled_call_ends_its_stream_with_the_engines_finish_reason(
-    cluster: Cluster, path: str, body: dict[str, Any], end: Callable[[list[dict[str, Any]]], object], told: object
+    cluster: Cluster,
+    path: str,
+    body: dict[str, Any],
+    end: Callable[[list[dict[str, Any]]], object],
+    finish_reason: object,
 ) -> None:
     program = f"cancelled-{path.rpartition('/')[2]}-{len(path)}"
     answers: list[httpx.Response] = []
@@ -239,7 +243,7 @@ def test_a_cancelled_call_ends_its_stream_with_the_engines_finish_reason(
         stub.CancelProgram(program_service_pb2.CancelProgramRequest(program_id=program), timeout=10)
     thread.join(30)
     assert not thread.is_alive(), "the stream did not end with the cancellation"
-    assert end(_events(answers[0])) == told
+    assert end(_events(answers[0])) == finish_reason
     cluster.wait(lambda: cluster.program(program)["outcome"] == "OUTCOME_CANCELLED")
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
+import grpc
 import openai
 import pytest
+from agentserving.v1 import admin_service_pb2, admin_service_pb2_grpc
 from integration.local_cluster import Cluster
 
 pytestmark = [pytest.mark.vllm, pytest.mark.etcd, pytest.mark.timeout(600)]
@@ -107,9 +111,6 @@ def test_a_short_program_preempts_a_long_one(cluster: Cluster) -> None:
 
 
 def _loads(cluster: Cluster, name: str) -> int:
-    import grpc
-    from agentserving.v1 import admin_service_pb2, admin_service_pb2_grpc
-
     with grpc.insecure_channel(cluster.addresses["control_plane"]) as channel:
         stub = admin_service_pb2_grpc.AdminServiceStub(channel)
         overview = stub.GetOverview(admin_service_pb2.GetOverviewRequest(), timeout=10)
@@ -192,9 +193,6 @@ def test_a_killed_component_breaks_no_stream_and_loses_no_service(cluster: Clust
 
 
 def test_a_second_cluster_in_the_same_state_directory_is_refused(cluster: Cluster) -> None:
-    import subprocess
-    import sys
-
     argv = [sys.executable, "-m", "agentserving_cli.main", "up", "--state-dir", str(cluster.directory)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
