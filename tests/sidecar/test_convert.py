@@ -16,6 +16,9 @@ def test_a_load_is_passed_on_field_by_field() -> None:
 
 
 def test_a_record_is_passed_on_with_its_boot() -> None:
-    record = CallRecord("p.1.0", 1, "p", "p", "default", "", 5, service_us=7, outcome="completed")
+    record = CallRecord(
+        call_id="p.1.0", attempt=1, program_id="p", root_program_id="p", tenant="default", thread_id="",
+        attained_service_us=5, service_us=7, outcome="completed",
+    )  # fmt: skip
     told = call_report(msgspec.msgpack.decode(msgspec.msgpack.encode(record), type=CallRecord), "boot")
     assert (told.call_id, told.service_us, told.boot_id) == ("p.1.0", 7, "boot")

@@ -20,7 +20,11 @@ from aiohttp import web
 
 
 def hello(boot_id: str) -> EngineHello:
-    return EngineHello(boot_id, 1, 0, "SIMULATOR", "0", "0", 8, 8192, 16, 1000, 1, False, 0)
+    return EngineHello(
+        boot_id=boot_id, pid=1, engine_kind="SIMULATOR", engine_version="0", plugin_version="0", max_num_seqs=8,
+        max_model_len=8192, block_size=16, num_blocks=1000, data_parallel_size=1, async_scheduling=False,
+        policy_version=0,
+    )  # fmt: skip
 
 
 @pytest.fixture

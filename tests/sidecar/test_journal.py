@@ -26,7 +26,10 @@ def opener() -> Iterator[Opener]:
 
 
 def record(name: str) -> CallRecord:
-    return CallRecord(name, 1, "p", "p", "default", "", 0, service_us=5, outcome="completed")
+    return CallRecord(
+        call_id=name, attempt=1, program_id="p", root_program_id="p", tenant="default", thread_id="",
+        attained_service_us=0, service_us=5, outcome="completed",
+    )  # fmt: skip
 
 
 def ids(journal: Journal) -> list[str]:
