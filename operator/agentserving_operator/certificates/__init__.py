@@ -1,1 +1,1 @@
-"""A cluster's certificates: what they contain (pure) and who issues them."""
+"""A cluster's certificates: `renewal` decides and signs (pure), `issuing` reads and writes their Secrets."""
