@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,12 +14,13 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from agentserving_operator.__main__ import parse as parse_flags
+from agentserving_operator.__main__ import PREFIX, Settings
 from agentserving_operator.api_server import CHILD_KINDS, PATHS
 from agentserving_operator.manifests import Component, desired
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.crd import API_VERSION, KIND
 from agentserving_operator.spec.parsing import parse
+from agentserving_process import options
 from support.operator_objects import make_cluster, only_container, pod_spec
 
 ROOT = Path(__file__).parents[2]
@@ -84,15 +86,19 @@ def test_no_right_is_a_wildcard_and_secrets_are_never_listed() -> None:
     assert {verb for _, resource, verb in rules() if resource == "secrets"} == {"get", "create", "patch"}
 
 
-def test_the_deployment_sets_variables_that_the_operator_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deployment_sets_variables_that_the_operator_reads() -> None:
     lines = (CHART / "templates/deployment.yaml").read_text().splitlines()
-    names = [line.split("name: ")[1] for line in lines if "name: AGENTSERVING_OPERATOR_" in line]
-    assert len(names) == 8
+    names = [line.split("name: ")[1] for line in lines if f"name: {PREFIX}_" in line]
+    environment = {name: "41/41" if name.endswith("LEASE") else "41" for name in names}
+    given = options.parse(Settings, prog="test", argv=[], environment=environment, prefix=PREFIX)
+    values = {**vars_of(given), **vars_of(given.images), **vars_of(given.probes)}
     for name in names:
-        monkeypatch.setenv(name, "41")
-    given = vars(parse_flags([]))
-    for name in names:
-        assert given[name.removeprefix("AGENTSERVING_OPERATOR_").lower()] in ("41", 41.0), name
+        read = values[name.removeprefix(f"{PREFIX}_").lower()]
+        assert read in ("41", 41.0, ("41",), "41/41"), name
+
+
+def vars_of(topic: Any) -> dict[str, Any]:
+    return {field.name: getattr(topic, field.name) for field in dataclasses.fields(topic)}
 
 
 def exported() -> set[str]:

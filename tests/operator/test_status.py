@@ -294,7 +294,8 @@ def test_a_container_that_kubelet_keeps_restarting_explains_why_its_engine_is_do
     cluster = make_cluster()
     waiting = {"name": "engine", "restartCount": 9, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
     status = observe(
-        cluster, objects=short_of_one(cluster, Component.ENGINE), pods=[pod(Component.ENGINE, containerStatuses=[waiting])],
+        cluster, objects=short_of_one(cluster, Component.ENGINE),
+        pods=[pod(Component.ENGINE, containerStatuses=[waiting])],
         overview=replace(OVERVIEW, engines=(engine(0, EngineState.DOWN, "no process"),)),
     )  # fmt: skip
     assert short(status)["EnginesReady"] == ("False", "Crashing")

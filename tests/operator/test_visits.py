@@ -133,7 +133,7 @@ async def test_only_a_visit_that_ends_well_counts_as_progress() -> None:
 
 
 async def test_a_bug_outside_a_visit_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`run` is a supervised task: the process then ends with the reason instead of never visiting that cluster again."""
+    """`run` is a supervised task: the process ends with the reason instead of never visiting that cluster again."""
     visitor = Visitor()
     visits = Visits(visitor, distance_s="a bug")  # type: ignore[arg-type]
     visits.touch("ns", "a")
