@@ -16,7 +16,7 @@ from agentserving.v1 import types_pb2
 from agentserving_controlplane.__main__ import add_services
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engines.load_balancer import Balancer
-from agentserving_controlplane.settings import Settings
+from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.memory import MemoryStore
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.client_connection import ClientConnection
@@ -114,9 +114,7 @@ class Rig:
 @asynccontextmanager
 async def rig(*scripts: Script, max_body: int = 1 << 20) -> AsyncIterator[Rig]:
     """A gateway with an engine for each script."""
-    settings = Settings(
-        "127.0.0.1:0", 0, "memory", (), "", lambda: (KEY,), "atlas", Balancer.LEAST_USED, "", "", "", 600, 120, 600
-    )
+    settings = PlaneSettings(ticket_keys=lambda: (KEY,), policy="atlas", balancer=Balancer.LEAST_USED)
     store = MemoryStore()
     plane = ControlPlane(settings, store, await store.acquire("test"), lambda error: None)
     await plane.recover(store)
