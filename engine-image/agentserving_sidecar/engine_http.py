@@ -85,7 +85,7 @@ class EngineHttp:
                 listed = await response.json(content_type=None)
                 return tuple(str(model["id"]) for model in listed["data"])
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ModelsUnknownError(f"/v1/models: {error or 'no answer in time'}") from error
+            raise ModelsUnknownError(f"/v1/models: {str(error) or 'no answer in time'}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise ModelsUnknownError(f"/v1/models: the response is no list of models ({error!r})") from error
 

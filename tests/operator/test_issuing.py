@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from agentserving.transport.connection import Pem
-from agentserving_operator.api_server import RefusedError, UnavailableError
 from agentserving_operator.certificates.renewal import ANNOUNCED_FOR, CA_LIFE
 from agentserving_operator.certificates.values import LEAF_LIFE
 from agentserving_operator.control_planes import Target
+from agentserving_operator.errors import RefusedError, UnavailableError
 from agentserving_operator.manifests.etcd_statefulset import TRUST_ANNOTATION
 from agentserving_operator.observe.overview import Overview
 from agentserving_operator.reconcile import Reconciler, VisitResult

@@ -8,8 +8,8 @@ import os
 from typing import Any
 
 import pytest
-from agentserving_operator.api_server import RefusedError, UnavailableError
 from agentserving_operator.control_planes import PolicyRefusedError, Target
+from agentserving_operator.errors import RefusedError, UnavailableError
 from agentserving_operator.manifests.common import Component, labels
 from agentserving_operator.manifests.ticket_key_secret import ROTATE
 from agentserving_operator.observe.overview import EngineState, EngineView, Overview

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from agentserving_operator import rounds as rounds_module
-from agentserving_operator.api_server import UnavailableError
+from agentserving_operator.errors import UnavailableError
 from agentserving_operator.reconcile import VisitResult
 from agentserving_operator.rounds import FULL_ROUND_EVERY, Rounds
 from agentserving_operator.visits import ClusterKey, Visits

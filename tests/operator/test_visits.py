@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from agentserving_operator import visits as visits_module
-from agentserving_operator.api_server import UnavailableError
+from agentserving_operator.errors import UnavailableError
 from agentserving_operator.reconcile import VisitResult
 from agentserving_operator.visits import Visits
 from support.eventually import eventually_async

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from agentserving_operator import watches as watches_module
-from agentserving_operator.api_server import RefusedError, UnavailableError, WatchExpiredError
+from agentserving_operator.errors import RefusedError, UnavailableError, WatchExpiredError
 from agentserving_operator.spec.crd import KIND
 from agentserving_operator.watches import OURS, WATCHED, Watch, clusters_of, watches
 from support.eventually import eventually_async

@@ -102,6 +102,12 @@ def free_port() -> int:
         return port
 
 
+def start_sidecar(log: Path, *flags: str) -> subprocess.Popen[bytes]:
+    common = ("--engine-id", "e1", "--listen", f"127.0.0.1:{free_port()}", "--drain-s", "0.1")
+    with log.open("wb") as output:
+        return subprocess.Popen([sys.executable, "-m", "agentserving_sidecar", *common, *flags], stderr=output)
+
+
 @pytest.fixture
 def engine_port() -> int:
     return free_port()
@@ -125,16 +131,10 @@ async def rig(tmp_path: Path, engine: Engine, engine_port: int) -> AsyncIterator
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     http_port, log = free_port(), tmp_path / "sidecar.log"
-    with log.open("wb") as output:
-        sidecar = subprocess.Popen(
-            [
-                sys.executable, "-m", "agentserving_sidecar", "--engine-id", "e1", "--engine-address",
-                f"127.0.0.1:{engine_port}", "--channel-dir", str(tmp_path / "channel"), "--state-dir",
-                str(tmp_path / "state"), "--control-plane", f"127.0.0.1:{port}", "--listen", f"127.0.0.1:{free_port()}",
-                "--http-port", str(http_port), "--drain-s", "0.1",
-            ],
-            stderr=output,
-        )  # fmt: skip
+    sidecar = start_sidecar(
+        log, "--engine-address", f"127.0.0.1:{engine_port}", "--channel-dir", str(tmp_path / "channel"),
+        "--state-dir", str(tmp_path / "state"), "--control-plane", f"127.0.0.1:{port}", "--http-port", str(http_port),
+    )  # fmt: skip
     try:
         yield Rig(leader, engine, f"http://127.0.0.1:{http_port}", log)
         sidecar.send_signal(signal.SIGTERM)

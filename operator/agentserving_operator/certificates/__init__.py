@@ -1,1 +1,1 @@
-"""A cluster's certificates: `renewal` decides and signs (pure), `issuing` reads and writes their Secrets."""
+"""A cluster's certificates: which are due, and how they are signed. Pure; `issuing` reads and writes their Secrets."""

@@ -152,15 +152,18 @@ def to_policy(scheduling: Scheduling) -> values.Policy:
     custom = scheduling.custom
     if custom is None:
         return values.preset(scheduling.policy.value)
-    bounded = (values.Level(lv.upper_bound_milliseconds * 1000, lv.quantum_milliseconds * 1000) for lv in custom.levels)
+    bounded = (
+        values.Level(upper_bound_us=level.upper_bound_milliseconds * 1000, quantum_us=level.quantum_milliseconds * 1000)
+        for level in custom.levels
+    )
     return values.Policy(
-        CUSTOM,
-        _ACCOUNTING[custom.accounting],
-        (*bounded, values.Level()),
-        _ORDER[custom.order],
-        custom.beta_milli,
-        custom.max_preemptions,
-        custom.decision_interval_steps,
-        custom.unmanaged_level,
+        name=CUSTOM,
+        accounting=_ACCOUNTING[custom.accounting],
+        levels=(*bounded, values.Level()),
+        order=_ORDER[custom.order],
+        beta_milli=custom.beta_milli,
+        max_preemptions=custom.max_preemptions,
+        decision_interval_steps=custom.decision_interval_steps,
+        unmanaged_level=custom.unmanaged_level,
         retention_milli=custom.retention_milli,
     )

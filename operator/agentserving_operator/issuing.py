@@ -15,7 +15,7 @@ from typing import Protocol
 import structlog
 from agentserving.transport.connection import Pem
 
-from agentserving_operator.api_server import RefusedError
+from agentserving_operator.errors import RefusedError
 from agentserving_operator.manifests import AgentServingCluster, Manifest
 from agentserving_operator.manifests.certificate_objects import (
     authority_of,
