@@ -10,9 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import agentserving
 from kube.kubectl import BOUND_S, Kubectl
 
-IMAGE = "docker.io/agentserving/agentserving:0.1.0"
+IMAGE = f"docker.io/agentserving/agentserving:{agentserving.__version__}"
 NAME = "agents"
 # CONTROL_PLANE PROGRAM: one call over gRPC; prints its status and how many tokens came back.
 CALL = """

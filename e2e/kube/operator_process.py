@@ -21,8 +21,9 @@ class OperatorProcess:
     ) -> None:  # fmt: skip
         (self.port,) = free_ports(1)
         self.log = directory / f"{name}.log"
+        kubeconfig = kubeconfig or server.kubeconfig(OPERATOR)
         argv = [
-            sys.executable, "-m", "agentserving_operator", "--kubeconfig", str(kubeconfig or server.kubeconfig(OPERATOR)),
+            sys.executable, "-m", "agentserving_operator", "--kubeconfig", str(kubeconfig),
             "--image", "registry.test/a:1", "--vllm-image", "registry.test/v:1", "--etcd-image", "registry.test/e:1",
             "--http-host", "127.0.0.1", "--http-port", str(self.port), "--round-s", "1", "--stuck-s", "30",
             "--identity", name,
