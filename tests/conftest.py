@@ -1,1 +1,1 @@
-"""Nothing is shared but what every suite needs: see tests/support."""
+"""Suites share no fixtures: builders and helpers that several suites need are in tests/support."""

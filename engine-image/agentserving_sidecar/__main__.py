@@ -86,7 +86,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
         async with (
             EngineHttp(settings.engine.engine_address, settings.engine.engine_api_key_file) as engine,
             generate_server(settings, engine),
-            served(http_app(sidecar, settings.engine.drain_s), settings.probes),
+            served(http_app(sidecar, settings.engine.drain_s, engine), settings.probes),
             Supervisor() as tasks,
         ):
             models = ModelList(engine, sidecar.models_changed)

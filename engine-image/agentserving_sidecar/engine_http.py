@@ -15,6 +15,8 @@ from agentserving_sidecar.health import FrontState
 # until it is noticed below two seconds.
 HEALTH_TIMEOUT_S = 1.0
 MODELS_TIMEOUT_S = 10.0
+# Prometheus waits ten seconds by default.
+METRICS_TIMEOUT_S = 8.0
 
 
 class ModelsUnknownError(Exception):
@@ -69,6 +71,16 @@ class EngineHttp:
             return FrontState.REFUSED, error.strerror or str(error)
         except aiohttp.ClientError as error:
             return FrontState.UNHEALTHY, f"/health: {error}"
+
+    async def metrics(self) -> tuple[int, bytes]:
+        """GET /metrics: HTTP status and body; 502 when the engine does not answer."""
+        try:
+            async with self.session.get(
+                f"http://{self.address}/metrics", timeout=aiohttp.ClientTimeout(METRICS_TIMEOUT_S)
+            ) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return 502, f"the engine's /metrics: {error or type(error).__name__}\n".encode()
 
     async def models(self) -> tuple[str, ...]:
         """Names of the models and adapters that the engine serves. ModelsUnknownError."""

@@ -1,4 +1,4 @@
-"""The cluster of real vLLM engines, started once for all tests that need it: it takes a minute."""
+"""A cluster of real vLLM engines, started once for all tests that need it because that takes a minute."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from integration.local_cluster import Cluster
 
 @pytest.fixture(scope="session")
 def vllm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("cluster") / "state", "--engines", "2")
+    cluster = Cluster(tmp_path_factory.mktemp("cluster") / "state", "--engines", "2")
     try:
-        yield made
+        yield cluster
     finally:
-        made.close()
+        cluster.close()

@@ -1,4 +1,4 @@
-"""A real cluster for tests: the `agentserving up` process, and its command line."""
+"""A real one-machine cluster: the `agentserving up` process, and commands against it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
+from support.eventually import eventually
 
 
 class Cluster:
-    """`agentserving up` in a directory of its own."""
+    """`agentserving up` with a state directory of its own."""
 
     def __init__(self, directory: Path, *flags: str, bound_s: float = 560) -> None:
         self.directory = directory
@@ -34,33 +34,30 @@ class Cluster:
 
     @staticmethod
     def wait(condition: Callable[[], Any], bound_s: float = 60) -> None:
-        """Until a condition holds."""
-        deadline = time.monotonic() + bound_s
-        while not condition():
-            assert time.monotonic() < deadline, "the condition did not come true in time"
-            time.sleep(0.1)
+        """Waits for a condition; most of them run a command, so they are polled slowly."""
+        eventually(condition, condition.__qualname__, bound_s, poll_s=0.1)
 
     def cli(self, *arguments: str) -> str:
-        """What a command prints; fails the test when it fails."""
+        """The output of a command; the test fails if the command does."""
         argv = [sys.executable, "-m", "agentserving_cli.main", *arguments, "--state-dir", str(self.directory)]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": "200"})
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def program(self, program_id: str) -> dict[str, Any]:
-        """A row of the process table; numbers as text, as JSON of protobuf has them."""
+        """A program as `get -o json` prints it: int64 numbers are strings, as in protobuf's JSON."""
         found: dict[str, Any] = json.loads(self.cli("get", program_id, "-o", "json"))
         return found
 
     def program_or_none(self, program_id: str) -> dict[str, Any]:
-        """The row, or an empty one while it cannot be had."""
+        """The program, or {} while the command fails."""
         try:
             return self.program(program_id)
         except AssertionError:
             return {}
 
     def kill(self, module: str) -> None:
-        """SIGKILL to every process of a component."""
+        """SIGKILL to every process that runs this module."""
         found = [
             p
             for p in psutil.Process(self.process.pid).children(recursive=True)
@@ -71,13 +68,13 @@ class Cluster:
             process.kill()
 
     def close(self) -> None:
-        """Ctrl-C; every process of it must be gone."""
+        """Ctrl-C; fails if a process of the cluster is left."""
         self.tree += [p for p in psutil.Process(self.process.pid).children(recursive=True) if p not in self.tree]
         self.process.send_signal(signal.SIGINT)
         try:
             self.process.wait(60)
         finally:
-            _, alive = psutil.wait_procs(self.tree, timeout=10)
+            _, alive = psutil.wait_procs(self.tree, timeout=30)
             for process in alive:
                 process.kill()
         assert not alive, f"left behind: {alive}"

@@ -1,4 +1,4 @@
-"""etcd away at the start, away or frozen in mid-run, written by a newer version; and what nobody ends expires."""
+"""etcd missing at the start, killed or suspended in mid-run, written by a newer version; expiry of idle programs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from agentserving_controlplane.table.rows import SCHEMA_VERSION, row_key
 from grpc import StatusCode
 from support.component import Component
 from support.etcd_server import EtcdServer
+from support.eventually import eventually_async
 from support.killable_cluster import KEY, KillableCluster, until
 from support.served_plane import Refusal, refusal
 
@@ -46,7 +47,7 @@ def control_plane(etcd: EtcdServer, tmp_path: Path) -> Iterator[Component]:
     component.kill()
 
 
-async def test_a_control_plane_waits_for_etcd_says_so_and_serves_when_it_comes(
+async def test_a_control_plane_without_etcd_is_alive_but_not_ready_until_etcd_starts(
     etcd: EtcdServer, control_plane: Component
 ) -> None:
     control_plane.start()
@@ -58,7 +59,9 @@ async def test_a_control_plane_waits_for_etcd_says_so_and_serves_when_it_comes(
     await asyncio.to_thread(control_plane.wait_ready)
 
 
-async def test_a_store_of_a_newer_version_is_refused_in_clear_words(etcd: EtcdServer, control_plane: Component) -> None:
+async def test_a_store_written_by_a_newer_version_is_refused_and_left_unchanged(
+    etcd: EtcdServer, control_plane: Component
+) -> None:
     await asyncio.to_thread(etcd.start)
     store = EtcdStore((etcd.endpoint,), "/t")
     newer = msgspec.msgpack.encode((SCHEMA_VERSION + 1, {"what": "ever"}))
@@ -73,7 +76,7 @@ async def test_a_store_of_a_newer_version_is_refused_in_clear_words(etcd: EtcdSe
     await store.close()
 
 
-async def test_a_second_control_plane_on_a_taken_port_does_not_take_the_store(
+async def test_a_second_control_plane_on_the_same_port_exits_and_leaves_the_store_to_the_first(
     etcd: EtcdServer, control_plane: Component, tmp_path: Path
 ) -> None:
     await asyncio.to_thread(etcd.start)
@@ -90,7 +93,7 @@ async def test_a_second_control_plane_on_a_taken_port_does_not_take_the_store(
 
 
 def certificate(directory: Path, name: str) -> tuple[Path, Path]:
-    """(certificate, key) of its own authority, for 127.0.0.1."""
+    """(certificate, key): self-signed, for 127.0.0.1."""
     cert, key = directory / f"{name}.pem", directory / f"{name}.key"
     argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
     subprocess.run(
@@ -100,8 +103,8 @@ def certificate(directory: Path, name: str) -> tuple[Path, Path]:
     return cert, key
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
-async def test_etcd_behind_tls_is_reached_with_its_ca_and_a_client_certificate_only(tmp_path: Path) -> None:
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to create certificates")
+async def test_etcd_with_tls_is_reached_only_with_its_ca_and_a_client_certificate(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path, "etcd")
     wrong, _ = certificate(tmp_path, "wrong")
     context = ssl.create_default_context(cafile=str(cert))
@@ -147,6 +150,10 @@ async def overview(cluster: KillableCluster) -> admin_service_pb2.GetOverviewRes
     return found
 
 
+async def store_is_unhealthy(cluster: KillableCluster) -> bool:
+    return not (await overview(cluster)).store_healthy
+
+
 async def admit_until_refused(cluster: KillableCluster, accepted: dict[str, str]) -> Refusal:
     for number in range(200):
         request = call_service_pb2.AdmitCallRequest(program_id=f"while-away-{number}", implicit=True)
@@ -155,10 +162,10 @@ async def admit_until_refused(cluster: KillableCluster, accepted: dict[str, str]
         except Exception:
             return await refusal(cluster.calls.AdmitCall(request))
         accepted[answer.program_id] = answer.call_id
-    raise AssertionError("was never refused")
+    raise AssertionError("200 admissions were accepted")
 
 
-async def test_writes_wait_for_etcd_up_to_a_bound_then_are_refused_and_all_that_was_taken_lands() -> None:
+async def test_without_etcd_calls_are_admitted_up_to_a_limit_and_all_of_them_are_durable_later() -> None:
     async with KillableCluster(engines=1, max_pending_writes=40, lease_s=60) as cluster:
         engine = cluster.engines["e0"]
         await cluster.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id="before"))
@@ -166,17 +173,16 @@ async def test_writes_wait_for_etcd_up_to_a_bound_then_are_refused_and_all_that_
         await until(lambda: cluster.control_plane.metric("agentserving_store_pending_writes") == 0)
         await asyncio.to_thread(cluster.etcd.kill)
         accepted: dict[str, str] = {}
-        told = await admit_until_refused(cluster, accepted)
-        assert (told.code, told.reason) == (StatusCode.RESOURCE_EXHAUSTED, "STORE_BACKPRESSURE")
-        assert told.retry_after_s == 1.0
+        refused = await admit_until_refused(cluster, accepted)
+        assert (refused.code, refused.reason) == (StatusCode.RESOURCE_EXHAUSTED, "STORE_BACKPRESSURE")
+        assert refused.retry_after_s == 1.0
         assert len(accepted) == 40
-        # What runs already goes on, and is acknowledged when it is durable, not before.
+        # A call that runs goes on. Its report is acknowledged once it is durable, not before.
         await engine.run(running.ticket, [(0.01, 77)], 5, 3)
         sidecar = cluster.sidecars["e0"]
         await until(lambda: sidecar.metric("agentserving_sidecar_unacked_reports") == 1)
-        async with asyncio.timeout(20):
-            while (seen := await overview(cluster)).store_healthy:
-                await asyncio.sleep(0.05)
+        await eventually_async(lambda: store_is_unhealthy(cluster))
+        seen = await overview(cluster)
         assert "etcd Txn" in seen.store_message
         assert seen.store_pending_writes >= 40
         await asyncio.to_thread(cluster.etcd.start)
@@ -188,42 +194,54 @@ async def test_writes_wait_for_etcd_up_to_a_bound_then_are_refused_and_all_that_
         assert {p: row.calls[0].call_id for p, row in table.items()} == accepted
 
 
-async def test_an_etcd_frozen_for_less_than_a_lease_holds_up_acknowledgements_and_nothing_else() -> None:
+async def test_etcd_suspended_for_less_than_a_lease_delays_acknowledgements_but_no_call() -> None:
     async with KillableCluster(engines=1, lease_s=60) as cluster:
         await cluster.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id="p"))
         cluster.etcd.signal(signal.SIGSTOP)
         began = time.monotonic()
         try:
             while time.monotonic() - began < 3 or (await overview(cluster)).store_healthy:
-                admitted = await cluster.calls.AdmitCall(call_service_pb2.AdmitCallRequest(program_id="p"), timeout=1)
+                admitted = await cluster.calls.AdmitCall(call_service_pb2.AdmitCallRequest(program_id="p"), timeout=20)
                 await cluster.engines["e0"].run(admitted.ticket, [(0.05, 10)], 0, 1)
         finally:
             cluster.etcd.signal(signal.SIGCONT)
-        assert cluster.sidecars["e0"].metric("agentserving_sidecar_unacked_reports") > 0
+        assert await asyncio.to_thread(cluster.sidecars["e0"].metric, "agentserving_sidecar_unacked_reports") > 0
         await cluster.acknowledged()
         row = (await cluster.table())["p"]
         assert row.total_service_us == 10 * row.calls_completed > 0
 
 
-async def test_what_nobody_ends_expires_and_what_goes_on_does_not() -> None:
-    async with KillableCluster(engines=1, program_idle_s=1, call_idle_s=1, closed_retention_s=2) as cluster:
+def pieces_until(end: asyncio.Event) -> Iterator[tuple[float, int]]:
+    """A call that reports every 0.1 s until `end`."""
+    while not end.is_set():
+        yield 0.1, 1
+
+
+async def test_idle_programs_and_silent_calls_expire_and_reported_ones_do_not() -> None:
+    async with KillableCluster(engines=1, program_idle_s=4, call_idle_s=4, closed_retention_s=4) as cluster:
         for program in ("abandoned", "vanished", "busy"):
             await cluster.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id=program))
         await cluster.calls.AdmitCall(call_service_pb2.AdmitCallRequest(program_id="vanished"))
         long = await cluster.calls.AdmitCall(call_service_pb2.AdmitCallRequest(program_id="busy"))
-        running = asyncio.create_task(cluster.engines["e0"].run(long.ticket, [(0.3, 1)] * 20, 0, 1))
-        states: dict[str, set[int]] = {"abandoned": set(), "vanished": set(), "busy": set()}
-        async with asyncio.timeout(30):
-            while (table := await cluster.table()).keys() != {"busy"}:
-                for program, row in table.items():
-                    states[program].add(row.outcome)
-                await asyncio.sleep(0.05)
-        assert states["abandoned"] == states["vanished"] == {0, types_pb2.OUTCOME_EXPIRED}
-        assert states["busy"] == {0}
+        end = asyncio.Event()
+        running = asyncio.create_task(cluster.engines["e0"].run(long.ticket, pieces_until(end), 0, 1))
+        outcomes: dict[str, set[int]] = {"abandoned": set(), "vanished": set(), "busy": set()}
+
+        async def only_the_busy_program_is_left() -> bool:
+            table = await cluster.table()
+            for program, row in table.items():
+                outcomes[program].add(row.outcome)
+            return table.keys() == {"busy"}
+
+        await eventually_async(only_the_busy_program_is_left)
+        assert types_pb2.OUTCOME_EXPIRED in outcomes["abandoned"] & outcomes["vanished"]
+        assert outcomes["abandoned"] | outcomes["vanished"] <= {0, types_pb2.OUTCOME_EXPIRED}
+        assert outcomes["busy"] == {0}
         assert not running.done()
-        counted = cluster.control_plane.get("/metrics")[1]
-        assert 'agentserving_calls_completed_total{outcome="expired"} 1.0' in counted
+        metrics = (await asyncio.to_thread(cluster.control_plane.get, "/metrics"))[1]
+        assert 'agentserving_calls_completed_total{outcome="expired"} 1.0' in metrics
         await until(lambda: cluster.control_plane.metric("agentserving_store_pending_writes") == 0)
         await cluster.restart_control_plane()
         assert (await cluster.table()).keys() == {"busy"}
+        end.set()
         await running

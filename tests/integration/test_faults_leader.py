@@ -1,4 +1,4 @@
-"""The leader paused, cut off from etcd, told to go; etcd away: one leads, and nothing acknowledged is lost."""
+"""The leader suspended, cut off, terminated; etcd down: one process leads and no acknowledged write is lost."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from agentserving.transport.connection import Settings
 from agentserving.v1 import call_service_pb2, program_service_pb2
 from agentserving_controlplane.store.etcd.store import EtcdStore
 from support.accounted_load import Load, assert_same
+from support.eventually import eventually_async
 from support.killable_cluster import KillableCluster, until
 from support.tcp_proxy import TcpProxy
 
@@ -26,11 +27,11 @@ CLIENTS = 12
 
 
 class LeaderLoad(Load):
-    """Finds the leader by the client library; is never refused for want of one."""
+    """Load through the client library, which finds the leader and retries while there is none."""
 
     def __init__(self, cluster: KillableCluster) -> None:
         super().__init__(cluster, random.Random(4))
-        self.client_library = AsyncClient(cluster.addresses, settings=Settings(tls=None, deadline_s=30))
+        self.client_library = AsyncClient(cluster.addresses, settings=Settings(tls=None, deadline_s=60))
 
     async def _insist(self, method: str, request: object) -> object:
         service, response = (
@@ -42,16 +43,14 @@ class LeaderLoad(Load):
         return await self.client_library.run(Operation(path, request, response, lambda answer: answer))  # type: ignore[arg-type]
 
     async def more(self, calls: int) -> None:
-        """Until this many calls more have been admitted."""
+        """Waits until `calls` more calls have been admitted."""
         enough = self.admitted + calls
-        async with asyncio.timeout(30):
-            while self.admitted < enough:
-                await asyncio.sleep(0.005)
+        await eventually_async(lambda: self.admitted >= enough, f"{calls} more calls are admitted", 60)
 
 
 @contextlib.asynccontextmanager
 async def under_load(cluster: KillableCluster) -> AsyncIterator[LeaderLoad]:
-    """Clients at work; when they have stopped, the table must say what they did."""
+    """Runs clients; at the end the table must agree with what they did."""
     load = LeaderLoad(cluster)
     await load.open_programs()
     clients = [asyncio.create_task(load.client()) for _ in range(CLIENTS)]
@@ -69,7 +68,7 @@ async def under_load(cluster: KillableCluster) -> AsyncIterator[LeaderLoad]:
 
 
 async def stopped(cluster: KillableCluster, load: LeaderLoad, clients: list[asyncio.Task[None]]) -> None:
-    """Until every call has ended and is written down."""
+    """Stops the clients and waits until every call has ended and is durable."""
     load.stopping = True
     async with asyncio.timeout(60):
         await asyncio.gather(*clients)
@@ -79,31 +78,29 @@ async def stopped(cluster: KillableCluster, load: LeaderLoad, clients: list[asyn
 
 
 async def revision(cluster: KillableCluster) -> int:
-    """Of etcd: every write makes another."""
+    """etcd's revision, which grows with every write."""
     store = EtcdStore((cluster.etcd.endpoint,), PREFIX)
     found = (await store.load()).revision
     await store.close()
     return found
 
 
-async def test_a_leader_paused_for_twice_its_lease_writes_nothing_more_and_follows() -> None:
+async def test_a_leader_suspended_for_longer_than_its_lease_writes_nothing_more_and_follows() -> None:
     async with KillableCluster(planes=2, lease_s=3) as cluster:
         load = LeaderLoad(cluster)
         await load.open_programs()
         clients = [asyncio.create_task(load.client()) for _ in range(CLIENTS)]
         await load.more(50)
         old = await cluster.leader()
-        paused = cluster.planes[old]
-        # It has writes that wait, whenever it is caught, and more to come from clients it has taken in.
-        paused.signal(signal.SIGSTOP)
-        began = time.monotonic()
+        suspended = cluster.planes[old]
+        # Under this load it always has writes in its queue.
+        suspended.signal(signal.SIGSTOP)
         new = await cluster.leader(but=old)
         await load.more(50)
-        await asyncio.sleep(max(0.0, 6 - (time.monotonic() - began)))
         await stopped(cluster, load, clients)
         before = await revision(cluster)
-        paused.signal(signal.SIGCONT)
-        await until(lambda: "leads no more" in paused.log.read_text())
+        suspended.signal(signal.SIGCONT)
+        await until(lambda: "leads no more" in suspended.log.read_text())
         await cluster.follows(old)
         assert await revision(cluster) == before
         assert await cluster.leader() == new
@@ -111,10 +108,10 @@ async def test_a_leader_paused_for_twice_its_lease_writes_nothing_more_and_follo
         await load.client_library.close()
 
 
-async def test_a_leader_cut_off_from_etcd_stops_before_another_leads_and_follows_when_it_can() -> None:
+async def test_a_leader_cut_off_from_etcd_stops_leading_and_follows_once_it_is_back() -> None:
     async with KillableCluster(planes=2, lease_s=3) as cluster, TcpProxy(cluster.etcd.endpoint) as network:
         first, second = cluster.planes
-        # The first one's way to etcd is ours to cut; it leads, since the other comes later.
+        # The first one reaches etcd through a proxy, and leads because the second one starts later.
         cluster.planes[second].kill()
         cluster.planes[first].kill()
         cut_off = cluster.planes[first] = cluster.another_control_plane(
@@ -134,7 +131,7 @@ async def test_a_leader_cut_off_from_etcd_stops_before_another_leads_and_follows
         cut_off.kill()
 
 
-async def test_a_leader_that_is_told_to_go_hands_over_at_once() -> None:
+async def test_a_terminated_leader_hands_over_without_waiting_for_its_lease() -> None:
     async with KillableCluster(planes=2, lease_s=30) as cluster, under_load(cluster) as load:
         old = await cluster.leader()
         began = time.monotonic()
@@ -143,13 +140,14 @@ async def test_a_leader_that_is_told_to_go_hands_over_at_once() -> None:
         handed_over_s = time.monotonic() - began
         process = cluster.planes[old].process
         assert process is not None
-        assert await asyncio.to_thread(process.wait, 10) == 0
+        assert await asyncio.to_thread(process.wait, 30) == 0
         print(f"handed over in {handed_over_s:.2f} s")
-        assert handed_over_s < 3
+        # The lease is 30 s; on an idle machine the handover takes a third of a second.
+        assert handed_over_s < 15
         await load.more(50)
 
 
-async def test_when_etcd_comes_back_after_more_than_a_lease_somebody_leads_again() -> None:
+async def test_after_an_outage_of_etcd_longer_than_the_lease_a_control_plane_leads_again() -> None:
     async with KillableCluster(planes=2, lease_s=3) as cluster, under_load(cluster):
         old = await cluster.leader()
         await asyncio.to_thread(cluster.etcd.kill)
@@ -159,13 +157,13 @@ async def test_when_etcd_comes_back_after_more_than_a_lease_somebody_leads_again
         await cluster.leader()
 
 
-async def test_a_follower_names_the_leader_and_does_nothing_else() -> None:
+async def test_a_follower_is_ready_and_redirects_clients_to_the_leader() -> None:
     async with KillableCluster(planes=3, engines=1) as cluster:
         leader = await cluster.leader()
         for listen in set(cluster.planes) - {leader}:
             await cluster.follows(listen)
             assert cluster.planes[listen].get("/readyz") == (200, f"ok: {leader} leads\n")
-            # The address that it names is found, though it was not given.
+            # The client knows only the follower's address.
             async with AsyncClient(listen, settings=Settings(tls=None)) as client:
                 await client.open_program(program_id=f"by way of {listen}".replace(" ", "-"))
                 assert client.address == leader

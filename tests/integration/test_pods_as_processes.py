@@ -1,6 +1,6 @@
-"""The containers of a generated cluster, run as processes: commands, probes and hooks of the manifests, to the letter.
+"""Containers of a generated cluster as processes: exactly the commands, probes and hooks of the manifests.
 
-What a pod gives is given here: its address is one of loopback's, volumes are directories, Services' names that address.
+The environment of a pod is substituted: one loopback address for all pods and Services, directories for volumes.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from agentserving_operator.manifests import Manifest, desired
 from agentserving_operator.manifests.certificate_objects import leaves
 from agentserving_operator.manifests.common import Port
 from support.certificate_files import CertificateFiles
+from support.eventually import eventually
 from support.operator_objects import make_cluster, pod_spec
 
 POD_IP = "127.0.77.1"
@@ -31,13 +32,13 @@ SPEC: dict[str, Any] = {"model": {"name": "tiny"}, "engine": {"type": "Simulator
 
 
 class Pods:
-    """All containers of a cluster with one pod each."""
+    """The containers of a cluster that has one pod of each kind."""
 
     def __init__(self, directory: Path, store: dict[str, Any]) -> None:
         self._directory = directory
         self.cluster = make_cluster(**SPEC, **store)
         hosts = {leaf.value: names for leaf, names in leaves(self.cluster).items()}
-        # Members have no names here.
+        # There is no DNS here, so the certificates of etcd name an address.
         hosts["etcd"] = [POD_IP, "localhost"]
         self.certificates = CertificateFiles(directory, hosts) if self.cluster.spec.tls.on else None
         self.containers: dict[str, Manifest] = {}
@@ -49,10 +50,10 @@ class Pods:
                     self.containers[each["name"]] = {**each, "pod": workload["metadata"]["name"]}
 
     def start(self, name: str) -> None:
-        """Its command with its arguments and environment."""
+        """Starts a container's command with its arguments."""
         container = self.containers[name]
         words = [*container["command"], *container.get("args", [])]
-        # A name in a certificate is no place.
+        # The name in a certificate is not an address to substitute.
         names = {i + 1 for i, word in enumerate(words) if word == "--tls-server-name"}
         argv = [word if i in names else self._resolved(container, word) for i, word in enumerate(words)]
         argv[0] = {"python": sys.executable, "etcd": find_etcd() if name == "etcd" else ""}[argv[0]]
@@ -73,45 +74,45 @@ class Pods:
         return text.replace("$(POD_NAME)", f"{container['pod']}-0").replace("127.0.0.1:7072", f"{POD_IP}:7072")
 
     def log(self, name: str) -> str:
-        """Its end."""
+        """The end of a container's log."""
         return (self._directory / f"{name}.log").read_text()[-2000:]
 
     def probe(self, name: str, kind: str) -> int:
-        """HTTP status; 0 when nobody answers."""
+        """HTTP status of a probe; 0 if the container does not answer."""
         asked = self.containers[name][kind]["httpGet"]
         return request(asked["port"], "GET", asked["path"])[0]
 
     def hook(self, name: str) -> subprocess.CompletedProcess[bytes]:
-        """Its preStop command."""
+        """Runs the preStop command of a container."""
         container = self.containers[name]
         command = [self._resolved(container, each) for each in container["lifecycle"]["preStop"]["exec"]["command"]]
-        return subprocess.run([sys.executable, *command[1:]], capture_output=True, timeout=60, check=False)
+        return subprocess.run([sys.executable, *command[1:]], capture_output=True, timeout=100, check=False)
 
     def until_ready(self, *names: str) -> None:
-        """By their readiness probes."""
-        deadline = time.monotonic() + 60
+        """Waits until the readiness probes of these containers succeed."""
         for name in names:
-            while self.probe(name, "readinessProbe") != 200:
-                assert self.processes[name].poll() is None, (name, self.log(name))
-                assert time.monotonic() < deadline, (name, self.log(name))
-                time.sleep(0.05)
+            eventually(partial(self._ready, name), f"{name} is ready", deadline_s=60)
+
+    def _ready(self, name: str) -> bool:
+        assert self.processes[name].poll() is None, (name, self.log(name))
+        return self.probe(name, "readinessProbe") == 200
 
     def close(self) -> None:
-        """All of them, at once."""
+        """Kills all containers."""
         for each in self.processes.values():
             each.kill()
             each.wait()
 
 
 def request(port: int, verb: str, path: str, body: Any = None, program: str = "") -> tuple[int, str]:
-    """(status, text); status 0 when nobody answers."""
+    """(status, body) of an HTTP request; status 0 if the connection fails."""
     connection = http.client.HTTPConnection(POD_IP, port, timeout=30)
     try:
         text = None if body is None else json.dumps(body)
         headers = {"Content-Type": "application/json"} | ({"x-agentserving-program-id": program} if program else {})
         connection.request(verb, path, text, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
+        response = connection.getresponse()
+        return response.status, response.read().decode()
     except OSError:
         return 0, ""
     finally:
@@ -130,23 +131,22 @@ def pods(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pods]:
         made.close()
 
 
-async def test_what_the_manifests_start_serves_calls_and_leaves_when_idle(pods: Pods) -> None:
+async def test_the_generated_containers_serve_calls_drain_and_exit(pods: Pods) -> None:
     for name in pods.containers:
         pods.start(name)
-    # The etcd of this environment is too old to have its probe.
+    # The development environment has etcd 3.5, whose probe paths differ from those of the manifests.
     pods.until_ready(*(name for name in pods.containers if name != "etcd"))
     for name in ("engine", "sidecar", "control-plane", "gateway"):
         assert pods.probe(name, "livenessProbe") == 200, name
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
-    # With an id, for a program without one ends with its call.
+    # With a program id: a program without one ends with its call.
     status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body, "asker")
     assert status == 200, text
     address = f"{POD_IP}:{Port.CONTROL_PLANE}"
     tls = pods.certificates.pem() if pods.certificates else None
-    told = await settle(address, pods.cluster.spec.scheduling, 1, tls)
-    assert told is not None
-    assert (told.programs, told.policy_name, told.store_healthy) == (1, "program-plas", True)
-    # The control plane has heard of the sidecar at the pod's own address.
+    seen = await settle(address, pods.cluster.spec.scheduling, 1, tls)
+    assert seen is not None
+    assert (seen.programs, seen.policy_name, seen.store_healthy) == (1, "program-plas", True)
     assert pods.probe("sidecar", "readinessProbe") == 200
     done = pods.hook("engine")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""`agentserving record` on a real cluster of simulated engines: the file holds what was sent, and replays."""
+"""`agentserving record` on a real cluster of simulated engines: the trace has what was sent, and can be replayed."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     flags = ("--engine", "simulator", "--engines", "2", "--store", "memory", "--policy", "plas")
-    made = Cluster(tmp_path_factory.mktemp("recorded") / "state", *flags)
+    cluster = Cluster(tmp_path_factory.mktemp("recorded") / "state", *flags)
     try:
-        yield made
+        yield cluster
     finally:
-        made.close()
+        cluster.close()
 
 
 class Recording:
-    """The `agentserving record` process."""
+    """The `agentserving record` process, started and recording."""
 
     def __init__(self, cluster: Cluster, out: Path, *flags: str) -> None:
         self.out, self.log = out, out.with_suffix(".log")
@@ -41,16 +41,16 @@ class Recording:
         argv += ["--control-plane", cluster.addresses["control_plane"]]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(argv, stdout=log, stderr=log, env={**os.environ, "COLUMNS": "200"})
-        cluster.wait(lambda: "recording " in self.said() or self.process.poll() is not None)
-        assert self.process.poll() is None, self.said()
+        cluster.wait(lambda: "recording " in self.output() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.output()
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text()
 
     def end(self) -> dict[str, Program]:
-        """Ctrl-C; the programs of the file."""
+        """Ctrl-C; gives the recorded programs by id."""
         self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(30) == 0, self.said()
+        assert self.process.wait(30) == 0, self.output()
         recorded, programs = read_trace(self.out.read_bytes().splitlines())
         assert recorded is not None
         assert (recorded.policy.name, recorded.engines) == ("plas", 2)
@@ -58,9 +58,9 @@ class Recording:
 
 
 def ask(cluster: Cluster, prompt: str, tokens: int, **headers: str) -> openai.types.CompletionUsage:
-    said = {f"x-agentserving-{name.replace('_', '-')}": value for name, value in headers.items()}
+    headers_sent = {f"x-agentserving-{name.replace('_', '-')}": value for name, value in headers.items()}
     url = cluster.addresses["gateway"]
-    with openai.OpenAI(base_url=url, api_key="none", default_headers=said, max_retries=0, timeout=60) as agent:
+    with openai.OpenAI(base_url=url, api_key="none", default_headers=headers_sent, max_retries=0, timeout=60) as agent:
         usage = agent.completions.create(model="tiny", prompt=prompt, max_tokens=tokens).usage
     assert usage is not None
     return usage
@@ -71,7 +71,7 @@ def calls_of(cluster: Cluster, program: str) -> int:
 
 
 def send(cluster: Cluster) -> list[tuple[int, int]]:
-    """A chain, a map-reduce of the client library, one more of an old program, a call of none, a sub-agent's.
+    """Sends a chain, a map-reduce by the client library, and calls of an old program, of no program, of a sub-agent.
 
     Gives (prompt, output) tokens of the chain's calls.
     """
@@ -107,7 +107,7 @@ def send(cluster: Cluster) -> list[tuple[int, int]]:
     return chain
 
 
-def test_what_was_sent_is_recorded_and_replays(
+def test_a_recording_has_every_call_with_its_dependencies_and_replays(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", cluster.addresses["gateway"])
@@ -119,9 +119,9 @@ def test_what_was_sent_is_recorded_and_replays(
     cluster.wait(lambda: [calls_of(cluster, p) for p in ("chain", "chain/sub", "mapped", "old")] == [3, 1, 6, 2])
     programs = recording.end()
 
-    assert "3 programs were still open" not in recording.said()
-    assert "2 programs were still open: written as if they had ended with the recording" in recording.said()
-    assert "1 programs had begun before, with 1 calls since: left out" in recording.said()
+    assert "3 programs were still open" not in recording.output()
+    assert "2 programs were still open: written as if they had ended with the recording" in recording.output()
+    assert "1 programs had begun before, with 1 calls since: left out" in recording.output()
     assert "secret" not in recording.out.read_text()
     assert len(programs) == 3
     assert "old" not in programs
@@ -144,15 +144,13 @@ def test_what_was_sent_is_recorded_and_replays(
     assert "3 programs on 2 x a100-80gb, llama-3.1-8b" in replayed.output
 
 
-def test_a_recording_of_some_seconds_ends_by_itself_and_without_programs_fails(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    recording = Recording(cluster, tmp_path / "short.jsonl", "--for", "1s")
+def test_a_recording_ends_after_its_duration_and_fails_without_programs(cluster: Cluster, tmp_path: Path) -> None:
+    recording = Recording(cluster, tmp_path / "short.jsonl", "--for", "6s")
     ask(cluster, "open when it ends", 3, program_id="left-open")
-    assert recording.process.wait(30) == 0, recording.said()
+    assert recording.process.wait(30) == 0, recording.output()
     again = Recording(cluster, tmp_path / "empty.jsonl", "--for", "1s", "--closed-only")
     assert again.process.wait(30) == 1
-    assert "no program was recorded" in again.said()
+    assert "no program was recorded" in again.output()
     assert not again.out.exists()
 
 
@@ -165,7 +163,7 @@ def test_a_recording_of_some_seconds_ends_by_itself_and_without_programs_fails(
         (["--out", "x.jsonl", "--control-plane", "nowhere"], "'nowhere' is not an address of a control plane"),
     ],
 )
-def test_what_cannot_be_recorded_is_refused(
+def test_a_recording_that_cannot_be_written_is_refused(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], error: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

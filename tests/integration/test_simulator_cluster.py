@@ -1,4 +1,4 @@
-"""`agentserving up --engine simulator`: the same control path without vLLM."""
+"""`agentserving up --engine simulator`: the control path without vLLM."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ pytestmark = [pytest.mark.etcd, pytest.mark.timeout(120)]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("simulated") / "state", "--engine", "simulator", "--engines", "2")
+    cluster = Cluster(tmp_path_factory.mktemp("simulated") / "state", "--engine", "simulator", "--engines", "2")
     try:
-        yield made
+        yield cluster
     finally:
-        made.close()
+        cluster.close()
 
 
 def client(cluster: Cluster, program: str) -> openai.OpenAI:
@@ -29,7 +29,7 @@ def client(cluster: Cluster, program: str) -> openai.OpenAI:
     )
 
 
-def test_chat_streams_and_choices_reach_the_account(cluster: Cluster) -> None:
+def test_the_account_includes_streams_and_several_choices(cluster: Cluster) -> None:
     messages: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
     with client(cluster, "sim") as agent:
         whole = agent.chat.completions.create(model="tiny", messages=messages, max_tokens=5, n=2)
@@ -42,10 +42,10 @@ def test_chat_streams_and_choices_reach_the_account(cluster: Cluster) -> None:
     assert int(cluster.program("sim")["attained_service_us"]) > 0
 
 
-def test_the_chart_s_test_makes_calls_and_says_what_does_not_serve(cluster: Cluster) -> None:
-    told = smoke(cluster.addresses["gateway"])
-    program = told[0].split()[-1]
-    assert told[1:3] == ["a call gave 8 tokens", "a stream gave 9 events"]
+def test_the_smoke_test_of_the_chart_makes_two_calls_and_names_what_does_not_serve(cluster: Cluster) -> None:
+    lines = smoke(cluster.addresses["gateway"])
+    program = lines[0].split()[-1]
+    assert lines[1:3] == ["a call gave 8 tokens", "a stream gave 9 events"]
     cluster.wait(lambda: cluster.program(program).get("calls_completed") == "2")
     gateway = cluster.addresses["gateway"]
     with pytest.raises(SmokeError, match="answered 404"):
@@ -54,7 +54,7 @@ def test_the_chart_s_test_makes_calls_and_says_what_does_not_serve(cluster: Clus
         smoke("http://127.0.0.1:1/v1")
 
 
-def test_policies_are_acknowledged_and_bad_input_is_named(cluster: Cluster) -> None:
+def test_a_policy_is_acknowledged_by_every_engine_and_bad_requests_are_refused(cluster: Cluster) -> None:
     assert "acknowledged by every engine" in cluster.cli("policy", "set", "plas")
     with client(cluster, "bad") as agent:
         with pytest.raises(openai.NotFoundError, match="nothing"):
@@ -63,7 +63,7 @@ def test_policies_are_acknowledged_and_bad_input_is_named(cluster: Cluster) -> N
             agent.completions.create(model="tiny", prompt="x", max_tokens=-1)
 
 
-def test_a_cancelled_program_answers_its_client(cluster: Cluster) -> None:
+def test_cancelling_a_program_ends_its_stream(cluster: Cluster) -> None:
     def run() -> None:
         with client(cluster, "doomed") as agent:
             list(agent.completions.create(model="tiny", prompt="x", max_tokens=8000, stream=True))

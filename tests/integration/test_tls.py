@@ -1,4 +1,4 @@
-"""Certificates on both sides between all processes, renewed under them: nothing is restarted, no stream breaks."""
+"""Mutual TLS between all processes, renewed in use: no process is restarted and no stream breaks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def settings(tls: Any) -> Settings:
 
 
 async def shown(files: CertificateFiles, listen: str) -> str:
-    """The certificate that a server shows to a connection made now."""
+    """The certificate that a server presents to a new connection."""
     paths = files.paths("client")
     context = ssl.create_default_context(cafile=str(paths["ca"]))
     context.load_cert_chain(paths["cert"], paths["key"])
@@ -51,7 +51,7 @@ async def shown(files: CertificateFiles, listen: str) -> str:
         writer.close()
 
 
-async def test_a_hint_to_an_address_that_no_certificate_knows_is_followed_by_name() -> None:
+async def test_a_leader_hint_is_verified_by_server_name_and_other_certificates_are_refused() -> None:
     async with StreamingCluster(engines=1, planes=2, tls=True, lease_s=5) as cluster:
         assert cluster.certificates is not None
         leader = await cluster.leader()
@@ -73,7 +73,7 @@ async def test_a_hint_to_an_address_that_no_certificate_knows_is_followed_by_nam
                     await client.get_policy()
 
 
-async def test_a_client_generates_at_a_sidecar_that_it_knows_by_name_and_nobody_else_does() -> None:
+async def test_a_client_with_a_certificate_generates_at_a_sidecar_and_others_are_refused() -> None:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 12}
     async with StreamingCluster(engines=1, tls=True) as cluster:
         files = cluster.certificates
@@ -88,7 +88,7 @@ async def test_a_client_generates_at_a_sidecar_that_it_knows_by_name_and_nobody_
                 return found
 
         assert await generated(files.client()) == 12
-        # Renewed under the sidecar.
+        # The sidecar's certificate is renewed while it runs.
         files.sign()
         assert await generated(files.client()) == 12
         address = value_after(cluster.sidecars["e0"]._argv, "--listen")
@@ -97,20 +97,20 @@ async def test_a_client_generates_at_a_sidecar_that_it_knows_by_name_and_nobody_
         for tls in (stranger, None):
             async with dial_async(address, Settings(tls=tls)) as channel:
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+                    await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         async with dial_async(address, Settings(tls=pem)) as channel:
-            told = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
-            assert told.status == health_pb2.HealthCheckResponse.SERVING
+            response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
+            assert response.status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def restart_etcd(cluster: StreamingCluster) -> None:
-    """It reads the CAs once: its pods are replaced when they change."""
+    """etcd reads its CAs once, so the operator replaces its pods when they change."""
     await asyncio.to_thread(cluster.etcd.kill)
     await asyncio.to_thread(cluster.etcd.start)
 
 
-async def test_a_new_ca_and_new_certificates_take_over_under_load() -> None:
+async def test_a_new_ca_replaces_the_old_one_under_load() -> None:
     async with StreamingCluster(engines=2, planes=2, tls=True, lease_s=8) as cluster:
         files = cluster.certificates
         assert files is not None
@@ -133,7 +133,7 @@ async def test_a_new_ca_and_new_certificates_take_over_under_load() -> None:
         for listen in cluster.planes:
             assert await shown(files, listen) == files.paths("control-plane")["cert"].read_text()
         await more()
-        # The old CA has ended. Whoever comes now, and whoever was there and comes back, has the new certificates.
+        # The old CA is no longer trusted: new and reconnecting peers must use the new certificates.
         files.sign()
         await restart_etcd(cluster)
         leader = await cluster.leader()
@@ -151,7 +151,7 @@ async def test_a_new_ca_and_new_certificates_take_over_under_load() -> None:
         assert "certificates for etcd were renewed" in "".join(p.log.read_text() for p in cluster.planes.values())
 
 
-async def test_a_certificate_that_cannot_be_read_leaves_the_one_before() -> None:
+async def test_an_unreadable_certificate_leaves_the_previous_one_in_use() -> None:
     async with StreamingCluster(engines=1, tls=True) as cluster:
         files = cluster.certificates
         assert files is not None
@@ -169,11 +169,11 @@ def member(index: int) -> str:
 
 @contextmanager
 def etcd_members(directory: Path, files: CertificateFiles) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """What the manifests start, each at an address of its own."""
+    """etcd members with the flags of the manifests, each at its own loopback address."""
     container = only_container(
         etcd_statefulset(make_cluster(tls={"issuer": "Operator"}, store={"etcd": {"members": 3}}))
     )
-    started = []
+    members = []
     try:
         for index in range(3):
             argv = [find_etcd()]
@@ -183,15 +183,15 @@ def etcd_members(directory: Path, files: CertificateFiles) -> Iterator[list[subp
                 text = text.replace("/var/lib/etcd", str(directory / f"data-{index}"))
                 argv.append(text.replace("/etc/agentserving/etcd-tls", str(files.paths("etcd")["ca"].parent)))
             with (directory / f"etcd-{index}.log").open("wb") as log:
-                started.append(subprocess.Popen(argv, stdout=log, stderr=log))
-        yield started
+                members.append(subprocess.Popen(argv, stdout=log, stderr=log))
+        yield members
     finally:
-        for process in started:
+        for process in members:
             process.kill()
             process.wait()
 
 
-async def test_three_members_of_etcd_find_each_other_by_their_certificates_and_outlive_one(tmp_path: Path) -> None:
+async def test_three_etcd_members_with_tls_form_a_cluster_and_survive_the_loss_of_one(tmp_path: Path) -> None:
     addresses = [member(index) for index in range(3)]
     files = CertificateFiles(tmp_path, {**HOSTS, "etcd": [*addresses, "127.0.0.1", "localhost"]})
     endpoints = tuple(f"{address}:2379" for address in addresses)
@@ -201,7 +201,7 @@ async def test_three_members_of_etcd_find_each_other_by_their_certificates_and_o
             async with asyncio.timeout(60):
                 epoch = await store.acquire("here")
             await store.commit(epoch, [Write("a", b"1")])
-            # With another key pair, by the same CA, as a peer that comes back has it.
+            # New key pairs of the same CA, as a restarted peer finds them.
             files.sign()
             processes[0].kill()
             processes[0].wait()

@@ -1,4 +1,4 @@
-"""Every dialect through the gateway, with the real SDKs, against what the engine says when it is asked directly."""
+"""Every API dialect through the gateway, with the real SDKs, compared with the engine's direct response."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from agentserving.v1 import (
     types_pb2,
 )
 from integration.local_cluster import Cluster
+from support.eventually import eventually
 
 pytestmark = [pytest.mark.vllm, pytest.mark.etcd, pytest.mark.timeout(600)]
 
@@ -70,7 +71,7 @@ def usages(answer: httpx.Response) -> list[Any]:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("path", "body"), DIALECTS, ids=[path for path, _ in DIALECTS])
-def test_an_answer_and_its_usage_are_the_engines_own(
+def test_a_response_and_its_usage_equal_the_engines(
     cluster: Cluster, path: str, body: dict[str, Any], stream: bool
 ) -> None:
     options = {"stream_options": {"include_usage": True}} if stream and "complet" in path else {}
@@ -96,7 +97,7 @@ def test_an_answer_and_its_usage_are_the_engines_own(
         ("POST", "/v1/messages", {"model": "tiny", "max_tokens": -1, "messages": CHAT}),
     ],
 )
-def test_what_is_no_call_and_what_is_refused_is_passed_on_unchanged(
+def test_unmanaged_routes_and_errors_are_passed_on_unchanged(
     cluster: Cluster, method: str, path: str, body: object
 ) -> None:
     direct = httpx.request(method, f"http://{engines(cluster)[0].address}{path}", json=body, timeout=30)
@@ -138,21 +139,21 @@ def test_ten_megabytes_are_refused_in_the_clients_own_words(cluster: Cluster) ->
             ours.chat.completions.create(model="tiny", messages=[{"role": "user", "content": text}])
         assert refused.value.status_code == 413
         assert refused.value.code == "body_too_large"
-        with pytest.raises(anthropic.APIStatusError, match="request body: at most") as told:
+        with pytest.raises(anthropic.APIStatusError, match="request body: at most") as refused:
             theirs.messages.create(model="tiny", max_tokens=4, messages=[{"role": "user", "content": text}])
-        assert told.value.status_code == 413
-        assert told.value.body == {
+        assert refused.value.status_code == 413
+        assert refused.value.body == {
             "type": "error",
             "error": {"type": "request_too_large", "message": "request body: at most 8388608 bytes"},
         }
     assert cluster.program_or_none("huge") == {}
 
 
-# -- a client orders nothing -----------------------------------------------------------------------------------------
+# -- clients cannot raise their priority -----------------------------------------------------------------------------
 
 
-def test_a_client_that_claims_to_be_urgent_waits_its_turn(cluster: Cluster) -> None:
-    """Every slot is taken by calls of different lengths; then come honest calls, then one with every claim there is."""
+def test_priority_headers_and_forged_tickets_do_not_jump_the_queue(cluster: Cluster) -> None:
+    """Calls of different lengths fill every slot; honest calls queue; then comes one with every claim of urgency."""
     cluster.cli("policy", "set", "fcfs")
     claims = {"X-Vllm-Priority": "-1000", "X-Session-ID": "forged", "priority": "-1000", "X-Request-Id": "0"}
     ended: dict[str, tuple[float, str]] = {}
@@ -162,12 +163,12 @@ def test_a_client_that_claims_to_be_urgent_waits_its_turn(cluster: Cluster) -> N
         ours, _ = clients(cluster, name)
         with ours:
             answer = ours.completions.with_raw_response.create(
-                model="tiny", prompt=name, max_tokens=tokens, extra_headers=more.get("headers"), timeout=120,
+                model="tiny", prompt=name, max_tokens=tokens, extra_headers=more.get("headers"), timeout=240,
                 extra_body={"ignore_eos": True, **more.get("body", {})},
             )  # fmt: skip
             ended[name] = time.monotonic(), answer.headers["x-agentserving-engine"]
 
-    threads = [threading.Thread(target=call, args=(f"hog-{n}", 120 + 25 * n)) for n in range(20)]
+    threads = [threading.Thread(target=call, args=(f"hog-{n}", 300 + 25 * n)) for n in range(20)]
     _start(threads)
     cluster.wait(lambda: all(engine.load.waiting for engine in engines(cluster)))
     queued = load(cluster, "waiting")
@@ -177,14 +178,16 @@ def test_a_client_that_claims_to_be_urgent_waits_its_turn(cluster: Cluster) -> N
     pushy = threading.Thread(target=call, args=("pushy", 2), kwargs={"headers": claims, "body": {"priority": -1000}})
     _start([pushy])
     for thread in (*threads, *honest, pushy):
-        thread.join(120)
+        thread.join(240)
     at, engine = ended["pushy"]
     ahead = [name for name, (end, where) in ended.items() if name.startswith("honest") and where == engine and end < at]
     same = [name for name, (_, where) in ended.items() if name.startswith("honest") and where == engine]
-    assert same, "it queued behind somebody"
+    assert same, "no honest call was on the same engine"
     # Two slots may come free in one step, and then two calls end in one.
     assert len(ahead) >= len(same) - 1
-    assert (load(cluster, "rejected_tickets"), load(cluster, "unmanaged_calls")) == before, "no claim was even seen"
+    assert (load(cluster, "rejected_tickets"), load(cluster, "unmanaged_calls")) == before, (
+        "a forged ticket reached an engine"
+    )
     cluster.cli("policy", "set", "atlas")
 
 
@@ -210,7 +213,7 @@ def _last_delta(events: list[dict[str, Any]]) -> dict[str, Any]:
 CANCELLED: list[tuple[str, dict[str, Any], Callable[[list[dict[str, Any]]], object], object]] = [
     ("/v1/chat/completions", {"messages": CHAT}, lambda e: e[-1]["choices"][0]["finish_reason"], "abort"),
     ("/v1/completions", {"prompt": "hi"}, lambda e: e[-1]["choices"][0]["finish_reason"], "abort"),
-    # vLLM says `completed`; it is the engine's word, and streamed tokens are not parsed: see ARCHITECTURE.md.
+    # vLLM says `completed`; it is the engine's word, and streamed tokens are not parsed: see the limits in README.md.
     ("/v1/responses", {"input": "hi", "max_output_tokens": 6000}, lambda e: e[-1]["response"]["status"], "completed"),
     (
         "/v1/messages",
@@ -221,9 +224,13 @@ CANCELLED: list[tuple[str, dict[str, Any], Callable[[list[dict[str, Any]]], obje
 ]
 
 
-@pytest.mark.parametrize(("path", "body", "end", "told"), CANCELLED, ids=[path for path, *_ in CANCELLED])
-def test_a_cancelled_call_ends_its_stream_with_the_engines_word(
-    cluster: Cluster, path: str, body: dict[str, Any], end: Callable[[list[dict[str, Any]]], object], told: object
+@pytest.mark.parametrize(("path", "body", "end", "finish_reason"), CANCELLED, ids=[path for path, *_ in CANCELLED])
+def test_a_cancelled_call_ends_its_stream_with_the_engines_finish_reason(
+    cluster: Cluster,
+    path: str,
+    body: dict[str, Any],
+    end: Callable[[list[dict[str, Any]]], object],
+    finish_reason: object,
 ) -> None:
     program = f"cancelled-{path.rpartition('/')[2]}-{len(path)}"
     answers: list[httpx.Response] = []
@@ -234,14 +241,14 @@ def test_a_cancelled_call_ends_its_stream_with_the_engines_word(
     with grpc.insecure_channel(cluster.addresses["control_plane"]) as channel:
         stub = program_service_pb2_grpc.ProgramServiceStub(channel)
         stub.CancelProgram(program_service_pb2.CancelProgramRequest(program_id=program), timeout=10)
-    thread.join(20)
-    assert not thread.is_alive(), "6,000 tokens take longer than that"
-    assert end(_events(answers[0])) == told
+    thread.join(30)
+    assert not thread.is_alive(), "the stream did not end with the cancellation"
+    assert end(_events(answers[0])) == finish_reason
     cluster.wait(lambda: cluster.program(program)["outcome"] == "OUTCOME_CANCELLED")
 
 
 def test_a_client_that_leaves_is_aborted_long_before_its_last_token(cluster: Cluster) -> None:
-    """Two engines of eight slots, more calls than that: one that queues leaves, then all the others."""
+    """Two engines of eight slots and more calls than slots: a queued client leaves, then all others do."""
     ours, _ = clients(cluster, "leavers")
     with ours:
         streams = [
@@ -266,20 +273,19 @@ def test_a_client_that_leaves_is_aborted_long_before_its_last_token(cluster: Clu
         cluster.cli("policy", "set", "fcfs")
         thread.start()
         cluster.wait(lambda: load(cluster, "waiting") > before)
-        assert done.wait(20)
-        _gone_within(cluster, "in-line", 10.0)
+        assert done.wait(60)
+        _gone_within(cluster, "in-line", 20.0)
         for stream in streams:
             stream.close()
-        _gone_within(cluster, "leavers", 10.0)
+        _gone_within(cluster, "leavers", 20.0)
     cluster.cli("policy", "set", "atlas")
 
 
 def _gone_within(cluster: Cluster, program: str, bound_s: float) -> None:
-    began = time.monotonic()
+    """The bound is far below the time that 7,000 tokens take."""
     with grpc.insecure_channel(cluster.addresses["control_plane"]) as channel:
         stub = program_service_pb2_grpc.ProgramServiceStub(channel)
         request = program_service_pb2.GetProgramRequest(program_id=program)
-        while stub.GetProgram(request, timeout=10).program.calls:
-            assert time.monotonic() - began < bound_s, "the engine still holds the call"
-            time.sleep(0.02)
-    print(f"{program}: gone after {time.monotonic() - began:.3f} s")
+        eventually(
+            lambda: not stub.GetProgram(request, timeout=10).program.calls, f"{program} has no call in flight", bound_s
+        )

@@ -1,14 +1,18 @@
-"""The whole vertical on real vLLM, real etcd and real processes, as a user has it."""
+"""The whole product on real vLLM, real etcd and real processes, as users run it."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
+import grpc
 import openai
 import pytest
+from agentserving.v1 import admin_service_pb2, admin_service_pb2_grpc
 from integration.local_cluster import Cluster
 
 pytestmark = [pytest.mark.vllm, pytest.mark.etcd, pytest.mark.timeout(600)]
@@ -66,7 +70,7 @@ def test_a_stream_and_several_choices_come_through(cluster: Cluster) -> None:
     assert cluster.program("stream")["output_tokens"] == "12"
 
 
-def test_messages_and_responses_are_calls_of_their_program(cluster: Cluster) -> None:
+def test_messages_and_responses_count_as_calls_of_their_program(cluster: Cluster) -> None:
     with client(cluster, "two-dialects") as agent:
         agent.responses.create(model="tiny", input="hi", max_output_tokens=16)
         agent.post(
@@ -77,13 +81,13 @@ def test_messages_and_responses_are_calls_of_their_program(cluster: Cluster) -> 
     cluster.wait(lambda: cluster.program("two-dialects").get("calls_completed") == "2")
 
 
-def test_an_unknown_model_is_the_engines_own_error(cluster: Cluster) -> None:
+def test_an_unknown_model_is_a_404(cluster: Cluster) -> None:
     with client(cluster, "wrong") as agent, pytest.raises(openai.NotFoundError, match="nothing"):
         agent.completions.create(model="nothing", prompt="x")
 
 
 def test_a_short_program_preempts_a_long_one(cluster: Cluster) -> None:
-    """Eight slots an engine: a hog of many long calls, then a newcomer that must not wait for them."""
+    """Eight slots per engine: two programs of many long calls, then a newcomer that must not wait for them."""
     assert "acknowledged by every engine" in cluster.cli("policy", "set", "atlas")
     before = _preemptions(cluster)
     done: list[float] = []
@@ -107,9 +111,6 @@ def test_a_short_program_preempts_a_long_one(cluster: Cluster) -> None:
 
 
 def _loads(cluster: Cluster, name: str) -> int:
-    import grpc
-    from agentserving.v1 import admin_service_pb2, admin_service_pb2_grpc
-
     with grpc.insecure_channel(cluster.addresses["control_plane"]) as channel:
         stub = admin_service_pb2_grpc.AdminServiceStub(channel)
         overview = stub.GetOverview(admin_service_pb2.GetOverviewRequest(), timeout=10)
@@ -149,14 +150,14 @@ def test_a_client_that_leaves_frees_the_engine(cluster: Cluster) -> None:
         )
         next(iter(stream))
         stream.close()
-    cluster.wait(lambda: _loads(cluster, "running") == 0, 20)
+    cluster.wait(lambda: _loads(cluster, "running") == 0)
     cluster.wait(lambda: cluster.program("leaver").get("calls_completed") == "1")
 
 
-def test_a_paused_program_waits_and_goes_on(cluster: Cluster) -> None:
-    with client(cluster, "held") as agent:
+def test_a_paused_program_waits_until_it_is_resumed(cluster: Cluster) -> None:
+    with client(cluster, "paused") as agent:
         complete(agent, 2)
-        cluster.cli("pause", "held")
+        cluster.cli("pause", "paused")
         done = threading.Event()
 
         def run() -> None:
@@ -167,7 +168,7 @@ def test_a_paused_program_waits_and_goes_on(cluster: Cluster) -> None:
         thread.start()
         cluster.wait(lambda: _loads(cluster, "waiting") == 1)
         assert not done.is_set()
-        cluster.cli("resume", "held")
+        cluster.cli("resume", "paused")
         thread.join(30)
         assert done.is_set()
 
@@ -191,10 +192,7 @@ def test_a_killed_component_breaks_no_stream_and_loses_no_service(cluster: Clust
     assert cluster.program(program)["output_tokens"] == "1003"
 
 
-def test_a_running_cluster_is_found_and_a_second_one_in_its_directory_refused(cluster: Cluster) -> None:
-    import subprocess
-    import sys
-
+def test_a_second_cluster_in_the_same_state_directory_is_refused(cluster: Cluster) -> None:
     argv = [sys.executable, "-m", "agentserving_cli.main", "up", "--state-dir", str(cluster.directory)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1

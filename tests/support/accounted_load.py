@@ -1,4 +1,4 @@
-"""Clients that go on whatever happens, and what their engines ran: the table must say the same, to the microsecond."""
+"""Clients that retry through every failure, and what their engines ran: the table must agree to the microsecond."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOTS, CHILDREN = 30, 3
 
 @dataclass
 class Truth:
-    """What the engines ran, by program."""
+    """What the engines ran, per program."""
 
     service_us: Counter[str] = field(default_factory=Counter)
     wait_us: Counter[str] = field(default_factory=Counter)
@@ -27,7 +27,7 @@ class Truth:
 
     @property
     def account_us(self) -> Counter[str]:
-        """By root: what PLAS has charged to the tree."""
+        """Attained service per root program, as PLAS accounts for it."""
         accounts: Counter[str] = Counter()
         for program, service in self.service_us.items():
             accounts[self.root[program]] += service
@@ -35,7 +35,7 @@ class Truth:
 
 
 class Load:
-    """Clients that go on whatever happens: the same request with the same key until it is answered."""
+    """Clients that send the same request with the same idempotency key until it is answered."""
 
     def __init__(self, cluster: KillableCluster, dice: random.Random) -> None:
         self.cluster, self.dice, self.truth = cluster, dice, Truth()
@@ -43,7 +43,7 @@ class Load:
         self.keys = 0
         self.failures: Counter[str] = Counter()
         self.admitted = 0
-        # Calls whose admission a killed control plane had not written down: found by their reports.
+        # Calls whose admission a killed control plane had not committed: adopted from their reports.
         self.adopted = 0.0
         self.finished_while_away = 0
 
@@ -59,7 +59,7 @@ class Load:
                 await asyncio.sleep(0.1)
 
     async def open_programs(self) -> None:
-        """Roots, each with children."""
+        """Opens root programs with children."""
         for number in range(ROOTS):
             root = f"root{number}"
             names = [(root, ""), *((f"{root}/{child}", root) for child in range(CHILDREN))]
@@ -73,7 +73,7 @@ class Load:
                 )
 
     async def client(self) -> None:
-        """One call after the other, of any program."""
+        """Makes one call after another, each of a random program, until `stopping`."""
         dice, truth = self.dice, self.truth
         while not self.stopping:
             program = dice.choice(list(truth.root))
@@ -93,7 +93,7 @@ class Load:
 
 
 def assert_same(table: Mapping[str, types_pb2.Program], truth: Truth) -> None:
-    """To the microsecond."""
+    """Fails unless the table has exactly the programs, calls, tokens and times of `truth`, and no call in flight."""
     rows = {program: row for program, row in table.items() if program in truth.root}
     assert rows.keys() == truth.root.keys()
     for name, wanted in (

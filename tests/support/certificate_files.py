@@ -1,4 +1,4 @@
-"""Certificates of a cluster as files, as its pods find them: made by the operator's code, replaced in use."""
+"""A cluster's certificates as its pods see them: files issued by the operator's code, replaced while in use."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import grpc
 from agentserving.contract.names import SIDECAR_NAME
 from agentserving.transport.connection import Pem, Tls
-from agentserving_operator.certificates.certificates import renewed
+from agentserving_operator.certificates.renewal import renewed
 from agentserving_operator.certificates.values import Authority, Pair
 
 SERVER_NAME = "demo-control-plane.ns.svc"
-# No control plane's certificate knows an address. etcd's does here: tests have no names for its members.
+# Control planes' certificates contain no address. etcd's do in tests, which have no DNS names for its members.
 HOSTS = {
     "control-plane": [SERVER_NAME, "localhost"],
     "etcd": ["localhost", "127.0.0.1"],
@@ -26,12 +26,12 @@ HOSTS = {
 
 
 def now() -> datetime.datetime:
-    """Certificates are looked at by clocks that are not ours."""
+    """Wall time: TLS libraries check certificates against it."""
     return datetime.datetime.now(datetime.UTC)
 
 
 class CertificateFiles:
-    """`<leaf>-tls/ca.crt`, `tls.crt` and `tls.key` below a directory: named as the volumes of pods."""
+    """`<leaf>-tls/{ca.crt,tls.crt,tls.key}` below a directory, named like the volumes of pods."""
 
     def __init__(self, directory: Path, hosts: dict[str, list[str]] | None = None) -> None:
         self._directory, self._hosts = directory, hosts or HOSTS
@@ -40,11 +40,11 @@ class CertificateFiles:
 
     @staticmethod
     def new_ca() -> Pair:
-        """Of nobody's trust yet."""
+        """A CA that no process trusts yet."""
         return renewed("demo", None, {}, {}, now()).authority.ca
 
     def sign(self, *, trusted: tuple[Pair, ...] = ()) -> None:
-        """New leaves by `signer`, which is trusted, and so are `trusted`."""
+        """Replaces all leaves by ones signed by `signer`; the trusted CAs are `signer` and `trusted`."""
         made = renewed("demo", Authority(self.signer), {}, self._hosts, now())
         ca = b"".join(each.cert for each in (self.signer, *trusted))
         for leaf, pair in made.leaves.items():
@@ -56,28 +56,28 @@ class CertificateFiles:
                 os.replace(whole, place / name)
 
     def paths(self, leaf: str) -> dict[str, Path]:
-        """ca, cert and key."""
+        """Files of a leaf, by `ca`, `cert` and `key`."""
         place = self._directory / f"{leaf}-tls"
         return {"ca": place / "ca.crt", "cert": place / "tls.crt", "key": place / "tls.key"}
 
     def flags(self, leaf: str, prefix: str = "tls") -> dict[str, object]:
-        """Of a component."""
+        """A component's flags for its server certificate."""
         return {f"{prefix}_{name}": path for name, path in self.paths(leaf).items()}
 
     def client_flags(self, leaf: str = "client") -> dict[str, object]:
-        """Of those who dial control planes."""
+        """A component's flags for connecting to control planes."""
         return {**self.flags(leaf), "tls_server_name": SERVER_NAME}
 
     def client(self) -> Tls:
-        """A client's."""
+        """TLS settings of a client, read when it connects."""
         return Tls(**self.paths("client"), server_name=SERVER_NAME)
 
     def pem(self) -> Pem:
-        """A client's, as it is now."""
+        """TLS settings of a client with the current contents of the files."""
         return self.client().read()
 
     def channel(self, address: str) -> grpc.aio.Channel:
-        """To a control plane."""
+        """A channel to a control plane."""
         options = [
             ("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200),
             ("grpc.ssl_target_name_override", SERVER_NAME),
@@ -85,7 +85,7 @@ class CertificateFiles:
         return grpc.aio.secure_channel(address, self.pem().credentials(), options=options)
 
     def etcd_flags(self) -> list[str]:
-        """Of an etcd that asks for client certificates."""
+        """Flags of an etcd that requires client certificates."""
         paths = self.paths("etcd")
         return [
             "--cert-file", str(paths["cert"]), "--key-file", str(paths["key"]),
@@ -93,7 +93,7 @@ class CertificateFiles:
         ]  # fmt: skip
 
     def etcd_ready(self, url: str) -> bool:
-        """Whether an etcd answers."""
+        """True if an etcd with these certificates answers."""
         paths = self.paths("client")
         context = ssl.create_default_context(cafile=str(paths["ca"]))
         context.load_cert_chain(paths["cert"], paths["key"])

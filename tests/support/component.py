@@ -1,4 +1,4 @@
-"""One process of ours in a test: started, killed, started again, and gone for certain at the end."""
+"""One process of the product in a test: started, killed, started again."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from agentserving_cli.local.layout import free_ports
+from support.eventually import DEADLINE_S, eventually
+
+# A process that is stopped answers nothing; one on a busy machine answers late.
+HTTP_TIMEOUT_S = 10
 
 
 class Component:
-    """`python -m MODULE FLAGS --http-port PORT`; ready when /readyz (or another path) says 200."""
+    """`python -m MODULE FLAGS --http-port PORT`, which answers probes and /metrics on that port."""
 
     def __init__(self, module: str, directory: Path, **flags: object) -> None:
         self.module, self.log = module, directory / f"{module}-{len(list(directory.iterdir()))}.log"
         (self.http_port,) = free_ports(1)
-        # Started many times: compiled once, wherever the caller keeps compiled code.
+        # Tests start processes many times: all of them share one cache of compiled code.
         self._env = {**os.environ, "PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "agentserving-tests-pyc")}
         self._env.pop("PYTHONDONTWRITEBYTECODE", None)
         self._argv = [sys.executable, "-m", module, "--http-port", str(self.http_port)]
@@ -30,16 +33,16 @@ class Component:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Component:
-        """Does not wait until it serves."""
+        """Starts the process without waiting until it is ready."""
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(self._argv, stdout=out, stderr=out, env=self._env)
         return self
 
     def get(self, path: str) -> tuple[int, str]:
-        """(HTTP status, text); status 0 when nobody answers."""
+        """(HTTP status, body); status 0 if the process does not answer."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=2) as answer:
-                return answer.status, answer.read().decode()
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=HTTP_TIMEOUT_S) as response:
+                return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode()
@@ -47,29 +50,33 @@ class Component:
             return 0, ""
 
     def metric(self, name: str) -> float:
-        """A metric without labels; NaN when it cannot be had."""
+        """The value of a metric without labels; NaN if the process does not answer or has no such metric."""
         for line in self.get("/metrics")[1].splitlines():
             if line.startswith(f"{name} "):
                 return float(line.split()[1])
         return float("nan")
 
-    def wait_ready(self, bound_s: float = 30, path: str = "/readyz") -> Component:
-        """Until it serves."""
-        deadline = time.monotonic() + bound_s
-        while self.get(path)[0] != 200:
+    def wait_ready(self, bound_s: float = DEADLINE_S, path: str = "/readyz") -> Component:
+        """Returns when `path` answers 200. Fails with the end of the log if the process ends or the deadline passes."""
+
+        def ready() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, self.log.read_text()[-2000:]
-            assert time.monotonic() < deadline, self.log.read_text()[-2000:]
-            time.sleep(0.02)
+            return self.get(path)[0] == 200
+
+        try:
+            eventually(ready, f"{self.module} answers 200 on {path}", bound_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log.read_text()[-2000:]}") from None
         return self
 
     def signal(self, number: signal.Signals) -> None:
-        """SIGSTOP and SIGCONT freeze and thaw it."""
+        """Sends a signal; SIGSTOP and SIGCONT suspend and continue the process."""
         assert self.process is not None
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL, and wait."""
+        """SIGKILL; returns when the process is gone."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()

@@ -1,4 +1,4 @@
-"""A real etcd for tests: its own ports and data, ended for certain."""
+"""A real etcd with ports and data of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import grpc
 from agentserving_cli.local.cluster import find_etcd
 from agentserving_cli.local.layout import free_ports
+from support.eventually import eventually
 
 
 def _healthy(url: str) -> bool:
@@ -26,10 +26,10 @@ def _healthy(url: str) -> bool:
 
 
 class EtcdServer:
-    """start, kill, start again: the data stays until `close`."""
+    """May be killed and started again; `close` deletes the data."""
 
     def __init__(self, *flags: str, ready: Callable[[str], bool] | None = None) -> None:
-        """`flags` are etcd's own; with TLS, `ready` tells whether a client URL answers."""
+        """`flags` are etcd's. With TLS, `ready` checks whether a client URL answers."""
         self._flags, self._ready = flags, ready or _healthy
         self._scheme = "https" if "--cert-file" in flags else "http"
         self._directory = Path(tempfile.mkdtemp(prefix="agentserving-etcd-"))
@@ -42,7 +42,7 @@ class EtcdServer:
         return f"127.0.0.1:{self.client_port}"
 
     def start(self) -> None:
-        """Until it answers."""
+        """Returns when etcd answers."""
         client, peer = f"{self._scheme}://{self.endpoint}", f"http://127.0.0.1:{self._peer_port}"
         argv = [
             find_etcd(), "--name", "test", "--data-dir", str(self._directory / "data"),
@@ -53,22 +53,20 @@ class EtcdServer:
         ]  # fmt: skip
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            if self._ready(client):
-                return
-            time.sleep(0.05)
-        raise TimeoutError((self._directory / "log").read_text()[-1000:])
+        try:
+            eventually(lambda: self._ready(client), f"etcd answers at {client}", deadline_s=60)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{(self._directory / 'log').read_text()[-1000:]}") from None
 
     def signal(self, number: signal.Signals) -> None:
-        """SIGSTOP and SIGCONT freeze and thaw it."""
+        """Sends a signal; SIGSTOP and SIGCONT suspend and continue the process."""
         assert self._process is not None
         self._process.send_signal(number)
 
     async def compact(self, revision: int) -> None:
-        """Forgets all history before a revision."""
+        """Removes the history before a revision."""
         async with grpc.aio.insecure_channel(self.endpoint) as channel:
-            # CompactionRequest: revision = 1, physical = 2; not part of what the store uses.
+            # CompactionRequest {revision = 1, physical = 2}, encoded by hand: the store does not use it.
             number, body = revision, bytearray(b"\x08")
             while number > 127:
                 body.append(number & 127 | 128)
@@ -76,20 +74,20 @@ class EtcdServer:
             await channel.unary_unary("/etcdserverpb.KV/Compact")(bytes(body) + bytes([number]) + b"\x10\x01")
 
     def kill(self) -> None:
-        """SIGKILL, and wait."""
+        """SIGKILL; returns when the process is gone."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def close(self) -> None:
-        """The end, data and all."""
+        """Kills the process and deletes its data."""
         self.kill()
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def unused_endpoint() -> str:
-    """host:port where nobody listens."""
+    """host:port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"

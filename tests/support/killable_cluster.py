@@ -1,4 +1,4 @@
-"""Control planes on a real etcd and two engines with sidecars, each a process that a test may kill."""
+"""Control planes on a real etcd, and scripted engines with real sidecars; a test may kill each process."""
 
 from __future__ import annotations
 
@@ -22,24 +22,27 @@ from agentserving_cli.local.layout import free_ports
 from support.certificate_files import CertificateFiles
 from support.component import Component
 from support.etcd_server import EtcdServer
+from support.eventually import DEADLINE_S, eventually_async
 from support.scripted_engine import ScriptedEngine
 
 KEY = b"0123456789abcdef"
 ALL_STATES = [state for state in types_pb2.ProgramState.values() if state]
 
 
-async def until(condition: Callable[[], Any], bound_s: float = 30.0) -> None:
-    """Waits for a condition; it may take a while, so it is asked in a thread."""
-    async with asyncio.timeout(bound_s):
-        while not await asyncio.to_thread(condition):
-            await asyncio.sleep(0.02)
+async def until(condition: Callable[[], Any], bound_s: float = DEADLINE_S, what: str = "") -> None:
+    """Waits for a condition that may block (most ask a process by HTTP): it is evaluated in a thread."""
+
+    async def evaluated() -> Any:
+        return await asyncio.to_thread(condition)
+
+    await eventually_async(evaluated, what or condition.__qualname__, bound_s)
 
 
 class KillableCluster:
-    """`async with` starts it and ends all of it."""
+    """`async with` starts all processes and ends them. `flags` are flags of the control planes."""
 
     def __init__(self, engines: int = 2, planes: int = 1, *, tls: bool = False, **flags: object) -> None:
-        # Sockets have short names: not below pytest's long ones.
+        # Not below tmp_path: paths of Unix sockets are limited to about 100 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="agentserving-faults-"))
         self.certificates = CertificateFiles(self.directory / "tls") if tls else None
         self.client_flags: dict[str, object] = {}
@@ -60,7 +63,7 @@ class KillableCluster:
         self.sidecars: dict[str, Component] = {}
 
     def another_control_plane(self, **flags: object) -> Component:
-        """On the same store; not started."""
+        """A control plane on the same store, not started."""
         given = {
             "listen": self.listen, "store": "etcd", "etcd_endpoints": self.etcd.endpoint,
             "ticket_key_file": self.directory / "key", "policy": "plas", **flags,
@@ -83,7 +86,7 @@ class KillableCluster:
         return self
 
     def dial(self, listen: str) -> grpc.aio.Channel:
-        """To a control plane."""
+        """A channel to a control plane that reconnects quickly."""
         if self.certificates is not None:
             return self.certificates.channel(listen)
         options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
@@ -100,44 +103,45 @@ class KillableCluster:
             **self.sidecar_flags,
         ).start()  # fmt: skip
 
-    async def leader(self, bound_s: float = 30.0, but: str = "") -> str:
-        """Address of the control plane that leads, and serves; not `but`."""
+    async def leader(self, bound_s: float = DEADLINE_S, but: str = "") -> str:
+        """Address of the leading control plane, once there is one other than `but`."""
         others = {listen: plane for listen, plane in self.planes.items() if listen != but}
 
         def find() -> str:
             return next((at for at, plane in others.items() if plane.metric("agentserving_leader") == 1), "")
 
-        async with asyncio.timeout(bound_s):
-            while not (found := await asyncio.to_thread(find)):
-                await asyncio.sleep(0.02)
-        return found
+        async def found() -> str:
+            return await asyncio.to_thread(find)
 
-    async def follows(self, listen: str, bound_s: float = 30.0) -> None:
-        """Until this one knows of another that leads."""
+        return await eventually_async(found, "a control plane leads", bound_s)
+
+    async def follows(self, listen: str, bound_s: float = DEADLINE_S) -> None:
+        """Waits until this control plane follows another one."""
         plane = self.planes[listen]
         await until(
             lambda: plane.get("/readyz")[1].endswith(" leads\n") and not plane.metric("agentserving_leader"), bound_s
         )
 
     async def restart_control_plane(self) -> None:
-        """SIGKILL, and a new process that answers."""
+        """SIGKILL; returns when a new process answers."""
         await asyncio.to_thread(self.control_plane.kill)
         self.control_plane.start()
         await asyncio.to_thread(self.control_plane.wait_ready)
-        async with asyncio.timeout(30):
-            while True:
-                try:
-                    await self.admin.GetPolicy(admin_service_pb2.GetPolicyRequest(), timeout=2)
-                    return
-                except grpc.aio.AioRpcError:
-                    await asyncio.sleep(0.05)
+        await eventually_async(self._answers, "the control plane answers")
+
+    async def _answers(self) -> bool:
+        try:
+            await self.admin.GetPolicy(admin_service_pb2.GetPolicyRequest(), timeout=5)
+        except grpc.aio.AioRpcError:
+            return False
+        return True
 
     async def attached(self) -> None:
-        """Until every sidecar is attached to the control plane."""
+        """Waits until every sidecar is attached to the control plane."""
         await until(lambda: all(s.metric("agentserving_sidecar_attached") for s in self.sidecars.values()))
 
-    async def acknowledged(self, bound_s: float = 30.0) -> None:
-        """Until every report of every engine is durable."""
+    async def acknowledged(self, bound_s: float = DEADLINE_S) -> None:
+        """Waits until every report of every engine is durable."""
         books = [engine.book for engine in self.engines.values()]
         await until(lambda: not any(book.unacked for book in books), bound_s)
         await until(
@@ -145,7 +149,7 @@ class KillableCluster:
         )
 
     async def table(self, listen: str = "") -> dict[str, types_pb2.Program]:
-        """Every row, page by page."""
+        """All rows of the process table, by program id."""
         async with self.dial(listen or self.listen) as channel:
             programs = program_service_pb2_grpc.ProgramServiceStub(channel)
             return await self._table(programs)

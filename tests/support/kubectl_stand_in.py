@@ -1,7 +1,7 @@
-"""A kubectl for machines that have none: answers `get` from files, and forwards ports for real.
+"""A kubectl for machines without one: answers `get` from files and really forwards ports.
 
-Started as ``kubectl``; KUBECTL_ANSWERS is a directory with a JSON file for each resource, and a file `ports` that says
-where a forwarded port leads: `ports-NAME` where there is one for the target NAME.
+Started as ``kubectl``. KUBECTL_ANSWERS is a directory with a JSON file for each resource. Its file `ports` contains the
+local port that a forwarded port leads to; `ports-NAME` overrides it for the target NAME.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SCRIPT = f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" "$@"\n'
 
 
 def install(directory: Path) -> None:
-    """Puts it into a directory for PATH."""
+    """Installs the stand-in as `kubectl` into a directory that is on PATH."""
     script = directory / "kubectl"
     script.write_text(SCRIPT)
     script.chmod(0o755)
@@ -43,7 +43,7 @@ def _forward(port: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """One command."""
+    """Runs one command."""
     answers = Path(os.environ["KUBECTL_ANSWERS"])
     words = [word for word in arguments if not word.startswith("--")]
     with (answers / "asked").open("a") as log:

@@ -1,6 +1,6 @@
-"""The API server as a visit of the operator sees it, in memory: objects by kind and name, versions that count changes.
+"""An API server in memory, as far as `reconcile.Api` promises: objects by kind and name, versions that count changes.
 
-Only what `reconcile.Api` promises; that a real API server keeps the same promises is what e2e/cases is for.
+e2e/cases tests that a real API server keeps the same promises.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from agentserving_operator.api_server import CHILD_KINDS, RefusedError, UnavailableError
+from agentserving_operator.api_server import CHILD_KINDS
+from agentserving_operator.errors import RefusedError, UnavailableError
 from agentserving_operator.manifests import Manifest
 from agentserving_operator.spec.crd import API_VERSION, KIND
 
 
 def _merged(old: Any, new: Any) -> Any:
-    """Fields set by `new`, the others as they were."""
+    """`old` with the fields of `new` replaced, recursively."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
     return copy.deepcopy(new)
 
 
 class MemoryApi:
-    """`fail_at` = the number of the write that fails, and all after it: a crash. `refuse` = names that are refused."""
+    """From write number `fail_at` on every write fails, as after a crash. Writes to names in `refuse` are refused."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], Manifest] = {}
@@ -32,14 +33,14 @@ class MemoryApi:
         self._version = 0
 
     def put_cluster(self, namespace: str, name: str, spec: dict[str, Any]) -> None:
-        """What `kubectl apply` does: a new generation when the spec is another one."""
+        """What `kubectl apply` does: the generation grows if the spec changed."""
         old = self.objects.get((KIND, namespace, name), {"metadata": {"generation": 0, "uid": f"uid-{name}"}})
         generation = old["metadata"]["generation"] + (old.get("spec") != spec)
         metadata = {**old["metadata"], "name": name, "namespace": namespace, "generation": generation}
         self._store({**old, "apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec})
 
     def state(self) -> dict[tuple[str, str, str], Manifest]:
-        """All objects but Events, without what counts changes."""
+        """All objects except Events, without uids and versions."""
         found = copy.deepcopy({key: each for key, each in self.objects.items() if key[0] != "Event"})
         for each in found.values():
             each["metadata"].pop("resourceVersion")
@@ -70,11 +71,9 @@ class MemoryApi:
             raise self.refuse[name]
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
-        """See the port."""
         return copy.deepcopy(self.objects.get((kind, namespace, name)))
 
     async def find(self, kind: str, namespace: str, labels: Mapping[str, str] | None = None) -> list[Manifest]:
-        """See the port."""
         return [
             copy.deepcopy(each)
             for (its_kind, its_namespace, _), each in self.objects.items()
@@ -84,18 +83,15 @@ class MemoryApi:
         ]
 
     async def children(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
-        """See the port."""
         return [each for kind in CHILD_KINDS for each in await self.find(kind, namespace, labels)]
 
     async def apply(self, manifest: Manifest) -> Manifest:
-        """See the port."""
         where = manifest["metadata"]
         self._write("apply", manifest["kind"], where["name"])
         old = self.objects.get((manifest["kind"], where["namespace"], where["name"]), {})
         return self._store(_merged(old, manifest))
 
     async def create(self, manifest: Manifest) -> Manifest | None:
-        """See the port."""
         where = manifest["metadata"]
         self._write("create", manifest["kind"], where["name"])
         if (manifest["kind"], where["namespace"], where["name"]) in self.objects:
@@ -103,13 +99,11 @@ class MemoryApi:
         return self._store(manifest)
 
     async def delete(self, live: Manifest) -> None:
-        """See the port."""
         where = live["metadata"]
         self._write("delete", live["kind"], where["name"])
         self.objects.pop((live["kind"], where["namespace"], where["name"]), None)
 
     async def apply_status(self, manifest: Manifest) -> None:
-        """See the port."""
         where = manifest["metadata"]
         self._write("status", manifest["kind"], where["name"])
         old = self.objects[manifest["kind"], where["namespace"], where["name"]]

@@ -1,4 +1,4 @@
-"""Endings as a control plane would tell them, for tests of the recorder; times in milliseconds."""
+"""Builders of the endings that a control plane reports, for tests of the recorder. Times are in milliseconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BEGIN = datetime(2026, 11, 24, 9, tzinfo=UTC)
 
 
 def at(ms: float) -> datetime:
-    """After the recording's begin."""
+    """The instant `ms` milliseconds after the beginning of the recording."""
     return BEGIN + timedelta(milliseconds=ms)
 
 
@@ -39,7 +39,7 @@ def ended(
     outcome: Outcome = Outcome.COMPLETED,
     heard_late: float = 0,
 ) -> EndedCall:
-    """A call that was served all the time; the control plane heard of its end `heard_late` after it."""
+    """A call without wait, whose end reached the control plane `heard_late` milliseconds late."""
     call = Call(
         call_id=CallId(f"{of.program_id}.1.{number}"), attempt=1, thread_id=thread, engine_id=EngineId("e1"),
         attained_service_us=0, service_us=round(1000 * (ended_at - began)), wait_us=0, prompt_tokens=prompt,

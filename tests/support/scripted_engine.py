@@ -1,10 +1,11 @@
-"""An engine whose calls cost exactly what the test says: the plugin's own book and channel, without a model."""
+"""An engine whose calls cost exactly what the test says: the plugin's call book and channel, without a model."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from agentserving.contract.channel import AckCalls, EngineHello, EngineReport, Load, ToEngine
@@ -17,12 +18,12 @@ from aiohttp import web
 
 
 class ScriptedEngine:
-    """Answers /v1/models and /health; `run` is a call."""
+    """Answers /v1/models and /health. `run` is one call; `received` are the directives so far."""
 
     def __init__(self, engine_id: str, key: bytes, directory: Path) -> None:
         self.engine_id, self.directory = engine_id, directory
         self.book = CallBook(engine_id, lambda: (key,))
-        self.told: list[ToEngine] = []
+        self.received: list[ToEngine] = []
         self._number = 0
         hello = EngineHello(
             boot_id=uuid.uuid4().hex, pid=0, engine_kind="SIMULATOR", engine_version="0", plugin_version="0",
@@ -33,7 +34,7 @@ class ScriptedEngine:
         self.address = ""
 
     async def start(self) -> ScriptedEngine:
-        """Begins to listen."""
+        """Starts to listen."""
 
         async def models(_: web.Request) -> web.Response:
             return web.json_response({"data": [{"id": "tiny"}]})
@@ -55,11 +56,11 @@ class ScriptedEngine:
                 if isinstance(message, AckCalls):
                     self.book.outbox.acknowledge(message.calls)
                 else:
-                    self.told.append(message)
+                    self.received.append(message)
             await asyncio.sleep(0.005)
 
-    async def run(self, ticket: str, pieces: list[tuple[float, int]], wait_us: int, tokens: int) -> None:
-        """A call in pieces of (seconds that pass, service in microseconds)."""
+    async def run(self, ticket: str, pieces: Iterable[tuple[float, int]], wait_us: int, tokens: int) -> None:
+        """One call, charged piece by piece: (seconds that pass, service in microseconds)."""
         self._number += 1
         request_id = f"request{self._number}x"
         facts = self.book.arrive(request_id, ticket, self._number, time.time(), Accounting.SUM)
@@ -76,7 +77,6 @@ class ScriptedEngine:
         self.channel.post(EngineReport(Load(), [record], 1))
 
     async def close(self) -> None:
-        """The end."""
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
         await self._runner.cleanup()

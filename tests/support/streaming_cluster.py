@@ -1,4 +1,4 @@
-"""Control planes that a test may kill, simulated engines and a gateway; agents that stream through it."""
+"""A killable cluster with simulated engines and a gateway, and agents that stream through it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CALL_ID = "x-agentserving-call-id"
 
 
 class Simulator(Component):
-    """Has no port but the one that it serves on."""
+    """The simulated engine: probes are answered on the port that serves calls."""
 
     def __init__(self, directory: Path, **flags: object) -> None:
         super().__init__("agentserving_simulator", directory, **flags)
@@ -27,7 +27,7 @@ class Simulator(Component):
 
 
 class StreamingCluster(KillableCluster):
-    """`async with`, as its parent."""
+    """A KillableCluster whose engines answer HTTP, with a gateway in front."""
 
     async def _engine(self, engine_id: str) -> None:
         home = self.directory / engine_id
@@ -63,28 +63,28 @@ class StreamingCluster(KillableCluster):
 
 
 class Agents:
-    """Programs that stream one answer after the other."""
+    """Programs that stream one answer after another and check that each is complete."""
 
     def __init__(self, url: str, name: str, programs: int, tokens: int) -> None:
         self._url, self._tokens = url, tokens
         self.programs = [f"{name}-{number}" for number in range(programs)]
-        # Of calls that the control plane had admitted, by program.
+        # Per program, counting only calls that a control plane admitted.
         self.calls: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
         self.unmanaged = 0
         self.streams = 0
         self.broken: list[str] = []
-        # (begun, answered) of each admitted call, by the monotonic clock.
+        # (start, answer) of each admitted call, on the monotonic clock.
         self.admitted: list[tuple[float, float]] = []
         self._stopping = False
 
     async def run(self) -> None:
-        """Until `stop`."""
-        async with httpx.AsyncClient(timeout=60, trust_env=False, limits=httpx.Limits(max_connections=None)) as client:
+        """Runs all programs until `stop`."""
+        async with httpx.AsyncClient(timeout=120, trust_env=False, limits=httpx.Limits(max_connections=None)) as client:
             await asyncio.gather(*(self._agent(client, program) for program in self.programs))
 
     def stop(self) -> None:
-        """Streams under way end by themselves."""
+        """Lets the streams in flight finish and starts no more."""
         self._stopping = True
 
     async def _agent(self, client: httpx.AsyncClient, program: str) -> None:
@@ -102,18 +102,18 @@ class Agents:
         }  # fmt: skip
         began = time.monotonic()
         headers = {"x-agentserving-program-id": program}
-        async with client.stream("POST", f"{self._url}/chat/completions", json=body, headers=headers) as answer:
-            assert answer.status_code == 200, await answer.aread()
-            managed = CALL_ID in answer.headers
+        async with client.stream("POST", f"{self._url}/chat/completions", json=body, headers=headers) as response:
+            assert response.status_code == 200, await response.aread()
+            managed = CALL_ID in response.headers
             if managed:
                 self.admitted.append((began, time.monotonic()))
-            events = [line.removeprefix("data: ") async for line in answer.aiter_lines() if line]
+            events = [line.removeprefix("data: ") async for line in response.aiter_lines() if line]
         self.streams += 1
         assert events[-1:] == ["[DONE]"], f"cut off after {len(events)} events"
-        made = json.loads(events[-2])["usage"]["completion_tokens"]
-        assert made == self._tokens
+        tokens = json.loads(events[-2])["usage"]["completion_tokens"]
+        assert tokens == self._tokens
         if managed:
             self.calls[program] += 1
-            self.tokens[program] += made
+            self.tokens[program] += tokens
         else:
             self.unmanaged += 1

@@ -1,4 +1,4 @@
-"""A network between two processes that a test may cut: bytes stop, connections stay, as behind a dead switch."""
+"""A network that a test may cut: bytes stop while connections stay open, as behind a dead switch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Self
 
 
 class TcpProxy:
-    """Passes on to `target`; `cut` and `mend`."""
+    """Forwards connections to `target`."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -47,11 +47,11 @@ class TcpProxy:
         writer.close()
 
     def cut(self) -> None:
-        """Nothing passes from now on, and nobody is told."""
+        """Stops all bytes in both directions; neither side sees an error."""
         self._whole.clear()
 
     def mend(self) -> None:
-        """It goes on, with what was held back."""
+        """Forwards again, starting with the bytes that were stopped."""
         self._whole.set()
 
     async def __aexit__(self, *_: object) -> None:

@@ -1,11 +1,11 @@
-"""A hold, and its release, reach engines over the death of sidecars and of the control plane."""
+"""Pauses and resumes reach engines across deaths of sidecars and of the control plane."""
 
 from __future__ import annotations
 
 import asyncio
 
 import pytest
-from agentserving.contract.channel import SetHolds
+from agentserving.contract.channel import SetPaused
 from agentserving.v1 import program_service_pb2, types_pb2
 from support.killable_cluster import KillableCluster, until
 from support.scripted_engine import ScriptedEngine
@@ -13,13 +13,16 @@ from support.scripted_engine import ScriptedEngine
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(120)]
 
 
-def holds(engine: ScriptedEngine) -> list[str] | None:
-    """What the engine was told last to hold; None before the first word."""
-    told = [message.program_ids for message in engine.told if isinstance(message, SetHolds)]
-    return told[-1] if told else None
+def paused(engine: ScriptedEngine) -> list[tuple[str, str]] | None:
+    """(tenant, program) of the programs that the engine was last asked to pause; None before the first message."""
+    messages = [message.programs for message in engine.received if isinstance(message, SetPaused)]
+    return sorted((tenant, program) for tenant, program in messages[-1]) if messages else None
 
 
-async def test_a_release_reaches_an_engine_whose_sidecar_was_dead_and_a_hold_survives_the_control_plane() -> None:
+A, B = ("default", "a"), ("default", "b")
+
+
+async def test_a_resume_reaches_an_engine_whose_sidecar_was_dead_and_a_pause_survives_the_control_plane() -> None:
     async with KillableCluster(engines=1) as cluster:
         engine, sidecar = cluster.engines["e0"], cluster.sidecars["e0"]
         for program, parent in (("a", ""), ("a/child", "a"), ("b", "")):
@@ -28,16 +31,16 @@ async def test_a_release_reaches_an_engine_whose_sidecar_was_dead_and_a_hold_sur
             )
         for program in ("a/child", "b"):
             await cluster.programs.PauseProgram(program_service_pb2.PauseProgramRequest(program_id=program))
-        await until(lambda: holds(engine) == ["a", "b"])
+        await until(lambda: paused(engine) == [A, B])
 
         await asyncio.to_thread(sidecar.kill)
         await cluster.programs.ResumeProgram(program_service_pb2.ResumeProgramRequest(program_id="a"))
-        assert holds(engine) == ["a", "b"]
+        assert paused(engine) == [A, B]
         sidecar.start()
-        await until(lambda: holds(engine) == ["b"])
+        await until(lambda: paused(engine) == [B])
 
-        engine.told.clear()
+        engine.received.clear()
         await cluster.restart_control_plane()
-        await until(lambda: holds(engine) == ["b"])
+        await until(lambda: paused(engine) == [B])
         state = (await cluster.table())["b"].state
         assert state == types_pb2.PROGRAM_STATE_PAUSED

@@ -1,0 +1,68 @@
+"""docs/crd.md from the generated CustomResourceDefinition: every field of the spec, its type, default and meaning.
+
+Prints the page; `make crd` writes it, and tests/docs compares.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CRD = Path(__file__).parents[1] / "charts" / "agentserving" / "files" / "agentservingclusters.yaml"
+HEAD = """# AgentServingCluster reference
+
+Fields of `spec`, generated from the CustomResourceDefinition (`make crd`). `kubectl explain asc.spec` shows the same in
+a cluster. **Required** fields have no default; "-" is an optional field that is absent by default.
+
+"""
+
+
+def rows(schema: dict[str, Any], path: str = "spec", required: bool = False) -> Iterator[tuple[str, str, str, str]]:
+    """(path, type, default, description) of a field and of all fields below it, in the order of the schema."""
+    if path != "spec":
+        yield path, _type(schema), _default(schema, required), _one_line(schema.get("description", ""))
+    inner, prefix = schema, path
+    if schema.get("type") == "array":
+        inner, prefix = schema["items"], path + "[]"
+    for name, field in inner.get("properties", {}).items():
+        yield from rows(field, f"{prefix}.{name}", name in inner.get("required", []))
+
+
+def _type(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return " or ".join(f"`{value}`" for value in schema["enum"])
+    kind = "integer or string" if schema.get("x-kubernetes-int-or-string") else str(schema.get("type", "any"))
+    if kind == "array":
+        kind = f"list of {schema['items'].get('type', 'any')}"
+    bounds = [str(schema[key]) for key in ("minimum", "maximum") if key in schema]
+    return f"{kind}, {' to '.join(bounds)}" if len(bounds) == 2 else kind
+
+
+def _default(schema: dict[str, Any], required: bool) -> str:
+    if schema.get("properties"):
+        return "**required**" if required else "-"  # the defaults of its fields apply
+    if "default" in schema:
+        return f"`{json.dumps(schema['default'])}`"
+    return "**required**" if required else "-"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def page() -> str:
+    """The whole page."""
+    document = yaml.safe_load(CRD.read_text())
+    spec = document["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    lines = ["| field | type | default | meaning |", "|---|---|---|---|"]
+    for path, kind, default, text in rows(spec):
+        lines.append(f"| `{path.removeprefix('spec.')}` | {kind} | {default} | {text} |")
+    return HEAD + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
