@@ -45,7 +45,7 @@ class Source(StrEnum):
 
 
 class InvalidPolicyError(ValueError):
-    """A policy that cannot be executed: ``field`` is the path of the invalid field, ``str(error)`` says what to change."""
+    """A policy that cannot be executed: ``field`` is the path of the invalid field, the message says what to change."""
 
     def __init__(self, field_path: str, message: str) -> None:
         super().__init__(f"policy.{field_path}: {message}")
@@ -79,8 +79,8 @@ class Policy:
     source: Source = Source.FIXED
     # Levels by class name, which replace `levels` for programs of that class; ranks compare across classes.
     classes: tuple[tuple[str, tuple[Level, ...]], ...] = ()
-    # How long a program's KV is retained during a tool wait, in thousandths of the time to recompute it (0 = off): calls
-    # of lower-priority programs wait if they could start only by evicting it.
+    # How long a program's KV is retained during a tool wait, in thousandths of the time to recompute it (0 = off).
+    # Calls of lower-priority programs wait if they could start only by evicting it.
     retention_milli: int = 0
 
     def __post_init__(self) -> None:
@@ -105,7 +105,8 @@ def validate(policy: Policy) -> None:
     names: set[str] = set()
     for index, (name, levels) in enumerate(policy.classes):
         if name in names or len(name.encode()) > MAX_NAME_BYTES:
-            raise InvalidPolicyError(f"classes[{index}].application", f"must be unique and at most {MAX_NAME_BYTES} bytes")
+            message = f"must be unique and at most {MAX_NAME_BYTES} bytes"
+            raise InvalidPolicyError(f"classes[{index}].application", message)
         names.add(name)
         _validate_levels(levels, f"classes[{index}].levels")
     if policy.beta_milli != 0 and policy.beta_milli < 1000:
