@@ -1,23 +1,27 @@
-"""What the control plane refuses, and why.
+"""Refusals of the control plane. `api/status_codes.py` maps each class to one gRPC status.
 
-DomainError            code, reason (a closed word for machines), message (for people: which field, what to do)
- +- NotFoundError
- +- InvalidError        `field` names the field
- +- ConflictError       the state of things does not allow it
- +- ExistsError
- +- OverloadedError     try again after `retry_after_s`
- +- UnavailableError    try again after `retry_after_s`
- |   +- NotLeaderError  ask `leader`, where one is known
- +- GoneError           a revision that is no longer kept
- +- ReplacedError       a stream that another has taken the place of
- +- LateError           no answer of the store within the time a call may take
+DomainError
+ +- NotFoundError       NOT_FOUND
+ +- InvalidError        INVALID_ARGUMENT; `field` names the field
+ +- ConflictError       FAILED_PRECONDITION
+ +- ForbiddenError      PERMISSION_DENIED
+ +- ExistsError         ALREADY_EXISTS
+ +- OverloadedError     RESOURCE_EXHAUSTED; retry after `retry_after_s`
+ +- UnavailableError    UNAVAILABLE; retry after `retry_after_s`
+ |   +- NotLeaderError  `leader` is the address to ask instead, when known
+ +- GoneError           OUT_OF_RANGE
+ +- ReplacedError       ABORTED
+ +- LateError           DEADLINE_EXCEEDED
 """
 
 from __future__ import annotations
 
 
 class DomainError(Exception):
-    """Root: every refusal has a reason that a program can match and a message that a person can act on."""
+    """Root of all refusals: `reason` is a closed word for programs, the message says what a person can do about it.
+
+    `retry_after_s` is in seconds, 0 when a retry is pointless.
+    """
 
     def __init__(self, reason: str, message: str, *, field: str = "", retry_after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -25,19 +29,23 @@ class DomainError(Exception):
 
 
 class NotFoundError(DomainError):
-    """No such program, call or engine, or not for this tenant."""
+    """No such program, call or engine, or it belongs to another tenant."""
 
 
 class InvalidError(DomainError):
-    """A field that makes no sense."""
+    """A field has an impossible value."""
 
 
 class ConflictError(DomainError):
-    """Right in form, wrong in this state."""
+    """The request is well formed, but the current state does not allow it."""
+
+
+class ForbiddenError(DomainError):
+    """The owner has cancelled this program: its calls are refused until it is opened again."""
 
 
 class ExistsError(DomainError):
-    """The id or the idempotency key is taken by something else."""
+    """The id or the idempotency key is already in use for something else."""
 
 
 class OverloadedError(DomainError):
@@ -45,11 +53,11 @@ class OverloadedError(DomainError):
 
 
 class UnavailableError(DomainError):
-    """Nothing can serve this now."""
+    """No engine, store or leader can serve the request now."""
 
 
 class NotLeaderError(UnavailableError):
-    """Another control plane leads, or none; `leader` is its host:port, empty while nobody knows. Nothing was done."""
+    """Another control plane leads, or none does; `leader` is its host:port or empty. Nothing was changed."""
 
     def __init__(self, message: str, leader: str = "") -> None:
         super().__init__("NOT_LEADER", message, retry_after_s=0.2)
@@ -57,12 +65,12 @@ class NotLeaderError(UnavailableError):
 
 
 class GoneError(DomainError):
-    """A revision that has been compacted."""
+    """The requested revision is no longer in the history."""
 
 
 class ReplacedError(DomainError):
-    """The stream ends for another's sake; open a new one."""
+    """The leader ended this stream, for example because a newer one replaced it; open another."""
 
 
 class LateError(DomainError):
-    """The change has been made and will be durable, or not, later than the caller could wait."""
+    """The change was applied, but the store did not confirm it within the deadline: it may or may not be durable."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agentserving.v1 import types_pb2
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector as CollectorBase
 
 from agentserving_controlplane.control_plane import ControlPlane
+from agentserving_controlplane.engines.health import EngineState
 
 
 class Collector(CollectorBase):
@@ -43,15 +43,13 @@ class Collector(CollectorBase):
         yield GaugeMetricFamily("agentserving_policy_version", "policy in force", plane.policy.version)
         calls = CounterMetricFamily("agentserving_calls_completed", "calls ended", labels=["outcome"])
         for outcome, count in totals.outcomes.items():
-            calls.add_metric(
-                [types_pb2.Outcome.Name(types_pb2.Outcome.ValueType(outcome)).removeprefix("OUTCOME_").lower()], count
-            )
+            calls.add_metric([outcome.name.lower()], count)
         yield calls
         in_flight = GaugeMetricFamily("agentserving_engine_calls_in_flight", "calls on an engine", labels=["engine"])
         ready = GaugeMetricFamily("agentserving_engine_ready", "1 = takes calls", labels=["engine"])
-        for engine in plane.engines.engines.values():
+        for engine in plane.engines:
             in_flight.add_metric([engine.engine_id], engine.in_flight)
-            ready.add_metric([engine.engine_id], engine.state == types_pb2.ENGINE_STATE_READY)
+            ready.add_metric([engine.engine_id], engine.state is EngineState.READY)
         yield in_flight
         yield ready
 

@@ -1,65 +1,62 @@
-"""AdminService."""
+"""AdminService: messages to ControlPlane's operations and back."""
 
 from __future__ import annotations
 
+from agentserving.contract.ids import EngineId, Tenant
 from agentserving.v1 import admin_service_pb2 as pb
 from agentserving.v1 import admin_service_pb2_grpc as rpc
-from agentserving.v1 import engine_service_pb2
 
-from agentserving_controlplane.api.common import unary
+from agentserving_controlplane.api import conversion
+from agentserving_controlplane.api.engine_conversion import engine_to_message
+from agentserving_controlplane.api.servicing import unary
 from agentserving_controlplane.control_plane import ControlPlane
 
 
 class AdminServicer(rpc.AdminServiceServicer):
-    """Translates; ControlPlane decides."""
+    """See admin_service.proto."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
 
     @unary
-    async def ApplyPolicy(self, request: pb.ApplyPolicyRequest, tenant: str) -> pb.ApplyPolicyResponse:
-        """Durable before it answers."""
-        return pb.ApplyPolicyResponse(policy=await self._plane.apply_policy(request))
+    async def ApplyPolicy(self, request: pb.ApplyPolicyRequest, tenant: Tenant) -> pb.ApplyPolicyResponse:
+        version = await self._plane.apply_policy(conversion.policy_change(request))
+        return pb.ApplyPolicyResponse(policy=conversion.policy_version_to_message(version))
 
     @unary
-    async def GetPolicy(self, request: pb.GetPolicyRequest, tenant: str) -> pb.GetPolicyResponse:
-        """With who follows it already."""
-        attached = [e for e in self._plane.engines.engines.values() if e.attached]
-        version = self._plane.policy.version
+    async def GetPolicy(self, request: pb.GetPolicyRequest, tenant: Tenant) -> pb.GetPolicyResponse:
+        status = self._plane.policy_status()
         return pb.GetPolicyResponse(
-            policy=self._plane.policy,
-            acknowledged_engine_ids=sorted(e.engine_id for e in attached if e.policy_version == version),
-            pending_engine_ids=sorted(e.engine_id for e in attached if e.policy_version != version),
+            policy=conversion.policy_version_to_message(status.policy),
+            acknowledged_engine_ids=status.acknowledged,
+            pending_engine_ids=status.pending,
         )
 
     @unary
-    async def ListEngines(self, request: pb.ListEnginesRequest, tenant: str) -> pb.ListEnginesResponse:
-        """All that ever attached to this leader."""
-        engines = self._plane.engines
-        return pb.ListEnginesResponse(engines=[engines.message(e) for e in engines.engines.values()])
+    async def ListEngines(self, request: pb.ListEnginesRequest, tenant: Tenant) -> pb.ListEnginesResponse:
+        return pb.ListEnginesResponse(engines=map(engine_to_message, self._plane.engines))
 
     @unary
-    async def DrainEngine(self, request: pb.DrainEngineRequest, tenant: str) -> pb.DrainEngineResponse:
-        """New programs go elsewhere from now on."""
-        engine = self._plane.engines.get(request.engine_id)
-        engine.draining = True
-        self._plane.links.direct(engine.engine_id, drain=engine_service_pb2.Drain())
-        self._plane.engines_changed()
-        return pb.DrainEngineResponse(engine=self._plane.engines.message(engine))
+    async def DrainEngine(self, request: pb.DrainEngineRequest, tenant: Tenant) -> pb.DrainEngineResponse:
+        engine = await self._plane.drain(EngineId(request.engine_id), True)
+        return pb.DrainEngineResponse(engine=engine_to_message(engine))
 
     @unary
-    async def GetOverview(self, request: pb.GetOverviewRequest, tenant: str) -> pb.GetOverviewResponse:
-        """Counts of the whole cluster."""
+    async def UndrainEngine(self, request: pb.UndrainEngineRequest, tenant: Tenant) -> pb.UndrainEngineResponse:
+        engine = await self._plane.drain(EngineId(request.engine_id), False)
+        return pb.UndrainEngineResponse(engine=engine_to_message(engine))
+
+    @unary
+    async def GetOverview(self, request: pb.GetOverviewRequest, tenant: Tenant) -> pb.GetOverviewResponse:
         plane = self._plane
-        engines = [plane.engines.message(e) for e in plane.engines.engines.values()]
         return pb.GetOverviewResponse(
             epoch=plane.epoch,
             revision=plane.revision,
-            policy=plane.policy,
+            policy=conversion.policy_version_to_message(plane.policy),
             programs_completed=plane.table.totals.programs_completed,
             calls_completed=plane.table.totals.calls_completed,
-            calls_unmanaged=sum(e.load.unmanaged_calls for e in engines),
-            engines=engines,
+            calls_unmanaged=sum(engine.load.unmanaged_calls for engine in plane.engines),
+            engines=map(engine_to_message, plane.engines),
             store_healthy=plane.commits.healthy,
             store_message=plane.commits.last_error,
             store_pending_writes=plane.commits.pending,

@@ -1,4 +1,4 @@
-"""CallService on the control plane: admissions, one by one or on a gateway's stream."""
+"""CallService on the control plane: admissions, singly or on a gateway's stream, and endings for recorders."""
 
 from __future__ import annotations
 
@@ -8,82 +8,120 @@ from typing import Any
 
 import grpc
 import structlog
+from agentserving.contract.ids import EngineId, Tenant
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
-from agentserving.v1 import types_pb2
-from google.protobuf.message import DecodeError
 
-from agentserving_controlplane.api import convert
-from agentserving_controlplane.api.common import Outlet, check_tenant, own_tenant, tenant_of, unary
-from agentserving_controlplane.api.status_codes import abort, admission_error
-from agentserving_controlplane.control_plane import ControlPlane, now_us
-from agentserving_controlplane.engines.registry import LOST
-from agentserving_controlplane.errors import DomainError
-from agentserving_controlplane.store.port import StoreError
+from agentserving_controlplane.api import conversion
+from agentserving_controlplane.api.engine_conversion import engine_to_message
+from agentserving_controlplane.api.servicing import (
+    EXPECTED_ERRORS,
+    end_with,
+    gateway_tenant,
+    own_tenant,
+    server_stream,
+    tenant_of,
+    unary,
+)
+from agentserving_controlplane.api.status_codes import admission_error
+from agentserving_controlplane.api.streams import Outlet, until_first_end, woken_by
+from agentserving_controlplane.control_plane import ControlPlane
+from agentserving_controlplane.engines.health import EngineState
 
 log = structlog.get_logger()
 
-# What ends within this time is told together.
-ENDINGS_INTERVAL_S = 0.1
-
-
-def _named(named: str, tenant: str) -> str:
-    """A gateway speaks for the tenants of its clients, whose credentials it has checked."""
-    return check_tenant(named) if named else tenant
+# Endings, and changes of engines, within this time are sent together.
+ENDINGS_INTERVAL_S, ENGINES_INTERVAL_S = 0.1, 0.1
 
 
 class CallServicer(rpc.CallServiceServicer):
-    """Generate is the sidecar's: here it answers UNIMPLEMENTED."""
+    """See call_service.proto. Generate is the sidecar's: here it answers UNIMPLEMENTED."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
 
     @unary
-    async def AdmitCall(self, request: pb.AdmitCallRequest, tenant: str) -> pb.AdmitCallResponse:
-        """Waits for nothing."""
-        return self._plane.admit(request, own_tenant(request.tenant, tenant))
+    async def AdmitCall(self, request: pb.AdmitCallRequest, tenant: Tenant) -> pb.AdmitCallResponse:
+        tenant = own_tenant(request.tenant, tenant)
+        return conversion.admission_to_message(self._plane.calls.admit(conversion.admission_request(request, tenant)))
 
     @unary
-    async def EndCall(self, request: pb.EndCallRequest, tenant: str) -> pb.EndCallResponse:
-        """For calls that no engine will report."""
-        self._plane.end_by_request(request, own_tenant(request.tenant, tenant))
+    async def EndCall(self, request: pb.EndCallRequest, tenant: Tenant) -> pb.EndCallResponse:
+        self._plane.calls.end(conversion.end_of_call(request, own_tenant(request.tenant, tenant)))
         return pb.EndCallResponse()
 
     async def Admissions(self, requests: Any, context: Any) -> None:
-        """No task per call: each request is answered before the next is read."""
-        try:
-            tenant = tenant_of(context)
-        except DomainError as error:
-            await abort(context, error)
+        """One task answers all requests of a stream, in order: a task for each call would cost more than the call."""
         outlet = Outlet(context)
-        pusher = asyncio.create_task(self._push_engines(outlet))
-        try:
-            while (request := await context.read()) is not grpc.aio.EOF:
-                response = self._answer(request, tenant)
-                if response is not None:
-                    await outlet.write(response)
-            await outlet.close()
-        except DecodeError as error:
-            await outlet.close()
-            await abort(context, error)
-        finally:
-            pusher.cancel()
-            await asyncio.gather(pusher, return_exceptions=True)
-
-    async def WatchEndings(
-        self, request: pb.WatchEndingsRequest, context: Any
-    ) -> AsyncIterator[pb.WatchEndingsResponse]:
-        """What has ended since it was looked at last; a reader that does not read holds up nobody but itself."""
-        endings, wake = self._plane.endings, asyncio.Event()
-        self._plane.listeners.add(wake.set)
         try:
             tenant = tenant_of(context)
-            seen = request.after_position or endings.newest(tenant)
-            if known := endings.knows(tenant, seen):
-                news = endings.after(tenant, seen)
-            else:
-                news = endings.after(tenant, endings.newest(tenant))
-            yield convert.endings(news, now_us(), restarted=not known)
+            await until_first_end(
+                answers=self._answer_all(context, outlet, tenant),
+                engines=self._send_engines(outlet),
+            )
+        except Exception as error:
+            await outlet.close()
+            await end_with(context, error)
+        await outlet.close()
+
+    async def _answer_all(self, context: Any, outlet: Outlet, tenant: Tenant) -> None:
+        while (request := await context.read()) is not grpc.aio.EOF:
+            response = self._answer(request, tenant)
+            if response is not None:
+                await outlet.write(response)
+
+    def _answer(self, request: pb.AdmissionsRequest, tenant: Tenant) -> pb.AdmissionsResponse | None:
+        try:
+            return self._admit_or_end(request, tenant)
+        except Exception as error:
+            if not isinstance(error, EXPECTED_ERRORS):
+                log.exception("admission failed")
+            if not request.stream_id:
+                return None
+            return pb.AdmissionsResponse(
+                stream_id=request.stream_id, epoch=self._plane.epoch, error=admission_error(error)
+            )
+
+    def _admit_or_end(self, request: pb.AdmissionsRequest, tenant: Tenant) -> pb.AdmissionsResponse | None:
+        number, epoch = request.stream_id, self._plane.epoch
+        match request.WhichOneof("request"):
+            case "admit":
+                admit = conversion.admission_request(request.admit, gateway_tenant(request.admit.tenant, tenant))
+                admitted = conversion.admission_to_message(self._plane.calls.admit(admit))
+                return pb.AdmissionsResponse(stream_id=number, epoch=epoch, admitted=admitted)
+            case "end":
+                end = conversion.end_of_call(request.end, gateway_tenant(request.end.tenant, tenant))
+                self._plane.calls.end(end)
+                ended = pb.EndCallResponse()
+                return pb.AdmissionsResponse(stream_id=number, epoch=epoch, ended=ended) if number else None
+        return None
+
+    async def _send_engines(self, outlet: Outlet) -> None:
+        """Sends the engines that a gateway may fall back to, first and whenever they change."""
+        sent: list[tuple[EngineId, str, EngineState]] | None = None
+        with woken_by(self._plane.listeners) as wake:
+            while True:
+                wake.clear()
+                engines = [engine for engine in self._plane.engines if engine.attached]
+                facts = [(engine.engine_id, engine.address, engine.state) for engine in engines]
+                if facts != sent:
+                    sent = facts
+                    message = pb.EngineSet(engines=map(engine_to_message, engines))
+                    await outlet.write(pb.AdmissionsResponse(engines=message, epoch=self._plane.epoch))
+                await wake.wait()
+                await asyncio.sleep(ENGINES_INTERVAL_S)
+
+    @server_stream
+    async def WatchEndings(
+        self, request: pb.WatchEndingsRequest, tenant: Tenant
+    ) -> AsyncIterator[pb.WatchEndingsResponse]:
+        """Endings since the last message; a slow reader delays only itself, and learns how many it missed."""
+        endings, now = self._plane.endings, self._plane.now
+        with woken_by(self._plane.listeners) as wake:
+            position = request.after_position or endings.newest(tenant)
+            restarted = not endings.knows(tenant, position)
+            news = endings.after(tenant, endings.newest(tenant) if restarted else position)
+            yield conversion.endings(news, now().unix_us, restarted=restarted)
             while True:
                 if not news.more:
                     await wake.wait()
@@ -91,50 +129,4 @@ class CallServicer(rpc.CallServiceServicer):
                 wake.clear()
                 news = endings.after(tenant, news.position)
                 if news.endings or news.lost:
-                    yield convert.endings(news, now_us())
-        except DomainError as error:
-            await abort(context, error)
-        finally:
-            self._plane.listeners.discard(wake.set)
-
-    def _answer(self, request: pb.AdmissionsRequest, tenant: str) -> pb.AdmissionsResponse | None:
-        response = pb.AdmissionsResponse(stream_id=request.stream_id, epoch=self._plane.epoch)
-        try:
-            match request.WhichOneof("request"):
-                case "admit":
-                    response.admitted.CopyFrom(self._plane.admit(request.admit, _named(request.admit.tenant, tenant)))
-                case "end":
-                    self._plane.end_by_request(request.end, _named(request.end.tenant, tenant))
-                    if not request.stream_id:
-                        return None
-                    response.ended.SetInParent()
-                case _:
-                    return None
-        except (DomainError, StoreError) as error:
-            if not request.stream_id:
-                return None
-            response.error.CopyFrom(admission_error(error))
-        except Exception as error:
-            log.exception("admission failed")
-            response.error.CopyFrom(admission_error(error))
-        return response
-
-    async def _push_engines(self, outlet: Outlet) -> None:
-        """Which engines there are: at once, and whenever that changes."""
-        told: list[tuple[str, str, types_pb2.EngineState.ValueType]] | None = None
-        wake = asyncio.Event()
-        self._plane.listeners.add(wake.set)
-        try:
-            while True:
-                wake.clear()
-                there = [e for e in self._plane.engines.engines.values() if e.state != LOST]
-                facts = [(e.engine_id, e.address, e.state) for e in there]
-                if facts != told:
-                    told = facts
-                    engines = [self._plane.engines.message(e) for e in there]
-                    message = pb.AdmissionsResponse(engines=pb.EngineSet(engines=engines), epoch=self._plane.epoch)
-                    await outlet.write(message)
-                await wake.wait()
-                await asyncio.sleep(0.1)
-        finally:
-            self._plane.listeners.discard(wake.set)
+                    yield conversion.endings(news, now().unix_us)

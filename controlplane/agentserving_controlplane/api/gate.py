@@ -1,7 +1,7 @@
-"""What stands before the services: they are there while this process leads, and else every call is told who does.
+"""Admits RPCs only while this process is the leader; otherwise rejects them with NOT_LEADER and the leader's address.
 
-A process goes through this gate once. One that has stopped leading does not come back as a follower: it starts anew
-(`__main__`), so that nothing of what it knew is left.
+A process passes the gate once. One that stops leading does not become a follower: it restarts itself (`__main__`), so
+that no state of its leadership is left.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PACKAGE = "/agentserving."
 
 
 class Services:
-    """Stands where generated code wants a server, and keeps the handlers."""
+    """Collects the handlers that generated code would register with a server."""
 
     def __init__(self) -> None:
         self.handlers: list[grpc.GenericRpcHandler] = []
@@ -27,11 +27,11 @@ class Services:
         self.handlers += handlers
 
     def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
-        """Called by generated code: the same handlers again."""
+        """Called by generated code with the same handlers."""
 
 
 class Gate(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
-    """Closed until `open`; `leader` is who leads meanwhile, as far as is known."""
+    """Closed until `open`. `leader` is the address of the leader while another process leads, or empty."""
 
     def __init__(self) -> None:
         self.leader = ""
@@ -39,17 +39,17 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
         self._refusal: Any = grpc.stream_stream_rpc_method_handler(self._refuse)
 
     def open(self, services: Services) -> None:
-        """This process leads."""
+        """Admits RPCs to the services: this process leads."""
         self._services = services
 
     def close(self) -> None:
-        """It does not any more; calls under way are for the server to end."""
+        """Rejects new RPCs; the server ends those under way."""
         self._services, self.leader = None, ""
 
     def service(self, handler_call_details: Any) -> Any:
-        """See gRPC."""
+        """Called by gRPC for each RPC."""
         if self._services is None:
-            # Whatever the method's kind: nothing is read, and the refusal is a status.
+            # Fits every kind of method: nothing is read, and the refusal is a status.
             return self._refusal if handler_call_details.method.startswith(PACKAGE) else None
         for handler in self._services.handlers:
             found = handler.service(handler_call_details)
@@ -58,5 +58,5 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
         return None
 
     async def _refuse(self, requests: Any, context: Any) -> None:
-        told = f"the leader is {self.leader}" if self.leader else "there is no leader just now"
-        await abort(context, NotLeaderError(f"this control plane does not lead: {told}", self.leader))
+        hint = f"the leader is {self.leader}" if self.leader else "there is no leader at the moment"
+        await abort(context, NotLeaderError(f"this control plane is not the leader: {hint}", self.leader))

@@ -1,4 +1,4 @@
-"""The one table from a refusal to its gRPC status."""
+"""The one table from refusals to gRPC statuses."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from agentserving_controlplane import errors
-from agentserving_controlplane.store.port import FencedError, PendingLimitError, StoreError
+from agentserving_controlplane.store.port import FencedError, StoreError
 
 DOMAIN = "agentserving.io"
-# Messages repeat what the client sent, and travel thrice in headers that hold 8 KiB: longer ones are cut.
+# Messages quote the client's input and are sent three times in headers of at most 8 KiB together.
 MAX_MESSAGE_CHARS = 300
 
 _CODES: dict[type[Exception], int] = {
     errors.NotFoundError: code_pb2.NOT_FOUND,
     errors.InvalidError: code_pb2.INVALID_ARGUMENT,
     errors.ConflictError: code_pb2.FAILED_PRECONDITION,
+    errors.ForbiddenError: code_pb2.PERMISSION_DENIED,
     errors.ExistsError: code_pb2.ALREADY_EXISTS,
     errors.OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
     errors.UnavailableError: code_pb2.UNAVAILABLE,
@@ -34,14 +35,12 @@ _CODES: dict[type[Exception], int] = {
 
 
 def as_domain_error(error: Exception) -> errors.DomainError:
-    """Any exception as a refusal; a bug becomes INTERNAL without its text, which may hold what nobody should see."""
+    """Any exception as a refusal. A bug becomes INTERNAL without its text, which may contain secrets."""
     match error:
         case errors.DomainError():
             return error
         case DecodeError():
-            return errors.InvalidError("MALFORMED_MESSAGE", "these bytes are no message of this call")
-        case PendingLimitError():
-            return errors.OverloadedError("STORE_BACKPRESSURE", str(error), retry_after_s=1.0)
+            return errors.InvalidError("MALFORMED_MESSAGE", "the request cannot be decoded as a message of this method")
         case FencedError():
             return errors.NotLeaderError("this control plane is no longer the leader")
         case StoreError():
@@ -51,7 +50,7 @@ def as_domain_error(error: Exception) -> errors.DomainError:
 
 
 def code_of(error: errors.DomainError) -> int:
-    """google.rpc.Code."""
+    """The google.rpc.Code of a refusal."""
     return int(_CODES.get(type(error), code_pb2.INTERNAL))
 
 
@@ -61,7 +60,7 @@ def _short(refusal: errors.DomainError) -> str:
 
 
 async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:  # type: ignore[type-arg]
-    """Ends the RPC with status, ErrorInfo and, where there is one, BadRequest and RetryInfo."""
+    """Ends an RPC with a status and ErrorInfo; with BadRequest and RetryInfo when the refusal has them."""
     refusal = as_domain_error(error)
     message = _short(refusal)
     status = status_pb2.Status(code=code_of(refusal), message=message)
@@ -84,9 +83,9 @@ async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn
 
 
 def admission_error(error: Exception) -> call_service_pb2.AdmissionError:
-    """The same on the admissions stream."""
+    """The same facts for one admission on a gateway's stream."""
     refusal = as_domain_error(error)
-    told = call_service_pb2.AdmissionError(code=code_of(refusal), reason=refusal.reason, message=_short(refusal))
+    message = call_service_pb2.AdmissionError(code=code_of(refusal), reason=refusal.reason, message=_short(refusal))
     if refusal.retry_after_s:
-        told.retry_after.FromMilliseconds(int(refusal.retry_after_s * 1000))
-    return told
+        message.retry_after.FromMilliseconds(round(refusal.retry_after_s * 1000))
+    return message

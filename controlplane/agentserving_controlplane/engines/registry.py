@@ -1,43 +1,61 @@
-"""The engines that are attached, as the control plane knows them. Pure: time is an argument (Unix microseconds)."""
+"""The engines that the control plane knows, and which of them may take a call. Pure.
+
+Time is an argument (microseconds of a monotonic clock), so virtual time runs the same code. `Engine` learns from what
+its sidecar reports and how its calls end; `EngineRegistry.candidates` is the only filter between engines and the load
+balancer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from agentserving.v1 import types_pb2
+from agentserving.contract.ids import CallId, EngineId, ProgramKey
 
-from agentserving_controlplane.engines.load_balancer import Candidate
+from agentserving_controlplane.engines.facts import Capabilities, Load
+from agentserving_controlplane.engines.health import Condition, EngineState, Health, condition_of
+from agentserving_controlplane.engines.load_balancer import CALL_US, PREFILL_US_PER_TOKEN, Candidate
+from agentserving_controlplane.engines.outliers import Cause, OutlierRecord
 from agentserving_controlplane.errors import NotFoundError, UnavailableError
+from agentserving_controlplane.table.states import Outcome
 
-READY = types_pb2.ENGINE_STATE_READY
-DRAINING = types_pb2.ENGINE_STATE_DRAINING
-STUCK = types_pb2.ENGINE_STATE_STUCK
-LOST = types_pb2.ENGINE_STATE_LOST
+# Weight of the newest call in an engine's mean service time.
+SMOOTHING = 0.1
+# An engine that has been LOST for this long, and has no calls, is forgotten: its series and list entries disappear.
+FORGET_LOST_US = 30_000_000
+# A STUCK engine may queue calls, if there is no other, while its sidecar has been heard within this time.
+BEAT_US = 5_000_000
+RETRY_S = 1.0
 
-_SMOOTHING = 0.1
+CallsOn = Callable[[EngineId], Mapping[CallId, ProgramKey]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Engine:
-    """One engine; `calls` are those admitted to it and not ended, kept by the process table."""
+    """One engine. `calls` is the process table's live view of the calls admitted to it and not ended."""
 
-    engine_id: str
+    engine_id: EngineId
+    calls: Mapping[CallId, ProgramKey] = field(default_factory=dict)
     boot_id: str = ""
     address: str = ""
     sidecar_address: str = ""
     attached: bool = False
-    # Asked for by an administrator, and said by its sidecar: a pod that leaves comes back under the same name.
-    draining: bool = False
+    # An administrator's drain, which outlives boots; and the sidecar's own, which ends with the next boot.
+    drained: bool = False
     leaving: bool = False
-    stuck: bool = False
-    capabilities: types_pb2.EngineCapabilities = field(default_factory=types_pb2.EngineCapabilities)
-    load: types_pb2.EngineLoad = field(default_factory=types_pb2.EngineLoad)
+    health: Health = Health.UNSPECIFIED
+    health_reason: str = ""
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    load: Load = field(default_factory=Load)
     policy_version: int = 0
     policy_error: str = ""
-    calls: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    # Last message of its sidecar, by both clocks; and when the sidecar was lost.
     heard_us: int = 0
-    call_us: float = 500_000.0
+    heard_unix_us: int = 0
+    lost_us: int = 0
+    # Smoothed service time of its calls.
+    call_us: float = CALL_US
+    outliers: OutlierRecord = field(default_factory=OutlierRecord)
 
     @property
     def in_flight(self) -> int:
@@ -45,89 +63,189 @@ class Engine:
         return len(self.calls)
 
     @property
-    def state(self) -> types_pb2.EngineState.ValueType:
-        """LOST beats STUCK beats DRAINING beats READY."""
-        if not self.attached:
-            return LOST
-        if self.stuck:
-            return STUCK
-        return DRAINING if self.draining or self.leaving else READY
+    def condition(self) -> Condition:
+        """Its state, and why."""
+        draining = "drained by an administrator" if self.drained else "its pod is leaving" if self.leaving else ""
+        return condition_of(
+            attached=self.attached,
+            has_address=bool(self.address),
+            health=self.health,
+            health_reason=self.health_reason,
+            failing=self.outliers.reason(),
+            draining=draining,
+        )
+
+    @property
+    def state(self) -> EngineState:
+        """See `condition`."""
+        return self.condition.state
 
     def learn(self, service_us: int) -> None:
-        """A call ended here after so much service."""
-        self.call_us += _SMOOTHING * (service_us - self.call_us)
+        """A call has completed here after so much service."""
+        self.call_us += SMOOTHING * (service_us - self.call_us)
+        self.outliers.succeeded()
+
+    def boot(self, boot_id: str) -> None:
+        """The engine process is `boot_id`; what another one did is no evidence against it."""
+        if boot_id != self.boot_id:
+            self.boot_id = boot_id
+            self.outliers = OutlierRecord()
+
+    def serves(self, model: str) -> bool:
+        """False when it is known not to have the model; empty = any."""
+        return not model or not self.capabilities.models or model in self.capabilities.models
 
     def candidate(self) -> Candidate:
-        """How the load balancer sees it."""
-        tokens = self.capabilities.num_blocks * self.capabilities.block_size
+        """The engine as the load balancer sees it. An unmeasured prefill cost counts as PREFILL_US_PER_TOKEN."""
         return Candidate(
-            self.engine_id,
-            self.in_flight,
-            self.capabilities.max_num_seqs or 1,
-            tokens,
-            self.load.prompt_tokens - self.load.cached_tokens,
+            engine_id=self.engine_id,
+            in_flight=self.in_flight,
+            max_num_seqs=self.capabilities.max_num_seqs or 1,
+            capacity_tokens=self.capabilities.num_blocks * self.capabilities.block_size,
+            prefilled_tokens=self.load.prefilled_tokens,
+            prefill_us_per_token=self.load.prefill_us_per_token or PREFILL_US_PER_TOKEN,
             call_us=self.call_us,
         )
 
 
 class EngineRegistry:
-    """All engines ever attached to this leader."""
+    """All engines that are attached, or were until recently."""
 
-    def __init__(self, calls_on: Callable[[str], Mapping[str, tuple[str, str]]] = lambda engine_id: {}) -> None:
-        self.engines: dict[str, Engine] = {}
+    def __init__(self, calls_on: CallsOn = lambda engine_id: {}) -> None:
+        self.engines: dict[EngineId, Engine] = {}
+        # Engines drained by an administrator, known to this process or not.
+        self.drained: set[EngineId] = set()
         self._calls_on = calls_on
 
-    def get(self, engine_id: str) -> Engine:
-        """The engine; NotFoundError when it never attached."""
+    def __iter__(self) -> Iterator[Engine]:
+        return iter(self.engines.values())
+
+    def get(self, engine_id: EngineId) -> Engine:
+        """A known engine. NotFoundError."""
         engine = self.engines.get(engine_id)
         if engine is None:
             known = ", ".join(sorted(self.engines)) or "none"
-            raise NotFoundError("ENGINE_NOT_FOUND", f"no engine {engine_id!r}; attached: {known}", field="engine_id")
+            raise NotFoundError("ENGINE_NOT_FOUND", f"no engine {engine_id!r}; known: {known}", field="engine_id")
         return engine
 
-    def ensure(self, engine_id: str) -> Engine:
-        """The engine, made when new."""
+    def ensure(self, engine_id: EngineId, now_us: int = 0) -> Engine:
+        """The engine, created as LOST when it is new."""
         engine = self.engines.get(engine_id)
         if engine is None:
-            engine = self.engines[engine_id] = Engine(engine_id, calls=self._calls_on(engine_id))
+            engine = self.engines[engine_id] = Engine(
+                engine_id=engine_id,
+                calls=self._calls_on(engine_id),
+                drained=engine_id in self.drained,
+                lost_us=now_us,
+            )
         return engine
 
-    def reachable(self, engine_id: str) -> Engine:
-        """An engine whose address is known; UnavailableError for one that has not attached since the start."""
+    def reachable(self, engine_id: EngineId) -> Engine:
+        """An engine whose address is known. UnavailableError for one that has not attached to this leader yet."""
         engine = self.engines.get(engine_id)
         if engine is None or not engine.address:
-            raise UnavailableError("NO_ENGINE", f"engine {engine_id!r} has not attached yet", retry_after_s=1.0)
+            raise UnavailableError("NO_ENGINE", f"engine {engine_id!r} has not attached yet", retry_after_s=RETRY_S)
         return engine
 
-    def candidates(self, exclude: frozenset[str], model: str, holding: frozenset[str]) -> list[Candidate]:
-        """Engines that may take a call; a draining one only for programs it is `holding`."""
-        ready = [e for e in self.engines.values() if e.state == READY and e.engine_id not in exclude]
-        if not ready:
-            ready = [e for e in self.engines.values() if e.state == DRAINING and e.engine_id in holding - exclude]
-        if not ready:
-            states = ", ".join(f"{e.engine_id} {types_pb2.EngineState.Name(e.state)}" for e in self.engines.values())
-            raise UnavailableError(
-                "NO_ENGINE", f"no engine can take a call ({states or 'none has attached'})", retry_after_s=1.0
-            )
-        serving = [e for e in ready if not model or not e.capabilities.models or model in e.capabilities.models]
-        if not serving:
-            names = sorted({name for e in ready for name in e.capabilities.models})
-            raise NotFoundError(
-                "MODEL_NOT_FOUND", f"no engine serves {model!r}; served: {', '.join(names)}", field="model"
-            )
-        return [e.candidate() for e in serving]
+    # -- health --------------------------------------------------------------------------------------------------
 
-    def message(self, engine: Engine) -> types_pb2.Engine:
-        """As it goes over the wire."""
-        told = types_pb2.Engine(
-            engine_id=engine.engine_id,
-            boot_id=engine.boot_id,
-            address=engine.address,
-            state=engine.state,
-            capabilities=engine.capabilities,
-            load=engine.load,
-            policy_version=engine.policy_version,
-            calls_in_flight=engine.in_flight,
-        )
-        told.last_report_time.FromMicroseconds(engine.heard_us)
-        return told
+    def set_drained(self, engine_id: EngineId, drained: bool) -> None:
+        """Begins or ends an administrator's drain of an engine, known or not."""
+        (self.drained.add if drained else self.drained.discard)(engine_id)
+        engine = self.engines.get(engine_id)
+        if engine is not None:
+            engine.drained = drained
+
+    def detach(self, engine: Engine, now_us: int) -> None:
+        """The engine's sidecar is gone."""
+        engine.attached, engine.lost_us = False, now_us
+
+    def forget_lost(self, now_us: int) -> list[Engine]:
+        """Removes engines that have long been LOST and have no calls; returns them."""
+        gone = [
+            engine
+            for engine in self.engines.values()
+            if not engine.attached and not engine.calls and now_us - engine.lost_us > FORGET_LOST_US
+        ]
+        for engine in gone:
+            del self.engines[engine.engine_id]
+        return gone
+
+    def call_failed(self, engine_id: EngineId, now_us: int) -> None:
+        """A call of the engine failed, or could not reach it."""
+        engine = self.engines.get(engine_id)
+        if engine is not None:
+            engine.outliers.failed(now_us)
+
+    def call_rejected(self, engine_id: EngineId, program: ProgramKey, now_us: int) -> None:
+        """The engine answered a call of a (root) program with 4xx."""
+        engine = self.engines.get(engine_id)
+        if engine is None:
+            return
+        serving = [e for e in self.engines.values() if e is not engine and e.state is EngineState.READY]
+        ejected = sum(e.outliers.cause is Cause.REJECTIONS for e in self.engines.values())
+        others_serve = any(e.outliers.rejections == 0 and (e.calls or e.call_us != CALL_US) for e in serving)
+        engine.outliers.rejected(program, others_serve and ejected < len(serving), now_us)
+
+    def call_ended(
+        self, engine_id: EngineId, call_id: CallId, program: ProgramKey, outcome: Outcome, now_us: int
+    ) -> None:
+        """A call has ended; `program` is its root. Some outcomes are evidence for or against the engine."""
+        engine = self.engines.get(engine_id)
+        if engine is None:
+            return
+        match outcome:
+            case Outcome.COMPLETED:
+                engine.outliers.succeeded()
+            case Outcome.FAILED:
+                engine.outliers.failed(now_us)
+            case Outcome.REJECTED:
+                self.call_rejected(engine_id, program, now_us)
+            case _ if engine.outliers.trial == call_id:
+                # No evidence: another trial is due.
+                engine.outliers.trial = None
+
+    def call_admitted(self, engine_id: EngineId, call_id: CallId) -> None:
+        """A call has been admitted to the engine."""
+        engine = self.engines[engine_id]
+        if engine.outliers.is_ejected:
+            engine.outliers.tries(call_id)
+
+    # -- choice --------------------------------------------------------------------------------------------------
+
+    def candidates(
+        self, exclude: frozenset[EngineId], model: str, holding: frozenset[EngineId], now_us: int
+    ) -> list[Candidate]:
+        """Engines that may take a call of a program whose context the engines in `holding` have.
+
+        UnavailableError when there is none, NotFoundError when none serves the model.
+        """
+        known = [engine for engine in self.engines.values() if engine.engine_id not in exclude]
+        usable = self._usable([engine for engine in known if engine.serves(model)], holding, now_us)
+        if not usable and model and (others := self._usable(known, holding, now_us)):
+            names = ", ".join(sorted({name for engine in others for name in engine.capabilities.models}))
+            raise NotFoundError("MODEL_NOT_FOUND", f"no engine serves {model!r}; served: {names}", field="model")
+        if not usable:
+            states = ", ".join(f"{engine.engine_id} {engine.state.name}" for engine in self.engines.values())
+            raise UnavailableError(
+                "NO_ENGINE", f"no engine can take a call ({states or 'none has attached'})", retry_after_s=RETRY_S
+            )
+        return [engine.candidate() for engine in usable]
+
+    @staticmethod
+    def _usable(engines: list[Engine], holding: frozenset[EngineId], now_us: int) -> list[Engine]:
+        by_state: dict[EngineState, list[Engine]] = {}
+        for engine in engines:
+            by_state.setdefault(engine.state, []).append(engine)
+        ready, failing = by_state.get(EngineState.READY, []), by_state.get(EngineState.FAILING, [])
+        # One call decides whether an ejected engine comes back: waiting for the balancer to prefer it might take long.
+        trials = [engine for engine in failing if engine.outliers.may_try(now_us, is_last=not ready)]
+        if trials or ready:
+            return trials[:1] or ready
+        draining = [engine for engine in by_state.get(EngineState.DRAINING, []) if engine.engine_id in holding]
+        if draining:
+            return draining
+        # Last resorts: an engine that only rejects calls, and one that is slow but alive.
+        rejecting = [engine for engine in failing if engine.outliers.cause is Cause.REJECTIONS]
+        stuck = by_state.get(EngineState.STUCK, [])
+        return rejecting or [engine for engine in stuck if engine.address and now_us - engine.heard_us <= BEAT_US]

@@ -1,7 +1,6 @@
-"""Calls and programs that have ended, for those who record them. Bounded; nobody waits for a reader. Pure.
+"""The newest endings of calls and programs, for recorders. Bounded; a slow reader delays no one. Pure.
 
-Positions count a tenant's endings up by one, from `first`: the difference of two is how many came between, so a reader
-that comes too late learns how many it has missed.
+Positions count a tenant's endings up by one from `first`, so a reader that comes too late can tell how many it missed.
 """
 
 from __future__ import annotations
@@ -9,33 +8,36 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from agentserving.contract.ids import ProgramId, Tenant
+
 from agentserving_controlplane.table.rows import CallRow, ProgramRow
+from agentserving_controlplane.table.states import Outcome
 
-# Of all tenants together; an ending takes about half a kilobyte. At 1000 calls a second a reader may pause for 20 s.
+# Of all tenants together; an ending takes about half a kilobyte. At 1000 calls/s a reader may pause for 20 s.
 KEPT = 20_000
-# Told at a time: a message of about 300 kB.
-MOST = 1000
+# Endings in one message of about 300 kB.
+MAX_NEWS = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Whose a call is; instants in microseconds since the epoch."""
+    """The program of a call; instants in Unix microseconds."""
 
-    program_id: str
+    program_id: ProgramId
     name: str
-    parent: str
-    root: str
+    parent: ProgramId
+    root: ProgramId
     open_us: int
     root_open_us: int
 
 
 @dataclass(frozen=True, slots=True)
 class EndedCall:
-    """A call that has left the table, with its counters in all."""
+    """A call that has left the table, with its final counters."""
 
     origin: Origin
     call: CallRow
-    outcome: int
+    outcome: Outcome
     end_us: int
 
 
@@ -44,7 +46,7 @@ class ClosedProgram:
     """A program that takes no new calls."""
 
     origin: Origin
-    outcome: int
+    outcome: Outcome
     close_us: int
     calls_in_flight: int
 
@@ -54,7 +56,7 @@ Ending = EndedCall | ClosedProgram
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What a reader has not been told yet; `more` is kept for its next look."""
+    """Endings after a reader's position; `more` when further ones are waiting."""
 
     endings: list[Ending]
     position: int
@@ -63,39 +65,46 @@ class News:
 
 
 def origin_of(row: ProgramRow, root: ProgramRow) -> Origin:
-    """Whose the calls of a row are."""
-    return Origin(row.program_id, row.name, row.parent, row.root, row.open_us, root.open_us)
+    """The origin of the calls of a row."""
+    return Origin(
+        program_id=row.program_id,
+        name=row.name,
+        parent=row.parent,
+        root=row.root,
+        open_us=row.open_us,
+        root_open_us=root.open_us,
+    )
 
 
 class Endings:
-    """The newest ones, in order."""
+    """A ring of the newest endings, in order."""
 
     def __init__(self, first: int, kept: int = KEPT) -> None:
         self._first = first
-        self._newest: dict[str, int] = {}
-        self._kept: deque[tuple[str, int, Ending]] = deque(maxlen=kept)
-        # Never told to a reader that asked for them.
+        self._newest: dict[Tenant, int] = {}
+        self._ring: deque[tuple[Tenant, int, Ending]] = deque(maxlen=kept)
+        # Endings that readers asked for too late.
         self.lost = 0
 
-    def note(self, tenant: str, ending: Ending) -> None:
-        """Something has ended."""
+    def note(self, tenant: Tenant, ending: Ending) -> None:
+        """Adds an ending."""
         position = self._newest[tenant] = self.newest(tenant) + 1
-        self._kept.append((tenant, position, ending))
+        self._ring.append((tenant, position, ending))
 
-    def newest(self, tenant: str) -> int:
+    def newest(self, tenant: Tenant) -> int:
         """Position of a tenant's newest ending."""
         return self._newest.get(tenant, self._first)
 
-    def knows(self, tenant: str, position: int) -> bool:
-        """False for a position that another process has given."""
+    def knows(self, tenant: Tenant, position: int) -> bool:
+        """False for a position that another process has given out."""
         return self._first <= position <= self.newest(tenant)
 
-    def after(self, tenant: str, position: int, most: int = MOST) -> News:
-        """What came after a position that is known, the oldest first."""
+    def after(self, tenant: Tenant, position: int, limit: int = MAX_NEWS) -> News:
+        """Endings after a known position, oldest first."""
         newest = self.newest(tenant)
         found: list[tuple[int, Ending]] = []
         if position < newest:
-            for owner, at, ending in reversed(self._kept):
+            for owner, at, ending in reversed(self._ring):
                 if owner == tenant:
                     if at <= position:
                         break
@@ -105,5 +114,5 @@ class Endings:
         found.reverse()
         lost = (found[0][0] if found else newest + 1) - position - 1
         self.lost += lost
-        told = found[:most]
-        return News([ending for _, ending in told], told[-1][0] if told else newest, lost, len(found) > most)
+        news = found[:limit]
+        return News([ending for _, ending in news], news[-1][0] if news else newest, lost, len(found) > limit)

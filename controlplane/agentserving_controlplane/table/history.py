@@ -1,10 +1,13 @@
-"""Which programs changed at which revision, for watchers that resume. Bounded; what a look costs is what is new."""
+"""Which programs changed at which revision, so that watchers can resume. Bounded; a look costs what is new. Pure."""
 
 from __future__ import annotations
 
 from collections import deque
 
+from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
+
 from agentserving_controlplane.errors import GoneError
+from agentserving_controlplane.table.rows import NO_PROGRAM
 
 KEPT = 20_000
 
@@ -14,28 +17,28 @@ class History:
 
     def __init__(self, first: int, kept: int = KEPT) -> None:
         self.revision = first
-        self._changes: deque[tuple[int, str, str, bool]] = deque(maxlen=kept)
-        # Everything after this revision is kept.
-        self._since = first
+        self._changes: deque[tuple[int, ProgramKey, bool]] = deque(maxlen=kept)
+        # Every change after this revision is still recorded.
+        self._complete_since = first
 
     def begin(self) -> None:
-        """The changes noted from now on belong to the next revision."""
+        """Starts the next revision: changes noted from now on belong to it."""
         self.revision += 1
 
-    def note(self, tenant: str, program_id: str, *, removed: bool) -> None:
-        """A program changed."""
+    def note(self, key: ProgramKey, *, removed: bool) -> None:
+        """Records that a program changed."""
         if len(self._changes) == self._changes.maxlen:
-            self._since = self._changes[0][0]
-        self._changes.append((self.revision, tenant, program_id, removed))
+            self._complete_since = self._changes[0][0]
+        self._changes.append((self.revision, key, removed))
 
-    def after(self, revision: int, tenant: str, program_id: str = "") -> dict[str, bool]:
-        """Programs of a tenant (or the one) changed after a revision, and whether they are gone. GoneError."""
-        if not self._since <= revision <= self.revision:
-            raise GoneError("REVISION_COMPACTED", f"revision {revision} is no longer kept: list again")
-        found: dict[str, bool] = {}
-        for at, owner, changed, removed in reversed(self._changes):
+    def after(self, revision: int, tenant: Tenant, program_id: ProgramId = NO_PROGRAM) -> dict[ProgramId, bool]:
+        """A tenant's programs (or the one) that changed after a revision; True = it was removed. GoneError."""
+        if not self._complete_since <= revision <= self.revision:
+            raise GoneError("REVISION_COMPACTED", f"revision {revision} is no longer in the history: list again")
+        found: dict[ProgramId, bool] = {}
+        for at, key, removed in reversed(self._changes):
             if at <= revision:
                 break
-            if owner == tenant and program_id in ("", changed):
-                found.setdefault(changed, removed)
+            if key.tenant == tenant and program_id in ("", key.program_id):
+                found.setdefault(key.program_id, removed)
         return found

@@ -1,207 +1,264 @@
-"""The process table: one row per live program, and the account that decides who runs next.
+"""The process table: one row per program, and the account that decides whose call runs next.
 
-Pure: time and epoch are given, nothing is read or written outside. Reports are absolute, so hearing one twice, late or
-out of order changes nothing (rows.py says how a call that was counted is told from one whose admission was lost). What
-it is made of: program_index (every way to look rows up), programs (their life, and what changed), and here the calls.
+Pure: time and epoch are arguments, nothing is read or written outside. The table owns its parts: the index (every way
+to look rows up), the programs (their life), the changes (what must be stored). This module is about calls: admitted,
+reported by engines, ended. Reports are absolute, so a repeated, late or reordered one changes nothing (rows.py says how
+a call that has been counted is recognised).
+
+Call ids are `<program>.<epoch>.<number>`. Numbers count all calls of this process, so no two tenants share an id.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from agentserving.contract.accounting import account_at_admit, charge_call
+from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import Accounting
 
-from agentserving_controlplane.errors import ConflictError, InvalidError, NotFoundError
+from agentserving_controlplane.clock import Instant
+from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionPlanner, AdmissionRequest
+from agentserving_controlplane.table.call_chunks import ROW
+from agentserving_controlplane.table.changes import Changes, Item
 from agentserving_controlplane.table.endings import EndedCall, origin_of
-from agentserving_controlplane.table.program_index import ACTIVE, CLOSED, PAUSED, TOOL_WAIT
-from agentserving_controlplane.table.programs import PROGRAM_ID, Programs
-from agentserving_controlplane.table.reported import MAX_COUNTER, Reported, raise_counters
+from agentserving_controlplane.table.expiry import Limits, is_forgettable, is_idle
+from agentserving_controlplane.table.numbering import count_adopted, is_counted
+from agentserving_controlplane.table.program_index import ProgramIndex
+from agentserving_controlplane.table.programs import PROGRAM_ID, Programs, Totals
+from agentserving_controlplane.table.reports import MAX_COUNTER, CallReport, raise_counters
 from agentserving_controlplane.table.rows import (
     MAX_ENGINES_KEPT,
-    MAX_EPOCHS_KEPT,
     MAX_MISSING_KEPT,
-    MAX_OPEN_CALL_BYTES,
     MAX_SUM,
     MAX_THREAD_BYTES,
     MAX_THREADS_KEPT,
+    NO_PROGRAM,
     CallRow,
     ProgramRow,
     ThreadRow,
     call_parts,
+    chunk_key,
     cut,
+    encode,
+    encode_calls,
     row_key,
 )
-
-COMPLETED, CANCELLED, FAILED, EXPIRED = 1, 2, 3, 4
-
-MAX_PARENTS, MAX_OPEN_CALLS = 64, 1024
-# A program that waits for a tool is abandoned after so many times the idle limit.
-TOOL_WAIT_PATIENCE = 6
+from agentserving_controlplane.table.states import Outcome, ProgramState
 
 
-class ProcessTable(Programs):
-    """All live programs of all tenants."""
+class ProcessTable:
+    """All programs of all tenants, and their calls in flight."""
 
     def __init__(self, epoch: int, accounting: Accounting = Accounting.CRITICAL_PATH) -> None:
-        super().__init__(epoch)
-        self.accounting = accounting
+        self.epoch, self.accounting = epoch, accounting
+        self.totals = Totals()
+        self.index = ProgramIndex()
+        self._changes = Changes()
+        self.programs = Programs(epoch, self.index, self._changes, self.totals)
+        self._planner = AdmissionPlanner(self.index, self.programs)
+        self._next_number = 0
 
-    # -- calls ---------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------------
 
-    def admit(
-        self,
-        row: ProgramRow,
-        now_us: int,
-        *,
-        engine_id: str,
-        thread_id: str = "",
-        parents: tuple[str, ...] = (),
-        attempt: int = 1,
-        key: str = "",
-        request: str = "",
-    ) -> CallRow:
-        """Takes a call in, on an engine that has been chosen."""
-        self.check_admittable(row, thread_id, parents)
-        n = row.admitted.get(self.epoch, 0)
-        row.admitted[self.epoch] = n + 1
-        account = account_at_admit(self.accounting, self.root_of(row).attained_service_us)
+    @property
+    def rows(self) -> Mapping[ProgramKey, ProgramRow]:
+        """All rows; changed only through the table."""
+        return self.index.rows
+
+    @property
+    def open_calls(self) -> int:
+        """Number of calls in flight."""
+        return self.index.open_calls
+
+    # -- the store -----------------------------------------------------------------------------------------------
+
+    def restore(
+        self, rows: Iterable[ProgramRow], chunks: Mapping[ProgramKey, Mapping[int, list[CallRow]]], now: Instant
+    ) -> None:
+        """Fills an empty table with what the store holds. Ages count from now.
+
+        A row whose calls outgrow it (older versions stored up to 1,024 in it) is marked as changed, so that its calls
+        are stored in chunks.
+        """
+        for row in rows:
+            stored = list(row.calls.values())
+            row.calls = {}
+            self.index.insert(row, now.steady_us, ordered=False)
+            for number, calls in chunks.get(row.key, {}).items():
+                for call in calls:
+                    self.index.restore_call(row, number, call, now.steady_us)
+            for call in stored:
+                place = self.index.add_call(row, call, now.steady_us)
+                if place != ROW:
+                    self._changes.call(row.key, place)
+        self.index.sort_ids()
+
+    def take_changes(self) -> list[list[Item]]:
+        """Changed items since the last time, in groups that must land in one transaction."""
+        return self._changes.take()
+
+    def encode(self, item: Item) -> tuple[str, bytes | None]:
+        """Store key and present value of an item; None deletes it."""
+        tenant, program_id = item.key
+        if item.place == ROW:
+            row = self.index.rows[item.key]
+            return row_key(tenant, program_id), encode(row, self.index.chunks.in_row(row))
+        calls = self.index.chunks.chunk(item.key, item.place)
+        return chunk_key(tenant, program_id, item.place), encode_calls(calls.values()) if calls else None
+
+    # -- admission -----------------------------------------------------------------------------------------------
+
+    def plan_admission(self, request: AdmissionRequest) -> AdmissionPlan:
+        """Everything about an admission but the engine. Raises DomainError; changes nothing."""
+        return self._planner.plan(request)
+
+    def commit(self, plan: AdmissionPlan, engine_id: EngineId, now: Instant) -> CallRow:
+        """Applies a plan made since the last change: opens what it opens, admits the call, ends the attempt before."""
+        for opening in plan.opens:
+            self.programs.commit_open(opening, now)
+        row = self.index.rows[plan.key]
+        if plan.reopens:
+            self.programs.reopen(row, now)
+        call = self._admit(row, plan, engine_id, now)
+        row.closing |= plan.closing
+        # Last: a closing program must not lose its last call before it has the new one.
+        if plan.replaces is not None:
+            self.end_call(*plan.replaces, Outcome.FAILED, now)
+        return call
+
+    def _admit(self, row: ProgramRow, plan: AdmissionPlan, engine_id: EngineId, now: Instant) -> CallRow:
+        number, self._next_number = self._next_number, self._next_number + 1
+        row.admitted[self.epoch] = number + 1
         call = CallRow(
-            f"{row.program_id}.{self.epoch}.{n}", attempt, thread_id, engine_id, account, now_us, now_us,
-            parents=list(parents), idempotency_key=key, request=request,
-        )  # fmt: skip
-        self._add_call(row, call)
-        self._thread(row, thread_id).calls += 1
-        row.last_arrival_us = now_us
-        if row.state == TOOL_WAIT:
-            row.state = ACTIVE
+            call_id=CallId(f"{row.program_id}.{self.epoch}.{number}"),
+            attempt=plan.attempt,
+            thread_id=plan.thread_id,
+            engine_id=engine_id,
+            attained_service_us=account_at_admit(self.accounting, self.index.root_of(row).attained_service_us),
+            admit_us=now.unix_us,
+            parents=list(plan.parents),
+            idempotency_key=plan.request.idempotency_key,
+            request=plan.request.digest,
+        )
+        self._changes.call(row.key, self.index.add_call(row, call, now.steady_us))
+        self._thread(row, plan.thread_id).calls += 1
+        row.last_arrival_us = now.unix_us
+        self.index.active_us[row.key] = now.steady_us
+        self.programs.end_tool_wait(row, now)
         if engine_id in row.engines:
             row.engines.remove(engine_id)
         row.engines.insert(0, engine_id)
         del row.engines[MAX_ENGINES_KEPT:]
-        self._touch(row)
         return call
 
-    def _thread(self, row: ProgramRow, thread_id: str) -> ThreadRow:
-        """The thread, made when new, as the one used last; the one unused for longest makes room."""
+    @staticmethod
+    def _thread(row: ProgramRow, thread_id: str) -> ThreadRow:
+        """The thread, created when new and marked as used last; the least recently used one makes room."""
         thread = row.threads.pop(thread_id, None)
         if thread is None:
-            if len(row.threads) >= MAX_THREADS_KEPT:
+            while len(row.threads) >= MAX_THREADS_KEPT:
                 del row.threads[next(iter(row.threads))]
             thread = ThreadRow(thread_id)
         row.threads[thread_id] = thread
         return thread
 
-    def check_admittable(self, row: ProgramRow, thread_id: str, parents: tuple[str, ...]) -> None:
-        """Raises what `admit` would; before an engine is chosen."""
-        self._check_open(row)
-        size = self.call_bytes.get((row.tenant, row.program_id), 0)
-        if len(row.calls) >= MAX_OPEN_CALLS or size > MAX_OPEN_CALL_BYTES:
-            raise ConflictError("TOO_MANY_CALLS", f"a program has at most {MAX_OPEN_CALLS} calls in flight")
-        if len(thread_id.encode()) > MAX_THREAD_BYTES:
-            raise InvalidError("BAD_THREAD_ID", f"thread_id: at most {MAX_THREAD_BYTES} bytes", field="thread_id")
-        if len(parents) > MAX_PARENTS:
-            raise InvalidError("TOO_MANY_PARENTS", f"at most {MAX_PARENTS} parents", field="parent_call_ids")
-        for parent in parents:
-            if not self.knows_call(row, parent):
-                raise NotFoundError(
-                    "PARENT_CALL_NOT_FOUND", f"{parent!r} is no earlier call of this program", field="parent_call_ids"
-                )
+    # -- reports -------------------------------------------------------------------------------------------------
 
-    def knows_call(self, row: ProgramRow, call_id: str) -> bool:
-        """True for a call of this program that has been admitted, whether or not it has ended."""
-        known = call_parts(call_id)
-        return known is not None and known[0] == row.program_id and known[2] < row.admitted.get(known[1], 0)
-
-    def report(self, told: Reported, now_us: int) -> ProgramRow | None:
-        """An engine's word on a call. Gives the row when it changed something."""
-        parts = call_parts(told.call_id)
-        row = self.rows.get((told.tenant, told.program_id))
-        call = row.calls.get(told.call_id) if row is not None else None
-        if parts is None or told.negative:
+    def report(self, report: CallReport, now: Instant) -> ProgramRow | None:
+        """Applies an engine's report; returns the row when it changed something."""
+        row = self.index.rows.get(report.key)
+        call = row.calls.get(report.call_id) if row is not None else None
+        if call_parts(report.call_id) is None or report.is_negative:
             self.totals.reports_ignored += 1
             return None
         if row is None or call is None:
-            adopted = self._adopt(row, told, parts, now_us)
+            adopted = self._adopt(row, report, now)
             if adopted is None:
                 self.totals.reports_ignored += 1
                 return None
             row, call = adopted
-        if told.attempt < call.attempt:
+        if report.attempt < call.attempt:
             return None
-        self._move_call(row, call, told.engine_id, told.running)
-        raise_counters(call, told)
-        call.heard_us = now_us
-        self._touch(row)
-        if told.outcome:
-            self._end(row, call, told.outcome, now_us)
+        self.index.move_call(row, call, report.engine_id, report.running)
+        raise_counters(call, report)
+        self.index.heard_us[call.call_id] = now.steady_us
+        self._changes.progress(row.key, self.index.place_of(row, call))
+        if report.outcome:
+            self._charge_and_end(row, call, report.outcome, now)
         return row
 
-    def _adopt(
-        self, row: ProgramRow | None, told: Reported, parts: tuple[str, int, int], now_us: int
-    ) -> tuple[ProgramRow, CallRow] | None:
-        """A call that the table does not know: counted already (None), or lost when a control plane died."""
-        program_id, epoch, n = parts
-        missing = row is not None and told.call_id in row.missing
-        if program_id != told.program_id or (epoch >= self.epoch and not missing):
+    def _adopt(self, row: ProgramRow | None, report: CallReport, now: Instant) -> tuple[ProgramRow, CallRow] | None:
+        """Takes in a call that the table does not know. None when it has been counted, or cannot be a call of ours."""
+        parts = call_parts(report.call_id)
+        if parts is None or parts[0] != report.program_id:
             return None
+        _, epoch, number = parts
+        is_missing = row is not None and report.call_id in row.missing
+        if not is_missing and (epoch >= self.epoch or (row is not None and is_counted(row, epoch, number))):
+            return None
+        row = row if row is not None else self._adopt_program(report, now)
         if row is None:
-            row = self._adopt_program(told, now_us)
-            if row is None:
-                return None
-        watermark = row.admitted.get(epoch, 0)
-        if missing:
-            row.missing.remove(told.call_id)
-        elif n >= watermark:
-            row.missing += [f"{program_id}.{epoch}.{i}" for i in range(max(watermark, n - 1000), n)]
-            del row.missing[:-MAX_MISSING_KEPT]
-            row.admitted[epoch] = n + 1
-            while len(row.admitted) > MAX_EPOCHS_KEPT:
-                del row.admitted[min(row.admitted)]
-        else:
             return None
-        thread_id = cut(told.thread_id, MAX_THREAD_BYTES)
-        account = min(told.attained_service_us, MAX_COUNTER)
-        call = CallRow(told.call_id, told.attempt, thread_id, told.engine_id, account, now_us, now_us)
-        self._add_call(row, call)
-        self._thread(row, thread_id).calls += 1
+        if is_missing:
+            row.missing.remove(report.call_id)
+        else:
+            count_adopted(row, epoch, number)
+        call = CallRow(
+            call_id=report.call_id,
+            attempt=report.attempt,
+            thread_id=cut(report.thread_id, MAX_THREAD_BYTES),
+            engine_id=report.engine_id,
+            attained_service_us=min(report.attained_service_us, MAX_COUNTER),
+            admit_us=now.unix_us,
+        )
+        self._changes.call(row.key, self.index.add_call(row, call, now.steady_us))
+        self._thread(row, call.thread_id).calls += 1
         self.totals.calls_adopted += 1
         return row, call
 
-    def _adopt_program(self, told: Reported, now_us: int) -> ProgramRow | None:
-        root = told.root or told.program_id
-        if not (PROGRAM_ID.fullmatch(told.program_id) and PROGRAM_ID.fullmatch(root)):
+    def _adopt_program(self, report: CallReport, now: Instant) -> ProgramRow | None:
+        root = report.root or report.program_id
+        if not (PROGRAM_ID.fullmatch(report.program_id) and PROGRAM_ID.fullmatch(root)):
             return None
-        above = self.rows.get((told.tenant, root))
+        above = self.index.rows.get(ProgramKey(report.tenant, root))
         if above is None:
-            above = ProgramRow(root, told.tenant, now_us, root=root, last_arrival_us=now_us)
-            self._insert(above)
-            self._touch(above)
-        if root == told.program_id:
-            return above
-        row = ProgramRow(told.program_id, told.tenant, now_us, parent=root, root=root, last_arrival_us=now_us)
-        self._insert(row)
-        self._touch(row, above)
+            above = self._adopt_row(report, root, NO_PROGRAM, now)
+        return above if root == report.program_id else self._adopt_row(report, report.program_id, root, now)
+
+    def _adopt_row(self, report: CallReport, program_id: ProgramId, parent: ProgramId, now: Instant) -> ProgramRow:
+        row = ProgramRow(
+            program_id=program_id,
+            tenant=report.tenant,
+            open_us=now.unix_us,
+            parent=parent,
+            root=parent or program_id,
+            last_arrival_us=now.unix_us,
+        )
+        self.programs.adopt(row, now)
         return row
 
-    def end_call(self, row: ProgramRow, call_id: str, outcome: int, now_us: int) -> None:
-        """Ends a call by somebody else's word than the engine's.
+    # -- ends ----------------------------------------------------------------------------------------------------
 
-        One that was reported is charged with what was reported last. One that was not is taken back: should an engine
-        speak of it after all, it counts as if its admission had been lost.
+    def end_call(self, key: ProgramKey, call_id: CallId, outcome: Outcome, now: Instant) -> CallRow | None:
+        """Ends a call without its engine's final report; returns the call, or None when it is not in flight.
+
+        A call that was reported is charged with its last report. One that was never reported is taken back: if an
+        engine reports it after all, it is counted as if its admission had been lost.
         """
-        call = row.calls.get(call_id)
-        if call is None:
-            return
+        row = self.index.rows.get(key)
+        call = row.calls.get(call_id) if row is not None else None
+        if row is None or call is None:
+            return None
         if call.boot_id:
-            self._end(row, call, outcome, now_us)
-            return
-        self._drop_call(row, call)
+            self._charge_and_end(row, call, outcome, now)
+            return call
         row.missing.append(call_id)
         del row.missing[:-MAX_MISSING_KEPT]
-        self._ended(row, call, outcome, now_us)
+        self._end(row, call, outcome, now)
+        return call
 
-    def _end(self, row: ProgramRow, call: CallRow, outcome: int, now_us: int) -> None:
-        self._drop_call(row, call)
-        root = self.root_of(row)
+    def _charge_and_end(self, row: ProgramRow, call: CallRow, outcome: Outcome, now: Instant) -> None:
+        root = self.index.root_of(row)
         account = charge_call(self.accounting, root.attained_service_us, call.attained_service_us, call.service_us)
         root.attained_service_us = min(account, MAX_SUM)
         root.account_wait_us = min(root.account_wait_us + call.wait_us, MAX_SUM)
@@ -213,39 +270,44 @@ class ProcessTable(Programs):
         if thread is not None:
             thread.service_us = min(thread.service_us + call.service_us, MAX_SUM)
             thread.wait_us = min(thread.wait_us + call.wait_us, MAX_SUM)
-        self._touch(row, root)
-        self._ended(row, call, outcome, now_us)
+        self.programs.touch(row, with_root=True)
+        self._end(row, call, outcome, now)
 
-    def _ended(self, row: ProgramRow, call: CallRow, outcome: int, now_us: int) -> None:
-        row.last_completion_us = now_us
+    def _end(self, row: ProgramRow, call: CallRow, outcome: Outcome, now: Instant) -> None:
+        self._changes.call(row.key, self.index.drop_call(row, call))
+        row.last_completion_us = now.unix_us
+        if row.state is not ProgramState.CLOSED:
+            self.index.active_us[row.key] = now.steady_us
         self.totals.calls_completed += 1
         self.totals.outcomes[outcome] = self.totals.outcomes.get(outcome, 0) + 1
-        self._touch(row)
-        if self.endings is not None:
-            self.endings.note(row.tenant, EndedCall(origin_of(row, self.root_of(row)), call, outcome, now_us))
+        if self.programs.endings is not None:
+            ended = EndedCall(origin_of(row, self.index.root_of(row)), call, outcome, now.unix_us)
+            self.programs.endings.note(row.tenant, ended)
         if row.closing and not row.calls:
-            self.close(row, COMPLETED, now_us)
+            self.programs.close(row, Outcome.COMPLETED, now)
 
     # -- expiry --------------------------------------------------------------------------------------------------
 
-    def expire(self, row: ProgramRow, now_us: int, *, idle_us: int, silent_us: int, retention_us: int) -> bool:
-        """Ends what nobody will end of one row; True when the row itself is gone."""
-        for call in [c for c in row.calls.values() if now_us - c.heard_us > silent_us]:
-            self.end_call(row, call.call_id, EXPIRED, now_us)
-            self.totals.calls_expired += 1
+    def silent_calls(self, row: ProgramRow, limits: Limits, now: Instant) -> list[CallId]:
+        """Calls that no engine has reported for too long: to be ended as EXPIRED, one by one."""
+        heard = self.index.heard_us
+        return [call_id for call_id in row.calls if now.steady_us - heard[call_id] > limits.call_idle_us]
+
+    def expire(self, row: ProgramRow, limits: Limits, now: Instant) -> bool:
+        """Closes an idle program, removes one that has been closed for long enough; True when the row is gone."""
         if row.calls:
             return False
-        if row.state == CLOSED:
-            if now_us - row.close_us <= retention_us or self.has_children(row):
+        age_us = now.steady_us - self.index.active_us[row.key]
+        if row.state is ProgramState.CLOSED:
+            if not is_forgettable(row, age_us, limits) or self.index.has_children(row):
                 return False
-            self._changed.pop((row.tenant, row.program_id), None)
-            self._remove(row)
+            self._changes.forget(row.key)
+            self.index.remove(row)
             return True
-        last = max(row.last_arrival_us, row.last_completion_us, row.open_us)
-        patience = TOOL_WAIT_PATIENCE if row.state == TOOL_WAIT else 1
-        if self.state_of(row) != PAUSED and now_us - last > idle_us * patience:
-            self.close(row, EXPIRED, now_us)
+        if self.index.state_of(row) is not ProgramState.PAUSED and is_idle(row, age_us, limits):
+            self.programs.close(row, Outcome.EXPIRED, now)
         return False
 
-
-__all__ = ["ACTIVE", "CLOSED", "PAUSED", "TOOL_WAIT", "ProcessTable", "Reported", "row_key"]
+    def find(self, tenant: Tenant, program_id: str) -> ProgramRow:
+        """The row of a tenant's program. NotFoundError."""
+        return self.index.find(ProgramKey(tenant, program_id))  # type: ignore[arg-type]

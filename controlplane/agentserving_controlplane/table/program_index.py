@@ -1,162 +1,240 @@
-"""All rows, and every way they are looked up: by id, by page, by tree, by idempotency key, by engine. Pure.
+"""All rows and every way to look them up: by id, page, tree, idempotency key, engine and call. Pure.
 
-What would cost a walk over all rows is kept as it changes: counts, held trees, the calls on an engine, ids in order.
+Anything that would otherwise need a walk over all rows is maintained here as rows change: counts, paused trees, the
+calls on each engine, the engines of each tree, ids in order.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
+
+from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
 from agentserving_controlplane.errors import NotFoundError
-from agentserving_controlplane.table.rows import CallRow, ProgramRow, call_bytes
+from agentserving_controlplane.table.call_chunks import CallChunks
+from agentserving_controlplane.table.rows import CallRow, ProgramRow
+from agentserving_controlplane.table.states import ProgramState
 
-ACTIVE, TOOL_WAIT, PAUSED, CLOSED = 1, 2, 3, 4
-
-# Rows that one page looks at, whatever it finds: it may be short, but it never holds up the loop.
+# Rows that one page examines at most: a page may be short, but it never blocks the event loop for long.
 MAX_PAGE_SCAN = 2000
-
-Key = tuple[str, str]
+NO_CALLS: Mapping[EngineId, int] = {}
 
 
 class ProgramIndex:
     """Rows by (tenant, program id)."""
 
     def __init__(self) -> None:
-        self.rows: dict[Key, ProgramRow] = {}
-        self.open_calls = 0
+        self.rows: dict[ProgramKey, ProgramRow] = {}
+        self.chunks = CallChunks()
+        # Calls in flight, with the keys of their rows.
+        self.calls: dict[CallId, ProgramKey] = {}
         self.running_calls = 0
+        # Programs that are not closed, and those with calls in flight.
         self.live = 0
         self.busy = 0
-        # Bytes that the calls in flight of a row take at most.
-        self.call_bytes: dict[Key, int] = {}
-        # Roots whose trees are held; keys of rows that were opened with an idempotency key.
-        self.held: set[Key] = set()
-        self.opened_with: dict[Key, str] = {}
-        self._ids: dict[str, list[str]] = {}
-        self._children: dict[Key, set[str]] = {}
-        self._on_engine: dict[str, dict[str, Key]] = {}
+        # Roots whose trees are paused.
+        self.paused: set[ProgramKey] = set()
+        # Steady time of the last sign of life: of a call in flight; of a program, or when it closed.
+        self.heard_us: dict[CallId, int] = {}
+        self.active_us: dict[ProgramKey, int] = {}
+        # (tenant, idempotency key of OpenProgram) -> program id.
+        self._opened_with: dict[tuple[Tenant, str], ProgramId] = {}
+        self._ids: dict[Tenant, list[ProgramId]] = {}
+        self._children: dict[ProgramKey, set[ProgramId]] = {}
+        self._on_engine: dict[EngineId, dict[CallId, ProgramKey]] = {}
+        # Calls in flight of each tree, by engine.
+        self._engines_of_tree: dict[ProgramKey, dict[EngineId, int]] = {}
 
     # -- reading -------------------------------------------------------------------------------------------------
 
-    def find(self, tenant: str, program_id: str) -> ProgramRow:
-        """The row; NotFoundError for an unknown program and for one of another tenant alike."""
-        row = self.rows.get((tenant, program_id))
+    @property
+    def open_calls(self) -> int:
+        """Number of calls in flight."""
+        return len(self.calls)
+
+    def find(self, key: ProgramKey) -> ProgramRow:
+        """The row of a program; NotFoundError for unknown programs and those of other tenants alike."""
+        row = self.rows.get(key)
         if row is None:
-            raise NotFoundError("PROGRAM_NOT_FOUND", f"no program {program_id!r}: open it first", field="program_id")
+            raise NotFoundError(
+                "PROGRAM_NOT_FOUND", f"no program {key.program_id!r}: open it first", field="program_id"
+            )
         return row
 
-    def root_of(self, row: ProgramRow) -> ProgramRow:
-        """The row that holds the account of a program's tree."""
-        return self.rows.get((row.tenant, row.root), row)
+    def call(self, call_id: CallId, tenant: Tenant) -> tuple[ProgramRow, CallRow] | None:
+        """A tenant's call in flight, with its program."""
+        key = self.calls.get(call_id)
+        if key is None or key.tenant != tenant:
+            return None
+        row = self.rows[key]
+        return row, row.calls[call_id]
 
-    def state_of(self, row: ProgramRow) -> int:
-        """CLOSED beats PAUSED, which the root tells, beats the rest."""
-        if row.state != CLOSED and self.root_of(row).held:
-            return PAUSED
+    def opened_with(self, tenant: Tenant, idempotency_key: str) -> ProgramRow | None:
+        """The program that an OpenProgram with this key has opened."""
+        program_id = self._opened_with.get((tenant, idempotency_key)) if idempotency_key else None
+        return self.rows.get(ProgramKey(tenant, program_id)) if program_id is not None else None
+
+    def root_of(self, row: ProgramRow) -> ProgramRow:
+        """The row that carries the account of a program's tree."""
+        return self.rows.get(row.root_key, row)
+
+    def state_of(self, row: ProgramRow) -> ProgramState:
+        """CLOSED takes precedence over PAUSED, and PAUSED over the other states."""
+        if row.state is not ProgramState.CLOSED and self.root_of(row).paused:
+            return ProgramState.PAUSED
         return row.state
 
     def tree(self, row: ProgramRow) -> Iterator[ProgramRow]:
-        """A program and all below it."""
+        """A program and all its descendants."""
         stack = [row.program_id]
         while stack:
-            program_id = stack.pop()
-            found = self.rows.get((row.tenant, program_id))
+            key = ProgramKey(row.tenant, stack.pop())
+            found = self.rows.get(key)
             if found is not None:
                 yield found
-            stack += sorted(self._children.get((row.tenant, program_id), ()))
+            stack += sorted(self._children.get(key, ()))
 
     def has_children(self, row: ProgramRow) -> bool:
-        """True while a row below it is kept."""
-        return bool(self._children.get((row.tenant, row.program_id)))
+        """True while the row of a sub-agent is retained."""
+        return bool(self._children.get(row.key))
 
-    def page(self, tenant: str, after: str, size: int, wanted: set[int]) -> tuple[list[ProgramRow], str]:
-        """Rows after an id in order of id, in a `wanted` state (none = all but CLOSED); and where the next page begins.
+    def page(
+        self, tenant: Tenant, after: str, size: int, wanted: Collection[ProgramState]
+    ) -> tuple[list[ProgramRow], str]:
+        """At most `size` rows with ids after `after`, ordered by id, and the id to continue after (empty at the end).
 
-        The second is empty at the end.
+        Without `wanted` states: all but CLOSED.
         """
         ids = self._ids.get(tenant, [])
         found: list[ProgramRow] = []
         at = begin = bisect_right(ids, after)
         while at < len(ids) and len(found) < size and at - begin < MAX_PAGE_SCAN:
-            row = self.rows[(tenant, ids[at])]
+            row = self.rows[ProgramKey(tenant, ids[at])]
             state = self.state_of(row)
-            if state in wanted if wanted else state != CLOSED:
+            if state in wanted if wanted else state is not ProgramState.CLOSED:
                 found.append(row)
             at += 1
         return found, ids[at - 1] if begin < at < len(ids) else ""
 
-    def calls_on(self, engine_id: str) -> dict[str, Key]:
-        """Calls in flight on an engine, by id, with the keys of their rows; stays true as they come and go."""
+    def calls_on(self, engine_id: EngineId) -> Mapping[CallId, ProgramKey]:
+        """A live view of the calls in flight on an engine."""
         return self._on_engine.setdefault(engine_id, {})
+
+    def engines_with_calls(self) -> list[EngineId]:
+        """Engines on which calls are in flight."""
+        return [engine_id for engine_id, calls in self._on_engine.items() if calls]
+
+    def engines_of_tree(self, root: ProgramKey) -> Mapping[EngineId, int]:
+        """Engines on which calls of a tree are in flight, with their numbers."""
+        return self._engines_of_tree.get(root, NO_CALLS)
 
     # -- changing ------------------------------------------------------------------------------------------------
 
-    def restore(self, rows: Iterable[ProgramRow]) -> None:
-        """Takes in what the store holds; before anything else."""
-        for row in rows:
-            self._insert(row, ordered=False)
-            for call in row.calls.values():
-                self._count_call(row, call)
+    def sort_ids(self) -> None:
+        """Restores the order of ids after unordered insertions."""
         for ids in self._ids.values():
             ids.sort()
 
-    def _insert(self, row: ProgramRow, *, ordered: bool = True) -> None:
-        key = (row.tenant, row.program_id)
+    def restore_call(self, row: ProgramRow, number: int, call: CallRow, steady_us: int) -> None:
+        """Adds a call that the store holds in a chunk."""
+        self.busy += not row.calls
+        row.calls[call.call_id] = call
+        self.chunks.restore(row.key, number, call)
+        self._count_call(row, call, steady_us)
+
+    def insert(self, row: ProgramRow, steady_us: int, *, ordered: bool = True) -> None:
+        """Adds a row without calls."""
+        key = row.key
         self.rows[key] = row
+        self.active_us[key] = steady_us
         ids = self._ids.setdefault(row.tenant, [])
         if ordered:
             insort(ids, row.program_id)
         else:
             ids.append(row.program_id)
         if row.parent:
-            self._children.setdefault((row.tenant, row.parent), set()).add(row.program_id)
-        if row.idempotency_key:
-            self.opened_with[(row.tenant, row.idempotency_key)] = row.program_id
-        if row.held:
-            self.held.add(key)
-        self.live += row.state != CLOSED
-        self.busy += bool(row.calls)
+            self._children.setdefault(ProgramKey(row.tenant, row.parent), set()).add(row.program_id)
+        self.name_opening(row)
+        if row.paused:
+            self.paused.add(key)
+        self.live += row.state is not ProgramState.CLOSED
 
-    def _remove(self, row: ProgramRow) -> None:
-        """A closed row without calls or children is forgotten."""
-        key = (row.tenant, row.program_id)
+    def name_opening(self, row: ProgramRow) -> None:
+        """Makes a row findable by the idempotency key that opened it."""
+        if row.idempotency_key:
+            self._opened_with[(row.tenant, row.idempotency_key)] = row.program_id
+
+    def unname_opening(self, row: ProgramRow) -> None:
+        """Inverse of `name_opening`."""
+        if row.idempotency_key:
+            self._opened_with.pop((row.tenant, row.idempotency_key), None)
+
+    def remove(self, row: ProgramRow) -> None:
+        """Removes a closed row that has no calls and no children."""
+        key = row.key
         del self.rows[key]
+        del self.active_us[key]
         ids = self._ids[row.tenant]
         del ids[bisect_right(ids, row.program_id) - 1]
+        if not ids:
+            del self._ids[row.tenant]
         self._children.pop(key, None)
         if row.parent:
-            self._children.get((row.tenant, row.parent), set()).discard(row.program_id)
-        if row.idempotency_key:
-            self.opened_with.pop((row.tenant, row.idempotency_key), None)
+            parent = ProgramKey(row.tenant, row.parent)
+            siblings = self._children.get(parent, set())
+            siblings.discard(row.program_id)
+            if not siblings:
+                self._children.pop(parent, None)
+        self.unname_opening(row)
 
-    def _add_call(self, row: ProgramRow, call: CallRow) -> None:
+    def add_call(self, row: ProgramRow, call: CallRow, steady_us: int) -> int:
+        """Adds a call that begins; returns its place."""
         self.busy += not row.calls
         row.calls[call.call_id] = call
-        self._count_call(row, call)
+        place = self.chunks.add(row.key, call)
+        self._count_call(row, call, steady_us)
+        return place
 
-    def _count_call(self, row: ProgramRow, call: CallRow) -> None:
-        key = (row.tenant, row.program_id)
-        self.open_calls += 1
-        self.running_calls += call.running
-        self.call_bytes[key] = self.call_bytes.get(key, 0) + call_bytes(call)
-        self.calls_on(call.engine_id)[call.call_id] = key
-
-    def _drop_call(self, row: ProgramRow, call: CallRow) -> None:
+    def drop_call(self, row: ProgramRow, call: CallRow) -> int:
+        """Removes a call that has ended; returns its place."""
         del row.calls[call.call_id]
-        self.open_calls -= 1
-        if row.calls:
-            self.call_bytes[(row.tenant, row.program_id)] -= call_bytes(call)
-        else:
-            self.call_bytes.pop((row.tenant, row.program_id), None)
+        del self.calls[call.call_id]
+        del self.heard_us[call.call_id]
         self.running_calls -= call.running
         self.busy -= not row.calls
-        self.calls_on(call.engine_id).pop(call.call_id, None)
+        self._off_engine(row, call)
+        return self.chunks.remove(row.key, call)
 
-    def _move_call(self, row: ProgramRow, call: CallRow, engine_id: str, running: bool) -> None:
+    def move_call(self, row: ProgramRow, call: CallRow, engine_id: EngineId, running: bool) -> None:
+        """Records where a call is and whether it runs."""
         if call.engine_id != engine_id:
-            self.calls_on(call.engine_id).pop(call.call_id, None)
-            self.calls_on(engine_id)[call.call_id] = (row.tenant, row.program_id)
+            self._off_engine(row, call)
             call.engine_id = engine_id
+            self._to_engine(row, call)
         self.running_calls += running - call.running
         call.running = running
+
+    def place_of(self, row: ProgramRow, call: CallRow) -> int:
+        """Where the store holds a call in flight: ROW or the number of a chunk."""
+        return self.chunks.place_of(row.key, call.call_id)
+
+    def _count_call(self, row: ProgramRow, call: CallRow, steady_us: int) -> None:
+        self.calls[call.call_id] = row.key
+        self.heard_us[call.call_id] = steady_us
+        self.running_calls += call.running
+        self._to_engine(row, call)
+
+    def _to_engine(self, row: ProgramRow, call: CallRow) -> None:
+        self._on_engine.setdefault(call.engine_id, {})[call.call_id] = row.key
+        engines = self._engines_of_tree.setdefault(row.root_key, {})
+        engines[call.engine_id] = engines.get(call.engine_id, 0) + 1
+
+    def _off_engine(self, row: ProgramRow, call: CallRow) -> None:
+        self._on_engine[call.engine_id].pop(call.call_id, None)
+        engines = self._engines_of_tree[row.root_key]
+        engines[call.engine_id] -= 1
+        if not engines[call.engine_id]:
+            del engines[call.engine_id]
+        if not engines:
+            del self._engines_of_tree[row.root_key]

@@ -1,184 +1,289 @@
-"""The life of programs: opened, held, closed; and which rows have changed. Pure.
+"""The life of programs: opened, paused, waiting for a tool, closed, opened again. Pure.
 
-Every method that changes rows notes them; the caller takes the changes and writes them down, rows that changed
-together in one piece (`take_changes`).
+Opening is planned and then committed (`plan_open`, `commit_open`): a plan is a value that changes nothing, so whatever
+else must be checked can still refuse the request without a trace. `admission_plan.py` does so for calls.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agentserving_controlplane.errors import ConflictError, ExistsError, InvalidError, NotFoundError
+from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
+
+from agentserving_controlplane.clock import Instant
+from agentserving_controlplane.errors import ConflictError, ExistsError, ForbiddenError, InvalidError, NotFoundError
+from agentserving_controlplane.table.changes import Changes
 from agentserving_controlplane.table.endings import ClosedProgram, Endings, origin_of
-from agentserving_controlplane.table.program_index import ACTIVE, CLOSED, TOOL_WAIT, Key, ProgramIndex
-from agentserving_controlplane.table.rows import ProgramRow
+from agentserving_controlplane.table.program_index import ProgramIndex
+from agentserving_controlplane.table.rows import NO_PROGRAM, ProgramRow
+from agentserving_controlplane.table.states import Outcome, ProgramState
 
 PROGRAM_ID = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
 MAX_NAME_BYTES, MAX_KEY_BYTES = 128, 128
 MAX_DEPTH = 16
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRequest:
+    """A request to open a program; without `program_id` the table chooses one."""
+
+    tenant: Tenant
+    program_id: ProgramId = NO_PROGRAM
+    name: str = ""
+    parent: ProgramId = NO_PROGRAM
+    idempotency_key: str = ""
+    # Identifies the rest of the request; set with the key.
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenPlan:
+    """A program to be opened, or a cancelled one to be opened again (`reopens`)."""
+
+    key: ProgramKey
+    name: str = ""
+    parent: ProgramId = NO_PROGRAM
+    root: ProgramId
+    idempotency_key: str = ""
+    digest: str = ""
+    reopens: bool = False
+    # Counter of generated ids after this plan; 0 when the id was given.
+    generated: int = 0
+
+
 @dataclass(slots=True)
 class Totals:
-    """Since this process began."""
+    """Counts since this process began to lead."""
 
     programs_completed: int = 0
     calls_completed: int = 0
     reports_ignored: int = 0
     calls_adopted: int = 0
     calls_expired: int = 0
-    outcomes: dict[int, int] = field(default_factory=dict)
+    outcomes: dict[Outcome, int] = field(default_factory=dict)
 
 
-class Programs(ProgramIndex):
-    """The index, and what may be done to programs."""
+def check_key(key: str) -> None:
+    """InvalidError for an idempotency key that is too long to store."""
+    if len(key.encode()) > MAX_KEY_BYTES:
+        raise InvalidError("KEY_TOO_LONG", f"idempotency_key: at most {MAX_KEY_BYTES} bytes", field="idempotency_key")
 
-    def __init__(self, epoch: int) -> None:
-        super().__init__()
-        self.epoch = epoch
-        self.totals = Totals()
-        self._changed: dict[Key, None] = {}
-        # Rows that changed with their root: neither may be written down without the other.
-        self._bound: dict[Key, Key] = {}
-        self._anonymous = 0
-        # Where ends are told of, when somebody may want to know.
+
+def key_reused(key: str) -> ExistsError:
+    """The refusal of an idempotency key that came with another request."""
+    return ExistsError(
+        "IDEMPOTENCY_KEY_REUSED",
+        f"idempotency_key: {key!r} was used for another request: choose a new key",
+        field="idempotency_key",
+    )
+
+
+def check_not_cancelled(row: ProgramRow, field_name: str = "program_id") -> None:
+    """ForbiddenError for a cancelled program: it stays cancelled until OpenProgram opens it again."""
+    if row.cancelled:
+        raise ForbiddenError(
+            "PROGRAM_CANCELLED",
+            f"program {row.program_id!r} has been cancelled: open it again, or use another id",
+            field=field_name,
+        )
+
+
+def check_open(row: ProgramRow) -> None:
+    """ConflictError for a program that has ended, ForbiddenError for one that was cancelled."""
+    check_not_cancelled(row)
+    if row.state is ProgramState.CLOSED:
+        raise ConflictError("PROGRAM_CLOSED", f"program {row.program_id!r} is closed: open another", field="program_id")
+
+
+class Programs:
+    """Opens, pauses and closes the programs of an index, and records which rows changed."""
+
+    def __init__(self, epoch: int, index: ProgramIndex, changes: Changes, totals: Totals) -> None:
+        self._epoch, self._index, self._changes, self._totals = epoch, index, changes, totals
+        self._generated = 0
+        # Receives closed programs, when set.
         self.endings: Endings | None = None
 
-    def take_changes(self) -> list[list[ProgramRow]]:
-        """Rows changed since the last time, in groups that belong into one transaction."""
-        groups: dict[Key, list[ProgramRow]] = {}
-        for key in self._changed:
-            if key in self.rows:
-                groups.setdefault(self._bound.get(key, key), []).append(self.rows[key])
-        self._changed.clear()
-        self._bound.clear()
-        return list(groups.values())
+    # -- opening -------------------------------------------------------------------------------------------------
 
-    def _touch(self, row: ProgramRow, root: ProgramRow | None = None) -> None:
-        key = (row.tenant, row.program_id)
-        self._changed[key] = None
-        if root is not None and root is not row:
-            above = (root.tenant, root.program_id)
-            self._changed[above] = None
-            self._bound[key] = above
+    def plan_open(
+        self, request: OpenRequest, opening: Mapping[ProgramKey, OpenPlan] | None = None
+    ) -> OpenPlan | ProgramRow:
+        """What opening a program would do, or the row that the same request has already opened. Raises refusals.
 
-    def anonymous_id(self, tenant: str) -> str:
-        """An id for a program that brought none; never given twice."""
-        while True:
-            self._anonymous += 1
-            program_id = f"p-{self.epoch:x}-{self._anonymous:x}"
-            if (tenant, program_id) not in self.rows:
-                return program_id
-
-    def open(
-        self,
-        tenant: str,
-        program_id: str,
-        now_us: int,
-        *,
-        name: str = "",
-        parent: str = "",
-        key: str = "",
-        request: str = "",
-    ) -> ProgramRow:
-        """Opens a program; with the idempotency key and the request (its digest) of before, gives the one there is."""
-        if len(key.encode()) > MAX_KEY_BYTES:
-            raise InvalidError(
-                "KEY_TOO_LONG", f"idempotency_key: at most {MAX_KEY_BYTES} bytes", field="idempotency_key"
-            )
-        before = self.rows.get((tenant, self.opened_with.get((tenant, key), ""))) if key else None
+        `opening`: plans that will be committed before this one.
+        """
+        check_key(request.idempotency_key)
+        before = self._index.opened_with(request.tenant, request.idempotency_key)
         if before is not None:
-            if before.request == request:
+            if before.request == request.digest:
                 return before
-            raise ExistsError(
-                "IDEMPOTENCY_KEY_REUSED",
-                f"idempotency_key: {key!r} opened program {before.program_id!r} with another request: use a new key",
-                field="idempotency_key",
-            )
-        program_id = program_id or self.anonymous_id(tenant)
-        self._check_new(tenant, program_id, name)
-        root = self._root_for_child(tenant, program_id, parent) if parent else program_id
-        row = ProgramRow(
-            program_id, tenant, now_us, name, parent, root,
-            idempotency_key=key, request=request, last_arrival_us=now_us,
-        )  # fmt: skip
-        self._insert(row)
-        self._touch(row, self.rows.get((tenant, root)))
-        return row
-
-    def _check_new(self, tenant: str, program_id: str, name: str) -> None:
+            raise key_reused(request.idempotency_key)
+        opening = opening or {}
+        generated, program_id = (0, request.program_id) if request.program_id else self._generate_id(request, opening)
         if PROGRAM_ID.fullmatch(program_id) is None:
             raise InvalidError("BAD_PROGRAM_ID", "program_id: 1 to 128 of A-Z a-z 0-9 . _ : @ / -", field="program_id")
-        if len(name.encode()) > MAX_NAME_BYTES:
+        if len(request.name.encode()) > MAX_NAME_BYTES:
             raise InvalidError("NAME_TOO_LONG", f"name: at most {MAX_NAME_BYTES} bytes", field="name")
-        if (tenant, program_id) in self.rows:
-            raise ExistsError(
-                "PROGRAM_EXISTS", f"program {program_id!r} is there already: choose another id", field="program_id"
-            )
+        key = ProgramKey(request.tenant, program_id)
+        known = self._index.rows.get(key)
+        if known is not None and not known.cancelled:
+            raise ExistsError("PROGRAM_EXISTS", f"program {program_id!r} exists: choose another id", field="program_id")
+        root = known.root if known is not None else self._root_of_new(key, request.parent, opening)
+        return OpenPlan(
+            key=key,
+            name=request.name,
+            parent=request.parent,
+            root=root,
+            idempotency_key=request.idempotency_key,
+            digest=request.digest,
+            reopens=known is not None,
+            generated=generated,
+        )
 
-    def _root_for_child(self, tenant: str, program_id: str, parent: str) -> str:
-        if parent == program_id:
+    def commit_open(self, plan: OpenPlan, now: Instant) -> ProgramRow:
+        """Opens the program of a plan that was made since the last change."""
+        if plan.reopens:
+            return self._commit_reopen(plan, now)
+        row = ProgramRow(
+            program_id=plan.key.program_id,
+            tenant=plan.key.tenant,
+            open_us=now.unix_us,
+            name=plan.name,
+            parent=plan.parent,
+            root=plan.root,
+            idempotency_key=plan.idempotency_key,
+            request=plan.digest,
+            last_arrival_us=now.unix_us,
+        )
+        self._generated = max(self._generated, plan.generated)
+        self._index.insert(row, now.steady_us)
+        self.touch(row, with_root=True)
+        return row
+
+    def _commit_reopen(self, plan: OpenPlan, now: Instant) -> ProgramRow:
+        row = self._index.rows[plan.key]
+        if plan.idempotency_key:
+            self._index.unname_opening(row)
+            row.idempotency_key, row.request = plan.idempotency_key, plan.digest
+            self._index.name_opening(row)
+        self.reopen(row, now)
+        return row
+
+    def open(self, request: OpenRequest, now: Instant) -> ProgramRow:
+        """Plans and commits at once: the row opened by this request, now or before. Raises refusals."""
+        plan = self.plan_open(request)
+        return plan if isinstance(plan, ProgramRow) else self.commit_open(plan, now)
+
+    def adopt(self, row: ProgramRow, now: Instant) -> None:
+        """Inserts a program that is known from an engine's report only."""
+        self._index.insert(row, now.steady_us)
+        self.touch(row, with_root=True)
+
+    def _generate_id(self, request: OpenRequest, opening: Mapping[ProgramKey, OpenPlan]) -> tuple[int, ProgramId]:
+        """The next free generated id, with its counter. No id is generated twice."""
+        counter = self._generated
+        while True:
+            counter += 1
+            program_id = ProgramId(f"p-{self._epoch:x}-{counter:x}")
+            key = ProgramKey(request.tenant, program_id)
+            if key not in self._index.rows and key not in opening:
+                return counter, program_id
+
+    def _root_of_new(self, key: ProgramKey, parent: ProgramId, opening: Mapping[ProgramKey, OpenPlan]) -> ProgramId:
+        """The root of a new program. Raises when `parent` cannot have a child."""
+        if not parent:
+            return key.program_id
+        if parent == key.program_id:
             raise InvalidError(
-                "CYCLIC_PARENT", f"program {program_id!r} cannot be its own parent", field="parent_program_id"
+                "CYCLIC_PARENT", f"program {parent!r} cannot be its own parent", field="parent_program_id"
             )
-        above = self.rows.get((tenant, parent))
-        if above is None:
+        above = ProgramKey(key.tenant, parent)
+        if above in opening:
+            return opening[above].root
+        row = self._index.rows.get(above)
+        if row is None:
             raise NotFoundError("PARENT_NOT_FOUND", f"no parent program {parent!r}", field="parent_program_id")
+        check_not_cancelled(row, "parent_program_id")
         depth = 1
-        step: ProgramRow | None = above
+        step: ProgramRow | None = row
         while step is not None and step.parent and depth <= MAX_DEPTH:
-            step = self.rows.get((tenant, step.parent))
+            step = self._index.rows.get(ProgramKey(key.tenant, step.parent))
             depth += 1
         if depth > MAX_DEPTH:
             raise InvalidError("TOO_DEEP", f"programs nest at most {MAX_DEPTH} deep", field="parent_program_id")
-        return above.root
+        return row.root
 
-    def close(self, row: ProgramRow, outcome: int, now_us: int) -> None:
-        """No new calls; those in flight finish and are charged. The end of a root ends its hold."""
-        if row.state == CLOSED:
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    def touch(self, row: ProgramRow, *, with_root: bool = False) -> None:
+        """Records that a row changed; `with_root`: it and its root's row must land together."""
+        root = row.root_key if with_root and row.root_key in self._index.rows else None
+        self._changes.row(row.key, root)
+
+    def close(self, row: ProgramRow, outcome: Outcome, now: Instant) -> None:
+        """Ends a program: no new calls; those in flight finish and are charged. The end of a root ends its pause."""
+        if row.state is ProgramState.CLOSED:
             return
-        row.state, row.outcome, row.close_us = CLOSED, outcome, now_us
-        self.live -= 1
-        self.totals.programs_completed += 1
-        if row.held:
-            self.hold(row, False)
-        self._touch(row)
+        row.state, row.outcome, row.close_us = ProgramState.CLOSED, outcome, now.unix_us
+        row.tool, row.tool_expected_us = "", 0
+        self._index.active_us[row.key] = now.steady_us
+        self._index.live -= 1
+        self._totals.programs_completed += 1
+        if row.paused:
+            self.pause(row, False)
+        self.touch(row)
         if self.endings is not None:
-            origin = origin_of(row, self.root_of(row))
-            self.endings.note(row.tenant, ClosedProgram(origin, outcome, now_us, len(row.calls)))
+            origin = origin_of(row, self._index.root_of(row))
+            self.endings.note(row.tenant, ClosedProgram(origin, outcome, now.unix_us, len(row.calls)))
 
-    def reopen(self, row: ProgramRow) -> None:
-        """An id used again after its end is the same program, gone on."""
-        if row.state == CLOSED:
-            row.state, row.outcome, row.close_us = ACTIVE, 0, 0
-            self.live += 1
-            self._touch(row)
+    def cancel(self, row: ProgramRow, now: Instant) -> None:
+        """Closes a program as CANCELLED. One that has ended already keeps its outcome, but takes no calls either."""
+        if not row.cancel_requested:
+            row.cancel_requested = True
+            self.touch(row)
+        if row.state is ProgramState.CLOSED:
+            self._index.active_us[row.key] = now.steady_us
+        else:
+            self.close(row, Outcome.CANCELLED, now)
 
-    def wait_for_tool(self, row: ProgramRow, waits: bool) -> None:
-        """Begins or ends a tool wait."""
-        self._check_open(row)
-        state = TOOL_WAIT if waits else ACTIVE
-        if row.state != state:
-            row.state = state
-            self._touch(row)
+    def reopen(self, row: ProgramRow, now: Instant) -> None:
+        """Continues a closed program under the same id and account."""
+        if row.state is not ProgramState.CLOSED:
+            return
+        row.state, row.outcome, row.close_us = ProgramState.ACTIVE, Outcome.NONE, 0
+        row.closing = row.cancel_requested = False
+        self._index.live += 1
+        self._index.active_us[row.key] = now.steady_us
+        self.touch(row)
 
-    def hold(self, row: ProgramRow, held: bool) -> ProgramRow:
-        """Holds the tree of a program or lets it go; gives its root."""
-        root = self.root_of(row)
-        if held:
-            self._check_open(row)
-            self._check_open(root)
-        if root.held != held:
-            root.held = held
-            key = (root.tenant, root.program_id)
-            (self.held.add if held else self.held.discard)(key)
-            self._touch(root)
+    def begin_tool_wait(self, row: ProgramRow, tool: str, expected_us: int, now: Instant) -> None:
+        """The program waits for a tool; ConflictError when it is closed."""
+        check_open(row)
+        self._index.active_us[row.key] = now.steady_us
+        if (row.state, row.tool, row.tool_expected_us) != (ProgramState.TOOL_WAIT, tool, expected_us):
+            row.state, row.tool, row.tool_expected_us = ProgramState.TOOL_WAIT, tool, expected_us
+            self.touch(row)
+
+    def end_tool_wait(self, row: ProgramRow, now: Instant) -> bool:
+        """False when the program was not waiting."""
+        if row.state is not ProgramState.TOOL_WAIT:
+            return False
+        row.state, row.tool, row.tool_expected_us = ProgramState.ACTIVE, "", 0
+        self._index.active_us[row.key] = now.steady_us
+        self.touch(row)
+        return True
+
+    def pause(self, row: ProgramRow, paused: bool) -> ProgramRow:
+        """Pauses or resumes the tree of a program; returns its root."""
+        root = self._index.root_of(row)
+        if paused:
+            check_open(row)
+            check_open(root)
+        if root.paused != paused:
+            root.paused = paused
+            (self._index.paused.add if paused else self._index.paused.discard)(root.key)
+            self.touch(root)
         return root
-
-    @staticmethod
-    def _check_open(row: ProgramRow) -> None:
-        if row.state == CLOSED:
-            raise ConflictError(
-                "PROGRAM_CLOSED", f"program {row.program_id!r} is closed: open another", field="program_id"
-            )

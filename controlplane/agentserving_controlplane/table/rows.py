@@ -1,42 +1,53 @@
-"""Rows of the process table, and how they lie in the store. All times are microseconds, instants since the epoch.
+"""Rows of the process table, and their form in the store. Durations in microseconds, instants in Unix microseconds.
 
-A row holds its open calls and, per epoch, how many calls it has admitted: a call is open, or below the watermark and so
-counted already, or above it and so lost in a crash before it was written down. No tombstones are kept.
+A row records its calls in flight and, per epoch, how far calls were numbered. A reported call is therefore in flight,
+or numbered below the watermark and already counted, or above it and lost in a crash before it was stored. No tombstones
+are needed. Calls that do not fit into the row are stored beside it, in chunks (call_chunks.py).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import msgspec
+from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
-SCHEMA_VERSION = 1
+from agentserving_controlplane.table.states import Outcome, ProgramState
+
+# Version 1 is a row with all of its calls. A row with chunks has version 2: a reader that knows no chunks must refuse
+# it, because it would lose the calls in them.
+SCHEMA_VERSION, WHOLE_ROW_VERSION = 2, 1
 MAX_ENGINES_KEPT = 8
-# What keeps the largest row below MAX_ROW_BYTES, so that two of them fit into one transaction of etcd (1.5 MiB).
-MAX_ROW_BYTES = 700_000
+# Bounds of what a row holds. The largest row stays below MAX_ROW_BYTES, so that a row, its root's row and one chunk
+# fit into one batch of the store (1 MB).
+MAX_ROW_BYTES = 450_000
 MAX_THREADS_KEPT, MAX_MISSING_KEPT, MAX_EPOCHS_KEPT = 512, 1000, 256
-MAX_THREAD_BYTES, MAX_OPEN_CALL_BYTES = 128, 300_000
-# Saturation of every sum: no engine's word makes a number that the wire cannot carry (int64).
+MAX_THREAD_BYTES, MAX_TOOL_BYTES = 128, 128
+# Every sum saturates here, so that no report makes a number that the wire (int64) cannot carry.
 MAX_SUM = 1 << 60
 
+ROWS_PREFIX, CHUNKS_PREFIX = "programs/", "calls/"
 _CALL_ID = re.compile(r"(.{1,128})\.(0|[1-9][0-9]{0,17})\.(0|[1-9][0-9]{0,17})", re.DOTALL)
-_PAUSED_BEFORE_HOLDS = 3
+_STATE_PAUSED_IN_OLD_ROWS = 3
+
+
+NO_PROGRAM, NO_CALL = ProgramId(""), CallId("")
 
 
 class NewerSchemaError(ValueError):
-    """The store was written by a newer version."""
+    """The store was written by a newer version of the control plane."""
 
 
 class CallRow(msgspec.Struct, omit_defaults=True):
-    """A call in flight; counters are the largest reported so far."""
+    """A call in flight; counters are the largest reported so far. `boot_id` is empty until an engine reports it."""
 
-    call_id: str
+    call_id: CallId
     attempt: int
     thread_id: str
-    engine_id: str
+    engine_id: EngineId
     attained_service_us: int
     admit_us: int
-    heard_us: int
     boot_id: str = ""
     service_us: int = 0
     wait_us: int = 0
@@ -46,16 +57,16 @@ class CallRow(msgspec.Struct, omit_defaults=True):
     preemptions: int = 0
     level: int = 0
     running: bool = False
-    parents: list[str] = []
-    # Of the admission, when it carried a key; and what it asked for.
+    parents: list[CallId] = []
     idempotency_key: str = ""
+    # Digest of the admission request that carried the key.
     request: str = ""
 
 
 def call_bytes(call: CallRow) -> int:
-    """Bound on what a call in flight takes in its encoded row."""
+    """Upper bound on the encoded size of a call, whatever its counters become."""
     named = 2 * len(call.call_id) + len(call.thread_id.encode()) + len(call.idempotency_key.encode())
-    return 450 + named + sum(len(parent) + 3 for parent in call.parents)
+    return 450 + named + len(call.engine_id.encode()) + sum(len(parent) + 3 for parent in call.parents)
 
 
 class ThreadRow(msgspec.Struct, omit_defaults=True):
@@ -68,16 +79,16 @@ class ThreadRow(msgspec.Struct, omit_defaults=True):
 
 
 class ProgramRow(msgspec.Struct, omit_defaults=True):
-    """A program; `attained_service_us` and `account_wait_us` are meaningful on a root and count for its whole tree."""
+    """A program. On a root, `attained_service_us` and `account_wait_us` are the account of the whole tree."""
 
-    program_id: str
-    tenant: str
+    program_id: ProgramId
+    tenant: Tenant
     open_us: int
     name: str = ""
-    parent: str = ""
-    root: str = ""
-    state: int = 1
-    outcome: int = 0
+    parent: ProgramId = NO_PROGRAM
+    root: ProgramId = NO_PROGRAM
+    state: ProgramState = ProgramState.ACTIVE
+    outcome: Outcome = Outcome.NONE
     attained_service_us: int = 0
     account_wait_us: int = 0
     total_service_us: int = 0
@@ -87,61 +98,113 @@ class ProgramRow(msgspec.Struct, omit_defaults=True):
     cached_tokens: int = 0
     output_tokens: int = 0
     preemptions: int = 0
-    calls: dict[str, CallRow] = {}
+    calls: dict[CallId, CallRow] = {}
     threads: dict[str, ThreadRow] = {}
-    engines: list[str] = []
+    # Engines that ran its calls, most recent first.
+    engines: list[EngineId] = []
     last_arrival_us: int = 0
     last_completion_us: int = 0
     close_us: int = 0
-    # epoch -> calls admitted; and calls below a watermark that were never heard of (lost admissions).
+    # By epoch: one more than the number of the program's newest call.
     admitted: dict[int, int] = {}
-    missing: list[str] = []
+    # Calls that ended without a report, and lost admissions: a late report of one is still counted.
+    missing: list[CallId] = []
+    # By epoch: numbers at or above the watermark that have been counted after a crash.
+    adopted: dict[int, list[int]] = {}
     idempotency_key: str = ""
+    # Closes as COMPLETED when its last call ends.
     closing: bool = False
-    # What OpenProgram asked for, with its key; and, on a root, whether its tree is held.
+    # Digest of the OpenProgram request that carried the key.
     request: str = ""
-    held: bool = False
+    # On a root: its whole tree is paused.
+    paused: bool = msgspec.field(default=False, name="held")
+    # During a tool wait: the tool and the wait that the client expects (0 = unknown).
+    tool: str = ""
+    tool_expected_us: int = 0
+    # Its owner has cancelled it, whatever its outcome was by then: it takes no calls until it is opened again.
+    cancel_requested: bool = False
+
+    @property
+    def key(self) -> ProgramKey:
+        return ProgramKey(self.tenant, self.program_id)
+
+    @property
+    def root_key(self) -> ProgramKey:
+        return ProgramKey(self.tenant, self.root)
+
+    @property
+    def cancelled(self) -> bool:
+        """True for a program that takes no calls because its owner has cancelled it."""
+        return self.state is ProgramState.CLOSED and (self.cancel_requested or self.outcome is Outcome.CANCELLED)
 
 
 class _Stored(msgspec.Struct, array_like=True):
     version: int
-    row: msgspec.Raw
+    body: msgspec.Raw
 
 
 _encoder = msgspec.msgpack.Encoder()
 _row_decoder = msgspec.msgpack.Decoder(ProgramRow)
+_calls_decoder = msgspec.msgpack.Decoder(list[CallRow])
 _stored_decoder = msgspec.msgpack.Decoder(_Stored)
 
 
-def encode(row: ProgramRow) -> bytes:
-    """A row as it lies in the store."""
-    return _encoder.encode((SCHEMA_VERSION, row))
+def encode(row: ProgramRow, in_row: dict[CallId, CallRow] | None = None) -> bytes:
+    """A row for the store; with only the calls `in_row` when the others are stored in chunks."""
+    if in_row is None:
+        return _encoder.encode((WHOLE_ROW_VERSION, row))
+    return _encoder.encode((SCHEMA_VERSION, msgspec.structs.replace(row, calls=in_row)))
 
 
-def decode(data: bytes) -> ProgramRow:
-    """Inverse of `encode`. NewerSchemaError for rows of a newer version."""
+def encode_calls(calls: Iterable[CallRow]) -> bytes:
+    """A chunk of calls for the store."""
+    return _encoder.encode((SCHEMA_VERSION, list(calls)))
+
+
+def _body(data: bytes) -> msgspec.Raw:
     stored = _stored_decoder.decode(data)
     if stored.version > SCHEMA_VERSION:
         raise NewerSchemaError(
             f"the store holds rows of schema {stored.version}, this version reads up to {SCHEMA_VERSION}: upgrade"
         )
-    row = _row_decoder.decode(stored.row)
-    if row.state == _PAUSED_BEFORE_HOLDS:
-        row.state, row.held = 1, True
+    return stored.body
+
+
+def decode(data: bytes) -> ProgramRow:
+    """Inverse of `encode`. NewerSchemaError for rows of a newer version."""
+    row = _row_decoder.decode(_body(data))
+    if row.state == _STATE_PAUSED_IN_OLD_ROWS:
+        row.state, row.paused = ProgramState.ACTIVE, True
     return row
 
 
+def decode_calls(data: bytes) -> list[CallRow]:
+    """Inverse of `encode_calls`. NewerSchemaError."""
+    return _calls_decoder.decode(_body(data))
+
+
 def row_key(tenant: str, program_id: str) -> str:
-    """Key of a row. Tenants and ids hold no NUL, so pairs never collide."""
-    return f"programs/{tenant}\x00{program_id}"
+    """Store key of a row. Tenants and ids contain no NUL, so pairs never collide."""
+    return f"{ROWS_PREFIX}{tenant}\x00{program_id}"
+
+
+def chunk_key(tenant: str, program_id: str, number: int) -> str:
+    """Store key of a chunk of a program's calls."""
+    return f"{CHUNKS_PREFIX}{tenant}\x00{program_id}\x00{number}"
+
+
+def chunk_parts(key: str) -> tuple[ProgramKey, int]:
+    """Inverse of `chunk_key`."""
+    tenant, program_id, number = key.removeprefix(CHUNKS_PREFIX).split("\x00")
+    return ProgramKey(Tenant(tenant), ProgramId(program_id)), int(number)
 
 
 def cut(text: str, size: int) -> str:
-    """The beginning of a text that takes at most `size` bytes."""
+    """The longest prefix of a text that encodes to at most `size` bytes."""
     return text.encode()[:size].decode(errors="ignore")
 
 
-def call_parts(call_id: str) -> tuple[str, int, int] | None:
-    """(program id, epoch, n) of a call id, or None when it is not one. There is one spelling of each."""
+def call_parts(call_id: str) -> tuple[ProgramId, int, int] | None:
+    """(program id, epoch, number) of a call id, or None when it is not one. Each call has exactly one spelling."""
     parts = _CALL_ID.fullmatch(call_id)
-    return (parts[1], int(parts[2]), int(parts[3])) if parts else None
+    return (ProgramId(parts[1]), int(parts[2]), int(parts[3])) if parts else None

@@ -1,0 +1,272 @@
+"""Between messages and values: policies, programs, calls. Pure; enums have the same numbers on both sides.
+
+Messages of engines: engine_conversion.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import islice
+
+from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
+from agentserving.contract.policy import InvalidPolicyError, Policy
+from agentserving.contract.policy_message import policy_from, policy_to
+from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
+from google.protobuf.message import Message
+
+from agentserving_controlplane.calls import Admission, EndOfCall
+from agentserving_controlplane.errors import InvalidError
+from agentserving_controlplane.policy.in_force import PolicyChange
+from agentserving_controlplane.policy.version import Balancer, PolicyVersion
+from agentserving_controlplane.state import ProgramView
+from agentserving_controlplane.table.admission_plan import AdmissionRequest
+from agentserving_controlplane.table.endings import EndedCall, Ending, News, Origin
+from agentserving_controlplane.table.programs import OpenRequest
+from agentserving_controlplane.table.rows import CallRow
+from agentserving_controlplane.table.states import Outcome, ProgramState
+
+# Calls in flight in one Program message: about 200 kB. A program may have more.
+MAX_CALLS_SHOWN = 1024
+
+_BALANCER = {
+    types_pb2.BALANCER_ROUND_ROBIN: Balancer.ROUND_ROBIN,
+    types_pb2.BALANCER_LEAST_USED: Balancer.LEAST_USED,
+    types_pb2.BALANCER_PROGRAM_LOCALITY: Balancer.PROGRAM_LOCALITY,
+    types_pb2.BALANCER_PREFIX_AWARE: Balancer.PREFIX_AWARE,
+}
+
+
+def digest(request: Message) -> str:
+    """Identifies what a request asks for, whatever its idempotency key."""
+    bare = type(request)()
+    bare.CopyFrom(request)
+    bare.ClearField("idempotency_key")
+    return hashlib.blake2b(bare.SerializeToString(deterministic=True), digest_size=12).hexdigest()
+
+
+def _digest_if_keyed(request: Message, key: str) -> str:
+    return digest(request) if key else ""
+
+
+# -- enums -----------------------------------------------------------------------------------------------------------
+
+
+def outcome(number: int) -> Outcome:
+    """An outcome; one that only newer senders know counts as FAILED."""
+    return Outcome(number) if number in Outcome else Outcome.FAILED
+
+
+def known_outcome(number: int) -> Outcome:
+    """An outcome. InvalidError for a number that is none."""
+    if number not in Outcome:
+        raise InvalidError("BAD_OUTCOME", f"outcome: unknown value {number}", field="outcome")
+    return Outcome(number)
+
+
+def states(numbers: list[int]) -> list[ProgramState]:
+    """The program states among some numbers; unknown ones match no program. UNSPECIFIED is ignored."""
+    return [ProgramState(number) for number in numbers if number in ProgramState]
+
+
+# -- policies --------------------------------------------------------------------------------------------------------
+
+
+def policy_from_message(message: types_pb2.Policy) -> Policy:
+    """A policy value; with only a preset's name set, the preset. InvalidError names the field."""
+    try:
+        return policy_from(message)
+    except InvalidPolicyError as error:
+        raise InvalidError("BAD_POLICY", str(error), field=f"policy.{error.field}") from error
+
+
+def balancer_from_number(number: int) -> Balancer:
+    """InvalidError for a number that is no balancer."""
+    for known, value in _BALANCER.items():
+        if known == number:
+            return value
+    raise InvalidError("BAD_BALANCER", f"balancer: unknown value {number}", field="balancer")
+
+
+def balancer_to_number(balancer: Balancer) -> types_pb2.Balancer.ValueType:
+    """Inverse of `balancer_from_number`."""
+    return next(number for number, value in _BALANCER.items() if value is balancer)
+
+
+def policy_change(request: admin_service_pb2.ApplyPolicyRequest) -> PolicyChange:
+    """InvalidError."""
+    has_policy = request.HasField("policy") and request.policy != types_pb2.Policy()
+    return PolicyChange(
+        policy=policy_from_message(request.policy) if has_policy else None,
+        balancer=balancer_from_number(request.balancer) if request.balancer else None,
+        expected_version=request.expected_version,
+        idempotency_key=request.idempotency_key,
+        digest=_digest_if_keyed(request, request.idempotency_key),
+    )
+
+
+def policy_version_to_message(version: PolicyVersion) -> types_pb2.PolicyVersion:
+    """A policy version."""
+    return types_pb2.PolicyVersion(
+        version=version.version,
+        policy=policy_to(version.policy),
+        balancer=balancer_to_number(version.balancer),
+    )
+
+
+# -- requests --------------------------------------------------------------------------------------------------------
+
+
+def open_request(request: program_service_pb2.OpenProgramRequest, tenant: Tenant) -> OpenRequest:
+    """OpenProgram."""
+    return OpenRequest(
+        tenant=tenant,
+        program_id=ProgramId(request.program_id),
+        name=request.name,
+        parent=ProgramId(request.parent_program_id),
+        idempotency_key=request.idempotency_key,
+        digest=_digest_if_keyed(request, request.idempotency_key),
+    )
+
+
+def admission_request(request: call_service_pb2.AdmitCallRequest, tenant: Tenant) -> AdmissionRequest:
+    """AdmitCall."""
+    return AdmissionRequest(
+        tenant=tenant,
+        program_id=ProgramId(request.program_id),
+        thread_id=request.thread_id,
+        parent_call_ids=tuple(map(CallId, request.parent_call_ids)),
+        implicit=request.implicit,
+        name=request.name,
+        parent_program_id=ProgramId(request.parent_program_id),
+        prompt_tokens=request.prompt_tokens,
+        model=request.model,
+        retry_of_call_id=CallId(request.retry_of_call_id),
+        exclude_engine_ids=frozenset(map(EngineId, request.exclude_engine_ids)),
+        final=request.final,
+        idempotency_key=request.idempotency_key,
+        digest=_digest_if_keyed(request, request.idempotency_key),
+    )
+
+
+def end_of_call(request: call_service_pb2.EndCallRequest, tenant: Tenant) -> EndOfCall:
+    """EndCall."""
+    return EndOfCall(
+        tenant=tenant,
+        call_id=CallId(request.call_id),
+        outcome=outcome(request.outcome),
+        never_started=request.never_started,
+    )
+
+
+def admission_to_message(admission: Admission) -> call_service_pb2.AdmitCallResponse:
+    """The answer to AdmitCall."""
+    return call_service_pb2.AdmitCallResponse(
+        call_id=admission.call_id,
+        attempt=admission.attempt,
+        program_id=admission.program_id,
+        engine_id=admission.engine_id,
+        engine_address=admission.engine_address,
+        ticket=admission.ticket,
+        sidecar_address=admission.sidecar_address,
+        epoch=admission.epoch,
+    )
+
+
+# -- programs and calls ----------------------------------------------------------------------------------------------
+
+
+def call_to_message(call: CallRow) -> types_pb2.Call:
+    """A call in flight."""
+    message = types_pb2.Call(
+        call_id=call.call_id,
+        attempt=call.attempt,
+        thread_id=call.thread_id,
+        engine_id=call.engine_id,
+        attained_service_us=call.attained_service_us,
+        service_us=call.service_us,
+        wait_us=call.wait_us,
+        prompt_tokens=call.prompt_tokens,
+        cached_tokens=call.cached_tokens,
+        output_tokens=call.output_tokens,
+        preemptions=call.preemptions,
+        level=call.level,
+        running=call.running,
+        parent_call_ids=call.parents,
+    )
+    message.admit_time.FromMicroseconds(call.admit_us)
+    return message
+
+
+def program_to_message(view: ProgramView) -> types_pb2.Program:
+    """A program, with the account of its root, and MAX_CALLS_SHOWN of its calls in flight."""
+    row = view.row
+    message = types_pb2.Program(
+        program_id=row.program_id,
+        tenant=row.tenant,
+        name=row.name,
+        parent_program_id=row.parent,
+        root_program_id=row.root,
+        state=types_pb2.ProgramState.ValueType(view.state),
+        outcome=types_pb2.Outcome.ValueType(row.outcome),
+        attained_service_us=view.root.attained_service_us,
+        total_service_us=row.total_service_us,
+        wait_us=row.wait_us,
+        calls_completed=row.calls_completed,
+        prompt_tokens=row.prompt_tokens,
+        cached_tokens=row.cached_tokens,
+        output_tokens=row.output_tokens,
+        preemptions=row.preemptions,
+        calls=[call_to_message(call) for call in islice(row.calls.values(), MAX_CALLS_SHOWN)],
+        threads=[
+            types_pb2.Thread(
+                thread_id=thread.thread_id,
+                calls=thread.calls,
+                service_us=thread.service_us,
+                wait_us=thread.wait_us,
+            )
+            for thread in row.threads.values()
+        ],
+        engine_ids=row.engines,
+        level=view.level,
+        revision=view.revision,
+        tool=row.tool,
+    )
+    message.open_time.FromMicroseconds(row.open_us)
+    message.last_arrival_time.FromMicroseconds(row.last_arrival_us)
+    if row.last_completion_us:
+        message.last_completion_time.FromMicroseconds(row.last_completion_us)
+    if row.close_us:
+        message.close_time.FromMicroseconds(row.close_us)
+    return message
+
+
+def _origin(origin: Origin) -> call_service_pb2.ProgramOrigin:
+    message = call_service_pb2.ProgramOrigin(
+        program_id=origin.program_id,
+        name=origin.name,
+        parent_program_id=origin.parent,
+        root_program_id=origin.root,
+    )
+    message.open_time.FromMicroseconds(origin.open_us)
+    message.root_open_time.FromMicroseconds(origin.root_open_us)
+    return message
+
+
+def _ending(ending: Ending) -> call_service_pb2.Ending:
+    origin, how = _origin(ending.origin), types_pb2.Outcome.ValueType(ending.outcome)
+    if isinstance(ending, EndedCall):
+        call = call_service_pb2.EndedCall(call=call_to_message(ending.call), program=origin, outcome=how)
+        call.end_time.FromMicroseconds(ending.end_us)
+        return call_service_pb2.Ending(call=call)
+    program = call_service_pb2.ClosedProgram(program=origin, outcome=how, calls_in_flight=ending.calls_in_flight)
+    program.close_time.FromMicroseconds(ending.close_us)
+    return call_service_pb2.Ending(program=program)
+
+
+def endings(news: News, now_us: int, *, restarted: bool = False) -> call_service_pb2.WatchEndingsResponse:
+    """News for a watcher of endings; `restarted`: its position was given out by another process."""
+    message = call_service_pb2.WatchEndingsResponse(
+        position=news.position, endings=[_ending(each) for each in news.endings], lost=news.lost, restarted=restarted
+    )
+    message.send_time.FromMicroseconds(now_us)
+    return message

@@ -1,0 +1,76 @@
+"""What streaming methods share: tasks that end together, and writes that do not overlap."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import grpc
+import structlog
+
+log = structlog.get_logger()
+
+LAST_WRITE_S = 1.0
+
+
+class _StreamEnded(Exception):
+    """One of the tasks of a stream returned: the others are to be cancelled."""
+
+
+async def until_first_end(**tasks: Coroutine[Any, Any, None]) -> None:
+    """Runs named tasks until one of them ends; raises its exception.
+
+    An exception that is no gRPC error and not one of ours is a bug: it is logged with the task's name, and it ends the
+    stream, so that the client reconnects. No task is left running or fails unseen.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            for name, task in tasks.items():
+                group.create_task(_ending_the_group(task), name=name)
+    except BaseExceptionGroup as errors:
+        failed = errors.split(_StreamEnded)[1]
+        if failed is not None:
+            raise _leaves(failed)[0] from None
+
+
+async def _ending_the_group(task: Coroutine[Any, Any, None]) -> None:
+    await task
+    raise _StreamEnded
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+@contextlib.contextmanager
+def woken_by(listeners: set[Callable[[], None]]) -> Iterator[asyncio.Event]:
+    """An event that is set after each change, while the context lasts."""
+    wake = asyncio.Event()
+    listeners.add(wake.set)
+    try:
+        yield wake
+    finally:
+        listeners.discard(wake.set)
+
+
+class Outlet:
+    """The writing side of a stream. grpc.aio allows neither a second write nor a status while a write is under way."""
+
+    def __init__(self, context: grpc.aio.ServicerContext) -> None:  # type: ignore[type-arg]
+        self._context = context
+        self._writing = asyncio.Lock()
+
+    async def write(self, message: object) -> None:
+        """Waits while the client does not read."""
+        async with self._writing:
+            await self._context.write(message)
+
+    async def close(self) -> None:
+        """Blocks further writes before a status is sent; gives up waiting for a client that does not read."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._writing.acquire(), LAST_WRITE_S)

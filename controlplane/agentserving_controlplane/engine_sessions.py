@@ -1,0 +1,269 @@
+"""The conversation with one engine's sidecar, in values. `api/engine.py` carries the messages.
+
+A session begins with `hello`. Reports change the table and are acknowledged, in order, once the commit that holds them
+has landed. An acknowledgement of a number covers all smaller ones. A sidecar sends old and new reports through one
+queue, so calls of an earlier boot are given up only after the reports that were unacknowledged at `hello` have come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from dataclasses import dataclass, field
+
+import structlog
+from agentserving.contract.ids import CallId, EngineId, ProgramKey
+
+from agentserving_controlplane.engines.directives import (
+    Account,
+    Accounts,
+    Acknowledgement,
+    Welcome,
+    cancel_in_parts,
+)
+from agentserving_controlplane.engines.facts import Capabilities, Load
+from agentserving_controlplane.engines.health import Health
+from agentserving_controlplane.engines.links import Link
+from agentserving_controlplane.engines.registry import Engine
+from agentserving_controlplane.errors import ConflictError, InvalidError, NotLeaderError
+from agentserving_controlplane.state import LeaderState
+from agentserving_controlplane.table.reports import CallReport
+from agentserving_controlplane.table.rows import ProgramRow
+from agentserving_controlplane.table.states import Outcome
+
+log = structlog.get_logger()
+
+ENGINE_ID = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
+MAX_BOOT_ID_CHARS, MAX_REASON_CHARS = 128, 1000
+# Acknowledgements that wait for the store individually; further ones are merged into the newest.
+MAX_WAITING_ACKS = 1000
+# Rows examined, and calls ended, before other tasks run: two or three milliseconds of work.
+ROWS_PER_SLICE, ENDS_PER_SLICE = 100, 25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineHello:
+    """First message of a sidecar, repeated when its engine boots. While LOADING or DOWN `boot_id` may be empty."""
+
+    engine_id: EngineId
+    boot_id: str
+    address: str
+    sidecar_address: str
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    # Highest epoch that the sidecar has seen.
+    epoch: int = 0
+    draining: bool = False
+    # Highest seq among the reports that are not acknowledged yet, all of which follow; 0 = none.
+    unacked_seq: int = 0
+    health: Health = Health.SERVING
+    health_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReport:
+    """A report; `seq` 0: nothing to acknowledge. `engine_down`: calls of `boot_id` without final report have failed."""
+
+    seq: int = 0
+    load: Load | None = None
+    calls: tuple[CallReport, ...] = ()
+    health: Health = Health.SERVING
+    health_reason: str = ""
+    boot_id: str = ""
+    engine_down: bool = False
+
+
+class EngineSession:
+    """One stream of a sidecar."""
+
+    def __init__(self, state: LeaderState) -> None:
+        self._state = state
+        self.link = Link()
+        self.engine: Engine | None = None
+        # (commit number, seq) of reports that wait to be acknowledged.
+        self._acks: deque[tuple[int, int]] = deque()
+        self._acks_waiting = asyncio.Event()
+        self._seen_seq = 0
+        # Calls of earlier boots are given up once reports up to this seq have come.
+        self._give_up_after_seq: int | None = None
+
+    # -- hello ---------------------------------------------------------------------------------------------------
+
+    async def hello(self, hello: EngineHello) -> None:
+        """Attaches the engine, or renews what is known of it."""
+        self._check(hello)
+        state, now = self._state, self._state.now()
+        engine = self.engine = state.engines.ensure(hello.engine_id, now.steady_us)
+        if hello.boot_id:
+            engine.boot(hello.boot_id)
+        engine.address, engine.sidecar_address = hello.address, hello.sidecar_address
+        engine.capabilities, engine.leaving = hello.capabilities, hello.draining
+        engine.health, engine.health_reason = hello.health, hello.health_reason[:MAX_REASON_CHARS]
+        engine.attached, engine.heard_us, engine.heard_unix_us = True, now.steady_us, now.unix_us
+        state.links.attach(engine.engine_id, self.link)
+        self.link.push(Welcome(state.policy_in_force.for_engines, tuple(sorted(state.table.index.paused))))
+        log.info(
+            "engine attached",
+            engine=engine.engine_id,
+            boot=engine.boot_id,
+            address=engine.address,
+            state=engine.state.name,
+            reason=engine.condition.reason,
+        )
+        state.wake()
+        await self._catch_up(engine)
+        self._give_up_after_seq = hello.unacked_seq if hello.boot_id else None
+        await self._give_up(engine)
+
+    def _check(self, hello: EngineHello) -> None:
+        needs_boot = hello.health not in (Health.LOADING, Health.DOWN)
+        if (
+            ENGINE_ID.fullmatch(hello.engine_id) is None
+            or len(hello.boot_id) > MAX_BOOT_ID_CHARS
+            or (needs_boot and not hello.boot_id)
+        ):
+            raise InvalidError(
+                "BAD_ENGINE_ID", "engine_id: 1 to 128 of A-Z a-z 0-9 . _ : @ / -, with a boot_id", field="engine_id"
+            )
+        if self.engine is not None and self.engine.engine_id != hello.engine_id:
+            raise InvalidError("ENGINE_CHANGED", "engine_id: one stream, one engine", field="engine_id")
+        if hello.epoch > self._state.epoch:
+            raise NotLeaderError(f"the sidecar has seen epoch {hello.epoch}, this is epoch {self._state.epoch}")
+
+    async def _catch_up(self, engine: Engine) -> None:
+        """Sends what the engine missed while it was away: accounts that moved, calls that were cancelled."""
+        table = self._state.table
+        keys = list(dict.fromkeys(engine.calls.values()))
+        for begin in range(0, len(keys), ROWS_PER_SLICE):
+            rows = [table.rows[key] for key in keys[begin : begin + ROWS_PER_SLICE] if key in table.rows]
+            roots = {row.root_key: table.index.root_of(row) for row in rows}
+            self.link.push(_accounts(list(roots.values())))
+            cancelled: list[CallId] = []
+            for row in rows:
+                if row.cancelled:
+                    cancelled += [c.call_id for c in row.calls.values() if c.engine_id == engine.engine_id]
+            for directive in cancel_in_parts(cancelled):
+                self.link.push(directive)
+            await asyncio.sleep(0)
+
+    def detach(self) -> None:
+        """The stream is over."""
+        engine = self.engine
+        if engine is not None and self._state.links.detach(engine.engine_id, self.link):
+            self._state.engines.detach(engine, self._state.now().steady_us)
+            log.warning("engine detached", engine=engine.engine_id)
+            self._state.wake()
+
+    # -- reports -------------------------------------------------------------------------------------------------
+
+    def _attached(self) -> Engine:
+        if self.engine is None:
+            raise ConflictError("HELLO_FIRST", "the first message must be hello")
+        return self.engine
+
+    async def report(self, report: EngineReport) -> None:
+        """Applies a report and queues its acknowledgement."""
+        engine = self._attached()
+        self._note_health(engine, report)
+        number = self._apply(engine, report.calls)
+        if report.engine_down:
+            await self._fail_calls(engine, engine.boot_id if engine.boot_id != report.boot_id else "")
+        if not report.seq:
+            return
+        self._seen_seq = max(self._seen_seq, report.seq)
+        if len(self._acks) >= MAX_WAITING_ACKS:
+            self._acks.pop()
+        self._acks.append((number, report.seq))
+        self._acks_waiting.set()
+        await self._give_up(engine)
+
+    def _note_health(self, engine: Engine, report: EngineReport) -> None:
+        now, before = self._state.now(), engine.condition
+        engine.heard_us, engine.heard_unix_us = now.steady_us, now.unix_us
+        if report.load is not None:
+            engine.load = report.load
+        engine.health, engine.health_reason = report.health, report.health_reason[:MAX_REASON_CHARS]
+        if engine.condition != before:
+            log.warning(
+                "engine changed", engine=engine.engine_id, state=engine.state.name, reason=engine.condition.reason
+            )
+            self._state.wake()
+
+    def _apply(self, engine: Engine, reports: tuple[CallReport, ...]) -> int:
+        """Applies call reports; returns the number of the commit that holds them all."""
+        state, now = self._state, self._state.now()
+        moved: dict[ProgramKey, ProgramRow] = {}
+        for report in reports:
+            adopted = state.table.totals.calls_adopted
+            row = state.table.report(report, now)
+            if row is None:
+                continue
+            if report.outcome or state.table.totals.calls_adopted != adopted:
+                # One call at a time, so that what must land together stays small.
+                state.settle()
+            if report.outcome:
+                self._learn(engine, row, report, now.steady_us)
+                moved[row.root_key] = state.table.index.root_of(row)
+        self._spread(engine, moved)
+        return state.settle()
+
+    def _learn(self, engine: Engine, row: ProgramRow, report: CallReport, now_us: int) -> None:
+        if report.outcome is Outcome.COMPLETED:
+            engine.learn(report.service_us)
+        else:
+            self._state.engines.call_ended(engine.engine_id, report.call_id, row.root_key, report.outcome, now_us)
+        tokens = report.prompt_tokens + report.output_tokens
+        self._state.balancer.ran(row.root_key, engine.engine_id, tokens, engine.load.prefilled_tokens)
+
+    def _spread(self, reporter: Engine, moved: dict[ProgramKey, ProgramRow]) -> None:
+        """Sends accounts that moved to the other engines that run calls of these trees."""
+        by_engine: dict[EngineId, list[ProgramRow]] = {}
+        for root_key, root in moved.items():
+            for engine_id in self._state.table.index.engines_of_tree(root_key):
+                if engine_id != reporter.engine_id:
+                    by_engine.setdefault(engine_id, []).append(root)
+        for engine_id, roots in by_engine.items():
+            self._state.links.send(engine_id, _accounts(roots))
+
+    async def _give_up(self, engine: Engine) -> None:
+        if self._give_up_after_seq is not None and self._seen_seq >= self._give_up_after_seq:
+            self._give_up_after_seq = None
+            await self._fail_calls(engine, engine.boot_id)
+
+    async def _fail_calls(self, engine: Engine, alive: str) -> None:
+        """Ends the calls that ran on another boot than `alive` as FAILED, charged with their last report."""
+        state = self._state
+        for count, (call_id, key) in enumerate(list(engine.calls.items()), start=1):
+            if count % ENDS_PER_SLICE == 0:
+                await asyncio.sleep(0)
+            row = state.table.rows.get(key)
+            call = row.calls.get(call_id) if row is not None else None
+            if call is not None and call.engine_id == engine.engine_id and call.boot_id not in ("", alive):
+                state.table.end_call(key, call_id, Outcome.FAILED, state.now())
+                state.settle()
+
+    def acknowledge_policy(self, version: int, error: str) -> None:
+        """The engine executes a policy version, or refuses it with an error."""
+        engine = self._attached()
+        if error:
+            engine.policy_error = error[:MAX_REASON_CHARS]
+            log.error("engine refused the policy", engine=engine.engine_id, version=version, error=engine.policy_error)
+        else:
+            engine.policy_version, engine.policy_error = version, ""
+
+    async def acknowledge_reports(self) -> None:
+        """Runs for the life of the stream: queues one acknowledgement for all reports that landed together."""
+        commits = self._state.commits
+        while True:
+            await self._acks_waiting.wait()
+            number, seq = self._acks.popleft()
+            await commits.durable(number)
+            while self._acks and commits.has_landed(self._acks[0][0]):
+                seq = max(seq, self._acks.popleft()[1])
+            if not self._acks:
+                self._acks_waiting.clear()
+            self.link.push(Acknowledgement(seq))
+
+
+def _accounts(roots: list[ProgramRow]) -> Accounts:
+    return Accounts(tuple(Account(root.key, root.attained_service_us, root.account_wait_us) for root in roots))

@@ -1,0 +1,140 @@
+"""Everything a leader knows, and how changes of it are stored and announced.
+
+One asyncio loop owns this state. An operation (calls.py, program_operations.py, engine_sessions.py, upkeep.py) changes
+the table and calls `settle`, which hands the changed rows to the group commit and wakes watchers. Only operations that
+promise durability wait for the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agentserving.contract.policy import Accounting, preset
+
+from agentserving_controlplane.clock import Instant, read_clock
+from agentserving_controlplane.engines.links import Links
+from agentserving_controlplane.engines.load_balancer import LoadBalancer
+from agentserving_controlplane.engines.registry import EngineRegistry
+from agentserving_controlplane.errors import OverloadedError
+from agentserving_controlplane.policy.in_force import PolicyInForce
+from agentserving_controlplane.policy.version import PolicyVersion
+from agentserving_controlplane.settings import Settings
+from agentserving_controlplane.store.group_commit import GroupCommit
+from agentserving_controlplane.store.port import FencedError, Store, Write
+from agentserving_controlplane.table.endings import Endings
+from agentserving_controlplane.table.history import History
+from agentserving_controlplane.table.idempotency import AdmissionKeys
+from agentserving_controlplane.table.process_table import ProcessTable
+from agentserving_controlplane.table.rows import ProgramRow
+from agentserving_controlplane.table.states import ProgramState
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramView:
+    """A program as clients see it: its row, the account of its root, and what is derived from both."""
+
+    row: ProgramRow
+    root: ProgramRow
+    state: ProgramState
+    level: int
+    revision: int
+
+
+class LeaderState:
+    """The parts of a leader; `ControlPlane` adds the operations."""
+
+    def __init__(self, settings: Settings, store: Store, epoch: int, on_fenced: Callable[[Exception], None]) -> None:
+        self.settings = settings
+        self.epoch = epoch
+        self._store = store
+        self.policy_in_force = PolicyInForce(preset(settings.policy), settings.balancer)
+        self.table = ProcessTable(epoch)
+        self.engines = EngineRegistry(self.table.index.calls_on)
+        self.balancer = LoadBalancer()
+        self.commits = GroupCommit(store, epoch, on_fenced=on_fenced, max_pending=settings.max_pending_writes)
+        self.links = Links()
+        self.keys = AdmissionKeys()
+        # Called after each change of a program or an engine.
+        self.listeners: set[Callable[[], None]] = set()
+        # Revisions and positions start at the clock, so that none of an earlier process is mistaken for one of this.
+        first = read_clock().unix_us
+        self.history = History(first)
+        self.endings = self.table.programs.endings = Endings(first)
+        self.use_policy()
+
+    @staticmethod
+    def now() -> Instant:
+        """The current moment; operations read it once."""
+        return read_clock()
+
+    @property
+    def policy(self) -> PolicyVersion:
+        """The policy in force, as it was applied."""
+        return self.policy_in_force.current
+
+    @property
+    def revision(self) -> int:
+        """Revision of the newest change."""
+        return self.history.revision
+
+    def use_policy(self) -> None:
+        """Makes the table and the load balancer follow the policy in force."""
+        self.table.accounting = self.policy.policy.accounting
+        self.balancer.kind = self.policy.balancer
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def settle(self) -> int:
+        """Queues all changed items for the store; returns the number to await with `commits.durable`."""
+        groups = self.table.take_changes()
+        if not groups:
+            return self.commits.number
+        self.history.begin()
+        for group in groups:
+            self.commits.put_together([Write(*self.table.encode(item)) for item in group])
+            for key in dict.fromkeys(item.key for item in group):
+                self.history.note(key, removed=False)
+        self.wake()
+        return self.commits.number
+
+    async def settled(self) -> None:
+        """Settles, and returns once everything so far is durable."""
+        await self.commits.durable(self.settle())
+
+    def wake(self) -> None:
+        """Announces a change to watchers and gateways."""
+        for listener in self.listeners:
+            listener()
+
+    def check_room(self) -> None:
+        """Admits a new program or call only while the store keeps up. Must precede any change.
+
+        FencedError when another leader may be writing, OverloadedError while too many writes wait for the store.
+        """
+        if not self._store.holds(self.epoch):
+            raise FencedError(f"epoch {self.epoch} is over")
+        if self.commits.full:
+            reason = self.commits.last_error or "it is slow"
+            raise OverloadedError(
+                "STORE_BACKPRESSURE", f"{self.commits.pending} writes wait for the store: {reason}", retry_after_s=1.0
+            )
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def describe(self, row: ProgramRow) -> ProgramView:
+        """A row as clients see it."""
+        root = self.table.index.root_of(row)
+        account = 0 if self.table.accounting is Accounting.NONE else root.attained_service_us
+        level = self.policy_in_force.for_engines.policy.level_of(account, root.name)
+        return ProgramView(row, root, self.table.index.state_of(row), level, self.revision)
+
+    def overview(self) -> dict[str, int]:
+        """Counts for GetOverview and /metrics."""
+        index = self.table.index
+        return {
+            "programs_live": index.live,
+            "programs_running": index.busy,
+            "calls_running": index.running_calls,
+            "calls_waiting": index.open_calls - index.running_calls,
+        }

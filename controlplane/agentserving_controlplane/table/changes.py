@@ -1,0 +1,72 @@
+"""What has changed in the table and is not yet on its way to the store, in groups that must land together. Pure.
+
+A row and its root's row that changed by one event form a group with the chunks of calls that this event changed: the
+store shows all of them or none. Progress of a call changes its chunk alone, because nothing else depends on it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from agentserving.contract.ids import ProgramKey
+
+from agentserving_controlplane.table.call_chunks import ROW
+
+
+class Item(NamedTuple):
+    """One value of the store: a program's row (`place` is ROW), or one chunk of its calls."""
+
+    key: ProgramKey
+    place: int
+
+
+class Changes:
+    """Changed items since the last `take`."""
+
+    def __init__(self) -> None:
+        self._rows: dict[ProgramKey, None] = {}
+        # Row -> root's row, when they changed together.
+        self._roots: dict[ProgramKey, ProgramKey] = {}
+        # Chunks that changed together with their row, and those that changed alone.
+        self._with_row: dict[ProgramKey, set[int]] = {}
+        self._alone: dict[Item, None] = {}
+
+    def row(self, key: ProgramKey, root: ProgramKey | None = None) -> None:
+        """A row has changed; together with its root's row when `root` is given."""
+        self._rows[key] = None
+        if root is not None and root != key:
+            self._rows[root] = None
+            self._roots[key] = root
+
+    def call(self, key: ProgramKey, place: int) -> None:
+        """A call has begun or ended: its place changes together with its program's row."""
+        self._rows[key] = None
+        if place != ROW:
+            self._with_row.setdefault(key, set()).add(place)
+
+    def progress(self, key: ProgramKey, place: int) -> None:
+        """Counters of a call in flight have changed."""
+        if place == ROW:
+            self._rows[key] = None
+        else:
+            self._alone[Item(key, place)] = None
+
+    def forget(self, key: ProgramKey) -> None:
+        """A row without calls has been removed from the table."""
+        self._rows.pop(key, None)
+        self._roots.pop(key, None)
+
+    def take(self) -> list[list[Item]]:
+        """The groups of changed items, which are then forgotten."""
+        groups: dict[ProgramKey, list[Item]] = {}
+        for key in self._rows:
+            group = groups.setdefault(self._roots.get(key, key), [])
+            group.append(Item(key, ROW))
+            group += [Item(key, place) for place in sorted(self._with_row.get(key, ()))]
+        taken = list(groups.values())
+        taken += [[item] for item in self._alone if item.place not in self._with_row.get(item.key, ())]
+        self._rows.clear()
+        self._roots.clear()
+        self._with_row.clear()
+        self._alone.clear()
+        return taken

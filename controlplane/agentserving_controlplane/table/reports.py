@@ -1,0 +1,67 @@
+"""An engine's report on one call, and how it changes the call's row: absolute, monotone, bounded. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
+
+from agentserving_controlplane.table.rows import NO_PROGRAM, CallRow
+from agentserving_controlplane.table.states import Outcome
+
+# 35 years of service, or as many tokens. A larger number is an error of the reporter and is cut to this.
+MAX_COUNTER = 1 << 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallReport:
+    """Counters of one call since its arrival at the engine; `outcome` is NONE while it goes on.
+
+    Ids, thread and account repeat the ticket, so that a table which lost the admission can adopt the call.
+    """
+
+    call_id: CallId
+    program_id: ProgramId
+    engine_id: EngineId
+    tenant: Tenant
+    root: ProgramId = NO_PROGRAM
+    attempt: int = 1
+    thread_id: str = ""
+    attained_service_us: int = 0
+    boot_id: str = ""
+    service_us: int = 0
+    wait_us: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    preemptions: int = 0
+    level: int = 0
+    running: bool = False
+    outcome: Outcome = Outcome.NONE
+
+    @property
+    def key(self) -> ProgramKey:
+        return ProgramKey(self.tenant, self.program_id)
+
+    @property
+    def is_negative(self) -> bool:
+        """True when a counter is below zero: nothing in the report can be trusted."""
+        times = (self.service_us, self.wait_us, self.attained_service_us)
+        return min(*times, self.prompt_tokens, self.cached_tokens, self.output_tokens) < 0
+
+
+def raise_counters(call: CallRow, report: CallReport) -> None:
+    """Applies a report to a call's row. Counters only grow; the level is the newest one."""
+    call.attempt = max(call.attempt, report.attempt)
+    call.boot_id = report.boot_id or call.boot_id
+    call.service_us = _larger(call.service_us, report.service_us)
+    call.wait_us = _larger(call.wait_us, report.wait_us)
+    call.prompt_tokens = _larger(call.prompt_tokens, report.prompt_tokens)
+    call.cached_tokens = _larger(call.cached_tokens, report.cached_tokens)
+    call.output_tokens = _larger(call.output_tokens, report.output_tokens)
+    call.preemptions = _larger(call.preemptions, report.preemptions)
+    call.level = report.level
+
+
+def _larger(known: int, reported: int) -> int:
+    return max(known, min(reported, MAX_COUNTER))
