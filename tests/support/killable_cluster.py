@@ -143,7 +143,7 @@ class KillableCluster:
     async def acknowledged(self, bound_s: float = DEADLINE_S) -> None:
         """Waits until every report of every engine is durable."""
         books = [engine.book for engine in self.engines.values()]
-        await until(lambda: not any(book.unacked for book in books), bound_s)
+        await until(lambda: not any(len(book.outbox) for book in books), bound_s)
         await until(
             lambda: all(s.metric("agentserving_sidecar_unacked_reports") == 0 for s in self.sidecars.values()), bound_s
         )
