@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = 0.5
 MAX_FRAME_BYTES = 8 << 20
 
 
