@@ -1,58 +1,78 @@
-"""``python -m agentserving_operator``: the operator's only wiring."""
+"""The operator of AgentServingClusters: `python -m agentserving_operator`. This module only wires its parts together.
+
+Tasks of a working operator: one `watches.Watch` for each kind, `Rounds.run`, and `Visits.run` with a task per cluster.
+They start together, with the Lease where there are several operators. If one of them fails, the process ends with a
+logged reason and is started again.
+"""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import datetime
-import functools
-import logging
-import os
 import secrets
-import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
-import kopf
 import structlog
-from aiohttp import web
-from prometheus_client import generate_latest
+from agentserving_process import logs, options, probes, supervision
+from agentserving_process.options import REQUIRED, option
+from agentserving_process.probes import Answer, ProbeOptions
+from agentserving_process.supervision import CannotStartError, Supervisor
+from kubernetes.aio.config import ConfigException
 
-from agentserving_operator import control_planes as control_plane
-from agentserving_operator import handlers
-from agentserving_operator.api_server import Cluster
+from agentserving_operator.api_server import ApiServer
+from agentserving_operator.control_planes import ControlPlanes
 from agentserving_operator.lease import LostLeaseError, lead
 from agentserving_operator.manifests import Images
-from agentserving_operator.reconcile import World, reconcile
+from agentserving_operator.reconcile import Reconciler
 from agentserving_operator.rounds import Rounds
 from agentserving_operator.visits import Visits
+from agentserving_operator.watches import watches
 
 log = structlog.get_logger()
 
+PREFIX = "AGENTSERVING_OPERATOR"
+# The process ends itself after losing its Lease; the kubelet starts it again.
+LOST_LEASE = 1
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """Flags, each with an environment variable AGENTSERVING_OPERATOR_<FLAG>. Durations in seconds."""
-    parser = argparse.ArgumentParser(prog="agentserving-operator", description=__doc__)
-    flags: tuple[tuple[str, str | None, type], ...] = (
-        ("image", None, str),  # control plane, gateway, sidecar and simulator
-        ("vllm-image", None, str),  # vLLM with the plugin
-        ("etcd-image", None, str),
-        ("image-pull-secrets", "", str),  # names, separated by commas
-        ("namespaces", "", str),  # separated by commas; empty = all
-        ("kubeconfig", "", str),  # empty = the pod's own account, else the user's
-        ("http-host", "0.0.0.0", str),
-        ("http-port", "8080", int),
-        ("round-s", "30", float),  # every control plane is asked so often; each tenth time all is looked at
-        ("stuck-s", "180", float),  # no visit and no round for so long = not alive
-        ("lease", "", str),  # namespace/name, where several operators are; empty = this one is alone
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageOptions:
+    """Images of clusters"""
+
+    image: str = option(REQUIRED, "image of control plane, gateway, sidecar and simulator")
+    vllm_image: str = option(REQUIRED, "image of vLLM with the scheduler plugin")
+    etcd_image: str = option(REQUIRED, "image of etcd")
+    image_pull_secrets: tuple[str, ...] = option((), "names of Secrets, separated by commas")
+
+    def images(self) -> Images:
+        """As manifests take them."""
+        return Images(
+            agentserving=self.image, vllm=self.vllm_image, etcd=self.etcd_image, pull_secrets=self.image_pull_secrets
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Operation"""
+
+    images: ImageOptions
+    probes: ProbeOptions
+    namespaces: tuple[str, ...] = option((), "namespaces to look after, separated by commas; none: all")
+    kubeconfig: str = option("", "path of a kubeconfig; none: the pod's service account, else the user's kubeconfig")
+    round_s: float = option(
+        30.0, "seconds between rounds: each asks all control planes, each tenth visits all", above=0
     )
-    for name, default, kind in flags:
-        value = os.environ.get("AGENTSERVING_OPERATOR_" + name.upper().replace("-", "_"), default)
-        parser.add_argument(f"--{name}", default=value, required=value is None, type=kind)
-    return parser.parse_args(argv)
+    stuck_s: float = option(180.0, "seconds without a visit or a round after which /healthz fails", above=0)
+    lease: str = option("", "namespace/name of the Lease where several operators run; none: this one is alone")
+    identity: str = option("", "name of this operator in the Lease; none: the host's name")
+
+    def __post_init__(self) -> None:
+        if self.lease and not all(part for part in self.lease.partition("/")):
+            raise ValueError(f"--lease: must be namespace/name, not {self.lease!r}")
 
 
 def now() -> str:
@@ -60,128 +80,87 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Words between commas."""
-    return tuple(each.strip() for each in text.split(",") if each.strip())
+@dataclass(slots=True, kw_only=True)
+class Operator:
+    """One operator. `work` runs it until `stop` returns; until then it stands by."""
 
+    settings: Settings
+    api: ApiServer
+    stop: Callable[[], Awaitable[None]]
+    planes: ControlPlanes = field(default_factory=ControlPlanes)
+    visits: Visits = field(init=False)
+    works: bool = False
 
-def http_app(visits: Visits, leads: asyncio.Event, stuck_s: float) -> web.Application:
-    """/healthz: the age of the last visit, not that this process answers. /metrics."""
-
-    async def healthz(_: web.Request) -> web.Response:
-        if not leads.is_set():
-            return web.Response(text="standing by\n")
-        age_s = time.monotonic() - visits.settled_at
-        text = f"last visit ended {age_s:.0f} s ago\n"
-        return web.Response(status=200 if age_s < stuck_s else 503, text=text)
-
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(), content_type="text/plain")
-
-    app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/metrics", metrics)])
-    return app
-
-
-def name_ourselves() -> None:
-    """kopf names an operator after its pod, or else after its user, who has no name in a container of any user id."""
-    os.environ.setdefault("POD_ID", socket.gethostname())
-
-
-class Wiring:
-    """One operator's parts, made and not yet at work."""
-
-    def __init__(self, settings: argparse.Namespace, api: Cluster, stop: asyncio.Event) -> None:
-        images = Images(
-            agentserving=settings.image, vllm=settings.vllm_image, etcd=settings.etcd_image,
-            pull_secrets=names(settings.image_pull_secrets),
-        )  # fmt: skip
-        planes = control_plane.ControlPlanes()
-        world = World(
-            api=api, settle=planes.settle, images=images, now=now, random_bytes=secrets.token_bytes
-        )  # fmt: skip
-        self._watched, self._round_s, self._stop = names(settings.namespaces), settings.round_s, stop
-        self.visits = Visits(functools.partial(reconcile, world))
-        self._rounds = Rounds(api, self.visits, planes, self._watched)
+    def __post_init__(self) -> None:
+        reconciler = Reconciler(
+            api=self.api,
+            apply_policy=self.planes.apply_policy,
+            images=self.settings.images.images(),
+            now=now,
+            random_bytes=secrets.token_bytes,
+        )
+        self.visits = Visits(reconciler.visit)
 
     async def work(self) -> None:
-        """Until it is told to stop."""
-        self.visits.heard()
-        round_task = asyncio.create_task(self._rounds.keep(self._round_s))
-        try:
-            await kopf.operator(
-                registry=handlers.register(self.visits), settings=handlers.settings(), standalone=True,
-                clusterwide=not self._watched, namespaces=self._watched, stop_flag=self._stop,
-            )  # fmt: skip
-        finally:
-            round_task.cancel()
-            await asyncio.gather(round_task, return_exceptions=True)
-            await self.visits.close()
+        """Watches, visits and makes rounds until `stop` returns. Raises TaskFailedError when one of these fails."""
+        self.visits.round_ended()
+        self.works = True
+        rounds = Rounds(self.api, self.visits, self.planes, self.settings.namespaces)
+        async with Supervisor() as tasks:
+            tasks.start("visits", self.visits.run)
+            tasks.start("rounds", lambda: rounds.run(self.settings.round_s))
+            for watch in watches(self.api, self.visits.touch, self.settings.namespaces):
+                tasks.start(watch.name, watch.run)
+            await self.stop()
+
+    def health(self) -> Answer:
+        """Alive means that visits or rounds succeed, not that this process answers."""
+        if not self.works:
+            return Answer(True, "standing by")
+        age_s = time.monotonic() - self.visits.progress_at
+        return Answer(age_s < self.settings.stuck_s, f"last visit ended {age_s:.0f} s ago")
 
 
-async def serve(settings: argparse.Namespace) -> int:
-    """Runs until SIGTERM or SIGINT. Gives the exit code: 1 when it has lost its Lease, and is to begin anew."""
-    name_ourselves()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with await Cluster.connect(settings.kubeconfig) as api:
-        wiring = Wiring(settings, api, stop)
-        # Who stands by has nothing to visit, and is well.
-        leads = asyncio.Event()
-        runner = web.AppRunner(http_app(wiring.visits, leads, settings.stuck_s), access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, settings.http_host, settings.http_port).start()
-        log.info("operating", namespaces=settings.namespaces or "all", image=settings.image)
-
-        async def work() -> None:
-            leads.set()
-            await wiring.work()
-
-        try:
-            if settings.lease:
-                await until_stopped(lead(api.api_client, settings.lease, os.environ["POD_ID"], work), stop, leads)
-            else:
-                await work()
-        except LostLeaseError as error:
-            log.error("ending, to begin anew", error=str(error))
-            return 1
-        finally:
-            await runner.cleanup()
-    return 0
+async def serve(settings: Settings, supervisor: Supervisor) -> int:
+    """Runs until SIGTERM or SIGINT, or until the Lease is lost; returns the exit code."""
+    try:
+        api = await ApiServer.connect(settings.kubeconfig)
+    except (ConfigException, OSError) as error:
+        raise CannotStartError(f"no access to a Kubernetes API server: {error}") from error
+    async with api:
+        operator = Operator(settings=settings, api=api, stop=supervisor.stop_requested)
+        async with probes.served(probes.application(healthy=operator.health), settings.probes):
+            log.info("operating", namespaces=settings.namespaces or "all", image=settings.images.image)
+            if not settings.lease:
+                await operator.work()
+                return supervision.OK
+            try:
+                await work_with_lease(operator, settings.identity or socket.gethostname())
+            except LostLeaseError as error:
+                log.error("lost the Lease, ending so that another operator works alone", error=str(error))
+                return LOST_LEASE
+    return supervision.OK
 
 
-async def until_stopped(leading: Coroutine[Any, Any, None], stop: asyncio.Event, leads: asyncio.Event) -> None:
-    """Who stands by ends when told; who leads ends its work first."""
-    task, told = asyncio.create_task(leading), asyncio.create_task(stop.wait())
-    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
-    told.cancel()
-    if not leads.is_set():
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        return
-    await task
+async def work_with_lease(operator: Operator, identity: str) -> None:
+    """Works while it has the Lease. A stop ends standing by immediately, and work in an orderly way."""
+    leading = asyncio.create_task(lead(operator.api.api_client, operator.settings.lease, identity, operator.work))
+    stopped = asyncio.ensure_future(operator.stop())
+    try:
+        await asyncio.wait({leading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if leading.done() or operator.works:
+            await leading
+    finally:
+        leading.cancel()
+        stopped.cancel()
+        await asyncio.wait({leading, stopped})
 
 
 def main() -> None:
     """Entry point."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-    )
-    # kopf's own log: what it watches and what went wrong there.
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    settings = parse(sys.argv[1:])
-    if settings.kubeconfig:
-        # kopf logs in by itself, and looks there.
-        os.environ["KUBECONFIG"] = settings.kubeconfig
-    sys.exit(asyncio.run(serve(settings)))
+    settings = options.parse(Settings, prog="agentserving-operator", description=__doc__, prefix=PREFIX)
+    logs.configure()
+    sys.exit(supervision.run(lambda supervisor: serve(settings, supervisor)))
 
 
 if __name__ == "__main__":

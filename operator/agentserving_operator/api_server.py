@@ -1,13 +1,15 @@
-"""The one door to the API server: the asyncio client inside the `kubernetes` package, by path, with plain objects.
+"""The only module that talks to the Kubernetes API server: plain dictionaries, by path, over `kubernetes.aio`.
 
-Typed models are not used: they drop fields that they do not know, and server-side apply needs just the fields we set.
+The typed models of that package are not used: they drop fields they do not know, and server-side apply must send
+exactly the fields that we set.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -15,16 +17,26 @@ import aiohttp
 from kubernetes.aio import client, config
 
 from agentserving_operator import metrics
-from agentserving_operator.manifests import Manifest
-from agentserving_operator.manifests.common import MANAGER
+from agentserving_operator.manifests.common import MANAGER, Manifest
 from agentserving_operator.spec.crd import GROUP, KIND, PLURAL, VERSION
 
-TIMEOUT_S = 15.0
-# asyncio gives each TLS connection 256 KiB for as long as it is open; four visits at once opened 24, and kept them.
-CONNECTIONS = 4
+REQUEST_TIMEOUT_S = 15.0
+# asyncio buffers 256 KiB per open TLS connection, and four parallel visits would open 24 of them. Watches have a pool
+# of their own, because each of them occupies a connection for as long as it runs.
+REQUEST_CONNECTIONS = 4
+WATCH_CONNECTIONS = 1024
+# The API server ends a watch after this time and we open the next one. A connection that the network dropped silently
+# is therefore noticed after WATCH_READ_TIMEOUT_S at the latest.
+WATCH_S, WATCH_READ_TIMEOUT_S, CONNECT_TIMEOUT_S = 300, 330.0, 10.0
+# Objects per response of a list, so that its size does not depend on how many there are.
+PAGE = 500
 APPLY = "application/apply-patch+yaml"
+JSON = "application/json"
+# Objects without spec and status: watches need to know only whose object changed.
+METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+METADATA_OBJECT = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
-# Where each kind lives.
+# Path prefix and plural of each kind.
 PATHS = {
     KIND: (f"/apis/{GROUP}/{VERSION}", PLURAL),
     "Deployment": ("/apis/apps/v1", "deployments"),
@@ -38,17 +50,17 @@ PATHS = {
     "Event": ("/apis/events.k8s.io/v1", "events"),
     "Certificate": ("/apis/cert-manager.io/v1", "certificates"),
 }
-# Kinds that a cluster is made of; Secrets are not listed, so that no right to is needed, nor are cert-manager's
-# Certificates, whose kind there need not be.
+# The kinds of a cluster's objects that visits list and watches follow. Secrets are read by name only, so the operator
+# needs no right to list them. cert-manager's Certificates are left out because that kind may not exist.
 CHILD_KINDS = ("ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet", "Deployment")
 
 
 class ApiError(Exception):
-    """Root. The API server's message is the exception's."""
+    """Root of the errors below; its message is the API server's."""
 
 
 class RefusedError(ApiError):
-    """The API server said no; `status` is HTTP's, `reason` Kubernetes' word (Invalid, Forbidden, Conflict, ...)."""
+    """The API server refused. `status` is HTTP's, `reason` is Kubernetes' word for it (Invalid, Forbidden, ...)."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(message)
@@ -56,11 +68,15 @@ class RefusedError(ApiError):
 
 
 class UnavailableError(ApiError):
-    """No answer, or one that asks to come again: worth trying later."""
+    """No response, or one that asks to try again later."""
+
+
+class WatchExpiredError(ApiError):
+    """The resource version of a watch is too old: list again."""
 
 
 def path_of(kind: str, namespace: str, name: str = "", subresource: str = "") -> str:
-    """URL path; an empty namespace is all of them."""
+    """URL path of an object or a collection. An empty namespace means all namespaces."""
     prefix, plural = PATHS[kind]
     parts = [prefix, *(("namespaces", quote(namespace)) if namespace else ()), plural]
     parts += [quote(name)] if name else []
@@ -68,80 +84,103 @@ def path_of(kind: str, namespace: str, name: str = "", subresource: str = "") ->
     return "/".join(parts)
 
 
-def resource_of(kind: str) -> tuple[str, str, str]:
-    """Group (empty for the core), version and plural."""
-    prefix, plural = PATHS[kind]
-    *_, group, version = ("", *prefix.removeprefix("/api/").removeprefix("/apis/").split("/"))
-    return group, version, plural
+class ApiServer:
+    """A client of one API server: `async with await ApiServer.connect() as api`."""
 
-
-class Cluster:
-    """`async with Cluster.connect()`."""
-
-    def __init__(self, api: client.ApiClient) -> None:
-        self._api = api
+    def __init__(self, requests: client.ApiClient, watches: client.ApiClient) -> None:
+        self._requests, self._watches = requests, watches
 
     @classmethod
     async def connect(cls, kubeconfig: str = "") -> Self:
-        """With the pod's own account, else with a kubeconfig. ConfigException when there is neither."""
-        configuration = client.Configuration()
-        configuration.connection_pool_maxsize = CONNECTIONS
-        if kubeconfig:
-            await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
-        else:
-            try:
-                config.load_incluster_config(client_configuration=configuration)
-            except config.ConfigException:
-                await config.load_kube_config(client_configuration=configuration)
-        return cls(client.ApiClient(configuration))
+        """Uses the kubeconfig if given, else the pod's service account, else the user's kubeconfig.
+
+        Raises ConfigException when none of them exists.
+        """
+        return cls(await _client(kubeconfig, REQUEST_CONNECTIONS), await _client(kubeconfig, WATCH_CONNECTIONS))
 
     @property
     def api_client(self) -> client.ApiClient:
-        """The library's, for what it does by itself (`lease`)."""
-        return self._api
+        """The library's client, for the library's own leader election (`lease`)."""
+        return self._requests
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._api.close()
+        await self._watches.close()
+        await self._requests.close()
 
     # -- reading -------------------------------------------------------------------------------------------------
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
-        """An object; None when there is none."""
+        """An object; None when it does not exist."""
         try:
-            found: Manifest = await self._call("GET", path_of(kind, namespace, name))
+            live: Manifest = await self._call("GET", path_of(kind, namespace, name))
         except RefusedError as error:
             if error.status == 404:
                 return None
             raise
-        return found
+        return live
 
     async def find(self, kind: str, namespace: str, labels: Mapping[str, str] | None = None) -> list[Manifest]:
-        """Objects by labels; an empty namespace is all of them."""
-        query = [("labelSelector", ",".join(f"{k}={v}" for k, v in labels.items()))] if labels else []
-        found = await self._call("GET", path_of(kind, namespace), query)
-        # Items of a list have no kind of their own.
-        return [{**item, "kind": kind} for item in found.get("items", [])]
+        """Objects with these labels. An empty namespace means all namespaces."""
+        response = await self._call("GET", path_of(kind, namespace), _selector(labels))
+        # Items of a list come without a kind.
+        return [{**item, "kind": kind} for item in response.get("items", [])]
 
     async def children(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
-        """Of all kinds that a cluster is made of."""
+        """Objects of all CHILD_KINDS with these labels."""
         lists = await asyncio.gather(*(self.find(kind, namespace, labels) for kind in CHILD_KINDS))
-        return [each for found in lists for each in found]
+        return [each for items in lists for each in items]
+
+    async def metadata(
+        self, kind: str, namespace: str, labels: Mapping[str, str] | None = None
+    ) -> tuple[list[Manifest], str]:
+        """Metadata of the objects with these labels, and the resource version from which `watch` continues."""
+        query, items = [*_selector(labels), ("limit", str(PAGE))], list[Manifest]()
+        token = ""
+        while True:
+            page = [*query, ("continue", token)] if token else query
+            response = await self._call("GET", path_of(kind, namespace), page, accept=f"{METADATA_LIST},{JSON}")
+            items += [item["metadata"] for item in response.get("items", [])]
+            token = response["metadata"].get("continue", "")
+            if not token:
+                return items, str(response["metadata"]["resourceVersion"])
+
+    async def watch(
+        self, kind: str, namespace: str, since: str, labels: Mapping[str, str] | None = None
+    ) -> AsyncIterator[tuple[str, Manifest]]:
+        """(ADDED, MODIFIED, DELETED or BOOKMARK, metadata) of every change after resource version `since`.
+
+        Ends when the API server ends it, after WATCH_S. Raises WatchExpiredError when `since` is too old.
+        """
+        query = [
+            *_selector(labels), ("watch", "true"), ("allowWatchBookmarks", "true"),
+            ("resourceVersion", since), ("timeoutSeconds", str(WATCH_S)),
+        ]  # fmt: skip
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=WATCH_READ_TIMEOUT_S)
+        path = path_of(kind, namespace)
+        async with self._response(
+            self._watches, "GET", path, query, limits=limits, accept=f"{METADATA_OBJECT},{JSON}"
+        ) as response:
+            async for line in _lines(response, f"watch {path}"):
+                event = _decoded(line, f"watch {path}")
+                if event["type"] == "ERROR":
+                    raise _watch_error(event["object"], f"watch {path}")
+                yield event["type"], event["object"]["metadata"]
 
     # -- writing -------------------------------------------------------------------------------------------------
 
     async def apply(self, manifest: Manifest) -> Manifest:
-        """Server-side apply under our one field manager; what it has from others by mistake is taken back."""
-        where = manifest["metadata"]
-        path = path_of(manifest["kind"], where["namespace"], where["name"])
+        """Server-side apply under our field manager. Takes over our fields from any other manager."""
+        metadata = manifest["metadata"]
+        path = path_of(manifest["kind"], metadata["namespace"], metadata["name"])
         query = [("fieldManager", MANAGER), ("force", "true")]
         applied: Manifest = await self._call("PATCH", path, query, manifest, APPLY)
         return applied
 
     async def create(self, manifest: Manifest) -> Manifest | None:
-        """A new object; None when one of that name is there."""
+        """Creates an object; None when one of that name exists."""
         path = path_of(manifest["kind"], manifest["metadata"]["namespace"])
         try:
             created: Manifest = await self._call("POST", path, [("fieldManager", MANAGER)], manifest)
@@ -152,50 +191,120 @@ class Cluster:
         return created
 
     async def delete(self, live: Manifest) -> None:
-        """This very object, not one that has taken its name since."""
-        where = live["metadata"]
-        options = {"preconditions": {"uid": where["uid"]}, "propagationPolicy": "Background"}
+        """Deletes exactly this object (by uid), not a later one of the same name."""
+        metadata = live["metadata"]
+        options = {"preconditions": {"uid": metadata["uid"]}, "propagationPolicy": "Background"}
         try:
-            await self._call("DELETE", path_of(live["kind"], where["namespace"], where["name"]), (), options)
+            await self._call("DELETE", path_of(live["kind"], metadata["namespace"], metadata["name"]), (), options)
         except RefusedError as error:
             if error.status not in (404, 409):
                 raise
 
     async def apply_status(self, manifest: Manifest) -> None:
-        """The status of a custom resource, whole."""
-        where = manifest["metadata"]
-        path = path_of(manifest["kind"], where["namespace"], where["name"], "status")
+        """Replaces the status of a custom resource."""
+        metadata = manifest["metadata"]
+        path = path_of(manifest["kind"], metadata["namespace"], metadata["name"], "status")
         await self._call("PATCH", path, [("fieldManager", MANAGER), ("force", "true")], manifest, APPLY)
 
     # -- the wire ------------------------------------------------------------------------------------------------
 
     async def _call(
         self, verb: str, path: str, query: Sequence[tuple[str, str]] = (), body: object = None,
-        content: str = "application/json",
+        content: str = JSON, accept: str = JSON,
     ) -> Any:  # fmt: skip
-        headers = {"Accept": "application/json", "Content-Type": content}
-        method, url, sent, payload, _ = await self._api.param_serialize(
+        limits = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+        async with self._response(
+            self._requests, verb, path, query, body, content, accept=accept, limits=limits
+        ) as response:
+            try:
+                data = await response.read()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise _unavailable(f"{verb} {path}", error) from error
+            return _decoded(data, f"{verb} {path}")
+
+    @asynccontextmanager
+    async def _response(
+        self, api: client.ApiClient, verb: str, path: str, query: Sequence[tuple[str, str]] = (), body: object = None,
+        content: str = JSON, *, accept: str, limits: aiohttp.ClientTimeout,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:  # fmt: skip
+        """A response whose status is below 400, its body unread. Raises ApiError."""
+        headers = {"Accept": accept, "Content-Type": content}
+        method, url, sent, payload, _ = await api.param_serialize(
             verb, path, query_params=list(query), header_params=headers, body=body, auth_settings=["BearerToken"]
         )
         metrics.API_CALLS.labels(verb=verb).inc()
         try:
-            response = await self._api.call_api(
-                method, url, sent, payload, _request_timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)
-            )
-            data = await response.read()
+            response = (await api.call_api(method, url, sent, payload, _request_timeout=limits)).response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnavailableError(f"{verb} {path}: {error or type(error).__name__}") from error
-        if response.status >= 400:
-            raise _refusal(response.status, data, f"{verb} {path}")
-        return json.loads(data)
+            raise _unavailable(f"{verb} {path}", error) from error
+        async with response:
+            if response.status >= 400:
+                raise await _error_response(response, f"{verb} {path}")
+            yield response
 
 
-def _refusal(status: int, data: bytes, asked: str) -> ApiError:
+async def _client(kubeconfig: str, connections: int) -> client.ApiClient:
+    configuration = client.Configuration()
+    configuration.connection_pool_maxsize = connections
+    if kubeconfig:
+        await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+    else:
+        try:
+            config.load_incluster_config(client_configuration=configuration)
+        except config.ConfigException:
+            await config.load_kube_config(client_configuration=configuration)
+    return client.ApiClient(configuration)
+
+
+def _selector(labels: Mapping[str, str] | None) -> list[tuple[str, str]]:
+    return [("labelSelector", ",".join(f"{key}={value}" for key, value in labels.items()))] if labels else []
+
+
+async def _lines(response: aiohttp.ClientResponse, request: str) -> AsyncIterator[bytes]:
+    """Lines of a body of any length, as they arrive; a last line that was cut off is dropped."""
+    rest = b""
     try:
-        told = json.loads(data)
-        reason, message = str(told.get("reason", "")), str(told["message"])
+        async for chunk in response.content.iter_any():
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield line
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise _unavailable(request, error) from error
+
+
+def _decoded(data: bytes, request: str) -> Any:
+    """JSON. Anything else is not the API server's: a proxy between us may be ill, which is worth a retry."""
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise UnavailableError(f"{request}: the response is not JSON: {data[:200]!r}") from error
+
+
+def _watch_error(status: Mapping[str, Any], request: str) -> ApiError:
+    message = f"{request}: {status.get('message', '')}"
+    if status.get("code") == 410:
+        return WatchExpiredError(message)
+    return UnavailableError(message)
+
+
+def _unavailable(request: str, error: Exception) -> UnavailableError:
+    return UnavailableError(f"{request}: {error or type(error).__name__}")
+
+
+async def _error_response(response: aiohttp.ClientResponse, request: str) -> ApiError:
+    """The error that a response with a status of 400 or more stands for."""
+    try:
+        data = await response.read()
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        return _unavailable(request, error)
+    try:
+        status = json.loads(data)
+        reason, message = str(status.get("reason", "")), str(status["message"])
     except (ValueError, KeyError, AttributeError):
+        # Not a Status: written by something in front of the API server, or by its router.
         reason, message = "", data[:500].decode(errors="replace")
-    if status in (429, 500, 502, 503, 504):
-        return UnavailableError(f"{asked}: {message}")
-    return RefusedError(status, reason, message)
+    if response.status == 410:
+        return WatchExpiredError(f"{request}: {message}")
+    if response.status in (429, 500, 502, 503, 504):
+        return UnavailableError(f"{request}: {message}")
+    return RefusedError(response.status, reason, message)

@@ -1,106 +1,143 @@
-"""The one door to control planes, through the project's own client: puts the policy in force, asks how things are."""
+"""The only module that talks to control planes, through the project's own client: applies the policy, reads the state.
+
+Nothing in Kubernetes changes when a program begins or an engine hangs, so no watch reports it. `ControlPlanes`
+therefore remembers what each control plane said last, and a round over all clusters asks whether that is still so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from agentserving import AsyncClient
-from agentserving.client.values import Balancer
+from agentserving.client import values
 from agentserving.transport.connection import Pem, Settings
 from agentserving.transport.errors import AgentServingError, InvalidArgumentError
 
 from agentserving_operator.manifests.common import Component, Port, service_address
-from agentserving_operator.observe.status import Overview
-from agentserving_operator.spec.scheduling import Balancer as BalancerName
-from agentserving_operator.spec.scheduling import Scheduling, to_policy
+from agentserving_operator.observe.overview import EngineState, EngineView, Overview, Rejections
+from agentserving_operator.spec.scheduling import Balancer, Scheduling, to_policy
 
 BALANCERS = {
-    BalancerName.ROUND_ROBIN: Balancer.ROUND_ROBIN,
-    BalancerName.LEAST_USED: Balancer.LEAST_USED,
-    BalancerName.PROGRAM_LOCALITY: Balancer.PROGRAM_LOCALITY,
-    BalancerName.PREFIX_AWARE: Balancer.PREFIX_AWARE,
+    Balancer.ROUND_ROBIN: values.Balancer.ROUND_ROBIN,
+    Balancer.LEAST_USED: values.Balancer.LEAST_USED,
+    Balancer.PROGRAM_LOCALITY: values.Balancer.PROGRAM_LOCALITY,
+    Balancer.PREFIX_AWARE: values.Balancer.PREFIX_AWARE,
 }
 DEADLINE_S = 3.0
 
 
 class PolicyRefusedError(Exception):
-    """The control plane does not take the policy; the message is its own."""
+    """The control plane refuses the policy; the message is the control plane's."""
 
 
-async def settle(
-    address: str, scheduling: Scheduling, generation: int, tls: Pem | None = None
-) -> Overview | None:  # fmt: skip
-    """Makes the policy what the spec says, and gives the overview; None when the control plane does not answer.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A control plane and what it should do. `generation` is that of the spec; `tls` None = in the clear."""
 
-    Compared by value, so it is the same whoever asked before, and a policy set by hand is set back.
-    """
-    wanted, balancer = to_policy(scheduling), BALANCERS[scheduling.balancer]
-    async with AsyncClient(address, settings=Settings(tls=tls, deadline_s=DEADLINE_S, attempts=1)) as client:
-        try:
-            found = await client.get_policy()
-            if (found.policy, found.balancer) != (wanted, balancer):
-                await client.set_policy(wanted, balancer=balancer)
-                found = await client.get_policy()
-            told = await client.get_overview()
-        except InvalidArgumentError as error:
-            raise PolicyRefusedError(str(error)) from error
-        except AgentServingError:
-            return None
-    return Overview(
-        programs=told.programs_live,
-        policy_name=found.policy.name,
-        policy_version=found.version,
-        policy_generation=generation,
-        pending_engines=len(found.pending_engine_ids),
-        store_healthy=told.store_healthy,
-        store_message=told.store_message,
-    )
+    address: str
+    scheduling: Scheduling
+    generation: int
+    tls: Pem | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """To what a control plane was asked last."""
+class _Known:
+    """What a control plane was asked last, what it answered, and the tickets that its engines rejected."""
 
-    scheduling: Scheduling
-    generation: int
-    tls: Pem | None
+    target: Target
     overview: Overview | None
+    rejections: Rejections
 
 
 class ControlPlanes:
-    """All of them, with what each said last."""
+    """All control planes, with their last answers. `clock` gives monotonic seconds."""
 
-    def __init__(self) -> None:
-        self._last: dict[str, _Answer] = {}
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: dict[str, _Known] = {}
 
-    async def settle(
-        self, address: str, scheduling: Scheduling, generation: int, tls: Pem | None = None
-    ) -> Overview | None:  # fmt: skip
-        """As the function; remembered."""
-        self._last.pop(address, None)
-        overview = await settle(address, scheduling, generation, tls)
-        self._last[address] = _Answer(scheduling, generation, tls, overview)
-        return overview
+    async def apply_policy(self, target: Target) -> Overview | None:
+        """Sets the policy of the spec if another one is in force. Returns the state after that; None = no answer.
 
-    async def is_as_known(self, namespace: str, name: str) -> bool:
-        """Asks the control plane of a cluster what it was asked last; False when that would be news to its status.
+        Policies are compared by value, so the result is the same whoever applied before, and a policy that somebody
+        set by hand is replaced. Raises PolicyRefusedError.
+        """
+        # An exception leaves nothing behind that a round could compare with.
+        known = self._known.pop(target.address, None)
+        wanted, balancer = to_policy(target.scheduling), BALANCERS[target.scheduling.balancer]
+        async with _client(target) as client:
+            try:
+                in_force = await client.get_policy()
+                if (in_force.policy, in_force.balancer) != (wanted, balancer):
+                    await client.set_policy(wanted, balancer=balancer)
+                    in_force = await client.get_policy()
+                state = await client.get_overview()
+            except InvalidArgumentError as error:
+                raise PolicyRefusedError(str(error)) from error
+            except AgentServingError:
+                self._known[target.address] = _Known(target, None, known.rejections if known else Rejections())
+                return None
+        seen = self._seen(target, in_force, state, known.rejections if known else Rejections())
+        self._known[target.address] = seen
+        return seen.overview
 
-        One that was never asked does not serve: its Deployment will tell, which is watched.
+    async def has_changed(self, namespace: str, name: str) -> bool:
+        """Whether the control plane of a cluster would now answer a visit differently than the last one. Only reads.
+
+        A control plane that was never visited does not serve yet; its Deployment, which is watched, will say when.
         """
         address = _address(namespace, name)
-        last = self._last.get(address)
-        if last is None:
-            return True
-        try:
-            return await settle(address, last.scheduling, last.generation, last.tls) == last.overview
-        except PolicyRefusedError:
+        known = self._known.get(address)
+        if known is None:
             return False
+        async with _client(known.target) as client:
+            try:
+                in_force, state = await client.get_policy(), await client.get_overview()
+            except AgentServingError:
+                return known.overview is not None
+        seen = self._seen(known.target, in_force, state, known.rejections)
+        # Another visit may have come between.
+        if self._known.get(address) is known:
+            self._known[address] = _Known(known.target, known.overview, seen.rejections)
+        scheduling = known.target.scheduling
+        is_ours = (in_force.policy, in_force.balancer) == (to_policy(scheduling), BALANCERS[scheduling.balancer])
+        return not is_ours or seen.overview != known.overview
 
     def retain(self, clusters: Collection[tuple[str, str]]) -> None:
-        """Forgets all but those, by namespace and name."""
+        """Forgets the control planes of all clusters but these (namespace, name)."""
         addresses = {_address(*each) for each in clusters}
-        self._last = {address: answer for address, answer in self._last.items() if address in addresses}
+        self._known = {address: known for address, known in self._known.items() if address in addresses}
+
+    def _seen(
+        self, target: Target, in_force: values.PolicyVersion, state: values.Overview, before: Rejections
+    ) -> _Known:
+        now_s = self._clock()
+        counts = [(each.engine_id, each.boot_id, each.load.rejected_tickets) for each in state.engines]
+        rejections = before.after(counts, now_s)
+        overview = Overview(
+            programs=state.programs_live,
+            policy_name=in_force.policy.name,
+            policy_version=in_force.version,
+            policy_generation=target.generation,
+            pending_engines=len(in_force.pending_engine_ids),
+            store_healthy=state.store_healthy,
+            store_message=state.store_message,
+            engines=tuple(sorted(map(_engine_view, state.engines), key=lambda view: view.engine_id)),
+            rejecting_engines=rejections.rejecting(now_s),
+        )
+        return _Known(target, overview, rejections)
+
+
+def _client(target: Target) -> AsyncClient:
+    return AsyncClient(target.address, settings=Settings(tls=target.tls, deadline_s=DEADLINE_S, attempts=1))
+
+
+def _engine_view(engine: values.Engine) -> EngineView:
+    name = engine.state.name
+    state = EngineState(name) if name in EngineState.__members__ else EngineState.UNSPECIFIED
+    return EngineView(engine.engine_id, state, engine.state_reason)
 
 
 def _address(namespace: str, name: str) -> str:

@@ -1,24 +1,23 @@
-"""One visit of one cluster: the whole object, whatever the occasion. Visiting twice changes nothing the second time.
+"""One visit of one cluster: always the whole object, whatever caused the visit. A second visit changes nothing.
 
-read the spec -> see to certificates -> compare each desired object with the live one, apply those that differ ->
-delete ours that are no longer desired -> have the policy put in force -> write the status, if it is another one.
+Read the spec -> renew certificates that are due -> compare each desired object with the live one and apply those that
+differ -> delete our objects that are no longer desired -> apply the policy -> write the status if it changed.
 """
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
 import structlog
-from agentserving.transport.connection import Pem
 
 from agentserving_operator.api_server import RefusedError
 from agentserving_operator.certificates.issuing import Issued, issue
-from agentserving_operator.control_planes import PolicyRefusedError
-from agentserving_operator.manifests import Cluster, Component, Images, Manifest, desired
+from agentserving_operator.control_planes import PolicyRefusedError, Target
+from agentserving_operator.manifests import AgentServingCluster, Component, Images, Manifest, desired
 from agentserving_operator.manifests.common import Port
 from agentserving_operator.manifests.ticket_key_secret import (
     KEY_BYTES,
@@ -28,200 +27,213 @@ from agentserving_operator.manifests.ticket_key_secret import (
     ticket_key_secret,
     ticket_keys_of,
 )
-from agentserving_operator.observe.drift import matches
 from agentserving_operator.observe.events import events_of
+from agentserving_operator.observe.overview import Overview
 from agentserving_operator.observe.owned import is_owned, labels_of, may_take, name_taken, refused
 from agentserving_operator.observe.reasons import Reason, Trouble
-from agentserving_operator.observe.status import Observed, Overview, invalid_status, status_of
+from agentserving_operator.observe.settled import Settled
+from agentserving_operator.observe.status import Observed, invalid_status, status_of
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.crd import API_VERSION, KIND
 from agentserving_operator.spec.parsing import SpecError, parse
-from agentserving_operator.spec.scheduling import Scheduling
 
 log = structlog.get_logger()
 
 
 class Api(Protocol):
-    """What a visit asks of the API server; `cluster.Cluster` is one.
+    """What a visit asks of the API server; `api_server.ApiServer` implements it.
 
-    Every method raises ApiError: RefusedError when the answer is no, UnavailableError when there is none.
+    Every method raises ApiError: RefusedError when the API server refuses, UnavailableError when it does not respond.
     """
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
-        """None when there is none."""
+        """None when it does not exist."""
 
     async def find(self, kind: str, namespace: str, labels: Mapping[str, str] | None = None) -> list[Manifest]:
-        """By labels."""
+        """Objects with these labels."""
 
     async def children(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
-        """Of all kinds that a cluster is made of."""
+        """Objects with these labels, of all kinds that a cluster consists of."""
 
     async def apply(self, manifest: Manifest) -> Manifest:
-        """Gives the object as it is now."""
+        """Server-side apply; returns the object as stored."""
 
     async def create(self, manifest: Manifest) -> Manifest | None:
-        """None when it is there already; MUST NOT change that one."""
+        """None when an object of that name exists."""
 
     async def delete(self, live: Manifest) -> None:
-        """Only that very object; one that is gone is no error."""
+        """Deletes this very object; no error when it is gone."""
 
     async def apply_status(self, manifest: Manifest) -> None:
-        """The whole status."""
+        """Replaces the whole status."""
 
 
-Settle = Callable[[str, Scheduling, int, Pem | None], Awaitable[Overview | None]]
+class VisitResult(StrEnum):
+    """How a visit ended; the label of a metric."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """What a visit needs from outside: ports, the clock, randomness."""
-
-    api: Api
-    settle: Settle
-    images: Images
-    now: Callable[[], str]
-    random_bytes: Callable[[int], bytes]
-
-
-class Outcome(StrEnum):
-    """How a visit ended; a metric's label."""
-
+    # The cluster does not exist any more.
     GONE = "gone"
+    # The spec cannot be used.
     INVALID = "invalid"
-    # Nothing more to do until something happens.
+    # Nothing more to do until something changes.
     SETTLED = "settled"
-    # Something that no event will tell is under way: come again soon.
+    # Something is in progress that no watch reports: visit again soon.
     PENDING = "pending"
-    # The API server refused something: come again later.
+    # The API server or the control plane refused something: visit again later.
     REFUSED = "refused"
 
 
-async def reconcile(world: World, namespace: str, name: str) -> Outcome:
-    """Visits one cluster. UnavailableError when the API server does not answer."""
-    live = await world.api.get(KIND, namespace, name)
-    if live is None or "deletionTimestamp" in live["metadata"]:
-        # Its children are collected by their owner references.
-        return Outcome.GONE
-    generation, previous = int(live["metadata"]["generation"]), live.get("status", {})
-    try:
-        spec = parse(ClusterSpec, live["spec"])
-    except SpecError as error:
-        trouble = Trouble(Reason.INVALID_SPEC, str(error))
-        await _tell(world, live, invalid_status(trouble, generation, previous, world.now()))
-        return Outcome.INVALID
-    cluster = Cluster(
-        name=name, namespace=namespace, uid=live["metadata"]["uid"], spec=spec, images=world.images,
-        generation=generation, key_request=str((live["metadata"].get("annotations") or {}).get(ROTATE, "")),
-    )  # fmt: skip
-    troubles: list[Trouble] = []
-    issued = await issue(world.api, cluster, _now(world), troubles)
-    cluster = replace(cluster, trust=issued.trust)
-    observed = await _converge(world, cluster, troubles)
-    observed = await _ask_control_plane(world, cluster, observed, issued)
-    await _tell(world, live, status_of(cluster, observed, previous, world.now()))
-    return _outcome(cluster, observed)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconciler:
+    """Visits clusters. Everything outside is a field: ports, the clock (RFC 3339, seconds), randomness."""
 
+    api: Api
+    apply_policy: Callable[[Target], Awaitable[Overview | None]]
+    images: Images
+    now: Callable[[], str]
+    random_bytes: Callable[[int], bytes]
+    settled: Settled = field(default_factory=Settled)
 
-async def _converge(world: World, cluster: Cluster, troubles: list[Trouble]) -> Observed:
-    """Objects as they should be."""
-    found = await world.api.children(cluster.namespace, labels_of(cluster.name))
-    live = {(each["kind"], each["metadata"]["name"]): each for each in found}
-    await _ensure_ticket_key(world, cluster, troubles)
-    wanted = {(each["kind"], each["metadata"]["name"]): each for each in desired(cluster)}
-    for key, manifest in wanted.items():
+    async def visit(self, namespace: str, name: str) -> VisitResult:
+        """Visits one cluster. UnavailableError when the API server does not respond."""
+        live = await self.api.get(KIND, namespace, name)
+        if live is None or "deletionTimestamp" in live["metadata"]:
+            # Its children are garbage-collected through their owner references.
+            return VisitResult.GONE
+        generation, previous = int(live["metadata"]["generation"]), live.get("status", {})
         try:
-            applied = await _ensure(world, cluster, manifest, live.get(key))
-        except RefusedError as error:
-            troubles.append(refused(*key, error))
-        else:
-            if isinstance(applied, Trouble):
-                troubles.append(applied)
+            spec = parse(ClusterSpec, live["spec"])
+        except SpecError as error:
+            trouble = Trouble(Reason.INVALID_SPEC, str(error))
+            await self._write_status(live, invalid_status(trouble, generation, previous, self.now()))
+            return VisitResult.INVALID
+        cluster = AgentServingCluster(
+            name=name,
+            namespace=namespace,
+            uid=live["metadata"]["uid"],
+            spec=spec,
+            images=self.images,
+            generation=generation,
+            key_request=str((live["metadata"].get("annotations") or {}).get(ROTATE, "")),
+        )
+        troubles: list[Trouble] = []
+        issued = await issue(self.api, cluster, self._now(), troubles)
+        cluster = replace(cluster, trust=issued.trust)
+        observed = await self._converge(cluster, troubles)
+        observed = await self._ask_control_plane(cluster, observed, issued)
+        await self._write_status(live, status_of(cluster, observed, previous, self.now()))
+        return _result(cluster, observed)
+
+    def _now(self) -> datetime.datetime:
+        return datetime.datetime.fromisoformat(self.now())
+
+    async def _converge(self, cluster: AgentServingCluster, troubles: list[Trouble]) -> Observed:
+        """Makes the objects as they should be, and returns what is there after that."""
+        found = await self.api.children(cluster.namespace, labels_of(cluster.name))
+        live = {(each["kind"], each["metadata"]["name"]): each for each in found}
+        await self._ensure_ticket_key(cluster, troubles)
+        wanted = {(each["kind"], each["metadata"]["name"]): each for each in desired(cluster)}
+        for key, manifest in wanted.items():
+            try:
+                applied = await self._ensure(cluster, manifest, live.get(key))
+            except RefusedError as error:
+                troubles.append(refused(*key, error))
             else:
-                live[key] = applied
-    for key, each in list(live.items()):
-        if key not in wanted and is_owned(each, cluster):
-            log.info("no longer wanted", kind=key[0], name=key[1], namespace=cluster.namespace)
-            await world.api.delete(each)
-            del live[key]
-    pods = await world.api.find("Pod", cluster.namespace, labels_of(cluster.name))
-    return Observed(objects=live, pods=pods, troubles=troubles)
+                if isinstance(applied, Trouble):
+                    troubles.append(applied)
+                else:
+                    live[key] = applied
+        for key, each in list(live.items()):
+            if key not in wanted and is_owned(each, cluster):
+                log.info("deleting, no longer wanted", kind=key[0], name=key[1], namespace=cluster.namespace)
+                await self.api.delete(each)
+                self.settled.forget(each)
+                del live[key]
+        pods = await self.api.find("Pod", cluster.namespace, labels_of(cluster.name))
+        return Observed(objects=live, pods=pods, troubles=troubles)
 
+    async def _ensure(
+        self, cluster: AgentServingCluster, manifest: Manifest, live: Manifest | None
+    ) -> Manifest | Trouble:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        if live is None:
+            # It does not exist, or it lost the labels by which we listed.
+            live = await self.api.get(kind, cluster.namespace, name)
+        if live is not None:
+            if not may_take(live, cluster):
+                return name_taken(kind, name)
+            if self.settled.is_settled(manifest, {**live, "apiVersion": manifest["apiVersion"]}):
+                return live
+        log.info("applying", kind=kind, name=name, namespace=cluster.namespace, new=live is None)
+        applied = await self.api.apply(manifest)
+        self.settled.applied(manifest, applied)
+        return applied
 
-async def _ensure(world: World, cluster: Cluster, manifest: Manifest, live: Manifest | None) -> Manifest | Trouble:
-    kind, name = manifest["kind"], manifest["metadata"]["name"]
-    if live is None:
-        # Not there, or without the labels by which we look.
-        live = await world.api.get(kind, cluster.namespace, name)
-    if live is not None and not may_take(live, cluster):
-        return name_taken(kind, name)
-    if live is not None and matches(manifest, {**live, "apiVersion": manifest["apiVersion"]}):
-        return live
-    log.info("applying", kind=kind, name=name, namespace=cluster.namespace, new=live is None)
-    return await world.api.apply(manifest)
+    async def _ensure_ticket_key(self, cluster: AgentServingCluster, troubles: list[Trouble]) -> None:
+        try:
+            live = await self.api.get("Secret", cluster.namespace, cluster.ticket_key_name)
+            if live is None:
+                # A request for a new key that was made before there was any is served by the first key.
+                since = self._now() if cluster.key_request else None
+                new = TicketKeys(self.random_bytes(KEY_BYTES), request=cluster.key_request, since=since)
+                await self.api.create(ticket_key_secret(cluster, new))
+            elif not may_take(live, cluster):
+                troubles.append(name_taken("Secret", cluster.ticket_key_name))
+            elif (keys := ticket_keys_of(live)) is not None:
+                wanted = rotated(keys, cluster.key_request, self._now(), self.random_bytes)
+                if wanted != keys:
+                    log.info(
+                        "ticket key rotation", name=cluster.name, namespace=cluster.namespace, step=_step(wanted)
+                    )  # fmt: skip
+                    await self.api.apply(ticket_key_secret(cluster, wanted))
+        except RefusedError as error:
+            troubles.append(refused("Secret", cluster.ticket_key_name, error))
 
+    async def _ask_control_plane(
+        self, cluster: AgentServingCluster, observed: Observed, issued: Issued
+    ) -> Observed:  # fmt: skip
+        if not _serves(cluster, observed) or (cluster.spec.tls.on and issued.client is None):
+            return observed
+        target = Target(
+            address=cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
+            scheduling=cluster.spec.scheduling,
+            generation=cluster.generation,
+            tls=issued.client,
+        )
+        try:
+            overview = await self.apply_policy(target)
+        except PolicyRefusedError as error:
+            trouble = Trouble(Reason.POLICY_REFUSED, f"spec.scheduling: refused by the control plane: {error}")
+            return replace(observed, troubles=[*observed.troubles, trouble])
+        return replace(observed, overview=overview)
 
-async def _ensure_ticket_key(world: World, cluster: Cluster, troubles: list[Trouble]) -> None:
-    try:
-        there = await world.api.get("Secret", cluster.namespace, cluster.ticket_key_name)
-        if there is None:
-            # Whoever asked before there was a key has a new one.
-            since = _now(world) if cluster.key_request else None
-            new = TicketKeys(world.random_bytes(KEY_BYTES), request=cluster.key_request, since=since)
-            await world.api.create(ticket_key_secret(cluster, new))
-        elif not may_take(there, cluster):
-            troubles.append(name_taken("Secret", cluster.ticket_key_name))
-        elif (keys := ticket_keys_of(there)) is not None:
-            wanted = rotated(keys, cluster.key_request, _now(world), world.random_bytes)
-            if wanted != keys:
-                log.info("ticket key", name=cluster.ticket_key_name, namespace=cluster.namespace, step=_step(wanted))
-                await world.api.apply(ticket_key_secret(cluster, wanted))
-    except RefusedError as error:
-        troubles.append(refused("Secret", cluster.ticket_key_name, error))
+    async def _write_status(self, live: Manifest, status: dict[str, Any]) -> None:
+        """Writes the status if it changed, and an Event for each condition that changed."""
+        previous, metadata = live.get("status", {}), live["metadata"]
+        if status == previous:
+            return
+        named = {"name": metadata["name"], "namespace": metadata["namespace"]}
+        await self.api.apply_status({"apiVersion": API_VERSION, "kind": KIND, "metadata": named, "status": status})
+        for event in events_of(live, previous, status, self.now(), self.random_bytes(4).hex()):
+            try:
+                await self.api.create(event)
+            except RefusedError as error:
+                # Nothing depends on Events, and a namespace that is being deleted takes none.
+                log.warning("event refused", namespace=named["namespace"], name=named["name"], error=str(error))
 
 
 def _step(keys: TicketKeys) -> str:
     return "announced" if keys.next is not None else "signs" if keys.previous is not None else "done"
 
 
-def _now(world: World) -> datetime.datetime:
-    return datetime.datetime.fromisoformat(world.now())
-
-
-async def _ask_control_plane(world: World, cluster: Cluster, observed: Observed, issued: Issued) -> Observed:
-    if not _serves(cluster, observed) or (cluster.spec.tls.on and issued.client is None):
-        return observed
-    address = cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE)
-    try:
-        overview = await world.settle(address, cluster.spec.scheduling, cluster.generation, issued.client)
-    except PolicyRefusedError as error:
-        trouble = Trouble(Reason.POLICY_REFUSED, f"spec.scheduling: the control plane says: {error}")
-        return replace(observed, troubles=[*observed.troubles, trouble])
-    return replace(observed, overview=overview)
-
-
-def _serves(cluster: Cluster, observed: Observed) -> bool:
+def _serves(cluster: AgentServingCluster, observed: Observed) -> bool:
     deployment = observed.objects.get(("Deployment", cluster.child(Component.CONTROL_PLANE)), {})
     return int(deployment.get("status", {}).get("readyReplicas", 0)) > 0
 
 
-def _outcome(cluster: Cluster, observed: Observed) -> Outcome:
+def _result(cluster: AgentServingCluster, observed: Observed) -> VisitResult:
     if observed.troubles:
-        return Outcome.REFUSED
+        return VisitResult.REFUSED
     if _serves(cluster, observed) and (observed.overview is None or observed.overview.pending_engines):
-        return Outcome.PENDING
-    return Outcome.SETTLED
-
-
-async def _tell(world: World, live: Manifest, status: dict[str, Any]) -> None:
-    """Writes the status when it is another one, and an Event for each condition that turned."""
-    previous, where = live.get("status", {}), live["metadata"]
-    if status == previous:
-        return
-    named = {"name": where["name"], "namespace": where["namespace"]}
-    await world.api.apply_status({"apiVersion": API_VERSION, "kind": KIND, "metadata": named, "status": status})
-    for event in events_of(live, previous, status, world.now(), world.random_bytes(4).hex()):
-        try:
-            await world.api.create(event)
-        except RefusedError as error:
-            # Nothing depends on it; a namespace that is going takes none.
-            log.warning("event refused", namespace=where["namespace"], name=where["name"], error=str(error))
+        return VisitResult.PENDING
+    return VisitResult.SETTLED

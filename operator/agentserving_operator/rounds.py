@@ -1,8 +1,8 @@
-"""The regular round: what no event tells, at a price that many idle clusters can be asked to pay.
+"""Rounds over all clusters, for what no watch reports, at a cost that many idle clusters can bear.
 
-A visit reads nine times and compares some twenty objects. Watches tell of changed objects, so a round only asks the
-control planes, which nothing watches, and touches the clusters whose answer is another one. Each tenth round touches
-all: what a lost watch or a deleted ticket key has left is found then.
+A visit reads nine times and compares about twenty objects. Changed objects touch their cluster through a watch, so a
+round only asks the control planes, which nothing watches, and touches the clusters whose control plane answers
+differently than before. Every tenth round touches all: it finds what a lost watch or a deleted ticket key left behind.
 """
 
 from __future__ import annotations
@@ -13,65 +13,71 @@ from typing import Any, Protocol
 
 import structlog
 
+from agentserving_operator import metrics
 from agentserving_operator.api_server import ApiError
 from agentserving_operator.spec.crd import KIND
-from agentserving_operator.visits import PARALLEL, Key, Visits
+from agentserving_operator.visits import PARALLEL, ClusterKey, Visits
 
 log = structlog.get_logger()
 
-WHOLE_EVERY = 10
+FULL_ROUND_EVERY = 10
 
 
-class Finder(Protocol):
-    """What a round asks of the API server."""
+class ClusterApi(Protocol):
+    """What a round asks of the API server. Raises ApiError."""
 
-    async def find(self, kind: str, namespace: str, labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-        """By labels; an empty namespace is all of them. Raises ApiError."""
+    async def metadata(
+        self, kind: str, namespace: str, labels: Mapping[str, str] | None = None
+    ) -> tuple[list[dict[str, Any]], str]:
+        """Metadata of all objects with these labels ("" = in all namespaces), and their resource version."""
 
 
-class Planes(Protocol):
+class ControlPlaneApi(Protocol):
     """What a round asks of control planes."""
 
-    async def is_as_known(self, namespace: str, name: str) -> bool:
-        """Whether a visit of that cluster now would be told what the last one was. MUST NOT raise."""
+    async def has_changed(self, namespace: str, name: str) -> bool:
+        """Whether a visit of that cluster would now see something else than the last one. MUST NOT raise."""
 
-    def retain(self, clusters: Collection[Key]) -> None:
-        """There are no others any more."""
+    def retain(self, clusters: Collection[ClusterKey]) -> None:
+        """There are no other clusters any more."""
 
 
 class Rounds:
-    """Over the clusters of some namespaces; none = all."""
+    """Rounds over the clusters of some namespaces; no namespaces = all of them."""
 
-    def __init__(self, api: Finder, visits: Visits, planes: Planes, namespaces: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, api: ClusterApi, visits: Visits, planes: ControlPlaneApi, namespaces: tuple[str, ...] = ()
+    ) -> None:
         self._api, self._visits, self._planes = api, visits, planes
         self._namespaces = namespaces or ("",)
-        self._made = 0
+        self._count = 0
 
-    async def keep(self, every_s: float) -> None:
-        """For ever."""
+    async def run(self, every_s: float) -> None:
+        """Never returns. Errors of the API server are logged and the next round tries again."""
         while True:
             try:
-                await self.make()
+                await self.make_round()
             except ApiError as error:
-                log.warning("round failed, will try again", error=str(error))
+                log.warning("round failed, will retry", error=str(error))
             await asyncio.sleep(every_s)
 
-    async def make(self) -> None:
-        """One. ApiError when the clusters cannot be listed."""
-        found = [each for namespace in self._namespaces for each in await self._api.find(KIND, namespace)]
-        keys = [(each["metadata"]["namespace"], each["metadata"]["name"]) for each in found]
+    async def make_round(self) -> None:
+        """One round. Raises ApiError when the clusters cannot be listed."""
+        found = [each for namespace in self._namespaces for each in (await self._api.metadata(KIND, namespace))[0]]
+        keys = [(each["namespace"], each["name"]) for each in found]
         self._planes.retain(keys)
-        whole, self._made = self._made % WHOLE_EVERY == 0, self._made + 1
-        free = asyncio.Semaphore(PARALLEL)
+        is_full, self._count = self._count % FULL_ROUND_EVERY == 0, self._count + 1
+        slots = asyncio.Semaphore(PARALLEL)
 
-        async def look(key: Key) -> None:
-            # One that is not looked after yet is new, whatever its control plane says.
-            if not whole and key in self._visits.clusters:
-                async with free:
-                    if await self._planes.is_as_known(*key):
+        async def touch_if_changed(key: ClusterKey) -> None:
+            # A cluster that nobody looks after yet is new, whatever its control plane says.
+            if not is_full and key in self._visits.clusters:
+                async with slots:
+                    if not await self._planes.has_changed(*key):
                         return
             self._visits.touch(*key)
 
-        await asyncio.gather(*(look(key) for key in keys))
+        await asyncio.gather(*(touch_if_changed(key) for key in keys))
         if self._visits.are_idle:
-            self._visits.heard()
+            self._visits.round_ended()
+            metrics.LAST_VISIT.set_to_current_time()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 
 import pytest
-from agentserving_operator.certificates.certificates import ANNOUNCED_FOR, CA_LIFE, certificate_of, due, renewed
+from agentserving_operator.certificates.renewal import ANNOUNCED_FOR, CA_LIFE, certificate_of, due, renewed
 from agentserving_operator.certificates.values import LEAF_LIFE, Authority, Certificates, Pair
 from cryptography import x509
 from cryptography.x509 import verification

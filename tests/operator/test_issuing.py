@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from agentserving.transport.connection import Pem
 from agentserving_operator.api_server import RefusedError, UnavailableError
-from agentserving_operator.certificates.certificates import ANNOUNCED_FOR, CA_LIFE
+from agentserving_operator.certificates.renewal import ANNOUNCED_FOR, CA_LIFE
 from agentserving_operator.certificates.values import LEAF_LIFE
 from agentserving_operator.manifests.etcd_statefulset import TRUST_ANNOTATION
 from agentserving_operator.observe.status import Overview

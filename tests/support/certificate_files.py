@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 from agentserving.contract.names import SIDECAR_NAME
 from agentserving.transport.connection import Pem, Tls
-from agentserving_operator.certificates.certificates import renewed
+from agentserving_operator.certificates.renewal import renewed
 from agentserving_operator.certificates.values import Authority, Pair
 
 SERVER_NAME = "demo-control-plane.ns.svc"

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentserving_operator.manifests import Cluster, Images, Manifest
+from agentserving_operator.manifests import AgentServingCluster, Images, Manifest
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.parsing import parse
 
 IMAGES = Images(agentserving="registry.test/agentserving:1", vllm="registry.test/vllm:1", etcd="registry.test/etcd:1")
 
 
-def make_cluster(images: Images = IMAGES, **spec: Any) -> Cluster:
+def make_cluster(images: Images = IMAGES, **spec: Any) -> AgentServingCluster:
     """A cluster `demo` in namespace `ns`; `spec` as a user writes it, the model filled in."""
     whole = {"model": {"name": "meta-llama/Llama-3.1-8B-Instruct"}, **spec}
-    return Cluster(
+    return AgentServingCluster(
         name="demo", namespace="ns", uid="11111111-2222-3333-4444-555555555555", spec=parse(ClusterSpec, whole),
         images=images, generation=3,
     )  # fmt: skip

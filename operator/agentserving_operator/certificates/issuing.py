@@ -15,7 +15,7 @@ import structlog
 from agentserving.transport.connection import Pem
 
 from agentserving_operator.api_server import RefusedError
-from agentserving_operator.manifests import Cluster, Manifest
+from agentserving_operator.manifests import AgentServingCluster, Manifest
 from agentserving_operator.manifests.certificate_objects import (
     authority_of,
     ca_secret_name,
@@ -51,7 +51,7 @@ class Issued:
     trust: str = ""
 
 
-async def issue(api: Secrets, cluster: Cluster, now: datetime.datetime, troubles: list[Trouble]) -> Issued:
+async def issue(api: Secrets, cluster: AgentServingCluster, now: datetime.datetime, troubles: list[Trouble]) -> Issued:
     """Makes certificates what they should be. What could not be done is added to `troubles`."""
     issuer = cluster.spec.tls.issuer
     if issuer is Issuer.NONE:
@@ -72,14 +72,18 @@ async def issue(api: Secrets, cluster: Cluster, now: datetime.datetime, troubles
 
 
 async def _renew(
-    api: Secrets, cluster: Cluster, now: datetime.datetime, live: dict[str, Manifest | None], troubles: list[Trouble]
+    api: Secrets,
+    cluster: AgentServingCluster,
+    now: datetime.datetime,
+    live: dict[str, Manifest | None],
+    troubles: list[Trouble],
 ) -> None:
     taken = [name for name, each in live.items() if each is not None and not may_take(each, cluster)]
     if taken:
         troubles.extend(name_taken("Secret", name) for name in taken)
         return
     # Not before there is a cluster that has certificates of ours: it takes 10 MB.
-    from agentserving_operator.certificates.certificates import renewed
+    from agentserving_operator.certificates.renewal import renewed
 
     hosts = {leaf.value: names for leaf, names in leaves(cluster).items()}
     old = {leaf.value: pair_of(live[secret_name(cluster.name, leaf)]) for leaf in leaves(cluster)}
@@ -102,7 +106,7 @@ def _kind_of(manifest: Manifest) -> Manifest:
     return {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"]}
 
 
-def _issued(cluster: Cluster, live: dict[str, Manifest | None]) -> Issued:
+def _issued(cluster: AgentServingCluster, live: dict[str, Manifest | None]) -> Issued:
     client = live[secret_name(cluster.name, Leaf.CLIENT)]
     pair, ca = pair_of(client), content(client, "ca.crt")
     trust = "" if ca is None else hashlib.sha256(ca).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Every object that a cluster needs, as pure functions of its spec: a file for each kind, `desired` for all of them."""
+"""Every object that a cluster needs, as pure functions of its spec: one file per kind, `desired` for all of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from agentserving_operator.manifests.certificate_objects import certificate, leaves
-from agentserving_operator.manifests.common import Cluster, Component, Images, Manifest
+from agentserving_operator.manifests.common import AgentServingCluster, Component, Images, Manifest
 from agentserving_operator.manifests.control_plane_deployment import control_plane_deployment
 from agentserving_operator.manifests.disruption_budgets import disruption_budget
 from agentserving_operator.manifests.engine_statefulset import engine_statefulset
@@ -24,19 +24,19 @@ from agentserving_operator.spec.cluster import StoreType
 from agentserving_operator.spec.crd import GROUP
 from agentserving_operator.spec.tls import Issuer
 
-__all__ = ["HASH_ANNOTATION", "Cluster", "Component", "Images", "Manifest", "components", "desired"]
+__all__ = ["HASH_ANNOTATION", "AgentServingCluster", "Component", "Images", "Manifest", "components", "desired"]
 
-# A field that is no longer wanted does not show in the object: the hash of what was applied last does.
+# Comparing fields cannot reveal one that we stopped setting; a changed hash of what was applied last does.
 HASH_ANNOTATION = f"{GROUP}/applied-hash"
 
 
-def components(cluster: Cluster) -> list[Component]:
-    """The parts that this cluster has."""
+def components(cluster: AgentServingCluster) -> list[Component]:
+    """The components that this cluster has."""
     return [part for part in Component if part is not Component.ETCD or cluster.spec.store.type is StoreType.ETCD]
 
 
-def desired(cluster: Cluster) -> list[Manifest]:
-    """All objects but Secrets, in the order in which they are needed."""
+def desired(cluster: AgentServingCluster) -> list[Manifest]:
+    """All objects except Secrets, in the order in which they are needed."""
     parts = components(cluster)
     found = [service_account(cluster, part) for part in parts]
     if cluster.spec.tls.issuer is Issuer.CERT_MANAGER:

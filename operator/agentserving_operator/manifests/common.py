@@ -1,4 +1,4 @@
-"""What all objects of a cluster share: names, labels, owner, ports, and how a pod of ours is locked down. Pure."""
+"""What all objects of a cluster share: names, labels, owner, ports, and the security settings of its pods. Pure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from kubernetes.utils.quantity import parse_quantity
 
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.crd import API_VERSION, GROUP, KIND
@@ -15,15 +17,16 @@ from agentserving_operator.spec.parts import Resources
 Manifest = dict[str, Any]
 
 MANAGER = "agentserving-operator"
+MANAGED_BY = "app.kubernetes.io/managed-by"
 NAME = "agentserving"
-# Whoever speaks gRPC to control plane and sidecars, or tickets to engines, bears this label.
+# Pods with this label may connect to control planes, sidecars and engines.
 CLIENT_LABEL = f"{GROUP}/client"
-# Nobody in particular: the user of distroless images; etcd, engines' volumes and ours are this group's.
+# User and group of distroless images. Volumes of all pods belong to this group.
 USER = 65_532
 
 
 class Component(StrEnum):
-    """A part of a cluster; also the end of its objects' names."""
+    """A part of a cluster; also the suffix of its objects' names."""
 
     ENGINE = "engine"
     CONTROL_PLANE = "control-plane"
@@ -32,7 +35,7 @@ class Component(StrEnum):
 
 
 class Port:
-    """Container ports. `*_HTTP` answer probes and metrics."""
+    """Container ports. Those named *_HTTP serve probes and metrics."""
 
     ENGINE = 8000
     SIDECAR = 7071
@@ -48,7 +51,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
-    """What the operator was installed with."""
+    """The images that the operator was installed with."""
 
     agentserving: str
     vllm: str
@@ -57,8 +60,8 @@ class Images:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
-    """One AgentServingCluster, as manifests are made from it."""
+class AgentServingCluster:
+    """One AgentServingCluster, with all that manifests depend on."""
 
     name: str
     namespace: str
@@ -66,9 +69,9 @@ class Cluster:
     spec: ClusterSpec
     images: Images
     generation: int = 0
-    # Tells one set of trusted CAs from another; "" = not known. etcd reads its own once.
+    # Identifies the set of trusted CAs; "" = not known. etcd reads its CAs only at its start.
     trust: str = ""
-    # Asks for a new ticket key when it is another one than before; "" = does not ask.
+    # A value that differs from the last one requests a new ticket key; "" = no request.
     key_request: str = ""
 
     def child(self, component: Component) -> str:
@@ -81,17 +84,17 @@ class Cluster:
 
     @property
     def ticket_key_name(self) -> str:
-        """Name of the Secret with the key that signs tickets."""
+        """Name of the Secret with the keys of tickets."""
         return f"{self.name}-ticket-key"
 
 
 def service_address(namespace: str, cluster_name: str, component: Component, port: int) -> str:
-    """host:port of a Service, inside the cluster; the cluster's DNS suffix is found by search."""
+    """host:port of a Service inside the cluster; DNS search domains complete the name."""
     return f"{cluster_name}-{component}.{namespace}.svc:{port}"
 
 
 def selector(cluster_name: str, component: Component) -> dict[str, str]:
-    """Labels that tell a component's pods from all others, and never change."""
+    """Labels that select a component's pods. They never change."""
     return {
         "app.kubernetes.io/name": NAME,
         "app.kubernetes.io/instance": cluster_name,
@@ -100,16 +103,18 @@ def selector(cluster_name: str, component: Component) -> dict[str, str]:
 
 
 def labels(cluster_name: str, component: Component) -> dict[str, str]:
-    """Of every object."""
+    """Labels of every object."""
     return {
         **selector(cluster_name, component),
-        "app.kubernetes.io/managed-by": MANAGER,
+        MANAGED_BY: MANAGER,
         "app.kubernetes.io/part-of": NAME,
     }
 
 
-def made(cluster: Cluster, api_version: str, kind: str, component: Component, name: str = "", **rest: Any) -> Manifest:
-    """An object of the cluster's, which goes when the cluster goes."""
+def child_object(
+    cluster: AgentServingCluster, api_version: str, kind: str, component: Component, name: str = "", **rest: Any
+) -> Manifest:
+    """An object that belongs to the cluster and is deleted with it."""
     owner = {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -131,8 +136,8 @@ def made(cluster: Cluster, api_version: str, kind: str, component: Component, na
     }
 
 
-def pod(cluster: Cluster, component: Component, *, restricted: bool = True, **spec: Any) -> Manifest:
-    """A pod template under Pod Security `restricted`; without, containers may run as their image says."""
+def pod(cluster: AgentServingCluster, component: Component, *, restricted: bool = True, **spec: Any) -> Manifest:
+    """A pod template under Pod Security `restricted`; otherwise containers run as the user of their image."""
     security: Manifest = {"fsGroup": USER, "fsGroupChangePolicy": "OnRootMismatch"}
     security["seccompProfile"] = {"type": "RuntimeDefault"}
     if restricted:
@@ -140,7 +145,7 @@ def pod(cluster: Cluster, component: Component, *, restricted: bool = True, **sp
     whole = {
         "serviceAccountName": cluster.child(component),
         "automountServiceAccountToken": False,
-        # Dozens of variables for each Service, some of which look like settings of ours.
+        # Service links are a dozen variables per Service, some of which vLLM and we would read as settings.
         "enableServiceLinks": False,
         "securityContext": security,
         **spec,
@@ -150,13 +155,15 @@ def pod(cluster: Cluster, component: Component, *, restricted: bool = True, **sp
     return {"metadata": {"labels": labels(cluster.name, component)}, "spec": whole}
 
 
-def container(cluster: Cluster, name: str, image: str, resources: Manifest, **rest: Any) -> Manifest:
-    """A container that may do nothing but run."""
+def container(cluster: AgentServingCluster, name: str, image: str, resources: Manifest, **rest: Any) -> Manifest:
+    """A container without privileges."""
     return {
         "name": name,
         "image": image,
         "imagePullPolicy": cluster.spec.engine.image_pull_policy.value,
         "resources": resources,
+        # kubelet copies the end of a failed container's log into the pod's status, from where conditions quote it.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -167,37 +174,46 @@ def container(cluster: Cluster, name: str, image: str, resources: Manifest, **re
 
 
 def python(module: str, *arguments: str) -> Manifest:
-    """Command of a component of ours."""
+    """Command of one of our components."""
     return {"command": ["python", "-m", module], "args": list(arguments)}
 
 
-# The root file system is read-only: compiled code has nowhere to go.
+# The root file system is read-only, so compiled code cannot be cached.
 PYTHON_ENV: Sequence[Manifest] = ({"name": "PYTHONDONTWRITEBYTECODE", "value": "1"},)
 
 
-def resources_of(given: Resources, cpu: str, memory: str) -> Manifest:
-    """As the user has it; without any requests `cpu` and `memory` are set aside."""
-    found: Manifest = dict(plain(given))
-    for part in found.values():
-        if "ephemeralStorage" in part:
-            part["ephemeral-storage"] = part.pop("ephemeralStorage")
-    found.setdefault("requests", {"cpu": cpu, "memory": memory})
+def resources_of(given: Resources, *, requests: Manifest, limits: Manifest | None = None) -> Manifest:
+    """The user's requests and limits; `requests` and `limits` apply where the user gives none.
+
+    A default request is never higher than the user's limit: the API server would refuse the pod.
+    """
+    found: Manifest = {}
+    for part, amounts in dict(plain(given)).items():
+        found[part] = {"ephemeral-storage" if k == "ephemeralStorage" else k: v for k, v in amounts.items()}
+    user_limits = found.get("limits", {})
+    found.setdefault("requests", {k: v for k, v in requests.items() if _fits(v, user_limits.get(k))})
+    if limits is not None:
+        found.setdefault("limits", {k: v for k, v in limits.items() if _fits(found["requests"].get(k), v)})
     return found
 
 
-# A node on which many pods start at once gives each little of its processors: who is killed for being slow then starts
-# anew, and none of them ever gets there. Twenty clusters at once on two cores did not, with a liveness probe alone.
+def _fits(request: str | None, limit: str | None) -> bool:
+    return request is None or limit is None or bool(parse_quantity(request) <= parse_quantity(limit))
+
+
+# On a node where many pods start together each gets little CPU. Killing the slow ones would only add more starts: with
+# a liveness probe alone, twenty clusters that started together on two cores never became ready.
 STARTED = {"periodSeconds": 1, "failureThreshold": 180}
 ALIVE = {"periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6}
 
 
 def http_probe(port: int, path: str, **rest: int) -> Manifest:
-    """Timing in seconds, as Kubernetes names it."""
+    """A probe by GET; the other arguments are Kubernetes' timing fields, in seconds."""
     return {"httpGet": {"path": path, "port": port}, **rest}
 
 
-def spread(cluster: Cluster, component: Component) -> list[Manifest]:
-    """Over nodes where there are several; one node takes all of them."""
+def spread(cluster: AgentServingCluster, component: Component) -> list[Manifest]:
+    """Spreads pods over nodes if there are several; a single node takes all of them."""
     return [
         {
             "maxSkew": 1,
@@ -209,15 +225,15 @@ def spread(cluster: Cluster, component: Component) -> list[Manifest]:
 
 
 def secret_volume(name: str, secret: str) -> Manifest:
-    """Readable by the pod's group alone."""
+    """A Secret as files that only the pod's group can read."""
     return {"name": name, "secret": {"secretName": secret, "defaultMode": 0o440}}
 
 
 def port(name: str, number: int) -> Manifest:
-    """A container's."""
+    """A port of a container."""
     return {"name": name, "containerPort": number, "protocol": "TCP"}
 
 
 def service_port(name: str, number: int, target: int) -> Manifest:
-    """A Service's."""
+    """A port of a Service."""
     return {"name": name, "port": number, "targetPort": target, "protocol": "TCP"}

@@ -1,7 +1,7 @@
-"""The control planes' pods. Pure.
+"""The Deployment of the control planes. Pure.
 
-Followers are ready, too: an update goes on past them, and whoever reaches one by the Service is told the leader's own
-address. So the Service takes all of them, and no pod bears a label that would have to move with the leadership.
+Followers are ready as well: a rollout continues past them, and a client that the Service sends to a follower gets the
+leader's address from it. So the Service selects all of them, and no label has to move with the leadership.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from agentserving_operator.manifests.common import (
     ALIVE,
     PYTHON_ENV,
     STARTED,
-    Cluster,
+    AgentServingCluster,
     Component,
     Manifest,
     Port,
+    child_object,
     container,
     http_probe,
-    made,
     pod,
     port,
     python,
@@ -30,33 +30,33 @@ from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints
 from agentserving_operator.manifests.tls import Leaf, flags, mounts, volumes
 from agentserving_operator.spec.cluster import StoreType
 
-# A leader that cannot reach etcd for this long stops leading. With nobody to take over that gains nothing, and one
-# member of etcd that moves to another node needs about half a minute.
+# A leader that cannot reach etcd for this long stops leading. A single control plane has no one to hand over to, and a
+# single etcd member that moves to another node needs about half a minute.
 LEASE_S, LEASE_ALONE_S = 5, 30
-# Of an etcd that is not ours.
+# Certificates of an external etcd.
 TLS_DIR = "/etc/agentserving/etcd-tls"
 
 
-def control_plane_deployment(cluster: Cluster) -> Manifest:
-    """The policy is no argument: it is applied over gRPC, so that an edit restarts nothing."""
+def control_plane_deployment(cluster: AgentServingCluster) -> Manifest:
+    """The policy is not an argument: it is applied over gRPC, so that a change restarts nothing."""
     spec = {
         "replicas": cluster.spec.control_plane.replicas,
         "strategy": _strategy(cluster),
         "selector": {"matchLabels": selector(cluster.name, Component.CONTROL_PLANE)},
         "template": _template(cluster),
     }
-    return made(cluster, "apps/v1", "Deployment", Component.CONTROL_PLANE, spec=spec)
+    return child_object(cluster, "apps/v1", "Deployment", Component.CONTROL_PLANE, spec=spec)
 
 
-def _strategy(cluster: Cluster) -> Manifest:
+def _strategy(cluster: AgentServingCluster) -> Manifest:
     if cluster.spec.store.type is StoreType.MEMORY:
-        # Two would be two tables.
+        # Two replicas would have two tables.
         return {"type": "Recreate"}
-    # The new one stands by until the old one is told to go, and then leads at once.
+    # The new one stands by until the old one terminates, and then leads immediately.
     return {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
 
 
-def _template(cluster: Cluster) -> Manifest:
+def _template(cluster: AgentServingCluster) -> Manifest:
     leaves = [Leaf.CONTROL_PLANE, *([Leaf.CLIENT] if cluster.spec.store.type is StoreType.ETCD else [])]
     there = [secret_volume("ticket-key", cluster.ticket_key_name), {"name": "tmp", "emptyDir": {}}]
     mounted: list[Manifest] = [
@@ -71,7 +71,7 @@ def _template(cluster: Cluster) -> Manifest:
         cluster,
         "control-plane",
         cluster.images.agentserving,
-        resources_of(cluster.spec.control_plane.resources, "250m", "256Mi"),
+        resources_of(cluster.spec.control_plane.resources, requests={"cpu": "250m", "memory": "256Mi"}),
         **python("agentserving_controlplane", *_arguments(cluster)),
         env=[{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}, *PYTHON_ENV],
         ports=[port("grpc", Port.CONTROL_PLANE), port("http", Port.CONTROL_PLANE_HTTP)],
@@ -90,7 +90,7 @@ def _template(cluster: Cluster) -> Manifest:
     )
 
 
-def _arguments(cluster: Cluster) -> list[str]:
+def _arguments(cluster: AgentServingCluster) -> list[str]:
     return [
         "--listen", f"0.0.0.0:{Port.CONTROL_PLANE}", "--advertise", f"$(POD_IP):{Port.CONTROL_PLANE}",
         "--lease-s", str(LEASE_S if cluster.spec.control_plane.replicas > 1 else LEASE_ALONE_S),
@@ -102,7 +102,7 @@ def _arguments(cluster: Cluster) -> list[str]:
     ]  # fmt: skip
 
 
-def _store_arguments(cluster: Cluster) -> list[str]:
+def _store_arguments(cluster: AgentServingCluster) -> list[str]:
     store = cluster.spec.store
     if store.type is StoreType.MEMORY:
         return ["--store", "memory"]

@@ -1,7 +1,7 @@
 """The engine container: vLLM with our scheduler, or the simulator. Pure.
 
-Exceptions to Pod Security `restricted`, of vLLM alone: its image runs as root and writes compiled kernels below its
-home, so neither runAsNonRoot nor a read-only root file system is asked for. The rest is as elsewhere.
+vLLM alone is exempt from two settings of Pod Security `restricted`: its image runs as root and writes compiled kernels
+below its home directory, so neither runAsNonRoot nor a read-only root file system is required of it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from agentserving_operator.manifests.common import (
     PYTHON_ENV,
-    Cluster,
+    AgentServingCluster,
     Manifest,
     Port,
     container,
@@ -26,15 +26,16 @@ SCHEDULER = "agentserving_engine.scheduler.ProgramScheduler"
 CHANNEL_DIR, KEY_DIR, MODELS_DIR = "/run/agentserving", "/etc/agentserving/ticket", "/models"
 KEY_FILE = f"{KEY_DIR}/key"
 PROBE_EVERY_S = 10
-# Answers when the engine has nothing left to do, or by --drain-s; urllib is in both images, curl is not.
+# Returns when the engine has no calls left, or after the sidecar's --drain-s. Both images have urllib, not curl.
 DRAIN = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{Port.SIDECAR_HTTP}/drain').read()"
 
 
-def engine_container(cluster: Cluster) -> Manifest:
-    """The engine of `spec.engine`."""
+def engine_container(cluster: AgentServingCluster) -> Manifest:
+    """The container for `spec.engine`."""
     engine = cluster.spec.engine
     simulated = engine.type is EngineType.SIMULATOR
-    resources = resources_of(engine.resources, *(("250m", "256Mi") if simulated else ("4", "16Gi")))
+    requests = {"cpu": "250m", "memory": "256Mi"} if simulated else {"cpu": "4", "memory": "16Gi"}
+    resources = resources_of(engine.resources, requests=requests)
     started: Manifest = {
         "ports": [port("http", Port.ENGINE)],
         "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
@@ -57,30 +58,30 @@ def engine_container(cluster: Cluster) -> Manifest:
     if engine.accelerator.count:
         devices = {engine.accelerator.resource_name: str(engine.accelerator.count)}
         resources["limits"] = {**resources.get("limits", {}), **devices}
-    made = container(cluster, "engine", engine.image or cluster.images.vllm, resources, **started)
-    made["securityContext"]["readOnlyRootFilesystem"] = False
-    return made
+    vllm = container(cluster, "engine", engine.image or cluster.images.vllm, resources, **started)
+    vllm["securityContext"]["readOnlyRootFilesystem"] = False
+    return vllm
 
 
 def _probes(startup_s: int) -> Manifest:
-    """Until it has loaded its model nobody asks whether it lives; then a minute of silence ends it."""
+    """Liveness is probed only after the model was loaded; after that, a minute without a response restarts it."""
     failures = -(-startup_s // PROBE_EVERY_S)
     ask: dict[str, Any] = {"port": Port.ENGINE, "path": "/health"}
     return {
         "startupProbe": http_probe(**ask, periodSeconds=PROBE_EVERY_S, timeoutSeconds=5, failureThreshold=failures),
         "readinessProbe": http_probe(**ask, periodSeconds=5, timeoutSeconds=5, failureThreshold=3),
         "livenessProbe": http_probe(**ask, periodSeconds=PROBE_EVERY_S, timeoutSeconds=10, failureThreshold=6)
-        # One that does not answer has no calls to wait for.
+        # A hung engine has no calls that are worth waiting for.
         | {"terminationGracePeriodSeconds": 30},
     }
 
 
-def served_name(cluster: Cluster) -> str:
-    """What clients call the model."""
+def served_name(cluster: AgentServingCluster) -> str:
+    """The name of the model that clients use."""
     return cluster.spec.model.served_name or cluster.spec.model.name
 
 
-def _limits(cluster: Cluster) -> list[str]:
+def _limits(cluster: AgentServingCluster) -> list[str]:
     found = []
     if cluster.spec.model.max_length is not None:
         found += ["--max-model-len", str(cluster.spec.model.max_length)]
@@ -89,7 +90,7 @@ def _limits(cluster: Cluster) -> list[str]:
     return found
 
 
-def _simulator_arguments(cluster: Cluster) -> list[str]:
+def _simulator_arguments(cluster: AgentServingCluster) -> list[str]:
     simulator = cluster.spec.engine.simulator
     settings: list[str] = []
     if simulator is not None:
@@ -102,7 +103,7 @@ def _simulator_arguments(cluster: Cluster) -> list[str]:
     ]  # fmt: skip
 
 
-def _vllm_arguments(cluster: Cluster) -> list[str]:
+def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
     engine = cluster.spec.engine
     parallel = engine.accelerator.tensor_parallel_size or engine.accelerator.count
     found = [
@@ -111,12 +112,21 @@ def _vllm_arguments(cluster: Cluster) -> list[str]:
     ]  # fmt: skip
     if parallel > 1:
         found += ["--tensor-parallel-size", str(parallel)]
-    if engine.kv_offload_gi_b:
-        found += ["--kv-offloading-size", str(engine.kv_offload_gi_b)]
-    return [*found, *_limits(cluster), *engine.extra_args]
+    if engine.kv_offload_gib:
+        found += ["--kv-offloading-size", str(engine.kv_offload_gib)]
+    return [*found, *_tool_arguments(cluster), *_limits(cluster), *engine.extra_args]
 
 
-def _vllm_env(cluster: Cluster) -> list[Manifest]:
+def _tool_arguments(cluster: AgentServingCluster) -> list[str]:
+    """vLLM refuses `tools` in chat completions unless both are given."""
+    model = cluster.spec.model
+    if model.tool_parser is None:
+        return []
+    automatic = ["--enable-auto-tool-choice"] if model.enable_auto_tool_choice else []
+    return ["--tool-call-parser", model.tool_parser, *automatic]
+
+
+def _vllm_env(cluster: AgentServingCluster) -> list[Manifest]:
     found: list[Manifest] = [
         {"name": "AGENTSERVING_ENGINE_ID", "value": "$(POD_NAME)"},
         {"name": "AGENTSERVING_CHANNEL_DIR", "value": CHANNEL_DIR},

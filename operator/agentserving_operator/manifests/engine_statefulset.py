@@ -1,13 +1,13 @@
-"""The engines: a pod each, with a name that stays. Pure."""
+"""The StatefulSet of the engines: one pod each, with a stable name. Pure."""
 
 from __future__ import annotations
 
 from agentserving_operator.manifests.common import (
-    Cluster,
+    AgentServingCluster,
     Component,
     Manifest,
+    child_object,
     labels,
-    made,
     pod,
     secret_volume,
     selector,
@@ -19,12 +19,12 @@ from agentserving_operator.manifests.tls import Leaf, volumes
 from agentserving_operator.spec.cluster import CacheType, EngineType, ModelCache
 from agentserving_operator.spec.parsing import plain
 
-# After the drain: the engine's own end, and the sidecar's last reports.
+# For the end of the engine process and the sidecar's last reports, after the drain.
 GRACE_AFTER_DRAIN_S = 60
 
 
-def engine_statefulset(cluster: Cluster) -> Manifest:
-    """`spec.engine.replicas` of them, replaced one at a time."""
+def engine_statefulset(cluster: AgentServingCluster) -> Manifest:
+    """`spec.engine.replicas` engines, replaced one at a time."""
     engine, cache = cluster.spec.engine, cluster.spec.model.cache
     spec: Manifest = {
         "replicas": engine.replicas,
@@ -33,15 +33,15 @@ def engine_statefulset(cluster: Cluster) -> Manifest:
         "updateStrategy": {"type": "RollingUpdate"},
         "selector": {"matchLabels": selector(cluster.name, Component.ENGINE)},
         "template": _template(cluster),
-        # Models can be fetched again.
+        # Models can be downloaded again.
         "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Delete"},
     }
     if engine.type is EngineType.VLLM and cache.type is CacheType.CLAIM:
         spec["volumeClaimTemplates"] = [_claim(cluster, cache)]
-    return made(cluster, "apps/v1", "StatefulSet", Component.ENGINE, spec=spec)
+    return child_object(cluster, "apps/v1", "StatefulSet", Component.ENGINE, spec=spec)
 
 
-def _template(cluster: Cluster) -> Manifest:
+def _template(cluster: AgentServingCluster) -> Manifest:
     engine = cluster.spec.engine
     vllm = engine.type is EngineType.VLLM
     placement = _placement(cluster) if vllm else {"topologySpreadConstraints": spread(cluster, Component.ENGINE)}
@@ -57,11 +57,11 @@ def _template(cluster: Cluster) -> Manifest:
     )
 
 
-def _volumes(cluster: Cluster) -> list[Manifest]:
+def _volumes(cluster: AgentServingCluster) -> list[Manifest]:
     engine, cache = cluster.spec.engine, cluster.spec.model.cache
     found: list[Manifest] = [
         {"name": "channel", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
-        # Outlives containers, not the pod: a pod that is told to go has its reports acknowledged first.
+        # Outlives containers, not the pod: a pod that terminates has its reports acknowledged first.
         {"name": "journal", "emptyDir": {"sizeLimit": "1Gi"}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": engine.shared_memory}},
         {"name": "tmp", "emptyDir": {}},
@@ -76,14 +76,14 @@ def _volumes(cluster: Cluster) -> list[Manifest]:
     return found
 
 
-def _claim(cluster: Cluster, cache: ModelCache) -> Manifest:
+def _claim(cluster: AgentServingCluster, cache: ModelCache) -> Manifest:
     spec: Manifest = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": cache.size}}}
     if cache.storage_class_name is not None:
         spec["storageClassName"] = cache.storage_class_name
     return {"metadata": {"name": "model-cache", "labels": labels(cluster.name, Component.ENGINE)}, "spec": spec}
 
 
-def _placement(cluster: Cluster) -> Manifest:
+def _placement(cluster: AgentServingCluster) -> Manifest:
     accelerator = cluster.spec.engine.accelerator
     found: Manifest = {}
     if accelerator.products and accelerator.count:

@@ -1,4 +1,4 @@
-"""The gateways' pods. Pure."""
+"""The Deployment of the gateways. Pure."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from agentserving_operator.manifests.common import (
     ALIVE,
     PYTHON_ENV,
     STARTED,
-    Cluster,
+    AgentServingCluster,
     Component,
     Manifest,
     Port,
+    child_object,
     container,
     http_probe,
-    made,
     pod,
     port,
     python,
@@ -26,18 +26,18 @@ STATE_DIR = "/var/lib/agentserving"
 GRACE_AFTER_DRAIN_S = 15
 
 
-def gateway_deployment(cluster: Cluster) -> Manifest:
-    """Replaced one at a time, the new one first."""
+def gateway_deployment(cluster: AgentServingCluster) -> Manifest:
+    """Gateways are replaced one at a time; the new one starts first."""
     spec = {
         "replicas": cluster.spec.gateway.replicas,
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
         "selector": {"matchLabels": selector(cluster.name, Component.GATEWAY)},
         "template": _template(cluster),
     }
-    return made(cluster, "apps/v1", "Deployment", Component.GATEWAY, spec=spec)
+    return child_object(cluster, "apps/v1", "Deployment", Component.GATEWAY, spec=spec)
 
 
-def _template(cluster: Cluster) -> Manifest:
+def _template(cluster: AgentServingCluster) -> Manifest:
     gateway = cluster.spec.gateway
     command = python(
         "agentserving_gateway",
@@ -51,7 +51,7 @@ def _template(cluster: Cluster) -> Manifest:
         cluster,
         "gateway",
         cluster.images.agentserving,
-        resources_of(gateway.resources, "250m", "128Mi"),
+        resources_of(gateway.resources, requests={"cpu": "250m", "memory": "128Mi"}),
         **command,
         env=[*PYTHON_ENV],
         ports=[port("http", Port.GATEWAY), port("probes", Port.GATEWAY_HTTP)],

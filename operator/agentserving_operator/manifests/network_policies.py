@@ -1,37 +1,42 @@
-"""Who may connect to what. Pure. Ports of probes and metrics are open to all: they tell no prompt, no program id."""
+"""Which pods may connect to which ports. Pure.
+
+Ports of probes and metrics are open to all pods: they show no prompts and no program ids. vLLM serves its metrics on
+the port of its calls, which must stay closed; the sidecar passes them on (`/engine/metrics`).
+"""
 
 from __future__ import annotations
 
 from agentserving_operator.manifests.common import (
     CLIENT_LABEL,
     MANAGER,
-    Cluster,
+    AgentServingCluster,
     Component,
     Manifest,
     Port,
-    made,
+    child_object,
     selector,
 )
 
 
 def _rule(ports: list[int], peers: list[Manifest] | None = None) -> Manifest:
+    """Without `peers`, every pod may connect."""
     rule: Manifest = {"ports": [{"protocol": "TCP", "port": number} for number in ports]}
     if peers is not None:
         rule["from"] = peers
     return rule
 
 
-def _policy(cluster: Cluster, component: Component, rules: list[Manifest]) -> Manifest:
+def _policy(cluster: AgentServingCluster, component: Component, rules: list[Manifest]) -> Manifest:
     spec = {
         "podSelector": {"matchLabels": selector(cluster.name, component)},
         "policyTypes": ["Ingress"],
         "ingress": rules,
     }
-    return made(cluster, "networking.k8s.io/v1", "NetworkPolicy", component, spec=spec)
+    return child_object(cluster, "networking.k8s.io/v1", "NetworkPolicy", component, spec=spec)
 
 
-def network_policy(cluster: Cluster, component: Component) -> Manifest:
-    """Of one component."""
+def network_policy(cluster: AgentServingCluster, component: Component) -> Manifest:
+    """The NetworkPolicy of one component."""
     parts = {part: {"podSelector": {"matchLabels": selector(cluster.name, part)}} for part in Component}
     clients = {"podSelector": {"matchLabels": {CLIENT_LABEL: "true"}}}
     operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": MANAGER}}}
@@ -47,7 +52,8 @@ def network_policy(cluster: Cluster, component: Component) -> Manifest:
         ],
         Component.GATEWAY: [_rule([Port.GATEWAY, Port.GATEWAY_HTTP])],
         Component.ETCD: [
-            _rule([Port.ETCD_CLIENT], [parts[Component.CONTROL_PLANE]]),
+            # Members also need each other's client port: one that lost its volume replaces its former self there.
+            _rule([Port.ETCD_CLIENT], [parts[Component.CONTROL_PLANE], parts[Component.ETCD]]),
             _rule([Port.ETCD_PEER], [parts[Component.ETCD]]),
             _rule([Port.ETCD_HTTP]),
         ],

@@ -1,10 +1,10 @@
-"""An identity for each part; none of them has a token, since none of them speaks to Kubernetes. Pure."""
+"""A ServiceAccount for each component. None has a token, because none of them uses the Kubernetes API. Pure."""
 
 from __future__ import annotations
 
-from agentserving_operator.manifests.common import Cluster, Component, Manifest, made
+from agentserving_operator.manifests.common import AgentServingCluster, Component, Manifest, child_object
 
 
-def service_account(cluster: Cluster, component: Component) -> Manifest:
-    """Without a token."""
-    return made(cluster, "v1", "ServiceAccount", component, automountServiceAccountToken=False)
+def service_account(cluster: AgentServingCluster, component: Component) -> Manifest:
+    """The ServiceAccount of one component."""
+    return child_object(cluster, "v1", "ServiceAccount", component, automountServiceAccountToken=False)

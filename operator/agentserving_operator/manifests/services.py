@@ -1,20 +1,30 @@
-"""Services: where the parts of a cluster, and its clients, find each other. Pure."""
+"""Services, by which the components of a cluster and its clients find each other. Pure."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from agentserving_operator.manifests.common import Cluster, Component, Manifest, Port, made, selector, service_port
+from agentserving_operator.manifests.common import (
+    AgentServingCluster,
+    Component,
+    Manifest,
+    Port,
+    child_object,
+    selector,
+    service_port,
+)
 from agentserving_operator.manifests.etcd_statefulset import peers_service
 
 
-def _service(cluster: Cluster, component: Component, ports: list[Manifest], name: str = "", **spec: Any) -> Manifest:
+def _service(
+    cluster: AgentServingCluster, component: Component, ports: list[Manifest], name: str = "", **spec: Any
+) -> Manifest:
     whole = {"selector": selector(cluster.name, component), "ports": ports, **spec}
-    return made(cluster, "v1", "Service", component, name, spec=whole)
+    return child_object(cluster, "v1", "Service", component, name, spec=whole)
 
 
-def engine_service(cluster: Cluster) -> Manifest:
-    """Headless: gives engine pods their names. Calls go to the addresses that sidecars tell the control plane."""
+def engine_service(cluster: AgentServingCluster) -> Manifest:
+    """Headless: gives engine pods DNS names. Calls go to the addresses that sidecars register."""
     ports = [
         service_port("http", Port.ENGINE, Port.ENGINE),
         service_port("sidecar", Port.SIDECAR, Port.SIDECAR),
@@ -23,7 +33,7 @@ def engine_service(cluster: Cluster) -> Manifest:
     return _service(cluster, Component.ENGINE, ports, clusterIP="None", publishNotReadyAddresses=True)
 
 
-def control_plane_service(cluster: Cluster) -> Manifest:
+def control_plane_service(cluster: AgentServingCluster) -> Manifest:
     """For sidecars, gateways, clients and the operator."""
     ports = [
         service_port("grpc", Port.CONTROL_PLANE, Port.CONTROL_PLANE),
@@ -32,15 +42,15 @@ def control_plane_service(cluster: Cluster) -> Manifest:
     return _service(cluster, Component.CONTROL_PLANE, ports, type="ClusterIP")
 
 
-def gateway_service(cluster: Cluster) -> Manifest:
+def gateway_service(cluster: AgentServingCluster) -> Manifest:
     """For agents."""
     gateway = cluster.spec.gateway
     ports = [service_port("http", gateway.port, Port.GATEWAY)]
     return _service(cluster, Component.GATEWAY, ports, type=gateway.service_type.value)
 
 
-def etcd_services(cluster: Cluster) -> list[Manifest]:
-    """One for clients, one that gives members their names before they are ready."""
+def etcd_services(cluster: AgentServingCluster) -> list[Manifest]:
+    """One for clients, and one that gives members their DNS names before they are ready."""
     client = service_port("client", Port.ETCD_CLIENT, Port.ETCD_CLIENT)
     peer = service_port("peer", Port.ETCD_PEER, Port.ETCD_PEER)
     return [
@@ -52,7 +62,7 @@ def etcd_services(cluster: Cluster) -> list[Manifest]:
     ]  # fmt: skip
 
 
-def gateway_url(cluster: Cluster) -> str:
+def gateway_url(cluster: AgentServingCluster) -> str:
     """Base URL for OpenAI clients inside the cluster."""
     port = cluster.spec.gateway.port
     host = f"{cluster.child(Component.GATEWAY)}.{cluster.namespace}.svc"

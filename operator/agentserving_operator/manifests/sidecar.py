@@ -1,4 +1,4 @@
-"""The sidecar as a native sidecar: it starts before the engine and ends after it, so the last reports get out. Pure."""
+"""The sidecar container. It starts before the engine and ends after it, so that the last reports are sent. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from agentserving_operator.manifests.common import (
     PYTHON_ENV,
     STARTED,
     USER,
-    Cluster,
+    AgentServingCluster,
     Component,
     Manifest,
     Port,
@@ -15,6 +15,7 @@ from agentserving_operator.manifests.common import (
     http_probe,
     port,
     python,
+    resources_of,
 )
 from agentserving_operator.manifests.engine_pod import CHANNEL_DIR
 from agentserving_operator.manifests.tls import Leaf, client_flags, mounts
@@ -22,8 +23,8 @@ from agentserving_operator.manifests.tls import Leaf, client_flags, mounts
 STATE_DIR = "/var/lib/agentserving"
 
 
-def sidecar_container(cluster: Cluster) -> Manifest:
-    """An initContainer that restarts always. Its addresses are the pod's own: it tells them to the control plane."""
+def sidecar_container(cluster: AgentServingCluster) -> Manifest:
+    """A native sidecar: an init container that is always restarted. It registers the pod's addresses."""
     command = python(
         "agentserving_sidecar",
         "--engine-id", "$(POD_NAME)", "--engine-address", f"$(POD_IP):{Port.ENGINE}",
@@ -31,10 +32,15 @@ def sidecar_container(cluster: Cluster) -> Manifest:
         "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
         "--listen", f"$(POD_IP):{Port.SIDECAR}",
         "--http-host", "0.0.0.0", "--http-port", str(Port.SIDECAR_HTTP),
+        "--stuck-s", str(cluster.spec.engine.stuck_seconds),
         "--drain-s", str(cluster.spec.engine.drain_seconds), *client_flags(cluster, Leaf.ENGINE),
     )  # fmt: skip
-    resources = {"requests": {"cpu": "100m", "memory": "128Mi"}}
-    made = container(
+    resources = resources_of(
+        cluster.spec.engine.sidecar_resources,
+        requests={"cpu": "100m", "memory": "128Mi"},
+        limits={"cpu": "2", "memory": "512Mi"},
+    )
+    sidecar = container(
         cluster,
         "sidecar",
         cluster.images.agentserving,
@@ -53,10 +59,10 @@ def sidecar_container(cluster: Cluster) -> Manifest:
             {"name": "tmp", "mountPath": "/tmp"},
             *mounts(cluster, Leaf.ENGINE),
         ],
-        # The engine waits for this one, so it must not wait for the engine: that is what readiness is for.
+        # kubelet starts the engine after this probe succeeds, so it must not depend on the engine; readiness may.
         startupProbe=http_probe(Port.SIDECAR_HTTP, "/healthz", **STARTED),
         readinessProbe=http_probe(Port.SIDECAR_HTTP, "/readyz", periodSeconds=5, timeoutSeconds=5, failureThreshold=2),
         livenessProbe=http_probe(Port.SIDECAR_HTTP, "/healthz", **ALIVE),
     )
-    made["securityContext"] |= {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER}
-    return made
+    sidecar["securityContext"] |= {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER}
+    return sidecar

@@ -1,8 +1,8 @@
-"""The keys that sign and verify tickets, and how one takes the other's place. Pure: time and bytes are arguments.
+"""The keys that sign and verify tickets, and their rotation. Pure: time and random bytes are arguments.
 
-Pods read a changed Secret at different times. So a new key is announced first (`key.next`: verifies, does not sign),
-then signs, and the one before verifies for as long as a ticket of it may be on its way (`key.previous`). Which request
-for a new key is under way or done, and since when, is written on the Secret.
+Pods read a changed Secret at different times. Therefore a new key is first announced (`key.next` verifies but does not
+sign), then it signs, and the old one (`key.previous`) still verifies until the last ticket it signed has expired. The
+Secret's annotations record which request for a new key is in progress or done, and since when.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import datetime
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from agentserving_operator.manifests.common import Cluster, Component, Manifest, made
+from agentserving_operator.manifests.common import AgentServingCluster, Component, Manifest, child_object
 from agentserving_operator.spec.crd import GROUP
 
 KEY_BYTES = 32
-# On an AgentServingCluster, by whoever wants a new key: any value but the last one.
+# Annotation of an AgentServingCluster: a new value requests a new key.
 ROTATE = f"{GROUP}/rotate-ticket-key"
 _DONE, _SINCE = f"{GROUP}/rotation", f"{GROUP}/rotation-step-since"
-# kubelets bring a changed Secret within two minutes; this often we come by at least: every five.
+# kubelet updates a mounted Secret within two minutes, and a cluster is visited every five.
 ANNOUNCED_FOR = datetime.timedelta(minutes=10)
-# A ticket is good for ten minutes.
+# Tickets are valid for ten minutes.
 KEPT_FOR = datetime.timedelta(minutes=30)
 
 
 @dataclass(frozen=True, slots=True)
 class TicketKeys:
-    """At most one of `next` and `previous` is there. `request`: the one that these keys answer, `since`: when."""
+    """At most one of `next` and `previous` is set. `request` led to these keys, `since` is the last step's time."""
 
     key: bytes
     next: bytes | None = None
@@ -40,7 +40,7 @@ class TicketKeys:
 def rotated(
     keys: TicketKeys, request: str, now: datetime.datetime, random_bytes: Callable[[int], bytes]
 ) -> TicketKeys:  # fmt: skip
-    """One step further, where it is time for one. A request that comes meanwhile is answered afterwards."""
+    """The next step, if it is due. A request that arrives during a rotation is served after it."""
     age = now - keys.since if keys.since is not None else ANNOUNCED_FOR + KEPT_FOR
     if keys.next is not None:
         if age < ANNOUNCED_FOR:
@@ -53,11 +53,11 @@ def rotated(
     return replace(keys, next=random_bytes(KEY_BYTES), request=request, since=now)
 
 
-def ticket_key_secret(cluster: Cluster, keys: TicketKeys) -> Manifest:
-    """As pods mount it."""
+def ticket_key_secret(cluster: AgentServingCluster, keys: TicketKeys) -> Manifest:
+    """The Secret that pods mount."""
     files = {"key": keys.key, "key.next": keys.next, "key.previous": keys.previous}
     data = {name: base64.b64encode(key).decode() for name, key in files.items() if key is not None}
-    secret = made(
+    secret = child_object(
         cluster, "v1", "Secret", Component.CONTROL_PLANE, cluster.ticket_key_name, type="Opaque", data=data
     )  # fmt: skip
     if keys.since is not None:
@@ -67,13 +67,13 @@ def ticket_key_secret(cluster: Cluster, keys: TicketKeys) -> Manifest:
 
 
 def ticket_keys_of(secret: Manifest) -> TicketKeys | None:
-    """What a Secret holds; None when that is no key."""
-    told = secret["metadata"].get("annotations") or {}
+    """The keys in a Secret; None when it has no valid key."""
+    annotations = secret["metadata"].get("annotations") or {}
     try:
         found = {name: base64.b64decode(each, validate=True) for name, each in (secret.get("data") or {}).items()}
-        since = datetime.datetime.fromisoformat(told[_SINCE]) if _SINCE in told else None
+        since = datetime.datetime.fromisoformat(annotations[_SINCE]) if _SINCE in annotations else None
         return TicketKeys(
-            found["key"], found.get("key.next"), found.get("key.previous"), told.get(_DONE, ""), since
+            found["key"], found.get("key.next"), found.get("key.previous"), annotations.get(_DONE, ""), since
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, binascii.Error):
         return None

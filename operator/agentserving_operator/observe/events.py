@@ -1,4 +1,4 @@
-"""Events about a cluster: one for each condition that turned, so that `kubectl describe` tells the story. Pure."""
+"""Events about a cluster: one for each condition that changed, so that `kubectl describe` shows the history. Pure."""
 
 from __future__ import annotations
 
@@ -7,37 +7,40 @@ from typing import Any
 
 from agentserving_operator.manifests import Manifest
 from agentserving_operator.manifests.common import MANAGER
-from agentserving_operator.observe.reasons import ConditionType
+from agentserving_operator.observe.reasons import ConditionType, Reason
 from agentserving_operator.spec.crd import GROUP
 
-TOLD = (ConditionType.READY, ConditionType.DEGRADED)
+# The other conditions repeat what these two say.
+REPORTED = (ConditionType.READY, ConditionType.DEGRADED)
 MAX_NOTE = 1024
+# Not ready for one of these reasons is the normal course of things.
+_IN_PROGRESS = (Reason.CREATING, Reason.STARTING, Reason.ROLLING_OUT, Reason.ENGINE_LOADING)
 
 
 def events_of(
     live: Manifest, previous: Mapping[str, Any], status: Mapping[str, Any], now: str, suffix: str
 ) -> list[Manifest]:
-    """Objects of events.k8s.io/v1. `now` RFC 3339 in seconds; `suffix` makes names that are not used twice."""
+    """Objects of events.k8s.io/v1. `now` is RFC 3339 in seconds; `suffix` makes their names unique."""
     before = {each["type"]: each for each in previous.get("conditions", [])}
-    found: list[Manifest] = []
+    events: list[Manifest] = []
     for each in status.get("conditions", []):
         old = before.get(each["type"], {})
         same = (old.get("status"), old.get("reason")) == (each["status"], each["reason"])
-        # Degraded that was never so is no news.
-        fine_from_the_start = not old and each["type"] == ConditionType.DEGRADED and each["status"] == "False"
-        if each["type"] in TOLD and not same and not fine_from_the_start:
-            found.append(_event(live, each, now, f"{suffix}{len(found)}"))
-    return found
+        # A new cluster that is not degraded is no news.
+        never_degraded = not old and each["type"] == ConditionType.DEGRADED and each["status"] == "False"
+        if each["type"] in REPORTED and not same and not never_degraded:
+            events.append(_event(live, each, now, f"{suffix}{len(events)}"))
+    return events
 
 
 def _event(live: Manifest, condition: Mapping[str, Any], now: str, suffix: str) -> Manifest:
-    where = live["metadata"]
+    metadata = live["metadata"]
     good = (condition["status"] == "True") == (condition["type"] == ConditionType.READY)
-    waiting = condition["type"] == ConditionType.READY and condition["reason"] in ("Creating", "Starting", "RollingOut")
+    waiting = condition["type"] == ConditionType.READY and condition["reason"] in _IN_PROGRESS
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"name": f"{where['name']}.{suffix}", "namespace": where["namespace"]},
+        "metadata": {"name": f"{metadata['name']}.{suffix}", "namespace": metadata["namespace"]},
         "eventTime": now.replace("Z", ".000000Z"),
         "type": "Normal" if good or waiting else "Warning",
         "reason": condition["reason"],
@@ -48,8 +51,8 @@ def _event(live: Manifest, condition: Mapping[str, Any], now: str, suffix: str) 
         "regarding": {
             "apiVersion": live["apiVersion"],
             "kind": live["kind"],
-            "name": where["name"],
-            "namespace": where["namespace"],
-            "uid": where["uid"],
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "uid": metadata["uid"],
         },
     }

@@ -1,4 +1,4 @@
-"""Every reason that a condition may have, each with what it means: a closed list, for programs to tell apart."""
+"""Every reason a condition can have, with its meaning. A closed list, so that programs can rely on it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class ConditionType(StrEnum):
-    """Ready is true when the four between it and Progressing are."""
+    """Ready is True when the four conditions after it are."""
 
     READY = "Ready"
     CONTROL_PLANE_READY = "ControlPlaneReady"
@@ -19,65 +19,80 @@ class ConditionType(StrEnum):
 
 
 class Reason(StrEnum):
-    """The comment under each says when."""
+    """The comment above each member says when it is used."""
 
-    # All is well.
+    # All conditions are met.
     READY = "Ready"
-    # As many pods serve as are needed.
+    # As many pods are ready as are needed.
     AVAILABLE = "Available"
-    # No engines are wanted: calls are refused until there are some.
+    # spec.engine.replicas is 0: calls are refused.
     SCALED_TO_ZERO = "ScaledToZero"
-    # The table is in memory, and lost when the control plane restarts.
+    # The process table is in memory and is lost when the control plane restarts.
     IN_MEMORY = "InMemory"
-    # Nothing is being changed.
+    # No rollout is in progress.
     SETTLED = "Settled"
     # Nothing has failed.
     AS_EXPECTED = "AsExpected"
 
-    # Pods are being replaced, or their number is changed.
+    # Pods are being replaced, or their number changes.
     ROLLING_OUT = "RollingOut"
-    # Not every engine has acknowledged the policy.
+    # Some engines have not acknowledged the policy.
     POLICY_PENDING = "PolicyPending"
-    # An object has not been made yet.
+    # An object has not been created yet.
     CREATING = "Creating"
-    # Pods run and are not ready yet; nothing speaks against them.
+    # Pods run but are not ready yet, and nothing indicates a failure.
     STARTING = "Starting"
-    # The control plane could not be asked.
+    # The control plane did not answer.
     NOT_REACHABLE = "NotReachable"
-    # The spec could not be read, so nothing was looked at.
+    # The spec could not be parsed, so the cluster was not examined.
     NOT_LOOKED_AT = "NotLookedAt"
 
-    # The scheduler finds no node; the message has its words.
+    # The engine process runs and has not served a call since its start.
+    ENGINE_LOADING = "EngineLoading"
+    # The engine process crashed or does not answer.
+    ENGINE_DOWN = "EngineDown"
+    # The engine process runs and makes no progress.
+    ENGINE_STUCK = "EngineStuck"
+    # The engine answered several calls in a row with errors while others served theirs.
+    ENGINE_FAILING = "EngineFailing"
+    # The engine's sidecar lost its connection to the control plane.
+    ENGINE_LOST = "EngineLost"
+    # Engines reject tickets: a clock is wrong, or tickets are forged.
+    TICKETS_REJECTED = "TicketsRejected"
+
+    # The Kubernetes scheduler finds no node for a pod; the message quotes it.
     UNSCHEDULABLE = "Unschedulable"
-    # An image cannot be had.
+    # An image cannot be pulled.
     IMAGE_PULL_FAILED = "ImagePullFailed"
-    # A container refers to what is not there: a Secret, or a key in it.
+    # A container refers to something that does not exist, such as a Secret or one of its keys.
     CONTAINER_CONFIG_INVALID = "ContainerConfigInvalid"
-    # A container ends again and again.
+    # A container ends again and again, and kubelet waits longer and longer before it starts it again.
     CRASHING = "Crashing"
-    # A ResourceQuota leaves no room.
+    # A ResourceQuota is exhausted.
     QUOTA_EXCEEDED = "QuotaExceeded"
     # Pods cannot be created for another reason.
     CREATE_FAILED = "CreateFailed"
     # The control plane cannot write to its store.
     STORE_UNHEALTHY = "StoreUnhealthy"
+    # etcd refuses writes because its database reached its quota.
+    STORE_FULL = "StoreFull"
     # The control plane refuses the policy.
     POLICY_REFUSED = "PolicyRefused"
-    # The spec makes no cluster; the message names the field.
+    # The spec is invalid; the message names the field.
     INVALID_SPEC = "InvalidSpec"
-    # The API server refused an object; the message has its words.
+    # The API server refused an object; the message quotes it.
     APPLY_REFUSED = "ApplyRefused"
-    # An object of that name is there and not ours.
+    # An object of that name exists and belongs to someone else.
     NAME_TAKEN = "NameTaken"
-    # spec.tls.issuer is CertManager, and the API server does not know its Certificates.
+    # spec.tls.issuer is CertManager, but cert-manager is not installed.
     CERT_MANAGER_MISSING = "CertManagerMissing"
-    # The namespace is going.
+    # The namespace is being deleted.
     NAMESPACE_TERMINATING = "NamespaceTerminating"
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Something that does not get well by waiting."""
+    """A problem that waiting does not solve."""
 
     reason: Reason
     message: str

@@ -1,7 +1,7 @@
-"""The status of a cluster from what was seen of its objects. Pure: the time is an argument.
+"""The status of a cluster, from what was observed of its objects and its control plane. Pure: time is an argument.
 
-`Ready` is for waiting on, the four below it for finding out where it hurts, `Progressing` for whether to wait,
-`Degraded` for whether to look. `reasons` lists what each may say.
+`Ready` is the condition to wait for, the four after it locate a problem, `Progressing` says whether waiting helps, and
+`Degraded` says whether someone should look. `reasons` lists what each of them may say.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentserving_operator.manifests import Cluster, Component, Manifest
+from agentserving_operator.manifests import AgentServingCluster, Component, Manifest
 from agentserving_operator.manifests.common import selector
 from agentserving_operator.manifests.services import gateway_url
+from agentserving_operator.observe.engine_states import engine_trouble, rejection_trouble
+from agentserving_operator.observe.overview import Overview
 from agentserving_operator.observe.reasons import ConditionType, Reason, Trouble
 from agentserving_operator.observe.trouble import trouble_of
 from agentserving_operator.spec.cluster import StoreType
@@ -26,30 +28,19 @@ WORKLOADS = {
     Component.ENGINE: "StatefulSet",
     Component.ETCD: "StatefulSet",
 }
-PARTS = {
+CONDITIONS = {
     Component.CONTROL_PLANE: ConditionType.CONTROL_PLANE_READY,
     Component.ETCD: ConditionType.STORE_READY,
     Component.ENGINE: ConditionType.ENGINES_READY,
     Component.GATEWAY: ConditionType.GATEWAY_READY,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
-    """What the control plane says. `policy_generation`: of the spec whose policy it has; 0 = of none of ours."""
-
-    programs: int
-    policy_name: str
-    policy_version: int
-    policy_generation: int
-    pending_engines: int
-    store_healthy: bool
-    store_message: str
+# etcd's words for a database at its quota, as the control plane passes them on.
+_NO_SPACE = ("database space exceeded", "NOSPACE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """What there is. `objects` by kind and name; `overview` None = the control plane did not answer."""
+    """What exists. `objects` by kind and name; `overview` None = the control plane did not answer."""
 
     objects: Mapping[tuple[str, str], Manifest]
     pods: Sequence[Manifest]
@@ -66,73 +57,77 @@ class Finding:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One component's workload: pods wanted, ready and of the newest revision."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Workload:
+    """One component's workload in numbers of pods; `pods` are the names of those that are not being deleted."""
 
-    wanted: int
-    ready: int
-    replicas: int
-    updated: int
-    settled: bool
-    trouble: Trouble | None
     exists: bool
+    wanted: int = 0
+    ready: int = 0
+    replicas: int = 0
+    updated: int = 0
+    settled: bool = False
+    pods: frozenset[str] = frozenset()
+    trouble: Trouble | None = None
 
 
-def status_of(cluster: Cluster, observed: Observed, previous: Mapping[str, Any], now: str) -> dict[str, Any]:
-    """The whole status as plain JSON. `previous` is the status before; `now` RFC 3339."""
-    parts = {part: _part(cluster, observed, part) for part in WORKLOADS}
+def status_of(
+    cluster: AgentServingCluster, observed: Observed, previous: Mapping[str, Any], now: str
+) -> dict[str, Any]:  # fmt: skip
+    """The whole status as plain JSON. `previous` is the last status; `now` is RFC 3339."""
+    workloads = {component: _workload(cluster, observed, component) for component in WORKLOADS}
     findings = {
-        PARTS[part]: _pods_ready(cluster, part, found) for part, found in parts.items() if part is not Component.ETCD
+        CONDITIONS[component]: _pods_ready(cluster, component, workloads[component])
+        for component in (Component.CONTROL_PLANE, Component.GATEWAY)
     }
-    findings[ConditionType.STORE_READY] = _store(cluster, observed, parts[Component.ETCD])
-    there = [part for part in parts if part is not Component.ETCD or cluster.spec.store.type is StoreType.ETCD]
+    engines = workloads[Component.ENGINE]
+    of_engines = _engine_trouble(observed.overview, engines)
+    findings[ConditionType.ENGINES_READY] = _engines_ready(cluster, engines, of_engines)
+    findings[ConditionType.STORE_READY] = _store_ready(cluster, observed, workloads[Component.ETCD])
+    if cluster.spec.store.type is not StoreType.ETCD:
+        del workloads[Component.ETCD]
     findings[ConditionType.READY] = _ready(findings, observed.troubles)
-    findings[ConditionType.PROGRESSING] = _progressing({part: parts[part] for part in there}, observed)
-    findings[ConditionType.DEGRADED] = _degraded([parts[part].trouble for part in there], observed)
-    engines = parts[Component.ENGINE]
-    return dict(
-        plain(
-            ClusterStatus(
-                observed_generation=cluster.generation,
-                conditions=conditions(findings, cluster.generation, previous, now),
-                url=gateway_url(cluster),
-                engines=EngineCounts(
-                    replicas=engines.replicas,
-                    ready=engines.ready,
-                    updated=engines.updated,
-                    summary=f"{engines.ready}/{engines.wanted}",
-                ),
-                selector=",".join(f"{k}={v}" for k, v in selector(cluster.name, Component.ENGINE).items()),
-                policy=_policy(observed, previous),
-                programs=observed.overview.programs if observed.overview else previous.get("programs"),
-            )
-        )
+    findings[ConditionType.PROGRESSING] = _progressing(workloads, observed)
+    findings[ConditionType.DEGRADED] = _degraded([each.trouble for each in workloads.values()], of_engines, observed)
+    status = ClusterStatus(
+        observed_generation=cluster.generation,
+        conditions=conditions(findings, cluster.generation, previous, now),
+        url=gateway_url(cluster),
+        engines=EngineCounts(
+            replicas=engines.replicas,
+            ready=engines.ready,
+            updated=engines.updated,
+            summary=f"{engines.ready}/{engines.wanted}",
+        ),
+        selector=",".join(f"{k}={v}" for k, v in selector(cluster.name, Component.ENGINE).items()),
+        policy=_policy(observed, previous),
+        programs=observed.overview.programs if observed.overview else previous.get("programs"),
     )
+    return dict(plain(status))
 
 
 def invalid_status(trouble: Trouble, generation: int, previous: Mapping[str, Any], now: str) -> dict[str, Any]:
-    """Of a spec that makes no cluster: what was known stays, and the conditions say what is wrong."""
+    """Status of a cluster whose spec is invalid: what was known stays, and the conditions name the problem."""
     unknown = Finding(ConditionStatus.UNKNOWN, Reason.NOT_LOOKED_AT, "the spec cannot be used; see Ready")
     findings = dict.fromkeys(ConditionType, unknown)
     findings[ConditionType.READY] = Finding(ConditionStatus.FALSE, trouble.reason, trouble.message)
     findings[ConditionType.DEGRADED] = Finding(ConditionStatus.TRUE, trouble.reason, trouble.message)
-    made = ClusterStatus(
+    status = ClusterStatus(
         observed_generation=generation, conditions=conditions(findings, generation, previous, now)
     )  # fmt: skip
-    return {**previous, **plain(made)}
+    return {**previous, **plain(status)}
 
 
 def conditions(
     findings: Mapping[ConditionType, Finding], generation: int, previous: Mapping[str, Any], now: str
 ) -> tuple[Condition, ...]:
-    """With the time of the last change of status, not of words."""
+    """Conditions with the time at which their status, not their message, changed last."""
     before = {each["type"]: each for each in previous.get("conditions", [])}
-    made = []
+    found = []
     for kind in ConditionType:
         finding, old = findings[kind], before.get(kind.value, {})
         same = old.get("status") == finding.status.value
-        made.append(
+        found.append(
             Condition(
                 type=kind.value,
                 status=finding.status,
@@ -142,56 +137,85 @@ def conditions(
                 message=finding.message[:MAX_MESSAGE],
             )
         )
-    return tuple(made)
+    return tuple(found)
 
 
-def _part(cluster: Cluster, observed: Observed, component: Component) -> _Part:
+def _workload(cluster: AgentServingCluster, observed: Observed, component: Component) -> _Workload:
     workload = observed.objects.get((WORKLOADS[component], cluster.child(component)))
     wanted_labels = selector(cluster.name, component).items()
     pods = [pod for pod in observed.pods if wanted_labels <= pod["metadata"].get("labels", {}).items()]
     trouble = trouble_of(workload, pods)
     if workload is None:
-        return _Part(0, 0, 0, 0, False, trouble, False)
+        return _Workload(exists=False, trouble=trouble)
     status, wanted = workload.get("status", {}), int(workload["spec"].get("replicas", 1))
-    # A StatefulSet that has not been touched since it was made does not count updatedReplicas.
     replicas, ready = int(status.get("replicas", 0)), int(status.get("readyReplicas", 0))
     updated = int(status.get("updatedReplicas", 0))
-    seen = int(status.get("observedGeneration", 0)) >= int(workload["metadata"].get("generation", 0))
-    return _Part(
-        wanted, ready if seen else min(ready, wanted), replicas, updated,
-        seen and updated >= wanted and replicas == wanted, trouble, True,
-    )  # fmt: skip
+    # Until the controller has seen our last change, its numbers are those of the version before.
+    is_current = int(status.get("observedGeneration", 0)) >= int(workload["metadata"].get("generation", 0))
+    return _Workload(
+        exists=True,
+        wanted=wanted,
+        ready=ready if is_current else min(ready, wanted),
+        replicas=replicas,
+        updated=updated,
+        settled=is_current and updated >= wanted and replicas == wanted,
+        pods=frozenset(pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]),
+        trouble=trouble,
+    )
 
 
-def _pods_ready(cluster: Cluster, component: Component, part: _Part, needed: int | None = None) -> Finding:
-    name = cluster.child(component)
-    if not part.exists:
-        return Finding(ConditionStatus.FALSE, Reason.CREATING, f"{WORKLOADS[component]} {name} is not there yet")
-    if component is Component.ENGINE and part.wanted == 0:
-        return Finding(ConditionStatus.TRUE, Reason.SCALED_TO_ZERO, "spec.engine.replicas is 0: calls are refused")
-    counted = f"{part.ready} of {part.wanted} pods ready"
-    if part.ready >= (part.wanted if needed is None else needed):
+def _pods_ready(
+    cluster: AgentServingCluster, component: Component, workload: _Workload, needed: int | None = None
+) -> Finding:
+    if not workload.exists:
+        name = cluster.child(component)
+        return Finding(ConditionStatus.FALSE, Reason.CREATING, f"{WORKLOADS[component]} {name} does not exist yet")
+    counted = f"{workload.ready} of {workload.wanted} pods ready"
+    if workload.ready >= (workload.wanted if needed is None else needed):
         return Finding(ConditionStatus.TRUE, Reason.AVAILABLE, counted)
-    if part.trouble is not None:
-        return Finding(ConditionStatus.FALSE, part.trouble.reason, f"{counted}: {part.trouble.message}")
-    loading = "; loading a model takes minutes" if component is Component.ENGINE else ""
-    return Finding(ConditionStatus.FALSE, Reason.STARTING, f"{counted}{loading}")
+    if workload.trouble is not None:
+        return Finding(ConditionStatus.FALSE, workload.trouble.reason, f"{counted}: {workload.trouble.message}")
+    return Finding(ConditionStatus.FALSE, Reason.STARTING, counted)
 
 
-def _store(cluster: Cluster, observed: Observed, etcd: _Part) -> Finding:
+def _engine_trouble(overview: Overview | None, engines: _Workload) -> Trouble | None:
+    return None if overview is None else engine_trouble(overview.engines, engines.pods)
+
+
+def _engines_ready(cluster: AgentServingCluster, engines: _Workload, trouble: Trouble | None) -> Finding:
+    """The pods' own problems first: a container that crashes again and again explains why its engine is down."""
+    if engines.exists and engines.wanted == 0:
+        return Finding(ConditionStatus.TRUE, Reason.SCALED_TO_ZERO, "spec.engine.replicas is 0: calls are refused")
+    pods = _pods_ready(cluster, Component.ENGINE, engines)
+    if trouble is not None and pods.reason in (Reason.AVAILABLE, Reason.STARTING):
+        return Finding(ConditionStatus.FALSE, trouble.reason, f"{pods.message}; {trouble.message}")
+    if trouble is not None:
+        return Finding(pods.status, pods.reason, f"{pods.message}; {trouble.message}")
+    if pods.reason is Reason.STARTING:
+        return Finding(pods.status, pods.reason, f"{pods.message}; loading a model takes minutes")
+    return pods
+
+
+def _store_ready(cluster: AgentServingCluster, observed: Observed, etcd: _Workload) -> Finding:
     kind, overview = cluster.spec.store.type, observed.overview
     if overview is not None and not overview.store_healthy:
-        return Finding(
-            ConditionStatus.FALSE, Reason.STORE_UNHEALTHY, f"the control plane says: {overview.store_message}"
-        )
+        if any(words in overview.store_message for words in _NO_SPACE):
+            message = (
+                f"the store is full: {overview.store_message}; the control plane compacts and defragments it and goes "
+                "on by itself, unless live data fill it: then raise the quota of your etcd (of store type Etcd "
+                "spec.store.etcd.quotaMiB, which takes a new AgentServingCluster)"
+            )
+            return Finding(ConditionStatus.FALSE, Reason.STORE_FULL, message)
+        message = f"the control plane cannot write: {overview.store_message}"
+        return Finding(ConditionStatus.FALSE, Reason.STORE_UNHEALTHY, message)
     if kind is StoreType.MEMORY:
         return Finding(ConditionStatus.TRUE, Reason.IN_MEMORY, "accounts are lost when the control plane restarts")
     if kind is StoreType.ETCD:
         # A majority is enough to write.
         return _pods_ready(cluster, Component.ETCD, etcd, etcd.wanted // 2 + 1)
     if overview is None:
-        return Finding(ConditionStatus.UNKNOWN, Reason.NOT_REACHABLE, "the control plane has not told yet")
-    return Finding(ConditionStatus.TRUE, Reason.AVAILABLE, "the control plane writes to it")
+        return Finding(ConditionStatus.UNKNOWN, Reason.NOT_REACHABLE, "the control plane has not answered yet")
+    return Finding(ConditionStatus.TRUE, Reason.AVAILABLE, "the control plane can write to it")
 
 
 def _ready(findings: Mapping[ConditionType, Finding], troubles: Sequence[Trouble]) -> Finding:
@@ -204,23 +228,27 @@ def _ready(findings: Mapping[ConditionType, Finding], troubles: Sequence[Trouble
     return Finding(ConditionStatus.TRUE, Reason.READY, "programs are served")
 
 
-def _progressing(parts: Mapping[Component, _Part], observed: Observed) -> Finding:
-    under_way = [
-        f"{component}: {part.updated} of {part.wanted} pods are new, {part.replicas} in all"
-        for component, part in parts.items()
-        if not part.settled
+def _progressing(workloads: Mapping[Component, _Workload], observed: Observed) -> Finding:
+    in_progress = [
+        f"{component}: {each.updated} of {each.wanted} pods are updated, {each.replicas} exist"
+        for component, each in workloads.items()
+        if not each.settled
     ]
-    if under_way:
-        return Finding(ConditionStatus.TRUE, Reason.ROLLING_OUT, "; ".join(under_way))
+    if in_progress:
+        return Finding(ConditionStatus.TRUE, Reason.ROLLING_OUT, "; ".join(in_progress))
     overview = observed.overview
     if overview is not None and overview.pending_engines:
-        told = f"{overview.pending_engines} engines have not acknowledged policy {overview.policy_name}"
-        return Finding(ConditionStatus.TRUE, Reason.POLICY_PENDING, told)
-    return Finding(ConditionStatus.FALSE, Reason.SETTLED, "all pods are as the spec has them")
+        message = f"{overview.pending_engines} engines have not acknowledged policy {overview.policy_name}"
+        return Finding(ConditionStatus.TRUE, Reason.POLICY_PENDING, message)
+    return Finding(ConditionStatus.FALSE, Reason.SETTLED, "all pods are as the spec describes them")
 
 
-def _degraded(of_parts: Sequence[Trouble | None], observed: Observed) -> Finding:
-    troubles = [*observed.troubles, *(trouble for trouble in of_parts if trouble is not None)]
+def _degraded(of_workloads: Sequence[Trouble | None], of_engines: Trouble | None, observed: Observed) -> Finding:
+    rejections = rejection_trouble(observed.overview.rejecting_engines) if observed.overview else None
+    if of_engines is not None and of_engines.reason is Reason.ENGINE_LOADING:
+        of_engines = None
+    possible = [*observed.troubles, *of_workloads, of_engines, rejections]
+    troubles = [trouble for trouble in possible if trouble is not None]
     if not troubles:
         return Finding(ConditionStatus.FALSE, Reason.AS_EXPECTED, "nothing has failed")
     return Finding(ConditionStatus.TRUE, troubles[0].reason, "; ".join(trouble.message for trouble in troubles))
@@ -230,7 +258,7 @@ def _policy(observed: Observed, previous: Mapping[str, Any]) -> PolicyInForce | 
     overview = observed.overview
     before = previous.get("policy") or {}
     if overview is None:
-        # What was in force is, as far as anybody knows.
+        # The last known policy is still in force as far as we know.
         return None if not before else PolicyInForce(
             name=before.get("name", ""), version=before.get("version", 0),
             observed_generation=before.get("observedGeneration", 0), pending_engines=before.get("pendingEngines", 0),

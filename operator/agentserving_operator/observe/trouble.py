@@ -1,4 +1,4 @@
-"""What keeps pods from running, as pods and Deployments tell it. Pure."""
+"""What keeps pods from running, according to the pods and their Deployment. Pure."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ _WAITING = {
     "RunContainerError": Reason.CONTAINER_CONFIG_INVALID,
     "CrashLoopBackOff": Reason.CRASHING,
 }
-_DO = {
-    Reason.IMAGE_PULL_FAILED: "check the image's name, and imagePullSecrets of the operator's chart",
-    Reason.CONTAINER_CONFIG_INVALID: "create what it refers to",
+_ADVICE = {
+    Reason.IMAGE_PULL_FAILED: "check the image's name, and imagePullSecrets in the chart's values",
+    Reason.CONTAINER_CONFIG_INVALID: "create the object it refers to",
     Reason.CRASHING: "see its log",
 }
+# The end of a container's log, as much as is worth a condition.
+MAX_LAST_WORDS = 300
 
 
 def trouble_of(workload: Manifest | None, pods: Sequence[Manifest]) -> Trouble | None:
-    """The first trouble of a workload; None when there is none, or not yet."""
+    """The first problem of a workload; None when there is none, or none yet."""
     for pod in sorted(pods, key=lambda each: str(each["metadata"]["name"])):
         if "deletionTimestamp" in pod["metadata"]:
             continue
@@ -38,26 +40,30 @@ def _of_pod(pod: Manifest) -> Iterator[Trouble]:
     name, status = pod["metadata"]["name"], pod.get("status", {})
     for condition in status.get("conditions", []):
         if (condition["type"], condition["status"]) == ("PodScheduled", "False"):
-            told = condition.get("message") or condition.get("reason", "no node")
-            yield Trouble(Reason.UNSCHEDULABLE, f"pod {name}: {told}")
-    for one in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
-        waiting = one.get("state", {}).get("waiting", {})
+            message = condition.get("message") or condition.get("reason", "no node")
+            yield Trouble(Reason.UNSCHEDULABLE, f"pod {name}: {message}")
+    for container in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
+        waiting = container.get("state", {}).get("waiting", {})
         reason = _WAITING.get(waiting.get("reason", ""))
         if reason is not None:
-            told = _ended(one) if reason is Reason.CRASHING else waiting.get("message") or waiting["reason"]
-            yield Trouble(reason, f"pod {name}, container {one['name']}: {told}; {_DO[reason]}")
+            message = (
+                _exit_of(container) if reason is Reason.CRASHING else waiting.get("message") or waiting["reason"]
+            )  # fmt: skip
+            yield Trouble(reason, f"pod {name}, container {container['name']}: {message}; {_ADVICE[reason]}")
 
 
-def _ended(container: Manifest) -> str:
+def _exit_of(container: Manifest) -> str:
     last = container.get("lastState", {}).get("terminated", {})
-    how = last.get("reason", "ended")
-    return f"{how} with exit code {last.get('exitCode', '?')}, restarted {container.get('restartCount', 0)} times"
+    ended = f"{last.get('reason', 'ended')} with exit code {last.get('exitCode', '?')}"
+    # kubelet copies the end of the log there when a container fails (terminationMessagePolicy).
+    words = " ".join(str(last.get("message", "")).split())[-MAX_LAST_WORDS:]
+    return f"{ended}, restarted {container.get('restartCount', 0)} times" + (f": {words}" if words else "")
 
 
 def _of_workload(workload: Manifest) -> Trouble | None:
     for condition in workload.get("status", {}).get("conditions", []):
         if (condition["type"], condition["status"]) == ("ReplicaFailure", "True"):
-            told = str(condition.get("message", ""))
-            reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in told else Reason.CREATE_FAILED
-            return Trouble(reason, f"{workload['kind']} {workload['metadata']['name']}: {told}")
+            message = str(condition.get("message", ""))
+            reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in message else Reason.CREATE_FAILED
+            return Trouble(reason, f"{workload['kind']} {workload['metadata']['name']}: {message}")
     return None

@@ -1,7 +1,7 @@
-"""How a field of the API is described: once, on a dataclass, for the CRD's schema and for parsing alike.
+"""How a field of the API is described: once, on a dataclass, for both the CRD's schema and parsing.
 
 A field carries its documentation, default and bounds as metadata; a class carries its CEL rules in `RULES`. Attribute
-names are snake_case here and camelCase on the wire.
+names are snake_case in Python and camelCase on the wire, unless a field gives its wire name (`kvOffloadGiB`).
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 METADATA_KEY = "api"
+# A quantity of Kubernetes without exponents.
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"
+# What rules over immutable fields say.
+CANNOT_BE_CHANGED = "cannot be changed: create a new AgentServingCluster"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A CEL rule on an object, and the same in Python.
 
-    `holds` takes the parsed dataclass; None where only the API server can tell (rules over `oldSelf`).
-    `at` is the wire name of the member that is to blame, "" for the object itself.
+    `holds` takes the parsed dataclass; None for rules over `oldSelf`, which only the API server knows.
+    `at` is the wire name of the offending member, "" for the object itself.
     """
 
     cel: str
@@ -30,12 +34,16 @@ class Rule:
     at: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Meta:
-    """Bounds of one field. Lengths in characters; `default` MISSING = required, None = may be absent."""
+    """Bounds of one field. Lengths in characters; `default` MISSING = required, None = may be absent.
+
+    `wire`: its name on the wire, where that is not the attribute's in camelCase.
+    """
 
     doc: str
     default: Any = MISSING
+    wire: str = ""
     minimum: int | None = None
     maximum: int | None = None
     min_length: int | None = None
@@ -47,11 +55,12 @@ class Meta:
     max_properties: int | None = None
     immutable: bool = False
     format: str = ""
+    int_or_string: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FieldInfo:
-    """A field of an API class, resolved."""
+    """A field of an API class with its types resolved."""
 
     attribute: str
     wire: str
@@ -61,18 +70,18 @@ class FieldInfo:
 
     @property
     def required(self) -> bool:
-        """True when a user must write it."""
+        """Whether a user must set it."""
         return self.meta.default is MISSING
 
 
 def wire_name(attribute: str) -> str:
-    """camelCase of snake_case."""
+    """The attribute's name in camelCase."""
     head, *rest = attribute.split("_")
     return head + "".join(part.capitalize() for part in rest)
 
 
 def api_fields(cls: type) -> list[FieldInfo]:
-    """The fields of an API class, in the order in which they are written."""
+    """The fields of an API class, in the order of their declaration."""
     hints = typing.get_type_hints(cls)
     found = []
     for each in dataclasses.fields(cls):
@@ -80,12 +89,14 @@ def api_fields(cls: type) -> list[FieldInfo]:
         if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
             (hint,) = [part for part in typing.get_args(hint) if part is not type(None)]
             optional = True
-        found.append(FieldInfo(each.name, wire_name(each.name), hint, optional, each.metadata[METADATA_KEY]))
+        meta: Meta = each.metadata[METADATA_KEY]
+        wire = meta.wire or wire_name(each.name)
+        found.append(FieldInfo(attribute=each.name, wire=wire, type=hint, optional=optional, meta=meta))
     return found
 
 
 def rules_of(cls: type) -> tuple[Rule, ...]:
-    """The class's RULES, and one for each immutable field."""
+    """The class's RULES, and a rule for each immutable field."""
     own: tuple[Rule, ...] = getattr(cls, "RULES", ())
     return (*own, *(_immutable(each) for each in api_fields(cls) if each.meta.immutable))
 
@@ -95,7 +106,7 @@ def _immutable(info: FieldInfo) -> Rule:
     cel = f"self.{name} == oldSelf.{name}"
     if info.meta.default is None:
         cel = f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || {cel})"
-    return Rule(cel, f"{name} cannot be changed: make a new AgentServingCluster", at=name)
+    return Rule(cel, f"{name} {CANNOT_BE_CHANGED}", at=name)
 
 
 def _field(meta: Meta) -> Any:
@@ -113,43 +124,50 @@ def text(
     doc: str, max_length: int, *, default: Any = MISSING, min_length: int | None = None, pattern: str = "",
     immutable: bool = False, format: str = "",
 ) -> Any:  # fmt: skip
-    """A string. `format` as OpenAPI means it ("date-time")."""
+    """A string. `format` as in OpenAPI ("date-time")."""
     return _field(
         Meta(
-            doc, default, min_length=min_length, max_length=max_length, pattern=pattern, immutable=immutable,
-            format=format,
+            doc=doc, default=default, min_length=min_length, max_length=max_length, pattern=pattern,
+            immutable=immutable, format=format,
         )
     )  # fmt: skip
 
 
-def integer(doc: str, minimum: int, maximum: int, *, default: Any = MISSING) -> Any:
-    """A whole number, bounds included; there are no others."""
-    return _field(Meta(doc, default, minimum=minimum, maximum=maximum))
+def quantity(doc: str, *, default: Any = MISSING, immutable: bool = False) -> Any:
+    """A quantity such as 500m or 8Gi; a whole number may be written without quotes. Parsed to a string."""
+    return _field(
+        Meta(doc=doc, default=default, max_length=32, pattern=QUANTITY, immutable=immutable, int_or_string=True)
+    )  # fmt: skip
+
+
+def integer(doc: str, minimum: int, maximum: int, *, default: Any = MISSING, wire: str = "") -> Any:
+    """A whole number between bounds, both included. The API has no other numbers."""
+    return _field(Meta(doc=doc, default=default, minimum=minimum, maximum=maximum, wire=wire))
 
 
 def flag(doc: str, *, default: bool) -> Any:
     """True or false."""
-    return _field(Meta(doc, default))
+    return _field(Meta(doc=doc, default=default))
 
 
 def choice(doc: str, *, default: Any = MISSING, immutable: bool = False) -> Any:
     """One of a StrEnum's values."""
-    return _field(Meta(doc, default, immutable=immutable))
+    return _field(Meta(doc=doc, default=default, immutable=immutable))
 
 
 def struct(doc: str, *, default: Any = MISSING, immutable: bool = False) -> Any:
-    """An object; `default` is its class (all of its own defaults) or None (absent)."""
-    return _field(Meta(doc, default, immutable=immutable))
+    """An object. `default` is its class (an object of all its defaults) or None (absent)."""
+    return _field(Meta(doc=doc, default=default, immutable=immutable))
 
 
 def items(
     doc: str, max_items: int, *, list_type: str = "atomic", keys: tuple[str, ...] = (), default: Any = (),
     max_length: int | None = None, min_length: int | None = None, pattern: str = "",
 ) -> Any:  # fmt: skip
-    """A list of structs, or of strings bounded by `max_length`; `list_type` is atomic, set or map (with `keys`)."""
+    """A list of structs, or of strings of at most `max_length`; `list_type` is atomic, set or map (with `keys`)."""
     return _field(
         Meta(
-            doc, default, max_items=max_items, list_type=list_type, list_map_keys=keys,
+            doc=doc, default=default, max_items=max_items, list_type=list_type, list_map_keys=keys,
             min_length=min_length, max_length=max_length, pattern=pattern,
         )
     )  # fmt: skip
@@ -157,4 +175,4 @@ def items(
 
 def mapping(doc: str, max_properties: int, max_length: int, *, default: Mapping[str, str] | None = None) -> Any:
     """Strings by string; values have at most `max_length` characters."""
-    return _field(Meta(doc, dict(default or {}), max_properties=max_properties, max_length=max_length))
+    return _field(Meta(doc=doc, default=dict(default or {}), max_properties=max_properties, max_length=max_length))

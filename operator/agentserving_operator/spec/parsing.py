@@ -1,7 +1,7 @@
-"""A spec from the dictionary that the API server hands out, with the schema's defaults and bounds. Pure.
+"""A spec from the dictionary that the API server returns, with the schema's defaults and bounds. Pure.
 
-The API server has checked all of it; this says the same to whoever reads a file without one, and to the operator when
-an object is older than its schema.
+The API server has already checked all of it. This repeats the checks for files that are read without an API server,
+and for objects that are older than the schema.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class SpecError(ValueError):
-    """A spec that cannot be used. `field` is the path of the offending field, `message` says what to do."""
+    """An invalid spec. `field` is the path of the offending field, `message` says what to do."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
@@ -28,13 +28,13 @@ class SpecError(ValueError):
 
 
 def parse(cls: type[T], data: object, path: str = "spec") -> T:
-    """An API class from plain values. SpecError with the path of the first field that is wrong."""
+    """An API class from plain values. Raises SpecError with the path of the first invalid field."""
     if not isinstance(data, Mapping):
         raise SpecError(path, f"must be an object, not {_kind(data)}")
     known = {info.wire: info for info in api_fields(cls)}
     for name in data:
         if name not in known:
-            raise SpecError(f"{path}.{name}", f"no such field; there are {', '.join(known)}")
+            raise SpecError(f"{path}.{name}", f"no such field; the fields are {', '.join(known)}")
     given: dict[str, Any] = {}
     for wire, info in known.items():
         if data.get(wire) is not None:
@@ -84,13 +84,15 @@ def _integer(meta: Meta, value: object, path: str) -> int:
 
 
 def _text(meta: Meta, value: object, path: str) -> str:
+    if meta.int_or_string and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
     if not isinstance(value, str):
         raise SpecError(path, f"must be a string, not {value!r}")
     if meta.min_length is not None and len(value) < meta.min_length:
         raise SpecError(path, f"needs at least {meta.min_length} characters, has {len(value)}")
     if meta.max_length is not None and len(value) > meta.max_length:
         raise SpecError(path, f"may have at most {meta.max_length} characters, has {len(value)}")
-    # As RE2 has it: $ is the end, not the place before a last newline.
+    # In RE2, which the API server uses, $ is the end of the text; in Python it also matches before a last newline.
     if meta.pattern and re.search(meta.pattern.removesuffix("$") + r"\Z", value) is None:
         raise SpecError(path, f"{value!r} does not match {meta.pattern}")
     return value
@@ -109,7 +111,7 @@ def _list(kind: Any, meta: Meta, value: object, path: str) -> tuple[Any, ...]:
         if meta.list_type in ("set", "map"):
             key = tuple(each[name] for name in meta.list_map_keys) if meta.list_type == "map" else each
             if key in seen:
-                raise SpecError(here, f"is there twice: {each!r}")
+                raise SpecError(here, f"appears twice: {each!r}")
             seen.add(key)
     return tuple(found)
 
@@ -123,7 +125,7 @@ def _mapping(meta: Meta, value: object, path: str) -> dict[str, str]:
 
 
 def plain(value: Any) -> Any:
-    """Plain JSON values of an API class: what `parse` reads back. Absent fields are left out."""
+    """Plain JSON values of an API class, which `parse` reads back. Absent fields are left out."""
     if dataclasses.is_dataclass(value):
         pairs = [(info, getattr(value, info.attribute)) for info in api_fields(type(value))]
         return {info.wire: plain(each) for info, each in pairs if each is not None}
@@ -142,6 +144,6 @@ def default_of(info: FieldInfo) -> Any:
     if default is MISSING or default is None:
         return MISSING
     if isinstance(default, type):
-        # Whole: the API server evaluates an object's rules on its default before it fills in the members'.
+        # Complete: the API server evaluates an object's rules on its default before it fills in the members' defaults.
         return plain(default())
     return plain(default)

@@ -1,4 +1,4 @@
-"""Parts of the spec that several places use, in Kubernetes' own words."""
+"""Parts of the spec that occur in several places, named as in Kubernetes."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-from agentserving_operator.spec.fields import Rule, choice, integer, struct, text
-
-# Kubernetes' quantity without exponents.
-QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"
+from agentserving_operator.spec.fields import Rule, choice, integer, quantity, struct, text
 
 
 class TolerationOperator(StrEnum):
-    """Kubernetes' own."""
+    """As in Kubernetes."""
 
     EXISTS = "Exists"
     EQUAL = "Equal"
 
 
 class TaintEffect(StrEnum):
-    """Kubernetes' own."""
+    """As in Kubernetes."""
 
     NO_SCHEDULE = "NoSchedule"
     PREFER_NO_SCHEDULE = "PreferNoSchedule"
@@ -31,13 +28,13 @@ class TaintEffect(StrEnum):
 class SecretKey:
     """A value in a Secret of the same namespace."""
 
-    secret_name: str = text("Its Secret.", 253, min_length=1, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
-    key: str = text("Its key there.", 253, default="token", min_length=1, pattern=r"^[-._a-zA-Z0-9]+$")
+    secret_name: str = text("Name of the Secret.", 253, min_length=1, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
+    key: str = text("Key in the Secret.", 253, default="token", min_length=1, pattern=r"^[-._a-zA-Z0-9]+$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Toleration:
-    """A taint that a pod bears."""
+    """A taint that a pod tolerates."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -60,25 +57,25 @@ class Toleration:
         ),
     )
 
-    key: str | None = text("Of the taint; absent: any.", 316, default=None, min_length=1)
+    key: str | None = text("Key of the taint; absent: any.", 316, default=None, min_length=1)
     operator: TolerationOperator = choice("Exists or Equal.", default=TolerationOperator.EXISTS)
-    value: str | None = text("Of the taint.", 63, default=None)
-    effect: TaintEffect | None = choice("Absent: any.", default=None)
-    toleration_seconds: int | None = integer("Absent: for ever.", 0, 86_400, default=None)
+    value: str | None = text("Value of the taint.", 63, default=None)
+    effect: TaintEffect | None = choice("Effect of the taint; absent: any.", default=None)
+    toleration_seconds: int | None = integer("How long it is tolerated; absent: for ever.", 0, 86_400, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantities:
-    """Of one container."""
+    """Amounts for one container."""
 
-    cpu: str | None = text("Cores.", 32, default=None, pattern=QUANTITY)
-    memory: str | None = text("Bytes.", 32, default=None, pattern=QUANTITY)
-    ephemeral_storage: str | None = text("Bytes.", 32, default=None, pattern=QUANTITY)
+    cpu: str | None = quantity("Cores.", default=None)
+    memory: str | None = quantity("Bytes.", default=None)
+    ephemeral_storage: str | None = quantity("Bytes.", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
     """Requests and limits of one container."""
 
-    requests: Quantities | None = struct("What is set aside for it.", default=None)
+    requests: Quantities | None = struct("What is reserved for it.", default=None)
     limits: Quantities | None = struct("What it may not exceed.", default=None)

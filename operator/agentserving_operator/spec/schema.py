@@ -1,4 +1,4 @@
-"""OpenAPI schema of an API class, as a CustomResourceDefinition has it: structural, with defaults and CEL. Pure."""
+"""The OpenAPI schema of an API class for a CustomResourceDefinition: structural, with defaults and CEL. Pure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from agentserving_operator.spec.parsing import default_of
 
 
 class UnboundedFieldError(TypeError):
-    """A field without a bound: CEL's cost estimate, and whoever reads the object, need one."""
+    """A field without a bound. The API server's estimate of a CEL rule's cost needs one."""
 
 
 def object_schema(cls: type, *, defaults: bool = True) -> dict[str, Any]:
-    """Schema of a class. UnboundedFieldError when a field of it lacks a bound."""
+    """Schema of a class. Raises UnboundedFieldError when a field lacks a bound."""
     fields = api_fields(cls)
     schema: dict[str, Any] = {"type": "object", "description": " ".join((cls.__doc__ or "").split())}
     if required := [info.wire for info in fields if info.required]:
@@ -29,7 +29,7 @@ def object_schema(cls: type, *, defaults: bool = True) -> dict[str, Any]:
 
 
 def validation(rule: Rule) -> dict[str, Any]:
-    """A rule as the API server takes it."""
+    """A rule in the API server's form."""
     entry = {"rule": rule.cel, "message": rule.message}
     if rule.at:
         entry["fieldPath"] = f".{rule.at}"
@@ -68,6 +68,10 @@ def _value(name: str, kind: Any, meta: Meta, defaults: bool) -> dict[str, Any]:
 def _text(name: str, meta: Meta) -> dict[str, Any]:
     _bounded(name, meta.max_length)
     schema: dict[str, Any] = {"type": "string", "maxLength": meta.max_length}
+    if meta.int_or_string:
+        # Kubernetes' own form for quantities. The pattern applies to strings, the minimum to numbers.
+        del schema["type"]
+        schema |= {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}], "minimum": 0}
     if meta.min_length is not None:
         schema["minLength"] = meta.min_length
     if meta.pattern:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from agentserving_operator.manifests import HASH_ANNOTATION, Cluster, Component, Images, desired
+from agentserving_operator.manifests import HASH_ANNOTATION, AgentServingCluster, Component, Images, desired
 from agentserving_operator.manifests.common import selector
 from support.operator_objects import IMAGES, make_cluster, pod_spec
 
@@ -25,7 +25,7 @@ every = pytest.mark.parametrize("cluster", CLUSTERS.values(), ids=CLUSTERS)
 
 
 @every
-def test_every_object_goes_when_its_cluster_goes(cluster: Cluster) -> None:
+def test_every_object_goes_when_its_cluster_goes(cluster: AgentServingCluster) -> None:
     for each in desired(cluster):
         (owner,) = each["metadata"]["ownerReferences"]
         assert (owner["kind"], owner["uid"], owner["controller"]) == ("AgentServingCluster", cluster.uid, True)
@@ -33,13 +33,13 @@ def test_every_object_goes_when_its_cluster_goes(cluster: Cluster) -> None:
 
 
 @every
-def test_no_two_objects_have_one_name(cluster: Cluster) -> None:
+def test_no_two_objects_have_one_name(cluster: AgentServingCluster) -> None:
     names = Counter((each["kind"], each["metadata"]["name"]) for each in desired(cluster))
     assert set(names.values()) == {1}
 
 
 @every
-def test_every_pod_bears_the_labels_by_which_it_is_selected_and_no_token(cluster: Cluster) -> None:
+def test_every_pod_bears_the_labels_by_which_it_is_selected_and_no_token(cluster: AgentServingCluster) -> None:
     for each in desired(cluster):
         if each["kind"] not in ("Deployment", "StatefulSet"):
             continue
@@ -50,7 +50,7 @@ def test_every_pod_bears_the_labels_by_which_it_is_selected_and_no_token(cluster
 
 
 @every
-def test_every_volume_that_is_mounted_is_there_and_the_other_way_round(cluster: Cluster) -> None:
+def test_every_volume_that_is_mounted_is_there_and_the_other_way_round(cluster: AgentServingCluster) -> None:
     for each in desired(cluster):
         if each["kind"] not in ("Deployment", "StatefulSet"):
             continue
@@ -62,7 +62,7 @@ def test_every_volume_that_is_mounted_is_there_and_the_other_way_round(cluster: 
 
 
 @every
-def test_everything_but_a_vllm_engine_is_restricted(cluster: Cluster) -> None:
+def test_everything_but_a_vllm_engine_is_restricted(cluster: AgentServingCluster) -> None:
     for each in desired(cluster):
         if each["kind"] not in ("Deployment", "StatefulSet"):
             continue
@@ -84,7 +84,7 @@ def test_a_store_that_is_not_ours_has_no_objects_here() -> None:
 
 
 def test_the_hash_tells_what_was_applied() -> None:
-    def hashes(cluster: Cluster) -> dict[tuple[str, str], str]:
+    def hashes(cluster: AgentServingCluster) -> dict[tuple[str, str], str]:
         return {
             (each["kind"], each["metadata"]["name"]): each["metadata"]["annotations"][HASH_ANNOTATION]
             for each in desired(cluster)
@@ -112,7 +112,7 @@ def test_labels_tell_components_apart() -> None:
 
 
 @every
-def test_no_container_is_killed_for_starting_slowly(cluster: Cluster) -> None:
+def test_no_container_is_killed_for_starting_slowly(cluster: AgentServingCluster) -> None:
     for each in desired(cluster):
         if each["kind"] not in ("Deployment", "StatefulSet"):
             continue

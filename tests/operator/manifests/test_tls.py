@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from agentserving_controlplane.settings import parse
 from agentserving_gateway import __main__ as gateway
-from agentserving_operator.certificates.certificates import renewed
-from agentserving_operator.manifests import Cluster, Manifest, desired
+from agentserving_operator.certificates.renewal import renewed
+from agentserving_operator.manifests import AgentServingCluster, Manifest, desired
 from agentserving_operator.manifests.certificate_objects import authority_of, leaves, pair_of, secrets
 from agentserving_operator.manifests.control_plane_deployment import control_plane_deployment
 from agentserving_operator.manifests.engine_pod import KEY_FILE
@@ -97,7 +97,7 @@ def test_other_cas_are_another_etcd_pod_for_it_reads_them_once() -> None:
     def template(trust: str) -> Any:
         cluster = make_cluster(tls=TLS)
         return etcd_statefulset(
-            Cluster(
+            AgentServingCluster(
                 name=cluster.name, namespace=cluster.namespace, uid=cluster.uid, spec=cluster.spec,
                 images=cluster.images, trust=trust,
             )

@@ -1,0 +1,238 @@
+"""A member of etcd that lost its volume joins its cluster again: with three real etcds, in the clear and by TLS."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agentserving_cli.local.layout import free_ports
+from agentserving_operator.certificates.renewal import renewed
+from agentserving_operator.etcd_member import (
+    EXISTING,
+    NEW,
+    Decision,
+    EtcdError,
+    Member,
+    config_of,
+    decide,
+    has_log,
+    parse_flags,
+    state_of,
+)
+from agentserving_operator.manifests.etcd_statefulset import CONFIG_FILE, etcd_statefulset
+from support.etcd_server import etcd_binary
+from support.operator_objects import make_cluster, only_container, pod_spec
+
+NAMES = ("demo-etcd-0", "demo-etcd-1", "demo-etcd-2")
+STARTED_S = 60.0
+
+
+def member(name: str, *, started: bool = True, id: int = 7) -> Member:
+    client_urls = ("http://c",) if started else ()
+    return Member(id=id, name=name, peer_urls=("http://b:2380",), client_urls=client_urls)
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ([member("b")], Decision(state=EXISTING, remove=7, add=True)),
+        ([member("b", started=False)], Decision(state=NEW)),
+        ([member("", started=False)], Decision(state=EXISTING)),
+        ([], Decision(state=EXISTING, add=True)),
+    ],
+    ids=["lost its log", "never started", "added again, not started", "removed, not added again"],
+)
+def test_what_a_member_without_a_log_does_follows_from_the_list_of_members(
+    members: list[Member], expected: Decision
+) -> None:
+    others = [Member(id=1, name="a", peer_urls=("http://a:2380",), client_urls=("http://a:2379",))]
+    assert decide([*others, *members], "b", "http://b:2380") == expected
+
+
+class Scripted:
+    """A cluster of one other member that answers as scripted, an error where the script has one."""
+
+    def __init__(self, *answers: list[Member] | EtcdError, started: bool = True) -> None:
+        self.answers, self.calls = list(answers), list[str]()
+        self._other = Member(
+            id=1, name="a", peer_urls=("http://a:2380",), client_urls=("http://a:2379",) if started else ()
+        )
+
+    def known_to_peer(self, peer_url: str) -> list[Member]:
+        return [self._other, member("b")]
+
+    def members(self, client_urls: Any) -> list[Member]:
+        answer = self.answers.pop(0)
+        if isinstance(answer, EtcdError):
+            raise answer
+        return [self._other, *answer]
+
+    def remove(self, client_urls: Any, member_id: int) -> None:
+        self.calls.append(f"remove {member_id}")
+
+    def add(self, client_urls: Any, peer_url: str) -> None:
+        self.calls.append(f"add {peer_url}")
+
+
+FLAGS = {"name": "b", "initial-cluster": "a=http://a:2380,b=http://b:2380"}
+
+
+def test_nothing_is_removed_before_a_majority_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentserving_operator.etcd_member.RETRY_S", 0.0)
+    cluster = Scripted(EtcdError("no leader"), [member("b")])
+    assert state_of(FLAGS, cluster) == EXISTING  # type: ignore[arg-type]
+    assert cluster.calls == ["remove 7", "add http://b:2380"]
+
+
+def test_without_a_majority_it_fails_and_removes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentserving_operator.etcd_member.GIVE_UP_S", -1.0)
+    cluster = Scripted(EtcdError("no leader"))
+    with pytest.raises(EtcdError, match="no leader"):
+        state_of(FLAGS, cluster)  # type: ignore[arg-type]
+    assert cluster.calls == []
+
+
+def test_a_cluster_in_which_no_other_member_has_started_is_new() -> None:
+    assert state_of(FLAGS, Scripted(started=False)) == NEW  # type: ignore[arg-type]
+
+
+def test_flags_of_tls_are_nested_in_the_configuration_file() -> None:
+    flags = parse_flags(["--name=a", "--quota-backend-bytes=1024", "--cert-file=/c", "--peer-client-cert-auth"])
+    assert config_of(flags, EXISTING) == {
+        "name": "a", "quota-backend-bytes": 1024, "initial-cluster-state": "existing",
+        "client-transport-security": {"cert-file": "/c"}, "peer-transport-security": {"client-cert-auth": True},
+    }  # fmt: skip
+
+
+class Etcds:
+    """Three members as the StatefulSet starts them: the init container's program, then etcd with its file."""
+
+    def __init__(self, home: Path, *, tls: bool) -> None:
+        self.home, self.tls = home, tls
+        tls_spec = {"issuer": "Operator"} if tls else {}
+        self._set = etcd_statefulset(make_cluster(store={"etcd": {"members": 3}}, tls=tls_spec))
+        ports = free_ports(9)
+        self._ports = {name: tuple(ports[3 * i : 3 * i + 3]) for i, name in enumerate(NAMES)}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        if tls:
+            self._issue()
+
+    def _issue(self) -> None:
+        hosts = {"etcd": ["localhost", "127.0.0.1"]}
+        found = renewed("demo", None, {}, hosts, datetime.datetime.now(datetime.UTC))
+        for name, data in (
+            ("ca.crt", found.authority.trusted), ("tls.crt", found.leaves["etcd"].cert),
+            ("tls.key", found.leaves["etcd"].key),
+        ):  # fmt: skip
+            (self.home / name).write_bytes(data)
+
+    def _on_this_machine(self, name: str, arguments: list[str]) -> list[str]:
+        """The container's arguments with addresses and directories of this machine."""
+        client, peer, http = self._ports[name]
+        scheme = "https" if self.tls else "http"
+        urls = {
+            "--name": name, "--data-dir": str(self.home / name / "data"),
+            "--listen-client-urls": f"{scheme}://127.0.0.1:{client}",
+            "--advertise-client-urls": f"{scheme}://127.0.0.1:{client}",
+            "--listen-peer-urls": f"{scheme}://127.0.0.1:{peer}",
+            "--initial-advertise-peer-urls": f"{scheme}://127.0.0.1:{peer}",
+            "--initial-cluster": ",".join(f"{n}={scheme}://127.0.0.1:{self._ports[n][1]}" for n in NAMES),
+            "--listen-metrics-urls": f"http://127.0.0.1:{http}",
+        }  # fmt: skip
+        found = []
+        for argument in arguments:
+            flag, _, value = argument.partition("=")
+            value = value.replace("/etc/agentserving/etcd-tls", str(self.home))
+            text = urls.get(flag, value)
+            found.append(f"{flag}={text}" if text else flag)
+        return [each.replace(CONFIG_FILE, str(self.home / name / "etcd.json")) for each in found]
+
+    def start(self, name: str) -> None:
+        """The pod of one member, up to the start of etcd."""
+        (self.home / name).mkdir(exist_ok=True)
+        (join,) = pod_spec(self._set)["initContainers"]
+        argv = [sys.executable, *join["command"][1:], *self._on_this_machine(name, join["args"])]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False, env={**os.environ})
+        (self.home / f"{name}.join.log").write_text(done.stderr)
+        assert done.returncode == 0, done.stderr
+        with (self.home / f"{name}.log").open("ab") as log:
+            arguments = self._on_this_machine(name, only_container(self._set)["args"])
+            self.processes[name] = subprocess.Popen([etcd_binary(), *arguments], stdout=log, stderr=log)
+
+    def is_healthy(self, name: str) -> bool:
+        try:
+            url = f"http://127.0.0.1:{self._ports[name][2]}/health"
+            with urllib.request.urlopen(url, timeout=2) as response:
+                return bool(json.load(response)["health"] == "true")
+        except OSError:
+            return False
+
+    def eventually(self, what: str, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + STARTED_S
+        while not condition():
+            logs = "\n".join((self.home / f"{name}.log").read_text()[-1500:] for name in self.processes)
+            assert time.monotonic() < deadline, f"{what}\n{logs}"
+            time.sleep(0.1)
+
+    def stop(self, name: str) -> None:
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def lose_volume(self, name: str) -> None:
+        self.stop(name)
+        shutil.rmtree(self.home / name)
+
+
+@pytest.fixture(params=[False, True], ids=["in the clear", "tls"])
+def etcds(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Etcds]:
+    made = Etcds(tmp_path, tls=request.param)
+    try:
+        for name in NAMES:
+            made.start(name)
+        made.eventually("all members are healthy", lambda: all(map(made.is_healthy, NAMES)))
+        yield made
+    finally:
+        for name in made.processes:
+            made.stop(name)
+
+
+@pytest.mark.etcd
+@pytest.mark.timeout(240)
+def test_a_member_that_lost_its_volume_joins_again(etcds: Etcds) -> None:
+    etcds.lose_volume(NAMES[2])
+    etcds.start(NAMES[2])
+    etcds.eventually("the member is back", lambda: etcds.is_healthy(NAMES[2]))
+    assert "lost its volume" in (etcds.home / f"{NAMES[2]}.join.log").read_text()
+    # Once it has a log of its own, a restart is an ordinary one.
+    etcds.stop(NAMES[2])
+    etcds.start(NAMES[2])
+    etcds.eventually("the member is back after a restart", lambda: etcds.is_healthy(NAMES[2]))
+    assert (etcds.home / f"{NAMES[2]}.join.log").read_text() == ""
+    # And so is every other member's, one after the other: that is a majority without the one that came back.
+    for name in NAMES[:2]:
+        etcds.lose_volume(name)
+        etcds.start(name)
+        etcds.eventually(f"{name} is back", lambda name=name: etcds.is_healthy(name))  # type: ignore[misc]
+
+
+@pytest.mark.etcd
+@pytest.mark.timeout(240)
+def test_a_volume_whose_log_is_gone_counts_as_lost(etcds: Etcds) -> None:
+    name = NAMES[1]
+    etcds.stop(name)
+    data = etcds.home / name / "data"
+    shutil.rmtree(data / "member" / "wal")
+    assert not has_log(data)
+    etcds.start(name)
+    etcds.eventually("the member is back", lambda: etcds.is_healthy(name))
+    assert [each.name.partition(".lost-")[0] for each in data.parent.glob("data.lost-*")] == ["data"]
