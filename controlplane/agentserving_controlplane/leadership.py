@@ -75,7 +75,7 @@ class Leadership:
                 fenced.set_exception(error)
 
         plane = ControlPlane(self._settings, self._store, epoch, tell)
-        await first_end(self._store.hold(), self._serve(plane), _result(fenced))
+        await first_end(self._store.keep_lease(), self._serve(plane), _result(fenced))
 
     async def _campaign(self) -> int:
         """Waits for the store and for its claim; gives the epoch."""

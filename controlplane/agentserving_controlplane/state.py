@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from agentserving.contract.policy import Accounting, preset
 
@@ -21,7 +22,9 @@ from agentserving_controlplane.policy.in_force import PolicyInForce
 from agentserving_controlplane.policy.version import PolicyVersion
 from agentserving_controlplane.settings import Settings
 from agentserving_controlplane.store.group_commit import GroupCommit
-from agentserving_controlplane.store.port import FencedError, Store, Write
+from agentserving_controlplane.store.port import FencedError, Store
+from agentserving_controlplane.store.write_buffer import LateWrite
+from agentserving_controlplane.table.changes import Item
 from agentserving_controlplane.table.endings import Endings
 from agentserving_controlplane.table.history import History
 from agentserving_controlplane.table.idempotency import AdmissionKeys
@@ -92,11 +95,14 @@ class LeaderState:
             return self.commits.number
         self.history.begin()
         for group in groups:
-            self.commits.put_together([Write(*self.table.encode(item)) for item in group])
+            self.commits.put_together([self._late(item) for item in group])
             for key in dict.fromkeys(item.key for item in group):
                 self.history.note(key, removed=False)
         self.wake()
         return self.commits.number
+
+    def _late(self, item: Item) -> LateWrite:
+        return LateWrite(self.table.store_key(item), partial(self.table.encode, item))
 
     async def settled(self) -> None:
         """Settles, and returns once everything so far is durable."""

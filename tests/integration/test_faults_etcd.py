@@ -51,7 +51,7 @@ async def test_a_control_plane_without_etcd_is_alive_but_not_ready_until_etcd_st
     etcd: EtcdServer, control_plane: Component
 ) -> None:
     control_plane.start()
-    await until(lambda: "waiting for the store: etcd Txn" in control_plane.get("/readyz")[1])
+    await until(lambda: "waiting for the store: etcd Range" in control_plane.get("/readyz")[1])
     assert control_plane.get("/readyz")[0] == 503
     assert control_plane.get("/healthz")[0] == 200
     assert "store away, trying again" in control_plane.log.read_text()
@@ -135,7 +135,7 @@ async def test_etcd_with_tls_is_reached_only_with_its_ca_and_a_client_certificat
         await asyncio.to_thread(server.start)
         await asyncio.to_thread(good.start().wait_ready)
         stranger.start()
-        await until(lambda: "waiting for the store: etcd Txn" in stranger.get("/readyz")[1])
+        await until(lambda: "waiting for the store: etcd Range" in stranger.get("/readyz")[1])
         assert "CERTIFICATE_VERIFY_FAILED" in stranger.log.read_text()
     finally:
         stranger.kill()

@@ -1,8 +1,12 @@
-"""Writes are gathered for 50 ms and land together; nobody on the path of a call waits for them.
+"""Writes are collected for 50 ms and land together, off the path of calls.
 
 A key written twice before it lands is written once, with the last value; keys written together land in one transaction
-(gathering.py). A batch that fails is tried again until it lands: values are absolute and guarded by the epoch, so
-landing twice is landing once. One batch is in flight at a time, so no key is ever overtaken by its own past.
+(write_buffer.py). A batch that gets no answer is repeated until it lands: values are absolute and guarded by the epoch,
+so landing twice is the same as landing once. One batch is in flight at a time, so an old value never overwrites a newer
+one.
+
+Any other failure ends the leadership: a rejected batch would be rejected for ever and hold up everything behind it. The
+next leader starts from what has landed, and engines report again what has not.
 """
 
 from __future__ import annotations
@@ -12,17 +16,22 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 import structlog
+from agentserving.transport.backoff import Backoff
 
-from agentserving_controlplane.store.gathering import Gathering
-from agentserving_controlplane.store.port import FencedError, PendingLimitError, Store, StoreUnavailableError, Write
+from agentserving_controlplane.store.port import FencedError, Store, StoreUnavailableError, Write
+from agentserving_controlplane.store.write_buffer import AnyWrite, WriteBuffer
 
 log = structlog.get_logger()
 
-RETRY_FIRST_S, RETRY_MAX_S = 0.05, 2.0
+RETRIES = Backoff(first_s=0.05, max_s=2.0)
 
 
 class GroupCommit:
-    """`put` queues a write and gives its number; `durable(number)` waits until all up to it have landed."""
+    """`put_together` queues writes and returns a number; `durable(number)` waits until all up to it have landed.
+
+    Everything runs on one event loop. `start` creates the only task; when that ends for any reason but `close`,
+    `on_fenced` is called with the reason, and waiters get it as well.
+    """
 
     def __init__(
         self,
@@ -36,14 +45,14 @@ class GroupCommit:
         self._store, self._epoch, self._interval_s, self._max_pending = store, epoch, interval_s, max_pending
         self._on_fenced = on_fenced
         # Oldest first; only the last one takes more.
-        self._gatherings: deque[Gathering] = deque([Gathering()])
+        self._buffers: deque[WriteBuffer] = deque([WriteBuffer()])
         self._in_flight = 0
         self._number = 0
         self._landed = 0
         self._landing = asyncio.Condition()
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._hurry = False
+        self._is_flushing = False
         self.fenced: FencedError | None = None
         self.last_error = ""
         self.revision = 0
@@ -56,32 +65,26 @@ class GroupCommit:
     @property
     def pending(self) -> int:
         """Writes that have not landed."""
-        return sum(len(gathering.values) for gathering in self._gatherings) + self._in_flight
+        return sum(len(buffer) for buffer in self._buffers) + self._in_flight
 
     @property
     def healthy(self) -> bool:
-        """False while the last batch has not landed for want of an answer."""
+        """False while the store does not take writes."""
         return not self.last_error
 
     @property
     def full(self) -> bool:
-        """True when `put` of a new key would be refused."""
+        """True when so many writes wait that the caller must not accept new work."""
         return self.pending >= self._max_pending
 
-    def put(self, key: str, value: bytes | None, *, force: bool = False) -> int:
-        """Queues a write. PendingLimitError when too many wait; `force` is for writes that must not be lost."""
-        if self.full and key not in self._gatherings[-1].values and not force:
-            raise PendingLimitError(f"{self.pending} writes wait for the store: {self.last_error or 'it is slow'}")
-        return self.put_together([Write(key, value)])
-
-    def put_together(self, writes: Sequence[Write]) -> int:
-        """Queues writes that must land in one transaction, whatever the bound; at most MAX_BATCH_WRITES."""
+    def put_together(self, writes: Sequence[AnyWrite]) -> int:
+        """Queues writes that must land in one transaction; at most MAX_BATCH_WRITES. FencedError after the end."""
         if self.fenced is not None:
             raise self.fenced
         self._number += 1
-        if not self._gatherings[-1].take(writes, self._number):
-            self._gatherings.append(Gathering())
-            self._gatherings[-1].take(writes, self._number)
+        if not self._buffers[-1].add(writes, self._number):
+            self._buffers.append(WriteBuffer())
+            self._buffers[-1].add(writes, self._number)
         self._work.set()
         return self._number
 
@@ -95,25 +98,25 @@ class GroupCommit:
         return self._landed >= number
 
     async def durable(self, number: int) -> None:
-        """Returns when every write up to `number` has landed. FencedError when it never will."""
+        """Returns when every write up to `number` has landed. FencedError when that will never happen."""
         async with self._landing:
             await self._landing.wait_for(lambda: self._landed >= number or self.fenced is not None)
         if self._landed < number and self.fenced is not None:
             raise self.fenced
 
     async def fence(self, error: FencedError) -> None:
-        """The claim is over: nothing more is written, and those who wait are told."""
+        """Ends it: nothing more is written, and `durable` raises."""
         self.fenced = self.fenced or error
         async with self._landing:
             self._landing.notify_all()
 
     async def flush(self) -> None:
-        """Lands everything queued so far."""
-        self._hurry = True
+        """Lands everything queued so far, without the interval."""
+        self._is_flushing = True
         try:
             await self.durable(self._number)
         finally:
-            self._hurry = False
+            self._is_flushing = False
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Flushes within a bound, then stops."""
@@ -122,52 +125,67 @@ class GroupCommit:
         try:
             await asyncio.wait_for(self.flush(), timeout_s)
         except (TimeoutError, FencedError):
-            log.error("writes not landed at shutdown", pending=self.pending, error=self.last_error)
+            log.error("writes have not landed at shutdown", pending=self.pending, error=self.last_error)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
+        """Lands what is queued, until it is fenced. Whatever else ends it fences it."""
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            await self._land_forever()
+        except FencedError as error:
+            await self._end(error)
+        except asyncio.CancelledError:
+            if task.cancelling():
+                raise
+            await self._end(FencedError("the commit loop was cancelled by a library"))
+        except Exception as error:
+            log.critical("a batch cannot be committed, this control plane stops leading", error=str(error),
+                         pending=self.pending, exc_info=error)  # fmt: skip
+            self.last_error = str(error) or type(error).__name__
+            fenced = FencedError(f"a batch cannot be committed: {type(error).__name__}: {error}")
+            fenced.__cause__ = error
+            await self._end(fenced)
+
+    async def _end(self, error: FencedError) -> None:
+        await self.fence(error)
+        self._on_fenced(error)
+
+    async def _land_forever(self) -> None:
         while self.fenced is None:
             await self._work.wait()
-            if not self._hurry:
+            if not self._is_flushing:
                 await asyncio.sleep(self._interval_s)
             self._work.clear()
-            waiting, self._gatherings = self._gatherings, deque([Gathering()])
-            self._in_flight = sum(len(gathering.values) for gathering in waiting)
-            for gathering in waiting:
-                await self._land_all(gathering)
+            buffers, self._buffers = self._buffers, deque([WriteBuffer()])
+            self._in_flight = sum(len(buffer) for buffer in buffers)
+            # Encoded now, all of them: from here on rows change for the next buffer.
+            for through, batches in [(buffer.through, buffer.batches()) for buffer in buffers]:
+                for batch in batches:
+                    await self._land(batch)
+                    self._in_flight -= len(batch)
+                async with self._landing:
+                    self._landed = max(self._landed, through)
+                    self._landing.notify_all()
 
-    async def _land_all(self, gathering: Gathering) -> None:
-        for batch in gathering.batches():
-            if not await self._land(batch):
-                break
-            self._in_flight -= len(batch)
-        async with self._landing:
-            if self.fenced is None:
-                self._landed = max(self._landed, gathering.through)
-            self._landing.notify_all()
-
-    async def _land(self, batch: list[Write]) -> bool:
-        delay = RETRY_FIRST_S
+    async def _land(self, batch: list[Write]) -> None:
+        """Returns when the batch has landed. FencedError when another writer, or `fence`, ends the attempts."""
+        failures = 0
         while self.fenced is None:
             try:
                 self.revision = await self._store.commit(self._epoch, batch)
+            except StoreUnavailableError as error:
+                if not self.last_error:
+                    log.warning("store does not take writes, they wait", pending=self.pending, error=str(error))
+                self.last_error = str(error)
+            else:
                 self.commits += 1
                 if self.last_error:
-                    log.info("store is back", pending=self.pending)
+                    log.info("store takes writes again", pending=self.pending)
                 self.last_error = ""
-                return True
-            except FencedError as error:
-                self.fenced = error
-                self._on_fenced(error)
-                return False
-            except Exception as error:
-                # Whatever it is, giving up would lose writes without a word.
-                if not isinstance(error, StoreUnavailableError):
-                    log.exception("the store failed in an unknown way, writes wait")
-                elif not self.last_error:
-                    log.warning("store away, writes wait", pending=self.pending, error=str(error))
-                self.last_error = str(error) or type(error).__name__
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, RETRY_MAX_S)
-        return False
+                return
+            failures += 1
+            await asyncio.sleep(RETRIES.delay_s(failures))
+        raise self.fenced

@@ -1,30 +1,36 @@
-"""A store in the process's memory: nothing survives, everything else holds."""
+"""A store in the process's memory: nothing survives the process, every other promise of the port holds."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
-from agentserving_controlplane.store.port import Change, CompactedError, FencedError, Snapshot, Write
+from agentserving_controlplane.store.port import (
+    FencedError,
+    Snapshot,
+    StoreFullError,
+    Write,
+    check_batch,
+    ignore_holder,
+)
 
 
 class MemoryStore:
-    """The Store port over a dict; `history` commits are kept for watchers."""
+    """The Store port over a dict. `max_bytes` bounds keys and values together; by default nothing does."""
 
-    def __init__(self, history: int = 10_000) -> None:
+    def __init__(self, max_bytes: int | None = None) -> None:
         self._items: dict[str, bytes] = {}
-        self._changes: list[Change] = []
-        self._history = history
+        self._size, self._max_bytes = 0, max_bytes
         self._revision = 0
         self._epoch = 0
         self._owner: str | None = None
         self._changed = asyncio.Condition()
 
-    async def acquire(self, owner: str, told: Callable[[str], None] = lambda holder: None) -> int:
-        """See Store. A claim that nobody gives up is kept for ever."""
+    async def acquire(self, owner: str, on_holder: Callable[[str], None] = ignore_holder) -> int:
+        """See Store. A lease in memory does not expire: it lasts until its holder resigns."""
         async with self._changed:
             while self._owner not in (None, owner):
-                told(str(self._owner))
+                on_holder(str(self._owner))
                 await self._changed.wait()
             self._owner = owner
             self._revision += 1
@@ -36,7 +42,7 @@ class MemoryStore:
         """See Store."""
         return epoch == self._epoch
 
-    async def hold(self) -> None:
+    async def keep_lease(self) -> None:
         """See Store."""
         epoch = self._epoch
         async with self._changed:
@@ -55,34 +61,25 @@ class MemoryStore:
 
     async def commit(self, epoch: int, writes: Sequence[Write]) -> int:
         """See Store."""
+        check_batch(writes)
         if epoch != self._epoch:
             raise FencedError(f"epoch {epoch} has been superseded by {self._epoch}")
+        grown = self._size + sum(self._growth(write) for write in writes)
+        if self._max_bytes is not None and grown > max(self._max_bytes, self._size):
+            raise StoreFullError(f"{grown} bytes exceed the store's {self._max_bytes}")
+        self._size = grown
         self._revision += 1
         for write in writes:
             if write.value is None:
                 self._items.pop(write.key, None)
             else:
                 self._items[write.key] = write.value
-        self._changes.append(Change(self._revision, tuple(writes)))
-        del self._changes[: -self._history]
-        async with self._changed:
-            self._changed.notify_all()
         return self._revision
 
-    async def watch(self, after_revision: int, prefix: str = "") -> AsyncIterator[Change]:
-        """See Store."""
-        seen = after_revision
-        while True:
-            if len(self._changes) == self._history and seen < self._changes[0].revision - 1:
-                raise CompactedError(self._changes[0].revision - 1)
-            for change in [c for c in self._changes if c.revision > seen]:
-                seen = change.revision
-                writes = tuple(w for w in change.writes if w.key.startswith(prefix))
-                if writes:
-                    yield Change(change.revision, writes)
-            async with self._changed:
-                if self._revision <= seen or not self._changes or self._changes[-1].revision <= seen:
-                    await self._changed.wait()
+    def _growth(self, write: Write) -> int:
+        old = self._items.get(write.key)
+        before = 0 if old is None else Write(write.key, old).size
+        return (0 if write.value is None else write.size) - before
 
     async def close(self) -> None:
         """See Store."""

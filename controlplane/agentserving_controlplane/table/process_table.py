@@ -97,14 +97,19 @@ class ProcessTable:
         """Changed items since the last time, in groups that must land in one transaction."""
         return self._changes.take()
 
-    def encode(self, item: Item) -> tuple[str, bytes | None]:
-        """Store key and present value of an item; None deletes it."""
+    @staticmethod
+    def store_key(item: Item) -> str:
+        """Where the store keeps an item."""
         tenant, program_id = item.key
+        return row_key(tenant, program_id) if item.place == ROW else chunk_key(tenant, program_id, item.place)
+
+    def encode(self, item: Item) -> bytes | None:
+        """Present value of an item; None deletes it."""
         if item.place == ROW:
             row = self.index.rows[item.key]
-            return row_key(tenant, program_id), encode(row, self.index.chunks.in_row(row))
+            return encode(row, self.index.chunks.in_row(row))
         calls = self.index.chunks.chunk(item.key, item.place)
-        return chunk_key(tenant, program_id, item.place), encode_calls(calls.values()) if calls else None
+        return encode_calls(calls.values()) if calls else None
 
     # -- admission -----------------------------------------------------------------------------------------------
 

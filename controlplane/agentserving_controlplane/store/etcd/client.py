@@ -1,36 +1,41 @@
 """Calls to etcd over grpc.aio: one channel per endpoint, a deadline per attempt, the next endpoint on failure.
 
-Every call carries ``hasleader``: a member that is cut off from its peers then answers with an error at once instead of
-hanging or serving the past. Writes are only ever transactions under a guard, so that repeating one is harmless: see
-etcd_store for the argument.
+Every call carries `hasleader`: a member that is cut off from its peers then fails immediately instead of hanging or
+serving stale data. Writes are only ever transactions under a guard, so repeating one is harmless (store.py says why).
+Errors of etcd become those of the port in `errors.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 import structlog
+from agentserving.transport.backoff import Backoff
+from agentserving.transport.channels import Options, channel_async
 from agentserving.transport.connection import Pem, Tls
 
 from agentserving_controlplane.store.etcd import wire_pb2 as pb
-from agentserving_controlplane.store.port import CompactedError, StoreUnavailableError
+from agentserving_controlplane.store.etcd.errors import (
+    CompactedError,
+    EndpointError,
+    LeaseNotFoundError,
+    is_own_cancellation,
+    translate,
+)
+from agentserving_controlplane.store.port import StoreUnavailableError
 
 log = structlog.get_logger()
 
 ATTEMPT_S = 1.0
-WATCH_IDLE_S = 3.0
-BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.02, 0.5
+RETRIES = Backoff(first_s=0.02, max_s=0.5)
 PAGE_KEYS = 2000
 
-_OPTIONS = [
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.max_send_message_length", 16 << 20),
+_OPTIONS: Options = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -38,42 +43,41 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
-]
-_METADATA = (("hasleader", "true"),)
-_AMBIGUOUS = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.UNKNOWN,
+)
+METADATA = (("hasleader", "true"),)
+
+_UNARY = (
+    ("KV", "Range", pb.RangeRequest, pb.RangeResponse),
+    ("KV", "Txn", pb.TxnRequest, pb.TxnResponse),
+    ("KV", "Compact", pb.CompactionRequest, pb.CompactionResponse),
+    ("Lease", "LeaseGrant", pb.LeaseGrantRequest, pb.LeaseGrantResponse),
+    ("Lease", "LeaseRevoke", pb.LeaseRevokeRequest, pb.LeaseRevokeResponse),
+    ("Maintenance", "Alarm", pb.AlarmRequest, pb.AlarmResponse),
+    ("Maintenance", "Status", pb.StatusRequest, pb.StatusResponse),
+    ("Maintenance", "Defragment", pb.DefragmentRequest, pb.DefragmentResponse),
 )
 
 
 class _Endpoint:
+    """A channel and its methods by name."""
+
     def __init__(self, target: str, pem: Pem | None) -> None:
         self.target, self.pem = target, pem
-        if pem is None:
-            self.channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        else:
-            self.channel = grpc.aio.secure_channel(target, pem.credentials(), options=_OPTIONS)
+        self.channel = channel_async(target, _OPTIONS, pem)
         self.calls: dict[str, Any] = {
             name: self.channel.unary_unary(
                 f"/etcdserverpb.{service}/{name}",
                 request_serializer=request.SerializeToString,
                 response_deserializer=response.FromString,
             )
-            for service, name, request, response in (
-                ("KV", "Range", pb.RangeRequest, pb.RangeResponse),
-                ("KV", "Txn", pb.TxnRequest, pb.TxnResponse),
-                ("Lease", "LeaseGrant", pb.LeaseGrantRequest, pb.LeaseGrantResponse),
-                ("Lease", "LeaseRevoke", pb.LeaseRevokeRequest, pb.LeaseRevokeResponse),
-            )
+            for service, name, request, response in _UNARY
         }
         keep_alive: Any = self.channel.stream_stream(
             "/etcdserverpb.Lease/LeaseKeepAlive",
             request_serializer=pb.LeaseKeepAliveRequest.SerializeToString,
             response_deserializer=pb.LeaseKeepAliveResponse.FromString,
         )
-        self.calls["LeaseKeepAlive"] = functools.partial(_first_answer, keep_alive)
+        self.calls["LeaseKeepAlive"] = functools.partial(_first_response, keep_alive)
         self.watch: Any = self.channel.stream_stream(
             "/etcdserverpb.Watch/Watch",
             request_serializer=pb.WatchRequest.SerializeToString,
@@ -81,27 +85,33 @@ class _Endpoint:
         )
 
 
-async def _first_answer(stream: Any, request: Any, **options: Any) -> Any:
-    """A stream as a call: one question, one answer."""
+async def _first_response(stream: Any, request: Any, **options: Any) -> Any:
+    """A stream used as a call: one request, one response."""
     call = stream(iter([request]), **options)
-    response = await call.read()
-    call.cancel()
-    if response is grpc.aio.EOF:
-        # The status says why; one that says OK has not answered.
-        raise StoreUnavailableError(f"etcd: the stream ended without an answer: {await call.details()}")
-    return response
+    try:
+        response = await call.read()
+        if response is grpc.aio.EOF:
+            raise EndpointError(f"the stream ended without a response: {await call.details()}")
+        return response
+    finally:
+        call.cancel()
 
 
 class EtcdClient:
-    """Range, Txn, leases and a watch that misses nothing."""
+    """Reads, transactions, leases and maintenance, at whichever endpoint answers."""
 
-    def __init__(self, endpoints: tuple[str, ...], tls: Tls | None = None) -> None:
+    def __init__(self, endpoints: Sequence[str], tls: Tls | None = None) -> None:
         """OSError when a certificate cannot be read."""
         self._tls = tls
         pem = None if tls is None else tls.read()
         self._endpoints = [_Endpoint(target, pem) for target in endpoints]
         self._current = 0
         self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Their addresses, host:port."""
+        return tuple(endpoint.target for endpoint in self._endpoints)
 
     async def close(self) -> None:
         """Closes every channel."""
@@ -110,81 +120,98 @@ class EtcdClient:
         await asyncio.gather(*self._closing, return_exceptions=True)
         await asyncio.gather(*(endpoint.channel.close() for endpoint in self._endpoints))
 
-    def _failed(self, index: int) -> None:
+    def failed(self, index: int) -> None:
+        """The endpoint does not answer: the next call goes to the next one."""
         self._renew(index)
         if index == self._current:
             self._current = (index + 1) % len(self._endpoints)
 
+    def watch_call(self) -> tuple[int, Any]:
+        """(index of the endpoint, a new Watch stream there)."""
+        return self._current, self._endpoints[self._current].watch(metadata=METADATA)
+
     def _renew(self, index: int) -> None:
-        """A channel keeps the certificates that it was made with: with others there is another one."""
+        """A channel keeps the certificates that it was created with: opens another one when they have changed."""
         old = self._endpoints[index]
         try:
             pem = None if self._tls is None else self._tls.read()
         except OSError as error:
-            log.warning("certificate for etcd cannot be read, the one before is used", error=str(error))
+            log.warning("certificate for etcd cannot be read, using the previous one", error=str(error))
             return
         if pem == old.pem:
             return
         log.info("certificates for etcd were renewed", endpoint=old.target)
         self._endpoints[index] = _Endpoint(old.target, pem)
-        # What is under way there ends by its own deadline.
+        # Calls in flight end by their own deadlines.
         task = asyncio.create_task(old.channel.close(ATTEMPT_S))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    async def _call(self, name: str, request: Any, timeout_s: float) -> Any:
-        """Tries until the deadline. StoreUnavailableError with the last reason."""
-        deadline = time.monotonic() + timeout_s
-        backoff = BACKOFF_FIRST_S
+    async def call(self, name: str, request: Any, timeout_s: float) -> Any:
+        """The response of the first endpoint that gives one before the deadline. Raises errors of the port."""
+        deadline, attempts = time.monotonic() + timeout_s, 0
         while True:
             index = self._current
-            left = deadline - time.monotonic()
+            left_s = max(deadline - time.monotonic(), 0.001)
             try:
-                return await self._endpoints[index].calls[name](
-                    request, timeout=min(ATTEMPT_S, max(left, 0.001)), metadata=_METADATA
-                )
-            except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.OUT_OF_RANGE and "compacted" in (error.details() or ""):
-                    raise CompactedError(0) from error
-                if error.code() is grpc.StatusCode.NOT_FOUND and name == "LeaseRevoke":
-                    return None
-                if error.code() not in _AMBIGUOUS:
-                    raise StoreUnavailableError(f"etcd {name}: {error.code().name} {error.details()}") from error
-                self._failed(index)
-                if time.monotonic() + backoff > deadline:
-                    raise StoreUnavailableError(f"etcd {name}: {error.code().name} {error.details()}") from error
-            await asyncio.sleep(backoff * (0.5 + random.random()))
-            backoff = min(backoff * 2, BACKOFF_MAX_S)
+                return await self.call_at(index, name, request, min(ATTEMPT_S, left_s))
+            except EndpointError as error:
+                self.failed(index)
+                attempts += 1
+                delay_s = RETRIES.delay_s(attempts)
+                if time.monotonic() + delay_s > deadline:
+                    raise StoreUnavailableError(f"etcd {name}: {error}") from error
+            await asyncio.sleep(delay_s)
+
+    async def call_at(self, index: int, name: str, request: Any, timeout_s: float) -> Any:
+        """One attempt at one endpoint. EndpointError when another one, or a later attempt, may succeed."""
+        try:
+            response = await self._endpoints[index].calls[name](request, timeout=timeout_s, metadata=METADATA)
+        except grpc.aio.AioRpcError as error:
+            raise translate(name, error) from error
+        except asyncio.CancelledError:
+            # gRPC cancels the calls of a channel that is closed, as after a change of certificates.
+            if is_own_cancellation():
+                raise
+            raise EndpointError("the channel was closed") from None
+        if response is None:
+            # What grpc.aio returns for bytes that it cannot decode.
+            raise EndpointError("undecodable response")
+        return response
 
     async def txn(self, request: pb.TxnRequest, timeout_s: float = 5.0) -> pb.TxnResponse:
-        """One transaction; must be harmless to repeat."""
-        response: pb.TxnResponse = await self._call("Txn", request, timeout_s)
+        """One transaction; repeating it must be harmless."""
+        response: pb.TxnResponse = await self.call("Txn", request, timeout_s)
         return response
 
     async def grant(self, ttl_s: int, timeout_s: float = 5.0) -> pb.LeaseGrantResponse:
-        """A lease. One whose answer is lost runs out by itself."""
-        response: pb.LeaseGrantResponse = await self._call("LeaseGrant", pb.LeaseGrantRequest(ttl=ttl_s), timeout_s)
+        """A lease. One whose response is lost expires by itself."""
+        response: pb.LeaseGrantResponse = await self.call("LeaseGrant", pb.LeaseGrantRequest(TTL=ttl_s), timeout_s)
         return response
 
     async def keep_alive(self, lease: int, timeout_s: float) -> int:
-        """Renews a lease: seconds from now; 0 = it has run out."""
-        response = await self._call("LeaseKeepAlive", pb.LeaseKeepAliveRequest(id=lease), timeout_s)
-        return int(response.ttl)
+        """Renews a lease: seconds from now; 0 = it has expired."""
+        response = await self.call("LeaseKeepAlive", pb.LeaseKeepAliveRequest(ID=lease), timeout_s)
+        return int(response.TTL)
 
     async def revoke(self, lease: int, timeout_s: float = 5.0) -> None:
-        """Ends a lease and deletes its keys; one that has ended is no error."""
-        await self._call("LeaseRevoke", pb.LeaseRevokeRequest(id=lease), timeout_s)
+        """Ends a lease and deletes its keys; a lease that has ended already is no error."""
+        try:
+            await self.call("LeaseRevoke", pb.LeaseRevokeRequest(ID=lease), timeout_s)
+        except LeaseNotFoundError:
+            return
 
     async def load(self, key: bytes, range_end: bytes, timeout_s: float = 30.0) -> tuple[int, list[pb.KeyValue]]:
-        """(revision, all pairs as they were at that revision), in pages; anew when that revision is compacted away."""
+        """(revision, all pairs as they were at that revision), in pages; again from the start when that revision is
+        compacted meanwhile."""
         found: list[pb.KeyValue] = []
         revision, at = 0, key
         while True:
             request = pb.RangeRequest(key=at, range_end=range_end, limit=PAGE_KEYS, revision=revision)
             try:
-                response: pb.RangeResponse = await self._call("Range", request, timeout_s)
+                response: pb.RangeResponse = await self.call("Range", request, timeout_s)
             except CompactedError:
-                log.info("compacted while it was read, reading again", revision=revision)
+                log.info("revision was compacted during a read, reading again", revision=revision)
                 found, revision, at = [], 0, key
                 continue
             revision = revision or response.header.revision
@@ -192,79 +219,3 @@ class EtcdClient:
             if not response.more:
                 return revision, found
             at = response.kvs[-1].key + b"\0"
-
-    async def watch(
-        self, key: bytes, range_end: bytes, after_revision: int
-    ) -> AsyncIterator[tuple[int, list[pb.Event]]]:
-        """(revision, events) of every commit after a revision, whole and in order, over any number of reconnections."""
-        following = after_revision + 1
-        backoff = BACKOFF_FIRST_S
-        while True:
-            index = self._current
-            call = self._endpoints[index].watch(metadata=_METADATA)
-            pieces: list[pb.Event] = []
-            try:
-                create = pb.WatchCreateRequest(
-                    key=key, range_end=range_end, start_revision=following, progress_notify=True, fragment=True
-                )
-                await call.write(pb.WatchRequest(create_request=create))
-                while True:
-                    response = await self._read(call)
-                    if response.compact_revision:
-                        raise CompactedError(response.compact_revision)
-                    if response.canceled:
-                        raise StoreUnavailableError(f"etcd watch: {response.cancel_reason}")
-                    backoff = BACKOFF_FIRST_S
-                    if response.created:
-                        continue
-                    # Pieces are cut inside a revision, too: only a whole answer moves us on.
-                    pieces += response.events
-                    if response.fragment:
-                        continue
-                    events, pieces = pieces, []
-                    for revision, group in _by_revision(events):
-                        following = revision + 1
-                        yield revision, group
-                    if not events:
-                        following = max(following, response.header.revision + 1)
-            except (grpc.aio.AioRpcError, StoreUnavailableError) as error:
-                # For ever, since a watch has no deadline; so the reason must be seen.
-                reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
-                log.warning("watch of etcd broke, watching again", reason=reason, after=following - 1)
-                self._failed(index)
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-            finally:
-                call.cancel()
-            await asyncio.sleep(backoff * (0.5 + random.random()))
-            backoff = min(backoff * 2, BACKOFF_MAX_S)
-
-    async def _read(self, call: Any) -> pb.WatchResponse:
-        """The next answer. A silent server is asked once for a sign of life: a frozen one closes nothing."""
-        reading = asyncio.ensure_future(call.read())
-        try:
-            for asked in (False, True):
-                done, _ = await asyncio.wait({reading}, timeout=WATCH_IDLE_S)
-                if done:
-                    response = reading.result()
-                    if response is grpc.aio.EOF:
-                        raise StoreUnavailableError("etcd watch: stream ended")
-                    found: pb.WatchResponse = response
-                    return found
-                if not asked:
-                    await call.write(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
-            raise StoreUnavailableError("etcd watch: no sign of life")
-        finally:
-            if not reading.done():
-                reading.cancel()
-
-
-def _by_revision(events: list[pb.Event]) -> list[tuple[int, list[pb.Event]]]:
-    groups: list[tuple[int, list[pb.Event]]] = []
-    for event in events:
-        if not groups or groups[-1][0] != event.kv.mod_revision:
-            groups.append((event.kv.mod_revision, []))
-        groups[-1][1].append(event)
-    return groups

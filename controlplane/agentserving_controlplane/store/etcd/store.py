@@ -1,98 +1,94 @@
 """The Store port on etcd.
 
-The writer's claim is the key ``<prefix>/leader`` (etcd_claim.py): its create revision is the epoch, and each commit
-compares it. A commit whose answer was lost is simply made again: the guard still holds or it does not, and the values
-are absolute, so landing twice is landing once.
+The writer's lease is the key `<prefix>/leader` (lease.py): its create revision is the epoch, and each commit compares
+it. A commit whose answer was lost is simply repeated: the guard still holds or it does not, and values are absolute,
+so landing twice is the same as landing once. An etcd without space is compacted and defragmented where possible
+(space.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from agentserving.transport.connection import Tls
 
 from agentserving_controlplane.store.etcd import wire_pb2 as pb
-from agentserving_controlplane.store.etcd.claim import Claim
 from agentserving_controlplane.store.etcd.client import EtcdClient
-from agentserving_controlplane.store.port import Change, FencedError, Snapshot, Write
+from agentserving_controlplane.store.etcd.lease import WriterLease
+from agentserving_controlplane.store.etcd.space import Space, prefix_end
+from agentserving_controlplane.store.port import (
+    FencedError,
+    Snapshot,
+    StoreFullError,
+    Write,
+    check_batch,
+    ignore_holder,
+)
 
 COMMIT_TIMEOUT_S = 5.0
 LEASE_S = 5
 
 
 class EtcdStore:
-    """Keys live under ``<prefix>/d/``."""
+    """Keys are stored under `<prefix>/d/`. `endpoints`: host:port of members, best of all."""
 
-    def __init__(
-        self,
-        endpoints: tuple[str, ...],
-        prefix: str,
-        tls: Tls | None = None,
-        lease_s: int = LEASE_S,
-    ) -> None:
-        self.endpoints, self.prefix = endpoints, prefix
-        self._client = EtcdClient(endpoints, tls)
+    def __init__(self, endpoints: Sequence[str], prefix: str, tls: Tls | None = None, lease_s: int = LEASE_S) -> None:
+        self.endpoints, self.prefix = tuple(endpoints), prefix
+        self._client = EtcdClient(self.endpoints, tls)
         self._data = f"{prefix}/d/".encode()
         self._leader = f"{prefix}/leader".encode()
-        self._claim = Claim(self._client, self._leader, lease_s)
+        self._lease = WriterLease(self._client, self._leader, lease_s)
+        self._space = Space(self._client, f"{prefix}/".encode())
         self._epoch = 0
 
-    async def acquire(self, owner: str, told: Callable[[str], None] = lambda holder: None) -> int:
+    async def acquire(self, owner: str, on_holder: Callable[[str], None] = ignore_holder) -> int:
         """See Store."""
-        self._epoch = await self._claim.take(owner, told)
+        try:
+            self._epoch = await self._lease.acquire(owner, on_holder)
+        except StoreFullError as error:
+            raise await self._reclaimed(error) from error
         return self._epoch
 
     def holds(self, epoch: int) -> bool:
         """See Store."""
-        return epoch == self._epoch and self._claim.valid
+        return epoch == self._epoch and self._lease.valid
 
-    async def hold(self) -> None:
+    async def keep_lease(self) -> None:
         """See Store."""
-        await self._claim.keep()
+        await self._lease.keep()
 
     async def resign(self, timeout_s: float = 2.0) -> None:
         """See Store."""
-        await self._claim.give_up(timeout_s)
+        await self._lease.release(timeout_s)
 
     async def load(self, prefix: str = "") -> Snapshot:
         """See Store."""
         start = self._data + prefix.encode()
-        revision, pairs = await self._client.load(start, _prefix_end(start))
+        revision, pairs = await self._client.load(start, prefix_end(start))
         return Snapshot(revision, {pair.key[len(self._data) :].decode(): pair.value for pair in pairs})
 
     async def commit(self, epoch: int, writes: Sequence[Write]) -> int:
         """See Store."""
+        check_batch(writes)
         guard = pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.CREATE, key=self._leader, create_revision=epoch)
-        response = await self._client.txn(
-            pb.TxnRequest(compare=[guard], success=[self._operation(write) for write in writes]), COMMIT_TIMEOUT_S
-        )
+        request = pb.TxnRequest(compare=[guard], success=[self._operation(write) for write in writes])
+        try:
+            response = await self._client.txn(request, COMMIT_TIMEOUT_S)
+        except StoreFullError as error:
+            raise await self._reclaimed(error) from error
         if not response.succeeded:
-            raise FencedError(f"epoch {epoch} is over: {self._leader.decode()} is another's, or nobody's")
+            raise FencedError(f"epoch {epoch} is over: {self._leader.decode()} was deleted or belongs to another")
         return response.header.revision
+
+    async def _reclaimed(self, error: StoreFullError) -> StoreFullError:
+        return StoreFullError(f"{error}; {await self._space.reclaim()}")
 
     def _operation(self, write: Write) -> pb.RequestOp:
         key = self._data + write.key.encode()
         if write.value is None:
-            return pb.RequestOp(delete_range=pb.DeleteRangeRequest(key=key))
-        return pb.RequestOp(put=pb.PutRequest(key=key, value=write.value))
-
-    async def watch(self, after_revision: int, prefix: str = "") -> AsyncIterator[Change]:
-        """See Store."""
-        start = self._data + prefix.encode()
-        async for revision, events in self._client.watch(start, _prefix_end(start), after_revision):
-            writes = tuple(
-                Write(
-                    event.kv.key[len(self._data) :].decode(),
-                    None if event.type == pb.Event.DELETE else event.kv.value,
-                )
-                for event in events
-            )
-            yield Change(revision, writes)
+            return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key))
+        return pb.RequestOp(request_put=pb.PutRequest(key=key, value=write.value))
 
     async def close(self) -> None:
         """See Store."""
         await self._client.close()
-
-
-def _prefix_end(prefix: bytes) -> bytes:
-    return prefix[:-1] + bytes([prefix[-1] + 1])
