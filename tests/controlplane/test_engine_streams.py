@@ -11,7 +11,7 @@ from agentserving.v1 import admin_service_pb2, call_service_pb2, engine_service_
 from agentserving_controlplane.engines import links
 from agentserving_controlplane.metrics import Collector
 from agentserving_controlplane.table import rows
-from agentserving_controlplane.table.reported import MAX_COUNTER
+from agentserving_controlplane.table.reports import MAX_COUNTER
 from grpc import StatusCode
 from prometheus_client import CollectorRegistry, generate_latest
 from support.served_plane import PlayedEngine, ServedPlane, refusal, until_end

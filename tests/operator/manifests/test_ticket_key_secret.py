@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agentserving.contract.ticket_keys import MIN_KEY_BYTES
 from agentserving.contract.ticket_keys import TicketKeys as PodKeys
-from agentserving_controlplane.table.admissions import TICKET_LIFETIME_S
+from agentserving_controlplane.calls import TICKET_LIFETIME_S
 from agentserving_operator.manifests import Manifest
 from agentserving_operator.manifests.engine_pod import KEY_DIR, KEY_FILE
 from agentserving_operator.manifests.engine_statefulset import engine_statefulset

@@ -9,7 +9,7 @@ import yaml
 from agentserving.contract.policy import PRESETS, Level, Policy
 from agentserving.contract.policy_message import policy_from
 from agentserving.v1 import types_pb2
-from agentserving_controlplane.api.convert import policy_from_message
+from agentserving_controlplane.api.conversion import policy_from_message
 from agentserving_operator.spec.parsing import parse
 from agentserving_operator.spec.scheduling import Scheduling, to_policy
 from agentserving_replay.tuning.policy_text import as_json, as_yaml, in_words
