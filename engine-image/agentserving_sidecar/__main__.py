@@ -11,7 +11,6 @@ import uvloop
 from agentserving import __version__
 from agentserving.contract.ids import EngineId
 from agentserving.transport.leader_channel import LeaderChannel
-from agentserving.v1 import call_service_pb2_grpc
 from agentserving_process import logs, options, supervision
 from agentserving_process.backoff import Backoff
 from agentserving_process.listening import listen
@@ -20,7 +19,7 @@ from agentserving_process.supervision import CannotStartError, Supervisor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from agentserving_sidecar.api.attach import LeaderLink
-from agentserving_sidecar.api.generate import GenerateServicer
+from agentserving_sidecar.api.generate import add_generate
 from agentserving_sidecar.draining import drained
 from agentserving_sidecar.engine_http import EngineHttp
 from agentserving_sidecar.engine_link import EngineLink
@@ -54,7 +53,7 @@ async def generate_server(settings: Settings, engine: EngineHttp) -> AsyncIterat
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)])
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    call_service_pb2_grpc.add_CallServiceServicer_to_server(GenerateServicer(engine), server)
+    add_generate(server, engine)
     # With a certificate but no CA, anybody could call: then it serves in the clear, as without a certificate.
     listen(server, settings.sidecar.listen, settings.leader.server() if settings.leader.tls_ca else None)
     await server.start()
@@ -87,7 +86,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
         async with (
             EngineHttp(settings.engine.engine_address, settings.engine.engine_api_key_file) as engine,
             generate_server(settings, engine),
-            served(http_app(sidecar, settings.engine.drain_s), settings.probes),
+            served(http_app(sidecar, settings.engine.drain_s, engine), settings.probes),
             Supervisor() as tasks,
         ):
             models = ModelList(engine, sidecar.models_changed)

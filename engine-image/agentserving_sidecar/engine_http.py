@@ -15,6 +15,8 @@ from agentserving_sidecar.health import FrontState
 # until it is noticed below two seconds.
 HEALTH_TIMEOUT_S = 1.0
 MODELS_TIMEOUT_S = 10.0
+# Prometheus waits ten seconds by default.
+METRICS_TIMEOUT_S = 8.0
 
 
 class ModelsUnknownError(Exception):
@@ -70,6 +72,16 @@ class EngineHttp:
         except aiohttp.ClientError as error:
             return FrontState.UNHEALTHY, f"/health: {error}"
 
+    async def metrics(self) -> tuple[int, bytes]:
+        """GET /metrics: HTTP status and body; 502 when the engine does not answer."""
+        try:
+            async with self.session.get(
+                f"http://{self.address}/metrics", timeout=aiohttp.ClientTimeout(METRICS_TIMEOUT_S)
+            ) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return 502, f"the engine's /metrics: {error or type(error).__name__}\n".encode()
+
     async def models(self) -> tuple[str, ...]:
         """Names of the models and adapters that the engine serves. ModelsUnknownError."""
         try:
@@ -85,7 +97,7 @@ class EngineHttp:
                 listed = await response.json(content_type=None)
                 return tuple(str(model["id"]) for model in listed["data"])
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ModelsUnknownError(f"/v1/models: {error or 'no answer in time'}") from error
+            raise ModelsUnknownError(f"/v1/models: {str(error) or 'no answer in time'}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise ModelsUnknownError(f"/v1/models: the response is no list of models ({error!r})") from error
 

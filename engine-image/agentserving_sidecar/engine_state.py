@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agentserving.contract.channel import EngineHello, Load
 
-from agentserving_sidecar.health import Front, FrontState, Health, Plugin, State, health
+from agentserving_sidecar.health import Front, FrontState, Plugin, health
 from agentserving_sidecar.process_watch import ProcessWatch
 
 
@@ -18,10 +18,10 @@ class EngineState:
         self.load: Load | None = None
         self.is_connected = False
         self.front = Front()
-        self.health = Health(State.LOADING, "the sidecar has just started")
         self._is_absent = False
         self._heard_us = self._lost_us = 0
         self._process = ProcessWatch(0)
+        self.health = health(Plugin(), self.front, step_limit_us=step_limit_us)
 
     @property
     def boot_id(self) -> str:
@@ -74,4 +74,4 @@ class EngineState:
             max_model_len=self.hello.max_model_len if self.hello is not None else 0,
         )
         before, self.health = self.health, health(plugin, self.front, step_limit_us=self._step_limit_us)
-        return before.state is not self.health.state
+        return before != self.health

@@ -40,7 +40,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`reason` is for people; empty when SERVING."""
+    """`reason` is for people; empty when SERVING. It does not change with time alone: each change is reported."""
 
     state: State
     reason: str = ""
@@ -103,7 +103,7 @@ def health(plugin: Plugin, front: Front, *, step_limit_us: int) -> Health:
     if plugin.is_stopped:
         return Health(State.STUCK, "the engine process is stopped by a signal")
     if plugin.is_connected and plugin.silent_us >= SILENT_US:
-        return Health(State.STUCK, f"no heartbeat from the scheduler plugin for {plugin.silent_us / 1e6:.1f} s")
+        return Health(State.STUCK, f"no heartbeat from the scheduler plugin for more than {SILENT_US / 1e6:g} s")
     if front.state is not FrontState.HEALTHY:
         return _front_trouble(front)
     return _steps(plugin, step_limit_us)
@@ -125,10 +125,10 @@ def _steps(plugin: Plugin, step_limit_us: int) -> Health:
     load = plugin.load
     if load is None or not load.running:
         return Health(State.SERVING)
-    age_us = load.last_step_age_us + plugin.silent_us
-    if age_us < _limit_us(plugin, load, step_limit_us):
+    limit_us = _limit_us(plugin, load, step_limit_us)
+    if load.last_step_age_us + plugin.silent_us < limit_us:
         return Health(State.SERVING)
-    return Health(State.STUCK, f"{load.running} calls are running and no step has ended for {age_us / 1e6:.0f} s")
+    return Health(State.STUCK, f"calls are running and no step has ended for more than {limit_us / 1e6:.0f} s")
 
 
 def _limit_us(plugin: Plugin, load: Load, step_limit_us: int) -> int:

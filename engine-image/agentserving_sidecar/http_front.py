@@ -7,15 +7,19 @@ from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from agentserving_sidecar.draining import drained, may_drain
+from agentserving_sidecar.engine_http import EngineHttp
 from agentserving_sidecar.metrics import Collector
 from agentserving_sidecar.sidecar import Sidecar
 
 
-def http_app(sidecar: Sidecar, drain_s: float) -> web.Application:
+def http_app(sidecar: Sidecar, drain_s: float, engine: EngineHttp | None = None) -> web.Application:
     """/healthz: this process. /readyz: the engine behind it, as the leader is told. /metrics. /drain.
 
     GET /drain responds once the engine is idle. Kubernetes ends a pod's containers before its native sidecars, so it is
     the engine's preStop hook that asks.
+
+    GET /engine/metrics passes the engine's own metrics on: it serves them on the port of its calls, which a
+    NetworkPolicy keeps closed to Prometheus.
     """
     engine_metrics = CollectorRegistry()
     engine_metrics.register(Collector(sidecar))
@@ -27,10 +31,16 @@ def http_app(sidecar: Sidecar, drain_s: float) -> web.Application:
         is_drained = await drained(sidecar, drain_s)
         return web.Response(text="drained\n" if is_drained else "the time limit came first\n")
 
+    async def metrics_of_engine(_: web.Request) -> web.Response:
+        if engine is None:
+            return web.Response(status=404)
+        status, body = await engine.metrics()
+        return web.Response(status=status, body=body, content_type="text/plain")
+
     return application(
         ready=lambda: readiness(sidecar),
         metrics=lambda: generate_latest(engine_metrics) + generate_latest(REGISTRY),
-        routes=[web.get("/drain", drain)],
+        routes=[web.get("/drain", drain), web.get("/engine/metrics", metrics_of_engine)],
     )
 
 

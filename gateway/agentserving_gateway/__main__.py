@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,7 +80,9 @@ async def _listen(protocol: Callable[[], ClientConnection], address: str) -> asy
     try:
         return await asyncio.get_running_loop().create_server(protocol, host or None, port)
     except OSError as error:
-        raise CannotStartError(f"cannot listen on {address}: {error.strerror or error}") from None
+        # asyncio puts the address into strerror, the resolver has codes of its own.
+        cause = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+        raise CannotStartError(f"cannot listen on {address}: {cause}") from None
 
 
 def main() -> None:

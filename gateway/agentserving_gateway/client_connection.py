@@ -13,6 +13,8 @@ connection is closed after the first answer.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from enum import Enum, auto
 from typing import cast
 
@@ -30,6 +32,8 @@ HEAD_DEADLINE_S, BODY_DEADLINE_S, KEEP_ALIVE_S = 10.0, 120.0, 75.0
 STALL_S = 600.0
 # After a refusal we read on for so long: closing with unread data would reset the connection, and lose the answer.
 LINGER_S = 5.0
+# SO_LINGER on, for zero seconds: closing resets the connection.
+RESET = struct.pack("ii", 1, 0)
 
 
 class State(Enum):
@@ -187,7 +191,8 @@ class ClientConnection(asyncio.Protocol):
         if self._transport is None:
             return
         if not complete:
-            # Half an answer must not look whole.
+            # Half an answer must not look whole. A client that reads to the end of the connection sees only a reset.
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self._transport.abort()
             return
         self._end_answer()

@@ -17,6 +17,7 @@ import aiohttp
 from kubernetes.aio import client, config
 
 from agentserving_operator import metrics
+from agentserving_operator.errors import ApiError, RefusedError, UnavailableError, WatchExpiredError
 from agentserving_operator.manifests.common import MANAGER, Manifest
 from agentserving_operator.spec.crd import GROUP, KIND, PLURAL, VERSION
 
@@ -53,26 +54,6 @@ PATHS = {
 # The kinds of a cluster's objects that visits list and watches follow. Secrets are read by name only, so the operator
 # needs no right to list them. cert-manager's Certificates are left out because that kind may not exist.
 CHILD_KINDS = ("ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet", "Deployment")
-
-
-class ApiError(Exception):
-    """Root of the errors below; its message is the API server's."""
-
-
-class RefusedError(ApiError):
-    """The API server refused. `status` is HTTP's, `reason` is Kubernetes' word for it (Invalid, Forbidden, ...)."""
-
-    def __init__(self, status: int, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.reason = status, reason
-
-
-class UnavailableError(ApiError):
-    """No response, or one that asks to try again later."""
-
-
-class WatchExpiredError(ApiError):
-    """The resource version of a watch is too old: list again."""
 
 
 def path_of(kind: str, namespace: str, name: str = "", subresource: str = "") -> str:

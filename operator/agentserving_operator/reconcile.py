@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import structlog
 
-from agentserving_operator.api_server import RefusedError
-from agentserving_operator.certificates.issuing import Issued, issue
 from agentserving_operator.control_planes import PolicyRefusedError, Target
+from agentserving_operator.errors import RefusedError
+from agentserving_operator.issuing import Issued, issue
 from agentserving_operator.manifests import AgentServingCluster, Component, Images, Manifest, desired
 from agentserving_operator.manifests.common import Port
 from agentserving_operator.manifests.ticket_key_secret import (

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import structlog
 
 from agentserving_operator import metrics
-from agentserving_operator.api_server import ApiError
+from agentserving_operator.errors import ApiError
 from agentserving_operator.spec.crd import KIND
 from agentserving_operator.visits import PARALLEL, ClusterKey, Visits
 

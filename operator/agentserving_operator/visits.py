@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from agentserving_operator import metrics
-from agentserving_operator.api_server import ApiError
+from agentserving_operator.errors import ApiError
 from agentserving_operator.reconcile import VisitResult
 
 log = structlog.get_logger()

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import structlog
 
 from agentserving_operator import metrics
-from agentserving_operator.api_server import CHILD_KINDS, ApiError, WatchExpiredError
+from agentserving_operator.api_server import CHILD_KINDS
+from agentserving_operator.errors import ApiError, WatchExpiredError
 from agentserving_operator.manifests.common import MANAGED_BY, MANAGER
 from agentserving_operator.spec.crd import KIND
 

@@ -16,6 +16,7 @@ from agentserving.contract.ticket import verify
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving.v1 import engine_service_pb2 as epb
 from agentserving.v1 import engine_service_pb2_grpc as erpc
+from agentserving.v1 import program_service_pb2_grpc as prpc
 from agentserving.v1 import types_pb2
 from agentserving_controlplane.__main__ import add_services
 from agentserving_controlplane.control_plane import ControlPlane
@@ -176,6 +177,7 @@ class Rig:
     connections: Connections
     link: Link
     control_plane: str
+    programs: prpc.ProgramServiceStub
 
     async def until_idle(self, bound_s: float = 10.0) -> None:
         """Waits until the table and the engines hold no call."""
@@ -246,7 +248,8 @@ async def rig(*scripts: Script, max_body: int = 1 << 20, models: Sequence[Sequen
     try:
         address = f"127.0.0.1:{port}"
         yield Rig(
-            front.sockets[0].getsockname()[1], plane, server, admission, engines, connections, link, address
+            front.sockets[0].getsockname()[1], plane, server, admission, engines, connections, link, address,
+            prpc.ProgramServiceStub(channel),
         )  # fmt: skip
     finally:
         front.close()

@@ -1,7 +1,8 @@
-"""What the chart ships is what the operator understands."""
+"""The chart matches the operator: its rights, its settings, the metrics and the ports that it names."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,15 +11,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import agentserving
 import jsonschema
 import pytest
 import yaml
-from agentserving_operator.__main__ import parse as parse_flags
+from agentserving_operator.__main__ import PREFIX, Settings
 from agentserving_operator.api_server import CHILD_KINDS, PATHS
 from agentserving_operator.manifests import Component, desired
+from agentserving_operator.manifests.common import Port
+from agentserving_operator.manifests.network_policies import network_policy
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.crd import API_VERSION, KIND
 from agentserving_operator.spec.parsing import parse
+from agentserving_process import options
 from support.operator_objects import make_cluster, only_container, pod_spec
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +36,7 @@ def rules() -> set[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("cluster-*.yaml")), ids=lambda path: path.name)
-def test_examples_are_clusters(path: Path) -> None:
+def test_examples_are_valid(path: Path) -> None:
     found = yaml.safe_load(path.read_text())
     assert (found["apiVersion"], found["kind"], found["metadata"]["name"]) == (API_VERSION, KIND, "demo")
     parse(ClusterSpec, found["spec"])
@@ -57,7 +62,7 @@ def values() -> dict[str, Any]:
     return found
 
 
-def test_values_are_ones_that_their_schema_takes_and_it_knows_no_others() -> None:
+def test_values_and_their_schema_have_the_same_keys() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     jsonschema.validate(values(), schema)
     assert set(schema["properties"]) - {"global"} == set(values())
@@ -66,13 +71,13 @@ def test_values_are_ones_that_their_schema_takes_and_it_knows_no_others() -> Non
 @pytest.mark.parametrize(
     "wrong", [{"image": {"repository": "a", "tag": "latest"}}, {"roundSeconds": 0}, {"namespace": "x"}]
 )
-def test_values_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_values_are_refused(wrong: dict[str, Any]) -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**values(), **wrong}, schema)
 
 
-def test_the_operator_may_write_every_kind_that_it_makes() -> None:
+def test_the_operator_has_the_rights_to_write_every_kind_that_it_creates() -> None:
     for kind in CHILD_KINDS:
         prefix, plural = PATHS[kind]
         group = prefix.split("/")[2] if prefix.startswith("/apis/") else ""
@@ -84,15 +89,19 @@ def test_no_right_is_a_wildcard_and_secrets_are_never_listed() -> None:
     assert {verb for _, resource, verb in rules() if resource == "secrets"} == {"get", "create", "patch"}
 
 
-def test_the_deployment_sets_variables_that_the_operator_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deployment_sets_variables_that_the_operator_reads() -> None:
     lines = (CHART / "templates/deployment.yaml").read_text().splitlines()
-    names = [line.split("name: ")[1] for line in lines if "name: AGENTSERVING_OPERATOR_" in line]
-    assert len(names) == 8
+    names = [line.split("name: ")[1] for line in lines if f"name: {PREFIX}_" in line]
+    environment = {name: "41/41" if name.endswith("LEASE") else "41" for name in names}
+    given = options.parse(Settings, prog="test", argv=[], environment=environment, prefix=PREFIX)
+    values = {**vars_of(given), **vars_of(given.images), **vars_of(given.probes)}
     for name in names:
-        monkeypatch.setenv(name, "41")
-    given = vars(parse_flags([]))
-    for name in names:
-        assert given[name.removeprefix("AGENTSERVING_OPERATOR_").lower()] in ("41", 41.0), name
+        read = values[name.removeprefix(f"{PREFIX}_").lower()]
+        assert read in ("41", 41.0, ("41",), "41/41"), name
+
+
+def vars_of(topic: Any) -> dict[str, Any]:
+    return {field.name: getattr(topic, field.name) for field in dataclasses.fields(topic)}
 
 
 def exported() -> set[str]:
@@ -101,22 +110,24 @@ def exported() -> set[str]:
     for root in ("process", "controlplane", "gateway", "cli", "engine-image", "simulator", "operator"):
         for path in (ROOT / root).rglob("*.py"):
             names |= set(re.findall(r'"(agentserving_[a-z_]+)"', path.read_text()))
-    # What the control plane counts under names that it makes (`ControlPlane.overview`).
+    # Names that code composes: `ControlPlane.overview`, and the sidecar's fields of the engine's load.
+    names |= {f"agentserving_engine_{name}" for name in re.findall(r'_Field\("([a-z_]+)"', SIDECAR.read_text())}
     names |= {f"agentserving_{name}" for name in re.findall(r'"((?:programs|calls)_[a-z]+)":', PLANE.read_text())}
     return names | {f"{name}_total" for name in names} | {f"{name}_bucket" for name in names}
 
 
 PLANE = ROOT / "controlplane/agentserving_controlplane/control_plane.py"
+SIDECAR = ROOT / "engine-image/agentserving_sidecar/metrics.py"
 
 
 @pytest.mark.parametrize("name", ["alerts.yaml", "dashboard.json"])
-def test_alerts_and_dashboard_ask_for_metrics_that_there_are(name: str) -> None:
+def test_alerts_and_dashboard_use_metrics_that_exist(name: str) -> None:
     asked = set(re.findall(r"\bagentserving_[a-z_]+", (CHART / "files" / name).read_text()))
     assert asked
     assert asked <= exported()
 
 
-def test_monitors_name_ports_that_the_pods_have() -> None:
+def test_monitors_name_ports_that_the_pods_have_and_that_are_open_to_prometheus() -> None:
     monitored = re.findall(r'"([a-z-]+)" \(list ([^)]*)\)', (CHART / "templates/monitors.yaml").read_text())
     assert {component for component, _ in monitored} == {each.value for each in Component}
     workloads = {
@@ -127,12 +138,31 @@ def test_monitors_name_ports_that_the_pods_have() -> None:
     for component, ports in monitored:
         pod = workloads[component]
         containers = [*pod.get("initContainers", []), *pod["containers"]]
-        there = {port["name"] for one in containers for port in one.get("ports", [])}
-        assert set(re.findall(r'"([a-z-]+)"', ports)) <= there, component
+        numbers = {port["name"]: port["containerPort"] for one in containers for port in one.get("ports", [])}
+        names = re.findall(r'"([a-z-]+)"', ports)
+        assert set(names) <= numbers.keys(), component
+        assert {numbers[name] for name in names} <= open_to_all(component), component
+
+
+def open_to_all(component: str) -> set[int]:
+    """Ports of a component that its NetworkPolicy opens to every pod, Prometheus among them."""
+    rules = network_policy(make_cluster(), Component(component))["spec"]["ingress"]
+    return {port["port"] for rule in rules if "from" not in rule for port in rule["ports"]}
+
+
+def test_the_engines_calls_are_not_open_to_all() -> None:
+    """Its metrics are on the same port, so Prometheus gets them from the sidecar."""
+    assert Port.ENGINE not in open_to_all("engine")
+    assert "path: /engine/metrics" in (CHART / "templates/monitors.yaml").read_text()
+
+
+def test_the_chart_has_the_version_of_the_package() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == agentserving.__version__
 
 
 def helm(*flags: str) -> list[dict[str, Any]]:
-    """What the chart makes; ValueError with what helm said when it refuses."""
+    """The objects that the chart renders. ValueError with helm's message when it refuses."""
     argv = ["helm", "template", "release", str(CHART), "--namespace", "ops", "--kube-version", "1.35.0", *flags]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -149,7 +179,7 @@ def kinds(made: list[dict[str, Any]]) -> dict[str, int]:
 
 
 @needs_helm
-def test_by_default_an_operator_with_its_rights_and_the_crd_which_stays_at_uninstall() -> None:
+def test_the_default_is_an_operator_with_its_rights_and_a_crd_that_is_kept_at_uninstall() -> None:
     made = helm()
     assert kinds(made) == {
         "CustomResourceDefinition": 1, "ServiceAccount": 1, "ClusterRole": 3, "ClusterRoleBinding": 1, "Deployment": 1,
@@ -162,14 +192,14 @@ def test_by_default_an_operator_with_its_rights_and_the_crd_which_stays_at_unins
 
 
 @needs_helm
-def test_an_operator_of_some_namespaces_has_no_rights_elsewhere() -> None:
+def test_an_operator_of_some_namespaces_has_rights_only_there() -> None:
     made = helm("--set", "namespaces={a,b}", "--set", "crds.enabled=false")
     assert kinds(made) == {"ServiceAccount": 1, "Role": 2, "RoleBinding": 2, "Deployment": 1, "Pod": 1}
     assert {each["metadata"]["namespace"] for each in made if each["kind"] == "Role"} == {"a", "b"}
 
 
 @needs_helm
-def test_two_operators_have_a_lease_and_the_right_to_it_and_one_has_none() -> None:
+def test_two_operators_have_a_lease_and_a_single_one_has_none() -> None:
     alone, two = helm(), helm("--set", "replicas=2")
     assert "Lease" not in kinds(alone)
     (lease,) = (each["metadata"] for each in two if each["kind"] == "Lease")
@@ -182,7 +212,7 @@ def test_two_operators_have_a_lease_and_the_right_to_it_and_one_has_none() -> No
 
 
 @needs_helm
-def test_monitors_are_made_where_prometheus_is() -> None:
+def test_monitors_are_rendered_if_prometheus_is_installed() -> None:
     extras = ("--set", "monitoring.rules=true", "--set", "monitoring.dashboard=true")
     assert "PodMonitor" not in kinds(helm(*extras))
     made = helm(*extras, *PROMETHEUS)
@@ -191,11 +221,11 @@ def test_monitors_are_made_where_prometheus_is() -> None:
     (board,) = (each for each in made if each["kind"] == "ConfigMap")
     assert json.loads(board["data"]["agentserving.json"])["panels"]
     (rule,) = (each for each in made if each["kind"] == "PrometheusRule")
-    assert len(rule["spec"]["groups"][0]["rules"]) == 4
+    assert len(rule["spec"]["groups"][0]["rules"]) == 6
 
 
 @needs_helm
-def test_the_test_calls_the_cluster_that_is_named() -> None:
+def test_the_helm_test_calls_the_configured_cluster() -> None:
     made = helm("--set", "test.cluster=mine", "--set", "test.namespace=theirs")
     (pod,) = (each for each in made if each["kind"] == "Pod")
     assert pod["spec"]["containers"][0]["command"][-1] == "http://mine-gateway.theirs.svc/v1"
@@ -204,9 +234,9 @@ def test_the_test_calls_the_cluster_that_is_named() -> None:
 
 @needs_helm
 @pytest.mark.parametrize(
-    ("flag", "told"),
+    ("flag", "message"),
     [("image.tag=latest", "tag"), ("test.cluster=", "cluster"), ("monitoring.interval=soon", "interval")],
 )
-def test_helm_refuses_values_that_make_no_sense_by_name(flag: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_helm_refuses_invalid_values_by_name(flag: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         helm("--set", flag)

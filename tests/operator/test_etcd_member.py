@@ -8,13 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from agentserving_cli.local.cluster import find_etcd
 from agentserving_cli.local.layout import free_ports
 from agentserving_operator.certificates.renewal import renewed
 from agentserving_operator.etcd_member import (
@@ -30,7 +30,7 @@ from agentserving_operator.etcd_member import (
     state_of,
 )
 from agentserving_operator.manifests.etcd_statefulset import CONFIG_FILE, etcd_statefulset
-from support.etcd_server import etcd_binary
+from support.eventually import eventually
 from support.operator_objects import make_cluster, only_container, pod_spec
 
 NAMES = ("demo-etcd-0", "demo-etcd-1", "demo-etcd-2")
@@ -167,7 +167,7 @@ class Etcds:
         assert done.returncode == 0, done.stderr
         with (self.home / f"{name}.log").open("ab") as log:
             arguments = self._on_this_machine(name, only_container(self._set)["args"])
-            self.processes[name] = subprocess.Popen([etcd_binary(), *arguments], stdout=log, stderr=log)
+            self.processes[name] = subprocess.Popen([find_etcd(), *arguments], stdout=log, stderr=log)
 
     def is_healthy(self, name: str) -> bool:
         try:
@@ -178,11 +178,11 @@ class Etcds:
             return False
 
     def eventually(self, what: str, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + STARTED_S
-        while not condition():
+        try:
+            eventually(condition, what, STARTED_S, 0.1)
+        except AssertionError as error:
             logs = "\n".join((self.home / f"{name}.log").read_text()[-1500:] for name in self.processes)
-            assert time.monotonic() < deadline, f"{what}\n{logs}"
-            time.sleep(0.1)
+            raise AssertionError(f"{error}\n{logs}") from error
 
     def stop(self, name: str) -> None:
         self.processes[name].kill()

@@ -1,4 +1,4 @@
-"""A visit issues certificates, renews them when they are due, and tells what keeps it from doing so."""
+"""A visit issues certificates, renews those that are due, and reports what prevents it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 from agentserving.transport.connection import Pem
-from agentserving_operator.api_server import RefusedError, UnavailableError
 from agentserving_operator.certificates.renewal import ANNOUNCED_FOR, CA_LIFE
 from agentserving_operator.certificates.values import LEAF_LIFE
+from agentserving_operator.control_planes import Target
+from agentserving_operator.errors import RefusedError, UnavailableError
 from agentserving_operator.manifests.etcd_statefulset import TRUST_ANNOTATION
-from agentserving_operator.observe.status import Overview
-from agentserving_operator.reconcile import Outcome, World, reconcile
+from agentserving_operator.observe.overview import Overview
+from agentserving_operator.reconcile import Reconciler, VisitResult
 from agentserving_operator.spec.crd import KIND
-from agentserving_operator.spec.scheduling import Scheduling
 from support.memory_api import MemoryApi
 from support.operator_objects import IMAGES
 
@@ -27,7 +27,7 @@ LEAVES = ("demo-control-plane-tls", "demo-etcd-tls", "demo-engine-tls", "demo-cl
 
 
 class Clock:
-    """Moved by hand."""
+    """Advances only by hand."""
 
     def __init__(self) -> None:
         self.now = NOW
@@ -37,32 +37,33 @@ class Clock:
 
 
 class Plane:
-    """Remembers who asked."""
+    """A control plane that records the certificates of its callers."""
 
     def __init__(self) -> None:
         self.asked: list[Pem | None] = []
 
-    async def __call__(self, _: str, scheduling: Scheduling, generation: int, tls: Pem | None) -> Overview | None:
-        self.asked.append(tls)
+    async def __call__(self, target: Target) -> Overview | None:
+        self.asked.append(target.tls)
         return Overview(
-            programs=1, policy_name=scheduling.policy.value, policy_version=2, policy_generation=generation,
+            programs=1, policy_name=target.scheduling.policy.value, policy_version=2,
+            policy_generation=target.generation,
             pending_engines=0, store_healthy=True, store_message="",
         )  # fmt: skip
 
 
 class Visited:
-    """A cluster, visited by hand."""
+    """A cluster whose visits the test triggers."""
 
     def __init__(self, spec: dict[str, Any] = SPEC) -> None:
         self.api, self.clock, self.plane = MemoryApi(), Clock(), Plane()
         self.api.put_cluster("ns", "demo", spec)
-        self.world = World(
-            api=self.api, settle=self.plane, images=IMAGES, now=self.clock, random_bytes=lambda n: b"r" * n
+        self.reconciler = Reconciler(
+            api=self.api, apply_policy=self.plane, images=IMAGES, now=self.clock, random_bytes=lambda n: b"r" * n
         )  # fmt: skip
 
-    async def visit(self, **later: Any) -> Outcome:
+    async def visit(self, **later: Any) -> VisitResult:
         self.clock.now += datetime.timedelta(**later)
-        return await reconcile(self.world, "ns", "demo")
+        return await self.reconciler.visit("ns", "demo")
 
     def data(self, name: str) -> dict[str, bytes]:
         found = self.api.objects["Secret", "ns", name]["data"]
@@ -81,18 +82,18 @@ class Visited:
         self.api.objects["Deployment", "ns", "demo-control-plane"]["status"] = {"readyReplicas": 1, "replicas": 1}
 
 
-async def test_certificates_are_there_after_the_first_visit_and_the_second_writes_nothing() -> None:
+async def test_the_first_visit_issues_certificates_and_the_second_writes_nothing() -> None:
     visited = Visited()
-    assert await visited.visit() is Outcome.SETTLED
+    assert await visited.visit() is VisitResult.SETTLED
     for name in LEAVES:
         assert visited.data(name)["ca.crt"] == visited.data("demo-ca")["ca.crt"]
         assert visited.api.objects["Secret", "ns", name]["type"] == "kubernetes.io/tls"
     written = len(visited.api.writes)
-    assert await visited.visit(days=1) is Outcome.SETTLED
+    assert await visited.visit(days=1) is VisitResult.SETTLED
     assert len(visited.api.writes) == written
 
 
-async def test_without_tls_no_secret_but_the_ticket_key_is_made() -> None:
+async def test_without_tls_the_ticket_key_is_the_only_secret() -> None:
     visited = Visited({**SPEC, "tls": {}})
     await visited.visit()
     assert [name for kind, _, name in visited.api.objects if kind == "Secret"] == ["demo-ticket-key"]
@@ -109,7 +110,7 @@ async def test_leaves_are_renewed_in_time_and_nothing_restarts() -> None:
     assert sorted(visited.api.writes[written:]) == sorted(f"apply Secret {name}" for name in LEAVES)
 
 
-async def test_a_new_ca_is_announced_to_all_then_signs_and_etcd_is_restarted_once() -> None:
+async def test_a_new_ca_is_announced_then_signs_and_etcd_restarts_once() -> None:
     visited = Visited()
     await visited.visit()
     await visited.visit(seconds=CA_LIFE.total_seconds() * 2 / 3 - 86400)
@@ -127,7 +128,7 @@ async def test_a_new_ca_is_announced_to_all_then_signs_and_etcd_is_restarted_onc
     assert "apply StatefulSet demo-etcd" not in visited.api.writes[written:]
 
 
-async def test_etcd_is_told_from_the_first_whom_it_trusts_so_that_it_starts_once() -> None:
+async def test_etcd_knows_its_trusted_cas_from_the_first_visit_so_it_starts_once() -> None:
     visited = Visited()
     await visited.visit()
     template = visited.api.objects["StatefulSet", "ns", "demo-etcd"]["spec"]["template"]
@@ -135,7 +136,7 @@ async def test_etcd_is_told_from_the_first_whom_it_trusts_so_that_it_starts_once
 
 
 @pytest.mark.parametrize("name", ["demo-ca", *LEAVES])
-async def test_a_secret_that_was_deleted_or_spoilt_is_made_good(name: str) -> None:
+async def test_a_deleted_or_damaged_secret_is_repaired(name: str) -> None:
     visited = Visited()
     for spoil in (
         lambda: visited.api.objects.pop(("Secret", "ns", name)),
@@ -151,25 +152,25 @@ async def test_a_secret_that_was_deleted_or_spoilt_is_made_good(name: str) -> No
         assert len(visited.api.writes) == written
 
 
-async def test_a_secret_that_is_somebody_elses_is_told_and_left_alone() -> None:
+async def test_a_secret_of_someone_else_is_reported_and_left_alone() -> None:
     visited = Visited()
     theirs = {"kind": "Secret", "metadata": {"name": "demo-etcd-tls", "namespace": "ns"}, "data": {}}
     visited.api._store(theirs)
-    assert await visited.visit() is Outcome.REFUSED
+    assert await visited.visit() is VisitResult.REFUSED
     assert visited.ready()[0] == "NameTaken"
-    assert "Secret demo-etcd-tls is there and does not belong to this cluster" in visited.ready()[1]
+    assert "Secret demo-etcd-tls exists and does not belong to this cluster" in visited.ready()[1]
     assert visited.api.objects["Secret", "ns", "demo-etcd-tls"]["data"] == {}
 
 
-async def test_nothing_is_signed_by_a_ca_that_could_not_be_kept() -> None:
+async def test_a_ca_that_could_not_be_stored_signs_nothing() -> None:
     visited = Visited()
     visited.api.refuse["demo-ca"] = RefusedError(403, "Forbidden", "no")
-    assert await visited.visit() is Outcome.REFUSED
+    assert await visited.visit() is VisitResult.REFUSED
     assert visited.ready() == ("ApplyRefused", "Secret demo-ca: no")
     assert [name for kind, _, name in visited.api.objects if kind == "Secret"] == ["demo-ticket-key"]
 
 
-async def test_a_visit_that_breaks_off_at_any_write_is_made_good_by_the_next() -> None:
+async def test_the_next_visit_completes_one_that_broke_off_at_any_write() -> None:
     clean = Visited()
     await clean.visit()
     for number in range(len(clean.api.writes)):
@@ -183,7 +184,7 @@ async def test_a_visit_that_breaks_off_at_any_write_is_made_good_by_the_next() -
         assert visited.api.state().keys() == clean.api.state().keys()
 
 
-async def test_the_operator_shows_the_clients_certificate_and_asks_for_the_services_name() -> None:
+async def test_the_operator_presents_the_client_certificate_and_verifies_the_services_name() -> None:
     visited = Visited()
     await visited.visit()
     visited.serve()
@@ -194,9 +195,9 @@ async def test_the_operator_shows_the_clients_certificate_and_asks_for_the_servi
     ]  # fmt: skip
 
 
-async def test_cert_managers_secrets_are_waited_for_and_only_read() -> None:
+async def test_secrets_of_cert_manager_are_awaited_and_only_read() -> None:
     visited = Visited(CERT_MANAGER)
-    assert await visited.visit() is Outcome.SETTLED
+    assert await visited.visit() is VisitResult.SETTLED
     assert {name for kind, _, name in visited.api.objects if kind == "Certificate"} == set(LEAVES)
     assert [name for kind, _, name in visited.api.objects if kind == "Secret"] == ["demo-ticket-key"]
     visited.serve()
@@ -213,7 +214,7 @@ async def test_cert_managers_secrets_are_waited_for_and_only_read() -> None:
     assert not [each for each in visited.api.writes[written:] if "Secret" in each]
 
 
-async def test_a_cluster_without_cert_manager_is_told_what_to_do() -> None:
+async def test_a_missing_cert_manager_is_reported_with_what_to_do() -> None:
     visited = Visited(CERT_MANAGER)
     apply: Callable[..., Any] = visited.api.apply
 
@@ -223,7 +224,7 @@ async def test_a_cluster_without_cert_manager_is_told_what_to_do() -> None:
         return await apply(manifest)
 
     visited.api.apply = without  # type: ignore[method-assign]
-    assert await visited.visit() is Outcome.REFUSED
+    assert await visited.visit() is VisitResult.REFUSED
     assert visited.ready()[0] == "CertManagerMissing"
     assert "install it, or use" in visited.ready()[1]
     assert ("Deployment", "ns", "demo-gateway") in visited.api.objects

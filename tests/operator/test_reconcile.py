@@ -1,17 +1,19 @@
-"""A visit is the whole of a cluster, and a visit that broke off is made good by the next, wherever it broke."""
+"""A visit covers the whole cluster, and the next one completes a visit that broke off at any write."""
 
 from __future__ import annotations
 
+import copy
 import datetime
 import os
 from typing import Any
 
 import pytest
-from agentserving_operator.api_server import RefusedError, UnavailableError
-from agentserving_operator.control_planes import PolicyRefusedError
+from agentserving_operator.control_planes import PolicyRefusedError, Target
+from agentserving_operator.errors import RefusedError, UnavailableError
+from agentserving_operator.manifests.common import Component, labels
 from agentserving_operator.manifests.ticket_key_secret import ROTATE
-from agentserving_operator.observe.status import Overview
-from agentserving_operator.reconcile import Outcome, World, reconcile
+from agentserving_operator.observe.overview import EngineState, EngineView, Overview
+from agentserving_operator.reconcile import Reconciler, VisitResult
 from agentserving_operator.spec.crd import KIND
 from agentserving_operator.spec.scheduling import Scheduling
 from support.memory_api import MemoryApi
@@ -25,22 +27,27 @@ OTHER: dict[str, Any] = {**SPEC, "engine": {"type": "Simulator", "replicas": 3},
 class Plane:
     """A control plane that takes any policy, or none."""
 
-    def __init__(self, refuses: bool = False, pending: int = 0) -> None:
+    def __init__(self, refuses: bool = False, pending: int = 0, engines: tuple[EngineView, ...] = ()) -> None:
         self.asked: list[tuple[str, Scheduling]] = []
-        self._refuses, self._pending = refuses, pending
+        self._refuses, self._pending, self._engines = refuses, pending, engines
 
-    async def __call__(self, address: str, scheduling: Scheduling, generation: int, tls: object) -> Overview | None:
-        self.asked.append((address, scheduling))
+    async def __call__(self, target: Target) -> Overview | None:
+        self.asked.append((target.address, target.scheduling))
         if self._refuses:
             raise PolicyRefusedError("policy.levels: no")
         return Overview(
-            programs=1, policy_name=scheduling.policy.value, policy_version=2, policy_generation=generation,
-            pending_engines=self._pending, store_healthy=True, store_message="",
+            programs=1, policy_name=target.scheduling.policy.value, policy_version=2,
+            policy_generation=target.generation, pending_engines=self._pending, store_healthy=True, store_message="",
+            engines=self._engines,
         )  # fmt: skip
 
 
-def make_world(api: MemoryApi, plane: Plane | None = None) -> World:
-    return World(api=api, settle=plane or Plane(), images=IMAGES, now=lambda: NOW, random_bytes=lambda n: b"r" * n)
+async def visit(api: MemoryApi, plane: Plane | None = None, name: str = "demo") -> VisitResult:
+    """By an operator that has just started."""
+    reconciler = Reconciler(
+        api=api, apply_policy=plane or Plane(), images=IMAGES, now=lambda: NOW, random_bytes=lambda n: b"r" * n
+    )  # fmt: skip
+    return await reconciler.visit("ns", name)
 
 
 def ready(api: MemoryApi, condition: str = "Ready") -> tuple[str, str, str]:
@@ -61,13 +68,13 @@ def api() -> MemoryApi:
 
 
 async def test_a_second_visit_writes_nothing(api: MemoryApi) -> None:
-    assert await reconcile(make_world(api), "ns", "demo") is Outcome.SETTLED
+    assert await visit(api) is VisitResult.SETTLED
     written = len(api.writes)
-    assert await reconcile(make_world(api), "ns", "demo") is Outcome.SETTLED
+    assert await visit(api) is VisitResult.SETTLED
     assert len(api.writes) == written
 
 
-async def test_a_visit_that_breaks_off_at_any_write_is_made_good_by_the_next() -> None:
+async def test_the_next_visit_completes_one_that_broke_off_at_any_write() -> None:
     async def story(fail_at: int | None) -> MemoryApi:
         api = MemoryApi()
         for spec in (SPEC, OTHER, SPEC):
@@ -75,10 +82,10 @@ async def test_a_visit_that_breaks_off_at_any_write_is_made_good_by_the_next() -
             if fail_at is not None:
                 api.fail_at = fail_at
             try:
-                await reconcile(make_world(api), "ns", "demo")
+                await visit(api)
             except UnavailableError:
                 fail_at = api.fail_at = None
-                await reconcile(make_world(api), "ns", "demo")
+                await visit(api)
         return api
 
     clean = await story(None)
@@ -87,28 +94,28 @@ async def test_a_visit_that_breaks_off_at_any_write_is_made_good_by_the_next() -
         assert (await story(number)).state() == clean.state(), clean.writes[number]
 
 
-async def test_an_invalid_spec_is_told_and_nothing_is_touched(api: MemoryApi) -> None:
-    await reconcile(make_world(api), "ns", "demo")
+async def test_an_invalid_spec_is_reported_and_nothing_is_changed(api: MemoryApi) -> None:
+    await visit(api)
     before = {key: each for key, each in api.state().items() if key[0] != KIND}
     api.put_cluster("ns", "demo", {**SPEC, "engine": {"replicas": -1}})
-    assert await reconcile(make_world(api), "ns", "demo") is Outcome.INVALID
+    assert await visit(api) is VisitResult.INVALID
     assert ready(api) == ("False", "InvalidSpec", "spec.engine.replicas: must be at least 0, not -1")
     assert {key: each for key, each in api.state().items() if key[0] != KIND} == before
 
 
-async def test_one_object_that_is_refused_does_not_keep_the_others_away(api: MemoryApi) -> None:
-    told = 'services "demo-gateway" is forbidden: exceeded quota: q'
-    api.refuse["demo-gateway"] = RefusedError(403, "Forbidden", told)
-    assert await reconcile(make_world(api), "ns", "demo") is Outcome.REFUSED
+async def test_a_refused_object_does_not_prevent_the_others(api: MemoryApi) -> None:
+    message = 'services "demo-gateway" is forbidden: exceeded quota: q'
+    api.refuse["demo-gateway"] = RefusedError(403, "Forbidden", message)
+    assert await visit(api) is VisitResult.REFUSED
     assert ready(api)[:2] == ("False", "QuotaExceeded")
-    assert told in ready(api, "Degraded")[2]
+    assert message in ready(api, "Degraded")[2]
     assert ("StatefulSet", "ns", "demo-engine") in api.objects
 
 
-async def test_a_cluster_that_is_gone_or_going_is_left_alone(api: MemoryApi) -> None:
-    assert await reconcile(make_world(api), "ns", "other") is Outcome.GONE
+async def test_a_deleted_cluster_is_left_alone(api: MemoryApi) -> None:
+    assert await visit(api, name="other") is VisitResult.GONE
     api.objects[KIND, "ns", "demo"]["metadata"]["deletionTimestamp"] = NOW
-    assert await reconcile(make_world(api), "ns", "demo") is Outcome.GONE
+    assert await visit(api) is VisitResult.GONE
     assert api.writes == []
 
 
@@ -116,23 +123,23 @@ def annotate(api: MemoryApi, value: str) -> None:
     api.objects[KIND, "ns", "demo"]["metadata"]["annotations"] = {ROTATE: value}
 
 
-async def test_an_annotation_asks_for_a_new_ticket_key_which_takes_over_step_by_step(api: MemoryApi) -> None:
+async def test_an_annotation_requests_a_ticket_key_which_takes_over_step_by_step(api: MemoryApi) -> None:
     clock, seen = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC), []
-    world = World(
-        api=api, settle=Plane(), images=IMAGES, now=lambda: clock.isoformat().replace("+00:00", "Z"),
+    reconciler = Reconciler(
+        api=api, apply_policy=Plane(), images=IMAGES, now=lambda: clock.isoformat().replace("+00:00", "Z"),
         random_bytes=os.urandom,
     )  # fmt: skip
 
-    async def visit() -> Any:
-        assert await reconcile(world, "ns", "demo") is Outcome.SETTLED
+    async def keys() -> Any:
+        assert await reconciler.visit("ns", "demo") is VisitResult.SETTLED
         return dict(api.objects["Secret", "ns", "demo-ticket-key"]["data"])
 
-    old = await visit()
-    assert await visit() == old
+    old = await keys()
+    assert await keys() == old
     annotate(api, "1")
     for _ in range(3):
-        seen.append(await visit())
-        assert await visit() == seen[-1]
+        seen.append(await keys())
+        assert await keys() == seen[-1]
         clock += datetime.timedelta(hours=1)
     assert set(seen[0]) == {"key", "key.next"}
     assert seen[0]["key"] == old["key"]
@@ -140,34 +147,77 @@ async def test_an_annotation_asks_for_a_new_ticket_key_which_takes_over_step_by_
     assert seen[2]["key"] == seen[1]["key"] != old["key"]
 
 
-async def test_a_ticket_key_that_may_not_be_changed_is_told(api: MemoryApi) -> None:
-    await reconcile(make_world(api), "ns", "demo")
-    told = "field is immutable when `immutable` is set"
-    api.refuse["demo-ticket-key"] = RefusedError(422, "Invalid", told)
+async def test_a_ticket_key_that_cannot_be_changed_is_reported(api: MemoryApi) -> None:
+    await visit(api)
+    message = "field is immutable when `immutable` is set"
+    api.refuse["demo-ticket-key"] = RefusedError(422, "Invalid", message)
     annotate(api, "1")
-    assert await reconcile(make_world(api), "ns", "demo") is Outcome.REFUSED
-    assert ready(api) == ("False", "ApplyRefused", f"Secret demo-ticket-key: {told}")
+    assert await visit(api) is VisitResult.REFUSED
+    assert ready(api) == ("False", "ApplyRefused", f"Secret demo-ticket-key: {message}")
 
 
-async def test_the_control_plane_is_asked_once_it_serves(api: MemoryApi) -> None:
+async def test_the_policy_is_applied_once_the_control_plane_serves(api: MemoryApi) -> None:
     plane = Plane()
-    await reconcile(make_world(api, plane), "ns", "demo")
+    await visit(api, plane)
     assert plane.asked == []
     serve(api)
-    assert await reconcile(make_world(api, plane), "ns", "demo") is Outcome.SETTLED
+    assert await visit(api, plane) is VisitResult.SETTLED
     ((address, scheduling),) = plane.asked
     assert (address, scheduling.policy) == ("demo-control-plane.ns.svc:7070", "program-plas")
     assert api.objects[KIND, "ns", "demo"]["status"]["policy"]["observedGeneration"] == 1
 
 
-async def test_engines_that_lag_behind_the_policy_are_asked_about_again(api: MemoryApi) -> None:
-    await reconcile(make_world(api), "ns", "demo")
+async def test_engines_that_have_not_acknowledged_the_policy_cause_another_visit(api: MemoryApi) -> None:
+    await visit(api)
     serve(api)
-    assert await reconcile(make_world(api, Plane(pending=1)), "ns", "demo") is Outcome.PENDING
+    assert await visit(api, Plane(pending=1)) is VisitResult.PENDING
 
 
-async def test_a_policy_that_is_refused_is_told(api: MemoryApi) -> None:
-    await reconcile(make_world(api), "ns", "demo")
+async def test_a_refused_policy_is_reported(api: MemoryApi) -> None:
+    await visit(api)
     serve(api)
-    assert await reconcile(make_world(api, Plane(refuses=True)), "ns", "demo") is Outcome.REFUSED
-    assert ready(api) == ("False", "PolicyRefused", "spec.scheduling: the control plane says: policy.levels: no")
+    assert await visit(api, Plane(refuses=True)) is VisitResult.REFUSED
+    assert ready(api) == ("False", "PolicyRefused", "spec.scheduling: refused by the control plane: policy.levels: no")
+
+
+async def test_an_engine_that_is_down_behind_a_ready_pod_is_reported(api: MemoryApi) -> None:
+    await visit(api)
+    serve(api)
+    pod = {
+        "kind": "Pod",
+        "metadata": {"name": "demo-engine-0", "namespace": "ns", "labels": labels("demo", Component.ENGINE)},
+        "status": {},
+    }
+    api._store(pod)
+    api.objects["StatefulSet", "ns", "demo-engine"]["status"] = {"replicas": 1, "readyReplicas": 1}
+    down = Plane(engines=(EngineView("demo-engine-0", EngineState.DOWN, "exit code 139"),))
+    assert await visit(api, down) is VisitResult.SETTLED
+    status, reason, message = ready(api, "EnginesReady")
+    assert (status, reason) == ("False", "EngineDown")
+    assert "engine demo-engine-0 is DOWN: exit code 139" in message
+    assert ready(api, "Degraded")[:2] == ("True", "EngineDown")
+
+
+async def test_a_webhook_that_rewrites_our_fields_costs_one_write(api: MemoryApi) -> None:
+    reconciler = Reconciler(
+        api=api, apply_policy=Plane(), images=IMAGES, now=lambda: NOW, random_bytes=lambda n: b"r" * n
+    )  # fmt: skip
+    apply = api.apply
+
+    async def rewriting(manifest: Any) -> Any:
+        if manifest["kind"] in ("Deployment", "StatefulSet"):
+            manifest = copy.deepcopy(manifest)
+            for each in manifest["spec"]["template"]["spec"]["containers"]:
+                each["image"] = f"mirror.test/{each['image']}"
+                each["env"].append({"name": "HTTP_PROXY", "value": "http://proxy"})
+        return await apply(manifest)
+
+    api.apply = rewriting  # type: ignore[method-assign]
+    await reconciler.visit("ns", "demo")
+    written = len(api.writes)
+    for _ in range(2):
+        await reconciler.visit("ns", "demo")
+    assert len(api.writes) == written
+    api.put_cluster("ns", "demo", OTHER)
+    await reconciler.visit("ns", "demo")
+    assert api.objects["StatefulSet", "ns", "demo-engine"]["spec"]["replicas"] == 3

@@ -1,114 +1,117 @@
-"""A round asks little of clusters that say what they said before, and touches the others."""
+"""A round costs little for clusters whose control plane answers as before, and touches the others."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any
 
 import pytest
-from agentserving_operator.api_server import UnavailableError
-from agentserving_operator.handlers import clusters_of
-from agentserving_operator.reconcile import Outcome
-from agentserving_operator.rounds import WHOLE_EVERY, Rounds
-from agentserving_operator.visits import Key, Visits
+from agentserving_operator import rounds as rounds_module
+from agentserving_operator.errors import UnavailableError
+from agentserving_operator.reconcile import VisitResult
+from agentserving_operator.rounds import FULL_ROUND_EVERY, Rounds
+from agentserving_operator.visits import ClusterKey, Visits
+from support.eventually import eventually_async
 
 
-class World:
-    """Clusters there are, whose control planes have news, and how often each was visited."""
+class Cluster:
+    """The clusters that exist, whose control planes have changed, and how often each was visited."""
 
     def __init__(self, *names: str) -> None:
         self.names = list(names)
-        self.news: set[str] = set()
+        self.changed: set[str] = set()
         self.visited: dict[str, int] = {}
-        self.away = False
-        self.retained: list[Key] = []
+        self.unavailable = False
+        self.retained: list[ClusterKey] = []
         self.visits = Visits(self._visit, distance_s=0)
         self.rounds = Rounds(self, self.visits, self)
 
-    async def find(self, kind: str, namespace: str, labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-        if self.away:
+    async def metadata(
+        self, kind: str, namespace: str, labels: Mapping[str, str] | None = None
+    ) -> tuple[list[dict[str, Any]], str]:
+        if self.unavailable:
             raise UnavailableError("away")
-        return [{"metadata": {"namespace": "ns", "name": name}} for name in self.names]
+        return [{"namespace": "ns", "name": name} for name in self.names], "1"
 
-    async def is_as_known(self, namespace: str, name: str) -> bool:
-        return name not in self.news
+    async def has_changed(self, namespace: str, name: str) -> bool:
+        return name in self.changed
 
-    def retain(self, clusters: Collection[Key]) -> None:
+    def retain(self, clusters: Collection[ClusterKey]) -> None:
         self.retained = list(clusters)
 
-    async def _visit(self, namespace: str, name: str) -> Outcome:
+    async def _visit(self, namespace: str, name: str) -> VisitResult:
         self.visited[name] = self.visited.get(name, 0) + 1
-        return Outcome.SETTLED if name in self.names else Outcome.GONE
+        return VisitResult.SETTLED if name in self.names else VisitResult.GONE
 
     async def round(self) -> None:
-        """One, with the visits that it causes."""
-        await self.rounds.make()
-        await until(lambda: self.visits.are_idle)
+        """One round, with the visits that it causes."""
+        await self.rounds.make_round()
+        await eventually_async(lambda: self.visits.are_idle)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
+@pytest.fixture
+async def world() -> AsyncIterator[Cluster]:
+    made = Cluster("a", "b")
+    task = asyncio.create_task(made.visits.run())
+    yield made
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_the_first_round_and_each_tenth_visit_all_the_others_nobody() -> None:
-    world = World("a", "b")
-    for _ in range(WHOLE_EVERY):
+async def test_the_first_and_each_tenth_round_visit_all_clusters_and_the_others_none(world: Cluster) -> None:
+    for _ in range(FULL_ROUND_EVERY):
         await world.round()
     assert world.visited == {"a": 1, "b": 1}
     await world.round()
     assert world.visited == {"a": 2, "b": 2}
-    await world.visits.close()
 
 
-async def test_a_cluster_with_news_and_a_new_one_are_visited_in_between() -> None:
-    world = World("a", "b")
+async def test_a_changed_and_a_new_cluster_are_visited_in_between(world: Cluster) -> None:
     await world.round()
-    world.news.add("b")
+    world.changed.add("b")
     world.names.append("c")
     await world.round()
     assert world.visited == {"a": 1, "b": 2, "c": 1}
     world.names.remove("a")
     await world.round()
     assert world.retained == [("ns", "b"), ("ns", "c")]
-    await world.visits.close()
 
 
-async def test_a_round_with_nothing_to_do_is_a_sign_of_life_and_one_that_cannot_list_is_none() -> None:
-    world = World("a")
+async def test_a_round_without_work_is_progress_and_one_that_cannot_list_is_not(world: Cluster) -> None:
     await world.round()
-    world.visits.settled_at = before = -1.0
-    await world.rounds.make()
-    assert world.visits.settled_at > before
-    world.visits.settled_at, world.away = before, True
+    world.visits.progress_at = before = -1.0
+    await world.rounds.make_round()
+    assert world.visits.progress_at > before
+    world.visits.progress_at, world.unavailable = before, True
     with pytest.raises(UnavailableError):
-        await world.rounds.make()
-    assert world.visits.settled_at == before
-    await world.visits.close()
+        await world.rounds.make_round()
+    assert world.visits.progress_at == before
 
 
-async def test_a_visit_that_hangs_is_no_life_whatever_rounds_do() -> None:
-    world = World("a")
-    await world.round()
+async def test_rounds_go_on_after_one_that_could_not_list(world: Cluster) -> None:
+    world.unavailable = True
+    task = asyncio.create_task(world.rounds.run(0.01))
+    world.unavailable = False
+    await eventually_async(lambda: world.visited.get("a", 0) >= 1)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_rounds_are_no_progress_while_a_visit_hangs(world: Cluster) -> None:
     hung = Visits(lambda *_: asyncio.Event().wait(), distance_s=0)  # type: ignore[arg-type, return-value]
+    task = asyncio.create_task(hung.run())
     hung.touch("ns", "a")
-    await asyncio.sleep(0)
-    hung.settled_at = before = -1.0
-    await Rounds(world, hung, world).make()
-    assert hung.settled_at == before
-    await hung.close()
-    await world.visits.close()
+    await eventually_async(lambda: hung._running)
+    hung.progress_at = before = -1.0
+    await Rounds(world, hung, world).make_round()
+    assert hung.progress_at == before
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
-def test_an_object_belongs_to_the_cluster_of_its_owner_and_to_that_of_its_labels() -> None:
-    owner = {"ownerReferences": [{"kind": "AgentServingCluster", "name": "a"}]}
-    labels = {
-        "labels": {"app.kubernetes.io/managed-by": "agentserving-operator", "app.kubernetes.io/instance": "b"}
-    }  # fmt: skip
-    assert clusters_of(owner) == {"a"}
-    assert clusters_of(labels) == {"b"}
-    assert clusters_of(owner | labels) == {"a", "b"}
-    assert clusters_of({"labels": {"app.kubernetes.io/instance": "b"}}) == set()
-    assert clusters_of({"ownerReferences": [{"kind": "ReplicaSet", "name": "a"}]}) == set()
+async def test_a_bug_in_a_round_is_raised(world: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor then ends the process: rounds that silently stopped would leave clusters unattended."""
+    monkeypatch.setattr(rounds_module, "FULL_ROUND_EVERY", 0)
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(world.rounds.run(0.01), 30)

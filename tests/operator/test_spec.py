@@ -15,7 +15,7 @@ from support.spec_samples import INVALID, MINIMAL, VALID
 
 def with_defaults(schema: dict[str, Any], value: Any) -> Any:
     """What the API server stores: the schema's defaults filled in (structural defaulting)."""
-    if schema["type"] == "object" and "properties" in schema:
+    if schema.get("type") == "object" and "properties" in schema:
         filled = dict(value)
         for name, each in schema["properties"].items():
             if name not in filled and "default" in each:
@@ -23,7 +23,7 @@ def with_defaults(schema: dict[str, Any], value: Any) -> Any:
             if name in filled:
                 filled[name] = with_defaults(each, filled[name])
         return filled
-    if schema["type"] == "array":
+    if schema.get("type") == "array":
         return [with_defaults(schema["items"], each) for each in value]
     return value
 

@@ -1,4 +1,4 @@
-"""The status says what is the matter in words that help."""
+"""The status says what is wrong, and what to do."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from agentserving_operator.manifests import Cluster, Component, Manifest, desired
+from agentserving_operator.manifests import AgentServingCluster, Component, Manifest, desired
 from agentserving_operator.manifests.common import labels
+from agentserving_operator.observe.overview import EngineState, EngineView, Overview
 from agentserving_operator.observe.reasons import ConditionType, Reason, Trouble
-from agentserving_operator.observe.status import WORKLOADS, Observed, Overview, invalid_status, status_of
+from agentserving_operator.observe.status import WORKLOADS, Observed, invalid_status, status_of
 from agentserving_operator.spec.parsing import parse
 from agentserving_operator.spec.status import ClusterStatus
 from support.operator_objects import make_cluster
@@ -22,7 +23,7 @@ OVERVIEW = Overview(
 NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 
 
-def running(cluster: Cluster) -> dict[tuple[str, str], Manifest]:
+def running(cluster: AgentServingCluster) -> dict[tuple[str, str], Manifest]:
     """All its objects, with every pod ready."""
     found = {}
     for each in desired(cluster):
@@ -47,7 +48,7 @@ def short(status: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {kind: (each["status"], each["reason"]) for kind, each in by_type(status).items()}
 
 
-def observe(cluster: Cluster, previous: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+def observe(cluster: AgentServingCluster, previous: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     observed = replace(Observed(objects=running(cluster), pods=[], overview=OVERVIEW), **changes)
     return status_of(cluster, observed, previous or {}, NOW)
 
@@ -67,7 +68,7 @@ def test_a_cluster_whose_pods_are_ready_is_ready() -> None:
     assert "component=engine" in status["selector"]
 
 
-def test_all_conditions_are_there_on_the_first_visit() -> None:
+def test_the_first_visit_sets_all_conditions() -> None:
     status = status_of(make_cluster(), Observed(objects={}, pods=[]), {}, NOW)
     assert set(short(status)) == {kind.value for kind in ConditionType}
     assert short(status)["Ready"] == ("False", "Creating")
@@ -76,11 +77,11 @@ def test_all_conditions_are_there_on_the_first_visit() -> None:
     parse(ClusterStatus, status, "status")
 
 
-def test_a_status_is_one_that_the_schema_takes() -> None:
+def test_a_status_keeps_to_its_schema() -> None:
     parse(ClusterStatus, observe(make_cluster()), "status")
 
 
-def short_of_one(cluster: Cluster, component: Component) -> dict[tuple[str, str], Manifest]:
+def short_of_one(cluster: AgentServingCluster, component: Component) -> dict[tuple[str, str], Manifest]:
     """All its objects, one pod of a component not ready."""
     objects = running(cluster)
     objects[WORKLOADS[component], cluster.child(component)]["status"]["readyReplicas"] -= 1
@@ -105,35 +106,36 @@ def short_of_one(cluster: Cluster, component: Component) -> dict[tuple[str, str]
             {"containerStatuses": [{"name": "engine", "state": {"waiting": {
                 "reason": "CreateContainerConfigError", "message": 'secret "hf" not found'}}}]},
             Reason.CONTAINER_CONFIG_INVALID,
-            'secret "hf" not found; create what it refers to',
+            'secret "hf" not found; create the object it refers to',
         ),
         (
             {"initContainerStatuses": [{"name": "sidecar", "restartCount": 4, "state": {"waiting": {
-                "reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}}}]},
+                "reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {
+                "exitCode": 1, "reason": "Error", "message": "Traceback\nValueError: no such model\n"}}}]},
             Reason.CRASHING,
-            "container sidecar: Error with exit code 1, restarted 4 times; see its log",
+            "Error with exit code 1, restarted 4 times: Traceback ValueError: no such model; see its log",
         ),
     ],
 )  # fmt: skip
-def test_pods_that_cannot_run_say_why(status: dict[str, Any], reason: Reason, words: str) -> None:
+def test_pods_that_cannot_run_give_the_reason(status: dict[str, Any], reason: Reason, words: str) -> None:
     cluster = make_cluster(engine={"replicas": 2})
     made = observe(cluster, objects=short_of_one(cluster, Component.ENGINE), pods=[pod(Component.ENGINE, 1, **status)])
-    told = by_type(made)
+    found = by_type(made)
     for kind, wanted in (("Ready", "False"), ("EnginesReady", "False"), ("Degraded", "True")):
-        assert (told[kind]["status"], told[kind]["reason"]) == (wanted, reason)
-        assert words in told[kind]["message"]
-        assert "demo-engine-1" in told[kind]["message"]
-    assert "1 of 2 pods ready" in told["Ready"]["message"]
+        assert (found[kind]["status"], found[kind]["reason"]) == (wanted, reason)
+        assert words in found[kind]["message"]
+        assert "demo-engine-1" in found[kind]["message"]
+    assert "1 of 2 pods ready" in found["Ready"]["message"]
 
 
-def test_a_loading_model_is_no_trouble() -> None:
+def test_loading_a_model_is_not_a_problem() -> None:
     cluster = make_cluster()
     status = observe(cluster, objects=short_of_one(cluster, Component.ENGINE), pods=[pod(Component.ENGINE)])
     assert short(status)["EnginesReady"] == ("False", "Starting")
     assert short(status)["Degraded"] == ("False", "AsExpected")
 
 
-def test_trouble_of_a_pod_that_is_going_is_none() -> None:
+def test_a_pod_that_is_being_deleted_is_not_a_problem() -> None:
     gone = pod(Component.ENGINE, conditions=[{"type": "PodScheduled", "status": "False", "message": NO_GPU}])
     gone["metadata"]["deletionTimestamp"] = NOW
     assert short(observe(make_cluster(), pods=[gone]))["Degraded"] == ("False", "AsExpected")
@@ -142,13 +144,13 @@ def test_trouble_of_a_pod_that_is_going_is_none() -> None:
 def test_a_quota_is_named() -> None:
     cluster = make_cluster()
     objects = short_of_one(cluster, Component.GATEWAY)
-    told = 'pods "x" is forbidden: exceeded quota: q, requested: pods=1, used: pods=5, limited: pods=5'
+    found = 'pods "x" is forbidden: exceeded quota: q, requested: pods=1, used: pods=5, limited: pods=5'
     objects["Deployment", "demo-gateway"]["status"]["conditions"] = [
-        {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": told}
+        {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": found}
     ]
     status = observe(cluster, objects=objects)
     assert short(status)["GatewayReady"] == ("False", "QuotaExceeded")
-    assert told in by_type(status)["Ready"]["message"]
+    assert found in by_type(status)["Ready"]["message"]
 
 
 @pytest.mark.parametrize(("members", "ready", "store"), [(1, 0, "False"), (3, 2, "True"), (3, 1, "False")])
@@ -160,32 +162,37 @@ def test_a_store_with_a_majority_is_ready(members: int, ready: int, store: str) 
 
 
 @pytest.mark.parametrize(
-    ("store", "overview", "told"),
+    ("store", "overview", "found"),
     [
         ({"type": "Memory"}, OVERVIEW, ("True", "InMemory")),
         ({"type": "ExternalEtcd", "external": {"endpoints": ["a:1"]}}, OVERVIEW, ("True", "Available")),
         ({"type": "ExternalEtcd", "external": {"endpoints": ["a:1"]}}, None, ("Unknown", "NotReachable")),
         ({}, replace(OVERVIEW, store_healthy=False, store_message="no leader"), ("False", "StoreUnhealthy")),
+        (
+            {},
+            replace(OVERVIEW, store_healthy=False, store_message="etcdserver: mvcc: database space exceeded"),
+            ("False", "StoreFull"),
+        ),
     ],
 )
-def test_the_control_plane_knows_about_its_store(
-    store: dict[str, Any], overview: Overview | None, told: tuple[str, str]
+def test_the_control_plane_reports_its_store(
+    store: dict[str, Any], overview: Overview | None, found: tuple[str, str]
 ) -> None:
-    assert short(observe(make_cluster(store=store), overview=overview))["StoreReady"] == told
+    assert short(observe(make_cluster(store=store), overview=overview))["StoreReady"] == found
 
 
-def test_no_engines_wanted_is_a_state_to_be_ready_in() -> None:
+def test_a_cluster_scaled_to_zero_is_ready() -> None:
     assert short(observe(make_cluster(engine={"replicas": 0})))["EnginesReady"] == ("True", "ScaledToZero")
 
 
-def test_what_the_api_server_refused_is_told() -> None:
+def test_a_refused_object_is_reported() -> None:
     trouble = Trouble(Reason.APPLY_REFUSED, "StatefulSet demo-engine: spec: Forbidden: updates to ...")
-    told = by_type(observe(make_cluster(), troubles=[trouble]))
-    assert (told["Ready"]["reason"], told["Ready"]["message"]) == (trouble.reason, trouble.message)
-    assert told["Degraded"]["status"] == "True"
+    found = by_type(observe(make_cluster(), troubles=[trouble]))
+    assert (found["Ready"]["reason"], found["Ready"]["message"]) == (trouble.reason, trouble.message)
+    assert found["Degraded"]["status"] == "True"
 
 
-def test_the_time_changes_with_the_status_and_not_with_the_words() -> None:
+def test_the_transition_time_changes_with_the_status_not_with_the_message() -> None:
     cluster = make_cluster(engine={"replicas": 2})
     first = observe(cluster)
     objects = short_of_one(cluster, Component.ENGINE)
@@ -207,21 +214,21 @@ def test_a_policy_is_in_force_when_every_engine_has_it() -> None:
     assert third["policy"]["observedGeneration"] == 3
 
 
-def test_what_the_control_plane_said_last_stays_while_it_is_away() -> None:
+def test_the_last_answer_stays_while_the_control_plane_is_away() -> None:
     cluster = make_cluster()
     first = observe(cluster)
     second = observe(cluster, first, overview=None)
     assert (second["policy"], second["programs"]) == (first["policy"], 7)
 
 
-def test_a_change_that_nobody_has_seen_yet_is_in_progress() -> None:
+def test_a_change_that_its_controller_has_not_seen_yet_is_in_progress() -> None:
     cluster = make_cluster()
     objects = running(cluster)
     objects["StatefulSet", "demo-engine"]["metadata"]["generation"] = 2
     assert short(observe(cluster, objects=objects))["Progressing"] == ("True", "RollingOut")
 
 
-def test_an_invalid_spec_keeps_what_was_known_and_says_what_is_wrong() -> None:
+def test_an_invalid_spec_keeps_the_last_status_and_names_the_error() -> None:
     first = observe(make_cluster())
     second = invalid_status(Trouble(Reason.INVALID_SPEC, "spec.engine.replicas: must be ..."), 4, first, LATER)
     assert short(second)["Ready"] == ("False", "InvalidSpec")
@@ -231,6 +238,82 @@ def test_an_invalid_spec_keeps_what_was_known_and_says_what_is_wrong() -> None:
     parse(ClusterStatus, second, "status")
 
 
-def test_a_long_story_is_cut_to_what_the_schema_takes() -> None:
+def test_a_long_message_is_cut_to_the_schemas_limit() -> None:
     made = observe(make_cluster(), troubles=[Trouble(Reason.APPLY_REFUSED, "x" * 9000)])
     parse(ClusterStatus, made, "status")
+
+
+def engine(index: int, state: EngineState, reason: str = "") -> EngineView:
+    return EngineView(f"demo-engine-{index}", state, reason)
+
+
+def observe_engines(*engines: EngineView, **changes: Any) -> dict[str, Any]:
+    """Two engines whose pods are ready."""
+    pods = [pod(Component.ENGINE, index) for index in range(2)]
+    overview = replace(OVERVIEW, engines=engines)
+    return observe(make_cluster(engine={"replicas": 2}), **{"pods": pods, "overview": overview, **changes})
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "is_degraded"),
+    [
+        (EngineState.DOWN, "EngineDown", True), (EngineState.STUCK, "EngineStuck", True),
+        (EngineState.FAILING, "EngineFailing", True), (EngineState.LOST, "EngineLost", True),
+        (EngineState.LOADING, "EngineLoading", False),
+    ],
+)  # fmt: skip
+def test_an_engine_that_takes_no_calls_behind_a_ready_pod_is_named_with_its_state(
+    state: EngineState, reason: str, is_degraded: bool
+) -> None:
+    status = observe_engines(engine(0, EngineState.READY), engine(1, state, "its words"))
+    assert short(status)["EnginesReady"] == ("False", reason)
+    assert short(status)["Ready"] == ("False", reason)
+    assert f"engine demo-engine-1 is {state}: its words" in by_type(status)["Ready"]["message"]
+    assert "demo-engine-0" not in by_type(status)["Ready"]["message"]
+    assert short(status)["Degraded"] == (("True", reason) if is_degraded else ("False", "AsExpected"))
+    without_words = observe_engines(engine(1, state))
+    assert by_type(without_words)["EnginesReady"]["message"].partition(f"{state}: ")[2]
+
+
+def test_the_worst_state_gives_the_reason_and_all_engines_are_named() -> None:
+    status = observe_engines(engine(0, EngineState.STUCK, "a"), engine(1, EngineState.DOWN, "b"))
+    assert by_type(status)["EnginesReady"]["reason"] == "EngineDown"
+    assert "demo-engine-1 is DOWN: b; engine demo-engine-0 is STUCK: a" in by_type(status)["EnginesReady"]["message"]
+
+
+def test_a_draining_engine_and_one_without_a_pod_are_no_problem() -> None:
+    status = observe_engines(engine(0, EngineState.DRAINING), engine(7, EngineState.LOST))
+    assert short(status)["EnginesReady"] == ("True", "Available")
+    leaving = pod(Component.ENGINE, 1)
+    leaving["metadata"]["deletionTimestamp"] = NOW
+    status = observe_engines(engine(1, EngineState.DOWN), pods=[leaving])
+    assert short(status)["EnginesReady"] == ("True", "Available")
+
+
+def test_a_container_that_kubelet_keeps_restarting_explains_why_its_engine_is_down() -> None:
+    cluster = make_cluster()
+    waiting = {"name": "engine", "restartCount": 9, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+    status = observe(
+        cluster, objects=short_of_one(cluster, Component.ENGINE),
+        pods=[pod(Component.ENGINE, containerStatuses=[waiting])],
+        overview=replace(OVERVIEW, engines=(engine(0, EngineState.DOWN, "no process"),)),
+    )  # fmt: skip
+    assert short(status)["EnginesReady"] == ("False", "Crashing")
+    assert "restarted 9 times" in by_type(status)["EnginesReady"]["message"]
+    assert "engine demo-engine-0 is DOWN: no process" in by_type(status)["EnginesReady"]["message"]
+
+
+def test_an_engine_that_is_stuck_behind_a_pod_that_is_not_ready_is_named() -> None:
+    cluster = make_cluster()
+    status = observe(
+        cluster, objects=short_of_one(cluster, Component.ENGINE), pods=[pod(Component.ENGINE)],
+        overview=replace(OVERVIEW, engines=(engine(0, EngineState.STUCK),)),
+    )  # fmt: skip
+    assert short(status)["EnginesReady"] == ("False", "EngineStuck")
+
+
+def test_engines_that_reject_tickets_degrade_a_cluster_that_serves() -> None:
+    status = observe(make_cluster(), overview=replace(OVERVIEW, rejecting_engines=("demo-engine-0",)))
+    assert short(status)["Ready"] == ("True", "Ready")
+    assert short(status)["Degraded"] == ("True", "TicketsRejected")
+    assert "check NTP" in by_type(status)["Degraded"]["message"]

@@ -24,7 +24,6 @@ from agentserving_sidecar.journal import (
     JournalUnavailableError,
     NewerFormatError,
 )
-from agentserving_sidecar.journal import journal as journal_module
 from agentserving_sidecar.journal.reserve import RESERVE_BYTES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -112,7 +111,7 @@ def test_a_torn_write_at_the_end_loses_nothing_that_was_confirmed(tmp_path: Path
     with (copy / f"{FILE}-wal").open("ab") as wal:
         wal.write(os.urandom(5000))
     again = opener(copy)
-    assert ids(again) == ids(opener(tmp_path / "k")) + ["p.1.0", "p.1.1", "p.1.2"]
+    assert ids(again) == ["p.1.0", "p.1.1", "p.1.2"]
     again.append("b", [record("after")])
     assert ids(opener(after_kill(copy)))[-1] == "after"
 
@@ -370,9 +369,7 @@ def test_a_new_journal_on_a_full_disk_waits_for_space(disk: SmallDisk) -> None:
         assert journal.append("b", records(2))[-1].seq == 2
 
 
-def test_the_reserve_is_more_than_the_largest_write_ahead_log(
-    tmp_path: Path, disk: SmallDisk, opener: Opener
-) -> None:
+def test_the_reserve_is_more_than_the_largest_write_ahead_log(tmp_path: Path, disk: SmallDisk, opener: Opener) -> None:
     journal = opener(disk.path / "j")
     fill_with_records(journal, batch=200)
     wal = (disk.path / "j" / f"{FILE}-wal").stat().st_size
@@ -420,4 +417,3 @@ def test_damage_in_the_first_format_is_counted(tmp_path: Path, opener: Opener) -
     journal = opener(tmp_path / "j")
     assert ids(journal) == ["p.1.2", "p.1.3"]
     assert journal.corrupt_records == 1
-    assert journal_module.FORMAT == 2

@@ -9,7 +9,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from agentserving_operator.api_server import CHILD_KINDS, RefusedError, UnavailableError
+from agentserving_operator.api_server import CHILD_KINDS
+from agentserving_operator.errors import RefusedError, UnavailableError
 from agentserving_operator.manifests import Manifest
 from agentserving_operator.spec.crd import API_VERSION, KIND
 

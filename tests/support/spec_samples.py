@@ -34,7 +34,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({**MINIMAL, "engine": {"replicas": True}}, "spec.engine.replicas", "whole number"),
     ({**MINIMAL, "engine": {"replicas": 1.5}}, "spec.engine.replicas", "whole number"),
     ({**MINIMAL, "engine": {"type": "TGI"}}, "spec.engine.type", "VLLM, Simulator"),
-    ({**MINIMAL, "engine": {"replica": 1}}, "spec.engine.replica", "no such field; there are type, replicas"),
+    ({**MINIMAL, "engine": {"replica": 1}}, "spec.engine.replica", "no such field; the fields are type, replicas"),
     ({**MINIMAL, "engine": {"extraArgs": ["x"] * 129}}, "spec.engine.extraArgs", "at most 128 entries"),
     ({**MINIMAL, "engine": {"extraArgs": "x"}}, "spec.engine.extraArgs", "must be a list"),
     ({**MINIMAL, "engine": {"simulator": {}}}, "spec.engine.simulator", "type Simulator only"),

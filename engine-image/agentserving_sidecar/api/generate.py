@@ -52,3 +52,8 @@ async def _coalesced(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
         yield data
         if not content.at_eof():
             await asyncio.sleep(WINDOW_S)
+
+
+def add_generate(server: grpc.aio.Server, engine: EngineHttp) -> None:
+    """Registers the service."""
+    rpc.add_CallServiceServicer_to_server(GenerateServicer(engine), server)

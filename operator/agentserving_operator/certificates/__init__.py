@@ -1,1 +1,1 @@
-"""A cluster's certificates: what they contain (pure) and who issues them."""
+"""A cluster's certificates: which are due, and how they are signed. Pure; `issuing` reads and writes their Secrets."""

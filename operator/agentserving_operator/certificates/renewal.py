@@ -1,9 +1,8 @@
-"""A CA for a cluster and the certificates that it signs: what is due, and how it is made. Takes the time, gives PEM.
+"""A CA for a cluster and the certificates that it signs: which are due, and how they are issued. Time is an argument.
 
-The one way in is `renewed`: what there is -> what there should be. A CA that is due gets a successor beside it, which
-is first only announced: `ca.crt` holds both from then on. Once every pod has had the time to read that, the successor
-signs; the old CA stays trusted until it ends. When a successor was announced is read off its certificate, so nothing
-is kept but the certificates themselves.
+The entry point is `renewed`: existing certificates -> required certificates. A CA that is due gets a successor, which
+is first only announced: from then on `ca.crt` contains both. Once every pod had time to read that, the successor signs;
+the old CA stays trusted until it expires. A CA's certificate says when it was announced, so no other state is stored.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from agentserving_operator.certificates.values import LEAF_LIFE, Authority, Certificates, Pair
 
-# A new CA restarts etcd members, and whoever has copied the old one must copy again: seldom.
+# Long, because a new CA restarts etcd members, and clients outside the cluster have to copy it.
 CA_LIFE = datetime.timedelta(days=3650)
-# kubelets bring a changed Secret within two minutes; a node that is away for a while has the rest of the day.
+# kubelet updates a mounted Secret within two minutes; a day leaves time for nodes that are unreachable for a while.
 ANNOUNCED_FOR = datetime.timedelta(days=1)
-# Clocks differ.
+# Certificates are valid from a little before their issue, because clocks differ.
 BACKDATED = datetime.timedelta(minutes=5)
 
 
 def certificate_of(pair: Pair) -> x509.Certificate:
-    """ValueError when it is none."""
+    """The parsed certificate. Raises ValueError when it is invalid."""
     return x509.load_pem_x509_certificate(pair.cert)
 
 
 def signer_of(authority: Authority, now: datetime.datetime) -> Pair:
-    """The CA itself, once all know it; until then the one before."""
+    """The CA that signs now: the new one once all pods trust it, until then the old one."""
     announced = certificate_of(authority.ca).not_valid_before_utc + BACKDATED
     return authority.old if authority.old is not None and now < announced + ANNOUNCED_FOR else authority.ca
 
 
 def due(cert: x509.Certificate, now: datetime.datetime) -> bool:
-    """When two thirds of its life are over, or before it has begun: a clock was wrong."""
+    """Whether to renew: two thirds of its life are over, or it is not valid yet because a clock was wrong."""
     begun, ends = cert.not_valid_before_utc, cert.not_valid_after_utc
     return now < begun or now >= begun + (ends - begun) * 2 / 3
 
@@ -52,9 +51,10 @@ def renewed(
     hosts: Mapping[str, Sequence[str]],
     now: datetime.datetime,
 ) -> Certificates:
-    """What there should be. Whatever is as it should be is given back as it is.
+    """The required certificates. Those that are still good are returned unchanged.
 
-    `name` of the cluster, for people; `hosts` of each leaf: without any it is a client's, and no server.
+    `name` of the cluster appears in the CA's subject. `hosts` are the names of each leaf; one without any is a client
+    certificate.
     """
     authority = _renewed_authority(name, authority, now)
     signer = signer_of(authority, now)
@@ -105,7 +105,7 @@ def _hosts_of(cert: x509.Certificate) -> list[str]:
 
 def _ca(name: str, now: datetime.datetime) -> Pair:
     key = ec.generate_private_key(ec.SECP256R1())
-    # With its time: a CA and its successor must not have one name, or chains are looked for in the wrong place.
+    # With the time, because a CA and its successor must differ in name for chains to be found.
     subject = _subject(f"agentserving {name} {now:%Y-%m-%d %H:%M:%S}"[-64:])
     usage = _usage(key_cert_sign=True, crl_sign=True)
     builder = _builder(subject, subject, key, now, now + CA_LIFE)

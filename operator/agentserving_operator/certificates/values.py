@@ -1,4 +1,4 @@
-"""Certificates as they are handed on: PEM, not looked into, so that whoever has none need not load `cryptography`."""
+"""Certificates as opaque PEM, so that clusters without certificates do not load `cryptography`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A cluster's CA; `old` = the one before, until it ends."""
+    """A cluster's CA; `old` is its predecessor, until that expires."""
 
     ca: Pair
     old: Pair | None = None
 
     @property
     def trusted(self) -> bytes:
-        """ca.crt: all that may have signed what is in use."""
+        """The content of ca.crt: every CA that may have signed a certificate in use."""
         return self.ca.cert + (self.old.cert if self.old else b"")
 
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """All of a cluster's, leaves by their names."""
+    """All certificates of a cluster; leaves by name."""
 
     authority: Authority
     leaves: Mapping[str, Pair]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentserving_operator.api_server import RefusedError
+from agentserving_operator.errors import RefusedError
 from agentserving_operator.manifests import AgentServingCluster, Manifest
 from agentserving_operator.manifests.common import MANAGED_BY, MANAGER
 from agentserving_operator.observe.reasons import Reason, Trouble

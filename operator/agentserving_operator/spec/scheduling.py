@@ -1,6 +1,6 @@
-"""The scheduling policy as the API has it: a preset's name, or a policy of one's own.
+"""The scheduling policy in the API: the name of a preset, or a custom policy.
 
-`to_policy` gives the value that engines execute (agentserving.contract.policy).
+`to_policy` converts it to the value that engines execute (agentserving.contract.policy).
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class Order(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """A level with a bound; below the last one there is always one more, without."""
+    """A level with an upper bound. An unbounded level always follows the last one."""
 
     upper_bound_milliseconds: int = integer(
-        "Calls of programs whose attained service is less arrive here.", 1, 86_400_000
+        "Calls of programs with less attained service than this enter here.", 1, 86_400_000
     )
-    quantum_milliseconds: int = integer("Service that a call may attain here before demotion.", 1, 86_400_000)
+    quantum_milliseconds: int = integer("Service that a call may attain in this level before demotion.", 1, 86_400_000)
 
 
 def _ascending(policy: CustomPolicy) -> bool:
@@ -97,18 +97,20 @@ class CustomPolicy:
 
     accounting: Accounting = choice("None, Sum (PLAS) or CriticalPath (ATLAS).", default=Accounting.CRITICAL_PATH)
     levels: tuple[Level, ...] = items(
-        "Levels with a bound, the one served first at the front; an unbounded one follows.",
+        "Levels with an upper bound, the first is served first. An unbounded level follows them.",
         values.MAX_LEVELS - 1,
         list_type="map",
         keys=("upperBoundMilliseconds",),
     )
-    order: Order = choice("Inside one level.", default=Order.CALL_ARRIVAL)
-    beta_milli: int = integer("Promotion when wait / service reaches this, thousandths; 0: off.", 0, 10**9, default=0)
-    max_preemptions: int = integer("Running calls put back per decision; 0: never.", 0, 4_096, default=0)
+    order: Order = choice("Order of calls in one level.", default=Order.CALL_ARRIVAL)
+    beta_milli: int = integer(
+        "A call is promoted when wait / service reaches this, in thousandths; 0: off.", 0, 10**9, default=0
+    )
+    max_preemptions: int = integer("Running calls preempted per decision; 0: none.", 0, 4_096, default=0)
     decision_interval_steps: int = integer("Engine steps between decisions.", 1, 10_000, default=1)
     unmanaged_level: int = integer("Level of calls without a ticket.", 0, values.MAX_LEVELS - 1, default=0)
     retention_milli: int = integer(
-        "KV stays while a tool works for so many thousandths of the time to compute it again; 0: off.",
+        "KV is retained during a tool wait for this share of the time to compute it again, in thousandths; 0: off.",
         0,
         values.MAX_RETENTION_MILLI,
         default=0,
@@ -117,7 +119,7 @@ class CustomPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheduling:
-    """Changes reach every engine without a restart."""
+    """The policy and the load balancer. Changes reach every engine without a restart."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -129,7 +131,7 @@ class Scheduling:
     )
 
     policy: PolicyName = choice("A preset, or custom.", default=PolicyName(values.DEFAULT.name))
-    custom: CustomPolicy | None = struct("The policy of `policy: custom`.", default=None)
+    custom: CustomPolicy | None = struct("The custom policy.", default=None)
     balancer: Balancer = choice("How an engine is chosen for a call.", default=Balancer.PREFIX_AWARE)
 
 
@@ -146,19 +148,22 @@ _ORDER = {
 
 
 def to_policy(scheduling: Scheduling) -> values.Policy:
-    """The value that engines execute; the rules above leave no room for one that is none."""
+    """The value that engines execute. Every Scheduling that keeps the rules above has one."""
     custom = scheduling.custom
     if custom is None:
         return values.preset(scheduling.policy.value)
-    bounded = (values.Level(lv.upper_bound_milliseconds * 1000, lv.quantum_milliseconds * 1000) for lv in custom.levels)
+    bounded = (
+        values.Level(upper_bound_us=level.upper_bound_milliseconds * 1000, quantum_us=level.quantum_milliseconds * 1000)
+        for level in custom.levels
+    )
     return values.Policy(
-        CUSTOM,
-        _ACCOUNTING[custom.accounting],
-        (*bounded, values.Level()),
-        _ORDER[custom.order],
-        custom.beta_milli,
-        custom.max_preemptions,
-        custom.decision_interval_steps,
-        custom.unmanaged_level,
+        name=CUSTOM,
+        accounting=_ACCOUNTING[custom.accounting],
+        levels=(*bounded, values.Level()),
+        order=_ORDER[custom.order],
+        beta_milli=custom.beta_milli,
+        max_preemptions=custom.max_preemptions,
+        decision_interval_steps=custom.decision_interval_steps,
+        unmanaged_level=custom.unmanaged_level,
         retention_milli=custom.retention_milli,
     )

@@ -1,4 +1,4 @@
-"""Who issues the certificates with which a cluster's parts know each other."""
+"""Who issues the certificates by which a cluster's components authenticate each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agentserving_operator.spec.fields import Rule, choice, struct, text
 
 
 class Issuer(StrEnum):
-    """Who issues."""
+    """Who issues the certificates."""
 
     NONE = "None"
     OPERATOR = "Operator"
@@ -18,7 +18,7 @@ class Issuer(StrEnum):
 
 
 class IssuerKind(StrEnum):
-    """cert-manager's own."""
+    """As in cert-manager."""
 
     ISSUER = "Issuer"
     CLUSTER_ISSUER = "ClusterIssuer"
@@ -28,13 +28,13 @@ class IssuerKind(StrEnum):
 class IssuerReference:
     """An issuer of cert-manager."""
 
-    name: str = text("Its name.", 253, min_length=1, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
+    name: str = text("Name of the issuer.", 253, min_length=1, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
     kind: IssuerKind = choice("Issuer, in this namespace, or ClusterIssuer.", default=IssuerKind.ISSUER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS with certificates on both sides between control planes, gateways, sidecars and an etcd of ours."""
+    """Mutual TLS between control planes, gateways, sidecars and the etcd that the operator runs."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -45,17 +45,17 @@ class Tls:
         ),
     )
 
-    # An etcd of several members cannot go from one to the other in place: old and new ones would not understand
-    # each other, and none of them had a majority.
+    # Immutable, because an etcd of several members cannot change over in place: members with and without TLS cannot
+    # talk to each other, so neither group would have a majority.
     issuer: Issuer = choice(
-        "None: in the clear, behind NetworkPolicies. Operator: a CA for this cluster, certificates of 90 days, "
-        "renewed. CertManager: an issuer of yours that puts its CA beside each certificate. Immutable.",
+        "None: no TLS, only NetworkPolicies. Operator: a CA for this cluster, and certificates of 90 days that are "
+        "renewed. CertManager: your issuer, which must add its CA to each certificate's Secret. Immutable.",
         default=Issuer.NONE,
         immutable=True,
     )
-    issuer_ref: IssuerReference | None = struct("The issuer of CertManager.", default=None)
+    issuer_ref: IssuerReference | None = struct("The issuer, with issuer CertManager.", default=None)
 
     @property
     def on(self) -> bool:
-        """True when there is any TLS."""
+        """Whether the cluster uses TLS."""
         return self.issuer is not Issuer.NONE

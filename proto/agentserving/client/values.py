@@ -50,6 +50,9 @@ class EngineState(_WireEnum):
     DRAINING = 2
     STUCK = 3
     LOST = 4
+    LOADING = 5
+    DOWN = 6
+    FAILING = 7
 
 
 class Balancer(_WireEnum):
@@ -248,6 +251,7 @@ class Engine:
     policy_version: int
     calls_in_flight: int
     last_report_time: datetime | None
+    state_reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from agentserving_operator.manifests import HASH_ANNOTATION, AgentServingCluster, Component, Images, desired
-from agentserving_operator.manifests.common import selector
+from agentserving_operator.manifests.common import resources_of, selector
+from agentserving_operator.spec.parsing import parse
+from agentserving_operator.spec.parts import Resources
 from support.operator_objects import IMAGES, make_cluster, pod_spec
 
 CLUSTERS = {
@@ -62,7 +65,7 @@ def test_every_volume_that_is_mounted_is_there_and_the_other_way_round(cluster: 
 
 
 @every
-def test_everything_but_a_vllm_engine_is_restricted(cluster: AgentServingCluster) -> None:
+def test_everything_except_a_vllm_engine_is_restricted(cluster: AgentServingCluster) -> None:
     for each in desired(cluster):
         if each["kind"] not in ("Deployment", "StatefulSet"):
             continue
@@ -78,12 +81,12 @@ def test_everything_but_a_vllm_engine_is_restricted(cluster: AgentServingCluster
                 assert security["readOnlyRootFilesystem"] is True
 
 
-def test_a_store_that_is_not_ours_has_no_objects_here() -> None:
+def test_an_external_store_and_memory_have_no_objects() -> None:
     for name in ("simulator", "external"):
         assert not [each for each in desired(CLUSTERS[name]) if "etcd" in each["metadata"]["name"]]
 
 
-def test_the_hash_tells_what_was_applied() -> None:
+def test_the_hash_changes_with_the_manifest() -> None:
     def hashes(cluster: AgentServingCluster) -> dict[tuple[str, str], str]:
         return {
             (each["kind"], each["metadata"]["name"]): each["metadata"]["annotations"][HASH_ANNOTATION]
@@ -99,7 +102,7 @@ def test_a_change_of_policy_restarts_nothing() -> None:
     assert desired(make_cluster()) == desired(make_cluster(scheduling={"policy": "fcfs", "balancer": "RoundRobin"}))
 
 
-def test_images_may_need_a_secret() -> None:
+def test_pull_secrets_reach_all_pods() -> None:
     images = Images(agentserving="a", vllm="b", etcd="c", pull_secrets=("pull",))
     workloads = [each for each in desired(make_cluster(images)) if each["kind"] in ("Deployment", "StatefulSet")]
     assert len(workloads) == 4
@@ -107,7 +110,7 @@ def test_images_may_need_a_secret() -> None:
     assert "imagePullSecrets" not in pod_spec(desired(make_cluster(IMAGES))[-1])
 
 
-def test_labels_tell_components_apart() -> None:
+def test_labels_distinguish_components() -> None:
     assert len({tuple(selector("demo", part).items()) for part in Component}) == len(Component)
 
 
@@ -121,3 +124,30 @@ def test_no_container_is_killed_for_starting_slowly(cluster: AgentServingCluster
             if "livenessProbe" in one:
                 probe = one["startupProbe"]
                 assert probe["periodSeconds"] * probe["failureThreshold"] >= 120, one["name"]
+
+
+def test_a_quota_on_limits_admits_every_pod_when_the_user_gives_limits() -> None:
+    both = {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": 1, "memory": "1Gi"}}
+    for members in (1, 3):
+        cluster = make_cluster(
+            engine={"resources": both, "sidecarResources": both}, controlPlane={"resources": both},
+            gateway={"resources": both}, store={"etcd": {"members": members, "resources": both}},
+        )  # fmt: skip
+        for each in desired(cluster):
+            if each["kind"] in ("Deployment", "StatefulSet"):
+                for one in [*pod_spec(each).get("initContainers", []), *pod_spec(each)["containers"]]:
+                    assert {"cpu", "memory"} <= one["resources"]["limits"].keys(), one["name"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "4", "memory": "1Gi"}}),
+        ({"limits": {"memory": "128Mi"}}, {"requests": {"cpu": "100m"}, "limits": {"memory": "128Mi"}}),
+        ({"requests": {"memory": "2Gi"}}, {"requests": {"memory": "2Gi"}, "limits": {"cpu": "4"}}),
+    ],
+    ids=["defaults", "a limit below the default request", "a request above the default limit"],
+)
+def test_default_resources_never_contradict_the_users(given: dict[str, Any], expected: Any) -> None:
+    defaults = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "4", "memory": "1Gi"}}
+    assert resources_of(parse(Resources, given), **defaults) == expected

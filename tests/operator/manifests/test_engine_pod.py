@@ -1,4 +1,4 @@
-"""The engine container starts vLLM, or the simulator, as they are."""
+"""The engine container has a valid command line of vLLM, or of the simulator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.operator_objects import env_of, make_cluster, value_after
 SIMULATED = {"type": "Simulator", "simulator": {"speedPercent": 250, "numBlocks": 500}, "maxSequences": 9}
 
 
-def test_the_simulator_takes_its_command_line() -> None:
+def test_the_simulators_command_line_is_valid() -> None:
     one = engine_container(make_cluster(engine=SIMULATED, model={"name": "m", "servedName": "tiny", "maxLength": 4096}))
     assert one["command"] == ["python", "-m", "agentserving_simulator"]
     given = simulator._arguments(one["args"])
@@ -44,11 +44,11 @@ def test_the_plugin_finds_its_settings(tmp_path: Path) -> None:
     given |= {"AGENTSERVING_CHANNEL_DIR": str(tmp_path), "AGENTSERVING_TICKET_KEY_FILE": str(tmp_path / "key")}
     assert {"AGENTSERVING_CHANNEL_DIR", "AGENTSERVING_TICKET_KEY_FILE"} <= env.keys()
     assert PluginSettings.from_env(given).engine_id == "$(POD_NAME)"
-    # Kubernetes fills in variables that stand before it.
+    # Kubernetes expands only variables that are defined earlier.
     assert list(env).index("POD_NAME") < list(env).index("AGENTSERVING_ENGINE_ID")
 
 
-def test_vllm_is_told_what_the_spec_says() -> None:
+def test_vllms_arguments_follow_the_spec() -> None:
     arguments = engine_container(
         make_cluster(
             model={"name": "org/m", "servedName": "m", "maxLength": 8192},
@@ -70,14 +70,14 @@ def test_one_device_needs_no_tensor_parallelism() -> None:
     assert "--tensor-parallel-size" not in engine_container(make_cluster())["args"]
 
 
-def test_devices_are_a_limit_beside_what_the_user_limits() -> None:
+def test_devices_are_added_to_the_users_limits() -> None:
     given = {"resources": {"limits": {"memory": "64Gi", "ephemeralStorage": "1Gi"}, "requests": {"cpu": "8"}}}
     resources = engine_container(make_cluster(engine=given))["resources"]
     assert resources["limits"] == {"memory": "64Gi", "ephemeral-storage": "1Gi", "nvidia.com/gpu": "1"}
     assert resources["requests"] == {"cpu": "8"}
 
 
-def test_an_engine_on_cpu_asks_for_no_device() -> None:
+def test_an_engine_on_cpu_requests_no_device() -> None:
     resources = engine_container(make_cluster(engine={"accelerator": {"count": 0}}))["resources"]
     assert "limits" not in resources
 
@@ -88,7 +88,7 @@ def test_a_token_comes_from_its_secret() -> None:
     assert "HF_TOKEN" not in env_of(engine_container(make_cluster()))
 
 
-def test_a_model_may_load_for_as_long_as_the_spec_says() -> None:
+def test_the_spec_limits_how_long_a_model_may_load() -> None:
     probe = engine_container(make_cluster(engine={"startupSeconds": 1805}))["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] == 1810
 
@@ -98,3 +98,14 @@ def test_leaving_waits_for_the_drain() -> None:
     assert command[:2] == ["python3", "-c"]
     compile(command[2], "hook", "exec")
     assert ":7072/drain" in command[2]
+
+
+def test_a_tool_parser_lets_agents_call_tools() -> None:
+    model = {"name": "m", "toolParser": "llama3_json"}
+    arguments = engine_container(make_cluster(model=model))["args"]
+    assert value_after(arguments, "--tool-call-parser") == "llama3_json"
+    assert "--enable-auto-tool-choice" in arguments
+    only_named = engine_container(make_cluster(model={**model, "enableAutoToolChoice": False}))["args"]
+    assert "--enable-auto-tool-choice" not in only_named
+    without = engine_container(make_cluster())["args"]
+    assert not {"--tool-call-parser", "--enable-auto-tool-choice"} & set(without)

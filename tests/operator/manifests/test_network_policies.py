@@ -1,4 +1,4 @@
-"""Only those that need a port reach it."""
+"""A port is open to the pods that need it, and to no others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.operator_objects import make_cluster, pod_spec
 
 
 def may_connect(source: dict[str, str], target: Component, port: int, *, same_namespace: bool = True) -> bool:
-    """As a network plug-in would decide."""
+    """Decides as a network plug-in does."""
     for rule in network_policy(make_cluster(), target)["spec"]["ingress"]:
         if port not in [each["port"] for each in rule["ports"]]:
             continue
@@ -28,7 +28,7 @@ def part(component: Component) -> dict[str, str]:
     return labels("demo", component)
 
 
-def test_those_who_need_a_port_reach_it() -> None:
+def test_pods_reach_the_ports_they_need() -> None:
     operator = {"app.kubernetes.io/name": "agentserving-operator"}
     assert may_connect(part(Component.GATEWAY), Component.ENGINE, 8000)
     assert may_connect(part(Component.ENGINE), Component.CONTROL_PLANE, 7070)
@@ -36,11 +36,13 @@ def test_those_who_need_a_port_reach_it() -> None:
     assert may_connect(operator, Component.CONTROL_PLANE, 7070, same_namespace=False)
     assert may_connect(part(Component.CONTROL_PLANE), Component.ETCD, 2379)
     assert may_connect(part(Component.ETCD), Component.ETCD, 2380)
+    # To replace a member that lost its volume.
+    assert may_connect(part(Component.ETCD), Component.ETCD, 2379)
     assert may_connect({CLIENT_LABEL: "true"}, Component.ENGINE, 7071)
     assert may_connect({}, Component.GATEWAY, 8080, same_namespace=False)
 
 
-def test_others_do_not() -> None:
+def test_other_pods_do_not() -> None:
     assert not may_connect({}, Component.ENGINE, 8000)
     assert not may_connect({CLIENT_LABEL: "true"}, Component.ENGINE, 8000, same_namespace=False)
     assert not may_connect(part(Component.GATEWAY), Component.ETCD, 2379)

@@ -1,4 +1,4 @@
-"""With certificates, every part is told where they lie, by flags that it takes; without, nothing is there of them."""
+"""With TLS, every component gets valid flags that name its certificates; without, no object mentions TLS."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from agentserving_controlplane.settings import parse
-from agentserving_gateway import __main__ as gateway
+from agentserving_gateway.__main__ import Settings as GatewaySettings
 from agentserving_operator.certificates.renewal import renewed
 from agentserving_operator.manifests import AgentServingCluster, Manifest, desired
 from agentserving_operator.manifests.certificate_objects import authority_of, leaves, pair_of, secrets
@@ -18,7 +18,8 @@ from agentserving_operator.manifests.engine_statefulset import engine_statefulse
 from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints, etcd_statefulset
 from agentserving_operator.manifests.gateway_deployment import gateway_deployment
 from agentserving_operator.manifests.tls import Leaf, secret_name
-from agentserving_sidecar import __main__ as sidecar
+from agentserving_process import options
+from agentserving_sidecar.settings import Settings as SidecarSettings
 from support.certificate_files import now
 from support.operator_objects import make_cluster, only_container, pod_spec
 
@@ -36,38 +37,39 @@ def mounted(workload: Manifest, path: str, container: Manifest | None = None) ->
     return str(volume["secret"]["secretName"])
 
 
-def test_a_control_plane_serves_with_its_own_and_asks_etcd_with_the_clients(tmp_path: Path) -> None:
+def test_a_control_plane_uses_its_own_certificate_as_server_and_the_client_certificate_for_etcd(tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(b"0123456789abcdef")
     made = control_plane_deployment(make_cluster(tls=TLS))
     arguments = [str(tmp_path / "key") if each == KEY_FILE else each for each in only_container(made)["args"]]
     found = parse(arguments)
     for path, name in (
-        (found.tls_cert, "tls.crt"), (found.tls_key, "tls.key"), (found.tls_ca, "ca.crt"),
+        (found.tls.tls_cert, "tls.crt"), (found.tls.tls_key, "tls.key"), (found.tls.tls_ca, "ca.crt"),
     ):  # fmt: skip
         assert Path(path).name == name
         assert mounted(made, path) == "demo-control-plane-tls"
-    for path in (found.etcd_tls_cert, found.etcd_tls_key, found.etcd_tls_ca):
+    for path in (found.store.etcd_tls_cert, found.store.etcd_tls_key, found.store.etcd_tls_ca):
         assert mounted(made, path) == "demo-client-tls"
 
 
-def test_an_etcd_of_the_users_keeps_its_own_certificates(tmp_path: Path) -> None:
+def test_an_external_etcd_has_the_users_certificates(tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(b"0123456789abcdef")
     external = {"endpoints": ["a:1"], "tlsSecretName": "theirs"}
     made = control_plane_deployment(make_cluster(tls=TLS, store={"type": "ExternalEtcd", "external": external}))
     found = parse([str(tmp_path / "key") if each == KEY_FILE else each for each in only_container(made)["args"]])
-    assert mounted(made, found.etcd_tls_ca) == "theirs"
-    assert mounted(made, found.tls_ca) == "demo-control-plane-tls"
+    assert mounted(made, found.store.etcd_tls_ca) == "theirs"
+    assert mounted(made, found.tls.tls_ca) == "demo-control-plane-tls"
     assert "demo-client-tls" not in json.dumps(made)
 
 
-def test_gateways_and_sidecars_are_clients_and_ask_for_a_name_that_control_planes_have() -> None:
+def test_gateways_and_sidecars_verify_a_name_that_control_planes_have() -> None:
     cluster = make_cluster(tls=TLS)
     front, engine = gateway_deployment(cluster), engine_statefulset(cluster)
     (beside,) = pod_spec(engine)["initContainers"]
-    for workload, container, given, secret in (
-        (front, only_container(front), gateway.parse(only_container(front)["args"]), "demo-client-tls"),
-        (engine, beside, sidecar.parse(beside["args"]), "demo-engine-tls"),
+    for workload, container, settings, secret in (
+        (front, only_container(front), GatewaySettings, "demo-client-tls"),
+        (engine, beside, SidecarSettings, "demo-engine-tls"),
     ):
+        given = options.parse(settings, prog="test", argv=container["args"], environment={}).leader  # type: ignore[attr-defined]
         for path in (given.tls_ca, given.tls_cert, given.tls_key):
             assert mounted(workload, path, container) == secret
         assert given.tls_server_name in leaves(cluster)[Leaf.CONTROL_PLANE]
@@ -75,10 +77,11 @@ def test_gateways_and_sidecars_are_clients_and_ask_for_a_name_that_control_plane
 
 
 @pytest.mark.parametrize("members", [1, 3])
-def test_etcd_speaks_tls_with_all_but_probes(members: int) -> None:
+def test_etcd_uses_tls_except_for_probes(members: int) -> None:
     cluster = make_cluster(tls=TLS, store={"etcd": {"members": members}})
     made = etcd_statefulset(cluster)
-    arguments = dict(each.split("=", 1) if "=" in each else (each, "") for each in only_container(made)["args"])
+    (one,) = pod_spec(made).get("initContainers") or [only_container(made)]
+    arguments = dict(each.partition("=")[::2] for each in one["args"])
     for name in ("listen-client-urls", "advertise-client-urls", "listen-peer-urls", "initial-advertise-peer-urls"):
         assert arguments[f"--{name}"].startswith("https://")
     assert arguments["--listen-metrics-urls"].startswith("http://")
@@ -93,7 +96,7 @@ def test_etcd_speaks_tls_with_all_but_probes(members: int) -> None:
             assert mounted(made, arguments[f"--{prefix}{flag}"]) == "demo-etcd-tls"
 
 
-def test_other_cas_are_another_etcd_pod_for_it_reads_them_once() -> None:
+def test_other_cas_replace_etcds_pods_which_read_them_at_their_start() -> None:
     def template(trust: str) -> Any:
         cluster = make_cluster(tls=TLS)
         return etcd_statefulset(
@@ -109,24 +112,24 @@ def test_other_cas_are_another_etcd_pod_for_it_reads_them_once() -> None:
 
 
 @pytest.mark.parametrize("store", [{}, {"type": "Memory"}])
-def test_in_the_clear_there_is_nothing_of_it(store: dict[str, Any]) -> None:
-    told = json.dumps(desired(make_cluster(store=store)))
-    assert "tls" not in told
-    assert "https" not in told
+def test_without_tls_no_object_mentions_it(store: dict[str, Any]) -> None:
+    objects = json.dumps(desired(make_cluster(store=store)))
+    assert "tls" not in objects
+    assert "https" not in objects
     assert "tls" in json.dumps(desired(make_cluster(store=store, tls=TLS)))
 
 
-def test_a_store_that_is_not_ours_has_no_certificate() -> None:
+def test_only_our_own_etcd_has_a_certificate() -> None:
     assert set(leaves(make_cluster(tls=TLS, store={"type": "Memory"}))) == set(Leaf) - {Leaf.ETCD}
     assert set(leaves(make_cluster(tls=TLS))) == set(Leaf)
 
 
-def test_a_clients_certificate_has_no_names() -> None:
-    """Nobody can pass for a server with it."""
+def test_the_client_certificate_has_no_names() -> None:
+    """No one can impersonate a server with it."""
     assert leaves(make_cluster(tls=TLS))[Leaf.CLIENT] == []
 
 
-def test_secrets_are_read_back_as_they_were_written() -> None:
+def test_secrets_are_read_back_as_written() -> None:
     cluster = make_cluster(tls=TLS)
     hosts = {leaf.value: names for leaf, names in leaves(cluster).items()}
     made = renewed("demo", None, {}, hosts, now())
@@ -135,7 +138,7 @@ def test_secrets_are_read_back_as_they_were_written() -> None:
     assert {each["metadata"]["name"] for each in rest} == {secret_name("demo", leaf) for leaf in Leaf}
     for leaf, each in zip(leaves(cluster), rest, strict=True):
         assert pair_of(each) == made.leaves[leaf.value]
-        # Whoever has a certificate knows whom to trust; nobody but the operator has the CA's key.
+        # A certificate comes with the trusted CAs, and never with the CA's key.
         assert set(each["data"]) == {"tls.crt", "tls.key", "ca.crt"}
     for nothing in (None, {}, {"data": {}}, {"data": {"tls.crt": "?", "tls.key": "?"}}):
         assert authority_of(nothing) is None
@@ -145,7 +148,7 @@ def test_no_pod_has_the_cas_key() -> None:
     assert "demo-ca" not in json.dumps(desired(make_cluster(tls=TLS)))
 
 
-def test_cert_manager_is_asked_for_what_we_would_issue() -> None:
+def test_certificates_for_cert_manager_match_what_we_would_issue() -> None:
     cluster = make_cluster(tls=BY_CERT_MANAGER)
     asked = {each["metadata"]["name"]: each["spec"] for each in desired(cluster) if each["kind"] == "Certificate"}
     assert set(asked) == {secret_name("demo", leaf) for leaf in Leaf}

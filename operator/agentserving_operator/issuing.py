@@ -1,7 +1,8 @@
-"""A cluster's certificates as the API server keeps them: looked at on each visit, and renewed where they are due.
+"""A cluster's certificates in the API server: checked on each visit, and renewed when they are due.
 
-With issuer Operator the Secrets are ours, the CA's first. With CertManager they are its own, and only read here. They
-are got one by one: no right to list Secrets is needed. What is due is `certificates`' to say.
+With issuer Operator the Secrets are ours, and the CA's is written first. With CertManager they belong to cert-manager
+and are only read. They are read one by one, so that the operator needs no right to list Secrets. `renewal` decides
+which are due.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Protocol
 import structlog
 from agentserving.transport.connection import Pem
 
-from agentserving_operator.api_server import RefusedError
+from agentserving_operator.errors import RefusedError
 from agentserving_operator.manifests import AgentServingCluster, Manifest
 from agentserving_operator.manifests.certificate_objects import (
     authority_of,
@@ -34,25 +35,25 @@ log = structlog.get_logger()
 
 
 class Secrets(Protocol):
-    """What issuing asks of the API server; raises as `reconcile.Api`."""
+    """What issuing asks of the API server; raises as `reconcile.Api` does."""
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
-        """None when there is none."""
+        """None when it does not exist."""
 
     async def apply(self, manifest: Manifest) -> Manifest:
-        """Gives the object as it is now."""
+        """Server-side apply; returns the object as stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """What the operator itself needs of them: who it is, and which CAs are trusted ("" = not known)."""
+    """What the operator itself needs: its client certificate, and an id of the trusted CAs ("" = not known)."""
 
     client: Pem | None = None
     trust: str = ""
 
 
 async def issue(api: Secrets, cluster: AgentServingCluster, now: datetime.datetime, troubles: list[Trouble]) -> Issued:
-    """Makes certificates what they should be. What could not be done is added to `troubles`."""
+    """Issues and renews certificates. Problems are added to `troubles`."""
     issuer = cluster.spec.tls.issuer
     if issuer is Issuer.NONE:
         return Issued()
@@ -82,7 +83,7 @@ async def _renew(
     if taken:
         troubles.extend(name_taken("Secret", name) for name in taken)
         return
-    # Not before there is a cluster that has certificates of ours: it takes 10 MB.
+    # Imported only when a cluster has certificates of ours, because `cryptography` takes 10 MB.
     from agentserving_operator.certificates.renewal import renewed
 
     hosts = {leaf.value: names for leaf, names in leaves(cluster).items()}
@@ -93,12 +94,12 @@ async def _renew(
         there = live[name]
         if there is not None and matches(manifest, {**there, **_kind_of(manifest)}):
             continue
-        log.info("certificates", name=name, namespace=cluster.namespace, new=there is None)
+        log.info("writing certificates", name=name, namespace=cluster.namespace, new=there is None)
         try:
             live[name] = await api.apply(manifest)
         except RefusedError as error:
             troubles.append(refused("Secret", name, error))
-            # What comes after a CA that is not kept would be signed by nobody.
+            # Certificates that follow would be signed by a CA that is not stored.
             return
 
 
