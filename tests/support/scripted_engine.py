@@ -73,8 +73,7 @@ class ScriptedEngine:
             self.book.charge(request_id, step, service_us)
             self.channel.post(EngineReport(Load(running=1), [copy_record(call.record)], 1))
         call.record.output_tokens = tokens
-        stats = CallStats(level=0, service_us=0, wait_us=wait_us, preemptions=0, running=False)
-        record = self.book.end(request_id, stats, "completed", now_us(), Accounting.SUM)
+        record = self.book.end(request_id, CallStats(wait_us=wait_us), "completed", now_us(), Accounting.SUM)
         assert record is not None
         self.channel.post(EngineReport(Load(), [record], 1))
 
