@@ -43,6 +43,18 @@ def test_a_decision_has_context_decision_and_consequence(path: Path) -> None:
     assert labels == ["Context", "Decision", "Consequence"]
 
 
+def test_source_files_that_documents_name_exist() -> None:
+    roots = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    files = ["/" + str(path.relative_to(ROOT)) for root in roots for path in root.rglob("*.py")]
+    named = {
+        (page_id(page), name)
+        for page in PAGES
+        if "results" not in page.parts and page.name != "CHANGELOG.md"
+        for name in re.findall(r"`([\w./-]+\.py)`", page.read_text())
+    }
+    assert [pair for pair in sorted(named) if not any(path.endswith("/" + pair[1]) for path in files)] == []
+
+
 def test_each_test_in_the_table_of_bugs_exists() -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "bugs.md").read_text())
     assert named

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 from agentserving.v1 import (
@@ -61,6 +61,7 @@ class KillableCluster:
         self._count = engines
         self.engines: dict[str, ScriptedEngine] = {}
         self.sidecars: dict[str, Component] = {}
+        self.channel: grpc.aio.Channel | None = None
 
     def another_control_plane(self, **flags: object) -> Component:
         """A control plane on the same store, not started."""
@@ -70,7 +71,15 @@ class KillableCluster:
         }  # fmt: skip
         return Component("agentserving_controlplane", self.directory, **given)
 
-    async def __aenter__(self) -> KillableCluster:
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def _start(self) -> None:
         await asyncio.to_thread(self.etcd.start)
         for plane in self.planes.values():
             plane.start()
@@ -83,7 +92,6 @@ class KillableCluster:
         self.calls = call_service_pb2_grpc.CallServiceStub(self.channel)
         self.admin = admin_service_pb2_grpc.AdminServiceStub(self.channel)
         await self.attached()
-        return self
 
     def dial(self, listen: str) -> grpc.aio.Channel:
         """A channel to a control plane that reconnects quickly."""
@@ -143,7 +151,7 @@ class KillableCluster:
     async def acknowledged(self, bound_s: float = DEADLINE_S) -> None:
         """Waits until every report of every engine is durable."""
         books = [engine.book for engine in self.engines.values()]
-        await until(lambda: not any(book.unacked for book in books), bound_s)
+        await until(lambda: not any(len(book.outbox) for book in books), bound_s)
         await until(
             lambda: all(s.metric("agentserving_sidecar_unacked_reports") == 0 for s in self.sidecars.values()), bound_s
         )
@@ -166,7 +174,12 @@ class KillableCluster:
                 return found
 
     async def __aexit__(self, *_: object) -> None:
-        await self.channel.close()
+        await self._close()
+
+    async def _close(self) -> None:
+        """Ends every process, however far the start came."""
+        if self.channel is not None:
+            await self.channel.close()
         for component in (*self.sidecars.values(), *self.planes.values()):
             await asyncio.to_thread(component.kill)
         for engine in self.engines.values():

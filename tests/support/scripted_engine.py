@@ -13,6 +13,7 @@ from agentserving.contract.policy import Accounting
 from agentserving_engine.calls import CallBook
 from agentserving_engine.calls.book import copy_record
 from agentserving_engine.channel_server import ChannelServer
+from agentserving_engine.clock import now_us
 from agentserving_engine.policy import CallStats
 from aiohttp import web
 
@@ -63,7 +64,7 @@ class ScriptedEngine:
         """One call, charged piece by piece: (seconds that pass, service in microseconds)."""
         self._number += 1
         request_id = f"request{self._number}x"
-        facts = self.book.arrive(request_id, ticket, self._number, time.time(), Accounting.SUM)
+        facts = self.book.arrive(request_id, ticket, now_us(), time.time(), Accounting.SUM)
         assert facts.managed, f"ticket refused: {ticket}"
         call = self.book.call_of(request_id)
         assert call is not None
@@ -72,7 +73,7 @@ class ScriptedEngine:
             self.book.charge(request_id, step, service_us)
             self.channel.post(EngineReport(Load(running=1), [copy_record(call.record)], 1))
         call.record.output_tokens = tokens
-        record = self.book.end(request_id, CallStats(wait_us=wait_us), "completed", self._number, Accounting.SUM)
+        record = self.book.end(request_id, CallStats(wait_us=wait_us), "completed", now_us(), Accounting.SUM)
         assert record is not None
         self.channel.post(EngineReport(Load(), [record], 1))
 

@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import httpx
 from agentserving_cli.local.layout import free_ports
@@ -29,6 +30,11 @@ class Simulator(Component):
 class StreamingCluster(KillableCluster):
     """A KillableCluster whose engines answer HTTP, with a gateway in front."""
 
+    def __init__(self, *args: Any, **flags: Any) -> None:
+        super().__init__(*args, **flags)
+        self.simulators: dict[str, Simulator] = {}
+        self.gateway: Component | None = None
+
     async def _engine(self, engine_id: str) -> None:
         home = self.directory / engine_id
         home.mkdir()
@@ -44,22 +50,21 @@ class StreamingCluster(KillableCluster):
             **self.sidecar_flags,
         ).start()  # fmt: skip
 
-    async def __aenter__(self) -> StreamingCluster:
-        self.simulators: dict[str, Simulator] = {}
+    async def _start(self) -> None:
         (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}/v1"
         self.gateway = Component(
             "agentserving_gateway", self.directory, listen=f"127.0.0.1:{port}", control_plane=self.addresses,
             **self.client_flags,
         ).start()  # fmt: skip
-        await super().__aenter__()
+        await super()._start()
         await asyncio.to_thread(self.gateway.wait_ready)
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def _close(self) -> None:
         for component in (self.gateway, *self.simulators.values()):
-            await asyncio.to_thread(component.kill)
-        await super().__aexit__()
+            if component is not None:
+                await asyncio.to_thread(component.kill)
+        await super()._close()
 
 
 class Agents:
