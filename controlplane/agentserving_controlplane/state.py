@@ -13,14 +13,15 @@ from functools import partial
 
 from agentserving.contract.policy import Accounting, preset
 
-from agentserving_controlplane.clock import Instant, read_clock
+from agentserving_controlplane.clock import read_clock
 from agentserving_controlplane.engines.links import Links
 from agentserving_controlplane.engines.load_balancer import LoadBalancer
 from agentserving_controlplane.engines.registry import EngineRegistry
 from agentserving_controlplane.errors import OverloadedError
+from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.policy.in_force import PolicyInForce
 from agentserving_controlplane.policy.version import PolicyVersion
-from agentserving_controlplane.settings import Settings
+from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.group_commit import GroupCommit
 from agentserving_controlplane.store.port import FencedError, Store, Write
 from agentserving_controlplane.store.write_buffer import LateWrite
@@ -47,7 +48,7 @@ class ProgramView:
 class LeaderState:
     """The parts of a leader; `ControlPlane` adds the operations."""
 
-    def __init__(self, settings: Settings, store: Store, epoch: int, on_fenced: Callable[[Exception], None]) -> None:
+    def __init__(self, settings: PlaneSettings, store: Store, epoch: int, on_fenced: Callable[[Exception], None]) -> None:
         self.settings = settings
         self.epoch = epoch
         self._store = store
