@@ -11,16 +11,14 @@ import psutil
 import structlog
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engines.load_balancer import Balancer
-from agentserving_controlplane.settings import Settings
+from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.etcd.store import EtcdStore
 
 
-def settings(endpoint: str, prefix: str) -> Settings:
+def settings() -> PlaneSettings:
     """A control plane that only reads its store."""
     key = b"0123456789abcdef"
-    return Settings(
-        "", 0, "etcd", (endpoint,), prefix, lambda: (key,), "atlas", Balancer.LEAST_USED, "", "", "", 600, 120, 600
-    )
+    return PlaneSettings(ticket_keys=lambda: (key,), policy="atlas", balancer=Balancer.LEAST_USED)
 
 
 async def recover(endpoint: str, prefix: str) -> dict[str, float]:
@@ -28,7 +26,7 @@ async def recover(endpoint: str, prefix: str) -> dict[str, float]:
     before = psutil.Process().memory_info().rss
     store = EtcdStore((endpoint,), prefix)
     began = time.perf_counter()
-    plane = ControlPlane(settings(endpoint, prefix), store, await store.acquire("bench"), lambda error: None)
+    plane = ControlPlane(settings(), store, await store.acquire("bench"), lambda error: None)
     await plane.recover(store)
     seconds = time.perf_counter() - began
     grown = psutil.Process().memory_info().rss - before

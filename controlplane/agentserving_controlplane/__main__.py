@@ -1,19 +1,16 @@
-"""The only wiring: settings -> gRPC server behind a gate -> store -> leadership, which opens the gate."""
+"""Wiring of the control plane: a gRPC server behind a gate, the store, and leadership, which opens the gate."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
-import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import structlog
 import uvloop
-from agentserving.transport.connection import Tls
-from agentserving.transport.server_tls import server_credentials
 from agentserving.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,
@@ -24,7 +21,9 @@ from agentserving.v1 import (
     program_service_pb2,
     program_service_pb2_grpc,
 )
-from aiohttp import web
+from agentserving_process import logs, probes, supervision
+from agentserving_process.listening import listen
+from agentserving_process.supervision import CannotStartError, Supervisor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -35,25 +34,25 @@ from agentserving_controlplane.api.gate import Gate, Services
 from agentserving_controlplane.api.program import ProgramServicer
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.leadership import Leadership
-from agentserving_controlplane.metrics import Readiness, http_app
-from agentserving_controlplane.settings import Settings, parse
+from agentserving_controlplane.metrics import exposition
+from agentserving_controlplane.settings import Settings, StoreOptions, parse
 from agentserving_controlplane.store.etcd.store import EtcdStore
 from agentserving_controlplane.store.memory import MemoryStore
-from agentserving_controlplane.store.port import Store
+from agentserving_controlplane.store.port import FencedError, Store
 from agentserving_controlplane.table.rows import NewerSchemaError
 
 log = structlog.get_logger()
-START_ANEW = -1
-# Calls under way at SIGTERM are answered within a commit; streams do not end by themselves.
+RESTART = -1
+# Calls in flight at SIGTERM are answered within a commit; streams do not end by themselves.
 GRACE_S = 0.3
 SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 16 << 20),
-    # Clients ask for a sign of life every second (agentserving.transport.connection).
+    # Clients ping every second (agentserving.transport.channels).
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 300),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
-    # And are asked themselves: a sidecar whose node is gone ends no stream, and its engine went on being given calls.
+    # And are pinged: a sidecar whose node is gone ends no stream, and calls would still be sent to its engine.
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.http2.ping_timeout_ms", 5000),
     ("grpc.keepalive_timeout_ms", 5000),
@@ -61,12 +60,14 @@ SERVER_OPTIONS = [
 ]
 
 
-def make_store(settings: Settings) -> Store:
-    """The store that the settings name."""
-    if settings.store == "memory":
+def make_store(options: StoreOptions) -> Store:
+    """The store that the options name. CannotStartError when a certificate cannot be read."""
+    if options.store == "memory":
         return MemoryStore()
-    tls = Tls.of(settings.etcd_tls_ca, settings.etcd_tls_cert, settings.etcd_tls_key) if settings.etcd_tls_ca else None
-    return EtcdStore(settings.etcd_endpoints, settings.etcd_prefix, tls, settings.lease_s)
+    try:
+        return EtcdStore(options.etcd_endpoints, options.etcd_prefix, options.etcd_tls, options.lease_s)
+    except OSError as error:
+        raise CannotStartError(str(error)) from None
 
 
 SERVICES = tuple(
@@ -81,7 +82,7 @@ SERVICES = tuple(
 
 
 def register(server: Any, plane: ControlPlane) -> None:
-    """Every service of ours."""
+    """Registers the services of the control plane."""
     program_service_pb2_grpc.add_ProgramServiceServicer_to_server(ProgramServicer(plane), server)
     call_service_pb2_grpc.add_CallServiceServicer_to_server(CallServicer(plane), server)
     engine_service_pb2_grpc.add_EngineServiceServicer_to_server(EngineServicer(plane), server)
@@ -89,7 +90,7 @@ def register(server: Any, plane: ControlPlane) -> None:
 
 
 def add_health(server: grpc.aio.Server) -> Any:
-    """Health and reflection."""
+    """Registers health and reflection."""
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
@@ -97,85 +98,84 @@ def add_health(server: grpc.aio.Server) -> Any:
 
 
 def add_services(server: grpc.aio.Server, plane: ControlPlane) -> Any:
-    """A control plane without a gate: it leads from the start."""
+    """Registers everything without a gate: for a control plane that leads from the start."""
     register(server, plane)
     return add_health(server)
 
 
-def listen(server: grpc.aio.Server, settings: Settings) -> bool:
-    """False when somebody listens there: found out before the store is taken from whoever that may be."""
-    tls = Tls.of(settings.tls_ca, settings.tls_cert, settings.tls_key) if settings.tls_cert else None
-    secure = None if tls is None else server_credentials(tls, log)
-    try:
-        if secure is None:
-            server.add_insecure_port(settings.listen)
-        else:
-            server.add_secure_port(settings.listen, secure)
-    except RuntimeError:
-        log.error("cannot listen: is the port taken?", listen=settings.listen)
-        return False
-    return True
-
-
-async def serve(settings: Settings) -> int:
-    """Runs until SIGTERM or SIGINT, or until it no longer leads. Gives the exit code, or START_ANEW."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    gate, readiness = Gate(), Readiness()
+@asynccontextmanager
+async def rpc_server(settings: Settings, gate: Gate) -> AsyncIterator[tuple[grpc.aio.Server, Any]]:
+    """(server, health servicer), serving behind the gate while the block runs. CannotStartError."""
     server = grpc.aio.server(options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers((gate,))
     healthy = add_health(server)
-    if not listen(server, settings):
-        return 1
-    runner = web.AppRunner(http_app(readiness), access_log=None)
-    await runner.setup()
-    if settings.http_port:
-        await web.TCPSite(runner, settings.http_host, settings.http_port).start()
+    # Before the store is touched: a second process on this address must not take over the first one's lease.
+    listen(server, settings.serving.listen, settings.tls.server())
     await server.start()
     await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
-
-    async def open_gate(plane: ControlPlane) -> None:
-        services = Services()
-        register(services, plane)
-        gate.open(services)
-        for name in SERVICES:
-            await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
-
-    store = make_store(settings)
-    leadership = Leadership(settings, store, gate, readiness, open_gate)
     try:
-        lost = await leadership.run(stop)
-        gate.close()
-        await server.stop(0 if lost else GRACE_S)
-        await leadership.end()
+        yield server, healthy
     finally:
         await server.stop(0)
-        await store.close()
-        await runner.cleanup()
-    return START_ANEW if lost else 0
+
+
+async def serve(settings: Settings, supervisor: Supervisor) -> int:
+    """Runs until SIGTERM or SIGINT (0), or until the lease is lost (RESTART)."""
+    gate = Gate()
+    async with rpc_server(settings, gate) as (server, healthy):
+
+        async def open_gate(plane: ControlPlane) -> None:
+            services = Services()
+            register(services, plane)
+            gate.open(services)
+            for name in SERVICES:
+                await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+        store = make_store(settings.store)
+        leadership = Leadership(settings, store, gate, open_gate)
+        page = probes.application(ready=leadership.readiness, metrics=lambda: exposition(leadership.plane))
+        try:
+            async with probes.served(page, settings.probes):
+                return await _lead(leadership, gate, server, supervisor)
+        finally:
+            await store.close()
+
+
+async def _lead(leadership: Leadership, gate: Gate, server: grpc.aio.Server, supervisor: Supervisor) -> int:
+    try:
+        async with supervisor.child() as tasks:
+            tasks.start(
+                "leadership", lambda: leadership.lead(tasks), may_end=True, passes=(FencedError, NewerSchemaError)
+            )
+            await supervisor.stop_requested()
+            # The lease is still renewed meanwhile.
+            gate.close()
+            await server.stop(GRACE_S)
+            await leadership.resign()
+        return 0
+    except FencedError as error:
+        if supervisor.stopping:
+            # Our own resignation, or a loss that no longer matters.
+            return 0
+        gate.close()
+        await leadership.lost(error)
+        return RESTART
+    except Exception as error:
+        gate.close()
+        await server.stop(0)
+        await leadership.resign()
+        if isinstance(error, NewerSchemaError):
+            raise CannotStartError(str(error)) from error
+        raise
 
 
 def main() -> None:
     """Entry point."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-    )
-    settings = parse(sys.argv[1:])
-    try:
-        code = uvloop.run(serve(settings))
-    except (NewerSchemaError, OSError) as error:
-        log.error("cannot start", error=str(error))
-        sys.exit(1)
-    if code == START_ANEW:
-        # Nothing of what it knew may be left, and nobody need start it: no back-off of a supervisor's is between.
+    settings = parse()
+    logs.configure()
+    code = supervision.run(lambda supervisor: serve(settings, supervisor), loop_factory=uvloop.new_event_loop)
+    if code == RESTART:
+        # A new process image: no state of the lost leadership remains, and no supervisor's back-off delays it.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     sys.exit(code)
 

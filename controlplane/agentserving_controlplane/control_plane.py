@@ -23,7 +23,7 @@ from agentserving_controlplane.engines.registry import Engine
 from agentserving_controlplane.policy.in_force import POLICY_KEY, REQUESTS_KEY, PolicyChange
 from agentserving_controlplane.policy.version import PolicyVersion
 from agentserving_controlplane.program_operations import ProgramOperations
-from agentserving_controlplane.settings import Settings
+from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.state import LeaderState
 from agentserving_controlplane.store.port import Store, Write
 from agentserving_controlplane.table import rows
@@ -51,7 +51,9 @@ class PolicyStatus:
 class ControlPlane(LeaderState):
     """One leadership: created when the claim of an epoch is won, discarded when it is lost."""
 
-    def __init__(self, settings: Settings, store: Store, epoch: int, on_fenced: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, settings: PlaneSettings, store: Store, epoch: int, on_fenced: Callable[[Exception], None]
+    ) -> None:
         super().__init__(settings, store, epoch, on_fenced)
         self.calls = CallOperations(self)
         self.programs = ProgramOperations(self)

@@ -1,121 +1,134 @@
-"""From candidate to leader and out again: campaign, recover, open the gate, hold the claim.
+"""From candidate to leader: acquire the store's lease, recover, open the gate, keep the lease.
 
-While another leads nothing of the table is kept here: reading 10 000 programs takes a fraction of the lease that has
-to pass before (ARCHITECTURE has the figure), and what is not kept cannot be stale.
+A follower keeps no table, so it cannot serve stale data: reading 10,000 programs takes a fraction of the lease that has
+to expire first (docs/results). A process leads once. When it loses the lease it restarts itself (`__main__`), so that
+nothing of what it knew remains.
+
+Every task here is supervised. Losing the lease passes through the supervisor as FencedError; any other failure of a
+task ends the process, which gives the lease up on its way, so that another control plane leads without waiting for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import structlog
+from agentserving_process.backoff import Backoff
+from agentserving_process.probes import Answer
+from agentserving_process.supervision import Supervisor
 
 from agentserving_controlplane.api.gate import Gate
 from agentserving_controlplane.control_plane import ControlPlane
-from agentserving_controlplane.metrics import Readiness
-from agentserving_controlplane.settings import Settings
-from agentserving_controlplane.store.port import FencedError, Store, StoreUnavailableError
+from agentserving_controlplane.settings import PlaneSettings, Settings
+from agentserving_controlplane.store.port import CommitFailedError, FencedError, Store, StoreUnavailableError
 
 log = structlog.get_logger()
-TICK_S, STORE_RETRY_S = 5.0, 0.5
+
+UPKEEP_S = 5.0
+STORE_RETRIES = Backoff(first_s=0.25, max_s=1.0)
 
 OpenGate = Callable[[ControlPlane], Awaitable[None]]
 
 
-async def first_end(*works: Coroutine[Any, Any, Any]) -> None:
-    """Runs all until one ends; raises what that one raised."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 class Leadership:
-    """One process's; `run` once, then `end`."""
+    """One process's. `lead` runs as a supervised task; `readiness` and `plane` are for probes and metrics."""
 
-    def __init__(self, settings: Settings, store: Store, gate: Gate, readiness: Readiness, open_gate: OpenGate) -> None:
-        self._settings, self._store, self._gate, self._readiness = settings, store, gate, readiness
+    def __init__(self, settings: Settings, store: Store, gate: Gate, open_gate: OpenGate) -> None:
+        self._settings, self._store, self._gate = settings, store, gate
         self._open_gate = open_gate
-        self._plane: ControlPlane | None = None
-        self._lost: FencedError | None = None
+        self._recovering: ControlPlane | None = None
+        self._waits_for = "starting"
+        # The leader's state while this process leads.
+        self.plane: ControlPlane | None = None
 
-    async def run(self, stop: asyncio.Event) -> bool:
-        """Until `stop`, or until the claim is lost: then True."""
-        try:
-            await first_end(stop.wait(), self._lead())
-        except FencedError as error:
-            log.error("this control plane leads no more", error=str(error))
-            self._lost = error
-            self._readiness.plane = None
-            if self._plane is not None:
-                await self._plane.commits.fence(error)
-        return self._lost is not None
+    def readiness(self) -> Answer:
+        """Ready: this process leads, or knows the leader."""
+        if self.plane is not None:
+            return Answer(True, "ok: leading")
+        if self._gate.leader:
+            return Answer(True, f"ok: {self._gate.leader} leads")
+        return Answer(False, f"not recovered: {self._waits_for}")
 
-    async def end(self) -> None:
-        """What was taken in lands, and the next leader need not wait for the lease; when that is lost, nothing."""
-        if self._plane is not None:
-            await self._plane.commits.close()
-        if self._lost is None:
-            await self._store.resign()
-
-    async def _lead(self) -> None:
-        epoch = await self._campaign()
+    async def lead(self, tasks: Supervisor) -> None:
+        """Becomes the leader, however long that takes, and leaves the tasks of one with the supervisor."""
+        epoch = await self._acquire()
+        tasks.start("lease", self._store.keep_lease, passes=(FencedError,))
         fenced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def tell(error: Exception) -> None:
+        def on_fenced(error: Exception) -> None:
             if not fenced.done():
                 fenced.set_exception(error)
 
-        plane = ControlPlane(self._settings, self._store, epoch, tell)
-        await first_end(self._store.keep_lease(), self._serve(plane), _result(fenced))
+        async def writing() -> None:
+            """Fails with the reason why group commits have ended."""
+            try:
+                await fenced
+            except CommitFailedError as error:
+                raise RuntimeError(str(error)) from error
 
-    async def _campaign(self) -> int:
-        """Waits for the store and for its claim; gives the epoch."""
-        readiness, settings = self._readiness, self._settings
+        tasks.start("group-commit", writing, passes=(FencedError,))
+        plane = self._recovering = ControlPlane(self._settings.plane, self._store, epoch, on_fenced)
+        await self._recover(plane)
+        await self._open_gate(plane)
+        self.plane = plane
+        tasks.start("upkeep", lambda: _upkeep(plane))
+        log.info("leading", listen=self._settings.serving.listen, epoch=plane.epoch, policy=plane.policy.policy.name)
 
-        def told(holder: str) -> None:
-            readiness.leader = self._gate.leader = holder.partition(" ")[0]
-            log.info("another control plane leads", leader=readiness.leader)
+    async def _acquire(self) -> int:
+        """Waits for the store and for its lease; returns the epoch."""
 
-        readiness.waiting = "for the store"
+        def on_holder(holder: str) -> None:
+            self._gate.leader = holder.partition(" ")[0]
+            log.info("another control plane leads", leader=self._gate.leader)
+
+        self._waits_for = "for the store"
+        name, failures = f"{self._settings.serving.address} {socket.gethostname()}", 0
         while True:
             try:
-                epoch = await self._store.acquire(f"{settings.advertise} {socket.gethostname()}", told)
-                self._gate.leader = readiness.leader = ""
-                readiness.waiting = "reading the store"
-                return epoch
-            except StoreUnavailableError as error:
-                readiness.waiting = f"waiting for the store: {error}"
-                log.warning("store away, trying again", error=str(error))
-                await asyncio.sleep(STORE_RETRY_S)
-
-    async def _serve(self, plane: ControlPlane) -> None:
-        """For ever."""
-        while True:
-            try:
-                await plane.recover(self._store)
+                epoch = await self._store.acquire(name, on_holder)
                 break
             except StoreUnavailableError as error:
-                log.warning("store away, reading it again", error=str(error))
-                await asyncio.sleep(STORE_RETRY_S)
-        self._plane = plane
-        await self._open_gate(plane)
-        self._readiness.plane = plane
-        log.info("leading", listen=self._settings.listen, epoch=plane.epoch, policy=plane.policy.policy.name)
-        limits = plane.settings
-        shortest = min(limits.program_idle_s, limits.call_idle_s, limits.closed_retention_s)
+                self._waits_for = f"waiting for the store: {error}"
+                log.warning("store unavailable, trying again", error=str(error))
+            failures += 1
+            await asyncio.sleep(STORE_RETRIES.delay_s(failures))
+        self._gate.leader, self._waits_for = "", "reading the store"
+        return epoch
+
+    async def _recover(self, plane: ControlPlane) -> None:
+        failures = 0
         while True:
-            await asyncio.sleep(min(TICK_S, shortest / 4))
-            await plane.tick()
+            try:
+                return await plane.recover(self._store)
+            except StoreUnavailableError as error:
+                log.warning("store unavailable, reading it again", error=str(error))
+            failures += 1
+            await asyncio.sleep(STORE_RETRIES.delay_s(failures))
+
+    async def resign(self) -> None:
+        """Lands what was accepted, then gives the lease up: the next leader need not wait for it to expire."""
+        if self._recovering is not None:
+            await self._recovering.commits.close()
+        await self._store.resign()
+
+    async def lost(self, error: FencedError) -> None:
+        """Stops writing: another control plane leads, or may. There is nothing to give up."""
+        log.error("this control plane leads no longer", error=str(error))
+        self.plane = None
+        if self._recovering is not None:
+            await self._recovering.commits.fence(error)
 
 
-async def _result(future: asyncio.Future[None]) -> None:
-    await future
+async def _upkeep(plane: ControlPlane) -> None:
+    interval_s = upkeep_interval_s(plane.settings)
+    while True:
+        await asyncio.sleep(interval_s)
+        await plane.tick()
+
+
+def upkeep_interval_s(settings: PlaneSettings) -> float:
+    """A quarter of the shortest limit that upkeep enforces, at most UPKEEP_S."""
+    shortest = min(settings.program_idle_s, settings.call_idle_s, settings.closed_retention_s)
+    return min(UPKEEP_S, shortest / 4)

@@ -1,12 +1,13 @@
-"""/metrics, /healthz and /readyz. Nothing is counted twice: the collector reads the state when it is asked."""
+"""/metrics of a control plane. Nothing is counted twice: the collector reads the leader's state when it is scraped.
+
+Labels are bounded: outcomes and states are closed enums, and an engine's series disappear when the registry forgets it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector as CollectorBase
 
@@ -15,85 +16,63 @@ from agentserving_controlplane.engines.health import EngineState
 
 
 class Collector(CollectorBase):
-    """Reads a control plane."""
+    """Reads the leader's state; without one, this process follows."""
 
-    def __init__(self, plane: ControlPlane) -> None:
+    def __init__(self, plane: ControlPlane | None) -> None:
         self._plane = plane
 
     def collect(self) -> Iterator[Metric]:
-        """Metric families; no label is unbounded."""
+        """Metric families."""
         plane = self._plane
-        yield _leads(1)
-        for name, value in plane.overview().items():
-            yield GaugeMetricFamily(f"agentserving_{name}", name.replace("_", " "), value)
-        totals = plane.table.totals
-        yield CounterMetricFamily("agentserving_programs_completed", "programs ended", totals.programs_completed)
-        yield CounterMetricFamily(
-            "agentserving_reports_ignored", "reports that changed nothing", totals.reports_ignored
-        )
-        yield CounterMetricFamily("agentserving_calls_adopted", "calls found after a crash", totals.calls_adopted)
-        yield CounterMetricFamily(
-            "agentserving_endings_lost",
-            "endings of calls and programs that a watcher read too slowly",
-            plane.endings.lost,
-        )
-        yield CounterMetricFamily("agentserving_store_commits", "group commits landed", plane.commits.commits)
-        yield GaugeMetricFamily("agentserving_store_pending_writes", "writes not landed", plane.commits.pending)
-        yield GaugeMetricFamily("agentserving_store_healthy", "1 = the last commit landed", plane.commits.healthy)
-        yield GaugeMetricFamily("agentserving_policy_version", "policy in force", plane.policy.version)
-        calls = CounterMetricFamily("agentserving_calls_completed", "calls ended", labels=["outcome"])
-        for outcome, count in totals.outcomes.items():
-            calls.add_metric([outcome.name.lower()], count)
-        yield calls
-        in_flight = GaugeMetricFamily("agentserving_engine_calls_in_flight", "calls on an engine", labels=["engine"])
-        ready = GaugeMetricFamily("agentserving_engine_ready", "1 = takes calls", labels=["engine"])
-        for engine in plane.engines:
-            in_flight.add_metric([engine.engine_id], engine.in_flight)
-            ready.add_metric([engine.engine_id], engine.state is EngineState.READY)
-        yield in_flight
-        yield ready
+        yield GaugeMetricFamily("agentserving_leader", "1 = this control plane leads", int(plane is not None))
+        if plane is not None:
+            yield from _programs(plane)
+            yield from _store(plane)
+            yield from _engines(plane)
 
 
-class FollowerCollector(CollectorBase):
-    """Of a process that does not lead."""
-
-    def collect(self) -> Iterator[Metric]:
-        """One metric."""
-        yield _leads(0)
-
-
-def _leads(value: int) -> Metric:
-    return GaugeMetricFamily("agentserving_leader", "1 = this control plane leads", value)
-
-
-@dataclass(slots=True)
-class Readiness:
-    """`plane` is there while it leads; `leader` is another that does; `waiting` says for what it waits else."""
-
-    plane: ControlPlane | None = None
-    leader: str = ""
-    waiting: str = "starting"
+def _programs(plane: ControlPlane) -> Iterator[Metric]:
+    for name, value in plane.overview().items():
+        yield GaugeMetricFamily(f"agentserving_{name}", name.replace("_", " "), value)
+    totals = plane.table.totals
+    for name, text, count in (
+        ("agentserving_programs_completed", "Programs ended", totals.programs_completed),
+        ("agentserving_reports_ignored", "Reports that changed nothing", totals.reports_ignored),
+        ("agentserving_calls_adopted", "Calls found running after a crash", totals.calls_adopted),
+        ("agentserving_endings_lost", "Endings that a watcher read too slowly to get", plane.endings.lost),
+    ):
+        yield CounterMetricFamily(name, text, count)
+    calls = CounterMetricFamily("agentserving_calls_completed", "Calls ended", labels=["outcome"])
+    for outcome, count in totals.outcomes.items():
+        calls.add_metric([outcome.name.lower()], count)
+    yield calls
+    yield GaugeMetricFamily("agentserving_policy_version", "Version of the policy in force", plane.policy.version)
 
 
-def http_app(readiness: Readiness) -> web.Application:
-    """Probes and metrics."""
+def _store(plane: ControlPlane) -> Iterator[Metric]:
+    commits = plane.commits
+    yield CounterMetricFamily("agentserving_store_commits", "Group commits landed", commits.commits)
+    yield GaugeMetricFamily("agentserving_store_pending_writes", "Writes that have not landed", commits.pending)
+    yield GaugeMetricFamily("agentserving_store_healthy", "1 = the store takes writes", int(commits.healthy))
 
-    async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
 
-    async def readyz(_: web.Request) -> web.Response:
-        if readiness.plane is not None:
-            return web.Response(text="ok: leading\n")
-        if readiness.leader:
-            return web.Response(text=f"ok: {readiness.leader} leads\n")
-        return web.Response(status=503, text=f"not recovered: {readiness.waiting}\n")
+def _engines(plane: ControlPlane) -> Iterator[Metric]:
+    in_flight = GaugeMetricFamily("agentserving_engine_calls_in_flight", "Calls on an engine", labels=["engine"])
+    ready = GaugeMetricFamily("agentserving_engine_ready", "1 = the engine takes any call", labels=["engine"])
+    states = GaugeMetricFamily(
+        "agentserving_engine_state", "1 for the state that the engine is in", labels=["engine", "state"]
+    )
+    for engine in plane.engines:
+        state = engine.state
+        in_flight.add_metric([engine.engine_id], engine.in_flight)
+        ready.add_metric([engine.engine_id], int(state is EngineState.READY))
+        for each in EngineState:
+            states.add_metric([engine.engine_id, each.name.lower()], int(state is each))
+    yield from (in_flight, ready, states)
 
-    async def metrics(_: web.Request) -> web.Response:
-        registry = CollectorRegistry()
-        plane = readiness.plane
-        registry.register(Collector(plane) if plane is not None else FollowerCollector())
-        return web.Response(body=generate_latest(registry), content_type="text/plain")
 
-    app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
-    return app
+def exposition(plane: ControlPlane | None) -> bytes:
+    """The page: the control plane's own metrics, and those of the process."""
+    registry = CollectorRegistry()
+    registry.register(Collector(plane))
+    return generate_latest(registry) + generate_latest(REGISTRY)

@@ -1,127 +1,117 @@
-"""Settings of the control plane; every flag has an environment variable AGENTSERVING_<FLAG>."""
+"""Settings of the control plane, by topic. Every option is a flag and an environment variable AGENTSERVING_<FLAG>."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import socket
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import agentserving
 from agentserving.contract.policy import DEFAULT, PRESETS
 from agentserving.contract.ticket_keys import TicketKeys
+from agentserving.transport.connection import Tls
+from agentserving_process import listening, options
+from agentserving_process.options import REQUIRED, option
+from agentserving_process.probes import ProbeOptions
+from agentserving_process.tls import TlsOptions
 
 from agentserving_controlplane.engines.load_balancer import Balancer
 
-MIN_LEASE_S, MAX_LEASE_S = 2, 600
+# Keys of tickets, the signing one first; called for each ticket, since the file may be replaced.
+Keys = Callable[[], Sequence[bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Durations in seconds."""
-
-    listen: str
-    http_port: int
-    store: str
-    etcd_endpoints: tuple[str, ...]
-    etcd_prefix: str
-    # The first signs.
-    ticket_keys: Callable[[], Sequence[bytes]]
-    policy: str
-    balancer: Balancer
-    tls_cert: str
-    tls_key: str
-    tls_ca: str
-    # A program without calls for this long has been abandoned; six times that while it waits for a tool.
-    program_idle_s: float
-    # Engines speak of each call several times a minute: silence means that call and engine are gone.
-    call_idle_s: float
-    # How long a closed program can be asked about.
-    closed_retention_s: float
-    # Rows that may wait for a store that is away before new programs and calls are refused; a row is about a kilobyte.
-    max_pending_writes: int = 50_000
-    # TLS to etcd: CA, and a client certificate where etcd asks for one.
-    etcd_tls_ca: str = ""
-    etcd_tls_cert: str = ""
-    etcd_tls_key: str = ""
-    # Where probes and metrics are answered: a pod's are asked from outside.
-    http_host: str = "127.0.0.1"
-    # Where clients reach this one: followers name the leader so. And whose predecessor's claim may be taken at once.
-    advertise: str = ""
-    # Without word of the leader for this long another takes over; etcd's least is 2. The leader stops before.
-    lease_s: int = 5
-
-
-def _reachable(listen: str) -> str:
-    """An address that others may try: a wildcard says nothing, so the host's name stands for it."""
-    host, _, port = listen.rpartition(":")
-    return f"{socket.gethostname()}:{port}" if host in ("0.0.0.0", "[::]", "") else listen
-
-
-def _checked(parser: argparse.ArgumentParser, given: argparse.Namespace) -> TicketKeys:
-    """The ticket's keys, once every value makes sense; else exits as argparse does."""
+def read_keys(path: str) -> TicketKeys:
+    """The keys in a file. ValueError names the file and what is wrong with it."""
     try:
-        keys = TicketKeys(Path(given.ticket_key_file))
-    except (OSError, ValueError) as error:
-        told = error.strerror if isinstance(error, OSError) else error
-        parser.error(f"--ticket-key-file {given.ticket_key_file}: {told}")
-    for name in ("program_idle_s", "call_idle_s", "closed_retention_s", "max_pending_writes"):
-        if not getattr(given, name) > 0:
-            parser.error(f"--{name.replace('_', '-')} must be positive, not {getattr(given, name)}")
-    if not MIN_LEASE_S <= given.lease_s <= MAX_LEASE_S:
-        parser.error(f"--lease-s must be {MIN_LEASE_S} to {MAX_LEASE_S} seconds, not {given.lease_s}")
-    return keys
+        return TicketKeys(Path(path))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def parse(argv: list[str]) -> Settings:
-    """Settings from flags and environment. Exits with code 2 and one line when they make no sense."""
-    parser = argparse.ArgumentParser(prog="agentserving-controlplane", description=__doc__)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaneSettings:
+    """Scheduling and limits"""
 
-    def flag(name: str, default: str | None = None, **kwargs: object) -> None:
-        variable = "AGENTSERVING_" + name.upper().replace("-", "_")
-        value = os.environ.get(variable, default)
-        parser.add_argument(f"--{name}", default=value, required=value is None, **kwargs)  # type: ignore[arg-type]
+    ticket_keys: Keys = option(
+        REQUIRED, "file of the keys that sign tickets, one a line, the newest first", name="ticket_key_file",
+        read=read_keys,
+    )  # fmt: skip
+    policy: str = option(DEFAULT.name, "policy until one is applied", choices=sorted(PRESETS))
+    balancer: Balancer = option(Balancer.PREFIX_AWARE, "how an engine is chosen until a policy says so")
+    program_idle_s: float = option(
+        600.0, "seconds without a call after which a program is abandoned; six times that during a tool wait", above=0
+    )
+    # Engines report each call several times a minute.
+    call_idle_s: float = option(120.0, "seconds without a report after which a call is lost", above=0)
+    closed_retention_s: float = option(600.0, "seconds that a closed program can be read", above=0)
+    # A row has about a kilobyte.
+    max_pending_writes: int = option(
+        50_000, "rows that may wait for the store before new programs and calls are refused", above=0
+    )
 
-    flag("listen", "127.0.0.1:7070")
-    flag("http-host", "127.0.0.1")
-    flag("http-port", "0", type=int)
-    flag("store", "memory", choices=["memory", "etcd"])
-    flag("etcd-endpoints", "127.0.0.1:2379")
-    flag("etcd-prefix", "/agentserving/default")
-    flag("ticket-key-file")
-    flag("policy", DEFAULT.name, choices=sorted(PRESETS))
-    flag("balancer", Balancer.PREFIX_AWARE.value, choices=[b.value for b in Balancer])
-    for name in ("tls-cert", "tls-key", "tls-ca", "etcd-tls-ca", "etcd-tls-cert", "etcd-tls-key"):
-        flag(name, "")
-    flag("advertise", "")
-    flag("lease-s", "5", type=int)
-    flag("program-idle-s", "600", type=float)
-    flag("call-idle-s", "120", type=float)
-    flag("closed-retention-s", "600", type=float)
-    flag("max-pending-writes", "50000", type=int)
-    given = parser.parse_args(argv)
-    keys = _checked(parser, given)
-    return Settings(
-        given.listen,
-        given.http_port,
-        given.store,
-        tuple(given.etcd_endpoints.split(",")),
-        given.etcd_prefix.rstrip("/"),
-        keys,
-        given.policy,
-        Balancer(given.balancer),
-        given.tls_cert,
-        given.tls_key,
-        given.tls_ca,
-        given.program_idle_s,
-        given.call_idle_s,
-        given.closed_retention_s,
-        given.max_pending_writes,
-        given.etcd_tls_ca,
-        given.etcd_tls_cert,
-        given.etcd_tls_key,
-        given.http_host,
-        given.advertise or _reachable(given.listen),
-        given.lease_s,
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """Serving RPCs"""
+
+    listen: str = option("127.0.0.1:7070", "host:port of the gRPC server")
+    advertise: str = option(
+        "", "host:port where clients reach this process, given to them by followers; default: from --listen"
+    )
+
+    def __post_init__(self) -> None:
+        listening.split_address(self.listen)
+
+    @property
+    def address(self) -> str:
+        """Where clients reach this process; also its name as a candidate for the lease."""
+        return self.advertise or listening.reachable(self.listen)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOptions:
+    """Durable storage"""
+
+    store: str = option("memory", "where programs are kept", choices=("memory", "etcd"))
+    etcd_endpoints: tuple[str, ...] = option(("127.0.0.1:2379",), "host:port of etcd's members, separated by commas")
+    etcd_prefix: str = option("/agentserving/default", "prefix of all keys", read=lambda text: text.rstrip("/"))
+    etcd_tls_ca: str = option("", "PEM file of the CA of etcd's certificates; none: no TLS")
+    etcd_tls_cert: str = option("", "PEM file of a client certificate for etcd")
+    etcd_tls_key: str = option("", "PEM file of its private key")
+    # etcd grants at least 2 s; failing over takes about a lease.
+    lease_s: int = option(5, "seconds without renewal after which another control plane takes over", least=2, most=600)
+
+    def __post_init__(self) -> None:
+        if self.store == "etcd" and not self.etcd_endpoints:
+            raise ValueError("--etcd-endpoints: at least one is needed")
+
+    @property
+    def etcd_tls(self) -> Tls | None:
+        """Certificates for etcd; None = in the clear."""
+        return Tls.of(self.etcd_tls_ca, self.etcd_tls_cert, self.etcd_tls_key) if self.etcd_tls_ca else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All of them."""
+
+    plane: PlaneSettings
+    serving: Serving = field(default_factory=Serving)
+    store: StoreOptions = field(default_factory=StoreOptions)
+    tls: TlsOptions = field(default_factory=TlsOptions)
+    probes: ProbeOptions = field(default_factory=ProbeOptions)
+
+
+def parse(argv: Sequence[str] | None = None) -> Settings:
+    """From flags and environment. Exits with status 2 and one line when they make no sense."""
+    return options.parse(
+        Settings,
+        prog="agentserving-controlplane",
+        description="The control plane of agentserving: programs, engines, admissions.",
+        argv=sys.argv[1:] if argv is None else argv,
+        version=agentserving.__version__,
     )

@@ -35,6 +35,7 @@ PREFIX = "AGENTSERVING"
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Option:
     help: str
+    name: str
     read: Callable[[str], Any] | None
     choices: tuple[str, ...]
     least: float | None
@@ -46,6 +47,7 @@ def option(
     default: Any,
     help: str,
     *,
+    name: str = "",
     read: Callable[[str], Any] | None = None,
     choices: Sequence[str] = (),
     least: float | None = None,
@@ -54,12 +56,13 @@ def option(
 ) -> Any:
     """A field of a topic. `help` gives its unit and what it is for; REQUIRED as `default` makes it mandatory.
 
+    name: of the flag and the variable, where the field's own does not fit.
     read: text -> value, raising ValueError; by default it follows from the field's type (str, int, float, bool, Path,
     `Path | None`, an enum by value, tuple[str, ...] separated by commas). least, most: inclusive bounds; above: an
     exclusive one.
     """
-    metadata = {"option": _Option(help=help, read=read, choices=tuple(choices), least=least, above=above, most=most)}
-    return dataclasses.field(default=default, metadata=metadata)
+    rule = _Option(help=help, name=name, read=read, choices=tuple(choices), least=least, above=above, most=most)
+    return dataclasses.field(default=default, metadata={"option": rule})
 
 
 def parse(
@@ -202,17 +205,22 @@ def _member(kind: type[enum.Enum], text: str) -> enum.Enum:
         raise ValueError(f"{text!r} is not one of {', '.join(str(each.value) for each in kind)}") from None
 
 
+def _name(field: dataclasses.Field[Any]) -> str:
+    name: str = field.metadata["option"].name
+    return name or field.name
+
+
 def _flag(field: dataclasses.Field[Any]) -> str:
-    return "--" + field.name.replace("_", "-")
+    return "--" + _name(field).replace("_", "-")
 
 
 def _variable(field: dataclasses.Field[Any], prefix: str) -> str:
-    return f"{prefix}_{field.name.upper()}"
+    return f"{prefix}_{_name(field).upper()}"
 
 
 def _metavar(field: dataclasses.Field[Any]) -> str:
     choices = field.metadata["option"].choices
-    return "{" + ",".join(choices) + "}" if choices else field.name.upper()
+    return "{" + ",".join(choices) + "}" if choices else _name(field).upper()
 
 
 def _help(field: dataclasses.Field[Any], prefix: str) -> str:

@@ -84,16 +84,31 @@ class Supervisor:
             raise first from first.__cause__
 
     def start(
-        self, name: str, work: Work, *, restart: Backoff | None = None, may_end: bool = False
+        self,
+        name: str,
+        work: Work,
+        *,
+        restart: Backoff | None = None,
+        may_end: bool = False,
+        passes: tuple[type[Exception], ...] = (),
     ) -> asyncio.Task[None]:
         """Runs `work()` in the background until the block ends.
 
         restart: run it again after a failure or an early end, after this delay. may_end: returning is not a failure.
+        passes: exceptions that end the block as they are, without the log of a failure, for its owner to handle.
         """
-        task = self._group.create_task(self._supervised(name, work, restart, may_end), name=name)
+        supervised = self._supervised(name, work, restart, may_end, passes)
+        task = self._group.create_task(supervised, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def child(self) -> Supervisor:
+        """A supervisor for a part of the process, to be entered by the caller. A failure there ends the process, too,
+        unless the caller handles the exception that its block raises."""
+        child = Supervisor()
+        child._on_failure = self._on_failure
+        return child
 
     def stop(self) -> None:
         """Asks the process to stop, as SIGTERM does."""
@@ -108,13 +123,17 @@ class Supervisor:
         """Waits for SIGTERM, SIGINT or `stop`."""
         await self._stop.wait()
 
-    async def _supervised(self, name: str, work: Work, restart: Backoff | None, may_end: bool) -> None:
+    async def _supervised(
+        self, name: str, work: Work, restart: Backoff | None, may_end: bool, passes: tuple[type[Exception], ...]
+    ) -> None:
         failures = 0
         while True:
             began = time.monotonic()
             failure = await _failure_of(work)
             if failure is None and may_end:
                 return
+            if isinstance(failure, passes):
+                raise failure
             error = failure or TaskFailedError(name, "returned, although it must run until the process stops")
             if restart is None:
                 raise self._failed(name, error)

@@ -20,7 +20,7 @@ from agentserving.v1 import (
 from agentserving_controlplane.__main__ import add_services
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engines.load_balancer import Balancer
-from agentserving_controlplane.settings import Settings
+from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.memory import MemoryStore
 from agentserving_controlplane.store.port import Store
 from google.rpc import error_details_pb2
@@ -28,9 +28,7 @@ from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
 KEY = b"0123456789abcdef"
-SETTINGS = Settings(
-    "127.0.0.1:0", 0, "memory", (), "/t", lambda: (KEY,), "plas", Balancer.LEAST_USED, "", "", "", 600, 120, 600
-)  # fmt: skip
+SETTINGS = PlaneSettings(ticket_keys=lambda: (KEY,), policy="plas", balancer=Balancer.LEAST_USED)
 
 
 class Refusal:

@@ -18,7 +18,13 @@ from collections.abc import Callable, Sequence
 import structlog
 from agentserving.transport.backoff import Backoff
 
-from agentserving_controlplane.store.port import FencedError, Store, StoreUnavailableError, Write
+from agentserving_controlplane.store.port import (
+    CommitFailedError,
+    FencedError,
+    Store,
+    StoreUnavailableError,
+    Write,
+)
 from agentserving_controlplane.store.write_buffer import AnyWrite, WriteBuffer
 
 log = structlog.get_logger()
@@ -140,12 +146,12 @@ class GroupCommit:
         except asyncio.CancelledError:
             if task.cancelling():
                 raise
-            await self._end(FencedError("the commit loop was cancelled by a library"))
+            await self._end(CommitFailedError("the commit loop was cancelled by a library"))
         except Exception as error:
             log.critical("a batch cannot be committed, this control plane stops leading", error=str(error),
                          pending=self.pending, exc_info=error)  # fmt: skip
             self.last_error = str(error) or type(error).__name__
-            fenced = FencedError(f"a batch cannot be committed: {type(error).__name__}: {error}")
+            fenced = CommitFailedError(f"a batch cannot be committed: {type(error).__name__}: {error}")
             fenced.__cause__ = error
             await self._end(fenced)
 

@@ -9,6 +9,7 @@ StoreError
  ├── StoreUnavailableError   no answer within the deadline: the write may or may not have landed; retry it
  │    └── StoreFullError     the store's space is used up: writes are refused until space is reclaimed; retry later
  ├── FencedError             the lease is lost: another writer has acquired the store, or may
+ │    └── CommitFailedError  this writer itself cannot go on: a batch of its own cannot be committed
  └── RejectedWriteError      the store will never take this batch: a value or a batch is too large, or malformed
 """
 
@@ -39,6 +40,10 @@ class StoreFullError(StoreUnavailableError):
 
 class FencedError(StoreError):
     """Another control plane is the writer now, or may be; this one must stop."""
+
+
+class CommitFailedError(FencedError):
+    """A batch can never be committed. The writer must stop, as if another had taken its place."""
 
 
 class RejectedWriteError(StoreError):

@@ -123,6 +123,13 @@ def from_rpc(error: grpc.RpcError | AgentServingError, address: str) -> AgentSer
     return translated
 
 
+def decoded(message: Any, address: str) -> Any:
+    """The message, as grpc.aio delivers it. InternalError for None: so it delivers bytes that it cannot decode."""
+    if message is None:
+        raise InternalError(f"{address}: the response cannot be decoded")
+    return message
+
+
 def hint_of(error: AgentServingError) -> str | None:
     """The leader that a follower names, "" when it knows of none; None for any other error."""
     return error.leader if error.reason == NOT_LEADER else None

@@ -46,8 +46,8 @@ def small() -> Iterator[EtcdServer]:
     server.close()
 
 
-def new_store(server: EtcdServer, **options: int) -> EtcdStore:
-    return EtcdStore((server.endpoint,), f"/t/{next(_numbers)}", **options)
+def new_store(server: EtcdServer, lease_s: int = 5) -> EtcdStore:
+    return EtcdStore((server.endpoint,), f"/t/{next(_numbers)}", lease_s=lease_s)
 
 
 async def until(condition: Callable[[], bool], what: str, within_s: float = 60.0) -> None:

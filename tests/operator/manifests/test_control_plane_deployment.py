@@ -33,25 +33,25 @@ def settings(tmp_path: Path, **spec: Any) -> Settings:
     ],
 )
 def test_it_finds_its_etcd(tmp_path: Path, store: dict[str, Any], endpoints: tuple[str, ...], prefix: str) -> None:
-    found = settings(tmp_path, store=store)
+    found = settings(tmp_path, store=store).store
     assert (found.store, found.etcd_endpoints, found.etcd_prefix) == ("etcd", endpoints, prefix)
 
 
 def test_a_table_in_memory_needs_no_etcd(tmp_path: Path) -> None:
-    assert settings(tmp_path, store={"type": "Memory"}).store == "memory"
+    assert settings(tmp_path, store={"type": "Memory"}).store.store == "memory"
 
 
 def test_it_is_reached_from_other_pods(tmp_path: Path) -> None:
     found = settings(tmp_path, controlPlane={"programIdleSeconds": 42})
-    assert (found.listen, found.http_host, found.http_port) == ("0.0.0.0:7070", "0.0.0.0", 7080)
-    assert found.program_idle_s == 42
+    assert (found.serving.listen, found.probes.http_host, found.probes.http_port) == ("0.0.0.0:7070", "0.0.0.0", 7080)
+    assert found.plane.program_idle_s == 42
 
 
 @pytest.mark.parametrize("client", [True, False])
 def test_an_external_etcd_may_ask_for_certificates(tmp_path: Path, client: bool) -> None:
     external = {"endpoints": ["a:1"], "tlsSecretName": "tls", "clientCertificate": client}
     store = {"type": "ExternalEtcd", "external": external}
-    found = settings(tmp_path, store=store)
+    found = settings(tmp_path, store=store).store
     assert found.etcd_tls_ca == "/etc/agentserving/etcd-tls/ca.crt"
     assert bool(found.etcd_tls_cert) is bool(found.etcd_tls_key) is client
     names = [volume["name"] for volume in pod_spec(control_plane_deployment(make_cluster(store=store)))["volumes"]]
@@ -73,12 +73,12 @@ def test_two_tables_in_memory_never_are_at_once() -> None:
 def test_followers_name_the_leader_by_its_pods_address(tmp_path: Path) -> None:
     one = only_container(control_plane_deployment(make_cluster(controlPlane={"replicas": 2})))
     assert {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}} in one["env"]
-    assert settings(tmp_path, controlPlane={"replicas": 2}).advertise == "$(POD_IP):7070"
+    assert settings(tmp_path, controlPlane={"replicas": 2}).serving.advertise == "$(POD_IP):7070"
 
 
 def test_a_lease_is_short_where_somebody_could_take_over(tmp_path: Path) -> None:
-    assert settings(tmp_path, controlPlane={"replicas": 2}).lease_s == 5
-    assert settings(tmp_path).lease_s == 30
+    assert settings(tmp_path, controlPlane={"replicas": 2}).store.lease_s == 5
+    assert settings(tmp_path).store.lease_s == 30
 
 
 def test_replicas_spread_over_nodes() -> None:

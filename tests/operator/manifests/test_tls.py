@@ -42,11 +42,11 @@ def test_a_control_plane_serves_with_its_own_and_asks_etcd_with_the_clients(tmp_
     arguments = [str(tmp_path / "key") if each == KEY_FILE else each for each in only_container(made)["args"]]
     found = parse(arguments)
     for path, name in (
-        (found.tls_cert, "tls.crt"), (found.tls_key, "tls.key"), (found.tls_ca, "ca.crt"),
+        (found.tls.tls_cert, "tls.crt"), (found.tls.tls_key, "tls.key"), (found.tls.tls_ca, "ca.crt"),
     ):  # fmt: skip
         assert Path(path).name == name
         assert mounted(made, path) == "demo-control-plane-tls"
-    for path in (found.etcd_tls_cert, found.etcd_tls_key, found.etcd_tls_ca):
+    for path in (found.store.etcd_tls_cert, found.store.etcd_tls_key, found.store.etcd_tls_ca):
         assert mounted(made, path) == "demo-client-tls"
 
 
@@ -55,8 +55,8 @@ def test_an_etcd_of_the_users_keeps_its_own_certificates(tmp_path: Path) -> None
     external = {"endpoints": ["a:1"], "tlsSecretName": "theirs"}
     made = control_plane_deployment(make_cluster(tls=TLS, store={"type": "ExternalEtcd", "external": external}))
     found = parse([str(tmp_path / "key") if each == KEY_FILE else each for each in only_container(made)["args"]])
-    assert mounted(made, found.etcd_tls_ca) == "theirs"
-    assert mounted(made, found.tls_ca) == "demo-control-plane-tls"
+    assert mounted(made, found.store.etcd_tls_ca) == "theirs"
+    assert mounted(made, found.tls.tls_ca) == "demo-control-plane-tls"
     assert "demo-client-tls" not in json.dumps(made)
 
 

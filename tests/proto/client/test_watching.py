@@ -16,7 +16,7 @@ from agentserving.transport.errors import NotFoundError, UnavailableError
 from agentserving_controlplane.__main__ import add_services
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engines.load_balancer import Balancer
-from agentserving_controlplane.settings import Settings
+from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.memory import MemoryStore
 from agentserving_controlplane.table.history import KEPT, History
 
@@ -26,9 +26,7 @@ KEY = b"0123456789abcdef"
 @asynccontextmanager
 async def control_plane(port: int = 0, history: int = KEPT) -> AsyncIterator[tuple[int, ControlPlane]]:
     """A real one, with an empty store, in this process."""
-    settings = Settings(
-        "127.0.0.1:0", 0, "memory", (), "", lambda: (KEY,), "atlas", Balancer.LEAST_USED, "", "", "", 600, 120, 600
-    )
+    settings = PlaneSettings(ticket_keys=lambda: (KEY,), policy="atlas", balancer=Balancer.LEAST_USED)
     store = MemoryStore()
     plane = ControlPlane(settings, store, await store.acquire("test"), lambda error: None)
     plane.history = History(plane.history.revision, history)
