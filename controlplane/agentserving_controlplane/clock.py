@@ -1,7 +1,4 @@
-"""The clock of the control plane: one reading of wall time and monotonic time together.
-
-Only this module reads the time; decisions take an `Instant` as an argument.
-"""
+"""The only reader of the time, so that a test or virtual time can replace it."""
 
 from __future__ import annotations
 
@@ -11,5 +8,5 @@ from agentserving_controlplane.instant import Instant
 
 
 def read_clock() -> Instant:
-    """The current moment."""
+    """The present moment."""
     return Instant(time.time_ns() // 1000, time.monotonic_ns() // 1000)

@@ -1,7 +1,7 @@
-"""A moment on two clocks. Pure: `clock.read_clock` reads them.
+"""A moment on two clocks. Decisions take it as an argument; clock.py reads it. Pure.
 
-Ages, idle times and limits are differences of `steady_us`, which no clock step moves. `unix_us` is for display and for
-the expiry of tickets.
+Ages, idle times and limits are differences of `steady_us`, which no step of the wall clock moves. `unix_us` is for
+display and for the expiry of tickets.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Instant(NamedTuple):
-    """One moment, in microseconds: since the Unix epoch, and on the monotonic clock of this process."""
+    """Microseconds since the Unix epoch, and on the monotonic clock of this process."""
 
     unix_us: int
     steady_us: int

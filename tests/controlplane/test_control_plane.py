@@ -292,7 +292,7 @@ async def test_a_report_costs_the_same_however_many_sub_agents_are_retained(monk
         for number in range(1000):
             child = OpenRequest(tenant=ACME, program_id=ProgramId(f"root/{number}"), parent=ProgramId("root"))
             plane.table.programs.open(child, plane.now())
-        plane.settle()
+            plane.settle()
         for _ in range(20):
             await report(session, admit(plane, "root"), service_us=5, outcome=Outcome.COMPLETED)
         assert visited == 0
