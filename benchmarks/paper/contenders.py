@@ -57,7 +57,7 @@ CONTENDERS = {
         Contender("vllm-opt", _every(FCFS), "FCFS with prefix cache, chunked prefill, multi-step"),
         Contender(
             "vllm-priority",
-            Policy("vllm-priority", Accounting.SUM, _ATTAINED),
+            Policy(name="vllm-priority", accounting=Accounting.SUM, levels=_ATTAINED),
             "stock vLLM whose request priority is the program's attained service: no preemption but for KV blocks",
         ),
         Contender("program-fcfs", _every(PROGRAM_FCFS), "the program that came first goes first"),
@@ -74,7 +74,7 @@ CONTENDERS = {
         Contender("gittins", _every(GITTINS), "likeliest to end soonest, as finished programs of its class tell"),
         Contender(
             "srpt",
-            Policy("srpt", levels=_REMAINING, order=Order.ATTAINED_SERVICE, max_preemptions=64,
+            Policy(name="srpt", levels=_REMAINING, order=Order.ATTAINED_SERVICE, max_preemptions=64,
                    decision_interval_steps=INTERVAL),
             "clairvoyant: the program that needs least goes first",
             clairvoyant=True,

@@ -98,7 +98,7 @@ class LeaderState:
         self.history.begin()
         for group in groups:
             self.commits.put_together(self._writes(group))
-            for key in dict.fromkeys(item.key for item in group):
+            for key in {item.key for item in group} if len(group) > 1 else (group[0].key,):
                 self.history.note(key, removed=False)
         self.wake()
         return self.commits.number

@@ -1,7 +1,8 @@
-"""Every symbol of vLLM that the plugin stands on, and which engines it refuses.
+"""Every symbol of vLLM that the plugin depends on, and the engine configurations that it refuses.
 
-Checked when the engine starts: a version that moved one of them is refused by name, before it serves a call. The tables
-are complete, and hold nothing that is not used: tests/engine/test_conformance.py reads the plugin's source.
+Checked when the engine starts: if a version lacks one of them, the engine is refused before it serves a call, and the
+error names the symbol. The tables list exactly what is used: tests/engine/test_conformance.py compares them with the
+plugin's source.
 """
 
 from __future__ import annotations
@@ -42,11 +43,10 @@ SCHEDULER_METHODS: dict[str, tuple[str, ...]] = {
     "schedule": (),
     "update_from_output": ("scheduler_output", "model_runner_output"),
 }
-# What only some versions have; the plugin asks before it touches them.
+# Symbols that only some versions have; the plugin checks before it uses them.
 OPTIONAL_SCHEDULER_SYMBOLS = {
-    "_select_waiting_queue_for_scheduling": "up to 0.30",
     "max_num_active_reqs": "0.31 and later",
-    "num_waiting_for_streaming_input": "its share of the slot limit counts from 0.31 on",
+    "num_waiting_for_streaming_input": "counts against the slot limit from 0.31 on",
     "skipped_waiting": "up to 0.30",
 }
 REQUEST_ATTRIBUTES = (
@@ -85,7 +85,7 @@ SCHEDULER_OUTPUT_ATTRIBUTES = (
 
 
 class UnsupportedEngineError(RuntimeError):
-    """This engine cannot be scheduled by program; the message says why and what to change."""
+    """The engine cannot be scheduled by program; the message says why and what to change."""
 
 
 def parse_version(text: str) -> tuple[int, int]:
@@ -111,7 +111,7 @@ def check_version(text: str) -> None:
 
 
 def check_config(vllm_config: Any) -> None:
-    """Refuses what the plugin does not do right; UnsupportedEngineError says what to do instead."""
+    """Refuses configurations that the plugin would get wrong. Raises UnsupportedEngineError with the alternative."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     if getattr(model, "runner_type", "generate") != "generate":
         raise UnsupportedEngineError(f"runner {model.runner_type!r} has no decode steps to schedule: use stock vLLM")
@@ -120,19 +120,19 @@ def check_config(vllm_config: Any) -> None:
     transfer = getattr(vllm_config, "kv_transfer_config", None)
     if transfer is not None and getattr(transfer, "is_kv_producer", False) and not transfer.is_kv_consumer:
         raise UnsupportedEngineError("a prefill-only engine (KV producer) cannot preempt: use stock vLLM there")
-    # vLLM tells the ranks of a dense model that they are one of one; only the index betrays that there are others.
-    # One refused rank ends them all.
+    # vLLM sets the size of a dense model's ranks to one; only the index shows that there are others. One refused rank
+    # ends all of them.
     size, index = parallel.data_parallel_size, getattr(parallel, "data_parallel_index", 0) or 0
     if size > 1 or index > 0:
         raise UnsupportedEngineError(
             f"--data-parallel-size (size {size}, this is rank {index}): its front end spreads the requests of one call "
-            "over schedulers that know nothing of each other, so no account would be right. Start one engine, with its "
+            "over independent schedulers, so no account would be right. Start one engine, with its "
             "own engine id and port, for each rank; the load balancer spreads programs over them"
         )
 
 
 def check_symbols(version: str, scheduler: Any, request: Any) -> None:
-    """Raises UnsupportedEngineError that names each symbol which this vLLM lacks; `request` is any vLLM Request."""
+    """Raises UnsupportedEngineError naming each symbol that this vLLM lacks; `request` is any vLLM Request."""
     missing = missing_symbols(scheduler, request)
     if missing:
         raise UnsupportedEngineError(
@@ -142,7 +142,7 @@ def check_symbols(version: str, scheduler: Any, request: Any) -> None:
 
 
 def missing_symbols(scheduler: Any, request: Any) -> list[str]:
-    """Symbols that this vLLM lacks; empty when the plugin can stand on it."""
+    """Symbols that this vLLM lacks."""
     missing = [f"Scheduler.{name}" for name in SCHEDULER_ATTRIBUTES if not hasattr(scheduler, name)]
     for name, parameters in SCHEDULER_METHODS.items():
         method = _vllms_own(type(scheduler), name)
@@ -159,7 +159,7 @@ def missing_symbols(scheduler: Any, request: Any) -> list[str]:
 
 
 def _vllms_own(scheduler_class: type, name: str) -> Any | None:
-    """The nearest definition of a method that is not ours: ours takes whatever comes."""
+    """The nearest definition of a method that is not ours: ours accepts any arguments."""
     for owner in scheduler_class.__mro__:
         if name in vars(owner) and not owner.__module__.startswith("agentserving_engine"):
             method = vars(owner)[name]

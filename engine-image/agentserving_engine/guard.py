@@ -1,8 +1,8 @@
-"""Keeps the plugin's mistakes from the engine: a block that raises is left, counted, and the engine goes on.
+"""Keeps the plugin's faults from the engine: a block that raises is left, counted, and the engine continues.
 
-An exception out of a scheduler hook ends the engine process and every call in it. So each hook's work is done under
-``with guard("what"):``. The first failure asks for a repair (what the block left half done is made anew from vLLM's own
-lists, see `steering.Steering.repair`); after `MAX_HOOK_ERRORS` the policy is off until the engine restarts.
+An exception out of a scheduler hook ends the engine process and every call in it, so each hook does its work under
+``with guard("what"):``. The first failure requests a repair: the policy's queue is rebuilt from vLLM's own lists (see
+`EngineSession.rebuild`). After `MAX_HOOK_ERRORS` failures the policy is off until the engine restarts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Guard:
 
     @property
     def off(self) -> bool:
-        """True once the policy has failed too often to go on with."""
+        """The policy has failed too often and is switched off."""
         return self._load.hook_errors >= MAX_HOOK_ERRORS
 
     def __call__(self, what: str) -> Guard:
@@ -50,7 +50,7 @@ class Guard:
         """Counts a failure that the caller has caught."""
         self.needs_repair = True
         if not self.off:
-            logger.error("agentserving: %s failed; vLLM goes on without it", what, exc_info=error)
+            logger.error("agentserving: %s failed; vLLM continues without it", what, exc_info=error)
         self._load.hook_errors += 1
         if self._load.hook_errors == MAX_HOOK_ERRORS:
             logger.error("agentserving: %d failures, the policy is off until the engine restarts", MAX_HOOK_ERRORS)

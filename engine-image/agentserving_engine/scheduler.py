@@ -1,9 +1,10 @@
 """vLLM's scheduler, ordered by program. ``--scheduler-cls agentserving_engine.scheduler.ProgramScheduler`` selects it.
 
-Nothing of vLLM is patched: the subclass overrides six methods and puts its own queue in the place of `waiting`. Before
-each step it takes in directives (`directives`) and lets the policy decide (`steering`); after each step it charges the
-members and reports (`reporting`). Every hook falls back to stock behaviour when it raises (`guard`), and after too many
-failures the policy is switched off for good: an engine that serves in the wrong order beats one that does not serve.
+Nothing in vLLM is patched: the subclass overrides five methods and replaces the queue in `waiting`. Before each step it
+executes directives and the policy's decision; after each step it charges the members and reports. What it decides is in
+`session`, what it does to vLLM in `vllm_adapter`. Every hook falls back to stock behaviour when it raises (`guard`),
+and after too many failures the policy is switched off for good: an engine that serves in the wrong order is better than
+one that does not serve.
 """
 
 from __future__ import annotations
@@ -13,160 +14,180 @@ import time
 import uuid
 from typing import Any
 
+import agentserving
 import vllm
 from agentserving.contract.channel import EngineHello
-from agentserving.contract.policy import FCFS
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from agentserving_engine.call_book import CallBook
+from agentserving_engine.calls import CallBook, Outbox
 from agentserving_engine.channel_server import ChannelServer
+from agentserving_engine.clock import now_us
 from agentserving_engine.conformance import check_config, check_symbols, check_version
-from agentserving_engine.directives import Directives
 from agentserving_engine.guard import Guard
-from agentserving_engine.keeping import Keeping
-from agentserving_engine.plugin_state import PluginState, now_us
-from agentserving_engine.policy import CallQueue
-from agentserving_engine.reporting import Reporting
+from agentserving_engine.session import EngineSession
 from agentserving_engine.settings import PluginSettings
-from agentserving_engine.steering import Steering
+from agentserving_engine.vllm_adapter import VllmAdapter
 
-PLUGIN_VERSION = "0.1.0"
+# When only calls are left that may not start, vLLM would spin: this pause is too short to delay a call.
+NOTHING_STARTS_S = 0.001
 
 
-class _ProgramMixin:
-    """What both schedulers get; `self` is a vLLM Scheduler."""
+class SyncProgramScheduler(Scheduler):
+    """For engines without asynchronous scheduling (CPU)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self_: Any = self
-        check_symbols(vllm.__version__, self_, Request("", [0], SamplingParams(max_tokens=1), None))
+        check_symbols(vllm.__version__, self, Request("", [0], SamplingParams(max_tokens=1), None))
         settings = PluginSettings.from_env(os.environ)
-        self._plugin = PluginState(self_, CallQueue(FCFS), CallBook(settings.engine_id, settings.ticket_keys))
-        self._guard = Guard(self._plugin.load)
-        self._steering = Steering(self._plugin)
-        self._reporting = Reporting(self._plugin)
-        self._keeping = Keeping(self._plugin, self._steering)
-        self._directives = Directives(self._plugin, self._steering, self._keeping)
-        self._plugin.channel = self._open_channel(settings)
-
-    def _open_channel(self, settings: PluginSettings) -> ChannelServer | None:
-        if settings.channel_dir is None:
-            return None
-        self_: Any = self
-        config = self_.vllm_config
-        rank = getattr(config.parallel_config, "data_parallel_index", 0) or 0
-        hello = EngineHello(
-            boot_id=uuid.uuid4().hex,
-            pid=os.getpid(),
-            rank=rank,
-            engine_kind="VLLM",
-            engine_version=vllm.__version__,
-            plugin_version=PLUGIN_VERSION,
-            max_num_seqs=self_.max_num_running_reqs,
-            max_model_len=config.model_config.max_model_len,
-            block_size=self_.block_size,
-            num_blocks=config.cache_config.num_gpu_blocks or 0,
-            data_parallel_size=config.parallel_config.data_parallel_size,
-            async_scheduling=bool(config.scheduler_config.async_scheduling),
-            policy_version=0,
-        )
-        unacked = self._plugin.book.unacked
-        return ChannelServer(settings.channel_dir / f"rank{rank}.sock", hello, lambda: list(unacked.values()))
+        outbox = Outbox() if settings.channel_dir is not None else Outbox(limit=0)
+        book = CallBook(settings.engine_id, settings.ticket_keys, outbox)
+        self._adapter = VllmAdapter(self, lambda: self._session.calls)
+        self._session = EngineSession(self._adapter, self._adapter.memory, book)
+        self._guard = Guard(self._session.load)
+        if settings.channel_dir is not None:
+            self._session.channel = ChannelServer(settings.channel_dir / "rank0.sock", _hello(self._adapter), outbox)
 
     def add_request(self, request: Request) -> None:
         """Scheduler.add_request: the request's ticket is verified and its call joins the queue."""
-        with self._guard("taking in a call"):
-            self_: Any = self
-            if not self._guard.off and request.request_id not in self_.requests:
+        with self._guard("the arrival of a call"):
+            if not self._guard.off and not self._adapter.knows(request):
                 self._arrive(request)
-        super().add_request(request)  # type: ignore[misc]
+        super().add_request(request)
 
     def _arrive(self, request: Request) -> None:
-        calls, book, now = self._plugin.calls, self._plugin.book, now_us()
-        if request.request_id in calls:
+        if request.request_id in self._session.calls:
             return
-        facts = book.arrive(request.request_id, request.session_id, now, time.time(), calls.policy.accounting)
-        calls.arrive(facts, now)
-        self._keeping.came(facts.program)
-        call = book.call_of(request.request_id)
+        call = self._session.arrive(
+            request.request_id,
+            request.session_id,
+            prompt_tokens=request.num_prompt_tokens,
+            now_us=now_us(),
+            unix_s=time.time(),
+        )
         if call is not None:
-            call.record.prompt_tokens += request.num_prompt_tokens
-            # Upstream keys prefix retention and hints by session: give it the program, not a one-time ticket.
-            request.session_id = call.record.program_id
+            self._adapter.set_session(request, call.record.program_id)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
-        """Scheduler.schedule: directives, decision, then vLLM's own step over our order."""
-        began = time.perf_counter_ns()
+        """Scheduler.schedule: directives and the decision, then vLLM's own step in our order."""
+        began_ns = time.perf_counter_ns()
         self._before_step()
-        spent = time.perf_counter_ns() - began
-        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
-        began = time.perf_counter_ns()
-        with self._guard("the book-keeping after a step was scheduled"):
-            self._steering.after_schedule(output)
-            self._keeping.after_step(output)
-        self._reporting.step_scheduled()
-        self._plugin.load.policy_time_us += (spent + time.perf_counter_ns() - began) // 1000
+        spent_ns = time.perf_counter_ns() - began_ns
+        output = super().schedule(*args, **kwargs)
+        began_ns = time.perf_counter_ns()
+        tokens = self._adapter.scheduled_tokens(output)
+        with self._guard("the bookkeeping after a step was scheduled"):
+            self._after_schedule(output)
+        self._session.step_began(sum(tokens.values()), now_us())
+        self._session.load.policy_time_us += (spent_ns + time.perf_counter_ns() - began_ns) // 1000
+        if not tokens and (self._session.calls.paused_count or self._adapter.order.limited):
+            time.sleep(NOTHING_STARTS_S)
         return output
 
     def _before_step(self) -> None:
-        guard = self._guard
+        guard, session, adapter = self._guard, self._session, self._adapter
         if guard.needs_repair:
             guard.needs_repair = False
             with guard("the repair after a failure"):
-                self._steering.repair()
+                adapter.order.show_hidden()
+                session.rebuild(adapter.by_arrival(), adapter.running(), now_us())
         if guard.off:
-            with guard("going back to stock"):
-                self._steering.go_stock()
+            with guard("the return to stock queues"):
+                adapter.restore_stock_queues()
         with guard("a directive"):
-            self._directives.take(steers=not guard.off)
+            session.take_directives(now_us(), steers=not guard.off)
         if not guard.off:
             with guard("the decision"):
-                self._steering.decide()
-                self._keeping.before_step()
+                self._decide()
 
-    def _select_waiting_queue_for_scheduling(self) -> Any:
-        """Scheduler's, up to 0.30: which of its two waiting queues comes next. Ours are ordered by rank alone."""
-        if self._guard.off:
-            return super()._select_waiting_queue_for_scheduling()  # type: ignore[misc]
-        return self._steering.best_queue()
+    def _decide(self) -> None:
+        session, adapter, now = self._session, self._adapter, now_us()
+        startable = None
+        if not adapter.paused:
+            session.decide(now)
+            if session.calls.waiting_count:
+                adapter.sort_running()
+            startable = session.startable(
+                now,
+                free_slots=adapter.free_slots(),
+                waiting=adapter.order.waiting(),
+                whole_order=not adapter.order.hides,
+            )
+        adapter.order.limit(startable)
+
+    def _after_schedule(self, output: Any) -> None:
+        session, adapter, now = self._session, self._adapter, now_us()
+        adapter.order.show_hidden()
+        for key in adapter.preempted(output):
+            session.preempted(key, now)
+        for started in adapter.started(output):
+            session.started(started.key, now)
+            if started.prompt_tokens is not None:
+                session.first_started(
+                    started.key, prompt_tokens=started.prompt_tokens, cached_tokens=started.cached_tokens
+                )
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Scheduler.update_from_output: the step is charged before vLLM ends the requests it finished."""
+        session, adapter = self._session, self._adapter
         with self._guard("charging a step"):
-            self._reporting.charge(scheduler_output)
-        result = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
-        with self._guard("answering cancelled calls"):
-            self._directives.answer_cancelled(result)
+            session.step_ended(adapter.scheduled_tokens(scheduler_output), now_us())
+        result = super().update_from_output(scheduler_output, model_runner_output)
+        with self._guard("the last outputs of aborted calls"):
+            adapter.answer_aborted(result)
         with self._guard("counting tokens"):
-            self._reporting.count_outputs(result)
+            for key, count in adapter.produced(result):
+                session.produced(key, count)
         with self._guard("reporting"):
-            self._reporting.report()
+            session.report(now_us(), idle=adapter.idle)
         return result
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Scheduler._free_request: the one place where a request ends, however it ends."""
-        for work in (self._keeping.left, self._reporting.ended):
+        for work in (self._retain, self._end):
             try:
                 work(request)
             except Exception as error:
-                # Runs inside other guarded work as well (a cancel), hence no block of its own.
-                self._guard.failed("ending a call", error)
-        return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
+                # Also runs inside other guarded blocks (a cancel), so it has none of its own.
+                self._guard.failed("the end of a call", error)
+        return super()._free_request(request, *args, **kwargs)
+
+    def _retain(self, request: Request) -> None:
+        ended = self._adapter.ended(request)
+        if ended.goes_on:
+            self._session.retain(ended.key, ended.context, ended.tokens, now_us())
+
+    def _end(self, request: Request) -> None:
+        ended = self._adapter.ended(request)
+        self._session.ended(ended.key, ended.outcome, ended.output_tokens, now_us())
 
 
-class SyncProgramScheduler(_ProgramMixin, Scheduler):
-    """For engines without asynchronous scheduling (CPU)."""
-
-
-class AsyncProgramScheduler(_ProgramMixin, AsyncScheduler):
+class AsyncProgramScheduler(SyncProgramScheduler, AsyncScheduler):
     """For engines that overlap scheduling and execution."""
 
 
+def _hello(adapter: VllmAdapter) -> EngineHello:
+    config = adapter.vllm.vllm_config
+    return EngineHello(
+        boot_id=uuid.uuid4().hex,
+        pid=os.getpid(),
+        engine_kind="VLLM",
+        engine_version=vllm.__version__,
+        plugin_version=agentserving.__version__,
+        max_num_seqs=adapter.vllm.max_num_running_reqs,
+        max_model_len=config.model_config.max_model_len,
+        block_size=adapter.kv.block_size,
+        num_blocks=config.cache_config.num_gpu_blocks or 0,
+        data_parallel_size=config.parallel_config.data_parallel_size,
+        async_scheduling=bool(config.scheduler_config.async_scheduling),
+        policy_version=0,
+    )
+
+
 def ProgramScheduler(*args: Any, **kwargs: Any) -> Scheduler:
-    """Factory for ``--scheduler-cls``: the scheduler for this engine, or UnsupportedEngineError."""
+    """Factory for ``--scheduler-cls``: the scheduler for this engine. Raises UnsupportedEngineError."""
     config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
     check_version(vllm.__version__)
     check_config(config)

@@ -1,4 +1,4 @@
-"""What the plugin is told by its environment; read once, when the engine starts."""
+"""The plugin's settings, read from the environment once, when the engine starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class PluginConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class PluginSettings:
-    """`channel_dir` is shared with the sidecar; None = no sidecar (then the plugin works on tickets alone)."""
+    """`channel_dir` is shared with the sidecar; None = no sidecar: the plugin works with tickets alone."""
 
     engine_id: str
     channel_dir: Path | None
@@ -23,10 +23,10 @@ class PluginSettings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> PluginSettings:
-        """Reads AGENTSERVING_ENGINE_ID, _CHANNEL_DIR and _TICKET_KEY_FILE. PluginConfigError when one is unusable."""
+        """Reads AGENTSERVING_ENGINE_ID, _CHANNEL_DIR and _TICKET_KEY_FILE. Raises PluginConfigError."""
         engine_id = env.get("AGENTSERVING_ENGINE_ID", "")
         if not engine_id:
-            raise PluginConfigError("AGENTSERVING_ENGINE_ID is not set: give the engine a name")
+            raise PluginConfigError("AGENTSERVING_ENGINE_ID is not set: set it to the engine's name")
         directory = env.get("AGENTSERVING_CHANNEL_DIR", "")
         if directory and not Path(directory).is_dir():
             raise PluginConfigError(f"AGENTSERVING_CHANNEL_DIR={directory} is not a directory")
@@ -40,5 +40,5 @@ def _keys(env: Mapping[str, str]) -> TicketKeys | None:
     try:
         return TicketKeys(Path(name))
     except (OSError, ValueError) as error:
-        told = error.strerror if isinstance(error, OSError) else error
-        raise PluginConfigError(f"AGENTSERVING_TICKET_KEY_FILE={name}: {told}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PluginConfigError(f"AGENTSERVING_TICKET_KEY_FILE={name}: {reason}") from error

@@ -1,147 +1,178 @@
-"""vLLM's waiting queue in the policy's order.
+"""vLLM's waiting queues as views of the policy's order.
 
-Takes the place of ``Scheduler.waiting`` (and, up to 0.30, of ``skipped_waiting``, where vLLM keeps the requests that it
-had to pass over). vLLM's own priority queue is a heap whose entries cannot be moved: re-keying one costs O(n). Here an
-entry carries a version, so a promotion is one push. Requests of held programs, those hidden for one step because that
-step preempted them, and those left out by `offer_only` count in ``len`` but are not offered. vLLM calls this in the
-middle of a step, where an exception would end the engine: `rank_of` and `is_held` must not raise, whatever the id.
+A `PolicyQueue` takes the place of ``Scheduler.waiting`` (and, up to 0.30, of ``skipped_waiting``, where vLLM keeps the
+requests that it had to pass over). It stores which requests are in it, but no order: `WaitingOrder` reads that from the
+policy's `CallQueue`, for all queues together. The first request of the order is the head of the queue that contains it,
+and the other queue appears empty; so vLLM's own choice between its two queues follows the policy.
+
+Requests of paused programs, those preempted in this step, and those left out by `limit` count in ``len`` but are not
+offered. vLLM calls these methods in the middle of a step, where an exception would end the engine.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from vllm.v1.core.sched.request_queue import RequestQueue
 
+from agentserving_engine.policy import CallQueue
+
 Rank = tuple[int, int, int]
 
+# Behind every call: a request unknown to the policy, because a hook failed when it arrived.
+UNKNOWN: Rank = (1 << 30, 0, 0)
 
-class RankedQueue(RequestQueue):
-    """A request queue ordered by `rank_of(request_id)`, read when a request is added or re-keyed."""
 
-    def __init__(self, rank_of: Callable[[str], Rank], is_held: Callable[[str], bool]) -> None:
-        self._rank_of = rank_of
-        self._is_held = is_held
-        self._requests: dict[str, Any] = {}
-        self._versions: dict[str, int] = {}
-        self._heap: list[tuple[Rank, int, str]] = []
+class WaitingOrder:
+    """Which waiting request comes next, read from `calls()` as far as vLLM asks."""
+
+    def __init__(self, calls: Callable[[], CallQueue]) -> None:
+        self._calls = calls
+        self.queues: list[PolicyQueue] = []
         self._hidden: set[str] = set()
-        self._only: list[str] | None = None
-        self._version = 0
+        self._startable: list[str] | None = None
+        self._unknown: dict[str, None] = {}
+        # The beginning of the order as read so far, and the first key in it that may still be in a queue.
+        self._keys: list[str] = []
+        self._next = 0
+        self._complete = False
+        self._changes = 0
+        self._read_from: tuple[CallQueue, int, int] | None = None
 
-    def _push(self, request_id: str) -> None:
-        self._version += 1
-        self._versions[request_id] = self._version
-        heapq.heappush(self._heap, (self._rank_of(request_id), self._version, request_id))
+    @property
+    def limited(self) -> bool:
+        """`limit` leaves some requests out."""
+        return self._startable is not None
 
-    def _show(self, request_id: str) -> None:
-        """Offers a request, unless its program is held or it is hidden."""
-        if request_id in self._hidden or self._is_held(request_id):
-            self._versions.pop(request_id, None)
-        else:
-            self._push(request_id)
+    @property
+    def hides(self) -> bool:
+        """Some requests are hidden."""
+        return bool(self._hidden)
 
-    def head(self) -> tuple[Rank, int, str] | None:
-        """(rank, version, id) of the request that runs next; None when none may."""
-        heap, versions = self._heap, self._versions
-        if self._only is not None:
-            return next(((self._rank_of(key), versions[key], key) for key in self._only if key in versions), None)
-        while heap:
-            if versions.get(heap[0][2]) == heap[0][1]:
-                return heap[0]
-            heapq.heappop(heap)
-        return None
+    def rank(self, key: str) -> Rank:
+        """Position of any request in the order; lower runs first."""
+        calls = self._calls()
+        return calls.rank(key) if key in calls else UNKNOWN
 
-    # -- what vLLM calls -----------------------------------------------------------------------------------------
+    def head(self) -> tuple[PolicyQueue, str] | None:
+        """The request that runs next and the queue that contains it; None when none may start."""
+        calls = self._calls()
+        source = (calls, calls.order_changes, self._changes)
+        if source != self._read_from:
+            self._read_from = source
+            self._keys, self._next, self._complete = [], 0, False
+        while True:
+            while self._next < len(self._keys):
+                key = self._keys[self._next]
+                if key not in self._hidden:
+                    for queue in self.queues:
+                        if key in queue:
+                            return queue, key
+                self._next += 1
+            if self._complete:
+                return None
+            self._read_on(calls)
+
+    def _read_on(self, calls: CallQueue) -> None:
+        if self._startable is not None:
+            self._keys, self._complete = [*self._startable, *self._unknown], True
+            return
+        count = max(1, 2 * len(self._keys))
+        self._keys = calls.first_waiting(count)
+        if len(self._keys) < count:
+            self._keys += self._unknown
+            self._complete = True
+
+    def waiting(self) -> Iterator[str]:
+        """Waiting calls that vLLM may see in the next step, best first."""
+        for key in self._calls().iter_waiting():
+            if key not in self._hidden and any(key in queue for queue in self.queues):
+                yield key
+
+    def added(self, key: str) -> None:
+        """A request has joined one of the queues."""
+        self._changes += 1
+        if key not in self._calls():
+            self._unknown[key] = None
+
+    def removed(self, key: str) -> None:
+        """A request has left its queue."""
+        self._hidden.discard(key)
+        self._unknown.pop(key, None)
+
+    def hide(self, key: str) -> None:
+        """Does not offer a request until `show_hidden`."""
+        self._hidden.add(key)
+        self._changes += 1
+
+    def show_hidden(self) -> None:
+        """Ends every `hide`."""
+        if self._hidden:
+            self._hidden.clear()
+            self._changes += 1
+
+    def limit(self, startable: list[str] | None) -> None:
+        """Offers only these requests, in their order, until the next call; None = all."""
+        if startable is not None or self._startable is not None:
+            self._startable = startable
+            self._changes += 1
+
+
+class PolicyQueue(RequestQueue):
+    """The requests of one of vLLM's waiting queues."""
+
+    def __init__(self, order: WaitingOrder) -> None:
+        self._order = order
+        self._requests: dict[str, Any] = {}
+        order.queues.append(self)
 
     def add_request(self, request: Any) -> None:
-        """Adds by rank."""
+        """Adds a request; the policy decides its position."""
         self._requests[request.request_id] = request
-        self._show(request.request_id)
+        self._order.added(request.request_id)
 
     def prepend_request(self, request: Any) -> None:
-        """The same as add: rank decides, not the end it comes in at."""
+        """The same as `add_request`."""
         self.add_request(request)
 
     def prepend_requests(self, requests: Iterable[Any]) -> None:
-        """Adds each by rank."""
+        """Adds each request."""
         for request in requests:
             self.add_request(request)
 
     def peek_request(self) -> Any:
-        """The request that runs next. IndexError when none may."""
-        head = self.head()
-        if head is None:
+        """The request that runs next. IndexError when none of this queue may."""
+        head = self._order.head()
+        if head is None or head[0] is not self:
             raise IndexError("peek from an empty queue")
-        return self._requests[head[2]]
+        return self._requests[head[1]]
 
     def pop_request(self) -> Any:
-        """Takes out the request that runs next."""
+        """Removes and returns the request that runs next."""
         request = self.peek_request()
         self.remove_request(request)
         return request
 
     def remove_request(self, request: Any) -> None:
-        """Takes out a request, wherever it stands; a stranger is ignored."""
-        request_id = request.request_id
-        self._requests.pop(request_id, None)
-        self._versions.pop(request_id, None)
-        self._hidden.discard(request_id)
+        """Removes a request if it is here."""
+        if self._requests.pop(request.request_id, None) is not None:
+            self._order.removed(request.request_id)
 
     def remove_requests(self, requests: Iterable[Any]) -> None:
-        """Takes out each."""
+        """Removes each request."""
         for request in requests:
             self.remove_request(request)
 
     def __bool__(self) -> bool:
-        return self.head() is not None
+        head = self._order.head()
+        return head is not None and head[0] is self
 
     def __len__(self) -> int:
         return len(self._requests)
 
     def __iter__(self) -> Iterator[Any]:
-        ranked = sorted((self._rank_of(request_id), request_id) for request_id in self._requests)
-        return iter([self._requests[request_id] for _, request_id in ranked])
-
-    # -- what the plugin calls -----------------------------------------------------------------------------------
+        return iter([self._requests[key] for key in sorted(self._requests, key=self._order.rank)])
 
     def __contains__(self, request_id: object) -> bool:
         return request_id in self._requests
-
-    def rekey(self, request_id: str) -> None:
-        """The rank of a request has changed."""
-        if request_id in self._versions:
-            self._push(request_id)
-
-    def hide(self, request_id: str) -> None:
-        """Keeps a request out of sight until `show_hidden`."""
-        if request_id in self._requests:
-            self._versions.pop(request_id, None)
-            self._hidden.add(request_id)
-
-    def show_hidden(self) -> None:
-        """Ends every `hide`."""
-        shown, self._hidden = self._hidden, set()
-        for request_id in shown:
-            self._show(request_id)
-
-    def offers(self, request_id: str) -> bool:
-        """The request waits here and is neither held nor hidden."""
-        return request_id in self._versions
-
-    def offer_only(self, request_ids: list[str] | None) -> None:
-        """Until the next time nothing but these is offered, in their order; None: everything, by rank."""
-        self._only = request_ids
-
-    @property
-    def limited(self) -> bool:
-        """`offer_only` leaves something out."""
-        return self._only is not None
-
-    def refresh(self) -> None:
-        """Every rank, and who is held, may have changed (another policy, a pause)."""
-        self._heap.clear()
-        for request_id in self._requests:
-            self._show(request_id)

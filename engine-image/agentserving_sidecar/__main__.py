@@ -1,180 +1,112 @@
-"""The sidecar's only wiring."""
+"""The sidecar of one engine: reports to the control plane, directives to the engine, and a journal in between."""
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import logging
-import os
-import signal
 import sys
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 
-import aiohttp
 import grpc
-import structlog
 import uvloop
-from agentserving.transport.connection import Tls
-from agentserving.transport.leader_channel import LeaderChannel, settings_of
-from agentserving.transport.server_tls import server_credentials
-from agentserving.v1 import call_service_pb2_grpc
-from aiohttp import web
+from agentserving import __version__
+from agentserving.contract.ids import EngineId
+from agentserving.transport.leader_channel import LeaderChannel
+from agentserving_process import logs, options, supervision
+from agentserving_process.backoff import Backoff
+from agentserving_process.listening import listen
+from agentserving_process.probes import served
+from agentserving_process.supervision import CannotStartError, Supervisor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from agentserving_sidecar.attach import LeaderLink
+from agentserving_sidecar.api.attach import LeaderLink
+from agentserving_sidecar.api.generate import add_generate
 from agentserving_sidecar.draining import drained
-from agentserving_sidecar.generate import GenerateServicer
+from agentserving_sidecar.engine_http import EngineHttp
+from agentserving_sidecar.engine_link import EngineLink
 from agentserving_sidecar.http_front import http_app
-from agentserving_sidecar.journal import Journal, NewerFormatError
-from agentserving_sidecar.progress_probe import Progress
+from agentserving_sidecar.journal import Journal, JournalInUseError, NewerFormatError
+from agentserving_sidecar.probing import ModelList, probe_front
+from agentserving_sidecar.settings import Settings
 from agentserving_sidecar.sidecar import Sidecar
 
-log = structlog.get_logger()
-
-MODELS_RETRY_S = 0.5
-PROGRESS_EVERY_S = 0.5
-
-
-def parse(argv: list[str]) -> argparse.Namespace:
-    """Flags, each with an environment variable AGENTSERVING_<FLAG>."""
-    parser = argparse.ArgumentParser(prog="agentserving-sidecar", description=__doc__)
-    flags: tuple[tuple[str, str | None, type], ...] = (
-        ("engine-id", None, str),
-        ("engine-address", None, str),
-        ("channel-dir", None, str),
-        ("state-dir", None, str),
-        ("control-plane", "127.0.0.1:7070", str),
-        ("listen", "127.0.0.1:7071", str),
-        ("http-host", "127.0.0.1", str),
-        ("http-port", "0", int),
-        ("stuck-s", "5", float),
-        ("drain-s", "30", float),
-        # To control planes; with a certificate of its own it also serves by TLS, for clients of that CA only.
-        ("tls-ca", "", str),
-        ("tls-cert", "", str),
-        ("tls-key", "", str),
-        ("tls-server-name", "", str),  # what control planes' certificates must say; empty = the host they are known by
-    )
-    for name, default, kind in flags:
-        value = os.environ.get("AGENTSERVING_" + name.upper().replace("-", "_"), default)
-        parser.add_argument(f"--{name}", default=value, required=value is None, type=kind)
-    return parser.parse_args(argv)
+PROG = "agentserving-sidecar"
+# The model list is a help for routing: the sidecar works without.
+MODELS_RESTART = Backoff(first_s=1.0, max_s=30.0)
 
 
-async def learn_models(sidecar: Sidecar, session: aiohttp.ClientSession) -> None:
-    """Asks the engine what it serves, once it answers; then attaches."""
-    while True:
-        try:
-            async with session.get(f"http://{sidecar.engine_address}/v1/models") as answer:
-                listed = await answer.json()
-                sidecar.models = [model["id"] for model in listed["data"]]
-                break
-        except (aiohttp.ClientError, KeyError, ValueError):
-            await asyncio.sleep(MODELS_RETRY_S)
-    if sidecar.leader is not None:
-        sidecar.leader.renew()
+def parse(argv: list[str] | None = None) -> Settings:
+    """Settings from flags and environment; exits with status 2 when they make no sense."""
+    return options.parse(Settings, prog=PROG, description=__doc__, argv=argv, version=__version__)
 
 
-async def watch_progress(sidecar: Sidecar) -> None:
-    """For ever."""
-    while True:
-        await asyncio.sleep(PROGRESS_EVERY_S)
-        sidecar.check_progress()
-
-
-def channel_of(settings: argparse.Namespace) -> LeaderChannel:
-    """To the control planes. ValueError names the flag."""
-    tls = settings_of(settings.tls_ca, settings.tls_cert, settings.tls_key, settings.tls_server_name)
+def open_journal(settings: Settings) -> Journal:
+    """CannotStartError when another sidecar or a newer version owns the directory, or it cannot be written."""
     try:
-        return LeaderChannel(settings.control_plane, tls)
-    except ValueError as error:
-        raise ValueError(f"--control-plane: {error}") from error
+        return Journal(settings.sidecar.state_dir / "journal")
+    except (JournalInUseError, NewerFormatError, OSError) as error:
+        raise CannotStartError(str(error)) from error
 
 
-def listen(server: grpc.aio.Server, settings: argparse.Namespace) -> bool:
-    """False when somebody listens there, or its certificate cannot be read."""
-    try:
-        if settings.tls_ca and settings.tls_cert:
-            tls = Tls.of(settings.tls_ca, settings.tls_cert, settings.tls_key)
-            server.add_secure_port(settings.listen, server_credentials(tls, log))
-        else:
-            server.add_insecure_port(settings.listen)
-    except OSError as error:
-        log.error("cannot start", error=str(error))
-        return False
-    except RuntimeError:
-        log.error("cannot listen: is the port taken?", listen=settings.listen)
-        return False
-    return True
-
-
-async def serve(settings: argparse.Namespace) -> int:
-    """Runs until SIGTERM or SIGINT, then drains."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    try:
-        journal = Journal(Path(settings.state_dir) / "journal")
-        channel = channel_of(settings)
-    except (NewerFormatError, ValueError) as error:
-        log.error("cannot start", error=str(error))
-        return 1
-    sidecar = Sidecar(
-        settings.engine_id, settings.engine_address, settings.listen, journal, Progress(int(settings.stuck_s * 1e6))
-    )
-    sidecar.connect(Path(settings.channel_dir), LeaderLink(channel, sidecar))
-    assert sidecar.link is not None
-    assert sidecar.leader is not None
+@asynccontextmanager
+async def generate_server(settings: Settings, engine: EngineHttp) -> AsyncIterator[None]:
+    """CallService.Generate and gRPC health checks, while the block runs."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)])
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
-        call_service_pb2_grpc.add_CallServiceServicer_to_server(
-            GenerateServicer(settings.engine_address, session), server
-        )
-        if not listen(server, settings):
-            return 1
-        await server.start()
-        await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
-        runner = web.AppRunner(http_app(sidecar, session, settings.drain_s), access_log=None)
-        await runner.setup()
-        if settings.http_port:
-            await web.TCPSite(runner, settings.http_host, settings.http_port).start()
-        tasks = [
-            asyncio.create_task(coroutine)
-            for coroutine in (
-                learn_models(sidecar, session),
-                sidecar.link.run(),
-                sidecar.leader.run(),
-                watch_progress(sidecar),
-            )
-        ]
-        await stop.wait()
-        sidecar.leave()
-        await drained(sidecar, settings.drain_s)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    add_generate(server, engine)
+    # With a certificate but no CA, anybody could call: then it serves in the clear, as without a certificate.
+    listen(server, settings.sidecar.listen, settings.leader.server() if settings.leader.tls_ca else None)
+    await server.start()
+    await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield
+    finally:
         await server.stop(1.0)
-        await runner.cleanup()
-    await channel.close()
-    journal.close()
-    return 0
+
+
+def connected_sidecar(settings: Settings, journal: Journal) -> tuple[Sidecar, EngineLink, LeaderLink]:
+    """The sidecar with both of its streams."""
+    engine, leader = settings.engine, settings.leader
+    sidecar = Sidecar(
+        engine_id=EngineId(engine.engine_id),
+        engine_address=engine.engine_address,
+        sidecar_address=settings.sidecar.listen,
+        journal=journal,
+        step_limit_us=int(engine.stuck_s * 1_000_000),
+    )
+    sidecar.link = link = EngineLink(engine.channel_dir, sidecar)
+    sidecar.leader = leader_link = LeaderLink(LeaderChannel(leader.control_plane, leader.client_settings()), sidecar)
+    return sidecar, link, leader_link
+
+
+async def serve(settings: Settings, supervisor: Supervisor) -> None:
+    """Runs until SIGTERM or SIGINT, then drains."""
+    with closing(open_journal(settings)) as journal:
+        sidecar, link, leader_link = connected_sidecar(settings, journal)
+        async with (
+            EngineHttp(settings.engine.engine_address, settings.engine.engine_api_key_file) as engine,
+            generate_server(settings, engine),
+            served(http_app(sidecar, settings.engine.drain_s), settings.probes),
+            Supervisor() as tasks,
+        ):
+            models = ModelList(engine, sidecar.models_changed)
+            sidecar.on_front_ready = models.refresh
+            tasks.start("engine channel", link.run)
+            tasks.start("attach", leader_link.run)
+            tasks.start("journal", sidecar.recorder.run)
+            tasks.start("health", sidecar.watch_health)
+            tasks.start("front probe", lambda: probe_front(engine, sidecar.front_answered))
+            tasks.start("models", models.run, restart=MODELS_RESTART)
+            await supervisor.stop_requested()
+            sidecar.leave()
+            await drained(sidecar, settings.engine.drain_s)
 
 
 def main() -> None:
     """Entry point."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-    )
-    sys.exit(uvloop.run(serve(parse(sys.argv[1:]))))
+    settings = parse()
+    logs.configure()
+    sys.exit(supervision.run(lambda supervisor: serve(settings, supervisor), loop_factory=uvloop.new_event_loop))
 
 
 if __name__ == "__main__":

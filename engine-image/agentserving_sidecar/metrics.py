@@ -1,46 +1,53 @@
-"""What the sidecar's /metrics tells of itself and of its engine. Read when asked; base units."""
+"""Metrics of the sidecar and of its engine, read when Prometheus asks for them; base units."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from agentserving.contract.channel import Load
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector as CollectorBase
 
+from agentserving_sidecar.health import State
 from agentserving_sidecar.sidecar import Sidecar
 
-# (metric, what it counts, field of Load, divisor)
+
+class _Field(NamedTuple):
+    """A metric that is a field of Load, divided by `divisor` to give base units."""
+
+    metric: str
+    help: str
+    field: str
+    divisor: float = 1
+
+
 _GAUGES = (
-    ("running_calls", "calls that run", "running", 1),
-    ("waiting_calls", "calls that queue", "waiting", 1),
-    ("kv_blocks", "KV blocks in all", "total_blocks", 1),
-    ("free_kv_blocks", "KV blocks that no call holds", "free_blocks", 1),
-    ("kept_kv_blocks", "of the free ones, those kept for programs whose tools work", "kept_blocks", 1),
-    (
-        "held_back_calls",
-        "waiting calls that do not fit beside what is kept, as far as was looked",
-        "behind_kept",
-        1,
-    ),
-    ("last_step_age_seconds", "since the last step ended", "last_step_age_us", 1e6),
+    _Field("running_calls", "calls that are running", "running"),
+    _Field("waiting_calls", "calls in the queue", "waiting"),
+    _Field("kv_blocks", "KV blocks in all", "total_blocks"),
+    _Field("free_kv_blocks", "KV blocks that no call holds", "free_blocks"),
+    _Field("kept_kv_blocks", "of the free ones, those retained for programs in a tool wait", "kept_blocks"),
+    _Field("held_back_calls", "waiting calls deferred because of retained blocks, as of the last look", "behind_kept"),
+    _Field("last_step_age_seconds", "time since the last step ended", "last_step_age_us", 1e6),
+    _Field("prefill_seconds_per_token", "cost of one prompt token; 0 = not measured", "prefill_us_per_token", 1e6),
 )
 _COUNTERS = (
-    ("steps", "engine iterations", "steps", 1),
-    ("promotions", "calls lifted to level 0", "promotions", 1),
-    ("demotions", "calls whose quantum was spent", "demotions", 1),
-    ("unmanaged_calls", "calls without a ticket", "unmanaged_calls", 1),
-    ("rejected_tickets", "tickets forged, expired or replayed", "rejected_tickets", 1),
-    ("policy_seconds", "time spent in the policy", "policy_time_us", 1e6),
-    ("prompt_tokens", "tokens of prompts", "prompt_tokens", 1),
-    ("cached_tokens", "of these found in the prefix cache", "cached_tokens", 1),
-    ("output_tokens", "tokens made", "output_tokens", 1),
-    ("hook_errors", "hooks that fell back to stock behaviour", "hook_errors", 1),
+    _Field("steps", "engine iterations", "steps"),
+    _Field("promotions", "calls promoted to level 0", "promotions"),
+    _Field("demotions", "calls whose quantum was spent", "demotions"),
+    _Field("unmanaged_calls", "calls without a ticket", "unmanaged_calls"),
+    _Field("rejected_tickets", "tickets forged, expired or replayed", "rejected_tickets"),
+    _Field("policy_seconds", "time spent in the policy", "policy_time_us", 1e6),
+    _Field("prompt_tokens", "prompt tokens", "prompt_tokens"),
+    _Field("cached_tokens", "prompt tokens found in the prefix cache", "cached_tokens"),
+    _Field("output_tokens", "generated tokens", "output_tokens"),
+    _Field("hook_errors", "hooks that fell back to stock behaviour", "hook_errors"),
 )
 
 
 class Collector(CollectorBase):
-    """Over one sidecar."""
+    """Metrics of one sidecar."""
 
     def __init__(self, sidecar: Sidecar) -> None:
         self._sidecar = sidecar
@@ -48,25 +55,33 @@ class Collector(CollectorBase):
     def collect(self) -> Iterator[Metric]:
         """Metric families; no label is unbounded."""
         sidecar = self._sidecar
-        journal = sidecar.journal
+        engine, journal = sidecar.engine, sidecar.journal
         for name, text, value in (
             ("unacked_reports", "terminal reports that the control plane has not acknowledged", len(journal.unacked)),
             ("attached", "1 = attached to the control plane", bool(sidecar.leader and sidecar.leader.attached)),
-            ("engine_connected", "1 = the plugin is connected", sidecar.engine_present),
-            ("engine_stuck", "1 = calls run and no step ends, or the plugin is silent", sidecar.stuck),
+            ("engine_connected", "1 = the scheduler plugin is connected", engine.is_connected),
+            ("engine_stuck", "1 = the engine makes no progress", engine.health.state is State.STUCK),
         ):
             yield GaugeMetricFamily(f"agentserving_sidecar_{name}", text, float(value))
-        corrupt = "journal frames with a wrong checksum"
-        yield CounterMetricFamily("agentserving_sidecar_corrupt_frames", corrupt, journal.corrupt_frames)
-        if sidecar.load is not None:
-            yield from _engine(sidecar.load)
+        health = GaugeMetricFamily(
+            "agentserving_sidecar_engine_health", "1 = the state of the engine", labels=["state"]
+        )
+        for state in State:
+            health.add_metric([state.value], float(engine.health.state is state))
+        yield health
+        corrupt = "journal records that were damaged and could not be read"
+        yield CounterMetricFamily("agentserving_sidecar_corrupt_records", corrupt, journal.corrupt_records)
+        if engine.load is not None:
+            yield from _engine(engine.load)
 
 
 def _engine(load: Load) -> Iterator[Metric]:
-    for name, text, field, divisor in _GAUGES:
-        yield GaugeMetricFamily(f"agentserving_engine_{name}", text, getattr(load, field) / divisor)
-    for name, text, field, divisor in _COUNTERS:
-        yield CounterMetricFamily(f"agentserving_engine_{name}", text, getattr(load, field) / divisor)
+    for gauge in _GAUGES:
+        value = getattr(load, gauge.field) / gauge.divisor
+        yield GaugeMetricFamily(f"agentserving_engine_{gauge.metric}", gauge.help, value)
+    for counter in _COUNTERS:
+        value = getattr(load, counter.field) / counter.divisor
+        yield CounterMetricFamily(f"agentserving_engine_{counter.metric}", counter.help, value)
     preemptions = CounterMetricFamily("agentserving_engine_preemptions", "calls put back to waiting", labels=["cause"])
     preemptions.add_metric(["policy"], load.preemptions_proactive)
     preemptions.add_metric(["memory"], load.preemptions_reactive)

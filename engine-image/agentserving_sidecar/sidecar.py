@@ -1,46 +1,63 @@
-"""Between one engine and the control plane: reports up, directives down, nothing lost in between.
+"""Between one engine and the control plane: reports go up, directives come down, and nothing is lost on the way.
 
-A terminal record goes: plugin -> journal (fsync) -> AckCalls to the plugin and report to the leader -> Ack -> out of
-the journal. Whoever dies on the way, the one before still has it. Progress is told with seq 0 and never kept.
+A terminal record passes: plugin -> journal -> acknowledgement to the plugin and report to the leader -> acknowledgement
+of the leader -> out of the journal. At every moment at least one of them has it, so each may crash at any time.
+Progress reports have seq 0 and are never stored: the next one supersedes them.
+
+`Sidecar` connects the parts: `engine_link` and `api.attach` (the two streams), `engine_state` and `health` (what is
+known of the engine), `recording` (the journal), `directives`. Everything runs on one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Protocol
 
 import structlog
-from agentserving.contract.channel import (
-    AckCalls,
-    CallRecord,
-    Cancel,
-    EngineHello,
-    EngineReport,
-    Load,
-    PolicyResult,
-    Preempt,
-    SetAccounts,
-    SetHolds,
-    SetPolicy,
-    ToEngine,
-)
-from agentserving.contract.policy import InvalidPolicyError, to_dict
-from agentserving.contract.policy_message import policy_from
-from agentserving.v1 import engine_service_pb2 as pb
-from agentserving.v1 import types_pb2
+from agentserving.contract.channel import AckCalls, CallRecord, EngineHello, EngineReport, PolicyResult, ToEngine
+from agentserving.contract.ids import EngineId
 
-from agentserving_sidecar.attach import LeaderLink
-from agentserving_sidecar.convert import call_report, load_message
-from agentserving_sidecar.engine_link import EngineLink
-from agentserving_sidecar.journal import Entry, Journal, JournalFullError
-from agentserving_sidecar.progress_probe import Progress
+from agentserving_sidecar.directives import Directives
+from agentserving_sidecar.engine_state import EngineState
+from agentserving_sidecar.health import FrontState
+from agentserving_sidecar.journal import Entry, Journal
+from agentserving_sidecar.recording import Recorder, Records
+from agentserving_sidecar.rejected_tickets import RejectedTickets
+from agentserving_sidecar.values import Ack, Directive, FromLeader, Hello, Report, ToLeader, Welcome
 
 log = structlog.get_logger()
 
-# Terminal records of this long share one fsync.
-GATHER_S = 0.005
+# How often the health is decided on without an event: a stopped engine causes none.
+EVALUATE_S = 0.2
+# Entries per report when the journal is replayed.
 RESEND_BATCH = 500
+
+
+class LeaderPort(Protocol):
+    """The stream to the leader, as the sidecar uses it."""
+
+    @property
+    def attached(self) -> bool:
+        """The leader has welcomed us on the current stream."""
+        ...
+
+    def send(self, message: ToLeader) -> None:
+        """Sends, or drops the message while there is no stream: a new one begins with `greeting`."""
+        ...
+
+
+class EnginePort(Protocol):
+    """The channel to the plugin, as the sidecar uses it."""
+
+    def send(self, message: ToEngine) -> bool:
+        """False while the plugin is not connected."""
+        ...
+
+    def reconnect(self) -> None:
+        """Breaks the connection, so that the plugin sends again what is not acknowledged."""
+        ...
 
 
 def _now_us() -> int:
@@ -48,218 +65,198 @@ def _now_us() -> int:
 
 
 class Sidecar:
-    """Glue; implements EngineEvents and LeaderEvents."""
+    """Implements EngineEvents (engine_link) and LeaderEvents (api.attach)."""
 
     def __init__(
-        self, engine_id: str, engine_address: str, sidecar_address: str, journal: Journal, progress: Progress
+        self, *, engine_id: EngineId, engine_address: str, sidecar_address: str, journal: Journal, step_limit_us: int
     ) -> None:
         self.engine_id, self.engine_address, self.sidecar_address = engine_id, engine_address, sidecar_address
-        self.journal, self.progress = journal, progress
-        self.engine: EngineHello | None = None
-        self.engine_present = False
-        self.load: Load | None = None
-        self.models: list[str] = []
-        self.epoch = 0
+        self.journal = journal
+        self.engine = EngineState(step_limit_us)
+        self.recorder = Recorder(
+            journal,
+            on_recorded=self._recorded,
+            on_deferred=self._deferred,
+            on_overflow=lambda: self.link.reconnect() if self.link is not None else None,
+        )
+        self.directives = Directives(to_engine=self._to_engine, refuse_policy=self.engine_policy, drain=self.drain)
+        self.rejected_tickets = RejectedTickets()
+        self.models: tuple[str, ...] = ()
         self.draining = False
-        self._leaving = False
-        self.stuck = False
-        self._heard_us = _now_us()
-        self.link: EngineLink | None = None
-        self.leader: LeaderLink | None = None
-        self._policy: types_pb2.PolicyVersion | None = None
-        self._holds: set[str] = set()
-        self._terminal: list[CallRecord] = []
-        self._gathering: asyncio.TimerHandle | None = None
-
-    def connect(self, channel_dir: Path, leader: LeaderLink) -> None:
-        """Wires both links."""
-        self.link, self.leader = EngineLink(channel_dir, 0, self), leader
+        self.link: EnginePort | None = None
+        self.leader: LeaderPort | None = None
+        self.on_front_ready: Callable[[], None] = lambda: None
+        self._is_leaving = False
+        # Highest seq on the current stream to the leader.
+        self._sent_seq = 0
 
     # -- from the engine -----------------------------------------------------------------------------------------
 
-    def engine_hello(self, rank: int, hello: EngineHello) -> None:
-        """A boot id that we have not seen: calls of the old boot are gone."""
-        if self.engine is not None and self.engine.boot_id != hello.boot_id:
-            # Its last records first: whoever hears that a boot is over gives up what it has not heard the end of.
-            self._keep()
-            self._tell_down(self.engine.boot_id)
-            # It was the old engine that was to go.
-            self.draining = self._leaving
-        self.engine, self.engine_present, self._heard_us = hello, True, _now_us()
-        if self._policy is not None:
-            self._send_policy()
-        if self.epoch:
-            self._to_engine(SetHolds(sorted(self._holds)))
-        if self.leader is not None:
-            self.leader.renew()
+    def engine_hello(self, hello: EngineHello, pid: int = 0) -> None:
+        """The plugin has connected, perhaps of a new engine process."""
+        before = self.engine.boot_id
+        if self.engine.connected(hello, pid, _now_us()) and before:
+            # The drain was of the process that has ended.
+            self.draining = self._is_leaving
+        self.directives.send_state()
         log.info("engine connected", boot=hello.boot_id, kind=hello.engine_kind, version=hello.engine_version)
+        self.engine.evaluate(_now_us())
+        # The last records of the boot before go first: a leader that learns of its end gives up what it has not heard.
+        self.recorder.after_attempt(lambda: self._announce(before))
 
-    def engine_away(self, rank: int) -> None:
-        """Nothing is lost by a broken channel; only a new boot id or a dead socket for long means a dead engine."""
-        self.engine_present = False
+    def _announce(self, boot_before: str) -> None:
+        if boot_before not in ("", self.engine.boot_id):
+            self._to_leader(Report(boot_id=boot_before, health=self.engine.health, engine_down=True))
+        self._to_leader(self.hello())
 
-    def check_progress(self) -> None:
-        """On each report, and now and then: a stopped engine sends none. A change is told at once."""
-        silent_us = _now_us() - self._heard_us if self.engine_present else 0
-        stuck = self.progress.is_stuck(self.load, silent_us)
-        if stuck == self.stuck:
-            return
-        self.stuck = stuck
-        log.warning("the engine is stuck" if stuck else "the engine goes on", silent_us=silent_us)
-        if self.leader is not None and self.engine is not None:
-            self.leader.send(pb.AttachRequest(report=self._report(0, [], self.engine.boot_id)))
+    def engine_report(self, report: EngineReport) -> None:
+        """Terminal records are recorded first; the others are passed on."""
+        self.engine.heard(report.load, _now_us())
+        self.rejected_tickets.count(report.load.rejected_tickets, time.monotonic())
+        boot_id = self.engine.boot_id
+        for record in report.calls:
+            if record.outcome:
+                self.recorder.take(boot_id, record)
+        self._evaluate()
+        self._report(*((boot_id, record) for record in report.calls if not record.outcome))
 
-    def _tell_down(self, boot_id: str) -> None:
-        if self.leader is not None:
-            self.leader.send(pb.AttachRequest(report=pb.Report(boot_id=boot_id, engine_down=True)))
+    def engine_policy(self, result: PolicyResult) -> None:
+        """The leader counts who follows."""
+        self._to_leader(result)
 
-    def engine_report(self, rank: int, report: EngineReport) -> None:
-        """Terminal records are gathered for one fsync; the rest goes straight on."""
-        self.load, self._heard_us = report.load, _now_us()
-        self.check_progress()
-        self._terminal += [record for record in report.calls if record.outcome]
-        if self._terminal and self._gathering is None:
-            self._gathering = asyncio.get_running_loop().call_later(GATHER_S, self._keep)
-        live = [record for record in report.calls if not record.outcome]
-        if self.leader is not None and self.engine is not None:
-            self.leader.send(pb.AttachRequest(report=self._report(0, live, self.engine.boot_id)))
+    def engine_disconnected(self) -> None:
+        """The plugin keeps its records, and sends them when it is connected again."""
+        self.engine.disconnected(_now_us())
+        self._evaluate()
 
-    def _keep(self) -> None:
-        self._gathering = None
-        records, self._terminal = self._terminal, []
-        if not records or self.engine is None:
-            return
-        try:
-            entries = self.journal.append(self.engine.boot_id, records)
-        except (JournalFullError, OSError) as error:
-            # Not acknowledged: the plugin keeps them and sends them again when it is connected anew.
-            log.error("journal cannot take records", error=str(error), records=len(records))
-            self._terminal = records + self._terminal
-            self._gathering = asyncio.get_running_loop().call_later(1.0, self._keep)
-            return
-        self._to_engine(AckCalls([(record.call_id, record.attempt) for record in records]))
-        self._send_entries(entries)
+    def engine_absent(self) -> None:
+        """The engine process has ended, or has not come so far yet."""
+        self.engine.absent()
+        self._evaluate()
 
-    def _send_entries(self, entries: list[Entry]) -> None:
-        if self.leader is not None and entries:
-            records = [entry.record for entry in entries]
-            report = self._report(entries[-1].seq, records, entries[-1].boot_id)
-            self.leader.send(pb.AttachRequest(report=report))
+    def front_answered(self, state: FrontState, detail: str) -> None:
+        """The result of a health check of the HTTP front."""
+        if self.engine.front_answered(state, detail):
+            self.on_front_ready()
+        self._evaluate()
 
-    def _report(self, seq: int, records: list[CallRecord], boot_id: str) -> pb.Report:
-        return pb.Report(
-            seq=seq,
-            load=load_message(self.load) if self.load is not None else None,
-            calls=[call_report(record, boot_id) for record in records],
-            stuck=self.stuck,
-            boot_id=boot_id,
+    def models_changed(self, models: tuple[str, ...]) -> None:
+        """The leader routes calls by the engine's models."""
+        self.models = models
+        self._to_leader(self.hello())
+
+    # -- health --------------------------------------------------------------------------------------------------
+
+    async def watch_health(self) -> None:
+        """Decides on the health regularly, until cancelled."""
+        while True:
+            await asyncio.sleep(EVALUATE_S)
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        """Reports a change of the health immediately."""
+        if self.engine.evaluate(_now_us()):
+            health = self.engine.health
+            write = log.info if health.is_serving else log.warning
+            write("engine health changed", health=health.state.value, reason=health.reason)
+            self._report()
+
+    # -- the journal ---------------------------------------------------------------------------------------------
+
+    def _recorded(self, entries: list[Entry]) -> None:
+        self._to_engine(AckCalls([(entry.record.call_id, entry.record.attempt) for entry in entries]))
+        # Those that a new stream's replay has sent already are not sent again.
+        for report in self._journal_reports([entry for entry in entries if entry.seq > self._sent_seq]):
+            self._to_leader(report)
+
+    def _deferred(self, records: Records) -> None:
+        """They are not on disk yet; the leader may know of the ends all the same."""
+        if records:
+            self._report(*records)
+
+    def _journal_reports(self, entries: list[Entry]) -> list[Report]:
+        """In order and in batches, each of one boot."""
+        reports: list[Report] = []
+        batch: list[Entry] = []
+        for entry in [*entries, None]:
+            is_full = len(batch) == RESEND_BATCH or (batch and (entry is None or entry.boot_id != batch[0].boot_id))
+            if is_full:
+                reports.append(self._journal_report(batch))
+                batch = []
+            if entry is not None:
+                batch.append(entry)
+        self._sent_seq = max(self._sent_seq, *(report.seq for report in reports), 0)
+        return reports
+
+    def _journal_report(self, batch: list[Entry]) -> Report:
+        return Report(
+            seq=batch[-1].seq,
+            boot_id=batch[0].boot_id,
+            calls=tuple((entry.boot_id, entry.record) for entry in batch),
+            load=self.engine.load,
+            health=self.engine.health,
         )
 
-    def engine_policy(self, rank: int, result: PolicyResult) -> None:
-        """Told to the leader: it counts who follows."""
+    # -- to the leader -------------------------------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        """Introduces the engine as it is now."""
+        return Hello(
+            engine_id=self.engine_id,
+            engine_address=self.engine_address,
+            sidecar_address=self.sidecar_address,
+            engine=self.engine.hello,
+            models=self.models,
+            health=self.engine.health,
+            epoch=self.directives.epoch,
+            draining=self.draining,
+            unacked_seq=self.journal.last_unacked,
+        )
+
+    def greeting(self) -> list[ToLeader]:
+        """The first messages of a stream: hello, and the whole journal."""
+        self._sent_seq = 0
+        return [self.hello(), *self._journal_reports(self.journal.entries())]
+
+    def _report(self, *calls: tuple[str, CallRecord]) -> None:
+        engine = self.engine
+        self._to_leader(Report(boot_id=engine.boot_id, calls=calls, load=engine.load, health=engine.health))
+
+    def _to_leader(self, message: ToLeader) -> None:
         if self.leader is not None:
-            self.leader.send(pb.AttachRequest(policy_ack=pb.PolicyAck(version=result.version, error=result.error)))
+            self.leader.send(message)
 
     # -- from the leader -----------------------------------------------------------------------------------------
 
-    def hello(self) -> pb.EngineHello | None:
-        """See LeaderEvents."""
-        engine = self.engine
-        if engine is None:
-            return None
-        return pb.EngineHello(
-            engine_id=self.engine_id,
-            boot_id=engine.boot_id,
-            address=self.engine_address,
-            sidecar_address=self.sidecar_address,
-            epoch=self.epoch,
-            draining=self.draining,
-            unacked_seq=self.journal.last_unacked,
-            capabilities=types_pb2.EngineCapabilities(
-                engine_kind=engine.engine_kind,
-                engine_version=engine.engine_version,
-                plugin_version=engine.plugin_version,
-                models=self.models,
-                max_num_seqs=engine.max_num_seqs,
-                max_model_len=engine.max_model_len,
-                block_size=engine.block_size,
-                num_blocks=engine.num_blocks,
-                data_parallel_size=engine.data_parallel_size,
-                async_scheduling=engine.async_scheduling,
-            ),
-        )
-
-    def unacked(self) -> list[pb.Report]:
-        """Everything in the journal, in order, in batches."""
-        entries = list(self.journal.unacked.values())
-        return [
-            self._report(batch[-1].seq, [entry.record for entry in batch], batch[-1].boot_id)
-            for batch in (entries[at : at + RESEND_BATCH] for at in range(0, len(entries), RESEND_BATCH))
-        ]
-
-    def leader_welcome(self, welcome: pb.Welcome) -> None:
-        """The policy in force comes with it."""
-        if welcome.epoch < self.epoch:
-            log.error("a leader of an older epoch", theirs=welcome.epoch, ours=self.epoch)
-            return
-        self.epoch = welcome.epoch
-        self._take_policy(welcome.policy)
-        # Replaces what we knew: programs may have been let go while we were away.
-        self._holds = set(welcome.held_program_ids)
-        self._to_engine(SetHolds(sorted(self._holds)))
-        log.info("attached", epoch=welcome.epoch, policy=welcome.policy.policy.name)
-
-    def leader_directive(self, directive: pb.Directive) -> None:
-        """Directives of an older epoch are refused."""
-        if directive.epoch < self.epoch:
-            log.error("directive of an older epoch refused", theirs=directive.epoch, ours=self.epoch)
-            return
-        match directive.WhichOneof("directive"):
-            case "accounts":
-                accounts = [(a.root_program_id, a.attained_service_us, a.wait_us) for a in directive.accounts.accounts]
-                self._to_engine(SetAccounts(accounts))
-            case "policy":
-                self._take_policy(directive.policy)
-            case "preempt":
-                self._to_engine(Preempt(directive.preempt.call_id))
-            case "pause":
-                told = directive.pause
-                (self._holds.add if told.paused else self._holds.discard)(told.program_id)
-                self._to_engine(SetHolds(sorted(self._holds)))
-            case "cancel":
-                self._to_engine(Cancel(list(directive.cancel.call_ids)))
-            case "drain":
-                self.drain()
-
-    def leader_ack(self, seq: int) -> None:
-        """Out of the journal."""
-        self.journal.ack(seq)
-
-    def _take_policy(self, told: types_pb2.PolicyVersion) -> None:
-        self._policy = told
-        self._send_policy()
-
-    def _send_policy(self) -> None:
-        if self._policy is None:
-            return
-        try:
-            values = to_dict(policy_from(self._policy.policy))
-        except InvalidPolicyError as error:
-            self.engine_policy(0, PolicyResult(self._policy.version, str(error)))
-            return
-        self._to_engine(SetPolicy(self._policy.version, values))
+    def received(self, message: FromLeader) -> None:
+        """A message of the leader."""
+        match message:
+            case Welcome():
+                self.directives.welcome(message)
+            case Directive():
+                self.directives.execute(message)
+            case Ack():
+                self.recorder.acknowledge(message.seq)
 
     def _to_engine(self, message: ToEngine) -> None:
         if self.link is not None:
             self.link.send(message)
 
+    # -- draining ------------------------------------------------------------------------------------------------
+
     def leave(self) -> None:
-        """This process is to end: drains, whatever engine boots meanwhile."""
-        self._leaving = True
+        """This process is about to end: drains whatever engine boots meanwhile."""
+        self._is_leaving = True
         self.drain()
 
     def drain(self) -> None:
         """No new programs until another engine boots."""
         self.draining = True
-        if self.leader is not None:
-            self.leader.renew()
+        self._to_leader(self.hello())
+
+    @property
+    def is_drained(self) -> bool:
+        """The engine has nothing to do, and the control plane has every report."""
+        load = self.engine.load
+        is_busy = load is not None and load.running + load.waiting > 0 and self.engine.is_connected
+        return not is_busy and self.recorder.is_idle and not self.journal.unacked

@@ -1,7 +1,7 @@
-"""Leaving without a broken call: what a gateway that was told to end still does.
+"""Stopping without a broken call: what a gateway still does after SIGTERM.
 
-It serves on as before, since Services go on sending for a moment, but each answer that begins now says that its
-connection ends with it: clients come back through the Service, to another gateway. It ends once all is quiet.
+It serves on, since Services send clients for a moment longer, but each answer that begins now closes its connection:
+clients come back through the Service, to another gateway. The process ends once all connections are quiet.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 SETTLE_S = 5.0
 # A client that has just had its answer may speak again on a connection that promised to stay.
 QUIET_S = 1.0
-LOOK_S = 0.05
+POLL_S = 0.05
 
 
 class Drainable(Protocol):
@@ -25,31 +25,31 @@ class Drainable(Protocol):
         """A request is arriving or being served."""
 
     def close(self) -> None:
-        """At once."""
+        """Closes it, whatever is under way."""
 
 
 class Connections:
-    """All that are open. `leaving` is read by each when its answer begins."""
+    """All open connections. Each reads `leaving` when its answer begins."""
 
     def __init__(self) -> None:
         self.leaving = False
         self._open: set[Drainable] = set()
 
     def opened(self, connection: Drainable) -> None:
-        """A client has come."""
+        """A client has connected."""
         self._open.add(connection)
 
     def closed(self, connection: Drainable) -> None:
-        """It has gone."""
+        """A client has gone."""
         self._open.discard(connection)
 
     @property
     def are_busy(self) -> bool:
-        """Any of them."""
-        return any(each.is_busy for each in self._open)
+        """True while a request arrives or is served on any of them."""
+        return any(connection.is_busy for connection in self._open)
 
     async def drain(self, limit_s: float, stop_listening: Callable[[], None]) -> None:
-        """Returns when nobody is being served, after `limit_s` seconds at the latest; 0 = at once."""
+        """Returns when no request is being served, after `limit_s` seconds at the latest; 0 = immediately."""
         self.leaving = True
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -57,8 +57,8 @@ class Connections:
         stop_listening()
         quiet_since = loop.time()
         while loop.time() < min(began + limit_s, quiet_since + QUIET_S):
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
             if self.are_busy:
                 quiet_since = loop.time()
-        for each in list(self._open):
-            each.close()
+        for connection in list(self._open):
+            connection.close()

@@ -1,14 +1,20 @@
-"""Errors as clients of OpenAI and of Anthropic expect them."""
+"""Errors in the envelopes that clients of OpenAI and of Anthropic expect. Pure."""
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
+
+from agentserving_gateway.calls import Refusal
 
 
 @dataclass(eq=False)
 class HttpError(Exception):
-    """An answer that is a refusal. `type` is OpenAI's word for the kind."""
+    """The answer to a refused request. The message says what happened, which field, and what to do.
+
+    `type` is OpenAI's word for the kind, `param` the field of the body, `code` a closed word.
+    """
 
     status: int
     message: str
@@ -19,9 +25,12 @@ class HttpError(Exception):
 
 
 _REASONS = {
+    200: "OK",
     400: "Bad Request",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
+    409: "Conflict",
     408: "Request Timeout",
     413: "Content Too Large",
     429: "Too Many Requests",
@@ -38,16 +47,21 @@ _STATUS = {
     4: (504, "server_error"),
     5: (404, "invalid_request_error"),
     6: (409, "invalid_request_error"),
+    7: (403, "permission_error"),
     8: (429, "rate_limit_error"),
     9: (409, "invalid_request_error"),
     14: (503, "server_error"),
 }
+# A 429 or 503 always says when to come back.
+DEFAULT_RETRY_S = 1.0
 
 
-def from_admission(code: int, reason: str, message: str, retry_after_s: float) -> HttpError:
-    """The HTTP answer to a refused admission."""
-    status, kind = _STATUS.get(code, (500, "server_error"))
-    return HttpError(status, message, kind, reason.lower(), retry_after_s=retry_after_s)
+def from_refusal(refusal: Refusal) -> HttpError:
+    """The HTTP answer to a refused admission, in the leader's words."""
+    status, kind = _STATUS.get(refusal.code, (500, "server_error"))
+    retry_after_s = refusal.retry_after_s or (DEFAULT_RETRY_S if status in (429, 503) else 0.0)
+    param = "model" if refusal.reason == "MODEL_NOT_FOUND" else None
+    return HttpError(status, refusal.message, kind, refusal.reason.lower(), param, retry_after_s=retry_after_s)
 
 
 # HTTP status -> Anthropic's word for it (its API's errors page).
@@ -66,7 +80,7 @@ def _anthropic_type(status: int) -> str:
 
 
 def render(error: HttpError, path: str, *, close: bool) -> bytes:
-    """The whole response: OpenAI's envelope, or Anthropic's on /v1/messages."""
+    """The response with head and body: OpenAI's envelope, or Anthropic's on /v1/messages."""
     if path.startswith("/v1/messages"):
         document: dict[str, object] = {
             "type": "error",
@@ -76,14 +90,20 @@ def render(error: HttpError, path: str, *, close: bool) -> bytes:
         document = {
             "error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code or None}
         }
-    body = json.dumps(document).encode()
+    return response(error.status, json.dumps(document).encode(), retry_after_s=error.retry_after_s, close=close)
+
+
+def response(
+    status: int, body: bytes, *, content_type: bytes = b"application/json", retry_after_s: float = 0.0, close: bool
+) -> bytes:
+    """A response with head and body."""
     lines = [
-        f"HTTP/1.1 {error.status} {_REASONS.get(error.status, 'Error')}",
-        "content-type: application/json",
-        f"content-length: {len(body)}",
+        b"HTTP/1.1 %d %s" % (status, _REASONS.get(status, "Error").encode()),
+        b"content-type: " + content_type,
+        b"content-length: %d" % len(body),
     ]
-    if error.retry_after_s:
-        lines.append(f"retry-after: {max(1, round(error.retry_after_s))}")
+    if retry_after_s:
+        lines.append(b"retry-after: %d" % max(1, math.ceil(retry_after_s)))
     if close:
-        lines.append("connection: close")
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+        lines.append(b"connection: close")
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body

@@ -1,27 +1,26 @@
-"""Which program a request belongs to. Pure; first source found wins, and none is ever an error.
+"""Which program a request belongs to. Pure; the first source found wins, and none is ever an error.
 
-A header is a claim, scoped by the tenant of the credential. The body is looked at only when no header tells.
+A header is a claim, scoped by the tenant of the credential. The body counts only when no header names a program. Our
+own header names, and what an id or a name may be, are those of the client library (agentserving.programs.headers).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-_ID = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
-MAX_BODY_LOOK_BYTES = 1 << 20
+from agentserving.contract.ids import ProgramId
+from agentserving.programs import headers as ours
+
+from agentserving_gateway.body import Body
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """`program_id` empty = a program of this one call. `source` is a metric label."""
 
-    program_id: str = ""
-    parent_program_id: str = ""
+    program_id: ProgramId = ProgramId("")
+    parent_program_id: ProgramId = ProgramId("")
     thread_id: str = ""
     parent_call_ids: tuple[str, ...] = ()
     name: str = ""
@@ -29,7 +28,7 @@ class Identity:
     source: str = "none"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
     """A header that names a program, with the headers that refine it."""
 
@@ -42,73 +41,74 @@ class _Source:
 
 
 SOURCES = (
-    _Source("agentserving", "x-agentserving-program-id", parent="x-agentserving-parent-program-id"),
-    _Source("llm-d", "x-llm-d-inference-fairness-id"),
-    _Source("dynamo", "x-dynamo-session-id", parent="x-dynamo-parent-session-id", final="x-dynamo-session-final"),
-    _Source("claude-code", "x-claude-code-session-id", "x-claude-code-parent-agent-id", "x-claude-code-agent-id"),
-    _Source("codex", "session-id"),
-    _Source("codex", "session_id"),
-    _Source("opencode", "x-session-id", parent="x-parent-session-id"),
-    _Source("opencode", "x-session-affinity"),
+    _Source(label="agentserving", program=ours.PROGRAM_ID, parent=ours.PARENT_PROGRAM_ID),
+    _Source(label="llm-d", program="x-llm-d-inference-fairness-id"),
+    _Source(
+        label="dynamo",
+        program="x-dynamo-session-id",
+        parent="x-dynamo-parent-session-id",
+        final="x-dynamo-session-final",
+    ),
+    _Source(
+        label="claude-code",
+        program="x-claude-code-session-id",
+        parent="x-claude-code-parent-agent-id",
+        child="x-claude-code-agent-id",
+    ),
+    _Source(label="codex", program="session-id"),
+    _Source(label="codex", program="session_id"),
+    _Source(label="opencode", program="x-session-id", parent="x-parent-session-id"),
+    _Source(label="opencode", program="x-session-affinity"),
 )
 
 
-def clean(text: str) -> str:
+def clean(text: str) -> ProgramId:
     """An id as the process table takes it: itself, or a hash when it has other characters or is too long."""
     text = text.strip()
-    if not text or _ID.fullmatch(text):
-        return text
-    return "h-" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:40]
+    return ProgramId(ours.thread_id(text) if text else "")
+
+
+def _thread(text: str) -> str:
+    """Any text of at most MAX_NAME_BYTES; a longer one is hashed, so that two of them stay two."""
+    return text if len(text.encode()) <= ours.MAX_NAME_BYTES else ours.thread_id(text)
 
 
 def from_headers(headers: Mapping[str, str]) -> Identity | None:
-    """The identity that headers (names in lower case) give; None when they are silent."""
+    """The identity that headers (names in lower case) give; None when they name no program."""
     for source in SOURCES:
         program = clean(headers.get(source.program, ""))
         if not program:
             continue
-        parent = clean(headers.get(source.parent, "")) if source.parent else ""
-        child = clean(headers.get(source.child, "")) if source.child else ""
+        parent = clean(headers.get(source.parent, "")) if source.parent else ProgramId("")
+        child = clean(headers.get(source.child, "")) if source.child else ProgramId("")
         if child:
             program, parent = clean(f"{program}/{child}"), clean(f"{program}/{parent}") if parent else program
         elif source.child:
-            parent = ""
+            parent = ProgramId("")
         return Identity(
-            program,
-            "" if parent == program else parent,
-            headers.get("x-agentserving-thread-id", "")[:128],
-            tuple(p.strip() for p in headers.get("x-agentserving-parent-call-ids", "").split(",") if p.strip()),
-            headers.get("x-agentserving-program-name", "")[:100],
-            headers.get(source.final, "").lower() in ("1", "true", "yes") if source.final else False,
-            source.label,
+            program_id=program,
+            parent_program_id=ProgramId("") if parent == program else parent,
+            thread_id=_thread(headers.get(ours.THREAD_ID, "")),
+            parent_call_ids=tuple(p.strip() for p in headers.get(ours.PARENT_CALL_IDS, "").split(",") if p.strip()),
+            name=ours.short_name(headers.get(ours.PROGRAM_NAME, "")),
+            final=source.final != "" and headers.get(source.final, "").lower() in ("1", "true", "yes"),
+            source=source.label,
         )
     return None
 
 
-def from_body(body: bytes) -> Identity:
-    """The identity that a JSON body gives; an empty one when it is not JSON, too large, or silent."""
-    if len(body) > MAX_BODY_LOOK_BYTES or not any(
-        word in body for word in (b'"program_id"', b'"agentic_context"', b'"prompt_cache_key"')
-    ):
-        return Identity()
-    try:
-        data: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        return Identity()
-    if not isinstance(data, dict):
-        return Identity()
-    extra = data.get("vllm_xargs")
-    context = extra.get("agentic_context") if isinstance(extra, dict) else None
+def from_body(body: Body) -> Identity:
+    """The identity that a JSON body gives; an empty one when it names no program."""
     for value, label in (
-        (data.get("program_id"), "body"),
-        (context, "agentic-context"),
-        (data.get("prompt_cache_key"), "prompt-cache-key"),
+        (body.program_id, "body"),
+        (body.extra.get("agentic_context"), "agentic-context"),
+        (body.prompt_cache_key, "prompt-cache-key"),
     ):
         if isinstance(value, str) and value.strip():
-            return Identity(clean(value), source=label)
+            return Identity(program_id=clean(value), source=label)
     return Identity()
 
 
-def identify(headers: Mapping[str, str], body: bytes) -> Identity:
+def identify(headers: Mapping[str, str], body: Body) -> Identity:
     """Headers first, then the body."""
     return from_headers(headers) or from_body(body)

@@ -1,9 +1,10 @@
 """One connection to an engine, and the answers that come over it.
 
-The head of an answer is read by httptools and written again with our headers; the body is handed on as it comes. Where
-it ends is told by its content-length or, for a stream, by the engine's end of file: a call whose answer may be a stream
-is sent with `Connection: close`, so no streamed token is ever parsed. After an answer that ended otherwise the
-connection goes back to the pool (`upstream_pool`), which spares the next call a handshake on both sides.
+The head of an answer is parsed by httptools and written again with our headers; the body is passed on as it comes. Its
+content-length or, for a stream, the engine's end of file marks its end: a call whose answer may be a stream is sent
+with `Connection: close`, so streamed tokens are not parsed. The exception is a chunked answer for an HTTP/1.0 client.
+After any other end of an answer the connection returns to the pool (`upstream_pool`), which spares the next call a
+handshake on both sides.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ import httptools
 MAX_HEAD_BYTES = 64 << 10
 _HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "server", "date"}
 _BODILESS = {204, 304}
-# An engine may think for minutes, but its machine answers at once: one that is silent for so long is gone, and has sent
-# no reset. Kernels answer, so a busy engine is not mistaken for one.
-SILENT_S, ASK_EACH_S, ASK_TIMES = 4, 2, 3
-# What every receiver's kernel takes in though nobody reads it. Of more it may take nothing for as long as the engine is
-# busy, and TCP_USER_TIMEOUT would count that as silence, answers or not.
-TAKEN_UNREAD_BYTES = 32 << 10
+# An engine may compute for minutes, but its kernel acknowledges probes meanwhile: a machine that is silent for so long
+# is gone without a reset.
+SILENT_S, PROBE_INTERVAL_S, PROBES = 4, 2, 3
+# A receiver's kernel buffers at least this much although its process does not read. TCP_USER_TIMEOUT would count a
+# larger request that a busy engine has not read yet as silence, answers or not.
+BUFFERED_BYTES = 32 << 10
 
 
 class Downstream(Protocol):
-    """Who takes the answer."""
+    """Takes an answer."""
 
     def answer_head(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]], *, framed: bool) -> None:
-        """The head of the answer. `framed`: its end can be told without closing the connection."""
+        """The head. `framed`: the end of the body can be seen without closing the connection."""
         ...
 
     def answer_bytes(self, data: bytes) -> None:
@@ -43,12 +44,14 @@ class Downstream(Protocol):
 
 
 class _Answer:
-    """What httptools finds: a head, and the end where nothing simpler tells it."""
+    """Collects what httptools finds."""
 
     def __init__(self) -> None:
         self.headers: list[tuple[bytes, bytes]] = []
         self.reason = b""
-        self.complete = False
+        self.is_complete = False
+        # The body without its chunk framing.
+        self.body = b""
 
     def on_status(self, status: bytes) -> None:
         self.reason += status
@@ -56,41 +59,45 @@ class _Answer:
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name, value))
 
+    def on_body(self, data: bytes) -> None:
+        self.body += data
+
     def on_message_complete(self) -> None:
-        self.complete = True
+        self.is_complete = True
 
 
-def notice_silence(connection: socket.socket) -> None:
-    """The connection breaks about ten seconds after its peer's machine is gone (RFC 1122 4.2.3.6, RFC 5482)."""
+def detect_silence(connection: socket.socket) -> None:
+    """Breaks the connection about ten seconds after its peer's machine is gone (RFC 1122 4.2.3.6, RFC 5482)."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):  # not everywhere
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENT_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, ASK_EACH_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, ASK_TIMES)
-        # For what was sent and not acknowledged, of which keep-alive takes no notice.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * (SILENT_S + ASK_EACH_S * ASK_TIMES))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_INTERVAL_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+        # For unacknowledged data, which keep-alive does not cover.
+        bound_ms = 1000 * (SILENT_S + PROBE_INTERVAL_S * PROBES)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, bound_ms)
 
 
-def bear_being_unread(connection: socket.socket) -> None:
-    """It is not broken for what its peer's kernel does not take; what then notices silence is keep-alive alone."""
+def allow_unread_data(connection: socket.socket) -> None:
+    """Leaves the detection of silence to keep-alive: data that the peer's kernel does not take is no silence."""
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """asyncio protocol towards an engine; one call at a time."""
+    """asyncio protocol towards an engine; one request at a time."""
 
     def __init__(self, address: str, on_idle: Callable[[UpstreamConnection], None]) -> None:
         self.address = address
         self.transport: asyncio.Transport | None = None
-        self.calls = 0
+        self.requests = 0
         self._on_idle = on_idle
         self._downstream: Downstream | None = None
-        self._reset(keep=False)
+        self._reset(keep=False, unchunk=False)
 
-    def _reset(self, *, keep: bool) -> None:
-        self._keep = keep
-        self._began = False
+    def _reset(self, *, keep: bool, unchunk: bool) -> None:
+        self._keep, self._unchunk = keep, unchunk
+        self._is_head_done = False
         self._buffer = b""
         self._remaining = -1
         self._chunked = False
@@ -98,15 +105,18 @@ class UpstreamConnection(asyncio.Protocol):
         self._answer = _Answer()
         self._parser: httptools.HttpResponseParser | None = None
 
-    def send(self, head: bytes, body: bytes, downstream: Downstream, *, keep: bool) -> None:
-        """Sends a request. `keep` as the head says: False when it holds `Connection: close`."""
+    def send(self, head: bytes, body: bytes, downstream: Downstream, *, keep: bool, unchunk: bool = False) -> None:
+        """Sends a request. `keep` as the head says: False when it contains `Connection: close`.
+
+        `unchunk`: the answer's body is passed on without chunk framing.
+        """
         assert self.transport is not None
         assert self._downstream is None
-        self._reset(keep=keep)
+        self._reset(keep=keep, unchunk=unchunk)
         self._downstream = downstream
-        self.calls += 1
-        if len(head) + len(body) > TAKEN_UNREAD_BYTES:
-            bear_being_unread(self.transport.get_extra_info("socket"))
+        self.requests += 1
+        if len(head) + len(body) > BUFFERED_BYTES:
+            allow_unread_data(self.transport.get_extra_info("socket"))
         self.transport.write(head)
         if body:
             self.transport.write(body)
@@ -114,36 +124,40 @@ class UpstreamConnection(asyncio.Protocol):
     # -- asyncio -------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ready for a call."""
+        """Ready for a request."""
         # uvloop's transports are asyncio.Transport in all but the class.
         self.transport = cast(asyncio.Transport, transport)
-        notice_silence(transport.get_extra_info("socket"))
+        detect_silence(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
-        """The hot path: once the head is through, bytes in, bytes out."""
+        """The hot path: after the head, bytes in, bytes out."""
         if self._downstream is None:
-            self._break()  # nobody asked: nothing on this connection can be trusted any more
+            self._break()  # bytes without a request: nothing on this connection can be trusted any more
             return
-        if not self._began:
+        if not self._is_head_done:
             data = self._take_head(data)
             if not data and self._remaining:
                 return
         if self._chunked:
-            if self._parser is not None and not self._parse(data):
-                return
-            self._tail = data[-5:] if len(data) >= 5 else (self._tail + data)[-5:]
+            if self._parser is not None:
+                if not self._parse(data):
+                    return
+                if self._unchunk:
+                    data, self._answer.body = self._answer.body, b""
+            else:
+                self._tail = data[-5:] if len(data) >= 5 else (self._tail + data)[-5:]
         elif self._remaining >= 0:
             if len(data) > self._remaining:
-                # More than it announced: to the client it would look like the answer to its next request.
+                # More than announced: to the client it would look like the answer to its next request.
                 data, self._keep = data[: self._remaining], False
             self._remaining -= len(data)
         if data:
             self._downstream.answer_bytes(data)
-        if self._remaining == 0 or self._answer.complete:
+        if self._remaining == 0 or self._answer.is_complete:
             self._end(complete=True)
 
     def eof_received(self) -> bool:
-        """The engine has said all."""
+        """The engine has sent everything."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -152,13 +166,13 @@ class UpstreamConnection(asyncio.Protocol):
         if self._downstream is None:
             return
         if self._chunked:
-            complete = self._tail == b"0\r\n\r\n"
+            complete = self._parser is None and self._tail == b"0\r\n\r\n"
         else:
             complete = self._remaining < 0 and exc is None and self._parser is None
-        self._end(complete=complete and self._began)
+        self._end(complete=complete and self._is_head_done)
 
     def pause_writing(self) -> None:
-        """The request is in memory as a whole; nothing to hold back."""
+        """The request is in memory as a whole, so there is nothing to pause."""
 
     def resume_writing(self) -> None:
         """See pause_writing."""
@@ -166,6 +180,7 @@ class UpstreamConnection(asyncio.Protocol):
     # -- an answer -----------------------------------------------------------------------------------------------
 
     def _take_head(self, data: bytes) -> bytes:
+        """Gives the bytes after the head, or b"" while it is incomplete."""
         self._buffer += data
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
@@ -179,11 +194,11 @@ class UpstreamConnection(asyncio.Protocol):
             self._break()
             return b""
         rest, self._buffer = self._buffer[end + 4 :], b""
-        self._began = True
-        kept = self._framing(parser)
+        self._is_head_done = True
+        headers = self._framing(parser)
         if self._downstream is not None:
-            framed = self._chunked or self._remaining >= 0
-            self._downstream.answer_head(parser.get_status_code(), self._answer.reason, kept, framed=framed)
+            framed = self._remaining >= 0 or (self._chunked and not self._unchunk)
+            self._downstream.answer_head(parser.get_status_code(), self._answer.reason, headers, framed=framed)
         return rest
 
     def _parse(self, data: bytes) -> bool:
@@ -196,26 +211,28 @@ class UpstreamConnection(asyncio.Protocol):
         return True
 
     def _framing(self, parser: httptools.HttpResponseParser) -> list[tuple[bytes, bytes]]:
-        """Finds how the answer's end will be told; gives the headers to pass on."""
-        kept = []
+        """Finds out how the answer's end will be seen; gives the headers to pass on."""
+        passed_on = []
         for name, value in self._answer.headers:
             lower = name.lower().decode("latin-1")
             if lower == "content-length":
                 self._remaining = int(value)
             elif lower == "transfer-encoding":
                 self._chunked = True
+                if self._unchunk:
+                    continue
             if lower not in _HOP_BY_HOP:
-                kept.append((name, value))
+                passed_on.append((name, value))
         if parser.get_status_code() in _BODILESS:
             self._remaining = 0
-        self._answer.complete = False
+        self._answer.is_complete = False
         if self._chunked:
             self._remaining = -1
-            if self._keep:
-                # Not announced as a stream, and no end of file will come: the parser finds the end.
+            if self._keep or self._unchunk:
+                # Either no end of file will come, or the chunks must go: the parser finds the end.
                 self._parser = parser
         self._keep = self._keep and parser.should_keep_alive()
-        return kept
+        return passed_on
 
     def _end(self, *, complete: bool) -> None:
         downstream, self._downstream = self._downstream, None
@@ -233,7 +250,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.abort()
 
     def abandon(self) -> None:
-        """The client is gone: closing makes the engine abort the call."""
+        """Nobody waits for the answer any more: closing makes the engine abort the call."""
         idle, self._downstream = self._downstream is None, None
         if self.transport is not None:
             (self.transport.close if idle else self.transport.abort)()

@@ -1,7 +1,7 @@
-"""Connections to engines that wait for their next call.
+"""Idle connections to engines.
 
-An engine's HTTP server closes what is idle for long (uvicorn, under vLLM: 5 s): we let go earlier. It may still close a
-connection in the very moment in which a call is put on it; `client_connection` then takes a new one.
+An engine's HTTP server closes connections that are idle for long (uvicorn, under vLLM: 5 s), so the pool closes them
+earlier. The server may still close one in the moment in which a request is sent on it; `attempt` then opens a new one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 
 from agentserving_gateway.upstream import UpstreamConnection
 
-CONNECT_DEADLINE_S = 5.0
+CONNECT_DEADLINE_S = 3.0
 IDLE_S = 3.0
 MAX_IDLE = 256
 
@@ -23,7 +23,7 @@ class UpstreamPool:
         self._loop = asyncio.get_running_loop()
 
     def take(self, address: str) -> UpstreamConnection | None:
-        """The connection that was used last, which the engine closes last; None when none is idle."""
+        """The most recently used connection, which the engine closes last; None when none is idle."""
         waiting = self._idle.get(address)
         while waiting:
             connection, timer = waiting.pop()
@@ -36,8 +36,9 @@ class UpstreamPool:
         """A new connection. OSError or TimeoutError when the engine cannot be reached."""
         host, _, port = address.rpartition(":")
         connection = UpstreamConnection(address, self._give)
-        connecting = self._loop.create_connection(lambda: connection, host, int(port))
-        await asyncio.wait_for(connecting, CONNECT_DEADLINE_S)
+        # Not wait_for, which swallows a cancellation that comes in the same moment as its result (Python 3.11).
+        async with asyncio.timeout(CONNECT_DEADLINE_S):
+            await self._loop.create_connection(lambda: connection, host, int(port))
         return connection
 
     def _give(self, connection: UpstreamConnection) -> None:
@@ -48,7 +49,7 @@ class UpstreamPool:
         waiting.append((connection, self._loop.call_later(IDLE_S, connection.abandon)))
 
     def close(self) -> None:
-        """Closes what is idle."""
+        """Closes all idle connections."""
         for waiting in self._idle.values():
             for connection, timer in waiting:
                 timer.cancel()

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import Policy, Source
 from agentserving_controlplane.engines.load_balancer import Balancer, Candidate, LoadBalancer
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
@@ -25,7 +26,7 @@ from agentserving_simulator.virtual.requests import Ended, Request
 from agentserving_replay.contexts import Contexts
 from agentserving_replay.traces.trace import Call, Program
 
-TENANT = "default"
+TENANT = Tenant("default")
 # Weight of the newest call in an engine's mean service, as agentserving_controlplane.engines.registry learns it.
 SMOOTHING = 0.1
 
@@ -213,7 +214,12 @@ class VirtualCluster:
         if self.spec.clairvoyant:
             account = int(live.needs_us)
         facts = CallFacts(
-            admitted.call_id, row.root, account, row.account_wait_us, arrived, application=live.program.name
+            admitted.call_id,
+            _key(row.root),
+            attained_service_us=account,
+            program_wait_us=row.account_wait_us,
+            program_arrival_us=arrived,
+            class_name=live.program.name,
         )
         engine.model.arrive(request, facts, now)
         engine.in_flight += 1
@@ -272,7 +278,7 @@ class VirtualCluster:
         engine.in_flight -= 1
         engine.call_us += SMOOTHING * (stats.service_us - engine.call_us)
         for each in self.engines:
-            each.model.queue.set_account(row.root, row.attained_service_us, row.account_wait_us)
+            each.model.queue.set_account(_key(row.root), row.attained_service_us, row.account_wait_us)
         live.open -= 1
         live.done += 1
         live.needs_us -= self._call_us(live.program.calls[index])
@@ -298,3 +304,7 @@ class VirtualCluster:
         del self._live[program.program_id]
         self._table.take_changes()
         self._table.expire(row, self.now_us + 1, idle_us=0, silent_us=0, retention_us=0)
+
+
+def _key(program_id: str) -> ProgramKey:
+    return ProgramKey(TENANT, ProgramId(program_id))

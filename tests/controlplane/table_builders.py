@@ -146,7 +146,7 @@ def check_invariants(table: ProcessTable) -> None:
         in_row = index.chunks.in_row(row)
         stored = dict(row.calls if in_row is None else in_row)
         for call_id in row.calls:
-            place = index.chunks.place_of(row.key, call_id)
+            place = index.place_of(row, row.calls[call_id])
             if place != ROW:
                 stored[call_id] = index.chunks.chunk(row.key, place)[call_id]
         assert stored == row.calls

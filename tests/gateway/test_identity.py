@@ -1,10 +1,13 @@
-"""Where a program id comes from."""
+"""Where a program id comes from, and what a body may say."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+from agentserving.programs import headers as client_headers
+from agentserving_gateway.body import Body, read_body
+from agentserving_gateway.errors import HttpError
 from agentserving_gateway.identity import Identity, clean, identify
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,20 +45,83 @@ OURS = "x-agentserving-program-id"
     ],
 )
 def test_the_first_source_wins(headers: dict[str, str], body: object, wanted: tuple[str, str, str]) -> None:
-    found = identify(headers, json.dumps(body).encode())
+    found = identify(headers, read_body(json.dumps(body).encode()))
     assert (found.program_id, found.parent_program_id, found.source) == wanted
 
 
 def test_the_last_call_of_a_dynamo_session_is_known() -> None:
-    assert identify({"x-dynamo-session-id": "d", "x-dynamo-session-final": "true"}, b"").final
+    assert identify({"x-dynamo-session-id": "d", "x-dynamo-session-final": "true"}, Body()).final
 
 
 @given(st.dictionaries(st.sampled_from([OURS, "session-id"]), st.text()), st.binary(max_size=300))
 def test_nothing_a_client_sends_is_an_error(headers: dict[str, str], body: bytes) -> None:
-    found = identify(headers, b'{"program_id": ' + body)
+    try:
+        read = read_body(b'{"program_id": ' + body)
+    except HttpError:
+        read = Body()
+    found = identify(headers, read)
     assert isinstance(found, Identity)
     assert len(found.program_id) <= 128
 
 
 def test_an_odd_id_is_hashed_to_the_same_id_each_time() -> None:
     assert clean("ümlaut id") == clean("ümlaut id") != clean("ümlaut ie")
+
+
+@pytest.mark.parametrize("size", [10_000, 900_000, 1_100_000, 4_000_000])
+def test_an_identity_is_found_in_a_body_of_any_size(size: int) -> None:
+    body = {"messages": [{"role": "user", "content": "x" * size}], "prompt_cache_key": "long-run-1"}
+    assert identify({}, read_body(json.dumps(body).encode())).program_id == "long-run-1"
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 100 + "-nightly", "x" * 127 + "A", "x" * 127 + "B", "ü" * 64, "ü" * 63 + "xx", "é" * 90, "short"]
+)
+def test_a_name_is_cut_as_the_client_library_cuts_it(name: str) -> None:
+    found = identify({OURS: "p", client_headers.PROGRAM_NAME: name}, Body())
+    assert found.name == client_headers.short_name(name)
+    assert len(found.name.encode()) <= client_headers.MAX_NAME_BYTES
+
+
+def test_an_id_is_hashed_as_the_client_library_hashes_it() -> None:
+    for text in ("plain", "ümlaut id", "x" * 128, "x" * 129):
+        assert clean(text) == client_headers.thread_id(text)
+
+
+def test_two_long_threads_stay_two() -> None:
+    one, other = (
+        identify({OURS: "p", client_headers.THREAD_ID: "x" * 200 + end}, Body()).thread_id for end in ("A", "B")
+    )
+    assert one != other
+    assert len(one.encode()) <= 128
+
+
+@pytest.mark.parametrize(
+    ("body", "model"),
+    [
+        (b'{"model": "m", "messages": []}', "m"),
+        (b'{"tools": [{"model": "inner"}], "model": "outer"}', "outer"),
+        (b'{"metadata": {"model": "inner"}}', ""),
+        (b'{"messages": [{"content": "say \\"model\\": \\"x\\""}]}', ""),
+        (b'{"model": 7}', ""),
+        (b'{"model": "a", "model": "b"}', "b"),
+        (b'{"mod\\u0065l": "escaped"}', "escaped"),
+        (b'\xef\xbb\xbf{"model": "after a byte order mark"}', "after a byte order mark"),
+        (b'{"model": "m", "temperature": NaN}', "m"),
+        (b'{"model": "m", "stop": "\\ud800"}', "m"),
+        (b'{"model": "\\ud800"}', "?"),
+        (b"[]", ""),
+        (b"not json", ""),
+        (b"", ""),
+    ],
+)
+def test_only_the_top_level_names_the_model(body: bytes, model: str) -> None:
+    assert read_body(body).model_name == model
+
+
+@pytest.mark.parametrize("value", ['"x"', "null", "7", '{"a": 1}'])
+@pytest.mark.parametrize("form", ['{"session_id": %s}', '{"vllm_xargs": {"session\\u005fid": %s}, "x": NaN}'])
+def test_a_session_id_is_refused_in_every_spelling(form: str, value: str) -> None:
+    with pytest.raises(HttpError, match="session_id") as caught:
+        read_body((form % value).encode())
+    assert caught.value.code == "reserved_field"

@@ -11,7 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 KEY = b"0123456789abcdef"
-TICKET = Ticket("p.1.0", 1, "p", "p", "default", "", "e1", 5, 6, 1, 1, 1000)
+TICKET = Ticket(
+    call_id="p.1.0", attempt=1, program_id="p", root_program_id="p", tenant="default", thread_id="", engine_id="e1",
+    attained_service_us=5, wait_us=6, policy_version=1, epoch=1, expires_unix_s=1000,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -45,6 +48,12 @@ def test_a_policy_that_cannot_be_executed_names_its_field(values: dict[str, obje
 
 def test_a_ticket_is_read_back_by_its_engine() -> None:
     assert verify(sign(TICKET, KEY), KEY, engine_id="e1", now_unix_s=999) == TICKET
+
+
+def test_an_expired_ticket_says_for_how_long() -> None:
+    with pytest.raises(InvalidTicketError) as caught:
+        verify(sign(TICKET, KEY), KEY, engine_id="e1", now_unix_s=1900.5)
+    assert (caught.value.reason, caught.value.expired_for_s) == ("expired", 900.5)
 
 
 def test_a_ticket_may_be_signed_by_any_of_the_keys() -> None:

@@ -6,14 +6,20 @@ import asyncio
 from typing import Any
 
 import grpc
+from agentserving.contract.ids import EngineId
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving.v1 import engine_service_pb2 as pb
 from agentserving.v1 import engine_service_pb2_grpc as rpc
-from agentserving_sidecar.attach import MAX_QUEUED, LeaderLink
+from agentserving_sidecar.api.attach import MAX_QUEUED_PROGRESS, LeaderLink
+from agentserving_sidecar.health import Health, State
+from agentserving_sidecar.values import FromLeader, Hello, Report, ToLeader
+from sidecar.ports import record, until
+
+SERVING = Health(State.SERVING)
 
 
 class Leader(rpc.EngineServiceServicer):
-    """Reads when it is let, and remembers."""
+    """Reads once it may, and remembers what it has read."""
 
     def __init__(self) -> None:
         self.may_read = asyncio.Event()
@@ -22,7 +28,6 @@ class Leader(rpc.EngineServiceServicer):
         self.hellos = 0
 
     async def Attach(self, requests: Any, context: Any) -> None:
-        """See the proto."""
         self.attached.set()
         await self.may_read.wait()
         await context.write(pb.AttachResponse(welcome=pb.Welcome(epoch=1)))
@@ -36,23 +41,21 @@ class Events:
     """A sidecar with a journal of ten large reports."""
 
     def __init__(self) -> None:
-        self.kept = [self.report(seq) for seq in range(1, 11)]
+        self.found: list[FromLeader] = []
 
-    @staticmethod
-    def report(seq: int) -> pb.Report:
-        return pb.Report(seq=seq, calls=[pb.CallReport(call_id="x" * 500_000)])
+    def greeting(self) -> list[ToLeader]:
+        hello = Hello(
+            engine_id=EngineId("e1"), engine_address="h:1", sidecar_address="h:2", engine=None, models=(),
+            health=SERVING, epoch=0, draining=False, unacked_seq=10,
+        )  # fmt: skip
+        return [hello, *(report(seq) for seq in range(1, 11))]
 
-    def hello(self) -> pb.EngineHello:
-        return pb.EngineHello(engine_id="e1", boot_id="b1")
+    def received(self, message: FromLeader) -> None:
+        self.found.append(message)
 
-    def unacked(self) -> list[pb.Report]:
-        return self.kept
 
-    def leader_welcome(self, welcome: pb.Welcome) -> None: ...
-
-    def leader_directive(self, directive: pb.Directive) -> None: ...
-
-    def leader_ack(self, seq: int) -> None: ...
+def report(seq: int) -> Report:
+    return Report(seq=seq, boot_id="b", health=SERVING, calls=(("b", record("x" * 500_000)),))
 
 
 async def test_what_ends_while_the_journal_is_replayed_follows_it() -> None:
@@ -61,27 +64,24 @@ async def test_what_ends_while_the_journal_is_replayed_follows_it() -> None:
     rpc.add_EngineServiceServicer_to_server(leader, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    channel = LeaderChannel(f"127.0.0.1:{port}")
-    async with asyncio.timeout(20):
-        link = LeaderLink(channel, events)
+    link = LeaderLink(LeaderChannel(f"127.0.0.1:{port}"), events)
+    async with asyncio.timeout(30):
         running = asyncio.create_task(link.run())
-        link.renew()
         await leader.attached.wait()
         # The replay is more than the connection takes in: it has not been sent yet.
         for seq in (11, 12):
-            link.send(pb.AttachRequest(report=events.report(seq)))
-        for _ in range(2 * MAX_QUEUED):
-            link.send(pb.AttachRequest(report=pb.Report()))
+            link.send(report(seq))
+        for _ in range(2 * MAX_QUEUED_PROGRESS):
+            link.send(Report(boot_id="b", health=SERVING))
         assert not link.attached
         leader.may_read.set()
-        link.send(pb.AttachRequest(report=events.report(13)))
-        while 13 not in leader.seqs:
-            await asyncio.sleep(0.01)
+        link.send(report(13))
+        await until(lambda: 13 in leader.seqs)
         assert [seq for seq in leader.seqs if seq] == list(range(1, 14))
-        assert leader.seqs.count(0) <= MAX_QUEUED
+        assert leader.seqs.count(0) <= MAX_QUEUED_PROGRESS
         assert leader.hellos == 1
         assert link.attached
+        assert len(events.found) == 1
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-    await channel.close()
     await server.stop(0)

@@ -1,59 +1,49 @@
-"""An engine that leaves lets its calls end, and only its own pod may ask it to."""
+"""An engine that drains lets its calls end, and only its own pod may ask it to."""
 
 from __future__ import annotations
 
 import asyncio
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import pytest
-from agentserving.contract.channel import EngineHello, Load
+from agentserving.contract.channel import Load
 from agentserving_engine.channel_server import ChannelServer
 from agentserving_sidecar.draining import may_drain
+from agentserving_sidecar.health import FrontState
 from agentserving_sidecar.http_front import http_app
-from agentserving_sidecar.journal import Journal
-from agentserving_sidecar.progress_probe import Progress
-from agentserving_sidecar.sidecar import Sidecar
 from aiohttp import web
-
-
-def hello(boot_id: str) -> EngineHello:
-    return EngineHello(boot_id, 1, 0, "SIMULATOR", "0", "0", 8, 8192, 16, 1000, 1, False, 0)
+from sidecar.ports import Rig, hello, report, running_sidecar, until
 
 
 @pytest.fixture
-def sidecar(tmp_path: Path) -> Iterator[Sidecar]:
-    journal = Journal(tmp_path / "journal")
-    made = Sidecar("e1", "127.0.0.1:9", "127.0.0.1:9", journal, Progress(5_000_000))
-    made.engine_hello(0, hello("b1"))
-    yield made
-    journal.close()
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with running_sidecar(tmp_path / "journal") as rig:
+        yield rig
 
 
 @pytest.fixture
-async def drain_url(sidecar: Sidecar) -> AsyncIterator[str]:
-    async with aiohttp.ClientSession() as session:
-        runner = web.AppRunner(http_app(sidecar, session, drain_s=30))
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/drain"
-        await runner.cleanup()
+async def url(rig: Rig) -> AsyncIterator[str]:
+    runner = web.AppRunner(http_app(rig.sidecar, drain_s=30))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
 
 
-async def test_the_hook_is_answered_when_the_engine_has_nothing_left_to_do(sidecar: Sidecar, drain_url: str) -> None:
-    sidecar.load = Load(running=1)
+async def test_the_hook_is_answered_when_the_engine_has_nothing_left_to_do(rig: Rig, url: str) -> None:
+    rig.sidecar.engine_report(report(load=Load(running=1)))
     async with aiohttp.ClientSession() as session, asyncio.timeout(20):
-        asked = asyncio.create_task(session.get(drain_url))
-        while not sidecar.draining:
-            await asyncio.sleep(0.01)
+        request = asyncio.create_task(session.get(f"{url}/drain"))
+        await until(lambda: rig.sidecar.draining)
         # Longer than it takes to look again.
-        done, _ = await asyncio.wait([asked], timeout=0.2)
+        done, _ = await asyncio.wait([request], timeout=0.2)
         assert not done
-        sidecar.load = Load()
-        async with await asked as answer:
-            assert (answer.status, await answer.text()) == (200, "drained\n")
+        rig.sidecar.engine_report(report(load=Load()))
+        async with await request as response:
+            assert (response.status, await response.text()) == (200, "drained\n")
 
 
 @pytest.mark.parametrize(
@@ -63,19 +53,50 @@ def test_only_the_pod_itself_may_drain_its_engine(remote: str | None, may: bool)
     assert may_drain(remote) is may
 
 
-def test_an_engine_that_boots_anew_takes_programs_again(sidecar: Sidecar) -> None:
-    sidecar.drain()
-    sidecar.engine_hello(0, hello("b2"))
-    assert not sidecar.draining
+async def test_readiness_is_what_the_leader_is_told(rig: Rig, url: str) -> None:
+    async with aiohttp.ClientSession() as session:
+
+        async def readyz() -> tuple[int, str]:
+            async with session.get(f"{url}/readyz") as response:
+                return response.status, await response.text()
+
+        assert await readyz() == (200, "ok\n")
+        rig.sidecar.front_answered(FrontState.UNHEALTHY, "/health: HTTP 503")
+        health = rig.leader.reports[-1].health
+        assert await readyz() == (503, f"down: {health.reason}\n")
+        assert "HTTP 503" in health.reason
+        rig.sidecar.front_answered(FrontState.HEALTHY, "")
+        rig.sidecar.drain()
+        assert await readyz() == (503, "draining\n")
 
 
-def test_a_sidecar_that_leaves_goes_on_draining_whatever_boots(sidecar: Sidecar) -> None:
-    sidecar.leave()
-    sidecar.engine_hello(0, hello("b2"))
-    assert sidecar.draining
+async def test_metrics_name_the_health_and_the_journal(rig: Rig, url: str) -> None:
+    rig.sidecar.engine_report(report(load=Load(running=3, rejected_tickets=2)))
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
+        lines = (await response.text()).splitlines()
+    for line in (
+        'agentserving_sidecar_engine_health{state="serving"} 1.0',
+        'agentserving_sidecar_engine_health{state="down"} 0.0',
+        "agentserving_sidecar_engine_stuck 0.0", "agentserving_sidecar_attached 1.0",
+        "agentserving_sidecar_unacked_reports 0.0", "agentserving_sidecar_journal_write_failures_total 0.0",
+        "agentserving_engine_running_calls 3.0", "agentserving_engine_rejected_tickets_total 2.0",
+    ):  # fmt: skip
+        assert line in lines
+
+
+async def test_an_engine_that_boots_again_takes_programs_again(rig: Rig) -> None:
+    rig.sidecar.drain()
+    rig.sidecar.engine_hello(hello("b2"))
+    assert not rig.sidecar.draining
+
+
+async def test_a_sidecar_that_is_about_to_end_drains_whatever_boots(rig: Rig) -> None:
+    rig.sidecar.leave()
+    rig.sidecar.engine_hello(hello("b2"))
+    assert rig.sidecar.draining
 
 
 def test_a_sidecar_of_the_same_group_may_use_the_channel(tmp_path: Path) -> None:
-    channel = ChannelServer(tmp_path / "rank0.sock", hello("b1"), lambda: [])
+    channel = ChannelServer(tmp_path / "rank0.sock", hello("b1"), list)
     assert stat.S_IMODE((tmp_path / "rank0.sock").stat().st_mode) == 0o660
     channel.close()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from agentserving.contract.channel import AckCalls, EngineHello, EngineReport, Load, ToEngine
 from agentserving.contract.policy import Accounting
-from agentserving_engine.call_book import CallBook, copy_record
+from agentserving_engine.calls import CallBook
+from agentserving_engine.calls.book import copy_record
 from agentserving_engine.channel_server import ChannelServer
 from agentserving_engine.policy import CallStats
 from aiohttp import web
@@ -24,9 +25,11 @@ class ScriptedEngine:
         self.told: list[ToEngine] = []
         self._number = 0
         hello = EngineHello(
-            uuid.uuid4().hex, 0, 0, "SIMULATOR", "0", "0", 64, 8192, 16, 27_000, 1, False, 0
+            boot_id=uuid.uuid4().hex, pid=0, engine_kind="SIMULATOR", engine_version="0", plugin_version="0",
+            max_num_seqs=64, max_model_len=8192, block_size=16, num_blocks=27_000, data_parallel_size=1,
+            async_scheduling=False, policy_version=0,
         )  # fmt: skip
-        self.channel = ChannelServer(directory / "rank0.sock", hello, lambda: list(self.book.unacked.values()))
+        self.channel = ChannelServer(directory / "rank0.sock", hello, self.book.outbox)
         self.address = ""
 
     async def start(self) -> ScriptedEngine:
@@ -50,7 +53,7 @@ class ScriptedEngine:
             while self.channel.inbox:
                 message = self.channel.inbox.popleft()
                 if isinstance(message, AckCalls):
-                    self.book.acknowledge(message.calls)
+                    self.book.outbox.acknowledge(message.calls)
                 else:
                     self.told.append(message)
             await asyncio.sleep(0.005)
@@ -66,13 +69,11 @@ class ScriptedEngine:
         for step, (pause_s, service_us) in enumerate(pieces):
             await asyncio.sleep(pause_s)
             self.book.charge(request_id, step, service_us)
-            self.channel.post(EngineReport(Load(running=1), [copy_record(call.record)], 1), wake=True)
+            self.channel.post(EngineReport(Load(running=1), [copy_record(call.record)], 1))
         call.record.output_tokens = tokens
-        record = self.book.end(
-            request_id, CallStats(0, 0, wait_us, 0, 0, 0, False), "completed", self._number, Accounting.SUM
-        )
+        record = self.book.end(request_id, CallStats(wait_us=wait_us), "completed", self._number, Accounting.SUM)
         assert record is not None
-        self.channel.post(EngineReport(Load(), [record], 1), wake=True)
+        self.channel.post(EngineReport(Load(), [record], 1))
 
     async def close(self) -> None:
         """The end."""

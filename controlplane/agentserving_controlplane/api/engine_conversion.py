@@ -14,7 +14,7 @@ from agentserving_controlplane.engines.registry import Engine
 from agentserving_controlplane.table.reports import CallReport
 
 _HEALTH = frozenset(map(int, Health))
-_LOAD_FIELDS = tuple(Load.__dataclass_fields__)
+_LOAD_FIELDS = Load.__struct_fields__
 _CAPABILITY_FIELDS = tuple(name for name in Capabilities.__dataclass_fields__ if name != "models")
 
 

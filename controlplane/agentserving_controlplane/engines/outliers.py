@@ -8,8 +8,8 @@ kinds of evidence are counted, each since the engine's last success:
   they come from several programs while other engines serve their calls, and never more than half of the engines.
 
 An ejection lasts EJECTION_US, doubled with each further one up to MAX_EJECTION_US. After it one trial call decides.
-Ejected engines still serve when no other engine is left: one whose process is gone is DOWN (health.py), and one client's
-bad requests must not stop the service for all.
+Ejected engines still serve when no other engine is left: an engine whose process is gone is DOWN (health.py), and the
+bad requests of one client must not stop the service for all.
 Time is an argument: microseconds of a monotonic clock.
 """
 

@@ -1,4 +1,4 @@
-"""The levels of a policy, by classes of programs, ready to be looked up in. Pure."""
+"""The levels of a policy by class of programs, prepared for lookups. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from agentserving.contract.policy import Level, Policy, level_of
 
 
 class LevelTable:
-    """The levels of one class of programs, by columns."""
+    """The levels of one class of programs, as columns."""
 
     __slots__ = ("best", "last", "levels", "lower", "quanta", "ranks")
 
@@ -16,21 +16,21 @@ class LevelTable:
         self.quanta = [level.quantum_us for level in levels]
         self.lower = [0, *(level.upper_bound_us for level in levels[:-1])]
         self.ranks = [index if level.rank is None else level.rank for index, level in enumerate(levels)]
-        # The level of those who have waited too long.
+        # Starving calls are promoted to this level.
         self.best = self.ranks.index(min(self.ranks))
 
 
 class Levels:
-    """The tables of a policy."""
+    """The level tables of a policy."""
 
     def __init__(self, policy: Policy) -> None:
         self._unmanaged = policy.unmanaged_level
-        self._own = LevelTable(policy.levels)
+        self._default = LevelTable(policy.levels)
         self._classes = {name: LevelTable(levels) for name, levels in policy.classes}
 
-    def of(self, application: str, attained_service_us: int, *, managed: bool) -> tuple[LevelTable, int]:
-        """(table, level) of a call whose program has attained so much (Algorithm 1, line 'arrivals')."""
+    def of(self, class_name: str, attained_service_us: int, *, managed: bool) -> tuple[LevelTable, int]:
+        """(table, level) of a call of a program with this account (Algorithm 1, line 'arrivals')."""
         if not managed:
-            return self._own, self._unmanaged
-        table = self._classes.get(application, self._own)
+            return self._default, self._unmanaged
+        table = self._classes.get(class_name, self._default)
         return table, level_of(table.levels, attained_service_us)

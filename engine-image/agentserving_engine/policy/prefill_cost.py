@@ -1,43 +1,46 @@
-"""What it costs to compute a preempted call's tokens again, learned from the engine's own steps. Pure.
+"""What recomputing a preempted call's tokens costs, learned from the engine's own steps. Pure.
 
-A step that only decodes tells the base; what a step with prefill takes beyond it, by its tokens, tells the rest.
+A decode-only step shows the base cost; what a step with prefill takes beyond it, divided by its prefill tokens, is the
+cost of a token.
 """
 
 from __future__ import annotations
 
+# Weight of the newest step in the averages.
 _SMOOTHING = 0.1
-# Fewer tokens than this tell more of the clock than of the prefill.
+# Below this number of prefill tokens, the jitter of a step outweighs their cost.
 _MIN_TOKENS = 16
 
 
 class PrefillCost:
-    """Moving averages; `us_per_token` is 0 until a step has told."""
+    """Moving averages; `us_per_token` is 0 until a step has been observed."""
 
     def __init__(self) -> None:
         self.us_per_token = 0.0
         self._decode_us = 0.0
 
     def observe(self, dt_us: int, members: int, tokens: int) -> None:
-        """A step of `dt_us` ran `members` requests and computed `tokens` tokens of theirs, one each when it decodes."""
-        extra = tokens - members
-        if extra <= 0:
+        """A step of `dt_us` computed `tokens` tokens of `members` requests; a decoding request computes one."""
+        prefill_tokens = tokens - members
+        if prefill_tokens <= 0:
             self._decode_us += (dt_us - self._decode_us) * (_SMOOTHING if self._decode_us else 1)
-        elif extra >= _MIN_TOKENS:
-            # Until a step has only decoded, all of it counts as prefill: rather too dear than free.
-            told = max(0.0, dt_us - self._decode_us) / extra
-            self.us_per_token += (told - self.us_per_token) * (_SMOOTHING if self.us_per_token else 1)
+        elif prefill_tokens >= _MIN_TOKENS:
+            # Until a decode-only step has been seen, attribute the whole step to prefill: overestimating is safer than
+            # zero.
+            us_per_token = max(0.0, dt_us - self._decode_us) / prefill_tokens
+            self.us_per_token += (us_per_token - self.us_per_token) * (_SMOOTHING if self.us_per_token else 1)
 
 
 def wanted_blocks(waiting: int, running: int, running_tokens: int, block_size: int) -> int:
-    """What `waiting` calls will take, each as much as a running one has in the mean: asking them all costs."""
+    """Estimate of the blocks `waiting` calls need: each as many as a running one has on average."""
     return waiting * (running_tokens // max(1, running) // block_size + 1)
 
 
 def lost_tokens(computed: int, *, block_size: int, findable: bool, free_blocks: int, waiting_blocks: int) -> int:
-    """Of `computed` tokens of a call, how many it would compute again if it gave way now.
+    """Of a call's `computed` tokens, how many it would recompute if it were preempted now.
 
-    What it leaves behind is `findable` where prefixes are kept, all but the block that is not full; until the calls
-    that wait have taken all free blocks, and then its own.
+    With prefix caching (`findable`) its full blocks are found again, until the waiting calls have used up all free
+    blocks and overwrite them.
     """
     if findable and waiting_blocks <= free_blocks:
         return computed % block_size

@@ -1,10 +1,10 @@
-"""Who gives way to whom: the batch of Algorithm 1, walked from the best waiting call on. Pure."""
+"""Selects which running calls to preempt for which waiting ones: the batch of Algorithm 1. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-# Waiting calls that could not start, looked past in one decision: its cost must not grow with the queue.
+# Inadmissible calls passed over in one decision: its cost must not grow with the queue.
 MAX_PASSED_OVER = 64
 
 
@@ -20,11 +20,11 @@ def select(
     returns_blocks: Callable[[str], int],
     admissible: Callable[[str], bool],
 ) -> tuple[list[str], list[str]]:
-    """(running calls to preempt, waiting calls to admit), both in the order in which it was decided.
+    """(running calls to preempt, waiting calls to admit), each in the order of the decision.
 
-    `rank_of` tells the rank of a call's level. `waiting` best first; `victims_of` gives the running calls that may be
-    preempted, worst last, and is asked only when there is no room. Ends at the first waiting call that does not fit
-    (paper, Algorithm 1, line 'batch').
+    `rank_of` is the rank of a call's level. `waiting` comes best first; `victims_of` returns the running calls that may
+    be preempted, worst last, and is called only when there is no room. Stops at the first waiting call that does not
+    fit (paper, Algorithm 1, line 'batch').
     """
     victims: list[str] | None = None
     preempt: list[str] = []

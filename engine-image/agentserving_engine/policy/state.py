@@ -1,42 +1,50 @@
-"""What the call queue knows of calls and programs. Times are integer microseconds on the caller's clock."""
+"""What the call queue knows about calls and programs. Times are integer microseconds on the caller's clock. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
+
+from agentserving.contract.ids import ProgramKey
 
 from agentserving_engine.policy.levels import LevelTable
+
+# Service below this counts as this in wait / service, so that a new program is not "starved" immediately.
+MIN_SERVICE_US = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class CallFacts:
-    """A call as it arrives; `program` is the root program's id, whose account counts."""
+    """A call as it arrives; `program` is the root program, whose account counts."""
 
     key: str
-    program: str
+    program: ProgramKey
+    _: KW_ONLY
     attained_service_us: int = 0
     program_wait_us: int = 0
+    # 0 = unknown: the program counts as arriving with this call.
     program_arrival_us: int = 0
+    # False for requests without a valid ticket: they enter at the policy's `unmanaged_level`.
     managed: bool = True
-    # Class of the program: which levels it goes through.
-    application: str = ""
+    # Class of the program: selects the levels its calls go through.
+    class_name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallStats:
     """Totals of a call since its arrival at this engine."""
 
-    level: int
-    service_us: int
-    wait_us: int
-    demotions: int
-    promotions: int
-    preemptions: int
-    running: bool
+    level: int = 0
+    service_us: int = 0
+    wait_us: int = 0
+    demotions: int = 0
+    promotions: int = 0
+    preemptions: int = 0
+    running: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do before the next step: `preempt` worst first, `admit` best first (an estimate: vLLM allocates)."""
+    """What to do before the next step. `preempt`: worst call first. `admit`: best first, an estimate of what fits."""
 
     demoted: tuple[str, ...] = ()
     promoted: tuple[str, ...] = ()
@@ -44,7 +52,7 @@ class Decision:
     admit: tuple[str, ...] = ()
 
 
-NOTHING = Decision()
+NO_CHANGE = Decision()
 
 
 @dataclass(slots=True)
@@ -58,17 +66,18 @@ class ProgramState:
     calls: set[str] = field(default_factory=set)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class CallState:
-    """A call in the queue. `*_mark_us` are values at the last promotion: only what came after counts for starvation."""
+    """A call in the queue. `*_mark_us`: values at the last promotion; starvation counts only what came after it."""
 
     facts: CallFacts
     table: LevelTable
     level: int
+    # Position among calls of equal rank: a demotion or promotion moves the call to the end.
     seq: int
     waiting_since_us: int
     running: bool = False
-    # It has been promoted and has not spent its quantum since.
+    # Promoted, and its quantum is not spent yet.
     promoted: bool = False
     service_us: int = 0
     wait_us: int = 0
@@ -79,27 +88,54 @@ class CallState:
     demotions: int = 0
     promotions: int = 0
     preemptions: int = 0
-    version: int = 0
 
     @property
     def at_best(self) -> bool:
-        """Nothing goes before its level."""
+        """No level runs before the call's level."""
         return self.table.ranks[self.level] == self.table.ranks[self.table.best]
 
     @property
     def rank(self) -> int:
-        """Of its level: lower runs first."""
+        """Rank of the call's level: lower runs first."""
         return self.table.ranks[self.level]
 
-    def stats(self, now_us: int, *, ended: bool = False) -> CallStats:
-        """Totals up to now; the wait of one that `ended` is complete."""
-        waiting = 0 if ended or self.running else max(0, now_us - self.waiting_since_us)
+    def waited_us(self, now_us: int) -> int:
+        """Wait up to now; the call is waiting."""
+        return self.wait_us + max(0, now_us - self.waiting_since_us)
+
+    def starves_at_us(self, program: ProgramState, beta_milli: int) -> int:
+        """When wait / service reaches beta if the call keeps waiting (Algorithm 1, anti-starvation)."""
+        floor = MIN_SERVICE_US if self.facts.managed else max(MIN_SERVICE_US, self.table.lower[self.level])
+        service = max(floor, program.attained_us + self.service_us - self.service_mark_us)
+        waited = program.wait_us + self.wait_us - self.wait_mark_us
+        return self.waiting_since_us + -(-beta_milli * service // 1000) - waited
+
+    def demote(self) -> None:
+        """Moves down past every level whose quantum is spent."""
+        table = self.table
+        while self.level < table.last and self.quantum_used_us >= table.quanta[self.level]:
+            self.quantum_used_us -= table.quanta[self.level]
+            self.level += 1
+            self.demotions += 1
+        self.promoted = False
+
+    def promote(self, now_us: int) -> None:
+        """Moves to the best level; the wait for the next promotion starts now."""
+        self.wait_us = self.waited_us(now_us)
+        self.waiting_since_us = now_us
+        self.wait_mark_us, self.service_mark_us = self.wait_us, self.service_us
+        self.level, self.quantum_used_us = self.table.best, 0
+        self.promotions += 1
+        self.promoted = True
+
+    def stats(self, wait_us: int) -> CallStats:
+        """Totals, with the wait up to now."""
         return CallStats(
-            self.level,
-            self.service_us,
-            self.wait_us + waiting,
-            self.demotions,
-            self.promotions,
-            self.preemptions,
-            self.running,
+            level=self.level,
+            service_us=self.service_us,
+            wait_us=wait_us,
+            demotions=self.demotions,
+            promotions=self.promotions,
+            preemptions=self.preemptions,
+            running=self.running,
         )

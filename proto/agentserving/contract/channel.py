@@ -1,12 +1,12 @@
-"""Messages between the scheduler plugin in the engine process and the sidecar beside it.
+"""Messages between the scheduler plugin in the engine process and the sidecar in the same pod.
 
-One Unix stream socket (``<directory>/rank0.sock``); the plugin listens, one sidecar at a time connects (a newer
-connection replaces an older one). Each frame is a 4-byte big-endian length and one msgpack message.
+One Unix stream socket (``<directory>/rank0.sock``): the plugin listens, one sidecar at a time connects, and a newer
+connection replaces an older one. Each frame is a 4-byte big-endian length followed by one msgpack message.
 The plugin sends `EngineHello` first, then `EngineReport` after steps that changed something and at least every
 `HEARTBEAT_S`. A call's record is cumulative; the terminal record (``outcome`` set) is sent again on every new
 connection until the sidecar has acknowledged it with `AckCalls`, so a sidecar may die at any time.
 
-Needs only msgspec: the engine process imports this and nothing else of ours but policy, ticket and its own package.
+Needs only msgspec: of this project, the engine process imports `agentserving.contract` and its own package.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 import msgspec
 
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = 0.5
 MAX_FRAME_BYTES = 8 << 20
 
 
-class CallRecord(msgspec.Struct, array_like=True):
+class CallRecord(msgspec.Struct, array_like=True, kw_only=True):
     """Counters of one call since its arrival at this engine; times in microseconds."""
 
     call_id: str
@@ -28,7 +28,8 @@ class CallRecord(msgspec.Struct, array_like=True):
     root_program_id: str
     tenant: str
     thread_id: str
-    attained_service_us: int  # account at arrival
+    # The program's account when the call arrived.
+    attained_service_us: int
     service_us: int = 0
     wait_us: int = 0
     prompt_tokens: int = 0
@@ -37,11 +38,12 @@ class CallRecord(msgspec.Struct, array_like=True):
     preemptions: int = 0
     level: int = 0
     running: bool = False
-    outcome: str = ""  # "", "completed", "cancelled", "failed"
+    # Empty while the call is open, then "completed", "cancelled" or "failed".
+    outcome: str = ""
 
 
-class Load(msgspec.Struct, array_like=True):
-    """How busy the engine is; counters are totals since boot. Same meaning as EngineLoad in types.proto."""
+class Load(msgspec.Struct, array_like=True, kw_only=True):
+    """How busy the engine is; counters are totals since boot. Fields mean the same as in EngineLoad (types.proto)."""
 
     running: int = 0
     waiting: int = 0
@@ -60,18 +62,21 @@ class Load(msgspec.Struct, array_like=True):
     cached_tokens: int = 0
     output_tokens: int = 0
     hook_errors: int = 0
-    # Gauges, as of the last time that a call waited for a slot which was free.
+    # Gauges of the last step in which a call waited although a slot was free: KV blocks retained for programs in a tool
+    # wait, and waiting calls deferred because of them.
     kept_blocks: int = 0
     behind_kept: int = 0
-    prefill_us_per_token: float = 0.0  # measured; 0 = not measured yet
+    # Moving average of what computing one prompt token adds to a step; 0 = not measured yet.
+    prefill_us_per_token: float = 0.0
 
 
-class EngineHello(msgspec.Struct, tag="hello"):
+class EngineHello(msgspec.Struct, tag="hello", kw_only=True):
     """First frame from the plugin on each connection."""
 
     boot_id: str
     pid: int
-    engine_kind: str  # "VLLM" or "SIMULATOR"
+    # "VLLM" or "SIMULATOR".
+    engine_kind: str
     engine_version: str
     plugin_version: str
     max_num_seqs: int
@@ -84,7 +89,7 @@ class EngineHello(msgspec.Struct, tag="hello"):
 
 
 class EngineReport(msgspec.Struct, tag="report"):
-    """Calls that changed since the last report, and the load now."""
+    """Calls that changed since the last report, and the current load."""
 
     load: Load
     calls: list[CallRecord]
@@ -92,27 +97,27 @@ class EngineReport(msgspec.Struct, tag="report"):
 
 
 class PolicyResult(msgspec.Struct, tag="policy_result"):
-    """Answer to SetPolicy: `error` is empty when the policy is in force."""
+    """Response to SetPolicy: `error` is empty when the policy was accepted."""
 
     version: int
     error: str
 
 
 class AckCalls(msgspec.Struct, tag="ack"):
-    """The sidecar has these terminal records on disk: (call_id, attempt) pairs the plugin may forget."""
+    """(call_id, attempt) of terminal records that the sidecar has stored: the plugin may forget them."""
 
     calls: list[tuple[str, int]]
 
 
 class SetPolicy(msgspec.Struct, tag="policy"):
-    """A policy to execute from the next step on; `policy` as made by agentserving.contract.policy.to_dict."""
+    """The policy to execute from the next step on, as agentserving.contract.policy.to_dict writes it."""
 
     version: int
     policy: dict[str, Any]
 
 
 class SetAccounts(msgspec.Struct, tag="accounts"):
-    """(tenant, root_program_id, attained_service_us, wait_us) as the table has them now; the plugin takes the max."""
+    """(tenant, root_program_id, attained_service_us, wait_us) from the process table; the plugin keeps the maximum."""
 
     accounts: list[tuple[str, str, int, int]]
 
@@ -123,8 +128,11 @@ class SetPaused(msgspec.Struct, tag="paused"):
     programs: list[tuple[str, str]]
 
 
-class ToolWait(msgspec.Struct, tag="tool_wait"):
-    """A program began or ended a tool wait. `expected_us`: the client's estimate of the wait, 0 = unknown."""
+class ToolWait(msgspec.Struct, tag="tool_wait", kw_only=True):
+    """A program began or ended a tool wait. `expected_us`: the client's estimate of the wait, 0 = unknown.
+
+    An empty `thread_id` means every thread of the program.
+    """
 
     tenant: str
     root_program_id: str
@@ -135,7 +143,7 @@ class ToolWait(msgspec.Struct, tag="tool_wait"):
 
 
 class Cancel(msgspec.Struct, tag="cancel"):
-    """Abort these calls; their clients get what there is."""
+    """Abort these calls; their clients receive the tokens generated so far."""
 
     call_ids: list[str]
 
@@ -149,7 +157,7 @@ to_engine_decoder = msgspec.msgpack.Decoder(ToEngine)
 
 
 def frame(message: FromEngine | ToEngine) -> bytes:
-    """A message as it goes over the socket."""
+    """The bytes of a message on the socket."""
     body = encoder.encode(message)
     return len(body).to_bytes(4, "big") + body
 
@@ -161,7 +169,7 @@ class FrameSplitter:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Adds bytes; gives the bodies that are complete."""
+        """Adds received bytes; returns the bodies completed by them."""
         self._buffer += data
         bodies: list[bytes] = []
         while len(self._buffer) >= 4:

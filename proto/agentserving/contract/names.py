@@ -1,6 +1,6 @@
-"""What certificates say where no address can be known before."""
+"""Subject names of certificates whose owners have no fixed address."""
 
 from __future__ import annotations
 
-# Of every sidecar: they are dialled by their pods' addresses, and each cluster has a CA of its own.
+# Shared by all sidecars: they are dialled by pod address, and each cluster has its own CA.
 SIDECAR_NAME = "sidecar.agentserving.internal"

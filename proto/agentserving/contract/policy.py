@@ -1,8 +1,8 @@
 """The scheduling policy as a value, and the presets that have names.
 
-``Policy = accounting x level table x order x anti-starvation x preemption x decision interval`` (paper, section 4;
-Algorithm 1). The control plane publishes it, engines and the simulator execute it; this module only says what a valid
-one is. It is pure and imports nothing but the standard library, so that the engine process may import it.
+``Policy = accounting x level table x order x anti-starvation x preemption x decision interval`` (paper, section 4,
+Algorithm 1). The control plane publishes it; engines and simulators execute it. This module defines which values are
+valid. It is pure and imports only the standard library, so that the engine process may import it.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class Order(StrEnum):
 class Source(StrEnum):
     """Where the levels come from."""
 
-    # They are the policy's own.
+    # The policy lists them.
     FIXED = "fixed"
-    # The control plane makes them from the service of finished programs, for each class of programs (Gittins index);
-    # the policy's own serve until enough have finished.
+    # The control plane computes them from the service of finished programs, per class of programs (Gittins index). The
+    # policy's own levels apply until enough programs have finished.
     GITTINS = "gittins"
 
 
 class InvalidPolicyError(ValueError):
-    """A policy that cannot be executed. ``field`` is the path of the offending field, ``str(error)`` what to do."""
+    """A policy that cannot be executed: ``field`` is the path of the invalid field, the message says what to change."""
 
     def __init__(self, field_path: str, message: str) -> None:
         super().__init__(f"policy.{field_path}: {message}")
@@ -56,7 +56,7 @@ class InvalidPolicyError(ValueError):
 class Level:
     """Level i holds attained service in [previous upper bound, upper_bound_us). 0 on the last level = unbounded.
 
-    Levels of a lower `rank` run first; without ranks that is the order of the levels.
+    Levels with a lower `rank` run first. Without ranks, the index of the level is its rank.
     """
 
     upper_bound_us: int = 0
@@ -64,9 +64,9 @@ class Level:
     rank: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """One row of the table of policies. Times are microseconds of model execution; beta is in thousandths (0 = off)."""
+    """A scheduling policy. Times are microseconds of model execution; beta is in thousandths (0 = off)."""
 
     name: str = "custom"
     accounting: Accounting = Accounting.NONE
@@ -77,26 +77,26 @@ class Policy:
     decision_interval_steps: int = 1
     unmanaged_level: int = 0
     source: Source = Source.FIXED
-    # Levels of programs of one class (their name), in the place of `levels`; ranks compare across classes.
+    # Levels by class name, which replace `levels` for programs of that class; ranks compare across classes.
     classes: tuple[tuple[str, tuple[Level, ...]], ...] = ()
-    # A program's KV is kept while its tool works for so many thousandths of the time that computing it again would
-    # take (0 = off): calls of worse programs wait when they could start only in its place.
+    # How long a program's KV is retained during a tool wait, in thousandths of the time to recompute it (0 = off).
+    # Calls of lower-priority programs wait if they could start only by evicting it.
     retention_milli: int = 0
 
     def __post_init__(self) -> None:
         validate(self)
 
-    def levels_of(self, application: str) -> tuple[Level, ...]:
+    def levels_of(self, class_name: str) -> tuple[Level, ...]:
         """Levels that programs of a class go through."""
-        return next((levels for name, levels in self.classes if name == application), self.levels)
+        return next((levels for name, levels in self.classes if name == class_name), self.levels)
 
-    def level_of(self, attained_service_us: int, application: str = "") -> int:
+    def level_of(self, attained_service_us: int, class_name: str = "") -> int:
         """Level at which a call of a program with this account arrives (Algorithm 1, line 'arrivals')."""
-        return level_of(self.levels_of(application), attained_service_us)
+        return level_of(self.levels_of(class_name), attained_service_us)
 
 
 def validate(policy: Policy) -> None:
-    """Raises InvalidPolicyError with the field's path when the policy cannot be executed."""
+    """Raises InvalidPolicyError when the policy cannot be executed."""
     if len(policy.name.encode()) > MAX_NAME_BYTES:
         raise InvalidPolicyError("name", f"at most {MAX_NAME_BYTES} bytes")
     _validate_levels(policy.levels, "levels")
@@ -105,7 +105,8 @@ def validate(policy: Policy) -> None:
     names: set[str] = set()
     for index, (name, levels) in enumerate(policy.classes):
         if name in names or len(name.encode()) > MAX_NAME_BYTES:
-            raise InvalidPolicyError(f"classes[{index}].application", f"must be another one, of {MAX_NAME_BYTES} bytes")
+            message = f"must be unique and at most {MAX_NAME_BYTES} bytes"
+            raise InvalidPolicyError(f"classes[{index}].application", message)
         names.add(name)
         _validate_levels(levels, f"classes[{index}].levels")
     if policy.beta_milli != 0 and policy.beta_milli < 1000:
@@ -149,7 +150,7 @@ def _validate_levels(levels: tuple[Level, ...], path: str) -> None:
 
 
 def level_of(levels: tuple[Level, ...], attained_service_us: int) -> int:
-    """Index of the level that holds so much attained service (Algorithm 1, line 'arrivals')."""
+    """Index of the level whose range contains the attained service (Algorithm 1, line 'arrivals')."""
     for index, level in enumerate(levels[:-1]):
         if attained_service_us < level.upper_bound_us:
             return index
@@ -159,51 +160,54 @@ def level_of(levels: tuple[Level, ...], attained_service_us: int) -> int:
 def geometric_levels(count: int = 8, base_us: int = 250_000, ratio: int = 4) -> tuple[Level, ...]:
     """`count` levels with upper bounds base x ratio^i and quanta as wide as the level.
 
-    8 levels from 0.25 s by 4 reach to 1024 s, beyond what programs attain: with 6 all long ones share the last and take
-    turns there (docs/results). The paper publishes none of the three.
+    8 levels from 0.25 s by a factor of 4 reach 1024 s, more than programs attain. With 6 levels all long programs share
+    the last one and take turns (docs/results). The paper publishes none of the three numbers.
     """
     bounds = [base_us * ratio**i for i in range(count - 1)]
     lower = [0, *bounds]
     return (*(Level(hi, hi - lo) for lo, hi in zip(lower, bounds, strict=False)), Level())
 
 
-# Best of 1,000 to 8,000 on coding agents beyond saturation, three seeds; the others differ by less than a tenth.
+# The best of 1,000 to 8,000 on coding agents beyond saturation, three seeds; the others are within a tenth of it.
 RETENTION_MILLI = 3_000
 
-# Where each loses is measured in virtual time (docs/results: ShareGPT, BFCL, LATS, Mixed, five seeds). Below saturation
-# nobody waits, and all are equal.
+# The comments say where each preset loses, measured in virtual time (docs/results: ShareGPT, BFCL, LATS, Mixed, five
+# seeds). Below saturation no call waits, and all presets are equal.
 FCFS = Policy(name="fcfs")
-# The best for programs that are all of one size (BFCL). Elsewhere long programs hold back short ones: 2.7 to 3.8 times
-# the token latency of FCFS at the highest rates.
+# The best for programs of equal size (BFCL). Otherwise long programs delay short ones: 2.7 to 3.8 times the token
+# latency of FCFS at the highest rates.
 PROGRAM_FCFS = Policy(name="program-fcfs", order=Order.PROGRAM_ARRIVAL, max_preemptions=64)
-# Loses to FCFS on search trees, whose every call begins at the top again: by a quarter to two fifths beyond it.
+# Loses to FCFS on search trees, where every call starts at the first level: by a quarter to two fifths beyond
+# saturation.
 MLFQ = Policy(name="mlfq", levels=geometric_levels(), beta_milli=20_000, max_preemptions=64)
-# Beyond saturation loses to stock vLLM with a priority of attained service (BFCL most: 2,881 against 1,413 ms a token),
-# and to FCFS in the mean program latency of ShareGPT on 70B on four A100 (174 against 157 s): programs of a level take
-# turns and evict each other. The largest tenth waits up to 1.20 times as long as under FCFS (p99, search trees).
+# Beyond saturation loses to stock vLLM with attained service as priority (most on BFCL: 2,881 against 1,413 ms a
+# token), and to FCFS in the mean program latency of ShareGPT on 70B on four A100 (174 against 157 s): programs of one
+# level take turns and evict each other. The largest tenth waits up to 1.20 times as long as under FCFS (p99, search
+# trees).
 PLAS = replace(MLFQ, name="plas", accounting=Accounting.SUM)
 # Loses to PLAS on Mixed beyond saturation (57 against 47 ms a token, p99 187 against 91).
 ATLAS = replace(MLFQ, name="atlas", accounting=Accounting.CRITICAL_PATH)
-# Within a level the program that came first goes first: fewer programs are under way at a time, so their KV is still
-# there when they come back. Loses to PLAS on search trees beyond saturation (35 against 32 ms a token, p99 111 against
-# 84), and where all KV fits (35.9 against 32.3 ms). The largest tenth waits up to 1.14 times as long as under FCFS.
+# Within a level the program that arrived first runs first: fewer programs are in progress at a time, so their KV is
+# still cached when they return. Loses to PLAS on search trees beyond saturation (35 against 32 ms a token, p99 111
+# against 84), and where all KV fits (35.9 against 32.3 ms). The largest tenth waits up to 1.14 times as long as under
+# FCFS.
 PROGRAM_PLAS = replace(PLAS, name="program-plas", order=Order.PROGRAM_ARRIVAL, retention_milli=RETENTION_MILLI)
 PROGRAM_ATLAS = replace(PROGRAM_PLAS, name="program-atlas", accounting=Accounting.CRITICAL_PATH)
-# The program that is likeliest to end soonest for the service that it takes; PROGRAM_PLAS until that is known. Beyond
+# The program most likely to end soonest for the service it takes runs first; PROGRAM_PLAS until that is known. Beyond
 # saturation it loses to PLAS on search trees: at 0.22/s 34 against 32 ms a token, p99 97 against 84. The largest tenth
-# waits up to 1.12 times FCFS's.
+# waits up to 1.12 times as long as under FCFS.
 GITTINS = replace(PROGRAM_PLAS, name="gittins", source=Source.GITTINS)
 
 PRESETS: dict[str, Policy] = {
     p.name: p for p in (FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS, PROGRAM_PLAS, PROGRAM_ATLAS, GITTINS)
 }
 
-# What clusters start with: of those that need no samples the best or near it on every load (docs/results).
+# Policy of a new cluster: among those that need no samples, the best or close to it on every load (docs/results).
 DEFAULT = PROGRAM_PLAS
 
 
 def preset(name: str) -> Policy:
-    """The preset called `name`; InvalidPolicyError lists the names when there is none."""
+    """The preset called `name`. Raises InvalidPolicyError, listing the names, when there is none."""
     try:
         return PRESETS[name]
     except KeyError:
@@ -236,7 +240,7 @@ def _levels(rows: Any) -> tuple[Level, ...]:
 
 
 def from_dict(data: dict[str, Any]) -> Policy:
-    """Inverse of `to_dict`. InvalidPolicyError on values that make no policy, unknown words included."""
+    """Inverse of `to_dict`. Raises InvalidPolicyError for values that are no policy, unknown keys included."""
     try:
         return Policy(
             **{

@@ -1,4 +1,4 @@
-"""Policies between values and messages of the contract; every component that speaks gRPC uses these. Pure."""
+"""Converts policies between values and protobuf messages, for every component that speaks gRPC. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SOURCE[types_pb2.LEVEL_SOURCE_UNSPECIFIED] = Source.FIXED
 
 
 def policy_from(message: types_pb2.Policy) -> Policy:
-    """The policy value of a message; a bare name is the preset. InvalidPolicyError when it makes none."""
+    """The policy of a message; a message with only a name selects the preset. Raises InvalidPolicyError."""
     if message == types_pb2.Policy(name=message.name):
         if not message.name:
             raise InvalidPolicyError("accounting", "must be set")

@@ -1,4 +1,4 @@
-"""Files of which several belong together, and which are replaced while in use: certificates, keys of tickets."""
+"""Consistent reads of files that are replaced while in use and belong together: certificates, keys of tickets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def settled(read: Callable[[], T]) -> T:
-    """What `read` finds twice: whoever replaces files does not do it in one step. Raises what it raises."""
+    """What `read` returns twice in a row: replacing several files takes more than one step. Raises what it raises."""
     before, found = read(), read()
     while found != before:
         before, found = found, read()

@@ -1,8 +1,8 @@
 """Tickets: what a call carries to its engine, signed with the cluster's key.
 
-A ticket rides in ``X-Session-ID``, which vLLM hands to the scheduler as ``request.session_id``. Layout, base64url
+A ticket travels in ``X-Session-ID``, which vLLM passes to the scheduler as ``request.session_id``. Layout, base64url
 without padding: ``version(1) | msgpack array of the fields below | HMAC-SHA256 truncated to 16 bytes``. Needs only
-msgspec, which the engine process has.
+msgspec, which the engine process has. Pure: the Unix time is an argument.
 """
 
 from __future__ import annotations
@@ -20,15 +20,20 @@ MAX_TICKET_CHARS = 2048
 
 
 class InvalidTicketError(ValueError):
-    """``reason`` is one of malformed, forged, expired, wrong_engine: a metric label."""
+    """``reason`` is one of malformed, forged, expired, wrong_engine: a metric label.
 
-    def __init__(self, reason: str) -> None:
+    ``expired_for_s``: seconds since the expiry on the verifier's clock, 0 for the other reasons. Minutes mean that the
+    clocks of the control plane and of the engine's node differ.
+    """
+
+    def __init__(self, reason: str, expired_for_s: float = 0.0) -> None:
         super().__init__(f"ticket refused: {reason}")
         self.reason = reason
+        self.expired_for_s = expired_for_s
 
 
-class Ticket(msgspec.Struct, frozen=True, array_like=True):
-    """What the engine needs to know of a call. Service and wait in microseconds, expiry in Unix seconds."""
+class Ticket(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """What the engine must know about a call. Service and wait in microseconds, expiry in Unix seconds."""
 
     call_id: str
     attempt: int
@@ -44,8 +49,8 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True):
     expires_unix_s: int
     # Arrival of the root program, Unix microseconds: the order of program-FCFS on every engine.
     program_arrival_us: int = 0
-    # Class of the root program: which levels it goes through.
-    application: str = ""
+    # Class of the root program: selects the levels its calls go through.
+    class_name: str = ""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -57,13 +62,13 @@ def _mac(key: bytes, body: bytes) -> bytes:
 
 
 def sign(ticket: Ticket, key: bytes) -> str:
-    """The header value for a ticket."""
+    """The header value of a ticket."""
     body = _VERSION + _encoder.encode(ticket)
     return base64.urlsafe_b64encode(body + _mac(key, body)).rstrip(b"=").decode("ascii")
 
 
 def verify(text: str, *keys: bytes, engine_id: str, now_unix_s: float) -> Ticket:
-    """The ticket in `text`, by any of the keys. Raises InvalidTicketError; never anything else, whatever `text` is."""
+    """The ticket in `text`, signed with any of the keys. Raises InvalidTicketError, whatever `text` contains."""
     if len(text) > MAX_TICKET_CHARS:
         raise InvalidTicketError("malformed")
     try:
@@ -71,7 +76,7 @@ def verify(text: str, *keys: bytes, engine_id: str, now_unix_s: float) -> Ticket
     except (binascii.Error, ValueError):
         raise InvalidTicketError("malformed") from None
     body, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
-    # One spelling only: base64 also decodes with padding, the other alphabet or stray low bits at the end.
+    # Accept the canonical spelling only: base64 also decodes padding, the other alphabet and stray low bits.
     canonical = base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii") == text
     if not canonical or not body.startswith(_VERSION):
         raise InvalidTicketError("malformed")
@@ -82,7 +87,7 @@ def verify(text: str, *keys: bytes, engine_id: str, now_unix_s: float) -> Ticket
     except msgspec.DecodeError:
         raise InvalidTicketError("malformed") from None
     if ticket.expires_unix_s < now_unix_s:
-        raise InvalidTicketError("expired")
+        raise InvalidTicketError("expired", now_unix_s - ticket.expires_unix_s)
     if ticket.engine_id != engine_id:
         raise InvalidTicketError("wrong_engine")
     return ticket

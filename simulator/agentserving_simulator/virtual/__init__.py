@@ -1,1 +1,1 @@
-"""Engines in virtual time. Pure."""
+"""Engines in virtual time: the production policy over a cost model, without a clock. Pure."""

@@ -1,8 +1,8 @@
-"""Calls on an engine in virtual time, and what is counted of them. Pure."""
+"""Calls on an engine in virtual time, and their counters. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from agentserving_engine.policy import CallFacts, CallStats
 
@@ -11,14 +11,16 @@ from agentserving_simulator.virtual.context_cache import Holding, Path
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One call on the engine. `computed` counts tokens with KV; it produces a token when it has caught up."""
+    """One call on the engine. `computed`: tokens with KV; when it reaches `total`, the step produces a token."""
 
     key: str
     path: Path
     prompt: int
     output: int
+    _: KW_ONLY
     computed: int = 0
     generated: int = 0
+    # Tokens found in the cache at the first start; -1 = not started yet.
     cached: int = -1
     held: Holding | None = None
     ready_us: int = 0
@@ -27,13 +29,13 @@ class Request:
 
     @property
     def total(self) -> int:
-        """Prompt and what has been generated."""
+        """Tokens of the prompt and of the answer so far."""
         return self.prompt + self.generated
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Counters:
-    """Since the start."""
+    """Totals since the start; times in microseconds."""
 
     steps: int = 0
     busy_us: int = 0
@@ -44,13 +46,13 @@ class Counters:
     output_tokens: int = 0
     preemptions_proactive: int = 0
     preemptions_reactive: int = 0
-    # Calls in the engine, integrated over time.
+    # Number of calls in the engine, integrated over time.
     call_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A call that has all its tokens."""
+    """A call that has produced all its tokens."""
 
     request: Request
     stats: CallStats

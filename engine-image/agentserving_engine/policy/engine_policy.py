@@ -1,0 +1,212 @@
+"""Everything that decides for one engine: the call queue, the retention of KV and the learned cost of prefill. Pure.
+
+vLLM with the plugin, the simulator and engines in virtual time run this code; each of them is an `Engine` here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from agentserving.contract.ids import ProgramId, ProgramKey
+from agentserving.contract.policy import Policy
+
+from agentserving_engine.policy.call_queue import CallQueue
+from agentserving_engine.policy.prefill_cost import PrefillCost, lost_tokens, wanted_blocks
+from agentserving_engine.policy.retention import EndedContext, Memory, Retention, Wanted
+from agentserving_engine.policy.state import NO_CHANGE, CallFacts, CallStats, Decision
+from agentserving_engine.policy.tool_waits import Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvTraits:
+    """What happens to KV that no request references."""
+
+    block_size: int
+    # A later prompt finds it again (prefix caching).
+    findable: bool
+    # Evicted KV is loaded from elsewhere, in parallel to the batch: losing it costs no step.
+    reloadable: bool
+    # `Memory` can tell where a context is: without it nothing is retained.
+    retainable: bool
+
+
+class Engine(Protocol):
+    """What the policy asks the engine. Tokens and blocks of a request are counted as by the engine's allocator."""
+
+    @property
+    def kv(self) -> KvTraits:
+        """How the engine's KV cache behaves."""
+
+    def slots(self) -> int:
+        """Requests that may run at the same time."""
+
+    def free_blocks(self) -> int:
+        """Blocks that calls may take when they start."""
+
+    def coming_blocks(self) -> int:
+        """Blocks that become free, without a preemption, when the steps in flight end."""
+
+    def running_tokens(self) -> int:
+        """Tokens of all running requests: prompts and answers."""
+
+    def tokens(self, key: str) -> int:
+        """Tokens of a request: its prompt and its answer so far."""
+
+    def computed_tokens(self, key: str) -> int:
+        """Tokens of a request whose KV is in the cache."""
+
+    def released_blocks(self, key: str) -> int:
+        """Blocks that become free when the running request is preempted."""
+
+    def preemptable(self, key: str) -> bool:
+        """The request runs and may be preempted."""
+
+    def admission_check(self) -> Callable[[str], bool]:
+        """For one decision: False for a waiting request that could not start whatever was preempted."""
+
+    def cached_blocks(self, key: str) -> tuple[int, int]:
+        """(blocks of a waiting request that are in the cache, those of them that no request references)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallEnd:
+    """A call that ends now: where its context is, and whether the program may go on with it."""
+
+    key: str
+    origin: Origin
+    context: Sequence[object]
+    tokens: int
+
+
+class EnginePolicy:
+    """Decides which calls run and which may start; times are microseconds on the caller's clock."""
+
+    def __init__(self, policy: Policy, engine: Engine, memory: Memory) -> None:
+        self._engine = engine
+        self.queue = CallQueue(policy)
+        self.retention = Retention(memory)
+        self.prefill = PrefillCost()
+
+    def arrive(self, facts: CallFacts, now_us: int) -> None:
+        """A call has arrived."""
+        self.queue.arrive(facts, now_us)
+        self.retention.call_arrived(facts.program, now_us)
+
+    def rebuild(self, calls: Iterable[CallFacts], running: Iterable[str], now_us: int) -> None:
+        """Replaces the queue by one of these calls, in the order of their arrival; policy and pauses stay.
+
+        How much of its quantum each call has spent is lost.
+        """
+        before, self.queue = self.queue, CallQueue(self.queue.policy)
+        for program in before.paused_programs:
+            self.queue.pause(program, True, now_us)
+        for facts in calls:
+            self.queue.arrive(facts, now_us)
+        for key in running:
+            self.queue.start(key, now_us)
+
+    def set_policy(self, policy: Policy, facts_of: Callable[[str], CallFacts] | None = None) -> None:
+        """Executes another policy from the next decision on; KV retained under the previous one is released."""
+        self.queue.set_policy(policy, facts_of)
+        self.retention.clear()
+
+    def retain(self, end: CallEnd, now_us: int) -> None:
+        """Retains the context of a call that is about to leave the queue, if the policy retains KV."""
+        milli = self.queue.policy.retention_milli
+        if not (milli and self._engine.kv.retainable and end.key in self.queue):
+            return
+        facts = self.queue.facts(end.key)
+        if not facts.managed:
+            return
+        ended = EndedContext(
+            program=facts.program,
+            origin=end.origin,
+            class_name=facts.class_name,
+            place=self.queue.place(end.key),
+            context=end.context,
+            worth_us=end.tokens * self.prefill.us_per_token * milli / 1000,
+        )
+        self.retention.call_ended(ended, now_us)
+
+    def finish(self, key: str, now_us: int) -> CallStats | None:
+        """A call has ended; its totals, or None for an unknown key."""
+        return self.queue.finish(key, now_us)
+
+    def tool_wait(self, root: ProgramKey, origin: Origin, *, waiting: bool, expected_us: int, now_us: int) -> None:
+        """A program has begun or ended a tool wait."""
+        if waiting:
+            self.retention.tool_wait_began(root, origin, expected_us, now_us)
+        else:
+            self.retention.tool_wait_ended(root, origin)
+
+    def decide(self, now_us: int) -> Decision:
+        """Demotions and promotions are done; the caller preempts."""
+        queue, engine = self.queue, self._engine
+        if queue.settled:
+            return NO_CHANGE
+        block_size = engine.kv.block_size
+        free_blocks = engine.free_blocks() + engine.coming_blocks()
+        return queue.decide(
+            now_us,
+            slots=engine.slots(),
+            free_blocks=free_blocks,
+            need_blocks=lambda key: engine.tokens(key) // block_size + 1,
+            returns_blocks=engine.released_blocks,
+            preemptable=engine.preemptable,
+            admissible=engine.admission_check(),
+            resume_us=partial(self._resume_us, free_blocks, self._waiting_blocks()),
+        )
+
+    def _waiting_blocks(self) -> int:
+        waiting = self.queue.waiting_count
+        if not waiting or self._engine.kv.reloadable:
+            return 0
+        running, block_size = self.queue.running_count, self._engine.kv.block_size
+        return wanted_blocks(waiting, running, self._engine.running_tokens(), block_size)
+
+    def _resume_us(self, free_blocks: int, waiting_blocks: int, key: str) -> float:
+        """Time to recompute what the running request would lose."""
+        kv = self._engine.kv
+        lost = lost_tokens(
+            self._engine.computed_tokens(key),
+            block_size=kv.block_size,
+            findable=kv.findable,
+            free_blocks=free_blocks,
+            waiting_blocks=waiting_blocks,
+        )
+        return lost * self.prefill.us_per_token
+
+    def startable(
+        self, now_us: int, *, slots: int, taken_tokens: int, waiting: Iterable[str], whole_order: bool = True
+    ) -> list[str] | None:
+        """The waiting calls that may start now, best first; None when all may.
+
+        `slots`: free ones; `taken_tokens`: tokens computed since boot. `waiting` comes best first; `whole_order` is
+        False when calls are missing from it that will be back in the next step.
+        """
+        if self.retention.empty:
+            return None
+        free_blocks = self._engine.free_blocks()
+        self.retention.refresh(taken_tokens // self._engine.kv.block_size, free_blocks)
+        return self.retention.startable(
+            waiting,
+            now_us,
+            slots=slots,
+            free_blocks=free_blocks,
+            wanted=self._wanted,
+            order=self.queue.order_changes if whole_order else None,
+        )
+
+    def _wanted(self, key: str) -> Wanted:
+        engine = self._engine
+        cached, idle = engine.cached_blocks(key)
+        program, place = self.queue.facts(key).program, self.queue.place(key)
+        return Wanted(program, place, engine.tokens(key) // engine.kv.block_size + 1 - cached, idle)
+
+
+def origin_of(program_id: str, thread_id: str = "") -> Origin:
+    """The origin of a call's context."""
+    return Origin(ProgramId(program_id), thread_id)

@@ -1,0 +1,336 @@
+"""The only module that writes into vLLM, and the only one that knows its scheduler's attributes.
+
+What differs between the supported versions (the range is in `conformance`, which checks every name at start-up):
+
+| attribute or behaviour | versions | what is done here |
+|---|---|---|
+| `skipped_waiting` | up to 0.30 | blocked requests move there: it becomes a `PolicyQueue` as well |
+| `kv_holding_waiting` | from 0.31 | waiting requests that hold KV; vLLM drains it first, and it stays vLLM's own |
+| `max_num_active_reqs`, `num_waiting_for_streaming_input` | from 0.31 | a waiting streaming session keeps its slot |
+| `max_num_running_reqs` | all | the slot limit up to 0.30 |
+| `reset_preempted_req_ids` | all | tells model runner V2 to release the slot of a request preempted between two steps |
+| `prev_step_scheduled_req_ids` | all | model runner V1 must be sent all tokens of a request that was preempted |
+| `deferred_frees` | all | beside a connector that loads KV, blocks are freed when the steps in flight end |
+| resumed requests in `scheduled_new_reqs` | model runner V2 | they bring no prompt: `num_preemptions` tells them apart |
+| `session_id` of beams | from 0.29 | on 0.28 the requests of a beam search have no ticket and are unmanaged |
+
+Everything runs on the engine core's main thread.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from agentserving.contract.channel import Load
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.request_queue import create_request_queue
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.request import RequestStatus
+
+from agentserving_engine.policy import CallQueue, KvTraits
+from agentserving_engine.waiting_queue import PolicyQueue, WaitingOrder
+
+
+class BlockMemory:
+    """agentserving_engine.policy.Memory over a BlockPool with one group of layers; contexts are lists of block hashes.
+
+    Block hashes are chained (v1/core/kv_cache_utils.py: `hash_block_tokens`), so two contexts are equal up to the first
+    difference of their hashes. A request's blocks are freed last one first, so the cached blocks of a context are a
+    prefix of it, and so are those that some request references. Hence all searches are binary.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+
+    def _block(self, block_hash: object) -> Any | None:
+        found = self.pool.get_cached_block(block_hash, [0])
+        return found[0] if found else None
+
+    def common(self, one: Sequence[object], other: Sequence[object]) -> int:
+        """Number of leading blocks that the two share."""
+        return bisect_left(range(min(len(one), len(other))), True, key=lambda at: one[at] != other[at])
+
+    def cached(self, context: Sequence[object], most: int) -> int:
+        """Number of leading blocks in the cache, `most` at most."""
+        return bisect_left(range(min(len(context), most)), True, key=lambda at: self._block(context[at]) is None)
+
+    def referenced(self, context: Sequence[object], cached: int) -> int:
+        """How many of the first `cached` blocks some request references."""
+        return bisect_left(range(cached), True, key=lambda at: not getattr(self._block(context[at]), "ref_cnt", 0))
+
+    def idle(self, context: Sequence[object], first: int) -> int:
+        """Blocks from `first` on that are cached and referenced by no request."""
+        cached = self.cached(context, len(context))
+        return max(0, cached - max(first, self.referenced(context, cached)))
+
+    def refresh(self, context: Sequence[object], first: int) -> None:
+        """Moves those blocks to the young end of vLLM's free queue, so that the end of the context is evicted first."""
+        cached = self.cached(context, len(context))
+        found = (self._block(context[at]) for at in range(max(first, self.referenced(context, cached)), cached))
+        blocks = [block for block in found if block is not None]
+        self.pool.touch(blocks)
+        self.pool.free_blocks(reversed(blocks))
+
+
+class Started(NamedTuple):
+    """A request that starts in a step; `prompt_tokens` is None when it is resumed."""
+
+    key: str
+    prompt_tokens: int | None
+    cached_tokens: int
+
+
+class Ended(NamedTuple):
+    """A request that leaves the engine. `goes_on`: its program may continue with its context."""
+
+    key: str
+    outcome: str
+    output_tokens: int
+    goes_on: bool
+    tokens: int
+    context: Sequence[object]
+
+
+class VllmAdapter:
+    """agentserving_engine.session.SessionEngine over vLLM's Scheduler."""
+
+    def __init__(self, scheduler: Any, calls: Callable[[], CallQueue]) -> None:
+        vllm = self.vllm = scheduler
+        self.order = WaitingOrder(calls)
+        vllm.waiting = PolicyQueue(self.order)
+        if hasattr(vllm, "skipped_waiting"):
+            vllm.skipped_waiting = PolicyQueue(self.order)
+        block_pool = vllm.kv_cache_manager.block_pool
+        prefix_caching = bool(vllm.vllm_config.cache_config.enable_prefix_caching)
+        self.kv = KvTraits(
+            block_size=int(vllm.block_size),
+            findable=prefix_caching,
+            # Behind an offloading connector, evicted KV is loaded in parallel to the batch.
+            reloadable=vllm.connector is not None,
+            # Other layouts (hybrid models, context parallelism) have blocks that are not one hash each.
+            retainable=vllm.connector is None
+            and prefix_caching
+            and len(vllm.kv_cache_config.kv_cache_groups) == 1
+            and block_pool.hash_block_size == vllm.block_size,
+        )
+        self.memory = BlockMemory(block_pool)
+        self._answers: list[tuple[int, EngineCoreOutput]] = []
+        self._unsorted = False
+
+    # -- what the policy asks (agentserving_engine.policy.Engine) ------------------------------------------------
+
+    def slots(self) -> int:
+        """Requests that may run at the same time."""
+        vllm = self.vllm
+        if not hasattr(vllm, "max_num_active_reqs"):
+            return int(vllm.max_num_running_reqs)
+        return int(vllm.max_num_active_reqs - vllm.num_waiting_for_streaming_input)
+
+    def free_slots(self) -> int:
+        """Requests that may start now."""
+        return self.slots() - len(self.vllm.running)
+
+    def free_blocks(self) -> int:
+        """Blocks that vLLM may allocate to calls that start."""
+        manager = self.vllm.kv_cache_manager
+        return int(manager.block_pool.get_num_free_blocks()) - int(getattr(manager, "watermark_blocks", 0))
+
+    def coming_blocks(self) -> int:
+        """Blocks of ended requests that the steps in flight may still write to: freed when these steps end."""
+        return sum(len(blocks) for _, blocks in self.vllm.deferred_frees)
+
+    def running_tokens(self) -> int:
+        """Tokens of all running requests."""
+        return sum(int(request.num_tokens) for request in self.vllm.running)
+
+    def tokens(self, key: str) -> int:
+        """Tokens of a request: prompt and answer."""
+        return int(self.vllm.requests[key].num_tokens)
+
+    def computed_tokens(self, key: str) -> int:
+        """Tokens of a request with KV."""
+        return int(self.vllm.requests[key].num_computed_tokens)
+
+    def released_blocks(self, key: str) -> int:
+        """Blocks of a request."""
+        return -(-self.computed_tokens(key) // self.kv.block_size)
+
+    def preemptable(self, key: str) -> bool:
+        """The request runs, and is no streaming session, which would lose its input."""
+        request = self.vllm.requests.get(key)
+        return request is not None and request.status == RequestStatus.RUNNING and not request.resumable
+
+    def admission_check(self) -> Callable[[str], bool]:
+        """For one decision: False for a request that vLLM would pass over in this step."""
+        vllm = self.vllm
+        loras: set[int] = set()
+        if vllm.lora_config:
+            loras = {request.lora_request.lora_int_id for request in vllm.running if request.lora_request}
+
+        def admissible(key: str) -> bool:
+            request = vllm.requests[key]
+            if vllm._is_blocked_waiting_status(request.status) or request.num_stale_output_tokens:
+                return False
+            if not vllm.lora_config or not request.lora_request or request.lora_request.lora_int_id in loras:
+                return True
+            if len(loras) >= vllm.lora_config.max_loras:
+                return False
+            loras.add(request.lora_request.lora_int_id)
+            return True
+
+        return admissible
+
+    def cached_blocks(self, key: str) -> tuple[int, int]:
+        """(blocks of a waiting request that are in the cache, those of them that no request references)."""
+        request = self.vllm.requests[key]
+        # vLLM always computes the last token, even if the whole prompt is cached.
+        cached = self.memory.cached(request.block_hashes, (request.num_tokens - 1) // self.kv.block_size)
+        return cached, cached - self.memory.referenced(request.block_hashes, cached)
+
+    # -- what the session asks (agentserving_engine.session.SessionEngine) ---------------------------------------
+
+    def preempt(self, key: str) -> bool:
+        """Puts a running request back to waiting, not to start again in the step that follows."""
+        vllm = self.vllm
+        request = vllm.requests.get(key)
+        if request is None or request.status != RequestStatus.RUNNING:
+            return False
+        drop, position = vllm.requires_kv_delivery, vllm.running.index(request)
+        vllm.prev_step_scheduled_req_ids.discard(key)
+        del vllm.running[position]
+        try:
+            vllm._preempt_request(request, time.monotonic(), drop_stale_output=drop)
+        except Exception:
+            self._put_back(request, position)
+            raise
+        # Resuming it in this step would only recompute it.
+        self.order.hide(key)
+        return True
+
+    def _put_back(self, request: Any, position: int) -> None:
+        """A preemption failed half way: the request must be in the one list that its status says."""
+        vllm = self.vllm
+        if request.status == RequestStatus.RUNNING:
+            vllm.running.insert(position, request)
+            return
+        if request.request_id not in vllm.waiting:
+            vllm.waiting.add_request(request)
+        vllm.reset_preempted_req_ids.add(request.request_id)
+
+    def abort(self, keys: Sequence[str]) -> None:
+        """Ends requests. vLLM's own abort sends the front end nothing, so `answer_aborted` adds their last outputs."""
+        for request in self.vllm.finish_requests(keys, RequestStatus.FINISHED_ABORTED):
+            output = EngineCoreOutput(
+                request_id=request.request_id, new_token_ids=[], finish_reason=request.get_finished_reason()
+            )
+            self._answers.append((request.client_index, output))
+
+    def reorder(self) -> None:
+        """The order of the running calls may have changed."""
+        self._unsorted = True
+
+    def read_load(self, load: Load) -> None:
+        """Sets the gauges that only vLLM knows."""
+        block_pool = self.vllm.kv_cache_manager.block_pool
+        load.running, load.waiting = self.vllm.get_request_counts()
+        load.free_blocks, load.total_blocks = block_pool.get_num_free_blocks(), block_pool.num_gpu_blocks
+
+    # -- arrivals and ends ---------------------------------------------------------------------------------------
+
+    def knows(self, request: Any) -> bool:
+        """The request is in the engine: a streaming session sends more input under the same id."""
+        return request.request_id in self.vllm.requests
+
+    def set_session(self, request: Any, session_id: str) -> None:
+        """vLLM keys prefix retention and hints by session: give it the program instead of a one-time ticket."""
+        request.session_id = session_id
+
+    def ended(self, request: Any) -> Ended:
+        """A request that vLLM is about to free."""
+        outcome = "completed"
+        if request.status == RequestStatus.FINISHED_ABORTED:
+            outcome = "cancelled"
+        elif request.status == RequestStatus.FINISHED_ERROR:
+            outcome = "failed"
+        return Ended(
+            key=request.request_id,
+            outcome=outcome,
+            output_tokens=request.num_output_tokens,
+            # Nothing continues from an answer that was cut off.
+            goes_on=outcome != "cancelled" and not request.resumable,
+            tokens=int(request.num_tokens),
+            context=request.block_hashes,
+        )
+
+    def answer_aborted(self, result: dict[int, Any]) -> None:
+        """Adds the last outputs of aborted requests to those for the front end."""
+        answers, self._answers = self._answers, []
+        for client_index, output in answers:
+            result.setdefault(client_index, EngineCoreOutputs()).outputs.append(output)
+
+    # -- a step --------------------------------------------------------------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        """vLLM itself is paused (sleep mode, weight update): nothing is preempted meanwhile."""
+        return bool(self.vllm._pause_state != PauseState.UNPAUSED)
+
+    @property
+    def idle(self) -> bool:
+        """No request runs or waits."""
+        return not (self.vllm.running or any(self.vllm.get_request_counts()))
+
+    def sort_running(self) -> None:
+        """Sorts the running requests: when blocks run out, vLLM preempts the last one, which must be the worst."""
+        if self._unsorted:
+            self.vllm.running[:] = sorted(self.vllm.running, key=lambda request: self.order.rank(request.request_id))
+            self._unsorted = False
+
+    def scheduled_tokens(self, output: Any) -> Mapping[str, int]:
+        """Tokens that a step computes, by request."""
+        tokens: Mapping[str, int] = output.num_scheduled_tokens
+        return tokens
+
+    def preempted(self, output: Any) -> list[str]:
+        """Requests preempted for this step, by vLLM or before it by us."""
+        return list(output.preempted_req_ids or ())
+
+    def started(self, output: Any) -> Iterator[Started]:
+        """Requests that start or resume in this step."""
+        for new in output.scheduled_new_reqs:
+            first = not self.vllm.requests[new.req_id].num_preemptions
+            prompt_tokens = len(new.prompt_token_ids or ()) if first else None
+            yield Started(new.req_id, prompt_tokens, new.num_computed_tokens)
+        for key in output.scheduled_cached_reqs.resumed_req_ids:
+            yield Started(key, None, 0)
+
+    def produced(self, result: Mapping[int, Any]) -> Iterator[tuple[str, int]]:
+        """(request, number of new output tokens) of a step."""
+        for outputs in result.values():
+            for item in outputs.outputs:
+                yield item.request_id, len(item.new_token_ids)
+
+    # -- after a failure -----------------------------------------------------------------------------------------
+
+    def by_arrival(self) -> list[str]:
+        """All requests in the engine, in the order of arrival."""
+        requests = sorted(self.vllm.requests.values(), key=lambda request: float(request.arrival_time))
+        return [request.request_id for request in requests]
+
+    def running(self) -> list[str]:
+        """Running requests, in vLLM's order."""
+        return [request.request_id for request in self.vllm.running]
+
+    def restore_stock_queues(self) -> None:
+        """Gives vLLM its own queues back, in the order of arrival: from now on nothing here orders or pauses."""
+        vllm = self.vllm
+        for name in ("waiting", "skipped_waiting"):
+            ours = getattr(vllm, name, None)
+            if isinstance(ours, PolicyQueue):
+                stock = create_request_queue(vllm.policy)
+                for request in sorted(ours, key=lambda request: float(request.arrival_time)):
+                    stock.add_request(request)
+                setattr(vllm, name, stock)

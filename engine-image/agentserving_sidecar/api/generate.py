@@ -1,0 +1,59 @@
+"""CallService.Generate: the engine's response as a gRPC stream, for client libraries in any language.
+
+Bytes that arrive within a window are sent as one message. When the RPC is cancelled, the HTTP connection is closed and
+the engine aborts the call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import grpc
+from agentserving.v1 import call_service_pb2 as pb
+from agentserving.v1 import call_service_pb2_grpc as rpc
+
+from agentserving_sidecar.engine_http import EngineHttp
+
+WINDOW_S = 0.015
+MAX_BODY_BYTES = 10 << 20
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings")
+
+
+class GenerateServicer(rpc.CallServiceServicer):
+    """Serves Generate only; AdmitCall belongs to the control plane."""
+
+    def __init__(self, engine: EngineHttp) -> None:
+        self._engine = engine
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
+        """INVALID_ARGUMENT for another path or a body that is too large; UNAVAILABLE when the engine is."""
+        if request.path not in PATHS:
+            message = f"path: {request.path[:100]!r} is none of {', '.join(PATHS)}"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
+        if len(request.body) > MAX_BODY_BYTES:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"body: at most {MAX_BODY_BYTES} bytes")
+        ids = {"x-session-id": request.ticket, "x-request-id": request.call_id}
+        headers = {name: value for name, value in ids.items() if value}
+        try:
+            async with self._engine.post(request.path, request.body, headers) as response:
+                yield pb.GenerateResponse(http_status=response.status, content_type=response.content_type)
+                async for chunk in _coalesced(response.content):
+                    yield pb.GenerateResponse(chunk=chunk)
+        except (aiohttp.ClientError, OSError) as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the engine did not answer: {error}")
+
+
+async def _coalesced(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """The first bytes immediately, then what arrives within each window."""
+    while data := await content.readany():
+        yield data
+        if not content.at_eof():
+            await asyncio.sleep(WINDOW_S)
+
+
+def add_generate(server: grpc.aio.Server, engine: EngineHttp) -> None:
+    """Registers the service."""
+    rpc.add_CallServiceServicer_to_server(GenerateServicer(engine), server)

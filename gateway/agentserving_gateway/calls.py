@@ -1,0 +1,90 @@
+"""A call between its request and its end, as values: what the gateway asks of the leader, and what it answers.
+
+Who ends a call: the engine's report, or exactly one EndCall of this gateway. `OpenCall` keeps that account for one
+admitted call; the gateway ends a call whenever it cannot be sure that an engine will.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
+
+
+class Ending(Enum):
+    """How a call ends that no engine ends; a metric label."""
+
+    # The client left, or the admission came too late for it.
+    CANCELLED = "cancelled"
+    # The connection to the engine failed, or the engine answered 5xx.
+    FAILED = "failed"
+    # The engine's HTTP server refused the request (4xx) before its scheduler saw it.
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRequest:
+    """One admission. `program_id` empty = a program of this one call; `prompt_tokens` is an estimate."""
+
+    tenant: Tenant
+    program_id: ProgramId = ProgramId("")
+    parent_program_id: ProgramId = ProgramId("")
+    thread_id: str = ""
+    parent_call_ids: tuple[str, ...] = ()
+    program_name: str = ""
+    prompt_tokens: int = 0
+    model: str = ""
+    # The program ends with this call.
+    final: bool = False
+    # An attempt that failed before its first byte, and the engines that must not be chosen.
+    retry_of_call_id: CallId = CallId("")
+    exclude: tuple[EngineId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """Where a call goes. `call_id` and `ticket` are empty for an unmanaged call."""
+
+    engine_id: EngineId
+    engine_address: str
+    tenant: Tenant
+    call_id: CallId = CallId("")
+    program_id: ProgramId = ProgramId("")
+    ticket: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """The leader does not admit a call. `code` is a google.rpc.Code, `reason` a closed word."""
+
+    code: int
+    reason: str
+    message: str
+    retry_after_s: float = 0.0
+
+
+# Sends one EndCall: the call, its ending, and whether no engine can have seen it.
+EndCall = Callable[[Admitted, Ending, bool], None]
+
+
+class OpenCall:
+    """An admitted call until its end is settled; ends at most once."""
+
+    __slots__ = ("_end_call", "_is_settled", "admitted")
+
+    def __init__(self, admitted: Admitted, end_call: EndCall) -> None:
+        self.admitted = admitted
+        self._end_call = end_call
+        self._is_settled = not admitted.call_id
+
+    def end(self, ending: Ending, *, was_sent: bool) -> None:
+        """Ends the call, unless its end is settled. When it was sent, a report of its engine prevails."""
+        if not self._is_settled:
+            self._is_settled = True
+            self._end_call(self.admitted, ending, not was_sent)
+
+    def settle(self) -> None:
+        """Its engine has answered in full and reports it, or a retry has replaced it."""
+        self._is_settled = True

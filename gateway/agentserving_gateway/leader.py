@@ -1,0 +1,215 @@
+"""The gateway's stream to the leading control plane: admissions and ends of calls. The one module with protobuf.
+
+Answers are matched to requests by stream id. An admission that nobody waits for any more (its client left, or it took
+longer than the deadline) is ended as soon as it arrives. Ends are repeated on the next stream until a leader has
+acknowledged them, since the table survives a change of leader and with it the call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Protocol
+
+from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
+from agentserving.transport.leader_channel import LeaderChannel
+from agentserving.v1 import call_service_pb2 as pb
+from agentserving.v1 import call_service_pb2_grpc as rpc
+from agentserving.v1 import types_pb2
+from agentserving_process.leader_stream import LeaderStream
+
+from agentserving_gateway import metrics
+from agentserving_gateway.calls import Admitted, CallRequest, Ending, Refusal
+from agentserving_gateway.engines import Engine
+
+# Ends that no leader has acknowledged: beyond this the oldest are left to expire in the table.
+MAX_UNACKNOWLEDGED = 5_000
+
+_OUTCOMES = {
+    Ending.CANCELLED: types_pb2.OUTCOME_CANCELLED,
+    Ending.FAILED: types_pb2.OUTCOME_FAILED,
+    Ending.REJECTED: types_pb2.OUTCOME_REJECTED,
+}
+
+Answer = Admitted | Refusal
+
+
+class Listener(Protocol):
+    """Is told what changes at the leader."""
+
+    def found(self) -> None:
+        """A leader answers."""
+
+    def lost(self) -> None:
+        """It does not answer any more, or the one that was tried does not lead."""
+
+    def engines(self, engines: list[Engine]) -> None:
+        """The leader's engines, all of them."""
+
+
+class Leader:
+    """Admissions and ends, whoever leads. `run` is the supervised task. Implements leader_stream.StreamEvents."""
+
+    def __init__(self, channel: LeaderChannel, listener: Listener) -> None:
+        self._listener = listener
+        self._stream: LeaderStream[pb.AdmissionsRequest, pb.AdmissionsResponse] = LeaderStream(
+            "admissions", channel, lambda to: rpc.CallServiceStub(to).Admissions(), self
+        )
+        self._last_id = 0
+        # An entry stays until its answer comes: a future that is done by then was abandoned.
+        self._waiting: dict[int, tuple[asyncio.Future[Answer], Tenant]] = {}
+        self._ends: dict[int, pb.AdmissionsRequest] = {}
+        # Set when an end was acknowledged, or when none will be.
+        self._acknowledged = asyncio.Event()
+
+    async def run(self) -> None:
+        """Keeps a stream to the leader until it is cancelled."""
+        await self._stream.run()
+
+    @property
+    def is_connected(self) -> bool:
+        """True while a leader answers."""
+        return self._stream.is_connected
+
+    async def admit(self, request: CallRequest, deadline_s: float) -> Answer | None:
+        """The leader's answer; None when there is no leader, or none that answers within the deadline.
+
+        However the wait ends, an admission that is not returned is ended.
+        """
+        if not self._stream.is_connected:
+            return None
+        self._last_id += 1
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting[self._last_id] = future, request.tenant
+        if not self._stream.send(pb.AdmissionsRequest(stream_id=self._last_id, admit=_admit_message(request))):
+            del self._waiting[self._last_id]
+            return None
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await future
+        except TimeoutError:
+            self._abandon(future)
+            return None
+        except asyncio.CancelledError:
+            self._abandon(future)
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return None  # the stream broke
+
+    def _abandon(self, future: asyncio.Future[Answer]) -> None:
+        """The answer may have come in the same turn of the loop as the end of the wait."""
+        if future.done() and not future.cancelled():
+            answer = future.result()
+            if isinstance(answer, Admitted):
+                self.end(answer, Ending.CANCELLED, True)
+
+    def end(self, call: Admitted, ending: Ending, never_started: bool) -> None:
+        """Ends an admitted call that no engine is sure to report: now, or once there is a leader again."""
+        metrics.ENDED.labels(ending.value).inc()
+        self._last_id += 1
+        message = pb.EndCallRequest(
+            call_id=call.call_id, outcome=_OUTCOMES[ending], never_started=never_started, tenant=call.tenant
+        )
+        request = self._ends[self._last_id] = pb.AdmissionsRequest(stream_id=self._last_id, end=message)
+        if len(self._ends) > MAX_UNACKNOWLEDGED:
+            del self._ends[next(iter(self._ends))]
+        self._stream.send(request)
+
+    async def flush(self, bound_s: float) -> None:
+        """Waits until the leader has acknowledged all ends; at most `bound_s`, and not for a leader that is lost."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(bound_s):
+                while self._ends and self.is_connected:
+                    self._acknowledged.clear()
+                    await self._acknowledged.wait()
+
+    # -- StreamEvents --------------------------------------------------------------------------------------------
+
+    async def ready(self) -> None:
+        """There is always something to say."""
+
+    def greeting(self) -> list[pb.AdmissionsRequest]:
+        """The hello, and the ends that no leader has acknowledged."""
+        return [_HELLO, *self._ends.values()]
+
+    def connected(self) -> None:
+        """A leader answers."""
+        self._listener.found()
+
+    def lost(self) -> None:
+        """The stream is over: waiting calls ask the next leader."""
+        waiting, self._waiting = self._waiting, {}
+        for future, _ in waiting.values():
+            future.cancel()
+        self._acknowledged.set()
+        self._listener.lost()
+
+    def received(self, response: pb.AdmissionsResponse) -> None:
+        """One message of the leader."""
+        kind = response.WhichOneof("response")
+        if kind == "engines":
+            self._listener.engines([_engine(engine) for engine in response.engines.engines])
+            return
+        stream_id = response.stream_id
+        if stream_id in self._ends:
+            # An error is NOT_FOUND, for instance: the call is over. From a former leader it means nothing.
+            if kind == "ended" or response.error.reason != "NOT_LEADER":
+                del self._ends[stream_id]
+                self._acknowledged.set()
+            return
+        future, tenant = self._waiting.pop(stream_id, (None, Tenant("")))
+        answer = _admitted(response.admitted, tenant) if kind == "admitted" else _refusal(response.error)
+        if future is not None and not future.done():
+            future.set_result(answer)
+        elif isinstance(answer, Admitted):
+            self.end(answer, Ending.CANCELLED, True)
+
+
+_HELLO = pb.AdmissionsRequest(hello=pb.GatewayHello())
+
+
+def _admit_message(request: CallRequest) -> pb.AdmitCallRequest:
+    return pb.AdmitCallRequest(
+        program_id=request.program_id,
+        thread_id=request.thread_id,
+        parent_call_ids=request.parent_call_ids,
+        implicit=True,
+        name=request.program_name,
+        parent_program_id=request.parent_program_id,
+        prompt_tokens=request.prompt_tokens,
+        model=request.model,
+        final=request.final,
+        tenant=request.tenant,
+        retry_of_call_id=request.retry_of_call_id,
+        exclude_engine_ids=request.exclude,
+    )
+
+
+def _admitted(message: pb.AdmitCallResponse, tenant: Tenant) -> Admitted:
+    return Admitted(
+        engine_id=EngineId(message.engine_id),
+        engine_address=message.engine_address,
+        tenant=tenant,
+        call_id=CallId(message.call_id),
+        program_id=ProgramId(message.program_id),
+        ticket=message.ticket,
+    )
+
+
+def _refusal(message: pb.AdmissionError) -> Refusal:
+    return Refusal(
+        code=message.code,
+        reason=message.reason,
+        message=message.message,
+        retry_after_s=message.retry_after.ToMilliseconds() / 1000,
+    )
+
+
+def _engine(message: types_pb2.Engine) -> Engine:
+    return Engine(
+        EngineId(message.engine_id),
+        message.address,
+        message.state == types_pb2.ENGINE_STATE_READY,
+        frozenset(message.capabilities.models),
+    )
