@@ -223,7 +223,7 @@ def _end_without_cleanup() -> None:
 
 
 def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What asyncio would print to stderr: an exception in a callback or a protocol, or in a task that is never awaited."""
+    """Logs what asyncio would print: an exception in a callback, a protocol, or a task that is never awaited."""
     UNHANDLED.inc()
     error = context.get("exception")
     log.error(
