@@ -1,8 +1,8 @@
 """The plugin's end of the channel: one daemon thread that owns the socket.
 
-`schedule()` must never block, so it only appends to and pops from deques; the thread makes every system call. Heartbeats
-come from the thread as well, because an idle engine makes no steps. A new sidecar connection replaces the previous one
-and is sent every terminal record that is not acknowledged.
+`schedule()` must never block, so it only appends to and pops from deques, and wakes the thread, which does all the I/O.
+Heartbeats come from the thread as well, because an idle engine makes no steps. A new sidecar connection replaces the
+previous one and is sent every terminal record that is not acknowledged.
 
 The thread survives its own failures: whatever is raised is logged and counted, the connection is dropped, and the loop
 starts again. Should the thread be gone nevertheless, the scheduler's next report restarts it (`ensure_running`).

@@ -14,6 +14,7 @@ import time
 import uuid
 from typing import Any
 
+import agentserving
 import vllm
 from agentserving.contract.channel import EngineHello
 from vllm.sampling_params import SamplingParams
@@ -28,7 +29,6 @@ from agentserving_engine.conformance import check_config, check_symbols, check_v
 from agentserving_engine.guard import Guard
 from agentserving_engine.session import EngineSession
 from agentserving_engine.settings import PluginSettings
-from agentserving_engine.version import PLUGIN_VERSION
 from agentserving_engine.vllm_adapter import VllmAdapter
 
 # When only calls are left that may not start, vLLM would spin: this pause is too short to delay a call.
@@ -175,7 +175,7 @@ def _hello(adapter: VllmAdapter) -> EngineHello:
         pid=os.getpid(),
         engine_kind="VLLM",
         engine_version=vllm.__version__,
-        plugin_version=PLUGIN_VERSION,
+        plugin_version=agentserving.__version__,
         max_num_seqs=adapter.vllm.max_num_running_reqs,
         max_model_len=config.model_config.max_model_len,
         block_size=adapter.kv.block_size,

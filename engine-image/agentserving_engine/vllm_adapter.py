@@ -5,14 +5,14 @@ What differs between the supported versions (the range is in `conformance`, whic
 | attribute or behaviour | versions | what is done here |
 |---|---|---|
 | `skipped_waiting` | up to 0.30 | blocked requests move there: it becomes a `PolicyQueue` as well |
-| `kv_holding_waiting` | 0.31 and later | requests that wait while they hold KV; vLLM drains it first, it stays vLLM's own |
-| `max_num_active_reqs`, `num_waiting_for_streaming_input` | 0.31 and later | a streaming session that waits keeps its slot |
+| `kv_holding_waiting` | from 0.31 | waiting requests that hold KV; vLLM drains it first, and it stays vLLM's own |
+| `max_num_active_reqs`, `num_waiting_for_streaming_input` | from 0.31 | a waiting streaming session keeps its slot |
 | `max_num_running_reqs` | all | the slot limit up to 0.30 |
 | `reset_preempted_req_ids` | all | tells model runner V2 to release the slot of a request preempted between two steps |
 | `prev_step_scheduled_req_ids` | all | model runner V1 must be sent all tokens of a request that was preempted |
 | `deferred_frees` | all | beside a connector that loads KV, blocks are freed when the steps in flight end |
-| a resumed request in `scheduled_new_reqs` | model runner V2 | only the first start brings a prompt: `num_preemptions` tells |
-| `session_id` reaches beams of a beam search | 0.29 and later | on 0.28 they arrive without a ticket, as unmanaged calls |
+| resumed requests in `scheduled_new_reqs` | model runner V2 | they bring no prompt: `num_preemptions` tells them apart |
+| `session_id` of beams | from 0.29 | on 0.28 the requests of a beam search have no ticket and are unmanaged |
 
 Everything runs on the engine core's main thread.
 """

@@ -1,1 +1,1 @@
-"""An engine without a model: the production policy and channel over a cost model, in real time."""
+"""An engine without a model, in real time: the production policy and channel over a cost model."""

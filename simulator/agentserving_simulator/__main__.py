@@ -5,21 +5,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
 import sys
 import uuid
 
+import agentserving
 from agentserving.contract.channel import EngineHello
-from agentserving_engine.call_book import CallBook
+from agentserving_engine.calls import CallBook, Outbox
 from agentserving_engine.channel_server import ChannelServer
 from agentserving_engine.settings import PluginConfigError, PluginSettings
+from agentserving_process import logs, supervision
+from agentserving_process.listening import split_address
+from agentserving_process.supervision import CannotStartError, Supervisor
 from aiohttp import web
 
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.engine import Limits, SimulatedEngine
 from agentserving_simulator.http_front import Front
-
-VERSION = "0.1.0"
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -28,26 +29,29 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--engine-id", required=True)
     parser.add_argument("--channel-dir", default="", help="directory shared with the sidecar")
     parser.add_argument("--ticket-key-file", default="")
-    parser.add_argument("--model", default="tiny", help="name it serves under")
+    parser.add_argument("--model", default="tiny", help="model name that the engine serves")
     parser.add_argument("--max-num-seqs", type=int, default=Limits().max_num_seqs)
     parser.add_argument("--num-blocks", type=int, default=Limits().num_blocks)
     parser.add_argument("--max-model-len", type=int, default=Limits().max_model_len)
-    parser.add_argument("--speed", type=float, default=1.0, help="times as fast as an A100 with an 8B model")
-    given = parser.parse_args(argv)
+    parser.add_argument("--speed", type=float, default=1.0, help="speed as a multiple of an A100's with an 8B model")
+    arguments = parser.parse_args(argv)
     for name in ("max_num_seqs", "num_blocks", "max_model_len", "speed"):
-        if getattr(given, name) <= 0:
-            parser.error(f"--{name.replace('_', '-')} must be positive, not {getattr(given, name)}")
-    return given
+        if getattr(arguments, name) <= 0:
+            parser.error(f"--{name.replace('_', '-')} must be positive, not {getattr(arguments, name)}")
+    try:
+        split_address(arguments.listen)
+    except ValueError as error:
+        parser.error(f"--listen: {error}")
+    return arguments
 
 
 def _hello(limits: Limits) -> EngineHello:
     return EngineHello(
         boot_id=uuid.uuid4().hex,
         pid=os.getpid(),
-        rank=0,
         engine_kind="SIMULATOR",
-        engine_version=VERSION,
-        plugin_version=VERSION,
+        engine_version=agentserving.__version__,
+        plugin_version=agentserving.__version__,
         max_num_seqs=limits.max_num_seqs,
         max_model_len=limits.max_model_len,
         block_size=limits.block_size,
@@ -58,47 +62,53 @@ def _hello(limits: Limits) -> EngineHello:
     )
 
 
-async def _serve(given: argparse.Namespace, settings: PluginSettings) -> None:
-    limits = Limits(given.max_num_seqs, given.max_model_len, num_blocks=given.num_blocks)
-    book = CallBook(settings.engine_id, settings.ticket_keys)
-    engine = SimulatedEngine(book, limits, CostModel(speed=given.speed))
+def _engine(arguments: argparse.Namespace) -> SimulatedEngine:
+    """Raises PluginConfigError or OSError."""
+    settings = PluginSettings.from_env(
+        {
+            "AGENTSERVING_ENGINE_ID": arguments.engine_id,
+            "AGENTSERVING_CHANNEL_DIR": arguments.channel_dir,
+            "AGENTSERVING_TICKET_KEY_FILE": arguments.ticket_key_file,
+        }
+    )
+    limits = Limits(
+        max_num_seqs=arguments.max_num_seqs, max_model_len=arguments.max_model_len, num_blocks=arguments.num_blocks
+    )
+    outbox = Outbox() if settings.channel_dir is not None else Outbox(limit=0)
+    book = CallBook(settings.engine_id, settings.ticket_keys, outbox)
+    engine = SimulatedEngine(book, limits, CostModel(speed=arguments.speed))
     if settings.channel_dir is not None:
-        path = settings.channel_dir / "rank0.sock"
-        engine.channel = ChannelServer(path, _hello(limits), lambda: list(book.unacked.values()))
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    # A client that leaves cancels its handler, which aborts its requests.
-    runner = web.AppRunner(Front(engine, given.model).app(), handler_cancellation=True, access_log=None)
+        engine.session.channel = ChannelServer(settings.channel_dir / "rank0.sock", _hello(limits), outbox)
+    return engine
+
+
+async def _serve(arguments: argparse.Namespace, supervisor: Supervisor) -> None:
+    try:
+        engine = _engine(arguments)
+    except (PluginConfigError, OSError) as error:
+        raise CannotStartError(str(error)) from None
+    # A client that disconnects cancels its handler, which cancels its requests.
+    runner = web.AppRunner(Front(engine, arguments.model).app(), handler_cancellation=True, access_log=None)
     await runner.setup()
-    host, _, port = given.listen.rpartition(":")
-    await web.TCPSite(runner, host, int(port)).start()
-    steps = asyncio.create_task(engine.run())
-    waits = asyncio.create_task(stop.wait())
-    await asyncio.wait({steps, waits}, return_when=asyncio.FIRST_COMPLETED)
-    await runner.cleanup()
-    if engine.channel is not None:
-        engine.channel.close()
-    if steps.done():
-        steps.result()
-    steps.cancel()
-    waits.cancel()
+    host, port = split_address(arguments.listen)
+    try:
+        try:
+            await web.TCPSite(runner, host or None, port).start()
+        except OSError as error:
+            raise CannotStartError(f"cannot listen on {arguments.listen}: {error.strerror or error}") from None
+        supervisor.start("steps", engine.run)
+        await supervisor.stop_requested()
+    finally:
+        await runner.cleanup()
+        if isinstance(engine.session.channel, ChannelServer):
+            await asyncio.to_thread(engine.session.channel.close)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status."""
-    given = _arguments(sys.argv[1:] if argv is None else argv)
-    env = {
-        "AGENTSERVING_ENGINE_ID": given.engine_id,
-        "AGENTSERVING_CHANNEL_DIR": given.channel_dir,
-        "AGENTSERVING_TICKET_KEY_FILE": given.ticket_key_file,
-    }
-    try:
-        asyncio.run(_serve(given, PluginSettings.from_env(env)))
-    except (PluginConfigError, OSError) as error:
-        print(f"cannot start: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Returns the exit status."""
+    arguments = _arguments(sys.argv[1:] if argv is None else argv)
+    logs.configure()
+    return supervision.run(lambda supervisor: _serve(arguments, supervisor))
 
 
 if __name__ == "__main__":

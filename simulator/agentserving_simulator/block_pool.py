@@ -1,35 +1,36 @@
-"""The simulated KV cache: blocks, who holds them, and which of them a later prompt finds again.
+"""The simulated KV cache: blocks, the requests that reference them, and which of them a later prompt finds again.
 
-As in vLLM (`v1/core/block_pool.py`): only full blocks are found, by a hash over everything before and in them; a block
-that nobody holds stays findable until its place is needed; the least recently freed goes first, and of one request's
-blocks the last, so that a shared beginning lives longest. Pure.
+As in vLLM (`v1/core/block_pool.py`): only full blocks are found, by a hash over their tokens and all tokens before
+them. A block that no request references can be found until it is overwritten. The least recently freed block is
+overwritten first, and of one request the last block, so that shared prefixes live longest. Pure.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 
 class BlockPool:
-    """`size` blocks, named by their number."""
+    """`size` blocks, identified by number; also agentserving_engine.policy.Memory, over lists of block hashes."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._holders = [0] * size
+        self._references = [0] * size
         self._hash: list[bytes | None] = [None] * size
-        # Least recently freed first; the values mean nothing.
+        # Least recently freed first; the values are unused.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(size))
-        # Equal blocks computed side by side are kept both, as vLLM does.
+        # As in vLLM, equal blocks computed in parallel are both kept.
         self._found: dict[bytes, dict[int, None]] = {}
 
     @property
     def free(self) -> int:
-        """Blocks that nobody holds, findable ones included."""
+        """Blocks that no request references, cached ones included."""
         return len(self._free)
 
     def lookup(self, hashes: Sequence[bytes]) -> list[int]:
-        """The blocks of the longest beginning of `hashes` that are in the cache."""
+        """The blocks of the longest cached prefix of `hashes`."""
         blocks = []
         for each in hashes:
             found = self._found.get(each)
@@ -39,44 +40,61 @@ class BlockPool:
         return blocks
 
     def cost(self, blocks: Iterable[int]) -> int:
-        """How many of these would leave the free ones when taken."""
-        return sum(1 for block in blocks if not self._holders[block])
+        """How many of these are free now."""
+        return sum(1 for block in blocks if not self._references[block])
 
     def returns(self, blocks: Iterable[int]) -> int:
-        """How many of these would be free if one holder let go of them."""
-        return sum(1 for block in blocks if self._holders[block] == 1)
+        """How many of these become free when one reference is released."""
+        return sum(1 for block in blocks if self._references[block] == 1)
 
     def share(self, blocks: Iterable[int]) -> None:
-        """One more holder of blocks that `lookup` gave."""
+        """Adds a reference to blocks that `lookup` returned."""
         for block in blocks:
-            if not self._holders[block]:
+            if not self._references[block]:
                 del self._free[block]
-            self._holders[block] += 1
+            self._references[block] += 1
 
     def take(self, count: int) -> list[int]:
-        """Blocks to write into; what was findable in them is forgotten. ValueError when there are not so many."""
+        """Allocates blocks to write into, overwriting cached ones. ValueError when fewer are free."""
         if count > len(self._free):
-            raise ValueError(f"{count} blocks wanted, {len(self._free)} free")
+            raise ValueError(f"{count} blocks requested, {len(self._free)} free")
         taken = []
         for _ in range(count):
             block, _ = self._free.popitem(last=False)
             self._forget(block)
-            self._holders[block] = 1
+            self._references[block] = 1
             taken.append(block)
         return taken
 
     def remember(self, block: int, block_hash: bytes) -> None:
-        """A held block is full from now on."""
+        """A referenced block is full: later prompts find it from now on."""
         if self._hash[block] is None:
             self._hash[block] = block_hash
             self._found.setdefault(block_hash, {})[block] = None
 
     def give(self, blocks: Sequence[int]) -> None:
-        """A holder lets go of its blocks, given in their order in the request."""
+        """Releases a request's references to its blocks, given in their order."""
         for block in reversed(blocks):
-            self._holders[block] -= 1
-            if not self._holders[block]:
+            self._references[block] -= 1
+            if not self._references[block]:
                 self._free[block] = None
+
+    def common(self, one: Sequence[object], other: Sequence[object]) -> int:
+        """Number of leading blocks that the two share."""
+        return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+    def idle(self, context: Sequence[object], first: int) -> int:
+        """Blocks from `first` on that are cached and referenced by no request."""
+        return self.cost(self._cached(context, first))
+
+    def refresh(self, context: Sequence[object], first: int) -> None:
+        """Makes those blocks the last ones to be overwritten, the end of the context first."""
+        for block in reversed(self._cached(context, first)):
+            if not self._references[block]:
+                self._free.move_to_end(block)
+
+    def _cached(self, context: Sequence[object], first: int) -> list[int]:
+        return self.lookup(cast(Sequence[bytes], context))[first:]
 
     def _forget(self, block: int) -> None:
         known = self._hash[block]

@@ -1,43 +1,32 @@
 """The simulated engine: chunked prefill, a block pool with a prefix cache, preemption by recompute.
 
-Its calls are ordered by the same `CallQueue`, kept in the same `CallBook` and told over the same channel as vLLM's. A
-step is `begin_step` (what runs, how long) and `end_step` (charges and tokens); only `run` knows a clock.
+It runs the same `EngineSession` as the plugin in vLLM: policy, retention, accounts, directives and reports. A step is
+`begin_step` (which requests run, and for how long) and `end_step` (charges and tokens); only `run` knows a clock.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
-import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from agentserving.contract.channel import (
-    AckCalls,
-    Cancel,
-    EngineReport,
-    Load,
-    Preempt,
-    SetAccounts,
-    SetHolds,
-    SetPolicy,
-    ToEngine,
-)
-from agentserving.contract.policy import FCFS, from_dict
-from agentserving_engine.call_book import CallBook, copy_record
-from agentserving_engine.channel_server import ChannelServer
-from agentserving_engine.policy import CallQueue, PrefillCost, lost_tokens, wanted_blocks
+from agentserving.contract.channel import Load
+from agentserving_engine.calls import CallBook
+from agentserving_engine.clock import now_us
+from agentserving_engine.policy import KvTraits
+from agentserving_engine.session import EngineSession
 
 from agentserving_simulator.block_pool import BlockPool
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.requests import Finished, SimRequest
 
-REPORT_INTERVAL_US = 250_000
-REPORTED_PER_INTERVAL = 64
+# How long the engine sleeps when it has requests and none of them may run.
+NOTHING_RUNS_S = 0.005
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the engine has room for; 27,000 blocks of 16 are what 8B leaves on 80 GB at 0.9 (see cost_model)."""
+    """The engine's capacity; 27,000 blocks of 16 tokens are what 8B leaves on 80 GB at 0.9 (see cost_model)."""
 
     max_num_seqs: int = 48
     max_model_len: int = 8192
@@ -46,107 +35,185 @@ class Limits:
     block_size: int = 16
 
 
+def _always(key: str) -> bool:
+    return True
+
+
 class SimulatedEngine:
-    """Times in microseconds of one monotonic clock that the caller owns."""
+    """agentserving_engine.session.SessionEngine without a model. Times: microseconds on a clock of the caller."""
 
     def __init__(self, book: CallBook, limits: Limits, cost: CostModel) -> None:
         self.limits, self.cost = limits, cost
-        self.channel: ChannelServer | None = None
+        self.kv = KvTraits(block_size=limits.block_size, findable=True, reloadable=False, retainable=True)
         self.requests: dict[str, SimRequest] = {}
-        self.load = Load(total_blocks=limits.num_blocks, free_blocks=limits.num_blocks)
-        self.policy_version = 0
-        self._book = book
-        self._calls = CallQueue(FCFS)
-        self._prefill = PrefillCost()
-        self._pool = BlockPool(limits.num_blocks)
+        self.pool = BlockPool(limits.num_blocks)
+        self.session = EngineSession(self, self.pool, book)
+        self.load = self.session.load
         self._arrived = asyncio.Event()
-        self._last_report_us = 0
+        # Preempted in this step: they do not start again in it.
+        self._preempted: set[str] = set()
+        self._now_us = 0
 
     def add(self, request: SimRequest, session_id: str | None, now_us: int, unix_s: float) -> None:
-        """A request arrives; its ticket is verified."""
-        facts = self._book.arrive(request.request_id, session_id, now_us, unix_s, self._calls.policy.accounting)
+        """A request arrives with its ticket, if it has one."""
         self.requests[request.request_id] = request
-        self._calls.arrive(facts, now_us)
-        call = self._book.call_of(request.request_id)
-        if call is not None:
-            call.record.prompt_tokens += request.prompt_tokens
-        self.load.prompt_tokens += request.prompt_tokens
+        self.session.arrive(
+            request.request_id, session_id, prompt_tokens=request.prompt_tokens, now_us=now_us, unix_s=unix_s
+        )
         self._arrived.set()
 
-    def abort(self, request_id: str, now_us: int) -> None:
-        """Ends a request early; unknown ones are none of our business."""
+    def cancel(self, request_id: str, now_us: int) -> None:
+        """Ends a request early; an unknown one is ignored."""
         if request_id in self.requests:
             self._end(request_id, "abort", now_us)
+
+    # -- what the policy asks (agentserving_engine.policy.Engine) ------------------------------------------------
+
+    def slots(self) -> int:
+        """Requests that may run at the same time."""
+        return self.limits.max_num_seqs
+
+    def free_blocks(self) -> int:
+        """Blocks that no request references."""
+        return self.pool.free
+
+    def coming_blocks(self) -> int:
+        """None: blocks are freed immediately."""
+        return 0
+
+    def running_tokens(self) -> int:
+        """Tokens of all running requests."""
+        return sum(self.requests[key].total for key in self.session.calls.running_keys)
+
+    def tokens(self, key: str) -> int:
+        """Prompt and answer of a request so far."""
+        return self.requests[key].total
+
+    def computed_tokens(self, key: str) -> int:
+        """Tokens of a request with KV."""
+        return self.requests[key].computed
+
+    def released_blocks(self, key: str) -> int:
+        """Blocks that only this request references."""
+        return self.pool.returns(self.requests[key].blocks)
+
+    def preemptable(self, key: str) -> bool:
+        """Every running request is."""
+        return True
+
+    def admission_check(self) -> Callable[[str], bool]:
+        """Nothing but room keeps a request from starting."""
+        return _always
+
+    def cached_blocks(self, key: str) -> tuple[int, int]:
+        """(blocks found in the cache, those of them that no request references)."""
+        found = self._cached(self.requests[key])
+        return len(found), self.pool.cost(found)
+
+    def _cached(self, request: SimRequest) -> list[int]:
+        # The last token is always computed: without it there is no answer.
+        size = self.limits.block_size
+        return self.pool.lookup(request.hashes(size)[: (request.total - 1) // size])
+
+    # -- what the session asks (agentserving_engine.session.SessionEngine) ---------------------------------------
+
+    def preempt(self, key: str) -> bool:
+        """Releases the blocks of a running request; False if it does not run."""
+        if not self.session.calls.is_running(key):
+            return False
+        self._release(self.requests[key])
+        self._preempted.add(key)
+        return True
+
+    def abort(self, keys: Sequence[str]) -> None:
+        """Ends requests; their clients receive the tokens generated so far."""
+        for key in keys:
+            self.cancel(key, self._now_us)
+
+    def reorder(self) -> None:
+        """Nothing to do: every step sorts the running requests."""
+
+    def read_load(self, load: Load) -> None:
+        """Sets the gauges."""
+        load.running, load.waiting = self.session.calls.running_count, self.session.calls.waiting_count
+        load.free_blocks, load.total_blocks = self.pool.free, self.pool.size
 
     # -- a step --------------------------------------------------------------------------------------------------
 
     def begin_step(self, now_us: int) -> tuple[list[str], int]:
-        """Directives, decision and token budget: the requests of this step and its length; ([], 0) when none runs."""
-        while self.channel is not None and self.channel.inbox:
-            self._execute(self.channel.inbox.popleft(), now_us)
-        size, waiting_blocks = self.limits.block_size, self._waiting_blocks()
-        decision = self._calls.decide(
-            now_us,
-            slots=self.limits.max_num_seqs,
-            free_blocks=self.free_blocks,
-            need_blocks=lambda key: self.requests[key].total // size + 1,
-            returns_blocks=lambda key: self._pool.returns(self.requests[key].blocks),
-            resume_us=lambda key: self._prefill.us_per_token
-            * lost_tokens(
-                self.requests[key].computed,
-                block_size=size,
-                findable=True,
-                free_blocks=self.free_blocks,
-                waiting_blocks=waiting_blocks,
-            ),
+        """Directives, decision, starts and token budget: (requests of this step, its length); ([], 0) if none runs."""
+        self._now_us = now_us
+        session = self.session
+        session.take_directives(now_us)
+        session.decide(now_us)
+        self._start_waiting(now_us)
+        self._preempted.clear()
+        batch, length_us = self._schedule(now_us)
+        if batch:
+            session.step_began(sum(self.requests[key].scheduled for key in batch), now_us)
+        return batch, length_us
+
+    def _start_waiting(self, now_us: int) -> None:
+        """Starts waiting calls, best first, while there are slots, tokens and blocks (vLLM's `schedule`)."""
+        calls, size = self.session.calls, self.limits.block_size
+        slots = self.limits.max_num_seqs - calls.running_count
+        running = [self.requests[key] for key in calls.running_keys]
+        budget = self.limits.max_batched_tokens - sum(request.total - request.computed for request in running)
+        startable = self.session.startable(
+            now_us, free_slots=slots, waiting=self._waiting(), whole_order=not self._preempted
         )
-        self.load.promotions += len(decision.promoted)
-        self.load.demotions += len(decision.demoted)
-        for key in decision.preempt:
-            self._preempt(key, now_us)
-            self.load.preemptions_proactive += 1
-        for key in decision.admit:
-            self._calls.start(key, now_us)
-            self._reuse(self.requests[key])
-        return self._schedule(now_us)
-
-    def _waiting_blocks(self) -> int:
-        running, waiting = self._calls.running_keys, self._calls.waiting_count
-        tokens = sum(self.requests[key].total for key in running) if waiting else 0
-        return wanted_blocks(waiting, len(running), tokens, self.limits.block_size)
-
-    def _reuse(self, request: SimRequest) -> None:
-        """Takes what the prefix cache has; the last token is always computed, for there is no answer without it."""
-        size = self.limits.block_size
-        request.blocks = self._pool.lookup(request.hashes(size)[: (request.total - 1) // size])
-        self._pool.share(request.blocks)
-        request.computed = len(request.blocks) * size
-        if request.started:
+        if slots <= 0 or budget <= 0:
             return
-        request.started = True
-        request.cached_tokens = request.computed
-        self.load.cached_tokens += request.computed
-        call = self._book.call_of(request.request_id)
-        if call is not None:
-            call.record.cached_tokens += request.computed
+        # Blocks that prompts need of those running, in later steps: the whole prompt must fit.
+        promised = sum(max(0, -(-request.total // size) - len(request.blocks)) for request in running)
+        for key in startable if startable is not None else self._first_waiting(slots):
+            request = self.requests[key]
+            found = self._cached(request)
+            needed = request.total // size + 1 - len(found)
+            if needed > self.pool.free - self.pool.cost(found) - promised:
+                return
+            self._start(request, found, now_us)
+            promised += needed
+            slots -= 1
+            budget -= request.total - request.computed
+            if slots <= 0 or budget <= 0:
+                return
+
+    def _waiting(self) -> Iterator[str]:
+        return (key for key in self.session.calls.iter_waiting() if key not in self._preempted)
+
+    def _first_waiting(self, count: int) -> list[str]:
+        keys = self.session.calls.first_waiting(count + len(self._preempted))
+        return [key for key in keys if key not in self._preempted]
+
+    def _start(self, request: SimRequest, found: list[int], now_us: int) -> None:
+        request.blocks = found
+        self.pool.share(found)
+        request.computed = len(found) * self.limits.block_size
+        self.session.started(request.request_id, now_us)
+        if not request.started:
+            request.started = True
+            request.cached_tokens = request.computed
+            self.session.first_started(
+                request.request_id, prompt_tokens=request.prompt_tokens, cached_tokens=request.computed
+            )
 
     def _schedule(self, now_us: int) -> tuple[list[str], int]:
-        order = sorted(self._calls.running_keys, key=self._calls.rank)
+        calls = self.session.calls
+        order = sorted(calls.running_keys, key=calls.rank)
         budget, context = self.limits.max_batched_tokens, 0
         batch: list[str] = []
         while order and budget:
             request = self.requests[order.pop(0)]
             tokens = min(budget, request.total - request.computed)
             needed = -(-(request.computed + tokens) // self.limits.block_size) - len(request.blocks)
-            while needed > self._pool.free and order:
-                # The worst-ranked gives its blocks, as vLLM does when the pool runs out.
-                self._preempt(order.pop(), now_us)
-                self.load.preemptions_reactive += 1
-            if needed > self._pool.free:
-                self._preempt(request.request_id, now_us)
-                self.load.preemptions_reactive += 1
+            while needed > self.pool.free and order:
+                # The worst-ranked request is preempted, as in vLLM when the pool runs out.
+                self._preempt_for_blocks(order.pop(), now_us)
+            if needed > self.pool.free:
+                self._preempt_for_blocks(request.request_id, now_us)
                 break
-            request.blocks += self._pool.take(needed)
+            request.blocks += self.pool.take(needed)
             budget -= tokens
             request.scheduled = tokens
             context += request.computed + tokens
@@ -154,19 +221,20 @@ class SimulatedEngine:
         new_tokens = self.limits.max_batched_tokens - budget
         return batch, self.cost.step_us(new_tokens, context) if batch else 0
 
-    def end_step(self, batch: list[str], dt_us: int, now_us: int) -> None:
+    def _preempt_for_blocks(self, key: str, now_us: int) -> None:
+        self._release(self.requests[key])
+        self.session.preempted(key, now_us)
+
+    def end_step(self, batch: list[str], now_us: int) -> None:
         """The step is over: its requests are charged, and those with all tokens computed get the next one."""
-        self.load.steps += 1
         alive = [key for key in batch if key in self.requests]
-        self._prefill.observe(dt_us, len(batch), sum(self.requests[key].scheduled for key in alive))
-        self._calls.charge(alive, dt_us)
+        self.session.step_ended({key: self.requests[key].scheduled for key in alive}, now_us)
         for key in alive:
-            self._book.charge(key, self.load.steps, dt_us)
             request = self.requests[key]
             self._computed(request)
             if request.computed == request.total:
                 self._produce(request, now_us)
-        self._report(now_us)
+        self.session.report(now_us, idle=not self.requests)
 
     def _computed(self, request: SimRequest) -> None:
         size = self.limits.block_size
@@ -175,121 +243,38 @@ class SimulatedEngine:
         request.scheduled = 0
         hashes = request.hashes(size)
         for index in range(full, request.computed // size):
-            self._pool.remember(request.blocks[index], hashes[index])
+            self.pool.remember(request.blocks[index], hashes[index])
 
     def _produce(self, request: SimRequest, now_us: int) -> None:
         request.produce()
-        self.load.output_tokens += 1
-        call = self._book.call_of(request.request_id)
-        if call is not None:
-            call.record.output_tokens += 1
-            if not call.record.first_token_us:
-                stats = self._calls.stats(request.request_id, now_us)
-                call.record.first_token_us = stats.service_us + stats.wait_us if stats else 0
+        self.session.produced(request.request_id, 1)
         if request.generated >= request.max_tokens or request.total >= self.limits.max_model_len:
+            context = request.hashes(self.limits.block_size)
+            self.session.retain(request.request_id, context, request.total, now_us)
             self._end(request.request_id, "length", now_us)
 
-    @property
-    def free_blocks(self) -> int:
-        """Blocks nobody holds."""
-        return self._pool.free
-
-    def _preempt(self, key: str, now_us: int) -> None:
-        self._calls.preempt(key, now_us)
-        self._release(self.requests[key])
-
     def _release(self, request: SimRequest) -> None:
-        self._pool.give(request.blocks)
+        self.pool.give(request.blocks)
         request.blocks = []
         request.computed = request.scheduled = 0
 
     def _end(self, key: str, reason: str, now_us: int) -> None:
         request = self.requests.pop(key)
         self._release(request)
-        stats = self._calls.finish(key, now_us)
-        outcome = "cancelled" if reason == "abort" else "completed"
-        record = self._book.end(key, stats, outcome, now_us, self._calls.policy.accounting)
-        if record is not None:
-            self._calls.set_account(record.root_program_id, *self._book.account(record.root_program_id))
-            if self.channel is not None:
-                self.channel.post(EngineReport(self._load_now(), [record], self.policy_version), wake=True)
+        self.session.ended(key, "cancelled" if reason == "abort" else "completed", request.generated, now_us)
         request.outputs.put_nowait((request.choice, Finished(reason)))
 
-    # -- directives and reports ----------------------------------------------------------------------------------
-
-    def _execute(self, message: ToEngine, now_us: int) -> None:
-        match message:
-            case AckCalls():
-                self._book.acknowledge(message.calls)
-            case SetAccounts():
-                for root, attained, wait in message.accounts:
-                    self._book.learn(root, attained, wait)
-                    self._calls.set_account(root, attained, wait)
-            case SetPolicy():
-                policy = from_dict(message.policy)
-                self._calls.set_policy(policy, lambda key: self._book.facts(key, policy.accounting))
-                self.policy_version = message.version
-            case Preempt():
-                running = set(self._calls.running_keys)
-                for key in self._book.requests_of(message.call_id):
-                    if key in running:
-                        self._preempt(key, now_us)
-            case SetHolds():
-                wanted = set(message.program_ids)
-                for program_id in sorted(wanted ^ self._calls.held_programs):
-                    for key in self._calls.pause(program_id, program_id in wanted, now_us):
-                        self._preempt(key, now_us)
-            case Cancel():
-                for call_id in message.call_ids:
-                    for key in self._book.requests_of(call_id):
-                        self.abort(key, now_us)
-
-    def _load_now(self) -> Load:
-        load = self.load
-        load.running = len(self._calls.running_keys)
-        load.waiting = self._calls.waiting_count
-        load.free_blocks = self.free_blocks
-        load.unmanaged_calls = self._book.totals.unmanaged_calls
-        load.rejected_tickets = self._book.totals.rejected_tickets
-        return copy.copy(load)
-
-    def _report(self, now_us: int) -> None:
-        if self.channel is None:
-            return
-        self.channel.step_ended()
-        if now_us - self._last_report_us < REPORT_INTERVAL_US and self.requests:
-            return
-        self._last_report_us = now_us
-        records = []
-        for call in self._book.snapshot(REPORTED_PER_INTERVAL):
-            for key in call.members:
-                stats = self._calls.stats(key, now_us)
-                if stats is not None:
-                    self._book.observe(call, stats)
-            records.append(copy_record(call.record))
-        load = self._load_now()
-        self.channel.set_load(load, self.policy_version)
-        self.channel.post(EngineReport(load, records, self.policy_version), wake=True)
-
     async def run(self) -> None:
-        """Steps for ever; waits for a request when there is none, and for directives when all are held."""
+        """Makes steps until it is cancelled; waits for a request when there is none."""
         while True:
-            began = now_us()
-            batch, length_us = self.begin_step(began)
-            if not batch:
-                self._arrived.clear()
-                if not self.requests:
-                    self._report(began)
-                    await self._arrived.wait()
-                else:
-                    await asyncio.sleep(0.005)
-                    self._report(now_us())
+            batch, length_us = self.begin_step(now_us())
+            if batch:
+                await asyncio.sleep(length_us / 1e6)
+                self.end_step(batch, now_us())
                 continue
-            await asyncio.sleep(length_us / 1e6)
-            ended = now_us()
-            self.end_step(batch, ended - began, ended)
-
-
-def now_us() -> int:
-    """This process's monotonic clock."""
-    return time.monotonic_ns() // 1000
+            self._arrived.clear()
+            self.session.report(now_us(), idle=not self.requests)
+            if self.requests:
+                await asyncio.sleep(NOTHING_RUNS_S)
+            else:
+                await self._arrived.wait()

@@ -9,23 +9,24 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from agentserving_engine.clock import now_us
 from aiohttp import web
 
-from agentserving_simulator.asked import Asked, BadRequestError, parse
-from agentserving_simulator.engine import SimulatedEngine, now_us
+from agentserving_simulator.completion_request import BadRequestError, CompletionRequest, parse
+from agentserving_simulator.engine import SimulatedEngine
 from agentserving_simulator.requests import Finished, Outputs, SimRequest
 
 MAX_BODY_BYTES = 16 << 20
 
 
 class Front:
-    """Handlers over one engine."""
+    """HTTP handlers of one engine."""
 
     def __init__(self, engine: SimulatedEngine, model: str) -> None:
         self._engine, self._model = engine, model
 
     def app(self) -> web.Application:
-        """The routes."""
+        """The aiohttp application."""
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_enveloped])
         app.add_routes(
             [
@@ -53,37 +54,37 @@ class Front:
 
     async def _answer(self, request: web.Request, kind: str) -> web.StreamResponse:
         try:
-            asked = parse(await _json(request), kind, self._model, self._engine.limits.max_model_len)
+            body = parse(await _json(request), kind, self._model, self._engine.limits.max_model_len)
         except BadRequestError as error:
-            told = {"message": str(error), "type": "invalid_request_error", "param": error.param, "code": error.status}
-            return web.json_response({"error": told}, status=error.status)
+            detail = {"message": str(error), "type": "invalid_request_error", "param": error.param}
+            return web.json_response({"error": {**detail, "code": error.status}}, status=error.status)
         session = request.headers.get("X-Session-ID")
         base = uuid.uuid4()
         head = _head(kind, f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{base.hex}", self._model)
-        requests = self._requests(asked, head["id"], base.int)
+        requests = self._requests(body, head["id"], base.int)
         try:
             for each in requests:
                 self._engine.add(each, session, now_us(), time.time())
-            if asked.stream:
-                return await _stream(request, asked, kind, head, requests)
-            return await _whole(asked, kind, head, requests)
+            if body.stream:
+                return await _stream(request, body, kind, head, requests)
+            return await _whole(body, kind, head, requests)
         finally:
             for each in requests:
-                self._engine.abort(each.request_id, now_us())
+                self._engine.cancel(each.request_id, now_us())
 
-    def _requests(self, asked: Asked, name: str, seed: int) -> list[SimRequest]:
+    def _requests(self, body: CompletionRequest, name: str, seed: int) -> list[SimRequest]:
         outputs: Outputs = asyncio.Queue()
         limit = self._engine.limits.max_model_len
         return [
             SimRequest(
-                f"{choice}_{name}", list(prompt), min(asked.max_tokens, limit - len(prompt)), seed >> choice, choice,
-                outputs,
+                f"{choice}_{name}", list(prompt), min(body.max_tokens, limit - len(prompt)), seed=seed >> choice,
+                choice=choice, outputs=outputs,
             )
-            for choice, prompt in enumerate(prompt for prompt in asked.prompts for _ in range(asked.choices))
+            for choice, prompt in enumerate(prompt for prompt in body.prompts for _ in range(body.choices))
         ]  # fmt: skip
 
 
-async def _whole(asked: Asked, kind: str, head: dict[str, Any], requests: list[SimRequest]) -> web.Response:
+async def _whole(body: CompletionRequest, kind: str, head: dict[str, Any], requests: list[SimRequest]) -> web.Response:
     words: list[list[str]] = [[] for _ in requests]
     reasons = [""] * len(requests)
     async for choice, item in _outputs(requests):
@@ -91,15 +92,15 @@ async def _whole(asked: Asked, kind: str, head: dict[str, Any], requests: list[S
             reasons[choice] = item.reason
         else:
             words[choice].append(item)
-    answered = [
-        _choice(kind, index, "".join(said), reason, delta=False)
-        for index, (said, reason) in enumerate(zip(words, reasons, strict=True))
+    choices = [
+        _choice(kind, index, "".join(text), reason, delta=False)
+        for index, (text, reason) in enumerate(zip(words, reasons, strict=True))
     ]
-    return web.json_response({**head, "choices": answered, "usage": _usage(asked, requests)})
+    return web.json_response({**head, "choices": choices, "usage": _usage(body, requests)})
 
 
 async def _stream(
-    request: web.Request, asked: Asked, kind: str, head: dict[str, Any], requests: list[SimRequest]
+    request: web.Request, body: CompletionRequest, kind: str, head: dict[str, Any], requests: list[SimRequest]
 ) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
     await response.prepare(request)
@@ -107,14 +108,14 @@ async def _stream(
     async for choice, item in _outputs(requests):
         reason, text = (item.reason, "") if isinstance(item, Finished) else (None, item)
         await _event(response, {**head, "choices": [_choice(kind, choice, text, reason, delta=True)]})
-    if asked.include_usage:
-        await _event(response, {**head, "choices": [], "usage": _usage(asked, requests)})
+    if body.include_usage:
+        await _event(response, {**head, "choices": [], "usage": _usage(body, requests)})
     await response.write(b"data: [DONE]\n\n")
     return response
 
 
 async def _outputs(requests: list[SimRequest]) -> AsyncIterator[tuple[int, str | Finished]]:
-    """Of all choices, in the order in which they are made."""
+    """Tokens and ends of all choices, in the order in which they are produced."""
     left = len(requests)
     while left:
         choice, item = await requests[0].outputs.get()
@@ -131,12 +132,13 @@ async def _json(request: web.Request) -> object:
 
 @web.middleware
 async def _enveloped(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
-    """What aiohttp refuses by itself (no such path, too large) in OpenAI's envelope."""
+    """Puts errors of aiohttp itself (unknown path, body too large) into OpenAI's envelope."""
     try:
         return await handler(request)
     except web.HTTPException as error:
-        told = {"message": f"{request.path}: {error.reason}", "type": "invalid_request_error", "code": error.status}
-        return web.json_response({"error": told}, status=error.status)
+        message = f"{request.path}: {error.reason}"
+        document = {"error": {"message": message, "type": "invalid_request_error", "code": error.status}}
+        return web.json_response(document, status=error.status)
 
 
 def _head(kind: str, base: str, model: str) -> dict[str, Any]:
@@ -151,9 +153,9 @@ def _choice(kind: str, index: int, text: str, reason: str | None, *, delta: bool
     return {"index": index, "delta" if delta else "message": message, "finish_reason": reason}
 
 
-def _usage(asked: Asked, requests: list[SimRequest]) -> dict[str, Any]:
-    # A prompt counts once, however many choices were made of it.
-    prompts = requests[:: asked.choices]
+def _usage(body: CompletionRequest, requests: list[SimRequest]) -> dict[str, Any]:
+    # A prompt counts once, however many choices it has.
+    prompts = requests[:: body.choices]
     prompt, output = sum(each.prompt_tokens for each in prompts), sum(each.generated for each in requests)
     return {
         "prompt_tokens": prompt,

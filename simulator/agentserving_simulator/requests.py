@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from agentserving_simulator.tokens import block_hash, word
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of a request: "length" or "abort"."""
+    """The end of a request; `reason` is "length" or "abort"."""
 
     reason: str
 
@@ -21,18 +21,20 @@ Outputs = asyncio.Queue[tuple[int, "str | Finished"]]
 
 @dataclass(slots=True)
 class SimRequest:
-    """`tokens` are the prompt's, then the answer's; the first `computed` of them have their KV in `blocks`."""
+    """`tokens`: the prompt, then the answer; the KV of the first `computed` of them is in `blocks`."""
 
     request_id: str
     tokens: list[str]
     max_tokens: int
+    _: KW_ONLY
     seed: int = 0
     choice: int = 0
-    # Several requests of one call may share a queue: their tokens come as they are made.
+    # Requests of one HTTP request may share a queue: their tokens arrive as they are produced.
     outputs: Outputs = field(default_factory=asyncio.Queue)
     computed: int = 0
     scheduled: int = 0
     cached_tokens: int = 0
+    # It has run before: then its prompt is counted.
     started: bool = False
     blocks: list[int] = field(default_factory=list)
     prompt_tokens: int = field(init=False)
@@ -48,17 +50,17 @@ class SimRequest:
 
     @property
     def total(self) -> int:
-        """Tokens known: prompt and answer."""
+        """Tokens of the prompt and of the answer so far."""
         return len(self.tokens)
 
     def produce(self) -> None:
-        """One more token of the answer."""
+        """Adds a token to the answer."""
         token = word(self.seed, self.generated)
         self.tokens.append(token)
         self.outputs.put_nowait((self.choice, token))
 
     def hashes(self, block_size: int) -> list[bytes]:
-        """Of every full block of the tokens known."""
+        """Hashes of all full blocks of the tokens so far."""
         known = self._hashes
         for start in range(len(known) * block_size, self.total - block_size + 1, block_size):
             known.append(block_hash(known[-1] if known else b"", self.tokens[start : start + block_size]))

@@ -1,7 +1,7 @@
 """Text to tokens and back, without a tokenizer: pieces of up to four characters, each with the space before it.
 
-English prose has about four characters a token under common tokenizers. What matters more: a token of an answer is the
-same token when the answer comes back inside the next prompt, so that the prefix cache finds a program's earlier calls.
+English prose has about four characters a token with common tokenizers. More importantly, an answer has the same tokens
+when it comes back inside the next prompt, so that the prefix cache finds a program's earlier calls.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def tokenize(text: str) -> list[str]:
-    """The tokens of a text; their concatenation is the text."""
+    """Splits a text into tokens; their concatenation is the text."""
     return _TOKEN.findall(text)
 
 
 def render(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A chat as one prompt; the answer follows it. What is not text (images, tool calls) goes in as JSON."""
+    """A chat as one prompt, to which the answer is appended. Images and tool calls are rendered as JSON."""
     lines = []
     for message in messages:
         content = message.get("content")
@@ -33,10 +33,10 @@ def render(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def word(seed: int, index: int) -> str:
-    """The token at `index` of an answer; answers of different seeds differ."""
+    """The token at `index` of an answer; answers with different seeds differ."""
     return f" {_LETTERS[(seed >> (index % 8)) % 26]}{index % 10}"
 
 
 def block_hash(before: bytes, tokens: Sequence[str]) -> bytes:
-    """Of a full block, and of everything before it."""
+    """Hash of a full block and, through `before`, of all blocks before it."""
     return hashlib.blake2b(before + "\x00".join(tokens).encode("utf-8", "replace"), digest_size=16).digest()

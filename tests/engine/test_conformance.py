@@ -1,4 +1,4 @@
-"""What the plugin refuses, and that its tables of vLLM's symbols are neither behind nor ahead of its code."""
+"""What the plugin refuses, and that its tables of vLLM's symbols match its code."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from agentserving_engine.conformance import (
 )
 
 SOURCE = Path(agentserving_engine.__path__[0])
-# Names that stand for one of vLLM's objects in the modules that touch them; `x.vllm.NAME` counts as `vllm.NAME`.
-SCHEDULER_NAMES = {"vllm", "self_"}
+# Modules that may import vLLM: the hooks, the adapter, and the queue, which implements vLLM's interface.
+HOOKS, ADAPTER, QUEUE = "scheduler.py", "vllm_adapter.py", "waiting_queue.py"
 
 
 def touched(names: set[str]) -> set[str]:
-    """Attributes of these objects that the plugin's source reads, writes, or asks for by getattr and hasattr."""
+    """Attributes of objects with these names that the plugin uses, by getattr and hasattr too.
+
+    `x.vllm.NAME` counts as `vllm.NAME`.
+    """
     found: set[str] = set()
-    for path in sorted(SOURCE.glob("*.py")):
-        if path.name in {"conformance.py", "call_book.py", "channel_server.py"}:
-            continue
+    for path in (SOURCE / HOOKS, SOURCE / ADAPTER, SOURCE / QUEUE):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and _stands_for(node.value, names):
                 found.add(node.attr)
@@ -68,13 +69,39 @@ def overridden() -> set[str]:
 
 def test_the_table_of_scheduler_symbols_is_what_the_plugin_touches() -> None:
     table = {*SCHEDULER_ATTRIBUTES, *SCHEDULER_METHODS, *OPTIONAL_SCHEDULER_SYMBOLS}
-    assert touched(SCHEDULER_NAMES) | overridden() == table
+    # `vllm.__version__` in the hooks is the module's.
+    assert touched({"vllm"}) | overridden() == table
 
 
 def test_the_tables_of_request_output_and_pool_symbols_are_what_the_plugin_touches() -> None:
     assert touched({"request"}) == set(REQUEST_ATTRIBUTES)
     assert touched({"output"}) == set(SCHEDULER_OUTPUT_ATTRIBUTES)
     assert touched({"pool", "block_pool"}) == set(BLOCK_POOL_SYMBOLS)
+
+
+def test_only_the_hooks_the_adapter_and_the_queue_import_vllm() -> None:
+    importing = set()
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+            modules += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            if any(module and module.split(".")[0] == "vllm" for module in modules):
+                importing.add(path.name)
+    assert importing == {HOOKS, ADAPTER, QUEUE}
+
+
+def test_only_the_adapter_assigns_to_attributes_of_vllms_objects() -> None:
+    ours = {"self"}
+    for name in (HOOKS, QUEUE):
+        for node in ast.walk(ast.parse((SOURCE / name).read_text())):
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            targets += [node.target] if isinstance(node, ast.AugAssign | ast.AnnAssign) else []
+            for target in (each for each in targets if isinstance(each, ast.Attribute)):
+                owner = target.value
+                while isinstance(owner, ast.Attribute):
+                    owner = owner.value
+                assert isinstance(owner, ast.Name)
+                assert owner.id in ours | {"guard"}, f"{name} writes {ast.unparse(target)}"
 
 
 class OldScheduler:
@@ -104,7 +131,7 @@ def test_a_version_outside_the_range_is_refused_with_the_range(version: str) -> 
 
 
 @pytest.mark.parametrize("version", ["0.28.0", "0.33.0", "0.32.1+cpu", "0.33.0rc1"])
-def test_a_version_of_the_range_is_taken(version: str) -> None:
+def test_a_version_in_the_range_is_accepted(version: str) -> None:
     check_version(version)
 
 
@@ -117,7 +144,7 @@ def config(**changes: object) -> SimpleNamespace:
     return SimpleNamespace(**{**values, **changes})
 
 
-def test_an_ordinary_engine_is_taken() -> None:
+def test_an_ordinary_engine_is_accepted() -> None:
     check_config(config())
     check_config(config(kv_transfer_config=SimpleNamespace(is_kv_producer=True, is_kv_consumer=True)))
 
@@ -132,11 +159,11 @@ def test_an_ordinary_engine_is_taken() -> None:
             {"parallel_config": SimpleNamespace(data_parallel_size=2, data_parallel_index=0)},
             r"size 2, this is rank 0.*Start one engine.*for each rank",
         ),
-        # A dense model's rank: vLLM has set its size to one.
+        # A rank of a dense model: vLLM sets its size to one.
         ({"parallel_config": SimpleNamespace(data_parallel_size=1, data_parallel_index=1)}, "this is rank 1"),
     ],
 )
-def test_what_cannot_be_scheduled_by_program_is_refused_with_what_to_do(changes: dict, reason: str) -> None:
+def test_what_cannot_be_scheduled_by_program_is_refused_with_the_alternative(changes: dict, reason: str) -> None:
     with pytest.raises(UnsupportedEngineError, match=reason):
         check_config(config(**changes))
 

@@ -24,7 +24,7 @@ class Pool(RuleBasedStateMachine):
     @rule(count=st.integers(1, 4), fill=st.booleans(), name=st.integers(0, 3))
     def take(self, count: int, fill: bool, name: int) -> None:
         if count > len(self.freed):
-            with pytest.raises(ValueError, match="blocks wanted"):
+            with pytest.raises(ValueError, match="blocks requested"):
                 self.pool.take(count)
             return
         blocks = self.pool.take(count)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from agentserving.contract.channel import AckCalls, EngineHello, EngineReport, Load, ToEngine
 from agentserving.contract.policy import Accounting
-from agentserving_engine.call_book import CallBook, copy_record
+from agentserving_engine.calls import CallBook
+from agentserving_engine.calls.book import copy_record
 from agentserving_engine.channel_server import ChannelServer
 from agentserving_engine.policy import CallStats
 from aiohttp import web
@@ -29,7 +30,7 @@ class ScriptedEngine:
             max_num_seqs=64, max_model_len=8192, block_size=16, num_blocks=27_000, data_parallel_size=1,
             async_scheduling=False, policy_version=0,
         )  # fmt: skip
-        self.channel = ChannelServer(directory / "rank0.sock", hello, lambda: list(self.book.unacked.values()))
+        self.channel = ChannelServer(directory / "rank0.sock", hello, self.book.outbox)
         self.address = ""
 
     async def start(self) -> ScriptedEngine:
@@ -53,7 +54,7 @@ class ScriptedEngine:
             while self.channel.inbox:
                 message = self.channel.inbox.popleft()
                 if isinstance(message, AckCalls):
-                    self.book.acknowledge(message.calls)
+                    self.book.outbox.acknowledge(message.calls)
                 else:
                     self.received.append(message)
             await asyncio.sleep(0.005)
@@ -69,13 +70,11 @@ class ScriptedEngine:
         for step, (pause_s, service_us) in enumerate(pieces):
             await asyncio.sleep(pause_s)
             self.book.charge(request_id, step, service_us)
-            self.channel.post(EngineReport(Load(running=1), [copy_record(call.record)], 1), wake=True)
+            self.channel.post(EngineReport(Load(running=1), [copy_record(call.record)], 1))
         call.record.output_tokens = tokens
-        record = self.book.end(
-            request_id, CallStats(0, 0, wait_us, 0, 0, 0, False), "completed", self._number, Accounting.SUM
-        )
+        record = self.book.end(request_id, CallStats(wait_us=wait_us), "completed", self._number, Accounting.SUM)
         assert record is not None
-        self.channel.post(EngineReport(Load(), [record], 1), wake=True)
+        self.channel.post(EngineReport(Load(), [record], 1))
 
     async def close(self) -> None:
         self._reader.cancel()

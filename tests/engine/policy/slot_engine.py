@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from agentserving.contract.accounting import account_at_admit, charge_call
 from agentserving.contract.policy import Policy
-from agentserving_engine.policy import CallFacts, CallQueue
+from agentserving_engine.policy import CallQueue
+from engine.policy.builders import call
 
 SECOND = 1_000_000
 
@@ -35,7 +36,7 @@ def total_wait_s(policy: Policy, plans: list[Plan], slots: int) -> int:
             account = account_at_admit(policy.accounting, accounts[plan.name])
             admitted[key] = account
             plan.left[key] = seconds
-            queue.arrive(CallFacts(key, plan.name, account, 0, 1), now)
+            queue.arrive(call(key, plan.name, account, arrival_us=1), now)
 
     for plan in plans:
         if plan.at_s == 0:

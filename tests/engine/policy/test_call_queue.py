@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 from agentserving.contract.policy import ATLAS, FCFS, PLAS, PRESETS, Accounting, Level, Order, Policy
-from agentserving_engine.policy import CallFacts, CallQueue, Decision, PrefillCost, lost_tokens
+from agentserving_engine.policy import CallQueue, Decision, PrefillCost, lost_tokens
 from agentserving_engine.policy.slot_pace import Allowance
+from engine.policy.builders import call, program
 from engine.policy.slot_engine import SECOND, Plan, total_wait_s
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,13 +27,13 @@ def decide(queue: CallQueue, now: int, slots: int, resume_us: int = 0):
 def test_a_call_arrives_at_the_level_where_its_program_stands() -> None:
     queue = CallQueue(Policy(accounting=Accounting.SUM, levels=THREE))
     for key, account in (("a", 0), ("b", 2 * SECOND), ("c", 6 * SECOND)):
-        queue.arrive(CallFacts(key, key, account), 0)
+        queue.arrive(call(key, key, account), 0)
     assert [queue.rank(key)[0] for key in "abc"] == [0, 1, 2]
 
 
 def test_a_call_is_demoted_exactly_when_its_quantum_is_spent() -> None:
     queue = CallQueue(Policy(accounting=Accounting.SUM, levels=THREE))
-    queue.arrive(CallFacts("a", "p"), 0)
+    queue.arrive(call("a", "p"), 0)
     queue.start("a", 0)
     queue.charge(["a"], 2 * SECOND - 1)
     assert decide(queue, 1, 1).demoted == ()
@@ -44,10 +45,10 @@ def test_a_call_is_demoted_exactly_when_its_quantum_is_spent() -> None:
 def test_a_call_of_a_better_level_displaces_a_running_one_of_a_worse_level() -> None:
     queue = CallQueue(Policy(levels=THREE, accounting=Accounting.SUM, max_preemptions=1))
     for key in "ab":
-        queue.arrive(CallFacts(key, key, 7 * SECOND), 0)
+        queue.arrive(call(key, key, 7 * SECOND), 0)
         queue.start(key, 0)
     for key in "xy":
-        queue.arrive(CallFacts(key, key), 1)
+        queue.arrive(call(key, key), 1)
     decision = decide(queue, 1, 2)
     assert decision.preempt == ("b",)
     assert decision.admit == ("x",)
@@ -55,34 +56,34 @@ def test_a_call_of_a_better_level_displaces_a_running_one_of_a_worse_level() -> 
 
 def test_calls_of_the_same_level_never_displace_each_other() -> None:
     queue = CallQueue(Policy(levels=THREE, accounting=Accounting.SUM, max_preemptions=9))
-    queue.arrive(CallFacts("a", "a"), 0)
+    queue.arrive(call("a", "a"), 0)
     queue.start("a", 0)
-    queue.arrive(CallFacts("b", "b"), 1)
+    queue.arrive(call("b", "b"), 1)
     assert decide(queue, 1, 1).preempt == ()
 
 
 def test_a_starving_call_is_promoted_when_wait_over_service_reaches_beta() -> None:
     queue = CallQueue(Policy(levels=THREE, accounting=Accounting.SUM, beta_milli=3000))
-    queue.arrive(CallFacts("a", "p", 7 * SECOND), 0)
+    queue.arrive(call("a", "p", 7 * SECOND), 0)
     assert decide(queue, 21 * SECOND - 1, 0).promoted == ()
     assert decide(queue, 21 * SECOND, 0).promoted == ("a",)
     assert queue.rank("a")[0] == 0
 
 
-def test_a_held_program_is_not_offered_and_returns_where_it_stood() -> None:
+def test_a_paused_program_is_not_offered_and_returns_to_its_position() -> None:
     queue = CallQueue(FCFS)
     for key in "ab":
-        queue.arrive(CallFacts(key, key), 0)
-    assert queue.pause("a", True, 1) == []
+        queue.arrive(call(key, key), 0)
+    assert queue.pause(program("a"), True, 1) == []
     assert list(queue.iter_waiting()) == ["b"]
-    queue.pause("a", False, 2)
+    queue.pause(program("a"), False, 2)
     assert list(queue.iter_waiting()) == ["a", "b"]
 
 
 def test_program_order_runs_the_older_program_first() -> None:
     queue = CallQueue(Policy(order=Order.PROGRAM_ARRIVAL))
-    queue.arrive(CallFacts("late", "new", program_arrival_us=9), 10)
-    queue.arrive(CallFacts("early", "old", program_arrival_us=1), 11)
+    queue.arrive(call("late", "new", arrival_us=9), 10)
+    queue.arrive(call("early", "old", arrival_us=1), 11)
     assert list(queue.iter_waiting()) == ["early", "late"]
 
 
@@ -122,19 +123,19 @@ RANKED = replace(
 
 def test_the_level_of_the_lowest_rank_runs_first_whichever_class_it_is_of() -> None:
     queue = CallQueue(RANKED)
-    for key, account, application in (
+    for key, account, class_name in (
         ("young", 0, ""), ("middle", 2 * SECOND, ""), ("old", 99 * SECOND, ""),
         ("other young", 0, "other"), ("other old", 5 * SECOND, "other"),
     ):  # fmt: skip
-        queue.arrive(CallFacts(key, key, account, application=application), 0)
+        queue.arrive(call(key, key, account, class_name=class_name), 0)
     assert list(queue.iter_waiting()) == ["other old", "middle", "other young", "young", "old"]
 
 
 def test_a_call_that_reaches_a_better_level_is_not_preempted_for_those_it_has_overtaken() -> None:
     queue = CallQueue(RANKED)
-    queue.arrive(CallFacts("a", "a"), 0)
+    queue.arrive(call("a", "a"), 0)
     queue.start("a", 0)
-    queue.arrive(CallFacts("b", "b", 2 * SECOND), 1)
+    queue.arrive(call("b", "b", 2 * SECOND), 1)
     assert decide(queue, 2, 1).preempt == ("a",)
     queue.charge(["a"], SECOND)
     assert decide(queue, SECOND, 1) == Decision(demoted=("a",))
@@ -142,8 +143,8 @@ def test_a_call_that_reaches_a_better_level_is_not_preempted_for_those_it_has_ov
 
 def test_who_has_waited_too_long_enters_the_best_level() -> None:
     queue = CallQueue(replace(RANKED, beta_milli=1000))
-    queue.arrive(CallFacts("a", "a", 10 * SECOND), 0)
-    queue.arrive(CallFacts("b", "b", 2 * SECOND), 0)
+    queue.arrive(call("a", "a", 10 * SECOND), 0)
+    queue.arrive(call("b", "b", 2 * SECOND), 0)
     assert decide(queue, 10 * SECOND, 0).promoted == ("a",)
     stats = queue.stats("a", 10 * SECOND)
     assert stats is not None
@@ -163,14 +164,14 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(
         account=st.integers(0, 100 * SECOND),
-        program=st.integers(0, 5),
+        number=st.integers(0, 5),
         managed=st.booleans(),
-        application=st.sampled_from(["", "other"]),
+        class_name=st.sampled_from(["", "other"]),
     )
-    def arrive(self, account: int, program: int, managed: bool, application: str) -> None:
+    def arrive(self, account: int, number: int, managed: bool, class_name: str) -> None:
         key = f"c{self.count}"
         self.count += 1
-        self.queue.arrive(CallFacts(key, f"p{program}", account, managed=managed, application=application), self.now)
+        self.queue.arrive(call(key, f"p{number}", account, managed=managed, class_name=class_name), self.now)
         self.arrived[key], self.service[key] = self.now, 0
 
     @rule(slots=st.integers(1, 4), dt=st.integers(1, 5 * SECOND))
@@ -205,9 +206,9 @@ class QueueMachine(RuleBasedStateMachine):
     def switch(self, policy: Policy) -> None:
         self.queue.set_policy(policy)
 
-    @rule(program=st.integers(0, 5), paused=st.booleans())
-    def pause(self, program: int, paused: bool) -> None:
-        for key in self.queue.pause(f"p{program}", paused, self.now):
+    @rule(number=st.integers(0, 5), paused=st.booleans())
+    def pause(self, number: int, paused: bool) -> None:
+        for key in self.queue.pause(program(f"p{number}"), paused, self.now):
             self.queue.preempt(key, self.now)
 
     @invariant()
@@ -216,9 +217,9 @@ class QueueMachine(RuleBasedStateMachine):
         waiting = [key for key in self.arrived if key not in running]
         assert self.queue.waiting_count == len(waiting)
         offered = list(self.queue.iter_waiting())
-        assert offered == sorted((key for key in waiting if not self.queue.is_held(key)), key=self.queue.rank)
+        assert offered == sorted((key for key in waiting if not self.queue.is_paused(key)), key=self.queue.rank)
         assert len({self.queue.rank(key) for key in self.arrived}) == len(self.arrived)
-        assert self.queue.held_count == len(waiting) - len(offered)
+        assert self.queue.paused_count == len(waiting) - len(offered)
 
 
 TestQueueMachine = QueueMachine.TestCase
@@ -228,7 +229,7 @@ TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=40, de
 @given(waits=st.lists(st.integers(1, 10 * SECOND), min_size=1, max_size=20), beta=st.integers(1000, 20_000))
 def test_no_call_waits_longer_than_beta_times_service_without_being_promoted(waits: list[int], beta: int) -> None:
     queue = CallQueue(Policy(levels=THREE, accounting=Accounting.SUM, beta_milli=beta))
-    queue.arrive(CallFacts("a", "p", 7 * SECOND), 0)
+    queue.arrive(call("a", "p", 7 * SECOND), 0)
     now = 0
     promoted = False
     for wait in waits:
@@ -240,9 +241,9 @@ def test_no_call_waits_longer_than_beta_times_service_without_being_promoted(wai
 def test_a_policy_that_counts_accounts_learns_them_of_the_calls_that_are_here() -> None:
     """Under FCFS no account counts: a call that arrived then has none in its facts."""
     queue = CallQueue(FCFS)
-    queue.arrive(CallFacts("old", "rich"), 0)
-    queue.set_policy(PLAS, lambda key: CallFacts(key, "rich", attained_service_us=2 * 10**9))
-    queue.arrive(CallFacts("new", "poor"), 1)
+    queue.arrive(call("old", "rich"), 0)
+    queue.set_policy(PLAS, lambda key: call(key, "rich", 2 * 10**9))
+    queue.arrive(call("new", "poor"), 1)
     assert queue.best_waiting() == "new"
     # Nor is it taken for starved at once: its program has received much.
     queue.decide(10**7, slots=0, free_blocks=0, need_blocks=lambda key: 1, returns_blocks=lambda key: 1)
@@ -253,12 +254,12 @@ def test_a_policy_that_counts_accounts_learns_them_of_the_calls_that_are_here() 
 
 def test_a_call_that_could_not_start_makes_nobody_give_way_and_blocks_nobody() -> None:
     queue = CallQueue(PLAS)
-    queue.arrive(CallFacts("hog", "hog", 10**9), 0)
+    queue.arrive(call("hog", "hog", 10**9), 0)
     queue.start("hog", 0)
-    queue.arrive(CallFacts("blocked", "a"), 1)
+    queue.arrive(call("blocked", "a"), 1)
     room = {"slots": 1, "free_blocks": 9, "need_blocks": lambda key: 1, "returns_blocks": lambda key: 1}
     assert queue.decide(2, **room, admissible=lambda key: key != "blocked").preempt == ()
-    queue.arrive(CallFacts("able", "b"), 3)
+    queue.arrive(call("able", "b"), 3)
     decision = queue.decide(4, **room, admissible=lambda key: key != "blocked")
     assert (decision.preempt, decision.admit) == (("hog",), ("able",))
 
@@ -268,13 +269,13 @@ def crowded(*, end_interval_us: int) -> CallQueue:
     queue = CallQueue(Policy(levels=THREE, accounting=Accounting.SUM, max_preemptions=4))
     now = 0
     for number in range(40):
-        queue.arrive(CallFacts(f"before{number}", "before"), now)
+        queue.arrive(call(f"before{number}", "before"), now)
         queue.start(f"before{number}", now)
         now += end_interval_us
         queue.finish(f"before{number}", now)
-    queue.arrive(CallFacts("hog", "old", 100 * SECOND), now)
+    queue.arrive(call("hog", "old", 100 * SECOND), now)
     queue.start("hog", now)
-    queue.arrive(CallFacts("new", "young"), now)
+    queue.arrive(call("new", "young"), now)
     return queue
 
 

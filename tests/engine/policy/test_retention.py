@@ -1,12 +1,13 @@
-"""What is kept between calls holds up worse programs only, for a time only, and where programs come back only."""
+"""Retained KV delays only worse programs, only for a time, and only in classes whose programs return."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import pytest
-from agentserving_engine.policy import Retention, Wanted
-from agentserving_engine.policy.retention import LEAST_RETURNS, MAX_CONTEXTS, MAX_PASSED_OVER, Place
+from agentserving_engine.policy import EndedContext, Retention, Wanted, origin_of
+from agentserving_engine.policy.retention import LEAST_RETURNS, MAX_CONTEXTS, MAX_PASSED_OVER, MIN_SWEEP, Place
+from engine.policy.builders import program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ SECOND = 1_000_000
 
 
 class Blocks:
-    """Everything is cached and nobody holds it."""
+    """Everything is cached, and no request references it."""
 
     def __init__(self) -> None:
         self.refreshed: list[Sequence[object]] = []
@@ -33,98 +34,113 @@ def context(name: str, blocks: int) -> list[tuple[str, int]]:
     return [(name, at) for at in range(blocks)]
 
 
+def leave(
+    made: Retention, name: str, class_name: str, place: Place, context: Sequence[object], worth_us: float, now_us: int,
+    thread: str = "",
+) -> None:  # fmt: skip
+    ended = EndedContext(
+        program=program(name), origin=origin_of(name, thread), class_name=class_name, place=place, context=context,
+        worth_us=worth_us,
+    )  # fmt: skip
+    made.call_ended(ended, now_us)
+
+
 def retention(*left: tuple[str, Place, int], seconds: float = 1.0) -> Retention:
-    """Programs that left contexts of so many blocks at time 0."""
+    """Programs whose calls left contexts of so many blocks at time 0."""
     made = Retention(Blocks())
-    for program, place, blocks in left:
-        made.left(program, "app", place, context(program, blocks), seconds * SECOND, 0)
+    for name, place, blocks in left:
+        leave(made, name, "app", place, context(name, blocks), seconds * SECOND, 0)
     return made
 
 
-def may_start(made: Retention, *calls: Wanted, now_us: int = 0, slots: int = 99, free: int = 100) -> list[str] | None:
+def startable(made: Retention, *calls: Wanted, now_us: int = 0, slots: int = 99, free: int = 100) -> list[str] | None:
     by_key = {str(number): call for number, call in enumerate(calls)}
-    return made.may_start(list(by_key), now_us, slots=slots, free_blocks=free, wanted=by_key.__getitem__)
+    return made.startable(list(by_key), now_us, slots=slots, free_blocks=free, wanted=by_key.__getitem__, order=0)
 
 
 def test_a_worse_program_waits_until_it_fits_beside_what_is_kept() -> None:
     made = retention(("a", (1, 0), 60))
-    assert may_start(made, Wanted("b", (2, 0), 41)) == []
-    assert may_start(made, Wanted("b", (2, 0), 41), free=101) is None
-    assert may_start(made, Wanted("b", (2, 0), 41)) == []
-    made.back("c", 0)
-    assert may_start(made, Wanted("c", (2, 0), 40)) is None
+    assert startable(made, Wanted(program("b"), (2, 0), 41)) == []
+    assert startable(made, Wanted(program("b"), (2, 0), 41), free=101) is None
+    assert startable(made, Wanted(program("b"), (2, 0), 41)) == []
+    made.call_arrived(program("c"), 0)
+    assert startable(made, Wanted(program("c"), (2, 0), 40)) is None
 
 
 def test_a_better_program_and_the_program_itself_do_not_wait() -> None:
     made = retention(("a", (1, 5), 60))
-    assert may_start(made, Wanted("b", (0, 9), 100)) is None
-    assert may_start(made, Wanted("b", (1, 4), 100)) is None
-    assert may_start(made, Wanted("a", (3, 5), 40, idle_blocks=60)) is None
+    assert startable(made, Wanted(program("b"), (0, 9), 100)) is None
+    assert startable(made, Wanted(program("b"), (1, 4), 100)) is None
+    assert startable(made, Wanted(program("a"), (3, 5), 40, idle_blocks=60)) is None
 
 
 def test_behind_one_that_does_not_fit_others_start() -> None:
     made = retention(("a", (1, 0), 60))
-    assert may_start(made, Wanted("b", (2, 0), 50), Wanted("c", (2, 1), 30), Wanted("d", (2, 2), 20)) == ["1"]
+    assert startable(
+        made, Wanted(program("b"), (2, 0), 50), Wanted(program("c"), (2, 1), 30), Wanted(program("d"), (2, 2), 20)
+    ) == ["1"]
 
 
 def test_a_call_that_fits_nowhere_is_the_engines_to_refuse() -> None:
     made = retention(("a", (1, 0), 60))
-    assert may_start(made, Wanted("b", (2, 0), 50), Wanted("c", (2, 1), 101), Wanted("d", (2, 2), 1)) == ["1"]
+    assert startable(
+        made, Wanted(program("b"), (2, 0), 50), Wanted(program("c"), (2, 1), 101), Wanted(program("d"), (2, 2), 1)
+    ) == ["1"]
 
 
 def test_what_is_kept_is_kept_for_its_time() -> None:
     made = retention(("a", (1, 0), 60), ("b", (1, 1), 10), seconds=2)
     assert made.next_end_us() == 2 * SECOND
-    assert may_start(made, Wanted("c", (2, 0), 50), now_us=2 * SECOND - 1) == []
-    assert may_start(made, Wanted("c", (2, 0), 50), now_us=2 * SECOND) is None
+    assert startable(made, Wanted(program("c"), (2, 0), 50), now_us=2 * SECOND - 1) == []
+    assert startable(made, Wanted(program("c"), (2, 0), 50), now_us=2 * SECOND) is None
     assert made.empty
 
 
 def test_a_context_that_goes_on_is_not_counted_twice() -> None:
     made = Retention(Blocks())
     for blocks in (40, 50, 60):
-        made.left("a", "app", (1, 0), context("a", blocks), SECOND, 0)
-    assert may_start(made, Wanted("b", (2, 0), 40)) is None
-    assert may_start(made, Wanted("b", (2, 0), 41)) == []
+        leave(made, "a", "app", (1, 0), context("a", blocks), SECOND, 0)
+    assert startable(made, Wanted(program("b"), (2, 0), 40)) is None
+    assert startable(made, Wanted(program("b"), (2, 0), 41)) == []
 
 
 def test_branches_of_a_program_count_what_they_share_once() -> None:
     made, stem = Retention(Blocks()), context("stem", 20)
     for branch in ("x", "y"):
-        made.left("a", "app", (1, 0), [*stem, *context(branch, 20)], SECOND, 0)
-    assert may_start(made, Wanted("b", (2, 0), 40)) is None
-    assert may_start(made, Wanted("b", (2, 0), 41)) == []
+        leave(made, "a", "app", (1, 0), [*stem, *context(branch, 20)], SECOND, 0)
+    assert startable(made, Wanted(program("b"), (2, 0), 40)) is None
+    assert startable(made, Wanted(program("b"), (2, 0), 41)) == []
 
 
 def test_of_one_program_the_newest_contexts_are_kept() -> None:
     made = Retention(Blocks())
     for number in range(2 * MAX_CONTEXTS):
-        made.left("a", "app", (1, 0), context(str(number), 5), SECOND, 0)
-    assert may_start(made, Wanted("b", (2, 0), 100 - 5 * MAX_CONTEXTS)) is None
-    assert may_start(made, Wanted("b", (2, 0), 101 - 5 * MAX_CONTEXTS)) == []
+        leave(made, "a", "app", (1, 0), context(str(number), 5), SECOND, 0)
+    assert startable(made, Wanted(program("b"), (2, 0), 100 - 5 * MAX_CONTEXTS)) is None
+    assert startable(made, Wanted(program("b"), (2, 0), 101 - 5 * MAX_CONTEXTS)) == []
 
 
 def test_nothing_is_kept_of_a_class_whose_programs_do_not_come_back_in_time() -> None:
     made, now = Retention(Blocks()), 0
     while True:
-        made.left(f"p{now}", "app", (1, 0), context("p", 60), 1, now)
+        leave(made, f"p{now}", "app", (1, 0), context("p", 60), 1, now)
         now += 2
-        may_start(made, Wanted("b", (2, 0), 50), now_us=now)
+        startable(made, Wanted(program("b"), (2, 0), 50), now_us=now)
         if made.empty and now > 2 * SECOND:
             pytest.fail("kept for ever")
-        made.left("probe", "app", (1, 0), context("p", 60), 1000, now)
+        leave(made, "probe", "app", (1, 0), context("p", 60), 1000, now)
         kept, now = not made.empty, now + 1001
-        may_start(made, Wanted("b", (2, 0), 50), now_us=now)
+        startable(made, Wanted(program("b"), (2, 0), 50), now_us=now)
         if not kept:
             break
-    made.left("other", "another", (1, 0), context("p", 60), SECOND, now)
+    leave(made, "other", "another", (1, 0), context("p", 60), SECOND, now)
     assert not made.empty
     # Others of the class do come back: so it is kept again.
     for number in range(1000):
-        made.left("again", "app", (1, 0), context("q", 60), SECOND, now + number)
-        made.back("again", now + number)
+        leave(made, "again", "app", (1, 0), context("q", 60), SECOND, now + number)
+        made.call_arrived(program("again"), now + number)
     made.clear()
-    made.left("again", "app", (1, 0), context("q", 60), SECOND, now + 1000)
+    leave(made, "again", "app", (1, 0), context("q", 60), SECOND, now + 1000)
     assert not made.empty
     assert 0 < LEAST_RETURNS < 1
 
@@ -134,20 +150,20 @@ def test_a_walk_looks_past_so_many_calls_only() -> None:
 
     def wanted(key: str) -> Wanted:
         asked.append(key)
-        return Wanted(key, (2, 0), 50)
+        return Wanted(program(key), (2, 0), 50)
 
-    able = made.may_start((str(n) for n in range(10_000)), 0, slots=9, free_blocks=100, wanted=wanted)
+    able = made.startable((str(n) for n in range(10_000)), 0, slots=9, free_blocks=100, wanted=wanted, order=0)
     assert able == []
     assert len(asked) == MAX_PASSED_OVER
-    assert made.may_start((str(n) for n in range(10_000)), 1, slots=9, free_blocks=100, wanted=wanted) == []
+    assert made.startable((str(n) for n in range(10_000)), 1, slots=9, free_blocks=100, wanted=wanted, order=0) == []
     assert len(asked) == MAX_PASSED_OVER, "asked again though nothing has changed"
 
 
 def test_what_is_kept_is_refreshed_before_evictions_reach_it_the_best_last() -> None:
     memory = Blocks()
     made = Retention(memory)
-    for program, place in (("a", (1, 0)), ("b", (0, 0))):
-        made.left(program, "app", place, context(program, 20), SECOND, 0)
+    for name, place in (("a", (1, 0)), ("b", (0, 0))):
+        leave(made, name, "app", place, context(name, 20), SECOND, 0)
     assert not made.refresh(29, 100)
     assert made.refresh(30, 100)
     assert memory.refreshed == [context("a", 20), context("b", 20)]
@@ -160,7 +176,7 @@ places = st.tuples(st.integers(0, 2), st.integers(0, 3))
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("abcdef"), places, st.integers(1, 60)), max_size=6),
-    st.lists(st.builds(Wanted, st.sampled_from("cdefghij"), places, st.integers(1, 120)), max_size=12),
+    st.lists(st.builds(Wanted, st.sampled_from("cdefghij").map(program), places, st.integers(1, 120)), max_size=12),
     st.integers(1, 12),
     st.integers(0, 150),
 )
@@ -168,17 +184,96 @@ def test_who_starts_fits_beside_what_is_kept_of_better_programs_and_who_waits_do
     left: list[tuple[str, Place, int]], calls: list[Wanted], slots: int, free: int
 ) -> None:
     # The newest context of a program that has left several counts for all of them here: they are the same beginning.
-    kept = {program: (place, blocks) for program, place, blocks in left}
-    made = retention(*((program, *kept[program]) for program in kept))
+    kept = {name: (place, blocks) for name, place, blocks in left}
+    made = retention(*((name, *kept[name]) for name in kept))
     calls = sorted(calls, key=lambda call: call.place)
-    able = may_start(made, *calls, slots=slots, free=free)
+    able = startable(made, *calls, slots=slots, free=free)
     starts = [str(n) for n in range(len(calls))] if able is None else able
     for number, call in enumerate(calls):
         if slots <= 0 or free < 0:
             break
-        against = sum(size for name, (place, size) in kept.items() if place < call.place and name != call.program)
+        against = sum(
+            size for name, (place, size) in kept.items() if place < call.place and program(name) != call.program
+        )
         if str(number) in starts:
             assert call.new_blocks <= free - against or call.new_blocks > free
             slots, free = slots - 1, free - call.new_blocks
         else:
             assert free - against < call.new_blocks <= free
+
+
+def test_a_verdict_ends_with_the_order_it_was_made_for() -> None:
+    """A promoted call, or one whose program resumes, is looked at in the next step although nothing was freed."""
+    made = retention(("a", (1, 0), 60))
+    stays = made.startable(
+        ["b"], 0, slots=9, free_blocks=100, wanted=lambda _: Wanted(program("b"), (2, 0), 50), order=1
+    )
+    assert stays == []
+    promoted = Wanted(program("b"), (0, 0), 50)
+    assert made.startable(["b"], 1, slots=9, free_blocks=100, wanted=lambda _: promoted, order=2) is None
+
+
+def test_a_step_in_which_calls_are_hidden_makes_no_verdict() -> None:
+    made = retention(("a", (1, 0), 60))
+    deferred = Wanted(program("b"), (2, 0), 50)
+    assert made.startable(["b"], 0, slots=9, free_blocks=100, wanted=lambda _: deferred, order=None) == []
+    better = Wanted(program("b"), (0, 0), 50)
+    assert made.startable(["b"], 1, slots=9, free_blocks=100, wanted=lambda _: better, order=None) is None
+
+
+@pytest.mark.parametrize(("expected_s", "dropped"), [(0, False), (0.5, False), (1.5, True)])
+def test_a_tool_wait_longer_than_the_retention_frees_the_context_when_it_begins(
+    expected_s: float, dropped: bool
+) -> None:
+    made = retention(("a", (1, 0), 60), seconds=1)
+    made.tool_wait_began(program("a"), origin_of("a"), int(expected_s * SECOND), 1)
+    assert made.empty == dropped
+    assert startable(made, Wanted(program("b"), (2, 0), 50)) == (None if dropped else [])
+
+
+def test_a_tool_wait_known_before_the_call_ends_counts_as_well_until_it_is_over() -> None:
+    made = Retention(Blocks())
+    made.tool_wait_began(program("a"), origin_of("a"), 5 * SECOND, 0)
+    leave(made, "a", "app", (1, 0), context("a", 60), SECOND, 0)
+    assert made.empty
+    made.tool_wait_ended(program("a"), origin_of("a"))
+    leave(made, "a", "app", (1, 0), context("a", 60), SECOND, 0)
+    assert not made.empty
+
+
+def test_a_long_tool_wait_of_one_thread_leaves_the_contexts_of_the_others() -> None:
+    made = Retention(Blocks())
+    for thread in ("x", "y"):
+        leave(made, "a", "app", (1, 0), context(thread, 30), SECOND, 0, thread)
+    made.tool_wait_began(program("a"), origin_of("a", "x"), 9 * SECOND, 1)
+    assert startable(made, Wanted(program("b"), (2, 0), 70)) is None
+    assert startable(made, Wanted(program("b"), (2, 0), 71)) == []
+    # Without a thread it is the whole program that waits.
+    made.tool_wait_began(program("a"), origin_of("a"), 9 * SECOND, 2)
+    assert made.empty
+
+
+def test_a_tool_wait_of_one_tenant_frees_nothing_of_another() -> None:
+    made = retention(("a", (1, 0), 60))
+    made.tool_wait_began(program("a", tenant="other"), origin_of("a"), 9 * SECOND, 1)
+    assert not made.empty
+
+
+def test_announced_long_waits_do_not_count_against_the_class() -> None:
+    made = Retention(Blocks())
+    for number in range(100):
+        now = 10 * SECOND * number
+        leave(made, "a", "app", (1, 0), context("a", 60), SECOND, now)
+        made.tool_wait_began(program("a"), origin_of("a"), 5 * SECOND, now)
+        made.call_arrived(program("a"), now + 5 * SECOND)
+        made.tool_wait_ended(program("a"), origin_of("a"))
+    leave(made, "a", "app", (1, 0), context("a", 60), SECOND, 10**10)
+    assert not made.empty
+
+
+def test_contexts_whose_time_is_over_are_forgotten_although_no_call_ever_waits() -> None:
+    made = Retention(Blocks())
+    for number in range(20 * MIN_SWEEP):
+        leave(made, f"p{number}", "app", (1, 0), context("p", 3), 10, 100 * number)
+    assert len(made._retained) <= MIN_SWEEP
+    assert len(made._away) <= MIN_SWEEP

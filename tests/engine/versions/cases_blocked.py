@@ -49,7 +49,7 @@ def case_a_grammar_stays_in_step_through_preemptions(pipeline: Pipeline) -> None
             engine.preempt(engine.rng.choice(engine.running()))
         engine.step()
     engine.finish()
-    assert engine.plugin.load.preemptions_proactive > 5
+    assert engine.session.load.preemptions_proactive > 5
     engine.close()
 
 
@@ -60,7 +60,7 @@ def case_a_head_whose_grammar_compiles_blocks_nobody_and_preempts_nobody(pipelin
     engine.run(steps=3)
     blocked = engine.send(program="g", max_tokens=10, sampling_params=grammar(10), compiled=False)
     engine.run(steps=10)
-    assert engine.plugin.load.preemptions_proactive == 0, "preempted for a call that could not start"
+    assert engine.session.load.preemptions_proactive == 0, "preempted for a call that could not start"
     other = engine.send(program="other", max_tokens=3)
     engine.run(until=lambda: engine.sent[other].finish_reason is not None)
     assert engine.sent[blocked].tokens == []
@@ -90,13 +90,13 @@ def case_a_held_call_does_not_start_when_its_grammar_is_ready(pipeline: Pipeline
     engine.send(program="other", max_tokens=40)
     blocked = engine.send(program="g", max_tokens=10, sampling_params=grammar(10), compiled=False)
     engine.run(steps=3)
-    engine.hold("g", True)
+    engine.pause("g", True)
     engine.run(steps=2)
     engine.compile(blocked)
     for _ in range(20):
         engine.step()
         assert blocked not in engine.running(), "a held call runs"
-    engine.hold("g", False)
+    engine.pause("g", False)
     engine.finish()
     engine.close()
 
@@ -126,7 +126,7 @@ def case_nobody_gives_way_to_an_adapter_that_finds_no_slot(pipeline: Pipeline) -
     engine.run(steps=3)
     other = engine.send(program="other", max_tokens=5, lora_request=adapter(2))
     engine.run(steps=10)
-    assert engine.plugin.load.preemptions_proactive == 0
+    assert engine.session.load.preemptions_proactive == 0
     same = engine.send(program="same", max_tokens=3, lora_request=adapter(1))
     engine.run(until=lambda: engine.sent[same].finish_reason is not None)
     assert all(engine.sent[hog].finish_reason is None for hog in hogs), "the head without a slot blocks the others"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentserving.contract.policy import ATLAS, PLAS
-from engine.versions.rig import Engine, Options, Pipeline
+from engine.versions.rig import Engine, Options, Pipeline, wait_until
 from vllm.v1.engine import FinishReason
 
 
@@ -13,7 +13,7 @@ def case_a_paused_program_does_not_run_and_resumes_where_it_was(pipeline: Pipeli
     held = [engine.send(program="held", max_tokens=30) for _ in range(2)]
     free = [engine.send(program="free", max_tokens=20) for _ in range(3)]
     engine.run(steps=6)
-    engine.hold("held", True)
+    engine.pause("held", True)
     engine.step()
     late = engine.send(program="held", max_tokens=5)
     for _ in range(40):
@@ -21,7 +21,7 @@ def case_a_paused_program_does_not_run_and_resumes_where_it_was(pipeline: Pipeli
         engine.step()
     assert all(engine.sent[key].finish_reason is not None for key in free), "others wait for a held program"
     assert all(engine.sent[key].finish_reason is None for key in held)
-    engine.hold("held", False)
+    engine.pause("held", False)
     engine.finish()
     assert engine.sent[late].finish_reason is not None
     engine.close()
@@ -52,7 +52,7 @@ def case_cancelling_the_last_call_answers_its_client_too(pipeline: Pipeline) -> 
         key = engine.send(program="p", max_tokens=40)
         engine.run(steps=steps)
         if steps % 2:
-            engine.hold("p", True)
+            engine.pause("p", True)
             engine.step()
         engine.cancel(key)
         engine.finish()
@@ -81,5 +81,45 @@ def case_siblings_of_one_request_are_one_call(pipeline: Pipeline) -> None:
     assert record.output_tokens == 10 + 11 + 12
     assert set(engine.records()) == {"p.1.0", "q.1.3"}
     assert 0 < record.service_us <= engine.steps * 10_000
-    assert engine.plugin.book.totals.unmanaged_calls == 0
+    assert engine.session.book.unmanaged_calls == 0
+    engine.close()
+
+
+def case_a_beam_search_is_one_call_of_its_program(pipeline: Pipeline) -> None:
+    """vLLM's front end makes new requests for every token, when those before have ended."""
+    engine = Engine(pipeline, Options(slots=4), seed=4)
+    engine.set_policy(PLAS)
+    engine.send(program="q", max_tokens=200)
+    for token in range(12):
+        beams = [
+            engine.send(
+                program="p", call="p.1.0", request_id=f"chatcmpl-p.1.0-{token:032x}-beam-{at}-{at:08x}",
+                prompt=20 + token, max_tokens=1,
+            )
+            for at in range(3 if token else 1)
+        ]  # fmt: skip
+        engine.run(until=lambda beams=beams: all(engine.sent[key].finish_reason is not None for key in beams))  # type: ignore[misc]
+    assert engine.session.book.unmanaged_calls == 0
+    assert engine.session.book.rejections.total == 0
+    engine.finish()
+    engine.clock.ns += 10**9
+    wait_until(lambda: "p.1.0" in engine.records())
+    record = engine.records()["p.1.0"]
+    assert record.outcome == "completed"
+    assert record.output_tokens == 1 + 11 * 3
+    assert set(engine.records()) == {"p.1.0", "q.1.0"}
+    engine.close()
+
+
+def case_two_tenants_programs_of_one_id_pause_apart(pipeline: Pipeline) -> None:
+    engine = Engine(pipeline, Options(slots=4))
+    engine.set_policy(PLAS)
+    ours = engine.send(program="triage", max_tokens=30)
+    theirs = engine.send(program="triage", call="other.1.0", tenant="other", max_tokens=30)
+    engine.run(steps=3)
+    engine.pause("triage", True)
+    engine.run(until=lambda: engine.sent[theirs].finish_reason is not None)
+    assert engine.sent[ours].finish_reason is None
+    engine.pause("triage", False)
+    engine.finish()
     engine.close()

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from agentserving.contract.channel import SetAccounts
 from agentserving.contract.policy import PLAS
-from agentserving_engine.call_book import CallBook
-from agentserving_engine.directives import Directives
+from agentserving_engine.calls import CallBook
 from agentserving_engine.guard import MAX_HOOK_ERRORS
 from agentserving_engine.policy import CallQueue
-from agentserving_engine.reporting import Reporting
-from agentserving_engine.steering import Steering
-from agentserving_engine.waiting_queue import RankedQueue
+from agentserving_engine.session import EngineSession
+from agentserving_engine.vllm_adapter import VllmAdapter
+from agentserving_engine.waiting_queue import PolicyQueue, WaitingOrder
 from engine.versions.cases_preemption import churn
-from engine.versions.rig import Engine, Options, Pipeline
+from engine.versions.rig import TENANT, Engine, Options, Pipeline
 from vllm.v1.request import Request
 
 # Every method that does a hook's work, and the places where one breaks off half done.
@@ -31,16 +31,23 @@ PLACES: tuple[tuple[type, str], ...] = (
     (CallQueue, "finish"),
     (CallQueue, "preempt"),
     (CallQueue, "start"),
-    (Directives, "answer_cancelled"),
-    (Directives, "_execute"),
-    (Reporting, "charge"),
-    (Reporting, "count_outputs"),
-    (Reporting, "ended"),
-    (Reporting, "report"),
-    (Steering, "after_schedule"),
-    (Steering, "decide"),
-    (Steering, "repair"),
-    (RankedQueue, "hide"),
+    (EngineSession, "arrive"),
+    (EngineSession, "decide"),
+    (EngineSession, "ended"),
+    (EngineSession, "execute"),
+    (EngineSession, "first_started"),
+    (EngineSession, "produced"),
+    (EngineSession, "rebuild"),
+    (EngineSession, "report"),
+    (EngineSession, "retain"),
+    (EngineSession, "started"),
+    (EngineSession, "startable"),
+    (EngineSession, "step_ended"),
+    (VllmAdapter, "answer_aborted"),
+    (VllmAdapter, "preempt"),
+    (VllmAdapter, "sort_running"),
+    (WaitingOrder, "hide"),
+    (WaitingOrder, "limit"),
 )
 
 
@@ -82,11 +89,13 @@ def case_a_hook_that_raises_costs_nothing_but_its_own_work(pipeline: Pipeline) -
             engine = Engine(pipeline, Options(budget=64, blocks=60), seed=seed)
             engine.set_policy(PLAS)
             engine.step()
+            for at in range(20):
+                engine.direct(SetAccounts([(TENANT, f"p{at % 8}", 1000 * at, 0)]))
             with sabotage(owner, name, every(7, MAX_HOOK_ERRORS - 1), after=after):
                 churn(engine, requests=12)
                 engine.run()
             place = f"{owner.__name__}.{name}"
-            assert engine.plugin.load.hook_errors > 0 or name == "repair", f"{place} was never reached"
+            assert engine.session.load.hook_errors > 0 or name == "rebuild", f"{place} was never reached"
             assert not engine.scheduler._guard.off
             churn(engine, requests=4, aborts=0)
             engine.finish()
@@ -95,7 +104,7 @@ def case_a_hook_that_raises_costs_nothing_but_its_own_work(pipeline: Pipeline) -
 
 def case_a_preemption_that_breaks_off_leaves_the_request_in_one_place(pipeline: Pipeline) -> None:
     # In vLLM's own method: before it has changed anything, half way, and when it hands the request to our queue.
-    for owner, name in ((Request, "record_event"), (RankedQueue, "prepend_request"), (CallQueue, "preempt")):
+    for owner, name in ((Request, "record_event"), (PolicyQueue, "prepend_request"), (CallQueue, "preempt")):
         engine = Engine(pipeline, Options(slots=2, budget=64))
         keys = [engine.send(program=f"p{at}", prompt=30, max_tokens=20) for at in range(3)]
         engine.run(steps=5)
@@ -103,7 +112,7 @@ def case_a_preemption_that_breaks_off_leaves_the_request_in_one_place(pipeline: 
             engine.preempt(keys[0])
             stack.enter_context(sabotage(owner, name, every(1, 1)))
             engine.step()
-        assert engine.plugin.load.hook_errors == 1, f"{name} was never reached"
+        assert engine.session.load.hook_errors == 1, f"{name} was never reached"
         engine.finish()
         engine.close()
 
@@ -111,15 +120,15 @@ def case_a_preemption_that_breaks_off_leaves_the_request_in_one_place(pipeline: 
 def case_after_too_many_failures_the_policy_is_off_and_all_are_served(pipeline: Pipeline) -> None:
     engine = Engine(pipeline, Options(slots=3, budget=64, blocks=60), seed=2)
     engine.set_policy(PLAS)
-    held = engine.send(program="held", max_tokens=8)
+    paused = engine.send(program="paused", max_tokens=8)
     engine.step()
-    engine.hold("held", True)
+    engine.pause("paused", True)
     engine.run(steps=2)
     with sabotage(CallQueue, "decide", every(1, 10**9)):
         churn(engine, requests=20, aborts=0.05)
         assert engine.scheduler._guard.off
-        assert not isinstance(engine.scheduler.waiting, RankedQueue), "vLLM's own queue should be back"
-        engine.run(until=lambda: engine.sent[held].finish_reason is not None)
+        assert not isinstance(engine.scheduler.waiting, PolicyQueue), "vLLM's own queue should be back"
+        engine.run(until=lambda: engine.sent[paused].finish_reason is not None)
     first, *rest = [engine.send(program=f"q{at}", max_tokens=5, attained_us=10**9 - at) for at in range(6)]
     engine.run(until=lambda: engine.sent[first].finish_reason is not None)
     assert engine.sent[rest[-1]].finish_reason is None, "not in order of arrival"
@@ -127,5 +136,5 @@ def case_after_too_many_failures_the_policy_is_off_and_all_are_served(pipeline: 
     for key, sent in engine.sent.items():
         assert sent.aborted or sent.tokens == engine.expected(key)
     assert not engine.scheduler.requests
-    assert engine.plugin.load.hook_errors == MAX_HOOK_ERRORS
+    assert engine.session.load.hook_errors == MAX_HOOK_ERRORS
     engine.close()

@@ -17,7 +17,7 @@ def case_a_newcomer_of_a_better_level_displaces_a_running_call(pipeline: Pipelin
     engine.run(steps=2)
     assert newcomer in engine.running()
     assert len(engine.running()) == 2
-    assert engine.plugin.load.preemptions_proactive == 1
+    assert engine.session.load.preemptions_proactive == 1
     engine.run(until=lambda: engine.sent[newcomer].finish_reason is not None)
     assert all(engine.sent[hog].finish_reason is None for hog in hogs)
     engine.finish()
@@ -64,7 +64,7 @@ def case_resetting_the_prefix_cache_preempts_everybody_and_loses_nothing(pipelin
         assert engine.scheduler.reset_prefix_cache(reset_running_requests=True)
         engine.run(steps=1)
     engine.finish()
-    assert engine.plugin.load.preemptions_reactive >= 4
+    assert engine.session.load.preemptions_reactive >= 4
     engine.close()
 
 
@@ -78,7 +78,7 @@ def case_prompts_are_counted_once_however_often_they_are_recomputed(pipeline: Pi
     record = engine.records()["p.1.0"]
     assert record.preemptions >= 4
     assert (record.prompt_tokens, record.cached_tokens, record.output_tokens) == (33, 0, 30)
-    load = engine.plugin.load
+    load = engine.session.load
     assert (load.prompt_tokens, load.output_tokens) == (33, 30)
     engine.close()
 

@@ -40,7 +40,7 @@ def churned(pipeline: Pipeline, options: Options, policy: Policy) -> list[Load]:
         engine.set_policy(policy)
         churn(engine)
         engine.finish()
-        loads.append(engine.plugin.load)
+        loads.append(engine.session.load)
         engine.close()
     return loads
 
@@ -50,7 +50,7 @@ def case_forced_preemptions_lose_no_token(pipeline: Pipeline) -> None:
         engine = Engine(pipeline, Options(budget=64), seed=seed)
         churn(engine, aborts=0)
         engine.finish()
-        assert engine.plugin.load.preemptions_proactive > 30, "the case forces hardly any preemption"
+        assert engine.session.load.preemptions_proactive > 30, "the case forces hardly any preemption"
         assert engine.runner.most_at_once == engine.options.slots
         engine.close()
 
@@ -69,14 +69,14 @@ def case_calls_in_flight_give_way_where_blocks_are_freed_late_async(pipeline: Pi
     for slots, blocks in ((2, 400), (8, 32)):
         engine = Engine(pipeline, Options(slots=slots, blocks=blocks, late_frees=True))
         # Behind a connector what was lost is loaded, not computed again.
-        engine.scheduler._steering._resume_us = lambda *_: 0.0
+        engine.session.policy._resume_us = lambda *_: 0.0
         engine.set_policy(PLAS)
         hogs = [engine.send(program=f"hog{i}", prompt=190, max_tokens=60, attained_us=LOW) for i in range(2)]
         engine.run(steps=4)
         newcomer = engine.send(program="short", prompt=100, max_tokens=3)
         engine.run(steps=3)
         assert newcomer in engine.running()
-        assert engine.plugin.load.preemptions_proactive == 1
+        assert engine.session.load.preemptions_proactive == 1
         engine.finish()
         ended = engine.records()
         assert ended["short.1.2"].service_us < min(ended[f"hog{at}.1.{at}"].service_us for at in range(len(hogs)))
@@ -85,7 +85,7 @@ def case_calls_in_flight_give_way_where_blocks_are_freed_late_async(pipeline: Pi
 
 def case_blocks_that_are_freed_late_need_no_second_victim_async(pipeline: Pipeline) -> None:
     engine = Engine(pipeline, Options(slots=8, blocks=42, late_frees=True))
-    engine.scheduler._steering._resume_us = lambda *_: 0.0
+    engine.session.policy._resume_us = lambda *_: 0.0
     engine.set_policy(PLAS)
     hogs = [engine.send(program=f"hog{i}", prompt=190, max_tokens=60, attained_us=LOW) for i in range(3)]
     engine.run(steps=4)
@@ -95,7 +95,7 @@ def case_blocks_that_are_freed_late_need_no_second_victim_async(pipeline: Pipeli
     assert engine.scheduler.deferred_frees
     engine.run(steps=3)
     assert newcomer in engine.running()
-    assert engine.plugin.load.preemptions_proactive == 0
+    assert engine.session.load.preemptions_proactive == 0
     engine.finish()
     engine.close()
 
@@ -112,6 +112,6 @@ def case_policy_changes_in_mid_run(pipeline: Pipeline) -> None:
         engine.set_policy(policies[round_ % len(policies)], version=round_ + 1)
         churn(engine, requests=10)
     engine.finish()
-    assert engine.plugin.policy_version == 6
-    assert engine.plugin.load.hook_errors == 0
+    assert engine.session.policy_version == 6
+    assert engine.session.load.hook_errors == 0
     engine.close()

@@ -34,7 +34,7 @@ def case_a_worse_program_waits_while_kv_is_kept(pipeline: Pipeline) -> None:
     engine.run(until=lambda: engine.sent[again].finish_reason is not None)
     assert engine.records()["a.1.2"].cached_tokens >= 300, "its context was evicted"
     engine.finish()
-    assert engine.plugin.load.hook_errors == 0
+    assert engine.session.load.hook_errors == 0
     engine.close()
 
 
@@ -96,5 +96,18 @@ def case_kept_kv_loses_no_token_under_load(pipeline: Pipeline) -> None:
         engine.set_policy(FCFS, version=2)
         churn(engine, requests=10)
         engine.finish()
-        assert engine.plugin.load.hook_errors == 0
+        assert engine.session.load.hook_errors == 0
+        engine.close()
+
+
+def case_a_long_tool_wait_gives_retained_kv_to_others(pipeline: Pipeline) -> None:
+    for expected_us, starts in ((0, False), (600_000_000, True)):
+        engine = Engine(pipeline, SMALL)
+        engine.set_policy(KEEPING)
+        left(engine)
+        engine.tool_wait("a", True, expected_us=expected_us)
+        other = engine.send(program="b", prompt=240, max_tokens=4, attained_us=WORSE)
+        engine.run(steps=3)
+        assert (other in engine.running() or engine.sent[other].finish_reason is not None) == starts
+        engine.finish()
         engine.close()

@@ -1,6 +1,8 @@
-"""Runs every case on the vLLM that PYTHONPATH puts first; one JSON line each, as the test that started it reads them.
+"""Runs every case on the vLLM that comes first on PYTHONPATH, and prints one JSON line for each.
 
-Usage: python -m engine.versions.child VERSION   (a process of its own: two versions of vLLM never meet)
+Usage: python -m engine.versions.child VERSION [PART OF A CASE'S NAME]
+
+Each version has a process of its own: two versions of vLLM cannot be imported into one.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 import vllm
 from engine.versions.catalogue import case_names, pipelines_of
-from engine.versions.rig import PIPELINES
+from engine.versions.rig import PIPELINES, Options, make_config
 
 CASE_LIMIT_S = 60
 
@@ -28,7 +30,7 @@ def _too_long(signum: int, frame: FrameType | None) -> None:
 
 
 def run_case(module: str, name: str, pipeline: str) -> dict[str, Any]:
-    """The outcome of one case: seconds it took, and the traceback when it failed."""
+    """The outcome of one case: its duration in seconds, and the traceback if it failed."""
     began = time.monotonic()
     signal.alarm(CASE_LIMIT_S)
     error = ""
@@ -42,12 +44,15 @@ def run_case(module: str, name: str, pipeline: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """All cases, or those whose name contains the second argument."""
+    """Runs all cases, or those whose name contains the second argument."""
     faulthandler.enable()
     logging.disable(logging.ERROR)
     signal.signal(signal.SIGALRM, _too_long)
     version, wanted = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else ""
     assert vllm.__version__.split("+")[0] == version, f"PYTHONPATH has vLLM {vllm.__version__}, not {version}"
+    # vLLM inspects the model's class in a process of its own, once. Without bytecode, on a busy machine, that takes
+    # longer than a case may.
+    make_config(Options(), asynchronous=False)
     for module, name in case_names():
         for pipeline in pipelines_of(name):
             if wanted in name:

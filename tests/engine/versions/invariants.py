@@ -19,7 +19,7 @@ def waiting_queues(scheduler: Any) -> list[Any]:
 
 def check(engine: Engine) -> None:
     """AssertionError names the request and the two places that disagree."""
-    scheduler, plugin = engine.scheduler, engine.plugin
+    scheduler, session = engine.scheduler, engine.session
     running = [request.request_id for request in scheduler.running]
     waiting = [request.request_id for queue in waiting_queues(scheduler) for request in queue]
     for key, count in Counter(running + waiting).items():
@@ -34,20 +34,20 @@ def check(engine: Engine) -> None:
         deferred = {request.request_id for request in scheduler.deferred_waiting}
         assert deferred <= set(waiting), f"deferred but not waiting: {deferred - set(waiting)}"
     if not (scheduler._guard.needs_repair or scheduler._guard.off):
-        _check_calls(scheduler, plugin, running, waiting)
+        _check_calls(scheduler, session, running, waiting)
     _check_blocks(scheduler)
 
 
-def _check_calls(scheduler: Any, plugin: Any, running: list[str], waiting: list[str]) -> None:
-    calls = plugin.calls
+def _check_calls(scheduler: Any, session: Any, running: list[str], waiting: list[str]) -> None:
+    calls = session.calls
     assert set(calls.running_keys) == set(running), f"policy runs {calls.running_keys}, vLLM {running}"
     assert calls.waiting_count == len(waiting), f"policy waits for {calls.waiting_count}, vLLM for {waiting}"
     for key in running + waiting:
         assert key in calls, f"{key} is unknown to the policy"
     for key in waiting:
-        if calls.is_held(key):
+        if calls.is_paused(key):
             assert all(_offered(queue) != key for queue in waiting_queues(scheduler)), f"{key} is held and offered"
-    members = {key for call in plugin.book._open.values() for key in call.members}
+    members = {key for call in session.book._open.values() for key in call.members}
     assert members <= set(scheduler.requests), f"the book has dead requests: {members - set(scheduler.requests)}"
 
 

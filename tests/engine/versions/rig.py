@@ -22,10 +22,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from agentserving.contract.channel import CallRecord, Cancel, Preempt, SetHolds, SetPolicy, ToEngine
+from agentserving.contract.channel import CallRecord, Cancel, SetPaused, SetPolicy, ToEngine, ToolWait
 from agentserving.contract.policy import Policy, to_dict
 from agentserving.contract.ticket import Ticket, sign
-from agentserving_engine import plugin_state
+from agentserving_engine import clock
 from agentserving_engine.scheduler import ProgramScheduler
 from engine.versions.fake_runner import BLOCK_SIZE, FakeRunner, next_token
 from engine.versions.invariants import check
@@ -41,8 +41,11 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 KEY = b"0123456789abcdef"
 ENGINE_ID = "engine"
+TENANT = "default"
 STEP_US = 10_000
 MAX_STEPS = 20_000
+# For work of vLLM's other threads, on a busy machine.
+WAIT_LIMIT_S = 45.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ PIPELINES = {
 
 @dataclass(frozen=True)
 class Options:
-    """What a case wants of its engine. `blocks` of 16 tokens; `budget` tokens a step, so longer prompts are chunked."""
+    """Options of a case's engine. `blocks` of 16 tokens; `budget` tokens a step, so longer prompts are chunked."""
 
     slots: int = 4
     blocks: int = 400
@@ -82,7 +85,7 @@ class Options:
 
 @dataclass
 class Sent:
-    """A request and what must come back."""
+    """A request and what has come back."""
 
     request: Request
     prompt: int
@@ -93,7 +96,7 @@ class Sent:
 
 
 class Clock:
-    """Virtual time in the place of the plugin's clock."""
+    """Virtual time, in place of the plugin's clock."""
 
     def __init__(self) -> None:
         self.ns = 10**12
@@ -116,14 +119,16 @@ class Engine:
         self.pipeline, self.options = pipeline, options or Options()
         self.rng, self.choose = random.Random(seed), choose
         self.clock = Clock()
-        plugin_state.time = SimpleNamespace(monotonic_ns=self.clock.monotonic_ns)  # type: ignore[assignment]
+        clock.time = SimpleNamespace(monotonic_ns=self.clock.monotonic_ns)  # type: ignore[assignment]
         self.scheduler = self._make_scheduler()
-        self.plugin = self.scheduler._plugin
+        self.session = self.scheduler._session
         self.runner = FakeRunner(pipeline.v2, self.options.slots, choose)
         self.sent: dict[str, Sent] = {}
         self._in_flight: deque[tuple[Any, Any]] = deque()
         self._count = itertools.count()
+        self._preemptions: list[str] = []
         self.steps = 0
+        self.session.take_directives = self._take_directives
 
     def _make_scheduler(self) -> Any:
         options, asynchronous = self.options, self.pipeline.asynchronous
@@ -159,8 +164,8 @@ class Engine:
 
     def close(self) -> None:
         """Ends the channel's thread."""
-        if self.plugin.channel is not None:
-            self.plugin.channel.close()
+        if self.session.channel is not None:
+            self.session.channel.close()
 
     # -- what comes from outside ---------------------------------------------------------------------------------
 
@@ -172,14 +177,15 @@ class Engine:
         program: str | None = None,
         call: str | None = None,
         request_id: str | None = None,
+        tenant: str = TENANT,
         attained_us: int = 0,
         prompt_tokens: list[int] | None = None,
         compiled: bool = True,
         **request_fields: Any,
     ) -> str:
-        """A request arrives; gives its id. With `program` it carries a ticket, else it is unmanaged.
+        """A request arrives; returns its id. With `program` it carries a ticket, else it is unmanaged.
 
-        A grammar is compiled at once unless `compiled` is false: then the case calls `compile`.
+        A grammar is compiled before, unless `compiled` is false: then the case calls `compile`.
         """
         number = next(self._count)
         call = call or f"{program or 'none'}.1.{number}"
@@ -191,51 +197,73 @@ class Engine:
             prompt_token_ids=tokens,
             sampling_params=sampling,
             pooling_params=None,
-            session_id=ticket(program, call, attained_us) if program else None,
+            session_id=ticket(program, call, attained_us, tenant) if program else None,
             block_hasher=self._block_hasher if self.options.prefix_caching else None,
             **request_fields,
         )
         self.sent[request_id] = Sent(request, len(tokens), max_tokens, [])
         if request.use_structured_output and compiled:
-            self.structured_output.grammar_init(request)
+            self.compile(request_id)
         self.scheduler.add_request(request)
         return request_id
 
+    def _take_directives(self, now_us: int, *, steers: bool = True) -> None:
+        """The session's own method, and then the preemptions that a case forces."""
+        type(self.session).take_directives(self.session, now_us, steers=steers)
+        while self._preemptions:
+            request_id = self._preemptions.pop()
+            if steers:
+                self.session._preempt(request_id, now_us)
+
     def compile(self, request_id: str) -> None:
-        """The request's grammar compiles now; it is ready when this returns."""
+        """The request's grammar compiles now, on vLLM's own thread; it is ready when this returns."""
         request = self.sent[request_id].request
         self.structured_output.grammar_init(request)
-        while request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
-            if request.structured_output_request.grammar is not None:
-                return
-            time.sleep(0.001)
+        wait_until(lambda: self.compiled(request_id))
 
-    def tell(self, message: ToEngine) -> None:
-        """A directive is in the inbox, as the channel's thread puts it there."""
-        self.plugin.channel.inbox.append(message)
+    def compiled(self, request_id: str) -> bool:
+        """The request's grammar is ready, or has failed to compile."""
+        request = self.sent[request_id].request
+        if request.status != RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
+            return True
+        try:
+            return request.structured_output_request.grammar is not None
+        except Exception:
+            # A grammar that does not compile: its error is raised here, and vLLM handles it in the next step.
+            return True
+
+    def direct(self, message: ToEngine) -> None:
+        """Puts a directive into the inbox, as the channel's thread does."""
+        self.session.channel.inbox.append(message)
 
     def set_policy(self, policy: Policy, version: int = 1) -> None:
         """A policy to execute from the next step on."""
-        self.tell(SetPolicy(version, to_dict(policy)))
+        self.direct(SetPolicy(version, to_dict(policy)))
 
     def preempt(self, request_id: str) -> None:
-        """Makes the request give way in the next step."""
-        call = self.plugin.book.call_of(request_id)
-        if call is not None:
-            self.tell(Preempt(call.record.call_id))
+        """Preempts the request before the next step."""
+        self._preemptions.append(request_id)
 
-    def hold(self, program: str, held: bool) -> None:
-        """Holds a program, and only this one, or lets it go in the next step."""
-        self.tell(SetHolds([program] if held else []))
+    def pause(self, program: str, paused: bool) -> None:
+        """Pauses this program and no other, or resumes all, in the next step."""
+        self.direct(SetPaused([(TENANT, program)] if paused else []))
+
+    def tool_wait(self, program: str, waiting: bool, *, expected_us: int = 0) -> None:
+        """The program's tool wait begins or ends."""
+        message = ToolWait(
+            tenant=TENANT, root_program_id=program, program_id=program, thread_id="", waiting=waiting,
+            expected_us=expected_us,
+        )  # fmt: skip
+        self.direct(message)
 
     def cancel(self, *request_ids: str) -> None:
         """Cancels the calls of these requests in the next step."""
-        calls = [self.plugin.book.call_of(request_id) for request_id in request_ids]
-        self.tell(Cancel([call.record.call_id for call in calls if call is not None]))
+        calls = [self.session.book.call_of(request_id) for request_id in request_ids]
+        self.direct(Cancel([call.record.call_id for call in calls if call is not None]))
 
     def records(self) -> dict[str, CallRecord]:
         """Terminal records of calls that have ended, by call id."""
-        return {call_id: record for (call_id, _), record in self.plugin.book.unacked.items()}
+        return {record.call_id: record for record in self.session.book.outbox.unacked()}
 
     def abort(self, request_id: str) -> None:
         """The client has hung up."""
@@ -316,13 +344,28 @@ class Engine:
         pool = self.scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "blocks leak"
         assert not self.scheduler.requests, f"requests leak: {list(self.scheduler.requests)}"
-        assert not self.plugin.calls.running_keys, f"calls leak: {self.plugin.calls.running_keys}"
-        assert not self.plugin.calls.waiting_count, "waiting calls leak"
+        assert not self.session.calls.running_keys, f"calls leak: {self.session.calls.running_keys}"
+        assert not self.session.calls.waiting_count, "waiting calls leak"
 
 
-def ticket(program: str, call: str, attained_us: int = 0) -> str:
+def wait_until(condition: Callable[[], bool], limit_s: float = WAIT_LIMIT_S) -> None:
+    """Waits for what another thread does; AssertionError after the limit. Real time passes, not the engine's."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not so after {limit_s} s"
+        time.sleep(0.001)
+
+
+def ticket(program: str, call: str, attained_us: int = 0, tenant: str = TENANT) -> str:
     """A signed account of `program` for one call on this engine."""
-    return sign(Ticket(call, 1, program, program, "default", "", ENGINE_ID, attained_us, 0, 1, 1, 1 << 40, 42), KEY)
+    return sign(
+        Ticket(
+            call_id=call, attempt=1, program_id=program, root_program_id=program, tenant=tenant, thread_id="",
+            engine_id=ENGINE_ID, attained_service_us=attained_us, wait_us=0, policy_version=1, epoch=1,
+            expires_unix_s=1 << 40, program_arrival_us=42,
+        ),
+        KEY,
+    )  # fmt: skip
 
 
 def make_config(options: Options, asynchronous: bool) -> VllmConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from agentserving_simulator.asked import BadRequestError, parse
+from agentserving_simulator.completion_request import BadRequestError, parse
 from agentserving_simulator.tokens import render, tokenize, word
 from hypothesis import given
 from hypothesis import strategies as st
