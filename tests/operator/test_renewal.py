@@ -25,7 +25,7 @@ def step(before: Certificates | None, now: datetime.datetime, hosts: dict[str, l
 
 
 def is_accepted(certificates: Certificates, trusted: bytes, now: datetime.datetime) -> bool:
-    """Verified by another implementation than the issuing one: the server's leaf with its name, the client's without."""
+    """Verified by another implementation than the issuing one: the server's leaf with its name, the client's alone."""
     store = verification.Store(x509.load_pem_x509_certificates(trusted))
     builder = verification.PolicyBuilder().store(store).time(now)
     server = builder.build_server_verifier(x509.DNSName("demo-control-plane.ns.svc"))
