@@ -16,7 +16,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ApiServer]:
-    """With the CRD, and the operator's user with the chart's rights."""
+    """An API server with the CRD; the operator's user has the rights that the chart grants."""
     made = ApiServer()
     try:
         made.start()
@@ -42,11 +42,11 @@ def _grant(admin: Kube) -> None:
 
 @pytest.fixture
 def admin(server: ApiServer) -> Kube:
-    """Has all rights."""
+    """A client with all rights."""
     return server.admin
 
 
 @pytest.fixture
 def namespace(admin: Kube) -> str:
-    """New; pods in it must keep to Pod Security `restricted`."""
+    """A new namespace that enforces Pod Security `restricted`."""
     return admin.namespace(f"e2e-{next(_numbers)}", **{"pod-security.kubernetes.io/enforce": "restricted"})

@@ -1,44 +1,47 @@
-"""The demo: one load of agent programs, first under FCFS, then under the default policy, on the same engines."""
+"""The demo: one load of agent programs under FCFS and then under the default policy, on the same engines."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import grpc
 import httpx
+from agentserving import AgentServingError, AsyncClient
+from agentserving.client.values import Overview, Program
 from agentserving.contract.policy import DEFAULT
-from agentserving.v1 import admin_service_pb2 as admin
-from agentserving.v1 import types_pb2
+from agentserving.transport.connection import Settings
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
-from agentserving_cli.connection import Services, connect, wait_for_policy
 from agentserving_cli.figures import draw
+from agentserving_cli.load import ProgramResult, Progress, run_mixed_load
 from agentserving_cli.local.cluster import LocalCluster
 from agentserving_cli.local.layout import ClusterSpec
-from agentserving_cli.summary import Summary, summarise
+from agentserving_cli.summary import EngineTotals, Summary, summarise
 
 POLICIES = ("fcfs", DEFAULT.name)
-# Output tokens of a program of the four kinds, on average, at scale 1.
+# Mean output tokens of a program of the four kinds, at scale 1.
 TOKENS_PER_PROGRAM = 900
-# Of what full engines make in decode alone: prompts take the rest, and a little more.
+# Share of the engines' decode throughput that output tokens may take: with the prompts that is a slight overload.
 FILL = 0.6
+# How long reports of the last calls may take.
+IDLE_BOUND_S, ACKNOWLEDGED_BOUND_S = 30.0, 15.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DemoPlan:
-    """What to run: `rate` programs arrive a second, `scale` times the paper's token counts (0: what fills the engines),
-    `slots` calls at once on an engine."""
+    """What to run.
+
+    rate: programs a second. scale: factor on the paper's token counts, 0 = as much as overloads the engines slightly.
+    slots: calls that an engine runs at a time.
+    """
 
     engine: str
     programs: int
@@ -49,63 +52,63 @@ class DemoPlan:
     out: Path
 
 
-def load_examples() -> ModuleType:
-    """examples.mixed_load of the checkout: plain OpenAI SDK agents, not part of any component."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / "examples" / "mixed_load.py").exists():
-        raise FileNotFoundError(f"{root}/examples: the demo runs from a checkout")
-    if str(root) not in sys.path:
-        sys.path.append(str(root))
-    return importlib.import_module("examples.mixed_load")
-
-
-def _engine_totals(overview: admin.GetOverviewResponse) -> dict[str, int]:
+def _totals(overview: Overview) -> EngineTotals:
     loads = [engine.load for engine in overview.engines]
-    return {
-        "preemptions": sum(load.preemptions_proactive for load in loads),
-        "prompt_tokens": sum(load.prompt_tokens for load in loads),
-        "cached_tokens": sum(load.cached_tokens for load in loads),
-    }
+    return EngineTotals(
+        preemptions=sum(load.preemptions_proactive for load in loads),
+        prompt_tokens=sum(load.prompt_tokens for load in loads),
+        cached_tokens=sum(load.cached_tokens for load in loads),
+    )
 
 
-async def _settle(stubs: Services, bound_s: float = 30.0) -> admin.GetOverviewResponse:
-    """Until no call is in flight: then every service has been reported."""
-    deadline = asyncio.get_running_loop().time() + bound_s
+async def _until_idle(client: AsyncClient) -> Overview:
+    """Waits until no call is in flight: then all service has been reported."""
+    deadline = time.monotonic() + IDLE_BOUND_S
     while True:
-        overview: admin.GetOverviewResponse = stubs.admin.GetOverview(admin.GetOverviewRequest(), timeout=10)
-        if not overview.calls_running + overview.calls_waiting or asyncio.get_running_loop().time() > deadline:
+        overview = await client.get_overview()
+        if not overview.calls_running + overview.calls_waiting or time.monotonic() > deadline:
             return overview
         await asyncio.sleep(0.1)
 
 
+async def _use_policy(client: AsyncClient, name: str) -> int:
+    """Puts a policy in force on every engine; gives its version. TimeoutError."""
+    version = (await client.set_policy(name)).version
+    async with asyncio.timeout(ACKNOWLEDGED_BOUND_S):
+        while True:
+            if not (await client.get_policy()).pending_engine_ids:
+                return version
+            await asyncio.sleep(0.1)
+
+
 async def _filling_scale(cluster: LocalCluster, plan: DemoPlan) -> float:
-    """The scale at which programs bring a little more than full engines get done."""
+    """The scale at which arriving programs ask for slightly more than the engines serve."""
     calls, tokens = 2 * plan.slots * cluster.spec.engines, 60
     body = {"model": cluster.spec.model, "prompt": "hello", "max_tokens": tokens, "ignore_eos": True}
+    tokens_per_s = 0.0
     async with httpx.AsyncClient(base_url=cluster.gateway_url, timeout=300, trust_env=False) as client:
+        # The first round warms the engines up.
         for _ in range(2):
             began = time.monotonic()
             answers = await asyncio.gather(*(client.post("/completions", json=body) for _ in range(calls)))
-            tokens_per_s: float = sum(a.json()["usage"]["completion_tokens"] for a in answers) / (
-                time.monotonic() - began
-            )
+            served = sum(answer.json()["usage"]["completion_tokens"] for answer in answers)
+            tokens_per_s = served / (time.monotonic() - began)
     return min(2.0, max(0.05, round(FILL * tokens_per_s / (plan.rate * TOKENS_PER_PROGRAM), 2)))
 
 
-async def _run_policy(cluster: LocalCluster, stubs: Services, name: str, plan: DemoPlan, bar: Progress) -> Summary:
-    examples = load_examples()
-    request = admin.ApplyPolicyRequest(policy=types_pb2.Policy(name=name))
-    version = stubs.admin.ApplyPolicy(request, timeout=10).policy.version
-    await asyncio.to_thread(wait_for_policy, stubs, version)
-    before = _engine_totals(await _settle(stubs))
+async def _run_policy(
+    cluster: LocalCluster, client: AsyncClient, name: str, plan: DemoPlan, bar: ProgressBar
+) -> Summary:
+    version = await _use_policy(client, name)
+    before = _totals(await _until_idle(client))
     task = bar.add_task(f"{name.upper()} (version {version})", total=plan.programs)
 
-    def progressed(progress: Any) -> None:
+    def progressed(progress: Progress) -> None:
         bar.update(task, completed=progress.done, total=progress.total)
 
-    results = await examples.run_mixed_load(
+    results = await run_mixed_load(
         cluster.gateway_url,
-        "tiny",
+        cluster.spec.model,
         programs=plan.programs,
         rate_per_s=plan.rate,
         seed=plan.seed,
@@ -114,26 +117,23 @@ async def _run_policy(cluster: LocalCluster, stubs: Services, name: str, plan: D
     )
     for result in [each for each in results if each.failed][:3]:
         bar.console.print(f"{result.program_id} failed: {result.error}", markup=False)
-    after = _engine_totals(await _settle(stubs))
-    rows = {}
+    after = _totals(await _until_idle(client))
+    return summarise(name, results, await _accounts(client, results), after.since(before))
+
+
+async def _accounts(client: AsyncClient, results: Sequence[ProgramResult]) -> dict[str, Program]:
+    """The programs' rows; a program whose first call failed may have none."""
+    rows: dict[str, Program] = {}
     for result in results:
-        rows[result.program_id] = _program(stubs, result.program_id)
-    return summarise(name, results, rows, {key: after[key] - before[key] for key in after})
-
-
-def _program(stubs: Services, program_id: str) -> types_pb2.Program:
-    from agentserving.v1 import program_service_pb2
-
-    try:
-        request = program_service_pb2.GetProgramRequest(program_id=program_id)
-        told: types_pb2.Program = stubs.programs.GetProgram(request, timeout=10).program
-        return told
-    except grpc.RpcError:
-        return types_pb2.Program(program_id=program_id)
+        try:
+            rows[result.program_id] = await client.get_program(result.program_id)
+        except AgentServingError:
+            continue
+    return rows
 
 
 def table_of(summaries: list[Summary]) -> Table:
-    """One column a policy, and how many times better the last is than the first."""
+    """One column a policy, and the ratio of the first to the last."""
     table = Table(title="The same programs, two policies")
     table.add_column("")
     for summary in summaries:
@@ -158,7 +158,7 @@ def table_of(summaries: list[Summary]) -> Table:
 
 
 async def run_demo(plan: DemoPlan, console: Console) -> None:
-    """Everything; leaves results.json and demo.png in `plan.out`."""
+    """Runs the plan; writes results.json and demo.png into `plan.out`."""
     plan.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="agentserving-demo-") as directory:
         spec = ClusterSpec(Path(directory), engine=plan.engine, policy=POLICIES[0], max_num_seqs=plan.slots)
@@ -171,15 +171,10 @@ async def run_demo(plan: DemoPlan, console: Console) -> None:
                 f"{spec.engines} {plan.engine} engines are up, {plan.slots} calls at a time each. "
                 f"{plan.programs} programs, {plan.rate:g} a second, {plan.scale:g} of the paper's tokens:"
             )
-            with (
-                connect(cluster.control_plane) as client,
-                Progress(
-                    TextColumn("{task.description:>20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                    console=console,
-                ) as bar,
-            ):  # fmt: skip
-                stubs = Services(client)
-                summaries = [await _run_policy(cluster, stubs, name, plan, bar) for name in POLICIES]
+            columns = (TextColumn("{task.description:>20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            async with AsyncClient(cluster.control_plane, settings=Settings(tls=None)) as client:
+                with ProgressBar(*columns, console=console) as bar:
+                    summaries = [await _run_policy(cluster, client, name, plan, bar) for name in POLICIES]
         finally:
             await cluster.stop()
     console.print(table_of(summaries))

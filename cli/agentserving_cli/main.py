@@ -11,11 +11,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import agentserving
 import click
 from agentserving.contract.policy import DEFAULT, PRESETS
 from rich.console import Console
 
-from agentserving_cli.connection import default_state_dir, fail, services
+from agentserving_cli.connection import client_of, default_state_dir, fail
 from agentserving_cli.local.layout import TINY, ClusterSpec
 from agentserving_cli.local.process import StartFailedError
 from agentserving_cli.local.state_dir import StateDirError
@@ -31,22 +32,24 @@ state_dir_option = click.option(
 control_plane_option = click.option(
     "--control-plane", default="", help="host:port of another cluster, or several with commas."
 )
-MODEL_HELP = "A directory or a name that vLLM's --model takes. The default is made here and has random weights."
-ENGINE_ARG_HELP = "A flag for every engine, as --engine-arg=--max-num-seqs=32. May be given again."
+MODEL_HELP = "A directory or a name that vLLM's --model takes. The default is generated and has random weights."
+ENGINE_ARG_HELP = "A flag for every engine, such as --engine-arg=--max-num-seqs=32; it wins. May be repeated."
+TOOL_PARSER_HELP = "vLLM's parser of tool calls, such as llama3_json; without one, requests with tools are refused. "
+TOOL_PARSER_HELP += "The tiny model has one."
 
 
 def _local(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say which cluster; the command is given a way to it."""
+    """Adds the options that name a cluster; the command's `connect` leads to it."""
 
     @functools.wraps(command)
     def found(*arguments: Any, state_dir: Path, control_plane: str, **chosen: Any) -> Any:
-        return command(functools.partial(services, state_dir, control_plane), *arguments, **chosen)
+        return command(functools.partial(client_of, state_dir, control_plane), *arguments, **chosen)
 
     return state_dir_option(control_plane_option(found))
 
 
 class _Commands(click.Group):
-    """The commands here, and those that packages beside this one bring (entry points `agentserving.commands`)."""
+    """The commands below, and those of other packages (entry points `agentserving.commands`)."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *entry_points(group="agentserving.commands").names})
@@ -59,12 +62,12 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands)
-@click.version_option("0.1.0")
+@click.version_option(agentserving.__version__)
 def main() -> None:
     """Serve agentic programs, not single requests.
 
     Start a cluster with `agentserving up`, point any OpenAI or Anthropic client at the address it prints, and watch
-    its programs with `agentserving top`. Commands find the cluster of this machine by themselves; --control-plane, or
+    its programs with `agentserving top`. Commands find the cluster of this machine; --control-plane, or
     AGENTSERVING_CONTROL_PLANE, names another one.
     """
 
@@ -74,13 +77,14 @@ def main() -> None:
 @click.option("--engines", type=click.IntRange(1, 16), default=2, show_default=True, help="How many.")
 @click.option("--model", default=TINY, show_default=True, help=MODEL_HELP)
 @click.option("--engine-arg", "engine_args", multiple=True, help=ENGINE_ARG_HELP)
+@click.option("--tool-parser", default="", help=TOOL_PARSER_HELP)
 @click.option("--store", type=click.Choice(["etcd", "memory"]), default="etcd", show_default=True)
 @click.option(
     "--control-planes",
     type=click.IntRange(1, 5),
     default=1,
     show_default=True,
-    help="One leads, the others stand by; with --store etcd.",
+    help="One leads, the others are on standby; several need --store etcd.",
 )
 @click.option("--policy", default=DEFAULT.name, show_default=True, help=f"One of {', '.join(PRESETS)}.")
 @click.option("--gateway-port", type=click.IntRange(0, 65535), default=0, help="0, the default: any free one.")
@@ -88,19 +92,19 @@ def main() -> None:
 def up(gateway_port: int, state_dir: Path, **chosen: Any) -> None:
     """Start a cluster on this machine and stay until Ctrl-C.
 
-    Engines are vLLM: a CPU build with a tiny random model, made at the first start; or, with AGENTSERVING_VLLM_PYTHON
-    naming a Python that has vLLM 0.28 to 0.33 (CUDA, say), that one and the --model you name. GPUs are shared out
-    among the engines. --engine simulator needs no vLLM: a cost model in the place of a model.
+    Engines are vLLM: a CPU build with a tiny random model, installed at the first start; or the one of a Python that
+    AGENTSERVING_VLLM_PYTHON names (vLLM 0.28 to 0.33, CUDA for instance) with your --model. GPUs are divided among the
+    engines. --engine simulator needs no vLLM: it replaces the model by a cost model.
     """
     if chosen["control_planes"] > 1 and chosen["store"] != "etcd":
-        raise click.UsageError("--control-planes: several need --store etcd, where they find what one has left")
+        raise click.UsageError("--control-planes: several need --store etcd, which they share")
     with _failures():
         sys.exit(asyncio.run(run_up(ClusterSpec(state_dir, gateway_port=gateway_port, **chosen), console)))
 
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """What may go wrong when a cluster starts, as one clear message and exit status 1."""
+    """Turns expected failures into one clear message and exit status 1."""
     try:
         yield
     except (StartFailedError, StateDirError, EnvironmentFailedError, GaveUpError) as error:
@@ -127,8 +131,8 @@ for _command in program_commands(_local):
 def demo(**chosen: Any) -> None:
     """Run the same agent programs under FCFS and under the default policy, and show the difference.
 
-    By default the programs are made as long as overloads the engines a little: that is where the order of calls
-    matters. With a small --scale nobody waits, and the two are equal.
+    By default the programs are as long as it takes to overload the engines slightly: that is where the order of calls
+    matters. With a small --scale no call waits, and the two policies are equal.
     """
     from agentserving_cli.demo import DemoPlan, run_demo
 

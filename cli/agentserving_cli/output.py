@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
 import yaml
+from agentserving.client.operations import Operation
 from google.protobuf import json_format
 
 F = TypeVar("F", bound=Callable[..., Any])
-# Tables of this width have all columns and whole ids.
+# Tables of this width show all columns and whole ids.
 WIDE = 400
 
 _option = click.option(
@@ -30,7 +32,7 @@ def output_option(command: F) -> F:
 
 
 def is_data(output: str) -> bool:
-    """JSON or YAML is wanted."""
+    """True for the forms that programs read."""
     return output in ("json", "yaml")
 
 
@@ -42,9 +44,16 @@ def print_data(value: Any, output: str) -> None:
         click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_message(message: Any, output: str) -> None:
-    """As protobuf writes JSON: 64-bit numbers are strings; zeros are there, too."""
-    told = json_format.MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    print_data(told, output)
+def as_data(operation: Operation[Any], field: str = "") -> Operation[Any]:
+    """The same operation, whose result is plain data: the response, or one field of it, as protobuf maps it to JSON.
+
+    That form is stable for scripts: the names of the contract, 64-bit numbers as strings, zeros included.
+    """
+
+    def read(response: Any) -> Any:
+        document = json_format.MessageToDict(
+            response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        return document[field] if field else document
+
+    return replace(operation, read=read)

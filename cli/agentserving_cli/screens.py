@@ -1,16 +1,16 @@
-"""Tables of programs and engines. Pure: messages in, rich tables out."""
+"""Tables of programs, engines and policies. Pure: values in, rich tables out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from agentserving.v1 import admin_service_pb2, types_pb2
-from google.protobuf import json_format
+from agentserving.client.values import Engine, EngineState, Overview, PolicyVersion, Program, ProgramState
+from agentserving.contract.policy import Level
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-# Below this width columns that can be missed are left out.
+# Narrower screens leave out the columns that matter least.
 WIDE = 140
 
 
@@ -29,8 +29,8 @@ def count(value: int) -> str:
     return f"{value / 1000:.1f}k" if value < 1_000_000 else f"{value / 1e6:.1f}M"
 
 
-def _word(name: str, prefix: str) -> str:
-    return name.removeprefix(prefix).replace("_", " ").capitalize()
+def _words(name: str) -> str:
+    return name.replace("_", " ").capitalize()
 
 
 def _table(columns: Iterable[str], left: Sequence[str]) -> Table:
@@ -41,20 +41,20 @@ def _table(columns: Iterable[str], left: Sequence[str]) -> Table:
 
 
 def cut(text: str, limit: int) -> str:
-    """A long id keeps its beginning and its end, which tell most."""
+    """Cuts the middle out of a long id: ids differ most at their ends."""
     if len(text) <= limit:
         return text
     tail = (limit - 1) // 2
     return f"{text[: limit - 1 - tail]}…{text[-tail:] if tail else ''}"
 
 
-def received(program: types_pb2.Program) -> int:
-    """Attained service with what its calls in flight have received so far, microseconds."""
-    return int(program.attained_service_us + sum(call.service_us for call in program.calls))
+def received(program: Program) -> int:
+    """Attained service, with what its calls in flight have received so far, microseconds."""
+    return program.attained_service_us + sum(call.service_us for call in program.calls)
 
 
-def by_urgency(program: types_pb2.Program) -> tuple[object, ...]:
-    """Those with calls first, running ones before queued, then by level and by what they have received."""
+def by_urgency(program: Program) -> tuple[object, ...]:
+    """Programs with calls first, running before queued, then by level and attained service."""
     running = any(call.running for call in program.calls)
     return (not program.calls, not running, program.level, received(program), program.program_id)
 
@@ -65,14 +65,13 @@ _PROGRAM_COLUMNS = (
 )  # fmt: skip
 _NARROW = ("PROGRAM", "STATE", "LEVEL", "ATTAINED", "WAIT", "RUN", "QUEUED", "TOKENS", "ENGINE")
 
-
-# What the other columns and the gaps take.
+# Width of the other columns and the gaps.
 _TAKEN, _NARROW_TAKEN = 122, 67
-_NAME, _ENGINE, _NARROW_ENGINE_ID = 16, 20, 8
+_NAME, _ENGINE, _NARROW_ENGINE_ID, _TOOL = 16, 20, 8, 12
 
 
-def programs_table(programs: Iterable[types_pb2.Program], width: int = 200) -> Table:
-    """A row a program, the most urgent first; a row is a line."""
+def programs_table(programs: Iterable[Program], width: int = 200) -> Table:
+    """One line a program, the most urgent first."""
     wide = width >= WIDE
     columns = _PROGRAM_COLUMNS if wide else _NARROW
     room = max(12, width - (_TAKEN if wide else _NARROW_TAKEN))
@@ -86,7 +85,13 @@ def programs_table(programs: Iterable[types_pb2.Program], width: int = 200) -> T
     return table
 
 
-def _program_cells(program: types_pb2.Program) -> dict[str, str]:
+def _program_state(program: Program) -> str:
+    """With the tool that a program waits for."""
+    words = _words(program.state.name)
+    return f"{words} {cut(program.tool, _TOOL)}" if program.state is ProgramState.TOOL_WAIT and program.tool else words
+
+
+def _program_cells(program: Program) -> dict[str, str]:
     running = sum(1 for call in program.calls if call.running)
     live = program.calls
     engines = list(dict.fromkeys(call.engine_id for call in live)) or list(program.engine_ids[:1])
@@ -95,7 +100,7 @@ def _program_cells(program: types_pb2.Program) -> dict[str, str]:
     return {
         "PROGRAM": program.program_id,
         "NAME": program.name or "-",
-        "STATE": _word(types_pb2.ProgramState.Name(program.state), "PROGRAM_STATE_"),
+        "STATE": _program_state(program),
         "LEVEL": str(program.level),
         "ATTAINED": seconds(received(program)),
         "WAIT": seconds(program.wait_us + sum(call.wait_us for call in live)),
@@ -109,34 +114,53 @@ def _program_cells(program: types_pb2.Program) -> dict[str, str]:
     }
 
 
-_ENGINE_COLUMNS = ("ENGINE", "STATE", "RUN", "QUEUED", "KV", "STEPS", "PREEMPTED", "POLICY/STEP", "VERSION")
+_ENGINE_COLUMNS = ("ENGINE", "STATE", "RUN", "QUEUED", "KV", "STEPS", "PREEMPTED", "POLICY/STEP", "VERSION", "REASON")
 _NARROW_ENGINE = ("ENGINE", "STATE", "RUN", "QUEUED", "KV", "PREEMPTED", "VERSION")
+_NARROW_ENGINE_WITH_REASON = ("ENGINE", "STATE", "RUN", "QUEUED", "KV", "REASON")
+# Width of the columns beside REASON and the gaps.
+_ENGINE_TAKEN, _NARROW_ENGINE_TAKEN = 105, 46
 
 
-def engines_table(engines: Iterable[types_pb2.Engine], width: int = 200) -> Table:
-    """A row an engine. PREEMPTED is by our policy + by vLLM for want of blocks."""
-    columns = _ENGINE_COLUMNS if width >= WIDE else _NARROW_ENGINE
-    table = _table(columns, ("ENGINE", "STATE", "VERSION"))
+def engines_table(engines: Sequence[Engine], width: int = 200) -> Table:
+    """One line an engine. PREEMPTED counts preemptions by our policy + by vLLM for lack of blocks.
+
+    REASON says why an engine that is not ready is in its state; without such an engine there is no column.
+    """
+    wide, explain = width >= WIDE, any(engine.state_reason for engine in engines)
+    columns: tuple[str, ...] = _ENGINE_COLUMNS if wide else _NARROW_ENGINE_WITH_REASON if explain else _NARROW_ENGINE
+    if not explain:
+        columns = tuple(column for column in columns if column != "REASON")
+    room = max(12, width - (_ENGINE_TAKEN if wide else _NARROW_ENGINE_TAKEN))
+    table = _table(columns, ("ENGINE", "STATE", "VERSION", "REASON"))
     for engine in engines:
-        load = engine.load
-        used = 1 - load.free_blocks / load.total_blocks if load.total_blocks else 0.0
-        cells = {
-            "ENGINE": escape(engine.engine_id),
-            "STATE": _word(types_pb2.EngineState.Name(engine.state), "ENGINE_STATE_"),
-            "RUN": str(load.running),
-            "QUEUED": str(load.waiting),
-            "KV": f"{used:.0%}",
-            "STEPS": count(load.steps),
-            "PREEMPTED": f"{load.preemptions_proactive}+{load.preemptions_reactive}",
-            "POLICY/STEP": f"{load.policy_time_us / load.steps:.0f}us" if load.steps and load.policy_time_us else "-",
-            "VERSION": f"{engine.capabilities.engine_kind.lower()} {engine.capabilities.engine_version}",
-        }
-        table.add_row(*(cells[column] for column in columns))
+        cells = _engine_cells(engine)
+        cells["ENGINE"] = cut(cells["ENGINE"], _ENGINE)
+        if len(cells["REASON"]) > room:
+            cells["REASON"] = f"{cells['REASON'][: room - 1]}…"
+        table.add_row(*(cells[column] if column == "STATE" else escape(cells[column]) for column in columns))
     return table
 
 
-def headline(overview: admin_service_pb2.GetOverviewResponse) -> str:
-    """One line on the cluster, and one more when its store is ill."""
+def _engine_cells(engine: Engine) -> dict[str, str]:
+    load = engine.load
+    used = 1 - load.free_blocks / load.total_blocks if load.total_blocks else 0.0
+    state = _words(engine.state.name)
+    return {
+        "ENGINE": engine.engine_id,
+        "STATE": state if engine.state is EngineState.READY else f"[red]{state}[/red]",
+        "RUN": str(load.running),
+        "QUEUED": str(load.waiting),
+        "KV": f"{used:.0%}",
+        "STEPS": count(load.steps),
+        "PREEMPTED": f"{load.preemptions_proactive}+{load.preemptions_reactive}",
+        "POLICY/STEP": f"{load.policy_time_us / load.steps:.0f}us" if load.steps and load.policy_time_us else "-",
+        "VERSION": f"{engine.capabilities.engine_kind.lower()} {engine.capabilities.engine_version}".strip() or "-",
+        "REASON": " ".join(engine.state_reason.split()),
+    }
+
+
+def headline(overview: Overview) -> str:
+    """One line on the cluster, and one more when its store fails."""
     store = "" if overview.store_healthy else f"\n[red]store: {escape(overview.store_message)}[/red]"
     unmanaged = f", {overview.calls_unmanaged} unmanaged" if overview.calls_unmanaged else ""
     return (
@@ -147,10 +171,8 @@ def headline(overview: admin_service_pb2.GetOverviewResponse) -> str:
     )
 
 
-def top_screen(
-    overview: admin_service_pb2.GetOverviewResponse, programs: Sequence[types_pb2.Program], width: int, height: int
-) -> Group:
-    """`height` 0 = as long as it gets."""
+def top_screen(overview: Overview, programs: Sequence[Program], width: int, height: int) -> Group:
+    """At most `height` lines; 0 = no limit."""
     room = max(3, height - len(overview.engines) - 7) if height else len(programs)
     shown = sorted(programs, key=by_urgency)[:room]
     left = len(programs) - len(shown)
@@ -160,13 +182,13 @@ def top_screen(
     return Group(*parts, *([f"[dim]and {left} more: agentserving ps[/dim]"] if left else []))
 
 
-def program_screen(program: types_pb2.Program) -> Group:
-    """Everything about one program that a person asks for."""
+def program_screen(program: Program) -> Group:
+    """One program: its account, and its calls in flight."""
     facts = Table(box=None, pad_edge=False, show_header=False)
     facts.add_column(style="dim")
     facts.add_column()
     cells = _program_cells(program)
-    outcome = _word(types_pb2.Outcome.Name(program.outcome), "OUTCOME_") if program.outcome else ""
+    outcome = _words(program.outcome.name) if program.outcome else ""
     for label, value in (
         ("program", escape(cells["PROGRAM"])),
         ("name", escape(cells["NAME"])),
@@ -179,7 +201,7 @@ def program_screen(program: types_pb2.Program) -> Group:
         ("tokens", f"{program.prompt_tokens} prompt ({cells['CACHED']} cached), {cells['TOKENS']} output"),
         ("preempted", cells["PREEMPTED"]),
         ("engines", escape(", ".join(program.engine_ids)) or "-"),
-        ("opened", program.open_time.ToDatetime().isoformat(" ", "seconds") + " UTC"),
+        ("opened", f"{program.open_time:%Y-%m-%d %H:%M:%S} UTC" if program.open_time else ""),
     ):
         if value:
             facts.add_row(label, value)
@@ -196,28 +218,31 @@ def program_screen(program: types_pb2.Program) -> Group:
 
 
 def _retention(milli: int) -> str:
-    return f"KV, for {milli / 1000:g} times what computing it again takes" if milli else "nothing"
+    return f"KV, for {milli / 1000:g} times the time to recompute it" if milli else "nothing"
 
 
-def policy_screen(told: admin_service_pb2.GetPolicyResponse) -> Group:
-    """The policy in words, its levels as a table, and who follows it."""
-    value = told.policy.policy
-    facts = json_format.MessageToDict(value, preserving_proto_field_name=True)
-    levels = _table(("LEVEL", "ATTAINED BELOW", "QUANTUM"), ())
-    for index, level in enumerate(value.levels):
-        bound = seconds(level.upper_bound_us) if level.upper_bound_us else "no bound"
-        levels.add_row(str(index), bound, seconds(level.quantum_us) if level.quantum_us else "no end")
-    beta = f"wait / service reaches {value.beta_milli / 1000:g}" if value.beta_milli else "never"
-    pending = f"; not yet: {', '.join(told.pending_engine_ids)}" if told.pending_engine_ids else ""
+def policy_screen(version: PolicyVersion) -> Group:
+    """A policy in words, its levels as a table, and which engines follow it."""
+    policy = version.policy
+    beta = f"wait / service reaches {policy.beta_milli / 1000:g}" if policy.beta_milli else "never"
+    pending = f"; not yet: {', '.join(version.pending_engine_ids)}" if version.pending_engine_ids else ""
     lines = (
-        f"[bold]{escape(value.name)}[/bold], version {told.policy.version}",
-        f"account: {_word(facts.get('accounting', ''), 'ACCOUNTING_').lower()}",
-        f"levels: {_word(facts.get('source', ''), 'LEVEL_SOURCE_').lower() or 'fixed'}",
-        f"order inside a level: {_word(facts.get('order', ''), 'ORDER_').lower()}",
+        f"[bold]{escape(policy.name)}[/bold], version {version.version}",
+        f"account: {_words(policy.accounting.name).lower()}",
+        f"levels: {_words(policy.source.name).lower()}",
+        f"order inside a level: {_words(policy.order.name).lower()}",
         f"promoted to the best level when {beta}",
-        f"preemptions a decision: at most {value.max_preemptions}, every {value.decision_interval_steps} steps",
-        f"kept while a tool works: {_retention(value.retention_milli)}",
-        f"balancer: {_word(types_pb2.Balancer.Name(told.policy.balancer), 'BALANCER_').lower()}",
-        f"followed by: {', '.join(told.acknowledged_engine_ids) or 'no engine'}{pending}",
+        f"preemptions a decision: at most {policy.max_preemptions}, every {policy.decision_interval_steps} steps",
+        f"retained during a tool wait: {_retention(policy.retention_milli)}",
+        f"balancer: {_words(version.balancer.name).lower()}",
+        f"followed by: {', '.join(version.acknowledged_engine_ids) or 'no engine'}{pending}",
     )
-    return Group(*lines, "", levels)
+    return Group(*lines, "", _levels_table(policy.levels))
+
+
+def _levels_table(levels: Sequence[Level]) -> Table:
+    table = _table(("LEVEL", "ATTAINED BELOW", "QUANTUM"), ())
+    for index, level in enumerate(levels):
+        bound = seconds(level.upper_bound_us) if level.upper_bound_us else "no bound"
+        table.add_row(str(index), bound, seconds(level.quantum_us) if level.quantum_us else "no end")
+    return table

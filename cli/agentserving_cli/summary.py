@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from agentserving.v1 import types_pb2
-
 
 class ProgramResult(Protocol):
-    """What a program's run tells (examples/mixed_load.py)."""
+    """A program's run, as its user saw it (agentserving_cli.load)."""
 
     program_id: str
     shape: str
@@ -20,7 +18,36 @@ class ProgramResult(Protocol):
     failed: bool
 
 
-@dataclass(frozen=True, slots=True)
+class ProgramAccount(Protocol):
+    """A program's row in the process table (agentserving.client.values.Program)."""
+
+    @property
+    def wait_us(self) -> int:
+        """Time that its calls were queued."""
+
+    @property
+    def total_service_us(self) -> int:
+        """Model-execution time of its calls."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTotals:
+    """Counters of all engines together."""
+
+    preemptions: int
+    prompt_tokens: int
+    cached_tokens: int
+
+    def since(self, earlier: EngineTotals) -> EngineTotals:
+        """What was counted after `earlier`."""
+        return EngineTotals(
+            preemptions=self.preemptions - earlier.preemptions,
+            prompt_tokens=self.prompt_tokens - earlier.prompt_tokens,
+            cached_tokens=self.cached_tokens - earlier.cached_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """Over programs; token latency is a program's latency by its output tokens (paper, section 6)."""
 
@@ -39,7 +66,7 @@ class Summary:
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """Linear between ranks; 0 for nothing."""
+    """Linear between ranks; 0 for no values."""
     ordered = sorted(values)
     if not ordered:
         return 0.0
@@ -52,29 +79,29 @@ def quantile(values: Sequence[float], q: float) -> float:
 def summarise(
     policy: str,
     results: Sequence[ProgramResult],
-    rows: Mapping[str, types_pb2.Program],
-    engine_totals: Mapping[str, int],
+    accounts: Mapping[str, ProgramAccount],
+    engines: EngineTotals,
 ) -> Summary:
-    """From programs' own clocks, the process table and the engines' counters."""
+    """From programs' own clocks, the process table and the engines' counters. Programs without a row count no wait."""
     good = [result for result in results if not result.failed]
     latencies = [result.latency_s for result in good]
     per_token = [1000 * result.latency_s / max(1, result.output_tokens) for result in good]
-    waited = sum(rows[result.program_id].wait_us for result in good)
-    served = sum(rows[result.program_id].total_service_us for result in good)
+    rows = [accounts[result.program_id] for result in good if result.program_id in accounts]
+    waited, served = sum(row.wait_us for row in rows), sum(row.total_service_us for row in rows)
     shapes: dict[str, list[float]] = {}
     for result in good:
         shapes.setdefault(result.shape, []).append(result.latency_s)
     return Summary(
-        policy,
-        sum(latencies) / max(1, len(latencies)),
-        quantile(latencies, 0.95),
-        quantile(latencies, 0.99),
-        sum(per_token) / max(1, len(per_token)),
-        quantile(per_token, 0.95),
-        waited / max(1, waited + served),
-        engine_totals["preemptions"],
-        engine_totals["cached_tokens"] / max(1, engine_totals["prompt_tokens"]),
-        len(results) - len(good),
-        latencies,
-        {shape: sum(values) / len(values) for shape, values in sorted(shapes.items())},
+        policy=policy,
+        latency_mean_s=sum(latencies) / max(1, len(latencies)),
+        latency_p95_s=quantile(latencies, 0.95),
+        latency_p99_s=quantile(latencies, 0.99),
+        token_latency_mean_ms=sum(per_token) / max(1, len(per_token)),
+        token_latency_p95_ms=quantile(per_token, 0.95),
+        wait_share=waited / max(1, waited + served),
+        preemptions=engines.preemptions,
+        prefix_hits=engines.cached_tokens / max(1, engines.prompt_tokens),
+        failed=len(results) - len(good),
+        latencies_s=latencies,
+        shapes={shape: sum(values) / len(values) for shape, values in sorted(shapes.items())},
     )

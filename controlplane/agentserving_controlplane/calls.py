@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 
+import msgspec
 import structlog
 from agentserving.contract import ticket
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
@@ -24,8 +24,7 @@ TICKET_LIFETIME_S = 600
 ABANDONED_S = 1.5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admission:
+class Admission(msgspec.Struct, frozen=True, kw_only=True):
     """An admitted call: where it runs, and its ticket."""
 
     call_id: CallId
@@ -38,8 +37,7 @@ class Admission:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndOfCall:
+class EndOfCall(msgspec.Struct, frozen=True, kw_only=True):
     """EndCall; `never_started`: no engine has seen the call."""
 
     tenant: Tenant

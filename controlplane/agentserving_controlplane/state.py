@@ -22,7 +22,7 @@ from agentserving_controlplane.policy.in_force import PolicyInForce
 from agentserving_controlplane.policy.version import PolicyVersion
 from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.group_commit import GroupCommit
-from agentserving_controlplane.store.port import FencedError, Store
+from agentserving_controlplane.store.port import FencedError, Store, Write
 from agentserving_controlplane.store.write_buffer import LateWrite
 from agentserving_controlplane.table.changes import Item
 from agentserving_controlplane.table.endings import Endings
@@ -97,14 +97,18 @@ class LeaderState:
             return self.commits.number
         self.history.begin()
         for group in groups:
-            self.commits.put_together([self._late(item) for item in group])
-            for key in dict.fromkeys(item.key for item in group):
+            self.commits.put_together(self._writes(group))
+            for key in {item.key for item in group} if len(group) > 1 else (group[0].key,):
                 self.history.note(key, removed=False)
         self.wake()
         return self.commits.number
 
-    def _late(self, item: Item) -> LateWrite:
-        return LateWrite(self.table.store_key(item), partial(self.table.encode, item))
+    def _writes(self, group: list[Item]) -> list[Write] | list[LateWrite]:
+        """An item by itself is encoded when it lands, once for all changes until then; groups are encoded now."""
+        if len(group) == 1:
+            (item,) = group
+            return [LateWrite(self.table.store_key(item), partial(self.table.encode, item))]
+        return [Write(self.table.store_key(item), self.table.encode(item)) for item in group]
 
     async def settled(self) -> None:
         """Settles, and returns once everything so far is durable."""

@@ -1,4 +1,4 @@
-"""A real API server takes the specs that the operator takes, and refuses the others at the same field."""
+"""A real API server accepts the specs that the operator accepts, and refuses the others at the same field."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ def create(admin: Kube, namespace: str, body: dict[str, Any], **query: str) -> A
 
 
 @pytest.mark.parametrize("spec", VALID)
-def test_what_the_operator_takes_is_taken_with_the_same_defaults(admin: Kube, namespace: str, spec: Any) -> None:
+def test_accepted_specs_get_the_same_defaults(admin: Kube, namespace: str, spec: Any) -> None:
     answer = create(admin, namespace, cluster(spec))
     assert answer.status_code == 201, answer.text
     assert answer.json()["spec"] == plain(parse(ClusterSpec, spec))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("cluster-*.yaml")), ids=lambda path: path.name)
-def test_examples_are_taken(admin: Kube, namespace: str, path: Any) -> None:
+def test_examples_are_accepted(admin: Kube, namespace: str, path: Any) -> None:
     answer = create(admin, namespace, yaml.safe_load(path.read_text()), dryRun="All")
     assert answer.status_code == 201, answer.text
 
 
-@pytest.mark.parametrize(("spec", "field", "told"), INVALID)
-def test_what_the_operator_refuses_is_refused_at_the_same_field(
-    admin: Kube, namespace: str, spec: Any, field: str, told: str
+@pytest.mark.parametrize(("spec", "field", "words"), INVALID)
+def test_specs_that_the_operator_refuses_are_refused_at_the_same_field(
+    admin: Kube, namespace: str, spec: Any, field: str, words: str
 ) -> None:
     answer = create(admin, namespace, cluster(spec), dryRun="All")
     assert answer.status_code in (400, 422), answer.text
     message = answer.json()["message"]
-    assert field in message, (told, message)
+    assert field in message, (words, message)
 
 
-def test_rules_in_cel_say_what_rules_in_python_say(admin: Kube, namespace: str) -> None:
+def test_rules_in_cel_match_rules_in_python(admin: Kube, namespace: str) -> None:
     spec = {**MINIMAL, "store": {"type": "ExternalEtcd"}}
     answer = create(admin, namespace, cluster(spec), dryRun="All").json()
     (cause,) = answer["details"]["causes"]
@@ -56,13 +56,13 @@ def test_rules_in_cel_say_what_rules_in_python_say(admin: Kube, namespace: str) 
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "words"),
     [("x" * 41, "at most 40 characters"), ("1st", "must begin with a letter"), ("a.b", "must begin with a letter")],
 )
-def test_names_that_make_no_names_of_children_are_refused(admin: Kube, namespace: str, name: str, told: str) -> None:
+def test_names_that_children_cannot_have_are_refused(admin: Kube, namespace: str, name: str, words: str) -> None:
     answer = create(admin, namespace, cluster(MINIMAL, name), dryRun="All")
     assert answer.status_code == 422
-    assert told in answer.json()["message"]
+    assert words in answer.json()["message"]
 
 
 @pytest.mark.parametrize(
@@ -72,20 +72,23 @@ def test_names_that_make_no_names_of_children_are_refused(admin: Kube, namespace
         ({"model": {"cache": {"size": "1Gi"}}}, "spec.model.cache"),
         ({"store": {"type": "Memory"}}, "spec.store.type"),
         ({"store": {"etcd": {"members": 3}}}, "spec.store.etcd"),
+        ({"store": {"etcd": {"size": "20Gi"}}}, "spec.store.etcd"),
+        ({"store": {"etcd": {"storageClassName": "ssd"}}}, "spec.store.etcd"),
         ({"tls": {"issuer": "Operator"}}, "spec.tls.issuer"),
     ],
 )
-def test_what_cannot_be_changed_is_refused(admin: Kube, namespace: str, change: Any, field: str) -> None:
+def test_immutable_fields_are_refused(admin: Kube, namespace: str, change: Any, field: str) -> None:
     assert create(admin, namespace, cluster(MINIMAL)).status_code == 201
     answer = admin.ask("PATCH", f"{CLUSTERS.format(namespace)}/demo", {"spec": change}, MERGE)
     assert answer.status_code == 422, answer.text
     assert field in answer.json()["message"]
-    assert "cannot be changed: make a new AgentServingCluster" in answer.json()["message"]
+    assert "cannot be changed: create a new AgentServingCluster" in answer.json()["message"]
 
 
 def test_other_fields_can_be_changed(admin: Kube, namespace: str) -> None:
     create(admin, namespace, cluster(MINIMAL))
-    change = {"engine": {"replicas": 3}, "scheduling": {"policy": "plas"}}
+    etcd = {"quotaMiB": 512, "resources": {"limits": {"memory": "2Gi"}}}
+    change = {"engine": {"replicas": 3}, "scheduling": {"policy": "plas"}, "store": {"etcd": etcd}}
     found = admin.must("PATCH", f"{CLUSTERS.format(namespace)}/demo", {"spec": change}, MERGE)
     assert (found["spec"]["engine"]["replicas"], found["metadata"]["generation"]) == (3, 2)
 
@@ -97,6 +100,19 @@ def test_levels_must_ascend(admin: Kube, namespace: str) -> None:
     assert "levels must be in ascending order" in answer.json()["message"]
     spec["scheduling"]["custom"]["levels"] = levels[::-1]
     assert create(admin, namespace, cluster(spec), dryRun="All").status_code == 201
+
+
+def test_quantities_are_numbers_or_strings(admin: Kube, namespace: str) -> None:
+    amounts = {"cpu": 8, "memory": "64Gi"}
+    spec = {**MINIMAL, "engine": {"resources": {"requests": amounts}, "sharedMemory": 1073741824}}
+    answer = create(admin, namespace, cluster(spec))
+    assert answer.status_code == 201, answer.text
+    parsed = parse(ClusterSpec, answer.json()["spec"])
+    assert parsed.engine.resources.requests is not None
+    assert (parsed.engine.resources.requests.cpu, parsed.engine.shared_memory) == ("8", "1073741824")
+    for wrong in (-1, "many", 1.5, True):
+        spec["engine"] = {"resources": {"requests": {"cpu": wrong}}}
+        assert create(admin, namespace, cluster(spec, "other"), dryRun="All").status_code == 422, wrong
 
 
 def test_it_scales(admin: Kube, namespace: str) -> None:
@@ -111,7 +127,7 @@ def test_it_scales(admin: Kube, namespace: str) -> None:
     assert admin.ask("PATCH", f"{path}/scale", {"spec": {"replicas": 257}}, MERGE).status_code == 422
 
 
-def test_kubectl_prints_its_columns_and_knows_its_names(admin: Kube, namespace: str) -> None:
+def test_kubectl_prints_its_columns_and_accepts_its_short_names(admin: Kube, namespace: str) -> None:
     create(admin, namespace, cluster(MINIMAL))
     table = admin._http.get(
         CLUSTERS.format(namespace), headers={"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}

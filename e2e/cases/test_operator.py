@@ -1,4 +1,4 @@
-"""The operator as a process: it watches, repairs, lives and ends, and uses no more rights than it has."""
+"""The operator as a process: it watches, repairs, reports its health and ends, and needs no more rights than it has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kube.server import ApiServer
 from kube.visiting import MERGE, SIMULATED, change, children, conditions, live, make
 
 CLUSTERS_EVERYWHERE = f"/apis/agentserving.io/v1alpha1/{PLURAL}"
-# What the chart's memory limit leaves ample room for.
+# Well below the chart's memory limit.
 MAX_RSS_MIB = 128
 WRITES = ("create", "patch", "update", "delete")
 
@@ -30,15 +30,14 @@ def running(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iter
     try:
         yield process
     finally:
-        process.process.kill()
-        process.process.wait()
+        process.close()
 
 
 def objects(admin: Kube, namespace: str) -> int:
     return len(children(admin, namespace))
 
 
-def test_it_makes_repairs_and_follows(admin: Kube, namespace: str, running: OperatorProcess) -> None:
+def test_it_creates_repairs_and_follows_changes(admin: Kube, namespace: str, running: OperatorProcess) -> None:
     make(admin, namespace)
     eventually("all objects are there", lambda: objects(admin, namespace) == 21)
     eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
@@ -52,7 +51,7 @@ def test_it_makes_repairs_and_follows(admin: Kube, namespace: str, running: Oper
     assert "annotations" not in found["metadata"]
 
 
-def test_it_deletes_what_an_older_version_has_left(admin: Kube, namespace: str, running: OperatorProcess) -> None:
+def test_it_deletes_leftovers_of_an_older_version(admin: Kube, namespace: str, running: OperatorProcess) -> None:
     make(admin, namespace)
     eventually("all objects are there", lambda: objects(admin, namespace) == 21)
     for kind in CHILD_KINDS:
@@ -92,13 +91,31 @@ def test_twenty_clusters_fit_into_its_memory(admin: Kube, namespace: str, runnin
     assert running.rss_mib() <= MAX_RSS_MIB
 
 
-def test_it_lives_as_long_as_it_visits(running: OperatorProcess) -> None:
+def test_its_memory_does_not_grow_with_pods_that_are_not_ours(
+    admin: Kube, namespace: str, running: OperatorProcess
+) -> None:
+    env = [{"name": f"SETTING_{number}", "value": "x" * 200} for number in range(100)]
+    pod = {
+        "apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "main", "image": "batch:1", "env": env}]},
+    }  # fmt: skip
+    other = admin.namespace(f"{namespace}-pods")
+    before = running.rss_mib()
+    for number in range(200):
+        admin.must("POST", path_of("Pod", other), {**pod, "metadata": {"name": f"batch-{number}"}})
+    # It has seen everything that happened before this.
+    make(admin, namespace)
+    eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
+    print(f"resident: {before:.0f} MiB, with 200 more pods of 25 kB {running.rss_mib():.0f} MiB")
+    assert running.rss_mib() < before + 10
+
+
+def test_it_is_healthy_while_it_visits(running: OperatorProcess) -> None:
     assert eventually("it is alive", lambda: running.get("/healthz"))
     assert "agentserving_operator_reconciles_total" in running.get("/metrics")
-    assert "by a bug" not in running.log.read_text()
+    assert "because of a bug" not in running.log.read_text()
 
 
-def test_certificates_are_issued_and_made_good(admin: Kube, namespace: str, running: OperatorProcess) -> None:
+def test_certificates_are_issued_and_repaired(admin: Kube, namespace: str, running: OperatorProcess) -> None:
     make(admin, namespace, {**SIMULATED, "tls": {"issuer": "Operator"}})
     eventually("all objects are there, and five Secrets more", lambda: objects(admin, namespace) == 26)
     path = path_of("Secret", namespace, "demo-client-tls")
@@ -109,7 +126,7 @@ def test_certificates_are_issued_and_made_good(admin: Kube, namespace: str, runn
     assert admin.get(path)["data"]["ca.crt"] == before["ca.crt"]
 
 
-def test_a_cluster_without_cert_manager_is_told_so(admin: Kube, namespace: str, running: OperatorProcess) -> None:
+def test_a_missing_cert_manager_is_reported(admin: Kube, namespace: str, running: OperatorProcess) -> None:
     make(admin, namespace, {**SIMULATED, "tls": {"issuer": "CertManager", "issuerRef": {"name": "ca"}}})
     eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
     ready = conditions(live(admin, namespace))["Ready"]
@@ -118,7 +135,7 @@ def test_a_cluster_without_cert_manager_is_told_so(admin: Kube, namespace: str, 
     assert objects(admin, namespace) == 21
 
 
-def test_a_deleted_cluster_is_let_go(admin: Kube, namespace: str, running: OperatorProcess) -> None:
+def test_a_deleted_cluster_has_no_finalizer(admin: Kube, namespace: str, running: OperatorProcess) -> None:
     make(admin, namespace)
     eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
     admin.must("DELETE", f"{CLUSTERS.format(namespace)}/demo")
@@ -130,8 +147,8 @@ def granted() -> set[tuple[str, str, str]]:
     return {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
 
 
-def test_it_uses_the_rights_that_it_has_and_asks_for_no_others(server: ApiServer, running: OperatorProcess) -> None:
-    """After all tests above, which make it do everything that it can do."""
+def test_it_uses_all_of_its_rights_and_needs_no_others(server: ApiServer, running: OperatorProcess) -> None:
+    """Runs after all tests above, in which it does everything that it can do."""
     refused, used = set(), set()
     for event in server.audited():
         where = event.get("objectRef")
@@ -141,7 +158,7 @@ def test_it_uses_the_rights_that_it_has_and_asks_for_no_others(server: ApiServer
         use = (where.get("apiGroup", ""), resource, event["verb"])
         (refused if event.get("responseStatus", {}).get("code") == 403 else used).add(use)
     assert refused == set()
-    # Asked for by the API server itself, so never seen as requests: by an admission plugin, and for each new object
+    # The API server checks these rights without a request for them: in an admission plugin, and for each new object
     # that is applied (see below).
     unseen = {("agentserving.io", f"{PLURAL}/finalizers", "update")}
     unseen |= {right for right in granted() if right[2] == "create" and right[1] not in ("secrets", "events")}
@@ -149,7 +166,7 @@ def test_it_uses_the_rights_that_it_has_and_asks_for_no_others(server: ApiServer
     assert used <= granted()
 
 
-def test_to_apply_a_new_object_takes_the_right_to_create_it(admin: Kube, namespace: str) -> None:
+def test_applying_a_new_object_requires_the_right_to_create_it(admin: Kube, namespace: str) -> None:
     rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
     reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "r"}
     subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "patcher"}
@@ -169,7 +186,7 @@ def test_to_apply_a_new_object_takes_the_right_to_create_it(admin: Kube, namespa
     eventually("the right is there", lambda: applied() == 201)
 
 
-def test_it_ends_when_told(running: OperatorProcess) -> None:
+def test_it_ends_on_sigterm(running: OperatorProcess) -> None:
     running.process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     assert running.process.wait(20) == 0, running.log.read_text()[-2000:]

@@ -1,15 +1,17 @@
-"""Visits of the real operator code on a real API server, with the rights that the chart gives it."""
+"""Visits of the operator on a real API server, with the rights that the chart gives it."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agentserving_operator.api_server import path_of
 from agentserving_operator.manifests.common import Component, labels
-from agentserving_operator.reconcile import Outcome
+from agentserving_operator.observe.settled import Settled
+from agentserving_operator.reconcile import VisitResult
 from kube.client import CLUSTERS, Kube, eventually
 from kube.server import OPERATOR, ApiServer
 from kube.visiting import (
@@ -43,7 +45,7 @@ def writes(server: ApiServer, namespace: str) -> int:
 
 def test_a_cluster_becomes_all_its_objects(admin: Kube, namespace: str, operator: Path) -> None:
     uid = make(admin, namespace)["metadata"]["uid"]
-    assert visit(operator, namespace) is Outcome.SETTLED
+    assert visit(operator, namespace) is VisitResult.SETTLED
     found = children(admin, namespace)
     assert sorted(name for kind, name in found if kind in ("Deployment", "StatefulSet")) == [
         "demo-control-plane", "demo-engine", "demo-etcd", "demo-gateway",
@@ -56,9 +58,7 @@ def test_a_cluster_becomes_all_its_objects(admin: Kube, namespace: str, operator
     assert len(base64.b64decode(found["Secret", "demo-ticket-key"]["data"]["key"])) == 32
 
 
-def test_conditions_are_there_after_the_first_visit_and_an_event_tells(
-    admin: Kube, namespace: str, operator: Path
-) -> None:
+def test_the_first_visit_sets_conditions_and_writes_an_event(admin: Kube, namespace: str, operator: Path) -> None:
     make(admin, namespace)
     visit(operator, namespace)
     found = live(admin, namespace)
@@ -94,7 +94,7 @@ def test_a_second_visit_writes_nothing(
     make(admin, namespace, spec)
     visit(operator, namespace)
     before, written = versions(admin, namespace), writes(server, namespace)
-    assert visit(operator, namespace) is Outcome.SETTLED
+    assert visit(operator, namespace) is VisitResult.SETTLED
     assert versions(admin, namespace) == before
     assert writes(server, namespace) == written
 
@@ -105,6 +105,125 @@ def _edit(kind: str, name: str, patch: dict[str, Any]) -> Any:
 
 def _remove(kind: str, name: str) -> Any:
     return lambda admin, namespace: admin.must("DELETE", path_of(kind, namespace, name))
+
+
+def _edit_container(kind: str, name: str, edit: Callable[[dict[str, Any]], object]) -> Any:
+    """Changes the first container of a workload, as `kubectl edit` does."""
+
+    def change_live(admin: Kube, namespace: str) -> None:
+        path = path_of(kind, namespace, name)
+        found = admin.get(path)
+        edit(found["spec"]["template"]["spec"]["containers"][0])
+        admin.must("PUT", path, found)
+
+    return change_live
+
+
+def _add_container(live: dict[str, Any]) -> None:
+    live["containers"].insert(0, {"name": "mesh", "image": "mesh:1"})
+
+
+ADDED = {
+    "a variable": lambda pod: pod["containers"][0]["env"].append({"name": "HTTP_PROXY", "value": "x"}),
+    "a variable in front": lambda pod: pod["containers"][0]["env"].insert(0, {"name": "HTTP_PROXY", "value": "x"}),
+    "a toleration": lambda pod: pod.update(tolerations=[{"key": "spot", "operator": "Exists"}]),
+    "a sidecar": _add_container,
+    "a port": lambda pod: pod["containers"][0]["ports"].append({"name": "debug", "containerPort": 5678}),
+    "another order": lambda pod: (pod["containers"][0]["env"].reverse(), pod["volumes"].reverse()),
+}
+
+
+@pytest.mark.parametrize("add", ADDED.values(), ids=ADDED)
+def test_what_others_add_stays_and_costs_no_write(
+    server: ApiServer, admin: Kube, namespace: str, operator: Path, add: Callable[[dict[str, Any]], object]
+) -> None:
+    make(admin, namespace)
+    visit(operator, namespace)
+    path = path_of("StatefulSet", namespace, "demo-engine")
+    found = admin.get(path)
+    add(found["spec"]["template"]["spec"])
+    before = admin.must("PUT", path, found)["metadata"]["resourceVersion"]
+    written = writes(server, namespace)
+    # A new operator does not remember anything.
+    for _ in range(2):
+        assert visit(operator, namespace) is VisitResult.SETTLED
+    assert writes(server, namespace) == written
+    assert admin.get(path)["metadata"]["resourceVersion"] == before
+
+
+# Adds to every workload what meshes and proxies add, and rewrites images as registry mirrors do.
+MUTATIONS = (
+    """object.spec.template.spec.containers[0].env.exists(each, each.name == "HTTP_PROXY") ? [] : [
+        JSONPatch{op: "add", path: "/spec/template/spec/containers/0/env/-",
+                  value: Object.spec.template.spec.containers.env{name: "HTTP_PROXY", value: "http://proxy.test"}}]""",
+    """has(object.spec.template.spec.tolerations) ? [] : [
+        JSONPatch{op: "add", path: "/spec/template/spec/tolerations",
+                  value: [Object.spec.template.spec.tolerations{key: "spot", operator: "Exists"}]}]""",
+    """object.spec.template.spec.containers[0].image.startsWith("mirror.test/") ? [] : [
+        JSONPatch{op: "replace", path: "/spec/template/spec/containers/0/image",
+                  value: "mirror.test/" + object.spec.template.spec.containers[0].image}]""",
+)
+ADMISSION = "/apis/admissionregistration.k8s.io/v1beta1/mutatingadmissionpolic"
+
+
+@pytest.fixture
+def mutated_namespace(admin: Kube, namespace: str) -> Iterator[str]:
+    """Every workload in it is changed at admission."""
+    rule = {
+        "apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"],
+        "resources": ["deployments", "statefulsets"],
+    }  # fmt: skip
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    spec = {
+        "matchConstraints": {"resourceRules": [rule], "namespaceSelector": selector}, "reinvocationPolicy": "Never",
+        "failurePolicy": "Fail",
+        "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": each}} for each in MUTATIONS],
+    }  # fmt: skip
+    named = {"metadata": {"name": namespace}}
+    admin.must("POST", f"{ADMISSION}ies", {**named, "spec": spec})
+    admin.must("POST", f"{ADMISSION}ybindings", {**named, "spec": {"policyName": namespace}})
+    probe = {
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "probe"},
+        "spec": {
+            "selector": {"matchLabels": {"a": "b"}},
+            "template": {
+                "metadata": {"labels": {"a": "b"}},
+                "spec": {"containers": [{"name": "c", "image": "i", "env": [{"name": "A", "value": "b"}]}]},
+            },
+        },
+    }  # fmt: skip
+
+    def is_in_force() -> bool:
+        made = admin.must("POST", path_of("Deployment", namespace), probe, dryRun="All")
+        return str(made["spec"]["template"]["spec"]["containers"][0]["image"]) == "mirror.test/i"
+
+    eventually("the policy is in force", is_in_force)
+    yield namespace
+    admin.must("DELETE", f"{ADMISSION}ybindings/{namespace}")
+    admin.must("DELETE", f"{ADMISSION}ies/{namespace}")
+
+
+def test_admission_that_changes_every_workload_costs_one_write_each(
+    server: ApiServer, admin: Kube, mutated_namespace: str, operator: Path
+) -> None:
+    namespace, settled = mutated_namespace, Settled()
+    make(admin, namespace)
+    visit(operator, namespace, settled=settled)
+    pod = children(admin, namespace)["Deployment", "demo-gateway"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"].startswith("mirror.test/")
+    assert pod["tolerations"] == [{"key": "spot", "operator": "Exists"}]
+    before, written = versions(admin, namespace), writes(server, namespace)
+    for _ in range(2):
+        assert visit(operator, namespace, settled=settled) is VisitResult.SETTLED
+    assert writes(server, namespace) == written
+    # What we set is still repaired, and still follows the spec.
+    _edit_container("Deployment", "demo-gateway", lambda one: one["args"].append("--more"))(admin, namespace)
+    change(admin, namespace, {"engine": {"replicas": 5}})
+    visit(operator, namespace, settled=settled)
+    found = children(admin, namespace)
+    assert "--more" not in found["Deployment", "demo-gateway"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert found["StatefulSet", "demo-engine"]["spec"]["replicas"] == 5
+    assert before.keys() == versions(admin, namespace).keys()
 
 
 @pytest.mark.parametrize(
@@ -118,6 +237,10 @@ def _remove(kind: str, name: str) -> Any:
         _edit("NetworkPolicy", "demo-etcd", {"spec": {"ingress": []}}),
         _edit("ServiceAccount", "demo-engine", {"automountServiceAccountToken": True}),
         _edit("Deployment", "demo-gateway", {"metadata": {"ownerReferences": None}}),
+        _edit_container("StatefulSet", "demo-engine", lambda one: one["env"].pop()),
+        _edit_container("StatefulSet", "demo-engine", lambda one: one["args"].append("--more")),
+        _edit_container("Deployment", "demo-gateway", lambda one: one.update(image="other:1")),
+        _edit("NetworkPolicy", "demo-engine", {"spec": {"ingress": [{}]}}),
         _remove("StatefulSet", "demo-etcd"),
         _remove("NetworkPolicy", "demo-engine"),
     ],
@@ -162,7 +285,7 @@ def test_there_and_back_again_is_as_before(admin: Kube, namespace: str, operator
     assert live(admin, namespace)["status"]["observedGeneration"] == 3
 
 
-def test_a_key_that_is_there_stays(admin: Kube, namespace: str, operator: Path) -> None:
+def test_an_existing_ticket_key_stays(admin: Kube, namespace: str, operator: Path) -> None:
     make(admin, namespace)
     visit(operator, namespace)
     key = children(admin, namespace)["Secret", "demo-ticket-key"]
@@ -171,18 +294,18 @@ def test_a_key_that_is_there_stays(admin: Kube, namespace: str, operator: Path) 
     assert children(admin, namespace)["Secret", "demo-ticket-key"] == key
 
 
-def test_a_new_ticket_key_is_announced_when_it_is_asked_for(admin: Kube, namespace: str, operator: Path) -> None:
+def test_a_requested_ticket_key_is_announced(admin: Kube, namespace: str, operator: Path) -> None:
     make(admin, namespace)
     visit(operator, namespace)
     before = children(admin, namespace)["Secret", "demo-ticket-key"]["data"]
     body = {"metadata": {"annotations": {"agentserving.io/rotate-ticket-key": "1"}}}
     admin.must("PATCH", f"{CLUSTERS.format(namespace)}/demo", body, MERGE)
     for _ in range(2):
-        assert visit(operator, namespace) is Outcome.SETTLED
+        assert visit(operator, namespace) is VisitResult.SETTLED
     secret = children(admin, namespace)["Secret", "demo-ticket-key"]
     assert secret["data"]["key"] == before["key"]
     assert len(base64.b64decode(secret["data"]["key.next"])) == 32
-    # Time is what the Secret says: half an hour ago, twice.
+    # The Secret says when a step was: pretend that it was half an hour ago, twice.
     for names in ({"key", "key.previous"}, {"key"}):
         since = {"metadata": {"annotations": {"agentserving.io/rotation-step-since": "2026-01-01T00:00:00Z"}}}
         admin.must("PATCH", path_of("Secret", namespace, "demo-ticket-key"), since, MERGE)
@@ -191,7 +314,7 @@ def test_a_new_ticket_key_is_announced_when_it_is_asked_for(admin: Kube, namespa
     assert children(admin, namespace)["Secret", "demo-ticket-key"]["data"]["key"] == secret["data"]["key.next"]
 
 
-# Of cert-manager's only the name: what it says of a Certificate's fields it says itself.
+# Only the kind of cert-manager's CRD; its validation of Certificates is its own affair.
 CERTIFICATES_KIND: dict[str, Any] = {
     "apiVersion": "apiextensions.k8s.io/v1",
     "kind": "CustomResourceDefinition",
@@ -210,28 +333,28 @@ CERTIFICATES_KIND: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_cert_managers_certificates_are_made_once_it_is_there(
+def test_certificates_are_created_once_cert_manager_is_installed(
     server: ApiServer, admin: Kube, namespace: str, operator: Path
 ) -> None:
     make(admin, namespace, {**SIMULATED, "tls": {"issuer": "CertManager", "issuerRef": {"name": "ca"}}})
-    assert visit(operator, namespace) is Outcome.REFUSED
+    assert visit(operator, namespace) is VisitResult.REFUSED
     assert conditions(live(admin, namespace))["Ready"]["reason"] == "CertManagerMissing"
     admin.define(CERTIFICATES_KIND)
     try:
-        eventually("the kind is known", lambda: visit(operator, namespace) is Outcome.SETTLED)
+        eventually("the kind is known", lambda: visit(operator, namespace) is VisitResult.SETTLED)
         found = admin.get(path_of("Certificate", namespace))["items"]
         assert {each["metadata"]["name"] for each in found} == {
             f"demo-{leaf}-tls" for leaf in ("control-plane", "etcd", "engine", "client")
         }
         written = writes(server, namespace)
-        assert visit(operator, namespace) is Outcome.SETTLED
+        assert visit(operator, namespace) is VisitResult.SETTLED
         assert writes(server, namespace) == written
     finally:
         admin.must("DELETE", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/certificates.cert-manager.io")
         eventually("the kind is gone", lambda: admin.get(path_of("Certificate", namespace)) is None)
 
 
-def test_what_is_no_longer_wanted_goes_and_what_is_not_ours_stays(admin: Kube, namespace: str, operator: Path) -> None:
+def test_our_unwanted_objects_are_deleted_and_foreign_ones_stay(admin: Kube, namespace: str, operator: Path) -> None:
     make(admin, namespace)
     visit(operator, namespace)
     account = children(admin, namespace)["ServiceAccount", "demo-engine"]
@@ -245,37 +368,37 @@ def test_what_is_no_longer_wanted_goes_and_what_is_not_ours_stays(admin: Kube, n
     assert "old" not in names
 
 
-def test_a_name_that_is_taken_is_told_and_left_alone(admin: Kube, namespace: str, operator: Path) -> None:
+def test_a_taken_name_is_reported_and_left_alone(admin: Kube, namespace: str, operator: Path) -> None:
     body = {
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "demo-gateway"}, "spec": {"ports": [{"port": 1}]},
     }  # fmt: skip
     version = admin.must("POST", path_of("Service", namespace), body)["metadata"]["resourceVersion"]
     make(admin, namespace)
-    assert visit(operator, namespace) is Outcome.REFUSED
+    assert visit(operator, namespace) is VisitResult.REFUSED
     ready = conditions(live(admin, namespace))["Ready"]
     assert (ready["status"], ready["reason"]) == ("False", "NameTaken")
-    assert "Service demo-gateway is there and does not belong to this cluster" in ready["message"]
+    assert "Service demo-gateway exists and does not belong to this cluster" in ready["message"]
     assert versions(admin, namespace)["Service", "demo-gateway"] == version
 
 
-def test_a_namespace_that_is_going_is_told(admin: Kube, namespace: str, operator: Path) -> None:
+def test_a_namespace_that_is_being_deleted_is_reported(admin: Kube, namespace: str, operator: Path) -> None:
     make(admin, namespace)
     admin.must("DELETE", f"/api/v1/namespaces/{namespace}")
     probe = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "probe"}}
     accounts = path_of("ServiceAccount", namespace)
     eventually("it takes nothing new", lambda: admin.ask("POST", accounts, probe, dryRun="All").status_code == 403)
-    assert visit(operator, namespace) is Outcome.REFUSED
+    assert visit(operator, namespace) is VisitResult.REFUSED
     assert conditions(live(admin, namespace))["Ready"]["reason"] == "NamespaceTerminating"
 
 
-def test_ready_is_when_all_pods_are_and_an_unschedulable_one_speaks_with_the_schedulers_words(
+def test_ready_means_all_pods_and_an_unschedulable_one_quotes_the_scheduler(
     admin: Kube, namespace: str, operator: Path
 ) -> None:
     make(admin, namespace)
     visit(operator, namespace)
     play_controllers(admin, namespace)
-    # Pods are ready, the control plane itself cannot be reached from here: ask again soon.
-    assert visit(operator, namespace) is Outcome.PENDING
+    # Pods are ready, but the control plane is not reachable from here: visit again soon.
+    assert visit(operator, namespace) is VisitResult.PENDING
     found = live(admin, namespace)
     assert {kind: conditions(found)[kind]["status"] for kind in TRUE_KINDS} == dict.fromkeys(TRUE_KINDS, "True")
     assert found["status"]["engines"] == {"replicas": 2, "ready": 2, "updated": 2, "summary": "2/2"}
@@ -299,7 +422,7 @@ def _unschedulable_engine(admin: Kube, namespace: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["Simulator", "VLLM"])
-def test_pods_keep_to_pod_security_restricted_but_for_what_the_engine_documents(
+def test_pods_meet_pod_security_restricted_except_where_vllm_cannot(
     admin: Kube, namespace: str, operator: Path, engine: str
 ) -> None:
     make(admin, namespace, {"model": {"name": "m"}, "engine": {"type": engine}})

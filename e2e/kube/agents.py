@@ -1,4 +1,4 @@
-"""Agents inside the cluster: a pod of the project's image, in which Python scripts are run."""
+"""Agents inside the cluster: a pod of the project's image that runs Python scripts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import agentserving
 from kube.kubectl import BOUND_S, Kubectl
 
-IMAGE = "docker.io/agentserving/agentserving:0.1.0"
+IMAGE = f"docker.io/agentserving/agentserving:{agentserving.__version__}"
 NAME = "agents"
-# CONTROL_PLANE PROGRAM: one call over gRPC; prints its status and how many tokens came back.
+# CONTROL_PLANE PROGRAM: one call over gRPC; prints its HTTP status and number of tokens.
 CALL = """
 import json, sys
 import agentserving
@@ -27,7 +28,7 @@ LOAD = Path(__file__).with_name("load_script.py")
 
 
 def pod() -> dict[str, Any]:
-    """Restricted, and allowed by the NetworkPolicies to speak to control plane and sidecars."""
+    """The pod: restricted, and with the label of clients that NetworkPolicies admit to control plane and sidecars."""
     container = {
         "name": NAME, "image": IMAGE, "command": ["python", "-c", "import signal; signal.pause()"],
         "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
@@ -47,15 +48,15 @@ def pod() -> dict[str, Any]:
 
 
 def python(kubectl: Kubectl, script: str, *arguments: str, bound_s: float = BOUND_S) -> str:
-    """stdout of a script run to its end in the pod."""
+    """stdout of a script that runs to its end in the pod."""
     return kubectl("exec", "-i", NAME, "--", "python", "-", *arguments, text=script, bound_s=bound_s)
 
 
 class Load:
-    """Agents that call through the gateway for as long as the body runs; then `calls` and the rest are what they saw.
+    """Agents that call the gateway while the block runs. After it, `calls` and the other fields hold the results.
 
-    `unmanaged` calls were served without a control plane.
-    `failures` are words with the time since the start in front; a stream that breaks off counts as one.
+    `unmanaged` calls were served without a control plane. Each of `failures` is an error after the time since the
+    start; a stream that broke off counts as a failure.
     """
 
     def __init__(self, kubectl: Kubectl, url: str, agents: int = 4, max_tokens: int = 60) -> None:
@@ -72,7 +73,7 @@ class Load:
             self._argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
-        # An agent's first call has been answered: there is load from here on.
+        # Printed when the first call was answered.
         first = self._process.stdout.readline()
         assert first.strip() == "running", first + (self._process.communicate()[1] if not first else "")
         return self
@@ -81,14 +82,14 @@ class Load:
         assert self._process is not None
         guard = threading.Timer(BOUND_S, self._process.kill)
         guard.start()
-        # The end of its input is the sign to stop.
+        # The end of its input stops it.
         out, err = self._process.communicate()
         guard.cancel()
         if self._process.returncode and kind is None:
-            raise AssertionError(f"the agents ended badly: {err[-2000:]}")
+            raise AssertionError(f"the agents failed: {err[-2000:]}")
         if out:
-            told = json.loads(out.splitlines()[-1])
-            self.calls, self.unmanaged = told["calls"], told["unmanaged"]
-            self.failures, self.slowest_s = told["failures"], told["slowest_s"]
-            went = f"{len(self.failures)} failed, {self.unmanaged} unmanaged, slowest {self.slowest_s} s"
-            print(f"load: {self.calls} calls, {went}", file=sys.stderr)
+            result = json.loads(out.splitlines()[-1])
+            self.calls, self.unmanaged = result["calls"], result["unmanaged"]
+            self.failures, self.slowest_s = result["failures"], result["slowest_s"]
+            summary = f"{len(self.failures)} failed, {self.unmanaged} unmanaged, slowest {self.slowest_s} s"
+            print(f"load: {self.calls} calls, {summary}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""An API server seen by a test: plain HTTP, answers as they come."""
+"""A client of the API server for tests: plain HTTP, raw responses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLUSTERS = "/apis/agentserving.io/v1alpha1/namespaces/{}/agentservingclusters"
 
 
 def eventually(what: str, found: Callable[[], Any], bound_s: float = 60.0) -> Any:
-    """The first answer that is true. AssertionError with `what` when there is none in time."""
+    """The first true value of `found`. AssertionError with `what` when there is none in time."""
     deadline = time.monotonic() + bound_s
     while not (answer := found()):
         assert time.monotonic() < deadline, f"not in {bound_s:.0f} s: {what}"
@@ -23,7 +23,7 @@ def eventually(what: str, found: Callable[[], Any], bound_s: float = 60.0) -> An
 
 
 class Kube:
-    """One user's."""
+    """The API server, as one user."""
 
     def __init__(self, url: str, token: str) -> None:
         context = ssl.create_default_context()
@@ -33,11 +33,11 @@ class Kube:
         )
 
     def close(self) -> None:
-        """Of its connections."""
+        """Closes its connections."""
         self._http.close()
 
     def ready(self) -> bool:
-        """True once it serves everything."""
+        """Whether the API server is ready."""
         try:
             return self._http.get("/readyz").status_code == 200
         except httpx.HTTPError:
@@ -47,19 +47,19 @@ class Kube:
         self, verb: str, path: str, body: Any = None, content: str = "application/json",
         headers: dict[str, str] | None = None, **query: str,
     ) -> httpx.Response:  # fmt: skip
-        """Any request."""
+        """Any request; returns the raw response."""
         whole = {"Content-Type": content, **(headers or {})}
         text = None if body is None else json.dumps(body)
         return self._http.request(verb, path, content=text, headers=whole, params=query)
 
     def must(self, verb: str, path: str, body: Any = None, content: str = "application/json", **query: str) -> Any:
-        """As `ask`; gives the object. AssertionError with the server's message when it is refused."""
+        """As `ask`, but returns the object. AssertionError with the server's message when it refuses."""
         answer = self.ask(verb, path, body, content, None, **query)
         assert answer.status_code < 300, f"{verb} {path}: {answer.text}"
         return answer.json()
 
     def get(self, path: str) -> Any:
-        """An object; None when there is none."""
+        """An object; None when it does not exist."""
         answer = self.ask("GET", path)
         if answer.status_code == 404:
             return None
@@ -67,13 +67,13 @@ class Kube:
         return answer.json()
 
     def namespace(self, name: str, **labels: str) -> str:
-        """A new one."""
+        """Creates a namespace."""
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
         self.must("POST", "/api/v1/namespaces", body)
         return name
 
     def define(self, crd: dict[str, Any]) -> None:
-        """A CustomResourceDefinition, until it is served."""
+        """Creates a CustomResourceDefinition; returns when it is served."""
         base = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
         self.must("POST", base, crd, fieldValidation="Strict")
 

@@ -13,7 +13,7 @@ READY_BOUND_S = 180.0
 
 
 def simulator_spec() -> dict[str, Any]:
-    """examples/cluster-simulator.yaml with a table that outlives the control plane, on a node of two cores."""
+    """examples/cluster-simulator.yaml with etcd, and requests that fit a node of two cores."""
     found: dict[str, Any] = yaml.safe_load((ROOT / "examples/cluster-simulator.yaml").read_text())
     found["spec"]["store"] = {"type": "Etcd", "etcd": {"size": "1Gi"}}
     for part in ("controlPlane", "gateway"):
@@ -22,7 +22,7 @@ def simulator_spec() -> dict[str, Any]:
 
 
 class Demo:
-    """The AgentServingCluster `demo` and what is asked of it."""
+    """The AgentServingCluster `demo`."""
 
     name = "demo"
 
@@ -32,16 +32,16 @@ class Demo:
         self.control_plane = f"{self.name}-control-plane.{kubectl.namespace}.svc:7070"
 
     def live(self) -> dict[str, Any]:
-        """The object."""
+        """The live object."""
         found: dict[str, Any] = self.kubectl.get("asc", self.name)
         return found
 
     def patch(self, spec: dict[str, Any]) -> None:
-        """An edit."""
+        """Changes the spec."""
         self.kubectl.patch(f"asc/{self.name}", {"spec": spec})
 
     def until_settled(self, bound_s: float = READY_BOUND_S) -> dict[str, Any]:
-        """Ready for the newest generation, nothing under way."""
+        """Waits until it is Ready for the latest generation, without a rollout in progress."""
         found: dict[str, Any] = eventually(f"{self.name} is settled", self._settled, bound_s)
         return found
 
@@ -50,6 +50,6 @@ class Demo:
         return found if is_settled(found) else None
 
     def pods(self, component: str) -> list[dict[str, Any]]:
-        """Of one component, by name."""
+        """Pods of one component, by name."""
         labels = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component={component}"
         return sorted(self.kubectl.find("pods", labels), key=lambda pod: str(pod["metadata"]["name"]))

@@ -1,6 +1,6 @@
-"""A proxy before the API server that lets through so many writes and is then the death of who asks.
+"""A proxy in front of the API server that kills its client at the k-th write.
 
-The last write has been done when its author dies, and he never hears of it: the worst moment there is.
+That write was carried out, but the client never gets the response: the worst moment for a crash.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from urllib.parse import urlsplit
 
-# Of one connection, each its own.
+# Headers of a single connection, which are not forwarded.
 HOP = {"connection", "transfer-encoding", "content-length", "keep-alive", "host"}
 UPSTREAM_BOUND_S = 400.0
 
@@ -22,7 +22,7 @@ UPSTREAM_BOUND_S = 400.0
 class FatalProxy:
     """`with FatalProxy(url) as proxy`: `arm(k, kill)` has `kill` called at the k-th write from then on.
 
-    `writes` counts those since; once `kill` was called nothing more is answered until it is armed again.
+    `writes` counts the writes since then. After `kill` was called, no request is answered until the next `arm`.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -46,7 +46,7 @@ class FatalProxy:
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do
 
             def log_message(self, *_: object) -> None:
-                """Says nothing."""
+                """Logs nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -61,12 +61,12 @@ class FatalProxy:
         self._server.server_close()
 
     def arm(self, limit: int, kill: Callable[[], None]) -> None:
-        """0 = never."""
+        """Sets the number of the fatal write; 0 = none."""
         with self._lock:
             self._limit, self._kill, self.writes, self.fired = limit, kill, 0, False
 
     def pass_on(self, asked: BaseHTTPRequestHandler) -> None:
-        """One request; a watch for as long as it lasts."""
+        """Forwards one request; a watch for as long as it lasts."""
         if self.fired:
             return
         headers = {key: value for key, value in asked.headers.items() if key.lower() not in HOP}

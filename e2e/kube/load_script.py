@@ -1,4 +1,4 @@
-"""Runs in the agents' pod: URL AGENTS MAX_TOKENS. Streams calls until its input ends, then says how they went."""
+"""Runs in the agents' pod: URL AGENTS MAX_TOKENS. Streams calls until its input ends, then prints the results."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ CALL_ID = "x-agentserving-call-id"
 
 
 async def call(session: aiohttp.ClientSession, url: str, program: str, max_tokens: int) -> tuple[str, bool]:
-    """(What went wrong, empty when the answer came whole; whether a control plane had admitted it)."""
+    """(Error, empty when the response was complete; whether a control plane admitted the call)."""
     body = {
         "model": "tiny", "stream": True, "max_tokens": max_tokens,
         "messages": [{"role": "user", "content": "Think about it. " * 20}],
@@ -62,8 +62,8 @@ async def main() -> None:
         await first.wait()
         print("running", flush=True)
         await asyncio.gather(*tasks)
-    told = {"calls": calls, "unmanaged": unmanaged, "failures": failures, "slowest_s": round(slowest_s, 2)}
-    print(json.dumps(told), flush=True)
+    result = {"calls": calls, "unmanaged": unmanaged, "failures": failures, "slowest_s": round(slowest_s, 2)}
+    print(json.dumps(result), flush=True)
 
 
 asyncio.run(main())

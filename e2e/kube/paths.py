@@ -1,4 +1,4 @@
-"""Where the checkout has what is tested."""
+"""Paths in the checkout."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ AUDIT = {
 
 
 def find_apiserver() -> str:
-    """KUBE_APISERVER, else the one that `e2e/kube/build` has made."""
+    """KUBE_APISERVER, else the one that `e2e/kube/build` built."""
     given = os.environ.get("KUBE_APISERVER") or shutil.which("kube-apiserver")
     if given:
         return given
@@ -40,7 +40,7 @@ def find_apiserver() -> str:
 
 
 class ApiServer:
-    """start, then `admin` is a client with all rights; `kubeconfig(user)` for processes."""
+    """After `start`, `admin` is a client with all rights, and `kubeconfig(user)` is a file for processes."""
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="agentserving-kube-"))
@@ -52,7 +52,7 @@ class ApiServer:
         self.admin = Kube(self.url, self._tokens[ADMIN])
 
     def start(self) -> ApiServer:
-        """Until it is ready. TimeoutError with the end of its log."""
+        """Returns when it is ready. Raises TimeoutError with the end of its log."""
         self._etcd.start()
         self._prepare()
         with self._log.open("ab") as log:
@@ -88,15 +88,18 @@ class ApiServer:
             "--service-account-key-file", str(home / "sa.key"),
             "--service-account-signing-key-file", str(home / "sa.key"),
             "--token-auth-file", str(home / "tokens.csv"), "--authorization-mode", "RBAC",
-            # Its controller is not there to make accounts and tokens.
+            # The controller that creates accounts and tokens does not run here.
             "--disable-admission-plugins", "ServiceAccount",
-            # As OpenShift has it: who sets blockOwnerDeletion needs a right on the owner.
+            # As on OpenShift: setting blockOwnerDeletion requires a right on the owner.
             "--enable-admission-plugins", "OwnerReferencesPermissionEnforcement",
+            # Policies that mutate objects in the API server itself, in place of a webhook.
+            "--feature-gates", "MutatingAdmissionPolicy=true",
+            "--runtime-config", "admissionregistration.k8s.io/v1beta1=true",
             "--audit-policy-file", str(home / "audit.yaml"), "--audit-log-path", str(home / "audit.log"),
         ]  # fmt: skip
 
     def kubeconfig(self, user: str, url: str = "") -> Path:
-        """A file for a process of that user; `url`: of a proxy, which it is to ask instead."""
+        """A kubeconfig for a process of that user. `url`: a proxy to use instead of the API server."""
         path = self.directory / (f"{user}-{url.rpartition(':')[2]}.kubeconfig" if url else f"{user}.kubeconfig")
         cluster = {"server": url} if url else {"server": self.url, "insecure-skip-tls-verify": True}
         document = {
@@ -109,14 +112,14 @@ class ApiServer:
         return path
 
     def audited(self) -> list[dict[str, Any]]:
-        """What the operator's user has asked for, so far."""
+        """Requests of the operator's user so far."""
         path = self.directory / "audit.log"
-        # The last line may be on its way.
+        # The last line may be incomplete.
         whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
         return [json.loads(line) for line in whole.splitlines()]
 
     def close(self) -> None:
-        """The end of both, data and all."""
+        """Ends API server and etcd, and deletes their data."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -1,4 +1,4 @@
-"""Clusters on a real API server, and what their objects look like there."""
+"""Visits of clusters on a real API server, and the objects there."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from agentserving_operator import control_planes as control_plane
 from agentserving_operator.__main__ import now
-from agentserving_operator.api_server import CHILD_KINDS, Cluster, path_of
+from agentserving_operator.api_server import CHILD_KINDS, ApiServer, path_of
+from agentserving_operator.control_planes import ControlPlanes
 from agentserving_operator.manifests import Images
-from agentserving_operator.reconcile import Outcome, World, reconcile
+from agentserving_operator.observe.settled import Settled
+from agentserving_operator.reconcile import Reconciler, VisitResult
 from agentserving_operator.spec.crd import API_VERSION, KIND
 from kube.client import CLUSTERS, Kube
 
@@ -22,14 +23,14 @@ SIMULATED: dict[str, Any] = {"model": {"name": "tiny"}, "engine": {"type": "Simu
 
 
 def make(admin: Kube, namespace: str, spec: dict[str, Any] | None = None, name: str = "demo") -> dict[str, Any]:
-    """An AgentServingCluster."""
+    """Creates an AgentServingCluster."""
     body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec or SIMULATED}
     found: dict[str, Any] = admin.must("POST", CLUSTERS.format(namespace), body, fieldValidation="Strict")
     return found
 
 
 def change(admin: Kube, namespace: str, spec: dict[str, Any], name: str = "demo") -> None:
-    """What `kubectl edit` does."""
+    """Changes the spec, as `kubectl edit` does."""
     admin.must("PATCH", f"{CLUSTERS.format(namespace)}/{name}", {"spec": spec}, MERGE)
 
 
@@ -39,21 +40,22 @@ def live(admin: Kube, namespace: str, name: str = "demo") -> dict[str, Any]:
     return found
 
 
-def visit(kubeconfig: Path, namespace: str, name: str = "demo") -> Outcome:
-    """One visit, with the rights of that file's user."""
+def visit(kubeconfig: Path, namespace: str, name: str = "demo", settled: Settled | None = None) -> VisitResult:
+    """One visit, with the rights of that file's user. `settled`: what the operator remembers from earlier visits."""
 
-    async def once() -> Outcome:
-        async with await Cluster.connect(str(kubeconfig)) as api:
-            world = World(
-                api=api, settle=control_plane.settle, images=IMAGES, now=now, random_bytes=secrets.token_bytes
+    async def once() -> VisitResult:
+        async with await ApiServer.connect(str(kubeconfig)) as api:
+            reconciler = Reconciler(
+                api=api, apply_policy=ControlPlanes().apply_policy, images=IMAGES, now=now,
+                random_bytes=secrets.token_bytes, settled=settled or Settled(),
             )  # fmt: skip
-            return await reconcile(world, namespace, name)
+            return await reconciler.visit(namespace, name)
 
     return asyncio.run(once())
 
 
 def children(admin: Kube, namespace: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """All objects of the kinds that clusters are made of, and the ticket keys."""
+    """All objects of the kinds that clusters consist of, and Secrets."""
     found = {}
     for kind in (*CHILD_KINDS, "Secret"):
         for each in admin.get(path_of(kind, namespace))["items"]:
@@ -62,7 +64,7 @@ def children(admin: Kube, namespace: str) -> dict[tuple[str, str], dict[str, Any
 
 
 def versions(admin: Kube, namespace: str) -> dict[tuple[str, str], str]:
-    """resourceVersions of all of them and of the clusters."""
+    """resourceVersions of all children and clusters."""
     found = {key: each["metadata"]["resourceVersion"] for key, each in children(admin, namespace).items()}
     for each in admin.get(CLUSTERS.format(namespace))["items"]:
         found[KIND, each["metadata"]["name"]] = each["metadata"]["resourceVersion"]
@@ -70,7 +72,7 @@ def versions(admin: Kube, namespace: str) -> dict[tuple[str, str], str]:
 
 
 def wanted(objects: dict[tuple[str, str], dict[str, Any]]) -> dict[tuple[str, str], Any]:
-    """What of them is not history."""
+    """The objects without what the API server records about their history."""
     found = copy.deepcopy(objects)
     for each in found.values():
         each.pop("status", None)
@@ -82,12 +84,12 @@ def wanted(objects: dict[tuple[str, str], dict[str, Any]]) -> dict[tuple[str, st
 
 
 def conditions(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By type."""
+    """Conditions by type."""
     return {each["type"]: each for each in cluster.get("status", {}).get("conditions", [])}
 
 
 def play_controllers(admin: Kube, namespace: str) -> None:
-    """All pods of all workloads run and are ready, says the status that controllers would write."""
+    """Writes the status that controllers would write when all pods of all workloads are ready."""
     for (kind, name), each in children(admin, namespace).items():
         if kind in ("Deployment", "StatefulSet"):
             count = each["spec"]["replicas"]

@@ -1,6 +1,6 @@
-"""One operator and one cluster for the whole run, made the way the README says; cases leave it as they found it.
+"""One operator and one cluster for the whole run, installed as in the README; cases leave them as they found them.
 
-Files run in the order of their names: the first takes the walk that a new user takes, the last takes everything away.
+Files run in the order of their names: the first follows a new user's steps, the last uninstalls everything.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OPERATOR_NAMESPACE, NAMESPACE = "agentserving", "e2e-agents"
 RELEASE = "agentserving"
 
 
-# What a failure looks like from outside; the cluster may be gone before anybody can look.
+# Collected when a case fails, because the cluster may be gone before anyone can look.
 LOOK = (
     ("get", "asc,pods", "-A", "-o", "wide"),
     ("get", "events", "-A", "--field-selector=type=Warning", "--sort-by=.lastTimestamp"),
@@ -36,7 +36,7 @@ LOOK = (
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """A failed case comes with a look at the cluster."""
+    """Adds the state of the cluster to the report of a failed case."""
     report = yield
     if report.failed and os.environ.get("KUBECONFIG"):
         for argv in LOOK:
@@ -47,13 +47,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture(scope="session", autouse=True)
 def cluster_there() -> None:
-    """A KUBECONFIG of somebody's own cluster must not be used by accident."""
+    """Prevents the use of some other cluster by accident."""
     assert os.environ.get("KUBECONFIG"), "these cases need a cluster of their own: run `make e2e`"
 
 
 @pytest.fixture(scope="session")
 def operator(cluster_there: None) -> Kubectl:
-    """Installed by helm; kubectl in its namespace. All goes to one node: test_node_loss takes another one away."""
+    """The operator, installed by helm. All pods run on the first node, because test_node_loss stops another one."""
     for node in Kubectl(OPERATOR_NAMESPACE).find("nodes")[1:]:
         run("kubectl", "cordon", node["metadata"]["name"])
     if RELEASE not in run("helm", "list", "-q", "-n", OPERATOR_NAMESPACE):
@@ -66,7 +66,7 @@ def operator(cluster_there: None) -> Kubectl:
 
 @pytest.fixture(scope="session")
 def demo(operator: Kubectl) -> Iterator[Demo]:
-    """Applied and Ready, in a namespace that enforces Pod Security `restricted`."""
+    """A cluster that is Ready, in a namespace that enforces Pod Security `restricted`."""
     kubectl = Kubectl(NAMESPACE)
     namespace = {
         "apiVersion": "v1", "kind": "Namespace",
@@ -84,7 +84,7 @@ def demo(operator: Kubectl) -> Iterator[Demo]:
 
 @pytest.fixture
 def settled(demo: Demo) -> Demo:
-    """The demo with nothing under way and all of its pods."""
+    """The demo, without a rollout in progress."""
     demo.until_settled()
     return demo
 

@@ -47,8 +47,8 @@ def test_the_openai_sdk_is_served_and_its_program_is_seen(demo: Demo) -> None:
         http.close()
     with demo.kubectl.forward("svc/demo-control-plane", 7070) as control_plane:
         assert "by-sdk" in command("ps", control_plane=control_plane)
-        told = json.loads(command("get", "by-sdk", "-o", "json", control_plane=control_plane))
-        assert int(told["attained_service_us"]) > 0
+        program = json.loads(command("get", "by-sdk", "-o", "json", control_plane=control_plane))
+        assert int(program["attained_service_us"]) > 0
 
 
 def test_a_grpc_client_inside_the_cluster_is_served(demo: Demo) -> None:

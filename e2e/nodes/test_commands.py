@@ -16,8 +16,8 @@ def agentserving(demo: Demo, *words: str) -> str:
 
 
 def test_the_chart_s_test_passes(settled: Demo, operator: Kubectl) -> None:
-    told = run("helm", "test", "agentserving", "-n", operator.namespace, "--logs", "--timeout", "2m", bound_s=150)
-    assert "passed in" in told
+    output = run("helm", "test", "agentserving", "-n", operator.namespace, "--logs", "--timeout", "2m", bound_s=150)
+    assert "passed in" in output
 
 
 def test_programs_of_a_cluster_are_listed_and_its_policy_is_told(settled: Demo) -> None:

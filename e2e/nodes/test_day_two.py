@@ -1,4 +1,4 @@
-"""Changes of a running cluster: nobody who is being served notices."""
+"""Changes of a running cluster, under load: no call fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kube.agents import Load
 from kube.client import eventually
 from kube.demo import Demo
 
-# In force in every engine after an edit.
+# Until an edited policy is in force in every engine.
 POLICY_BOUND_S = 5.0
 
 
@@ -29,8 +29,12 @@ def test_an_edited_policy_reaches_every_engine_and_restarts_nothing(settled: Dem
     with settled.kubectl.forward("svc/demo-control-plane", 7070) as address, agentserving.Client(address) as client:
 
         def in_force(name: str) -> bool:
-            told = client.get_policy()
-            return told.policy.name == name and not told.pending_engine_ids and len(told.acknowledged_engine_ids) == 2
+            policy = client.get_policy()
+            return (
+                policy.policy.name == name
+                and not policy.pending_engine_ids
+                and len(policy.acknowledged_engine_ids) == 2
+            )
 
         for name in ("plas", "atlas"):
             edited = time.monotonic()
@@ -59,7 +63,7 @@ def test_an_engine_leaves_under_load_and_no_call_fails(settled: Demo) -> None:
 def test_engines_and_gateways_are_replaced_under_load_and_no_call_fails(settled: Demo) -> None:
     parts = ("engine", "gateway")
     before = {part: running(settled, part) for part in parts}
-    # Another value than it has, however often this runs.
+    # A value that differs from the current one, however often this runs.
     slots = 100 + settled.live()["spec"]["engine"].get("maxSequences", 0) % 2
     with Load(settled.kubectl, settled.url) as load:
         settled.patch({"engine": {"maxSequences": slots + 1}, "gateway": {"maxBodyBytes": (1 << 20) + slots}})

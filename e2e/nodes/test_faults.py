@@ -1,4 +1,4 @@
-"""Pods that die at once, under load: what was promised is kept, and the cluster mends itself."""
+"""Pods that are killed under load: guarantees hold, and the cluster repairs itself."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ AGENTS = 4
 
 
 def news_of(demo: Demo, component: str, pod: dict[str, Any]) -> bool:
-    """That pod's containers have been started again, or another pod is in its place; and all are ready."""
+    """Whether the pod's containers were restarted, or another pod replaced it; and all are ready."""
     pods = demo.pods(component)
     news = [each for each in pods if identity(each) != identity(pod)]
     return bool(news) and all(is_ready(each) for each in pods)
 
 
 def identity(pod: dict[str, Any]) -> tuple[str, list[str]]:
-    """Another one after a restart of any of its main containers."""
+    """Changes with a restart of any of its main containers."""
     started = [each.get("containerID", "") for each in pod["status"].get("containerStatuses", [])]
     return pod["metadata"]["name"], [pod["metadata"]["uid"], *started]
 
 
 def is_ready(pod: dict[str, Any]) -> bool:
-    """By its condition."""
+    """Whether its condition Ready is True."""
     found = {each["type"]: each["status"] for each in pod["status"].get("conditions", [])}
     return found.get("Ready") == "True"
 
 
 def attained_us(demo: Demo, program_id: str) -> int:
-    """Of a program, as the control plane that is there now has it."""
+    """Attained service of a program, from the current control plane."""
     with demo.kubectl.forward("svc/demo-control-plane", 7070) as address, agentserving.Client(address) as client:
         return int(client.get_program(program_id).attained_service_us)
 
 
-@pytest.mark.parametrize("how", ["crash", "take away"])
+@pytest.mark.parametrize("how", ["crash", "delete"])
 def test_a_lost_control_plane_loses_no_account_and_fails_no_call(settled: Demo, how: str) -> None:
     program = f"outlives-{how.replace(' ', '-')}"
     agents.python(settled.kubectl, agents.CALL, settled.control_plane, program)
@@ -51,7 +51,7 @@ def test_a_lost_control_plane_loses_no_account_and_fails_no_call(settled: Demo, 
         if how == "crash":
             settled.kubectl.crash(pod["metadata"]["name"], "control-plane")
         else:
-            settled.kubectl.take_away(pod["metadata"]["name"])
+            settled.kubectl.delete_now(pod["metadata"]["name"])
         began = time.monotonic()
         eventually("there is another one", lambda: news_of(settled, "control-plane", pod), 60)
         print(f"control plane back after {time.monotonic() - began:.1f} s ({how})")

@@ -1,4 +1,4 @@
-"""A node goes at once, with an engine on it. Needs a second node: NODES=2 make e2e."""
+"""A node with an engine is lost without warning. Needs a second node: NODES=2 make e2e."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ async def call(session, program, tokens):
     body = {"model": "tiny", "prompt": program * 20, "max_tokens": tokens, "ignore_eos": True}
     headers = {"x-agentserving-program-id": program}
     async with session.post(sys.argv[1] + "/completions", json=body, headers=headers) as answer:
-        told = await answer.json()
-        assert answer.status == 200, told
-        assert told["usage"]["completion_tokens"] == tokens, told
+        result = await answer.json()
+        assert answer.status == 200, result
+        assert result["usage"]["completion_tokens"] == tokens, result
     return time.monotonic()
 
 async def load(client, name):
@@ -113,7 +113,7 @@ def real(operator: Kubectl) -> Iterator[Demo]:
 @pytest.mark.timeout(900)
 def test_a_newcomer_preempts_long_calls_on_real_vllm(real: Demo) -> None:
     real.until_settled(READY_BOUND_S)
-    told = json.loads(agents.python(real.kubectl, OVERLOAD, real.url, real.control_plane, bound_s=500))
-    print(told)
-    assert told["preemptions"] > 0
-    assert told["ended_later"] >= 6
+    result = json.loads(agents.python(real.kubectl, OVERLOAD, real.url, real.control_plane, bound_s=500))
+    print(result)
+    assert result["preemptions"] > 0
+    assert result["ended_later"] >= 6

@@ -14,7 +14,7 @@ from kube.kubectl import Kubectl
 READY_GOAL_S = 60.0
 CLUSTERS, NAMESPACE = 20, "e2e-idle"
 WINDOWS, WINDOW_S, RSS_GOAL_MB, CPU_GOAL_PERCENT = 3, 60.0, 100.0, 1.0
-# Seconds of CPU so far, and resident megabytes, of the process that it is run beside.
+# CPU seconds and resident megabytes of the main process of the container in which this runs.
 USAGE = """
 import os
 fields = open("/proc/1/stat").read().rpartition(")")[2].split()
@@ -62,8 +62,8 @@ def test_twenty_idle_clusters_cost_the_operator_little(many: Kubectl, operator: 
     eventually("all are Ready", ready, 400)
 
     def usage() -> tuple[float, float]:
-        said = operator("exec", "deploy/agentserving-operator", "--", "python", "-c", USAGE).split()
-        return float(said[0]), float(said[1])
+        usage = operator("exec", "deploy/agentserving-operator", "--", "python", "-c", USAGE).split()
+        return float(usage[0]), float(usage[1])
 
     # The first ones still see what making them has left to do.
     for _ in range(WINDOWS):

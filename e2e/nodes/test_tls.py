@@ -15,7 +15,7 @@ from kube.kubectl import Kubectl, run
 
 NAMESPACE = "e2e-tls"
 MOUNT = "/etc/client-tls"
-# CONTROL_PLANE: what a client hears that speaks in the clear, or bears no certificate.
+# CONTROL_PLANE: the errors of a client without TLS, and of one without a certificate.
 REFUSED = """
 import os, sys
 import agentserving
@@ -63,16 +63,16 @@ def encrypted(operator: Kubectl) -> Iterator[Demo]:
 
 def test_agents_and_clients_with_a_certificate_are_served_and_nobody_else(encrypted: Demo) -> None:
     with Load(encrypted.kubectl, encrypted.url) as load:
-        told = agents.python(encrypted.kubectl, agents.CALL, encrypted.control_plane, "with-certificate")
+        output = agents.python(encrypted.kubectl, agents.CALL, encrypted.control_plane, "with-certificate")
         refused = agents.python(encrypted.kubectl, REFUSED, encrypted.control_plane)
-    assert told.split() == ["200", "12"]
+    assert output.split() == ["200", "12"]
     assert [line.split()[0] for line in refused.splitlines()] == ["refused", "refused"]
     assert (load.failures, load.unmanaged) == ([], 0)
 
 
 def test_kubectl_agentserving_finds_the_certificate_by_itself(encrypted: Demo, plugin_on_path: None) -> None:
-    told = run("kubectl", "agentserving", "ps", "--all", "-o", "json", "-n", NAMESPACE)
-    assert "with-certificate" in {each["program_id"] for each in json.loads(told)["programs"]}
+    output = run("kubectl", "agentserving", "ps", "--all", "-o", "json", "-n", NAMESPACE)
+    assert "with-certificate" in {each["program_id"] for each in json.loads(output)["programs"]}
 
 
 def test_a_certificate_that_is_lost_is_issued_anew_and_no_call_fails(encrypted: Demo) -> None:
@@ -86,7 +86,7 @@ def test_a_certificate_that_is_lost_is_issued_anew_and_no_call_fails(encrypted: 
 
     with Load(kubectl, encrypted.url) as load:
         kubectl("delete", "secret", name)
-        # Any change brings the operator there at once.
+        # Any change causes a visit.
         kubectl("annotate", "asc/demo", "e2e=looked-at", "--overwrite")
         assert eventually("it is there again", after, 90) != before
         encrypted.until_settled()

@@ -25,7 +25,7 @@ def left_behind(namespace: str) -> list[str]:
         found += run("kubectl", "-n", namespace, "get", names, "-o", "name", "--ignore-not-found").split()
     ours, others = ("demo", "agentserving", "ticket-key"), (*OF_THE_CRD, "namespace/")
     named = [name for name in found if any(word in name for word in ours) and not any(word in name for word in others)]
-    # A volume is named after nobody.
+    # Names of volumes say nothing about their owner.
     return named + [claimed for claimed in volumes() if claimed == namespace]
 
 

@@ -107,7 +107,7 @@ class ApiServer:
         """Objects with these labels. An empty namespace means all namespaces."""
         response = await self._call("GET", path_of(kind, namespace), _selector(labels))
         # Items of a list come without a kind.
-        return [{**item, "kind": kind} for item in response.get("items", [])]
+        return [{**item, "kind": kind} for item in response.get("items") or []]
 
     async def children(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         """Objects of all CHILD_KINDS with these labels."""
@@ -123,7 +123,8 @@ class ApiServer:
         while True:
             page = [*query, ("continue", token)] if token else query
             response = await self._call("GET", path_of(kind, namespace), page, accept=f"{METADATA_LIST},{JSON}")
-            items += [item["metadata"] for item in response.get("items", [])]
+            # An empty list of metadata comes as null.
+            items += [item["metadata"] for item in response.get("items") or []]
             token = response["metadata"].get("continue", "")
             if not token:
                 return items, str(response["metadata"]["resourceVersion"])

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from agentserving._version import __version__
 
 if TYPE_CHECKING:
-    from agentserving.client.asynchronous import AsyncClient, AsyncGeneration
-    from agentserving.client.sync import Client, Generation
+    from agentserving.client.aio import AsyncClient, AsyncGeneration
+    from agentserving.client.blocking import Client, Generation
     from agentserving.client.values import (
         Admission,
         Balancer,
@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "agentserving.client.asynchronous": ("AsyncClient", "AsyncGeneration"),
-    "agentserving.client.sync": ("Client", "Generation"),
+    "agentserving.client.aio": ("AsyncClient", "AsyncGeneration"),
+    "agentserving.client.blocking": ("Client", "Generation"),
     "agentserving.transport.connection": ("Settings", "Tls"),
     "agentserving.transport.errors": (
         "AgentServingError", "AlreadyExistsError", "CancelledError", "ConflictError", "DeadlineExceededError",

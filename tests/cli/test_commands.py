@@ -48,7 +48,7 @@ def test_a_control_plane_that_does_not_answer_is_named(command: list[str]) -> No
 
 @pytest.mark.parametrize("address", ["nonsense", "host:", ":70x"])
 def test_a_bad_address_is_refused_before_it_is_tried(address: str) -> None:
-    assert "write host:port" in failure("ps", "--control-plane", address)
+    assert "expected host:port" in failure("ps", "--control-plane", address)
 
 
 @pytest.mark.parametrize(

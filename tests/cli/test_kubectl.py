@@ -182,14 +182,14 @@ async def test_the_doctor_names_what_is_wrong_and_what_to_do(served: ServedPlane
     (answers / "deployments.json").write_text(json.dumps({"items": []}))
     done = await run("doctor", "-o", "json")
     assert done.exit_code == 1
-    wrong = {each["what"]: each["told"] for each in json.loads(done.output) if not each["ok"]}
+    wrong = {each["what"]: each["message"] for each in json.loads(done.output) if not each["ok"]}
     assert wrong == {
         "operator": "is not installed: helm install agentserving charts/agentserving -n agentserving",
         "status": "is of generation 1, the spec of 2: the operator is behind",
         "EnginesReady": "Unschedulable: pod demo-engine-0: no GPU",
         "pod demo-gateway-1": "container gateway restarted 4 times (OOMKilled, exit code 137): "
         "kubectl logs demo-gateway-1 -c gateway --previous",
-        "engines": "0 of 2 are attached and serve",
+        "engines": "0 of 2 are ready",
     }
 
 
@@ -219,7 +219,7 @@ async def test_the_doctor_names_what_is_wrong_and_what_to_do(served: ServedPlane
 )  # fmt: skip
 def test_a_pod_that_is_not_ready_says_why(status: dict[str, Any], told: str) -> None:
     (found,) = of_pods([{"metadata": {"name": "p"}, "status": status}])
-    assert (found.ok, found.what, found.told) == (False, "pod p", told)
+    assert (found.ok, found.what, found.message) == (False, "pod p", told)
 
 
 def test_pods_that_are_ready_or_leave_are_not_told() -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 
 import pytest
+from agentserving.client import messages
+from agentserving.client.values import Engine, Overview, Program
+from agentserving.contract.policy import PRESETS, Level, Policy
+from agentserving.contract.policy_message import policy_to
 from agentserving.v1 import admin_service_pb2, types_pb2
 from agentserving_cli import screens
 from rich.console import Console, RenderableType
@@ -16,16 +20,22 @@ def shown(what: RenderableType, width: int) -> list[str]:
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
-def program(program_id: str, level: int = 0, running: int = 0, queued: int = 0) -> types_pb2.Program:
+def program(program_id: str, level: int = 0, running: int = 0, queued: int = 0, tool: str = "") -> Program:
     calls = [
         types_pb2.Call(call_id=f"{program_id}.1.{n}", engine_id="engine-0", running=n < running, service_us=250_000)
         for n in range(running + queued)
     ]
-    return types_pb2.Program(
-        program_id=program_id, name="a [name]", state=types_pb2.PROGRAM_STATE_ACTIVE, level=level, calls=calls,
+    state = types_pb2.PROGRAM_STATE_TOOL_WAIT if tool else types_pb2.PROGRAM_STATE_ACTIVE
+    message = types_pb2.Program(
+        program_id=program_id, name="a [name]", state=state, level=level, calls=calls, tool=tool,
         attained_service_us=1_000_000, wait_us=7_200_000_000, output_tokens=12_345, prompt_tokens=100,
         cached_tokens=50, engine_ids=["engine-1"],
     )  # fmt: skip
+    return messages.read(Program, message)
+
+
+def engine(engine_id: str, state: types_pb2.EngineState.ValueType, reason: str = "") -> Engine:
+    return messages.read(Engine, types_pb2.Engine(engine_id=engine_id, state=state, state_reason=reason))
 
 
 def test_running_programs_come_first_then_queued_then_idle_and_lower_levels_before_higher() -> None:
@@ -57,8 +67,10 @@ def test_names_are_not_taken_for_markup() -> None:
 
 
 def test_top_fits_its_screen_and_says_what_it_left_out() -> None:
-    overview = admin_service_pb2.GetOverviewResponse(store_message="etcd is away", programs_live=50)
-    overview.engines.add(engine_id="engine-0", state=types_pb2.ENGINE_STATE_READY)
+    message = admin_service_pb2.GetOverviewResponse(store_message="etcd is away", programs_live=50)
+    message.engines.add(engine_id="engine-0", state=types_pb2.ENGINE_STATE_READY)
+    message.policy.policy.name = "fcfs"
+    overview = messages.read(Overview, message)
     lines = shown(screens.top_screen(overview, [program(f"p{n}") for n in range(50)], 80, 24), 80)
     assert len(lines) <= 24
     assert "store: etcd is away" in lines
@@ -72,14 +84,41 @@ def test_get_tells_the_account_and_the_calls() -> None:
     assert "100 prompt (50% cached)" in text
 
 
-def test_a_policy_is_told_in_words() -> None:
-    told = admin_service_pb2.GetPolicyResponse(acknowledged_engine_ids=["e0"], pending_engine_ids=["e1"])
-    told.policy.version = 4
-    told.policy.policy.name = "mine"
-    told.policy.policy.levels.add(upper_bound_us=250_000, quantum_us=250_000)
-    told.policy.policy.levels.add()
-    text = "\n".join(shown(screens.policy_screen(told), 80))
+def test_a_tool_wait_names_the_tool() -> None:
+    text = "\n".join(shown(screens.programs_table([program("p", tool="search the whole internet")]), 200))
+    assert "Tool wait search…ernet" in text
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_an_engine_that_is_not_ready_is_shown_with_the_reason(width: int) -> None:
+    engines = [
+        engine("engine-0", types_pb2.ENGINE_STATE_READY),
+        engine("engine-1", types_pb2.ENGINE_STATE_DOWN, "the engine process ended"),
+        engine("engine-2", types_pb2.ENGINE_STATE_LOADING, "loading the model, for 20 s " + "x" * 200),
+        engine("engine-3", types_pb2.ENGINE_STATE_FAILING, "5 calls in a row failed"),
+    ]
+    lines = shown(screens.engines_table(engines, width), width)
+    assert len(lines) == 5, "one line an engine"
+    assert "Down" in lines[2]
+    assert lines[2].endswith("the engine process ended")
+    assert "Loading" in lines[3]
+    assert "Failing" in lines[4]
+    assert "REASON" not in shown(screens.engines_table(engines[:1], width), width)[0]
+
+
+def test_a_policy_is_described_in_words() -> None:
+    policy = Policy(name="mine", levels=(Level(upper_bound_us=250_000, quantum_us=250_000), Level()))
+    version = messages.policy_version(types_pb2.PolicyVersion(version=4, policy=policy_to(policy)), ("e0",), ("e1",))
+    text = "\n".join(shown(screens.policy_screen(version), 80))
     assert "mine, version 4" in text
     assert "0.25s" in text
     assert "followed by: e0; not yet: e1" in text
     assert "no bound" in text
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_described_without_a_number_of_the_wire(name: str) -> None:
+    version = messages.policy_version(types_pb2.PolicyVersion(version=1, policy=policy_to(PRESETS[name])))
+    text = "\n".join(shown(screens.policy_screen(version), 200))
+    assert name in text
+    assert "_" not in text.replace(name, "")

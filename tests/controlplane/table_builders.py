@@ -82,7 +82,7 @@ class Disk:
 
     def write(self, table: ProcessTable) -> None:
         for group in table.take_changes():
-            values = [table.encode(item) for item in group]
+            values = [(table.store_key(item), table.encode(item)) for item in group]
             self.largest_group = max(self.largest_group, len(values))
             self.largest_group_bytes = max(self.largest_group_bytes, sum(len(k) + len(v or b"") for k, v in values))
             for store_key, value in values:
@@ -146,7 +146,7 @@ def check_invariants(table: ProcessTable) -> None:
         in_row = index.chunks.in_row(row)
         stored = dict(row.calls if in_row is None else in_row)
         for call_id in row.calls:
-            place = index.chunks.place_of(row.key, call_id)
+            place = index.place_of(row, row.calls[call_id])
             if place != ROW:
                 stored[call_id] = index.chunks.chunk(row.key, place)[call_id]
         assert stored == row.calls

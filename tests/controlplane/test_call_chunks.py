@@ -11,7 +11,6 @@ from agentserving_controlplane.store.port import MAX_BATCH_BYTES, MAX_BATCH_WRIT
 from agentserving_controlplane.table import admission_plan, call_chunks, rows
 from agentserving_controlplane.table.process_table import ProcessTable
 from agentserving_controlplane.table.states import Outcome
-
 from controlplane.table_builders import Disk, admit, at, check_invariants, end, key, open_program, report_of
 
 
@@ -74,7 +73,7 @@ def test_too_many_calls_are_refused_with_the_limit_and_a_time_to_retry(monkeypat
 
 
 def test_the_largest_rows_of_a_tree_and_a_chunk_fit_into_one_batch() -> None:
-    """Calls with everything that a call may carry, of more threads than a row retains, in a row with the most history."""
+    """Calls with all they may carry, of more threads than a row retains, in a row of the longest history."""
     epoch = 10**17
     table, disk = ProcessTable(epoch, Accounting.SUM), Disk()
     root, name = "r" * 128, "x" * 128

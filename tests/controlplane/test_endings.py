@@ -6,10 +6,13 @@ import asyncio
 
 import pytest
 from agentserving import AsyncClient, ClosedProgram, EndedCall, Endings, Outcome
+from agentserving.contract.ids import ProgramId, Tenant
 from agentserving.v1 import call_service_pb2, program_service_pb2
 from agentserving_controlplane.table.endings import ClosedProgram as Closed
 from agentserving_controlplane.table.endings import Endings as Kept
 from agentserving_controlplane.table.endings import Origin
+from agentserving_controlplane.table.states import Outcome as StoredOutcome
+from controlplane.table_builders import at, open_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.served_plane import ServedPlane
@@ -18,7 +21,9 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def ending(number: int) -> Closed:
-    return Closed(Origin(f"p{number}", "", "", f"p{number}", 1, 1), 1, number, 0)
+    program = ProgramId(f"p{number}")
+    origin = Origin(program_id=program, name="", parent=ProgramId(""), root=program, open_us=1, root_open_us=1)
+    return Closed(origin, StoredOutcome.COMPLETED, number, 0)
 
 
 def numbers(endings: list[object]) -> list[int]:
@@ -40,14 +45,14 @@ def test_what_is_told_and_what_is_lost_are_all_there_was(kept: int, acts: list[s
         what, tenant = act.split()
         if what == "note":
             number += 1
-            endings.note(tenant, ending(number))
+            endings.note(Tenant(tenant), ending(number))
             noted[tenant].append(number)
             continue
-        news = endings.after(tenant, position[tenant], most)
+        news = endings.after(Tenant(tenant), position[tenant], most)
         position[tenant], lost[tenant] = news.position, lost[tenant] + news.lost
         heard[tenant] += numbers(list(news.endings))
         assert len(news.endings) <= most
-        assert news.more == (position[tenant] < endings.newest(tenant))
+        assert news.more == (position[tenant] < endings.newest(Tenant(tenant)))
     for tenant in "ab":
         assert len(heard[tenant]) + lost[tenant] == len(noted[tenant])
         assert [n for n in noted[tenant] if n in set(heard[tenant])] == heard[tenant]
@@ -56,8 +61,8 @@ def test_what_is_told_and_what_is_lost_are_all_there_was(kept: int, acts: list[s
 
 def test_a_position_of_another_process_is_not_known() -> None:
     endings = Kept(1000)
-    endings.note("a", ending(1))
-    assert [endings.knows("a", position) for position in (999, 1000, 1001, 1002)] == [False, True, True, False]
+    endings.note(Tenant("a"), ending(1))
+    assert [endings.knows(Tenant("a"), position) for position in (999, 1000, 1001, 1002)] == [False, True, True, False]
 
 
 async def next_ones(watch: object, count: int) -> list[EndedCall | ClosedProgram]:
@@ -137,14 +142,14 @@ async def test_other_tenants_are_not_told() -> None:
 async def test_a_reader_that_does_not_read_holds_up_nobody_and_is_told_what_it_missed() -> None:
     total = 3000
     async with ServedPlane() as plane, asyncio.timeout(50):
-        plane.plane.endings = plane.plane.table.endings = Kept(1000, 50)
+        plane.plane.endings = plane.plane.table.programs.endings = Kept(1000, 50)
         # One that reads its first message and then nothing for a long time; a long name fills what is underway.
         stream = plane.calls.WatchEndings(call_service_pb2.WatchEndingsRequest())
         await stream.read()
         table = plane.plane.table
         for number in range(total):
-            row = table.open("default", f"p{number}", number + 1, name="n" * 128)
-            table.close(row, 1, number + 2)
+            row = open_program(table, f"p{number}", name="n" * 128, now=number + 1)
+            table.programs.close(row, StoredOutcome.COMPLETED, at(number + 2))
             if number % 40 == 39:
                 # Others are served meanwhile, though this reader is not.
                 await plane.open(f"q{number}")

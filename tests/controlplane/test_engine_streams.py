@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from agentserving.contract.ids import CallId, EngineId
 from agentserving.v1 import admin_service_pb2, call_service_pb2, engine_service_pb2, program_service_pb2, types_pb2
 from agentserving_controlplane.engines import links
+from agentserving_controlplane.engines.directives import CancelCalls
 from agentserving_controlplane.metrics import Collector
 from agentserving_controlplane.table import rows
 from agentserving_controlplane.table.reports import MAX_COUNTER
+from controlplane.table_builders import key
 from grpc import StatusCode
 from prometheus_client import CollectorRegistry, generate_latest
 from support.served_plane import PlayedEngine, ServedPlane, refusal, until_end
@@ -94,12 +97,12 @@ async def test_an_engine_that_does_not_read_is_cut_off(served: ServedPlane, monk
     monkeypatch.setattr(links, "MAX_QUEUED", 100)
     engine = await served.attach("e1")
     for number in range(100_000):
-        if not served.plane.links._links:
+        if EngineId("e1") not in served.plane.links:
             break
-        served.plane.links.direct("e1", cancel=engine_service_pb2.CancelCalls(call_ids=["x" * 1000]))
+        served.plane.links.send(EngineId("e1"), CancelCalls((CallId("x" * 1000),)))
         if number % 50 == 0:
             await asyncio.sleep(0.001)
-    assert "e1" not in served.plane.links._links
+    assert EngineId("e1") not in served.plane.links
     engine.stream.cancel()
 
 
@@ -113,7 +116,7 @@ async def test_absurd_reports_never_overflow_an_account(served: ServedPlane) -> 
         await engine.report(await served.admit("p"), seq, **numbers, preemptions=2**32 - 1, level=2**32 - 1, outcome=99)
     row = await served.get("p")
     assert row.total_service_us == row.attained_service_us == 20 * MAX_COUNTER
-    (stored,) = (await served.store.load("programs/")).items.values()
+    (stored,) = (await served.store.load(rows.ROWS_PREFIX)).items.values()
     assert rows.decode(stored).calls_completed == 20
     registry = CollectorRegistry()
     registry.register(Collector(served.plane))
@@ -124,7 +127,7 @@ async def test_absurd_reports_never_overflow_an_account(served: ServedPlane) -> 
 async def test_sums_stop_below_what_the_wire_can_carry(served: ServedPlane) -> None:
     await served.open("p")
     engine = await served.attach()
-    row = served.plane.table.find("default", "p")
+    row = served.plane.table.rows[key("p")]
     row.attained_service_us = row.total_service_us = row.prompt_tokens = rows.MAX_SUM - 1
     await engine.report(await served.admit("p"), 1, service_us=50, prompt_tokens=50, outcome=1)
     told = await served.get("p")

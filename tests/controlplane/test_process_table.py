@@ -15,9 +15,6 @@ from agentserving_controlplane.table import numbering, rows
 from agentserving_controlplane.table.process_table import ProcessTable
 from agentserving_controlplane.table.reports import CallReport
 from agentserving_controlplane.table.states import Outcome, ProgramState
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from controlplane.table_builders import (
     DEFAULT,
     Disk,
@@ -31,6 +28,8 @@ from controlplane.table_builders import (
     open_program,
     report_of,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 def test_a_reported_call_moves_the_account_once() -> None:

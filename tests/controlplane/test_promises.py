@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from agentserving.contract.ids import ProgramKey
 from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
-from agentserving_controlplane.api import common
+from agentserving_controlplane.api import servicing
 from agentserving_controlplane.store.memory import MemoryStore
 from agentserving_controlplane.table import history, program_index
 from agentserving_controlplane.table.history import History
+from controlplane.table_builders import DEFAULT, key
 from grpc import StatusCode
-from support.served_plane import ServedPlane, refusal, until_end
+from support.served_plane import PlayedEngine, ServedPlane, refusal, until_end
 
 PAUSED, ACTIVE, TOOL_WAIT = (
     types_pb2.PROGRAM_STATE_PAUSED,
@@ -26,6 +28,11 @@ PAUSED, ACTIVE, TOOL_WAIT = (
 async def served() -> AsyncIterator[ServedPlane]:
     async with ServedPlane() as made:
         yield made
+
+
+async def paused_for(engine: PlayedEngine) -> list[tuple[str, str]]:
+    """What an engine that says hello again is welcomed with."""
+    return [(key.tenant, key.program_id) for key in (await engine.hello("e1")).paused]
 
 
 async def landed(served: ServedPlane) -> None:
@@ -101,7 +108,7 @@ class FrozenStore(MemoryStore):
 async def test_a_mutation_without_a_deadline_is_answered_when_the_store_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(common, "DEFAULT_DEADLINE_S", 0.2)
+    monkeypatch.setattr(servicing, "DEFAULT_DEADLINE_S", 0.2)
     async with ServedPlane(FrozenStore()) as served:
         told = await refusal(served.open("p", idempotency_key="k"))
         assert (told.code, told.reason, told.retry_after_s) == (StatusCode.DEADLINE_EXCEEDED, "STORE_SLOW", 1.0)
@@ -183,7 +190,7 @@ async def test_a_hold_is_of_the_whole_tree_on_every_engine(served: ServedPlane) 
     engine = await served.attach()
     assert (await pause(served, "child")).program.state == PAUSED
     told = (await engine.hear("pause")).directive.pause
-    assert (told.program_id, told.paused) == ("root", True)
+    assert (told.tenant, told.program_id, told.paused) == ("default", "root", True)
     assert [(await served.get(p)).state for p in ("root", "child")] == [PAUSED, PAUSED]
     assert (await served.admit("child")).call_id
     await resume(served, "root")
@@ -198,9 +205,9 @@ async def test_an_engine_that_attaches_learns_every_hold_and_so_every_release(se
     engine = await served.attach("e1")
     engine.stream.cancel()
     await resume(served, "a")
-    assert list((await (await served.attach("e1")).hello("e1")).held_program_ids) == ["b"]
+    assert await paused_for(await served.attach("e1")) == [("default", "b")]
     await served.restart()
-    assert list((await (await served.attach("e1")).hello("e1")).held_program_ids) == ["b"]
+    assert await paused_for(await served.attach("e1")) == [("default", "b")]
     assert (await served.get("b")).state == PAUSED
 
 
@@ -221,7 +228,7 @@ async def test_the_end_of_a_program_ends_its_hold(served: ServedPlane, end: str)
     assert (await engine.hear("pause")).directive.pause.paused
     await getattr(served.programs, end)(getattr(program_service_pb2, f"{end}Request")(program_id="p"))
     assert not (await engine.hear("pause")).directive.pause.paused
-    assert not served.plane.table.held
+    assert not served.plane.table.index.paused
 
 
 # -- listing and watching --------------------------------------------------------------------------------------------
@@ -282,10 +289,10 @@ async def test_a_watcher_that_never_reads_costs_no_memory_and_lists_again(served
         program_service_pb2.WatchProgramsRequest(after_revision=served.plane.revision - 1)
     )
     assert (await stream.read()).changed
-    row = served.plane.table.find("default", "p")
+    row = served.plane.table.rows[ProgramKey("default", "p")]  # type: ignore[arg-type]
     row.engines = ["e" * 50_000]
     for number in range(300):
-        served.plane.table.wait_for_tool(row, number % 2 == 0)
+        served.plane.table.programs.begin_tool_wait(row, f"tool {number}", 0, served.plane.now())
         served.plane.settle()
         if number < 200:
             # Time for a server that would buffer to do so; then a burst that nobody can follow.
@@ -296,7 +303,7 @@ async def test_a_watcher_that_never_reads_costs_no_memory_and_lists_again(served
 
 
 def test_what_a_look_at_the_history_costs_is_what_is_new() -> None:
-    class Counting(list[tuple[int, str, str, bool]]):
+    class Counting(list[tuple[int, ProgramKey, bool]]):
         taken = 0
 
         def __reversed__(self) -> Any:
@@ -307,7 +314,7 @@ def test_what_a_look_at_the_history_costs_is_what_is_new() -> None:
     kept = history.History(0)
     for number in range(20_000):
         kept.begin()
-        kept.note("default", f"p{number}", removed=False)
+        kept.note(key(f"p{number}"), removed=False)
     kept._changes = Counting(kept._changes)  # type: ignore[assignment]
-    assert kept.after(19_998, "default") == {"p19999": False, "p19998": False}
+    assert kept.after(19_998, DEFAULT) == {"p19999": False, "p19998": False}
     assert Counting.taken == 3

@@ -110,13 +110,14 @@ def exported() -> set[str]:
     for root in ("process", "controlplane", "gateway", "cli", "engine-image", "simulator", "operator"):
         for path in (ROOT / root).rglob("*.py"):
             names |= set(re.findall(r'"(agentserving_[a-z_]+)"', path.read_text()))
-    # Names that code composes: `ControlPlane.overview`, and the sidecar's fields of the engine's load.
+    # Names that code composes: the sidecar's fields of the engine's load, and the control plane's counts.
     names |= {f"agentserving_engine_{name}" for name in re.findall(r'_Field\("([a-z_]+)"', SIDECAR.read_text())}
-    names |= {f"agentserving_{name}" for name in re.findall(r'"((?:programs|calls)_[a-z]+)":', PLANE.read_text())}
+    for path in (ROOT / "controlplane").rglob("*.py"):
+        found = re.findall(r'"((?:programs|calls)_[a-z]+)":', path.read_text())
+        names |= {f"agentserving_{name}" for name in found}
     return names | {f"{name}_total" for name in names} | {f"{name}_bucket" for name in names}
 
 
-PLANE = ROOT / "controlplane/agentserving_controlplane/control_plane.py"
 SIDECAR = ROOT / "engine-image/agentserving_sidecar/metrics.py"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from agentserving.contract.policy import PLAS
 from agentserving_operator import control_planes
 from agentserving_operator.control_planes import ControlPlanes, PolicyRefusedError, Target
 from agentserving_operator.observe.overview import EngineState, Overview
@@ -66,8 +68,11 @@ async def test_a_control_plane_that_does_not_answer_is_no_error() -> None:
 async def test_a_policy_that_the_control_plane_refuses_raises_its_words(
     served: ServedPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_planes, "to_policy", lambda _: served.plane.policy.policy.__class__(name=""))
-    with pytest.raises(PolicyRefusedError):
+    # One that the spec's rules let through and a newer control plane would not.
+    invalid = copy.copy(PLAS)
+    object.__setattr__(invalid, "beta_milli", 5)
+    monkeypatch.setattr(control_planes, "to_policy", lambda _: invalid)
+    with pytest.raises(PolicyRefusedError, match="beta_milli"):
         await ControlPlanes().apply_policy(target(served.port))
 
 

@@ -1,4 +1,4 @@
-"""The CRD keeps the API conventions everywhere, not where somebody thought of it."""
+"""The CRD follows the API conventions in every field."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def test_every_string_number_and_list_is_bounded() -> None:
             assert "maxProperties" in node, path
 
 
-def test_there_are_no_floats_and_no_field_without_words() -> None:
+def test_every_field_is_described_and_none_is_a_float() -> None:
     for path, node in whole():
         kinds = ("object", "string", "integer", "array", "boolean")
         assert node.get("x-kubernetes-int-or-string") or node["type"] in kinds, path
         assert node.get("description") or path.endswith("[]"), path
 
 
-def test_every_rule_says_what_to_do_and_points_at_a_field_that_exists() -> None:
+def test_every_rule_has_a_message_and_names_an_existing_field() -> None:
     rules = [(node, rule) for _, node in whole() for rule in node.get("x-kubernetes-validations", [])]
     assert len(rules) > 15
     for node, rule in rules:
@@ -89,21 +89,21 @@ def test_the_committed_file_is_what_is_generated() -> None:
 
 @dataclass(frozen=True)
 class UnboundedText:
-    """For the test below."""
+    """A field without a bound."""
 
     value: str = text("x", None)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class UnboundedNumber:
-    """For the test below."""
+    """A field without a bound."""
 
     value: int = integer("x", None, 1)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class UnboundedList:
-    """For the test below."""
+    """A field without a bound."""
 
     value: tuple[str, ...] = items("x", None, max_length=1)  # type: ignore[arg-type]
 

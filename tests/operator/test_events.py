@@ -1,4 +1,4 @@
-"""An Event for each condition that turned, and none for what stays."""
+"""An Event for each condition that changed, and none for the others."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def status(ready: tuple[str, str], degraded: tuple[str, str] = ("False", "AsExpe
     }
 
 
-def told(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str]]:
+def reported(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str]]:
     return [(each["type"], each["reason"]) for each in events_of(LIVE, before, after, NOW, "ab")]
 
 
-def test_what_turned_is_told_once() -> None:
+def test_a_change_is_reported_once() -> None:
     starting, ready = status(("False", "Starting")), status(("True", "Ready"))
     failing = status(("False", "Unschedulable"), ("True", "Unschedulable"))
-    assert told({}, starting) == [("Normal", "Starting")]
-    assert told(starting, ready) == [("Normal", "Ready")]
-    assert told(ready, ready) == []
-    assert told(ready, failing) == [("Warning", "Unschedulable"), ("Warning", "Unschedulable")]
-    assert told(failing, ready) == [("Normal", "Ready"), ("Normal", "AsExpected")]
+    assert reported({}, starting) == [("Normal", "Starting")]
+    assert reported(starting, ready) == [("Normal", "Ready")]
+    assert reported(ready, ready) == []
+    assert reported(ready, failing) == [("Warning", "Unschedulable"), ("Warning", "Unschedulable")]
+    assert reported(failing, ready) == [("Normal", "Ready"), ("Normal", "AsExpected")]
 
 
-def test_an_event_names_the_cluster_and_says_why() -> None:
+def test_an_event_names_the_cluster_and_the_reason() -> None:
     first, second = events_of(LIVE, {}, status(("False", "X"), ("True", "X")), NOW, "ab")
     assert first["regarding"]["uid"] == "u"
     assert first["note"] == "Ready is False: why"

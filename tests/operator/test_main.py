@@ -1,4 +1,4 @@
-"""The operator lives as long as it makes progress; when one of its tasks fails, the process ends and says why."""
+"""The operator is healthy while it makes progress; when one of its tasks fails, the process ends with the reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def settings(*flags: str, environment: dict[str, str] | None = None) -> Settings
 
 @pytest.fixture
 def api_flags(tmp_path: Path) -> list[str]:
-    """An API server at which nobody listens."""
+    """Flags for an API server that does not listen."""
     cluster = {"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}
     context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
     document = {

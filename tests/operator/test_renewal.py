@@ -1,4 +1,4 @@
-"""What is due is renewed, what is good stays, and a CA's successor signs only once everybody has heard of it."""
+"""Certificates that are due are renewed, good ones stay, and a CA's successor signs only once all pods trust it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def step(before: Certificates | None, now: datetime.datetime, hosts: dict[str, l
 
 
 def is_accepted(certificates: Certificates, trusted: bytes, now: datetime.datetime) -> bool:
-    """By an implementation that is not the one that issues: the server's leaf for its name, the client's for itself."""
+    """Verified by another implementation than the issuing one: the server's leaf with its name, the client's alone."""
     store = verification.Store(x509.load_pem_x509_certificates(trusted))
     builder = verification.PolicyBuilder().store(store).time(now)
     server = builder.build_server_verifier(x509.DNSName("demo-control-plane.ns.svc"))
@@ -54,14 +54,14 @@ def test_leaves_have_their_names_purposes_and_a_bounded_life() -> None:
     ):
         assert set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == wanted
         assert leaf.not_valid_after_utc == NOW + LEAF_LIFE
-        # Clocks of others may be behind.
+        # Other clocks may be behind.
         assert leaf.not_valid_before_utc < NOW
     with pytest.raises(x509.ExtensionNotFound):
         client.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     assert is_accepted(made, made.authority.trusted, NOW)
 
 
-def test_what_is_good_is_left_alone_for_two_thirds_of_its_life() -> None:
+def test_good_certificates_are_kept_for_two_thirds_of_their_life() -> None:
     made = step(None, NOW)
     assert step(made, NOW) == made
     assert step(made, NOW + LEAF_LIFE * 2 / 3 - DAY) == made
@@ -94,7 +94,7 @@ MADE = step(None, NOW)
     ],
     ids=["missing", "empty", "another's key", "garbage", "another CA's"],
 )
-def test_a_leaf_that_cannot_be_used_is_made_anew_and_the_others_stay(spoilt: Pair | None) -> None:
+def test_an_unusable_leaf_is_issued_again_and_the_others_stay(spoilt: Pair | None) -> None:
     found = renewed("demo", MADE.authority, {**MADE.leaves, "control-plane": spoilt}, HOSTS, NOW)
     assert found.authority == MADE.authority
     assert found.leaves["client"] == MADE.leaves["client"]
@@ -102,14 +102,14 @@ def test_a_leaf_that_cannot_be_used_is_made_anew_and_the_others_stay(spoilt: Pai
     assert is_accepted(found, found.authority.trusted, NOW)
 
 
-def test_other_names_are_another_leaf() -> None:
+def test_changed_names_cause_a_new_leaf() -> None:
     found = step(MADE, NOW, {**HOSTS, "control-plane": ["demo-control-plane.ns.svc"]})
     assert found.leaves["control-plane"] != MADE.leaves["control-plane"]
     assert found.leaves["client"] == MADE.leaves["client"]
 
 
 @pytest.mark.parametrize("broken", [Pair(b"", b""), Pair(MADE.authority.ca.cert, MADE.leaves["client"].key)])
-def test_a_ca_that_cannot_sign_is_made_anew(broken: Pair) -> None:
+def test_a_ca_that_cannot_sign_is_replaced(broken: Pair) -> None:
     found = renewed("demo", Authority(broken), MADE.leaves, HOSTS, NOW)
     assert found.authority.old is None
     assert is_accepted(found, found.authority.trusted, NOW)
@@ -122,21 +122,21 @@ def test_a_new_ca_is_announced_before_it_signs() -> None:
     announced = step(before, at)
     assert announced.authority.old == MADE.authority.ca
     assert announced.leaves == before.leaves
-    # Nobody signs by it yet, though a leaf is due meanwhile.
+    # It does not sign yet, even though a leaf is due.
     last = at + ANNOUNCED_FOR - datetime.timedelta(seconds=1)
     assert is_accepted(renewed("demo", announced.authority, {}, HOSTS, last), MADE.authority.trusted, last)
     signed = step(announced, at + ANNOUNCED_FOR)
     assert signed.authority == announced.authority
     assert not is_accepted(signed, MADE.authority.trusted, at + ANNOUNCED_FOR)
     assert is_accepted(signed, announced.authority.trusted, at + ANNOUNCED_FOR)
-    # The old one is forgotten when it ends.
+    # The old one is dropped when it expires.
     assert step(signed, NOW + CA_LIFE).authority.old is None
 
 
 @given(st.lists(st.floats(0, 0.99), min_size=1, max_size=12))
 @settings(deadline=None, max_examples=30)
-def test_who_read_them_less_than_a_day_ago_accepts_what_is_signed_now_and_is_accepted(days: list[float]) -> None:
-    """Across the change of a CA: by what a pod has read, and the other way round."""
+def test_pods_that_read_certificates_within_the_last_day_trust_each_other(days: list[float]) -> None:
+    """Across a change of the CA, in both directions."""
     now = NOW + CA_LIFE * 2 / 3 - DAY
     made = step(MADE, now)
     for share in days:

@@ -1,4 +1,4 @@
-"""One source: parsing gives what the CRD's schema gives, and says which field is wrong."""
+"""Parsing applies the same defaults as the CRD's schema, and names an invalid field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.spec_samples import INVALID, MINIMAL, VALID
 
 
 def with_defaults(schema: dict[str, Any], value: Any) -> Any:
-    """What the API server stores: the schema's defaults filled in (structural defaulting)."""
+    """What the API server stores: the object with the schema's defaults (structural defaulting)."""
     if schema.get("type") == "object" and "properties" in schema:
         filled = dict(value)
         for name, each in schema["properties"].items():
@@ -38,23 +38,23 @@ def test_parsing_gives_the_defaults_that_the_api_server_gives(given: dict[str, A
     assert plain(parse(ClusterSpec, given)) == with_defaults(spec_schema(), given)
 
 
-def test_what_is_written_out_is_read_back() -> None:
+def test_a_spec_survives_a_round_trip() -> None:
     spec = parse(ClusterSpec, MINIMAL)
     assert parse(ClusterSpec, plain(spec)) == spec
 
 
-def test_engines_run_on_a100_unless_told_otherwise() -> None:
+def test_engines_run_on_a100_by_default() -> None:
     accelerator = parse(ClusterSpec, MINIMAL).engine.accelerator
     assert accelerator.products == A100_PRODUCTS
     assert accelerator.resource_name == "nvidia.com/gpu"
 
 
-@pytest.mark.parametrize(("given", "field", "told"), INVALID)
-def test_an_error_names_the_field_and_what_to_do(given: dict[str, Any], field: str, told: str) -> None:
+@pytest.mark.parametrize(("given", "field", "words"), INVALID)
+def test_an_error_names_the_field_and_what_to_do(given: dict[str, Any], field: str, words: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse(ClusterSpec, given)
     assert caught.value.field == field
-    assert told in caught.value.message
+    assert words in caught.value.message
 
 
 def level(bound: int, quantum: int = 1) -> dict[str, int]:
@@ -62,9 +62,9 @@ def level(bound: int, quantum: int = 1) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("bounds", "told"), [((2, 1), "ascending"), ((1, 1), "twice")])
-def test_levels_ascend(bounds: tuple[int, ...], told: str) -> None:
+def test_levels_ascend(bounds: tuple[int, ...], found: str) -> None:
     custom = {"levels": [level(bound) for bound in bounds]}
-    with pytest.raises(SpecError, match=told):
+    with pytest.raises(SpecError, match=found):
         parse(ClusterSpec, {**MINIMAL, "scheduling": {"policy": "custom", "custom": custom}})
 
 

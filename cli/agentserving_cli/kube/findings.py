@@ -1,11 +1,11 @@
-"""What `kubectl agentserving doctor` finds in a cluster's objects: one line a check, and what to do. Pure."""
+"""Checks of `kubectl agentserving doctor` on a cluster's objects: one line each, and what to do. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from agentserving.v1 import admin_service_pb2, types_pb2
+from agentserving.client.values import EngineState, Overview, PolicyVersion
 
 from agentserving_cli.kube.clusters import Object, conditions
 
@@ -14,15 +14,15 @@ _PARTS = ("ControlPlaneReady", "StoreReady", "EnginesReady", "GatewayReady")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`ok` False: something to do, which `told` says."""
+    """`ok` False: something is wrong with `what`; `message` says what to do."""
 
     ok: bool
     what: str
-    told: str
+    message: str
 
 
 def of_operator(deployments: Sequence[Object]) -> Finding:
-    """Whether somebody looks after clusters."""
+    """Whether an operator runs."""
     running = [each for each in deployments if each.get("status", {}).get("readyReplicas")]
     if running:
         where = ", ".join(sorted({str(each["metadata"]["namespace"]) for each in running}))
@@ -38,10 +38,10 @@ def of_operator(deployments: Sequence[Object]) -> Finding:
 
 
 def of_cluster(cluster: Object) -> Iterator[Finding]:
-    """What the operator says of it."""
+    """What the operator has written into the object's status."""
     seen = conditions(cluster)
     if not seen:
-        yield Finding(False, "status", "is empty: no operator has looked at this object")
+        yield Finding(False, "status", "is empty: no operator has reconciled this object")
         return
     generation = cluster["metadata"].get("generation", 0)
     observed = cluster.get("status", {}).get("observedGeneration") or 0
@@ -50,7 +50,7 @@ def of_cluster(cluster: Object) -> Iterator[Finding]:
     for name in _PARTS:
         condition = seen.get(name)
         if condition is None:
-            yield Finding(False, name, "is not told")
+            yield Finding(False, name, "is missing from the status")
         else:
             yield Finding(condition["status"] == "True", name, _words(condition))
     degraded = seen.get("Degraded")
@@ -64,7 +64,7 @@ def _words(condition: Object) -> str:
 
 
 def of_pods(pods: Sequence[Object]) -> Iterator[Finding]:
-    """Pods that are not ready, each with why; and containers that were restarted."""
+    """Pods that are not ready, each with the reason; and containers that were restarted."""
     for pod in pods:
         name, status = pod["metadata"]["name"], pod.get("status", {})
         containers = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
@@ -86,46 +86,52 @@ def of_pods(pods: Sequence[Object]) -> Iterator[Finding]:
 
 
 def _not_ready(status: Object, containers: Sequence[Object]) -> str:
-    """Why a pod is not ready; empty when it is. The most telling first: no node, a container that waits, the rest."""
+    """Why a pod is not ready; empty when it is. The root cause first: no node, a container that waits, the rest."""
     seen = {condition["type"]: condition for condition in status.get("conditions", [])}
     if seen.get("Ready", {}).get("status") == "True":
         return ""
     scheduled = seen.get("PodScheduled", {})
     if scheduled.get("status") == "False":
-        return f"has no node ({scheduled.get('message') or scheduled.get('reason', 'no reason told')})"
+        return f"has no node ({scheduled.get('message') or scheduled.get('reason', 'no reason given')})"
     for one in containers:
         waiting = one.get("state", {}).get("waiting", {})
-        # Of a pod that starts: it waits for another container, which is told below or here.
+        # The container waits for another one, which has its own reason.
         if waiting.get("reason", "PodInitializing") != "PodInitializing":
-            told = f": {waiting['message']}" if waiting.get("message") else ""
-            return f"container {one['name']} waits ({waiting['reason']}{told})"
+            details = f": {waiting['message']}" if waiting.get("message") else ""
+            return f"container {one['name']} waits ({waiting['reason']}{details})"
     unready = seen.get("Ready", {})
     return f"is not ready ({unready.get('message') or status.get('reason') or status.get('phase', 'no status yet')})"
 
 
-def of_control_plane(
-    cluster: Object, overview: admin_service_pb2.GetOverviewResponse, policy: admin_service_pb2.GetPolicyResponse
-) -> Iterator[Finding]:
-    """What the control plane itself says, against the spec."""
-    store = overview.store_message or "takes writes"
-    yield Finding(overview.store_healthy, "store", store)
-    serving = [engine for engine in overview.engines if engine.state == types_pb2.ENGINE_STATE_READY]
-    wanted = cluster.get("spec", {}).get("engine", {}).get("replicas", len(serving))
-    yield Finding(len(serving) >= wanted, "engines", f"{len(serving)} of {wanted} are attached and serve")
+def of_control_plane(cluster: Object, overview: Overview, policy: PolicyVersion) -> Iterator[Finding]:
+    """What the control plane says, compared with the spec."""
+    yield Finding(overview.store_healthy, "store", overview.store_message or "takes writes")
+    ready = [engine for engine in overview.engines if engine.state is EngineState.READY]
+    wanted = cluster.get("spec", {}).get("engine", {}).get("replicas", len(ready))
+    yield Finding(len(ready) >= wanted, "engines", f"{len(ready)} of {wanted} are ready")
     for engine in overview.engines:
+        if engine.state is not EngineState.READY:
+            state, reason = engine.state.name.lower(), engine.state_reason or "no reason given"
+            # A drain is an administrator's decision.
+            drained = engine.state is EngineState.DRAINING
+            undrain = f": kubectl agentserving undrain {engine.engine_id} ends it" if drained else ""
+            yield Finding(drained, f"engine {engine.engine_id}", f"is {state} ({reason}){undrain}")
         if engine.load.hook_errors:
             yield Finding(
                 False, f"engine {engine.engine_id}",
-                f"its scheduler plugin failed {engine.load.hook_errors} times: its log says at what",
+                f"its scheduler plugin failed {engine.load.hook_errors} times: its log says where",
             )  # fmt: skip
-    waits = ", ".join(policy.pending_engine_ids)
-    told = f"{policy.policy.policy.name}, version {policy.policy.version}"
-    yield Finding(
-        not waits, "policy", f"{told}, not acknowledged by {waits}" if waits else f"{told}, in force everywhere"
-    )
-    asked = cluster.get("spec", {}).get("scheduling", {}).get("policy", "")
-    if asked and asked != policy.policy.policy.name:
+    yield from _of_policy(cluster, policy)
+
+
+def _of_policy(cluster: Object, version: PolicyVersion) -> Iterator[Finding]:
+    pending = ", ".join(version.pending_engine_ids)
+    name = f"{version.policy.name}, version {version.version}"
+    message = f"{name}, not acknowledged by {pending}" if pending else f"{name}, in force everywhere"
+    yield Finding(not pending, "policy", message)
+    wanted = cluster.get("spec", {}).get("scheduling", {}).get("policy", "")
+    if wanted and wanted != version.policy.name:
         yield Finding(
-            False, "policy of the spec", f"is {asked}, in force is {policy.policy.policy.name}: the operator sets it "
-            "within a round; if it does not, its log and the object's conditions say why",
+            False, "policy of the spec", f"is {wanted}, in force is {version.policy.name}: the operator sets it within "
+            "a minute; if it does not, its log and the object's conditions say why",
         )  # fmt: skip

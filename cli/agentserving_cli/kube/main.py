@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import agentserving
 import click
+from agentserving import Client
 from agentserving.transport.connection import Pem
-from agentserving.v1 import admin_service_pb2
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agentserving_cli.connection import DEADLINE_S, Services, connected, fail, named_leader
+from agentserving_cli.connection import connected, fail, named_leader
 from agentserving_cli.kube.clusters import (
     CONTROL_PLANE_PORT,
     RESOURCE,
@@ -38,7 +39,7 @@ console = Console(soft_wrap=True)
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say which cluster, as kubectl has them; f(kubectl, cluster, ...) is given what they mean."""
+    """Options that name the cluster, as kubectl's; they become the arguments of f(kubectl, cluster, ...)."""
 
     @functools.wraps(command)
     def found(*arguments: Any, kubeconfig: str, context: str, namespace: str, cluster: str, **chosen: Any) -> Any:
@@ -48,7 +49,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             fail(str(error))
 
     for option in (
-        click.option("--cluster", default="", help="Name of the AgentServingCluster; not needed where there is one."),
+        click.option("--cluster", default="", help="Name of the AgentServingCluster; the default: the only one."),
         click.option("-n", "--namespace", default="", help="As kubectl's."),
         click.option("--context", default="", help="As kubectl's."),
         click.option("--kubeconfig", default="", help="As kubectl's."),
@@ -62,22 +63,22 @@ def _cluster(kubectl: Kubectl, name: str) -> Object:
 
 
 @contextmanager
-def _connected(kubectl: Kubectl, cluster: Object) -> Iterator[Services]:
-    """A Service's port leads to any of the pods, and the leader's own address leads there inside the cluster only."""
+def _connected(kubectl: Kubectl, cluster: Object) -> Iterator[Client]:
+    """Forwards a port to the leader: a Service's port leads to any pod, the leader's own address only works inside."""
     tls = _certificates(kubectl, cluster)
     with kubectl.forwarded(control_plane_service(cluster), CONTROL_PLANE_PORT) as address:
         leader = named_leader(address, tls)
         if not leader:
-            with connected(address, tls) as stubs:
-                yield stubs
+            with connected(address, tls) as client:
+                yield client
             return
     pods = kubectl.items("pods", "-l", labels(cluster["metadata"]["name"], "control-plane"))
-    with kubectl.forwarded(pod_at(pods, leader), CONTROL_PLANE_PORT) as address, connected(address, tls) as stubs:
-        yield stubs
+    with kubectl.forwarded(pod_at(pods, leader), CONTROL_PLANE_PORT) as address, connected(address, tls) as client:
+        yield client
 
 
 def _certificates(kubectl: Kubectl, cluster: Object) -> Pem | None:
-    """None where there is no TLS. A forwarded port is this machine's: certificates of control planes say localhost."""
+    """None without TLS. Control planes' certificates carry localhost, which is where a forwarded port is."""
     name = client_secret(cluster)
     if not name:
         return None
@@ -90,13 +91,13 @@ def _certificates(kubectl: Kubectl, cluster: Object) -> Pem | None:
 
 
 @contextmanager
-def _found(kubectl: Kubectl, name: str) -> Iterator[Services]:
-    with _connected(kubectl, _cluster(kubectl, name)) as stubs:
-        yield stubs
+def _found(kubectl: Kubectl, name: str) -> Iterator[Client]:
+    with _connected(kubectl, _cluster(kubectl, name)) as client:
+        yield client
 
 
 def _where(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives the command a way to the control plane through a port-forward of its own."""
+    """Adds the options; the command's `connect` forwards a port of its own to the control plane."""
 
     @functools.wraps(command)
     def found(kubectl: Kubectl, cluster: str, *arguments: Any, **chosen: Any) -> Any:
@@ -106,12 +107,12 @@ def _where(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.group()
-@click.version_option("0.1.0")
+@click.version_option(agentserving.__version__)
 def main() -> None:
-    """Programs on an AgentServingCluster: who runs, who waits, under which policy.
+    """Programs on an AgentServingCluster: which run, which wait, under which policy.
 
-    Uses your kubeconfig, and forwards a port to the control plane by itself. Where a namespace has one
-    AgentServingCluster it is found; else name it with --cluster.
+    Uses your kubeconfig and forwards a port to the control plane. In a namespace with several AgentServingClusters,
+    name one with --cluster.
     """
 
 
@@ -119,21 +120,22 @@ for _command in program_commands(_where):
     main.add_command(_command)
 
 
-@main.command()
+@main.command("status")
 @output_option
 @_options
-def status(kubectl: Kubectl, cluster: str, output: str) -> None:
-    """How a cluster is: its conditions, engines and policy, as the operator tells them."""
+def show_status(kubectl: Kubectl, cluster: str, output: str) -> None:
+    """Show a cluster's conditions, engines and policy, as the operator reports them."""
     found = _cluster(kubectl, cluster)
+    status = found.get("status", {})
     if is_data(output):
-        print_data(found.get("status", {}), output)
+        print_data(status, output)
         return
-    told = found.get("status", {})
-    policy, engines = told.get("policy", {}), told.get("engines", {})
+    policy, engines = status.get("policy", {}), status.get("engines", {})
     console.print(
         f"[bold]{escape(found['metadata']['name'])}[/bold] in {escape(found['metadata']['namespace'])}: "
         f"engines {escape(engines.get('summary', '-'))}, policy {escape(policy.get('name') or '-')} "
-        f"v{policy.get('version', 0)}, {told.get('programs', 0)} programs, {escape(told.get('url') or 'no URL yet')}"
+        f"v{policy.get('version', 0)}, {status.get('programs', 0)} programs, "
+        f"{escape(status.get('url') or 'no URL yet')}"
     )
     table = Table(box=None, pad_edge=False)
     for title in ("CONDITION", "STATUS", "REASON", "MESSAGE"):
@@ -148,14 +150,14 @@ def status(kubectl: Kubectl, cluster: str, output: str) -> None:
 @output_option
 @_options
 def doctor(kubectl: Kubectl, cluster: str, output: str) -> None:
-    """Look for what is wrong with a cluster, and say what to do. Exit status 1 when something is."""
+    """Check a cluster and say what to do about each problem. Exit status 1 when there is one."""
     findings = list(_findings(kubectl, cluster))
     if is_data(output):
-        print_data([{"ok": each.ok, "what": each.what, "told": each.told} for each in findings], output)
+        print_data([{"ok": each.ok, "what": each.what, "message": each.message} for each in findings], output)
     else:
         for each in findings:
             mark = "[green]ok [/green]" if each.ok else "[red]BAD[/red]"
-            console.print(f"{mark} [bold]{escape(each.what)}[/bold] {escape(each.told)}")
+            console.print(f"{mark} [bold]{escape(each.what)}[/bold] {escape(each.message)}")
     sys.exit(0 if all(each.ok for each in findings) else 1)
 
 
@@ -171,14 +173,13 @@ def _findings(kubectl: Kubectl, name: str) -> Iterator[Finding]:
         selector = "app.kubernetes.io/name=agentserving-operator"
         yield of_operator(kubectl.items("deployments", "--all-namespaces", "-l", selector))
     except KubectlError as error:
-        yield Finding(True, "operator", f"could not be looked for ({error})")
+        yield Finding(True, "operator", f"cannot be checked ({error})")
     found = choose(clusters, name, kubectl.namespace)
     yield from of_cluster(found)
     yield from of_pods(kubectl.items("pods", "-l", labels(found["metadata"]["name"])))
     try:
-        with _connected(kubectl, found) as stubs:
-            overview = stubs.admin.GetOverview(admin_service_pb2.GetOverviewRequest(), timeout=DEADLINE_S)
-            policy = stubs.admin.GetPolicy(admin_service_pb2.GetPolicyRequest(), timeout=DEADLINE_S)
+        with _connected(kubectl, found) as client:
+            overview, policy = client.get_overview(), client.get_policy()
     except (KubectlError, click.ClickException) as error:
         yield Finding(
             False, "control plane", error.format_message() if isinstance(error, click.ClickException) else str(error)

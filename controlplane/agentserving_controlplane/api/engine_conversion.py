@@ -13,13 +13,14 @@ from agentserving_controlplane.engines.health import Health
 from agentserving_controlplane.engines.registry import Engine
 from agentserving_controlplane.table.reports import CallReport
 
-_LOAD_FIELDS = tuple(Load.__dataclass_fields__)
+_HEALTH = frozenset(map(int, Health))
+_LOAD_FIELDS = Load.__struct_fields__
 _CAPABILITY_FIELDS = tuple(name for name in Capabilities.__dataclass_fields__ if name != "models")
 
 
 def health(number: int, stuck: bool) -> Health:
     """Health as reported; senders that do not know it set only `stuck`."""
-    if number == Health.UNSPECIFIED or number not in Health:
+    if number == Health.UNSPECIFIED or number not in _HEALTH:
         return Health.STUCK if stuck else Health.SERVING
     return Health(number)
 

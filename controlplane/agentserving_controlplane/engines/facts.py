@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
@@ -24,8 +26,7 @@ class Capabilities:
     async_scheduling: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges, and counters since the engine's boot."""
 
     running: int = 0

@@ -40,6 +40,7 @@ class Condition(NamedTuple):
     reason: str = ""
 
 
+READY = Condition(EngineState.READY)
 _OF_HEALTH = {
     Health.DOWN: Condition(EngineState.DOWN, "the engine process is not running or does not answer"),
     Health.LOADING: Condition(EngineState.LOADING, "the engine process is starting"),
@@ -65,4 +66,4 @@ def condition_of(
         return Condition(EngineState.FAILING, failing)
     if draining:
         return Condition(EngineState.DRAINING, draining)
-    return Condition(EngineState.READY)
+    return READY

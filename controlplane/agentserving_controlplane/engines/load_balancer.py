@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+import msgspec
 from agentserving.contract.ids import EngineId, ProgramKey
 
 from agentserving_controlplane.policy.version import Balancer
@@ -25,8 +26,7 @@ PREFIX_SHARE = 0.9
 PREFILL_US_PER_TOKEN, CALL_US = 50.0, 500_000.0
 
 
-@dataclass(slots=True, kw_only=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """An engine that may take the call.
 
     `prefill_us_per_token` is measured by the engine, `call_us` is the smoothed service time of its calls; both have

@@ -8,6 +8,8 @@ kinds of evidence are counted, each since the engine's last success:
   they come from several programs while other engines serve their calls, and never more than half of the engines.
 
 An ejection lasts EJECTION_US, doubled with each further one up to MAX_EJECTION_US. After it one trial call decides.
+Ejected engines still serve when no other engine is left: an engine whose process is gone is DOWN (health.py), and the
+bad requests of one client must not stop the service for all.
 Time is an argument: microseconds of a monotonic clock.
 """
 
@@ -20,8 +22,6 @@ from agentserving.contract.ids import CallId, ProgramKey
 
 FAILURES, REJECTIONS, REJECTED_PROGRAMS = 3, 5, 3
 EJECTION_US, MAX_EJECTION_US = 10_000_000, 300_000_000
-# When no other engine serves, a failing one is tried again this soon: waiting longer would help no one.
-LAST_ENGINE_EJECTION_US = 1_000_000
 
 
 class Cause(Enum):
@@ -41,7 +41,6 @@ class OutlierRecord:
     # Consecutive ejections, and the current one.
     ejections: int = 0
     cause: Cause | None = None
-    ejected_us: int = 0
     until_us: int = 0
     trial: CallId | None = None
 
@@ -85,7 +84,7 @@ class OutlierRecord:
 
     def _eject(self, cause: Cause, now_us: int) -> None:
         length_us = min(EJECTION_US << min(self.ejections, 10), MAX_EJECTION_US)
-        self.cause, self.ejected_us, self.until_us = cause, now_us, now_us + length_us
+        self.cause, self.until_us = cause, now_us + length_us
         self.ejections += 1
         self.trial = None
 
@@ -93,10 +92,9 @@ class OutlierRecord:
         """A call has been admitted while the engine was ejected: its trial."""
         self.trial = call_id
 
-    def may_try(self, now_us: int, *, is_last: bool) -> bool:
-        """True when a trial call may be sent. `is_last`: no other engine serves."""
-        due_us = min(self.until_us, self.ejected_us + LAST_ENGINE_EJECTION_US) if is_last else self.until_us
-        return self.is_ejected and self.trial is None and now_us >= due_us
+    def may_try(self, now_us: int) -> bool:
+        """True when the ejection is over and a trial call may be sent."""
+        return self.is_ejected and self.trial is None and now_us >= self.until_us
 
     def reason(self) -> str:
         """For people; empty while the engine is not ejected."""

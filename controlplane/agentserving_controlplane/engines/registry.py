@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from agentserving.contract.ids import CallId, EngineId, ProgramKey
 
 from agentserving_controlplane.engines.facts import Capabilities, Load
-from agentserving_controlplane.engines.health import Condition, EngineState, Health, condition_of
+from agentserving_controlplane.engines.health import READY, Condition, EngineState, Health, condition_of
 from agentserving_controlplane.engines.load_balancer import CALL_US, PREFILL_US_PER_TOKEN, Candidate
 from agentserving_controlplane.engines.outliers import Cause, OutlierRecord
 from agentserving_controlplane.errors import NotFoundError, UnavailableError
@@ -63,8 +63,14 @@ class Engine:
         return len(self.calls)
 
     @property
+    def _serves(self) -> bool:
+        return self.attached and bool(self.address) and self.health <= Health.SERVING
+
+    @property
     def condition(self) -> Condition:
         """Its state, and why."""
+        if self._serves and not (self.drained or self.leaving or self.outliers.is_ejected):
+            return READY
         draining = "drained by an administrator" if self.drained else "its pod is leaving" if self.leaving else ""
         return condition_of(
             attached=self.attached,
@@ -221,7 +227,8 @@ class EngineRegistry:
         UnavailableError when there is none, NotFoundError when none serves the model.
         """
         known = [engine for engine in self.engines.values() if engine.engine_id not in exclude]
-        usable = self._usable([engine for engine in known if engine.serves(model)], holding, now_us)
+        serving = [engine for engine in known if engine.serves(model)] if model else known
+        usable = self._usable(serving, holding, now_us)
         if not usable and model and (others := self._usable(known, holding, now_us)):
             names = ", ".join(sorted({name for engine in others for name in engine.capabilities.models}))
             raise NotFoundError("MODEL_NOT_FOUND", f"no engine serves {model!r}; served: {names}", field="model")
@@ -234,18 +241,16 @@ class EngineRegistry:
 
     @staticmethod
     def _usable(engines: list[Engine], holding: frozenset[EngineId], now_us: int) -> list[Engine]:
+        ready = [engine for engine in engines if engine.condition is READY]
+        if len(ready) == len(engines):
+            return ready
         by_state: dict[EngineState, list[Engine]] = {}
         for engine in engines:
             by_state.setdefault(engine.state, []).append(engine)
-        ready, failing = by_state.get(EngineState.READY, []), by_state.get(EngineState.FAILING, [])
+        failing = by_state.get(EngineState.FAILING, [])
         # One call decides whether an ejected engine comes back: waiting for the balancer to prefer it might take long.
-        trials = [engine for engine in failing if engine.outliers.may_try(now_us, is_last=not ready)]
-        if trials or ready:
-            return trials[:1] or ready
+        trials = [engine for engine in failing if engine.outliers.may_try(now_us)]
         draining = [engine for engine in by_state.get(EngineState.DRAINING, []) if engine.engine_id in holding]
-        if draining:
-            return draining
-        # Last resorts: an engine that only rejects calls, and one that is slow but alive.
-        rejecting = [engine for engine in failing if engine.outliers.cause is Cause.REJECTIONS]
-        stuck = by_state.get(EngineState.STUCK, [])
-        return rejecting or [engine for engine in stuck if engine.address and now_us - engine.heard_us <= BEAT_US]
+        # The last resorts: an engine whose calls fail, and one that is slow but alive.
+        stuck = [e for e in by_state.get(EngineState.STUCK, []) if e.address and now_us - e.heard_us <= BEAT_US]
+        return trials[:1] or ready or draining or failing or stuck

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
 from agentserving_controlplane.errors import DomainError, ForbiddenError, InvalidError, NotFoundError, OverloadedError
@@ -29,8 +30,7 @@ MAX_PARENTS = 64
 MAX_CALLS_IN_FLIGHT = 16_384
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdmissionRequest:
+class AdmissionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """AdmitCall. Empty strings mean "not given"; `implicit` marks ids that were taken from headers as a claim."""
 
     tenant: Tenant
@@ -50,8 +50,7 @@ class AdmissionRequest:
     digest: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdmissionPlan:
+class AdmissionPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What admitting a call changes, the engine aside."""
 
     request: AdmissionRequest

@@ -58,11 +58,14 @@ class Changes:
 
     def take(self) -> list[list[Item]]:
         """The groups of changed items, which are then forgotten."""
+        if not self._rows and not self._alone:
+            return []
         groups: dict[ProgramKey, list[Item]] = {}
         for key in self._rows:
             group = groups.setdefault(self._roots.get(key, key), [])
             group.append(Item(key, ROW))
-            group += [Item(key, place) for place in sorted(self._with_row.get(key, ()))]
+            if key in self._with_row:
+                group += [Item(key, place) for place in sorted(self._with_row[key])]
         taken = list(groups.values())
         taken += [[item] for item in self._alone if item.place not in self._with_row.get(item.key, ())]
         self._rows.clear()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+import msgspec
 from agentserving.contract.ids import ProgramId, Tenant
 
 from agentserving_controlplane.table.rows import CallRow, ProgramRow
@@ -19,8 +20,7 @@ KEPT = 20_000
 MAX_NEWS = 1000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """The program of a call; instants in Unix microseconds."""
 
     program_id: ProgramId
@@ -31,8 +31,7 @@ class Origin:
     root_open_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class EndedCall:
+class EndedCall(msgspec.Struct, frozen=True):
     """A call that has left the table, with its final counters."""
 
     origin: Origin
@@ -41,8 +40,7 @@ class EndedCall:
     end_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class ClosedProgram:
+class ClosedProgram(msgspec.Struct, frozen=True):
     """A program that takes no new calls."""
 
     origin: Origin

@@ -99,15 +99,15 @@ class ProcessTable:
 
     @staticmethod
     def store_key(item: Item) -> str:
-        """Where the store keeps an item."""
+        """Store key of an item."""
         tenant, program_id = item.key
         return row_key(tenant, program_id) if item.place == ROW else chunk_key(tenant, program_id, item.place)
 
     def encode(self, item: Item) -> bytes | None:
-        """Present value of an item; None deletes it."""
+        """Present value of an item for the store; None deletes it."""
         if item.place == ROW:
-            row = self.index.rows[item.key]
-            return encode(row, self.index.chunks.in_row(row))
+            row = self.index.rows.get(item.key)
+            return encode(row, self.index.chunks.in_row(row)) if row is not None else None
         calls = self.index.chunks.chunk(item.key, item.place)
         return encode_calls(calls.values()) if calls else None
 

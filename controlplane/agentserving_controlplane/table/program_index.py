@@ -140,7 +140,7 @@ class ProgramIndex:
         """Adds a call that the store holds in a chunk."""
         self.busy += not row.calls
         row.calls[call.call_id] = call
-        self.chunks.restore(row.key, number, call)
+        self.chunks.restore(row, number, call)
         self._count_call(row, call, steady_us)
 
     def insert(self, row: ProgramRow, steady_us: int, *, ordered: bool = True) -> None:
@@ -192,7 +192,7 @@ class ProgramIndex:
         """Adds a call that begins; returns its place."""
         self.busy += not row.calls
         row.calls[call.call_id] = call
-        place = self.chunks.add(row.key, call)
+        place = self.chunks.add(row, call)
         self._count_call(row, call, steady_us)
         return place
 
@@ -204,7 +204,7 @@ class ProgramIndex:
         self.running_calls -= call.running
         self.busy -= not row.calls
         self._off_engine(row, call)
-        return self.chunks.remove(row.key, call)
+        return self.chunks.remove(row, call)
 
     def move_call(self, row: ProgramRow, call: CallRow, engine_id: EngineId, running: bool) -> None:
         """Records where a call is and whether it runs."""
@@ -217,7 +217,7 @@ class ProgramIndex:
 
     def place_of(self, row: ProgramRow, call: CallRow) -> int:
         """Where the store holds a call in flight: ROW or the number of a chunk."""
-        return self.chunks.place_of(row.key, call.call_id)
+        return self.chunks.place_of(row, call)
 
     def _count_call(self, row: ProgramRow, call: CallRow, steady_us: int) -> None:
         self.calls[call.call_id] = row.key

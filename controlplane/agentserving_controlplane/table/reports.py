@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
 from agentserving_controlplane.table.rows import NO_PROGRAM, CallRow
@@ -13,8 +12,7 @@ from agentserving_controlplane.table.states import Outcome
 MAX_COUNTER = 1 << 50
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallReport:
+class CallReport(msgspec.Struct, frozen=True, kw_only=True):
     """Counters of one call since its arrival at the engine; `outcome` is NONE while it goes on.
 
     Ids, thread and account repeat the ticket, so that a table which lost the admission can adopt the call.

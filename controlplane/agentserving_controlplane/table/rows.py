@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cached_property
 
 import msgspec
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
@@ -78,7 +79,7 @@ class ThreadRow(msgspec.Struct, omit_defaults=True):
     wait_us: int = 0
 
 
-class ProgramRow(msgspec.Struct, omit_defaults=True):
+class ProgramRow(msgspec.Struct, omit_defaults=True, dict=True):
     """A program. On a root, `attained_service_us` and `account_wait_us` are the account of the whole tree."""
 
     program_id: ProgramId
@@ -124,11 +125,12 @@ class ProgramRow(msgspec.Struct, omit_defaults=True):
     # Its owner has cancelled it, whatever its outcome was by then: it takes no calls until it is opened again.
     cancel_requested: bool = False
 
-    @property
+    # Cached in the instance's dictionary (`dict=True`), which is not encoded: an admission needs each a dozen times.
+    @cached_property
     def key(self) -> ProgramKey:
         return ProgramKey(self.tenant, self.program_id)
 
-    @property
+    @cached_property
     def root_key(self) -> ProgramKey:
         return ProgramKey(self.tenant, self.root)
 

@@ -1,19 +1,21 @@
-"""From messages of agentserving.v1 to values, and policies back. Pure.
+"""From messages of agentserving.v1 to values. Pure.
 
-The values have the names of the messages' fields, so one walk over the fields reads them all.
+The fields of a value have the names of the message's fields, so one walk over them reads any message.
 """
 
 from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, TypeVar
 
 from agentserving.client.values import Balancer, ClosedProgram, EndedCall, Endings, PolicyVersion
+from agentserving.contract.ids import EngineId
+from agentserving.contract.policy import InvalidPolicyError, Policy
 from agentserving.contract.policy_message import policy_from
 from agentserving.v1 import call_service_pb2, types_pb2
 
@@ -22,7 +24,7 @@ Reader = Callable[[Any, str], Any]
 
 
 def read(kind: type[Value], message: Any) -> Value:
-    """The value that a message says. Fields that have a default are not looked for."""
+    """A message as a value. Fields that have a default are not read."""
     readers: dict[str, Reader] = _readers(typing.cast(Hashable, kind))
     return kind(**{name: reader(message, name) for name, reader in readers.items()})
 
@@ -59,7 +61,7 @@ def _instant(message: Any, name: str) -> datetime | None:
 
 
 def endings(message: call_service_pb2.WatchEndingsResponse) -> Endings:
-    """What ended; kinds of endings that this version does not know are left out."""
+    """A batch of endings; kinds that this version does not know are left out."""
     found: list[EndedCall | ClosedProgram] = []
     for ending in message.endings:
         match ending.WhichOneof("ending"):
@@ -67,13 +69,29 @@ def endings(message: call_service_pb2.WatchEndingsResponse) -> Endings:
                 found.append(read(EndedCall, ending.call))
             case "program":
                 found.append(read(ClosedProgram, ending.program))
-    return Endings(message.position, tuple(found), message.lost, message.restarted, _instant(message, "send_time"))
+    return Endings(
+        position=message.position,
+        endings=tuple(found),
+        lost=message.lost,
+        restarted=message.restarted,
+        send_time=_instant(message, "send_time"),
+    )
 
 
 def policy_version(
-    message: types_pb2.PolicyVersion, acknowledged: tuple[str, ...] = (), pending: tuple[str, ...] = ()
+    message: types_pb2.PolicyVersion, acknowledged: Iterable[str] = (), pending: Iterable[str] = ()
 ) -> PolicyVersion:
-    """A policy in force."""
+    """A policy in force; one that only a newer version understands is not an error."""
+    error = ""
+    try:
+        policy = policy_from(message.policy)
+    except InvalidPolicyError as unknown:
+        policy, error = Policy(name=message.policy.name), str(unknown)
     return PolicyVersion(
-        message.version, policy_from(message.policy), Balancer(message.balancer), acknowledged, pending
+        version=message.version,
+        policy=policy,
+        balancer=Balancer(message.balancer),
+        acknowledged_engine_ids=tuple(EngineId(each) for each in acknowledged),
+        pending_engine_ids=tuple(EngineId(each) for each in pending),
+        policy_error=error,
     )

@@ -1,14 +1,15 @@
-"""Every unary operation of the clients, once: a request, where it goes, how its answer reads. Pure; nothing is sent.
+"""Every unary operation of the clients, once: the request, its method, and how the response is read. Pure.
 
-`Client` and `AsyncClient` are made of these: each of their methods is one function here, run in one way or the other.
-Mutations get an idempotency key when they are made, so that trying one again is the same mutation.
+`Client` and `AsyncClient` share these functions: each of their methods runs one of them, blocking or awaited.
+Operations that create something (a program, a call, a policy version) carry an idempotency key, so that a retry is the
+same mutation. The others set a state: repeating them changes nothing, and they need no key.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -37,18 +38,18 @@ ADMIN = "/agentserving.v1.AdminService/"
 
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[Result]):
-    """`again`: may be tried again when nobody answered."""
+    """A unary RPC. `may_retry`: whether to send it again when no server answered."""
 
     path: str
     request: Message
     response: type[Message]
     read: Callable[[Any], Result]
-    again: bool = True
+    may_retry: bool = field(default=True, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some of the programs. `next_page_token` empty = the last ones."""
+    """A page of a list of programs. An empty `next_page_token` marks the last one."""
 
     programs: tuple[Program, ...]
     next_page_token: str
@@ -67,6 +68,10 @@ def _program(response: Any) -> Program:
     return messages.read(Program, response.program)
 
 
+def _engine(response: Any) -> Engine:
+    return messages.read(Engine, response.engine)
+
+
 def _nothing(response: Any) -> None:
     return None
 
@@ -77,7 +82,10 @@ def _nothing(response: Any) -> None:
 def open_program(
     name: str = "", *, program_id: str = "", parent_program_id: str = "", idempotency_key: str = ""
 ) -> Operation[Program]:
-    """Opens a program; durable when it answers. An empty id is made up by the control plane."""
+    """Opens a program; durable when it returns. With an empty id the control plane chooses one.
+
+    Reopens a program that was closed or cancelled.
+    """
     pb = program_service_pb2
     request = pb.OpenProgramRequest(
         program_id=program_id, name=name, parent_program_id=parent_program_id, idempotency_key=idempotency_key or _key()
@@ -88,9 +96,7 @@ def open_program(
 def close_program(program_id: str, *, outcome: Outcome = Outcome.COMPLETED) -> Operation[Program]:
     """Ends a program, COMPLETED or FAILED; calls in flight finish and are charged."""
     pb = program_service_pb2
-    request = pb.CloseProgramRequest(
-        program_id=program_id, outcome=types_pb2.Outcome.ValueType(outcome), idempotency_key=_key()
-    )
+    request = pb.CloseProgramRequest(program_id=program_id, outcome=types_pb2.Outcome.ValueType(outcome))
     return Operation(PROGRAMS + "CloseProgram", request, pb.CloseProgramResponse, _program)
 
 
@@ -103,7 +109,7 @@ def get_program(program_id: str) -> Operation[Program]:
 
 
 def list_page(states: Iterable[ProgramState] = (), *, page_size: int = 0, page_token: str = "") -> Operation[Page]:
-    """Some programs, by id. No states = all but CLOSED."""
+    """A page of programs in order of their ids. No states = all but CLOSED."""
     pb = program_service_pb2
     request = pb.ListProgramsRequest(
         page_size=page_size, page_token=page_token, states=[types_pb2.ProgramState.ValueType(s) for s in states]
@@ -117,28 +123,34 @@ def list_page(states: Iterable[ProgramState] = (), *, page_size: int = 0, page_t
 
 
 def cancel_program(program_id: str) -> Operation[int]:
-    """Aborts all calls of a program and of its children, and closes them; gives how many calls were told to stop."""
+    """Aborts all calls of a program and of its children, and closes them; returns the number of aborted calls.
+
+    Later calls are refused with PermissionDeniedError (reason PROGRAM_CANCELLED) until `open_program` reopens it.
+    """
     pb = program_service_pb2
-    request = pb.CancelProgramRequest(program_id=program_id, idempotency_key=_key())
+    request = pb.CancelProgramRequest(program_id=program_id)
     return Operation(PROGRAMS + "CancelProgram", request, pb.CancelProgramResponse, lambda r: int(r.calls_cancelled))
 
 
 def pause_program(program_id: str) -> Operation[Program]:
-    """Holds a program on every engine: its calls queue, running ones are preempted."""
+    """Pauses a program on every engine: running calls are preempted, and all of its calls stay in the queue."""
     pb = program_service_pb2
-    request = pb.PauseProgramRequest(program_id=program_id, idempotency_key=_key())
+    request = pb.PauseProgramRequest(program_id=program_id)
     return Operation(PROGRAMS + "PauseProgram", request, pb.PauseProgramResponse, _program)
 
 
 def resume_program(program_id: str) -> Operation[Program]:
-    """Lets a paused program go on."""
+    """Resumes a paused program."""
     pb = program_service_pb2
-    request = pb.ResumeProgramRequest(program_id=program_id, idempotency_key=_key())
+    request = pb.ResumeProgramRequest(program_id=program_id)
     return Operation(PROGRAMS + "ResumeProgram", request, pb.ResumeProgramResponse, _program)
 
 
 def begin_tool_wait(program_id: str, *, tool: str, thread_id: str = "", expected_s: float = 0.0) -> Operation[None]:
-    """Tells that a program waits for a tool or a human; `expected_s` 0 = unknown."""
+    """A program, or one of its threads, begins to wait for a tool or a human. `expected_s`: how long; 0 = unknown.
+
+    Engines decide by it whether the program's KV blocks are worth keeping.
+    """
     pb = program_service_pb2
     request = pb.BeginToolWaitRequest(
         program_id=program_id, thread_id=thread_id, tool=tool, expected_us=_us(expected_s)
@@ -147,7 +159,7 @@ def begin_tool_wait(program_id: str, *, tool: str, thread_id: str = "", expected
 
 
 def end_tool_wait(program_id: str, *, thread_id: str = "") -> Operation[None]:
-    """Tells that the wait is over."""
+    """The wait is over."""
     pb = program_service_pb2
     request = pb.EndToolWaitRequest(program_id=program_id, thread_id=thread_id)
     return Operation(PROGRAMS + "EndToolWait", request, pb.EndToolWaitResponse, _nothing)
@@ -169,10 +181,11 @@ def admit(
     retry_of_call_id: str = "",
     exclude_engine_ids: Iterable[str] = (),
 ) -> Operation[Admission]:
-    """Takes a call in: which engine runs it, and its ticket. No id = a program of this one call.
+    """Admits a call: chooses its engine and signs its ticket. No program id = a program of this one call.
 
-    `implicit` opens an unknown program. Whoever admits a call runs it, or tells `end_call`. Never tried again by
-    itself: two admissions are two calls.
+    implicit: open a program that is unknown. prompt_tokens: an estimate, for the load balancer. retry_of_call_id: the
+    attempt that failed; give its program_id, too. The caller runs the call or ends it with `end_call`. Not retried
+    automatically, because two admissions are two calls.
     """
     request = call_service_pb2.AdmitCallRequest(
         program_id=program_id,
@@ -192,12 +205,12 @@ def admit(
         request,
         call_service_pb2.AdmitCallResponse,
         lambda response: messages.read(Admission, response),
-        again=False,
+        may_retry=False,
     )
 
 
 def end_call(call_id: str, *, outcome: Outcome = Outcome.CANCELLED, never_started: bool = False) -> Operation[None]:
-    """Ends a call that no engine will report."""
+    """Ends a call that no engine will report. REJECTED: the engine refused it (HTTP 4xx)."""
     request = call_service_pb2.EndCallRequest(
         call_id=call_id, outcome=types_pb2.Outcome.ValueType(outcome), never_started=never_started
     )
@@ -208,13 +221,11 @@ def end_call(call_id: str, *, outcome: Outcome = Outcome.CANCELLED, never_starte
 
 
 def get_policy() -> Operation[PolicyVersion]:
-    """The policy in force, and which engines follow it already."""
+    """The policy in force, and the engines that have acknowledged it."""
     pb = admin_service_pb2
 
     def version(response: pb.GetPolicyResponse) -> PolicyVersion:
-        return messages.policy_version(
-            response.policy, tuple(response.acknowledged_engine_ids), tuple(response.pending_engine_ids)
-        )
+        return messages.policy_version(response.policy, response.acknowledged_engine_ids, response.pending_engine_ids)
 
     return Operation(ADMIN + "GetPolicy", pb.GetPolicyRequest(), pb.GetPolicyResponse, version)
 
@@ -222,10 +233,10 @@ def get_policy() -> Operation[PolicyVersion]:
 def set_policy(
     policy: Policy | str | None = None, *, balancer: Balancer = Balancer.UNSPECIFIED, expected_version: int = 0
 ) -> Operation[PolicyVersion]:
-    """Puts a policy (a value, or a preset's name) or a balancer in force; durable when it answers.
+    """Puts a policy (a value, or the name of a preset) or a load balancer in force; durable when it returns.
 
-    `expected_version`: ConflictError when another version is in force; 0 = whichever. With one it is not tried again:
-    a change that was made, but whose answer got lost, would look like a conflict.
+    expected_version: ConflictError unless this version is in force; 0 = any. Such a change is not retried, because one
+    that was applied, but whose response was lost, would look like a conflict.
     """
     pb = admin_service_pb2
     message = types_pb2.Policy(name=policy) if isinstance(policy, str) else None
@@ -242,12 +253,12 @@ def set_policy(
         request,
         pb.ApplyPolicyResponse,
         lambda response: messages.policy_version(response.policy),
-        again=not expected_version,
+        may_retry=not expected_version,
     )
 
 
 def list_engines() -> Operation[tuple[Engine, ...]]:
-    """All engines that have attached to this control plane."""
+    """All engines that the control plane knows."""
     pb = admin_service_pb2
     return Operation(
         ADMIN + "ListEngines",
@@ -258,10 +269,17 @@ def list_engines() -> Operation[tuple[Engine, ...]]:
 
 
 def drain_engine(engine_id: str) -> Operation[Engine]:
-    """Takes an engine out for new calls; its calls finish."""
+    """Gives an engine no new programs; its calls finish. Durable until `undrain_engine`."""
     pb = admin_service_pb2
-    request = pb.DrainEngineRequest(engine_id=engine_id, idempotency_key=_key())
-    return Operation(ADMIN + "DrainEngine", request, pb.DrainEngineResponse, lambda r: messages.read(Engine, r.engine))
+    request = pb.DrainEngineRequest(engine_id=engine_id)
+    return Operation(ADMIN + "DrainEngine", request, pb.DrainEngineResponse, _engine)
+
+
+def undrain_engine(engine_id: str) -> Operation[Engine]:
+    """Ends the drain of an engine."""
+    pb = admin_service_pb2
+    request = pb.UndrainEngineRequest(engine_id=engine_id)
+    return Operation(ADMIN + "UndrainEngine", request, pb.UndrainEngineResponse, _engine)
 
 
 def get_overview() -> Operation[Overview]:

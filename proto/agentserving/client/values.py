@@ -1,7 +1,7 @@
-"""What the clients answer with: frozen values, named and measured as in agentserving.v1 (the proto has the comments).
+"""What the clients return: frozen values with the names and units of agentserving.v1, whose .proto has the comments.
 
-Service and waits are microseconds of model execution; instants are UTC, None when they have not come. An enum value
-that this version does not know reads as UNSPECIFIED.
+Service and waits are microseconds of model execution. Times are UTC, None when they have not come. An enum value of a
+newer server that this version does not know reads as UNSPECIFIED.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Self
 
+from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.policy import Policy
 
 
 class _WireEnum(IntEnum):
-    """Numbers as on the wire; one of a newer server is UNSPECIFIED."""
+    """Numbers as on the wire; one that is not known is UNSPECIFIED."""
 
     @classmethod
     def _missing_(cls, value: object) -> Self:
@@ -23,7 +24,7 @@ class _WireEnum(IntEnum):
 
 
 class ProgramState(_WireEnum):
-    """Where a program is in its life."""
+    """Phase of a program's life."""
 
     UNSPECIFIED = 0
     ACTIVE = 1
@@ -33,17 +34,19 @@ class ProgramState(_WireEnum):
 
 
 class Outcome(_WireEnum):
-    """How a program or a call ended; UNSPECIFIED while it goes on."""
+    """How a program or a call ended; UNSPECIFIED while it has not."""
 
     UNSPECIFIED = 0
     COMPLETED = 1
     CANCELLED = 2
     FAILED = 3
     EXPIRED = 4
+    # Refused by the engine (HTTP 4xx): nothing was computed or charged.
+    REJECTED = 5
 
 
 class EngineState(_WireEnum):
-    """Whether an engine takes calls."""
+    """Whether an engine is given calls; only a READY one is given new programs."""
 
     UNSPECIFIED = 0
     READY = 1
@@ -52,6 +55,7 @@ class EngineState(_WireEnum):
     LOST = 4
     LOADING = 5
     DOWN = 6
+    # Ejected for a while, because calls failed on it and not on others.
     FAILING = 7
 
 
@@ -65,14 +69,14 @@ class Balancer(_WireEnum):
     PREFIX_AWARE = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One LLM call in flight."""
 
-    call_id: str
+    call_id: CallId
     attempt: int
     thread_id: str
-    engine_id: str
+    engine_id: EngineId
     attained_service_us: int
     service_us: int
     wait_us: int
@@ -83,10 +87,10 @@ class Call:
     level: int
     running: bool
     admit_time: datetime | None
-    parent_call_ids: tuple[str, ...]
+    parent_call_ids: tuple[CallId, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Thread:
     """A chain of calls in a program, parallel to other chains."""
 
@@ -96,15 +100,19 @@ class Thread:
     wait_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """One row of the process table. `attained_service_us` is the account, by the policy's rule, of the root's tree."""
+    """One row of the process table.
 
-    program_id: str
-    tenant: str
+    attained_service_us: the account of the root's whole tree, by the policy's accounting rule. tool: what the program
+    waits for, as named by `begin_tool_wait`; empty outside of tool waits.
+    """
+
+    program_id: ProgramId
+    tenant: Tenant
     name: str
-    parent_program_id: str
-    root_program_id: str
+    parent_program_id: ProgramId
+    root_program_id: ProgramId
     state: ProgramState
     outcome: Outcome
     attained_service_us: int
@@ -117,40 +125,41 @@ class Program:
     preemptions: int
     calls: tuple[Call, ...]
     threads: tuple[Thread, ...]
-    engine_ids: tuple[str, ...]
+    engine_ids: tuple[EngineId, ...]
     open_time: datetime | None
     last_arrival_time: datetime | None
     last_completion_time: datetime | None
     close_time: datetime | None
     level: int
     revision: int
+    tool: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramChanges:
-    """What changed up to a revision. `relisted`: these are all programs there are, what was known before is void."""
+    """What changed up to a revision. `relisted`: `changed` lists all programs; discard what was known before."""
 
     revision: int
     changed: tuple[Program, ...]
-    removed_program_ids: tuple[str, ...]
+    removed_program_ids: tuple[ProgramId, ...]
     relisted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramOrigin:
-    """Whose a call is, and when that program began."""
+    """The program of a call or of an ending, and when it was opened."""
 
-    program_id: str
+    program_id: ProgramId
     name: str
-    parent_program_id: str
-    root_program_id: str
+    parent_program_id: ProgramId
+    root_program_id: ProgramId
     open_time: datetime | None
     root_open_time: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EndedCall:
-    """A call that has ended, with its counters in all."""
+    """A call that has ended, with its final counters."""
 
     call: Call
     program: ProgramOrigin
@@ -158,9 +167,9 @@ class EndedCall:
     end_time: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClosedProgram:
-    """A program that takes no new calls; some may still have to end."""
+    """A program that takes no new calls; `calls_in_flight` have not ended yet."""
 
     program: ProgramOrigin
     outcome: Outcome
@@ -168,12 +177,12 @@ class ClosedProgram:
     calls_in_flight: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endings:
     """What ended up to a position, in order.
 
-    `lost`: so many before these were missed, because they were not read in time. `restarted`: the control plane has,
-    and nobody knows what ended meanwhile.
+    lost: number of endings before these that were dropped, because they were not read in time. restarted: the control
+    plane was restarted, and endings of that time are unknown.
     """
 
     position: int
@@ -183,23 +192,23 @@ class Endings:
     send_time: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """An admitted call: where it runs, and the ticket to send there as X-Session-ID."""
+    """An admitted call: its engine, and the ticket to send there as X-Session-ID."""
 
-    call_id: str
+    call_id: CallId
     attempt: int
-    program_id: str
-    engine_id: str
+    program_id: ProgramId
+    engine_id: EngineId
     engine_address: str
     ticket: str
     sidecar_address: str
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCapabilities:
-    """What an engine can do; fixed for one boot."""
+    """What an engine can do; fixed for one boot but for the models, to which adapters may be added."""
 
     engine_kind: str
     engine_version: str
@@ -213,9 +222,12 @@ class EngineCapabilities:
     async_scheduling: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLoad:
-    """How busy an engine is, and what it has done since its boot."""
+    """How busy an engine is, and totals since its boot.
+
+    prefill_us_per_token: measured cost of computing one prompt token; 0 = not measured.
+    """
 
     running: int
     waiting: int
@@ -236,13 +248,14 @@ class EngineLoad:
     hook_errors: int
     kept_blocks: int
     behind_kept: int
+    prefill_us_per_token: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """One engine, as the control plane sees it."""
+    """One engine, as the control plane sees it. `state_reason` is for people; empty when READY."""
 
-    engine_id: str
+    engine_id: EngineId
     boot_id: str
     address: str
     state: EngineState
@@ -254,18 +267,22 @@ class Engine:
     state_reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyVersion:
-    """A policy in force, with its place in the sequence of changes, and who follows it already."""
+    """A policy in force, and the engines that have acknowledged it.
+
+    policy_error: a newer server's policy that this version cannot represent; then only the name in `policy` is true.
+    """
 
     version: int
     policy: Policy
     balancer: Balancer
-    acknowledged_engine_ids: tuple[str, ...] = ()
-    pending_engine_ids: tuple[str, ...] = ()
+    acknowledged_engine_ids: tuple[EngineId, ...] = ()
+    pending_engine_ids: tuple[EngineId, ...] = ()
+    policy_error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
     """Counts and conditions of the whole cluster."""
 

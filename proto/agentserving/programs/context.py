@@ -1,12 +1,12 @@
-"""What carries a program through tasks, copied contexts and OS threads: one contextvar that holds a point.
+"""Carries a program through tasks, copied contexts and OS threads: one contextvar with a point of `tracking`.
 
-asyncio copies the context into every task, `asyncio.to_thread` and LangGraph's executors into every worker; so the
-point comes along by itself. Who makes a call is its *flow*: the running asyncio task, or else the OS thread. When the
-flow is the owner of the point's thread, it is that thread's next call; else a fork (`tracking.py` has the rules).
+asyncio copies the context into every task, `asyncio.to_thread` and LangGraph's executors copy it into every worker, so
+the point goes along by itself. A call is made by a *flow*: the running asyncio task, or else the OS thread. If the flow
+owns the point's thread, the call is that thread's next one; otherwise it is a fork (`tracking` has the rules).
 
-One thing must be known that contextvars do not say: whether the context in hand is the one that the thread began in,
-or a throw-away copy of it (LangChain runs every step in one). Only in the former does a new point reach later forks.
-A Token tells: it can be reset in the very context that made it, and nowhere else.
+Contextvars do not show whether the current context is the one that the thread began in, or a temporary copy of it
+(LangChain runs every step in a copy). Only in the former does a new point reach later forks. A Token shows it: it can
+be reset only in the context that created it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any
 
+from agentserving.client import current_call
 from agentserving.programs import headers
 from agentserving.programs.tracking import PendingCall, Point, Thread, Tracker
 
@@ -33,13 +34,13 @@ _by_task: weakref.WeakKeyDictionary[asyncio.Task[Any], dict[Tracker, Thread]] = 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Who is running: a task, or an OS thread outside of tasks."""
+    """What is running: a task, or an OS thread outside of tasks."""
 
     os_thread: int
     task: weakref.ref[asyncio.Task[Any]] | None
 
     def alive(self) -> bool | None:
-        """Whether a task goes on. An OS thread does not tell when it is done with us."""
+        """Whether a task has not ended; None for an OS thread, which does not show when it leaves a program."""
         if self.task is None:
             return None
         task = self.task()
@@ -55,13 +56,13 @@ def current_task() -> asyncio.Task[Any] | None:
 
 
 def current_flow() -> Flow:
-    """Who calls this."""
+    """The flow of the caller."""
     task = current_task()
     return Flow(threading.get_ident(), weakref.ref(task) if task is not None else None)
 
 
 def _at_home(thread: Thread) -> bool:
-    """True in the context that the thread began in, and in no copy of it."""
+    """True in the context that the thread began in, not in copies of it."""
     if not isinstance(thread.home, Token):
         return False
     try:
@@ -73,23 +74,23 @@ def _at_home(thread: Thread) -> bool:
 
 
 def _settle(thread: Thread) -> None:
-    """This context is the thread's home."""
+    """Makes this context the thread's home."""
     thread.home = _probe.set(None)
     _point.set(thread.point)
 
 
 def current_point() -> Point | None:
-    """Where this context is; None outside of programs."""
+    """The point of this context; None outside of programs."""
     return _point.get()
 
 
 def current_session() -> object:
-    """The handle of the current program, as `enter` was given it."""
+    """The session of the current program, as passed to `enter`."""
     return _session.get()
 
 
 def enter(tracker: Tracker, session: object) -> None:
-    """From here on, calls are the program's, and this flow is its main thread."""
+    """Makes this flow the main thread of a program: calls belong to it from here on."""
     with _lock:
         tracker.main.owner = current_flow()
         _settle(tracker.main)
@@ -97,13 +98,13 @@ def enter(tracker: Tracker, session: object) -> None:
 
 
 def leave(point: Point | None, session: object) -> None:
-    """Back to where `enter` was called, even from another context."""
+    """Restores what was current before `enter`, even from another context."""
     _point.set(point)
     _session.set(session)
 
 
 def current_thread(at: Point) -> Thread:
-    """The thread of whoever calls, which is a new one for a flow that comes with another's point."""
+    """The thread of the caller: a new one if its flow does not own the point."""
     flow = current_flow()
     tracker = at.thread.tracker
     with _lock:
@@ -122,26 +123,26 @@ def current_thread(at: Point) -> Thread:
 
 
 def frontier(here: Thread) -> tuple[str, ...]:
-    """The calls that the next call of `here` comes after."""
+    """The calls that the next call of `here` follows."""
     with _lock:
         return here.frontier()
 
 
 def fork(here: Thread, name: str = "") -> Thread:
-    """A thread that begins where `here` is now, whoever will run it."""
+    """A thread that begins where `here` is now; any flow may run it."""
     with _lock:
         return here.tracker.fork(here.point, None, name)
 
 
 def join(here: Thread, threads: tuple[Thread, ...]) -> None:
-    """The next call of `here` comes after these."""
+    """The next call of `here` follows these threads."""
     with _lock:
         here.tracker.join(here, threads)
 
 
 @contextmanager
 def running(thread: Thread) -> Iterator[None]:
-    """The calls of this flow are the thread's."""
+    """Makes the calls of this flow the thread's."""
     previous = _point.get()
     finished = False
     with _lock:
@@ -156,7 +157,7 @@ def running(thread: Thread) -> Iterator[None]:
 
 
 class CarriedCall:
-    """A call of the current program on its way. `headers`: what the request must say."""
+    """A call of the current program in flight. `headers`: what its request must carry."""
 
     __slots__ = ("__weakref__", "_pending", "headers")
 
@@ -174,26 +175,36 @@ class CarriedCall:
 
     @property
     def tracker(self) -> Tracker:
-        """Of the program that carries it."""
+        """The tracker of its program."""
         return self._pending.thread.tracker
 
     @property
     def program_id(self) -> str:
-        """Of that program."""
+        """The program it belongs to."""
         return self.tracker.program_id
 
     @property
+    def program_name(self) -> str:
+        """The program's name, and class."""
+        return self.tracker.name
+
+    @property
+    def parent_program_id(self) -> str:
+        """The program that it is a sub-agent of; empty for none."""
+        return self.tracker.parent_program_id
+
+    @property
     def thread_id(self) -> str:
-        """Of the thread it is a call of."""
+        """The thread it belongs to."""
         return self._pending.thread.thread_id
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """Ids of the calls it comes after."""
+        """Ids of the calls it follows."""
         return self._pending.parents
 
     def answered(self, call_id: str) -> None:
-        """The answer has begun, well, and this is the call's id; ids of other programs are not ours to remember."""
+        """A successful response has begun; this is the call's id. Ids of other programs are ignored."""
         thread = self._pending.thread
         if not call_id.startswith(self.program_id + "."):
             return
@@ -204,7 +215,7 @@ class CarriedCall:
                 _point.set(point)
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """The response has ended."""
         with _lock:
             self._pending.thread.tracker.end(self._pending)
 
@@ -217,3 +228,14 @@ def begin_call() -> CarriedCall | None:
     with _lock:
         thread = current_thread(at)
         return CarriedCall(thread.tracker.begin(thread))
+
+
+def _begin_call_of(program_id: str | None) -> CarriedCall | None:
+    at = _point.get()
+    if at is None or program_id not in (None, at.thread.tracker.program_id):
+        return None
+    return begin_call()
+
+
+# Clients are below programs: they learn of the current program through this hook.
+current_call.begin = _begin_call_of

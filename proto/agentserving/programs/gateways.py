@@ -1,4 +1,4 @@
-"""Which requests are for our gateway: ids go there and nowhere else. Pure but for reading the environment."""
+"""Which requests are for our gateway: ids are sent there and nowhere else. Pure but for reading the environment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Protocol
 from urllib.parse import urlsplit
 
-# The first line that names anything counts; what is below it is somebody else's.
+# The first group with a variable that is set counts; with AGENTSERVING_GATEWAY, the others may name other servers.
 ENVIRONMENT = (("AGENTSERVING_GATEWAY",), ("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL"))
 _PORTS = {"http": 80, "https": 443}
 
@@ -17,7 +17,7 @@ Origin = tuple[str, str, int]
 
 
 class Url(Protocol):
-    """What is used of httpx.URL."""
+    """The used part of httpx.URL."""
 
     @property
     def scheme(self) -> str: ...
@@ -29,7 +29,7 @@ class Url(Protocol):
 
 @lru_cache(maxsize=64)
 def origin_of(base_url: str) -> Origin | None:
-    """Scheme, host and port of a base URL; None when it has none of them."""
+    """Scheme, host and port of a base URL; None without a host."""
     try:
         parts = urlsplit(base_url if "//" in base_url else f"http://{base_url}")
         host, port = parts.hostname, parts.port
@@ -40,7 +40,7 @@ def origin_of(base_url: str) -> Origin | None:
 
 @dataclass(frozen=True, slots=True)
 class Gateways:
-    """Base URLs of ours. Empty: what the environment says at the time of each request."""
+    """Base URLs of gateways. Empty: those of the environment at the time of each request."""
 
     base_urls: tuple[str, ...] = ()
 
@@ -54,7 +54,7 @@ class Gateways:
         return cls(urls)
 
     def include(self, url: Url) -> bool:
-        """True when a request to this URL is ours."""
+        """True when this URL leads to a gateway."""
         origin = (url.scheme, url.host, url.port or _PORTS.get(url.scheme, 0))
         return any(origin == origin_of(base_url) for base_url in self.base_urls or _from_environment())
 

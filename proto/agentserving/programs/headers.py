@@ -1,7 +1,4 @@
-"""The headers by which a call names its program, and what may stand in them. Pure.
-
-The gateway reads them in agentserving_gateway/identity.py; an id with other characters is hashed there and here alike.
-"""
+"""The headers by which a call names its program, and their valid values. Pure; gateways use this module, too."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ PARENT_PROGRAM_ID = "x-agentserving-parent-program-id"
 PROGRAM_NAME = "x-agentserving-program-name"
 THREAD_ID = "x-agentserving-thread-id"
 PARENT_CALL_IDS = "x-agentserving-parent-call-ids"
-# In the gateway's answers.
+# In the gateway's responses.
 CALL_ID = "x-agentserving-call-id"
 
 SENT = (PROGRAM_ID, PARENT_PROGRAM_ID, PROGRAM_NAME, THREAD_ID, PARENT_CALL_IDS)
@@ -29,20 +26,20 @@ def is_program_id(text: str) -> bool:
 
 
 def thread_id(name: str) -> str:
-    """A thread's name as an id: itself, or a hash when it has other characters or is too long."""
+    """A thread's name as an id: unchanged, or a hash when it has other characters or is too long."""
     if _ID.fullmatch(name):
         return name
     return "h-" + hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:40]
 
 
 def short_name(name: str) -> str:
-    """A program's name, cut to what the control plane takes."""
+    """A program's name, cut to the limit of the control plane."""
     return name.encode("utf-8", "replace")[:MAX_NAME_BYTES].decode("utf-8", "ignore")
 
 
 def headers_of(
     program_id: str, *, parent_program_id: str = "", name: str = "", thread: str = "", parents: tuple[str, ...] = ()
 ) -> dict[str, str]:
-    """Those that have something to say; printable ASCII only (a name loses its other characters)."""
+    """The headers whose values are not empty; in a name, `?` replaces what is not printable ASCII."""
     values = (program_id, parent_program_id, _UNSAFE.sub("?", name).strip(), thread, ",".join(parents))
     return {header: value for header, value in zip(SENT, values, strict=True) if value}

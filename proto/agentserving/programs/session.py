@@ -1,8 +1,8 @@
 """`agentserving.program()`: the client's open handle on a program, its threads, and its waits for tools.
 
-The program is known to the gateway by headers alone (it opens what it does not know), so nothing here can break an
-agent. What the control plane is told besides, when there is one to tell, is in `telling.py`: that the program begins
-and how it ended, and when it waits for a tool. Without a control plane a program ends when it has been idle for long.
+Headers suffice for the gateway, which opens programs that it does not know, so nothing here can break an agent. With a
+control plane, `notifications` also sends it the program's begin, its end with the outcome, and its tool waits. Without
+one, a program ends when it has been idle for long.
 """
 
 from __future__ import annotations
@@ -13,48 +13,48 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from agentserving.programs import context, headers
-from agentserving.programs.telling import Teller
+from agentserving.programs.notifications import Notifier
 from agentserving.programs.tracking import Point, Thread, Tracker
 
 if TYPE_CHECKING:
-    from agentserving.client.asynchronous import AsyncClient
+    from agentserving.client.aio import AsyncClient
+    from agentserving.client.blocking import Client
     from agentserving.client.operations import Operation
-    from agentserving.client.sync import Client
 
-# The process table nests this deep (MAX_DEPTH); below it a program hangs on the deepest one that may have children.
+# Depth limit of the process table; a deeper program becomes a child of the deepest one that may have children.
 MAX_DEPTH = 15
 
 
 class ProgramSession:
     """An open program: `with` or `async with` opens and closes it, COMPLETED, or FAILED when the body raises.
 
-    Inside, every call that is made through the hooks, or a client of ours, is a call of the program: in this task, in
-    tasks and copied contexts that begin here, in `asyncio.to_thread`. A program opened inside is a child of this one.
-    A task that outlives the body is still of the program: the gateway takes its calls, and opens the program again.
+    Inside, every call made through the hooks, or through `Client.generate`, belongs to the program: in this task, in
+    tasks and copied contexts that begin here, and in `asyncio.to_thread`. A program opened inside is a child of this
+    one. A task that outlives the block still belongs to the program: the gateway reopens the program for its calls.
     """
 
-    def __init__(self, tracker: Tracker, depth: int, teller: Teller) -> None:
-        self._tracker, self._depth, self._teller = tracker, depth, teller
+    def __init__(self, tracker: Tracker, depth: int, notifier: Notifier) -> None:
+        self._tracker, self._depth, self._notifier = tracker, depth, notifier
         self._previous: tuple[Point | None, object] = (None, None)
-        self._ours, self._failed, self._entered = True, False, False
+        self._is_ours, self._failed, self._entered = True, False, False
 
     @property
     def program_id(self) -> str:
-        """What `agentserving get` finds it by."""
+        """Its id, as `agentserving get` expects it."""
         return self._tracker.program_id
 
     @property
     def name(self) -> str:
-        """For people."""
+        """A name for people, and the program's class."""
         return self._tracker.name
 
     @property
     def parent_program_id(self) -> str:
-        """Empty for a program of its own."""
+        """The program it is a sub-agent of; empty for none."""
         return self._tracker.parent_program_id
 
     def headers(self) -> dict[str, str]:
-        """What a request that goes no way of ours should say, to be the current thread's next call."""
+        """Headers that make a request the current thread's next call, for HTTP libraries that are not hooked."""
         thread = self._thread_here()
         return headers.headers_of(
             self.program_id,
@@ -67,29 +67,32 @@ class ProgramSession:
     # -- threads -------------------------------------------------------------------------------------------------
 
     def _thread_here(self) -> Thread:
-        """The current thread, when the context is in this program; else its main thread."""
+        """The current thread if the context is in this program, else its main thread."""
         at = context.current_point()
         if at is None or at.thread.tracker is not self._tracker:
             return self._tracker.main
         return context.current_thread(at)
 
     def fork(self, name: str = "") -> ProgramThread:
-        """A thread that begins here: its first call comes after the current thread's last one. Run it with `with`."""
+        """A thread that begins here: its first call follows the current thread's last one. Run it with `with`."""
         return ProgramThread(context.fork(self._thread_here(), headers.thread_id(name) if name else ""))
 
     def thread(self, name: str = "") -> ProgramThread:
-        """`with p.thread("critic"):` the calls inside are a thread of their own, which the next call outside joins."""
+        """`with p.thread("critic"):` the calls inside are a thread of their own; the next call outside joins it."""
         return self.fork(name)
 
     def join(self, *threads: ProgramThread) -> None:
-        """The current thread's next call comes after the last calls of these."""
+        """The current thread's next call follows the last calls of these."""
         context.join(self._thread_here(), tuple(thread.tracked for thread in threads))
 
     def tool_wait(self, tool: str, *, expected_s: float = 0.0) -> ToolWait:
-        """`with` or `async with`: the program waits for a tool or a human. `expected_s`: 0 = unknown. A hint."""
+        """`with` or `async with`: this thread of the program waits for a tool or a human.
+
+        `expected_s`: how long, 0 = unknown; engines decide by it whether the program's KV blocks are worth keeping.
+        """
         if expected_s < 0:
             raise ValueError(f"expected_s: must not be negative, got {expected_s}")
-        return ToolWait(self._teller, self.program_id, self._thread_here().thread_id, tool, expected_s)
+        return ToolWait(self._notifier, self.program_id, self._thread_here().thread_id, tool, expected_s)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -109,9 +112,9 @@ class ProgramSession:
             raise RuntimeError(f"program {self.program_id!r} has been opened before: call program() for another")
         self._entered = True
 
-    def _enter(self, answer: str) -> Self:
-        # One that is open already belongs to whoever has opened it.
-        self._ours = answer != "PROGRAM_EXISTS"
+    def _enter(self, refusal: str) -> Self:
+        # A program that was open before is closed by its owner.
+        self._is_ours = refusal != "PROGRAM_EXISTS"
         self._previous = (context.current_point(), context.current_session())
         context.enter(self._tracker, self)
         return self
@@ -122,35 +125,35 @@ class ProgramSession:
 
     def __enter__(self) -> Self:
         self._once()
-        return self._enter(self._teller.tell(self._open))
+        return self._enter(self._notifier.notify(self._open))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._leave(error)
-        if self._ours:
-            self._teller.tell(self._close)
-        self._teller.end()
+        if self._is_ours:
+            self._notifier.notify(self._close)
+        self._notifier.close()
 
     async def __aenter__(self) -> Self:
         self._once()
-        return self._enter(await self._teller.atell(self._open))
+        return self._enter(await self._notifier.anotify(self._open))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         self._leave(error)
-        if self._ours:
-            await self._teller.atell(self._close)
-        await self._teller.aend()
+        if self._is_ours:
+            await self._notifier.anotify(self._close)
+        await self._notifier.aclose()
 
     def child_parent(self) -> tuple[str, int]:
-        """Program that a child hangs on, and the child's depth."""
+        """The parent of a program opened inside, and that program's depth."""
         if self._depth >= MAX_DEPTH:
             return self.parent_program_id, self._depth
         return self.program_id, self._depth + 1
 
 
 class ProgramThread:
-    """A thread of a program. `with` makes the calls of the body its calls, wherever that body runs."""
+    """A thread of a program. `with` makes the calls of the block its calls, wherever the block runs."""
 
     def __init__(self, tracked: Thread) -> None:
         self.tracked = tracked
@@ -158,7 +161,7 @@ class ProgramThread:
 
     @property
     def thread_id(self) -> str:
-        """As `agentserving get` shows it."""
+        """Its id in the program."""
         return self.tracked.thread_id
 
     def __enter__(self) -> Self:
@@ -175,8 +178,8 @@ class ProgramThread:
 class ToolWait:
     """One wait of a thread for a tool."""
 
-    def __init__(self, teller: Teller, program_id: str, thread_id: str, tool: str, expected_s: float) -> None:
-        self._teller, self._program_id, self._thread_id = teller, program_id, thread_id
+    def __init__(self, notifier: Notifier, program_id: str, thread_id: str, tool: str, expected_s: float) -> None:
+        self._notifier, self._program_id, self._thread_id = notifier, program_id, thread_id
         self._tool, self._expected_s = headers.short_name(tool), expected_s
 
     def _begin(self) -> Operation[None]:
@@ -192,22 +195,22 @@ class ToolWait:
         return operations.end_tool_wait(self._program_id, thread_id=self._thread_id)
 
     def __enter__(self) -> Self:
-        self._teller.tell(self._begin)
+        self._notifier.notify(self._begin)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._teller.tell(self._end)
+        self._notifier.notify(self._end)
 
     async def __aenter__(self) -> Self:
-        await self._teller.atell(self._begin)
+        await self._notifier.anotify(self._begin)
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._teller.atell(self._end)
+        await self._notifier.anotify(self._end)
 
 
 def current_program() -> ProgramSession | None:
-    """The program that a call made here would be a call of; None outside of programs."""
+    """The program that a call made here would belong to; None outside of programs."""
     session = context.current_session()
     return session if isinstance(session, ProgramSession) else None
 
@@ -221,10 +224,10 @@ def program(
 ) -> ProgramSession:
     """A program: `with agentserving.program("triage") as p:`, or `async with`.
 
-    `name`: for people; cut at 128 bytes. `program_id`: 1 to 128 of A-Z a-z 0-9 . _ : @ / -; made up when None. One that
-    is open already is gone on with, and not closed at the end. `parent`: the program this one is a sub-agent of, by
-    default the current one; "" = none. `control_plane`: its address, or a client to use (Client for `with`, AsyncClient
-    for `async with`); by default AGENTSERVING_CONTROL_PLANE, "" = none. ValueError for a bad id.
+    name: for people; cut at 128 bytes. program_id: 1 to 128 of A-Z a-z 0-9 . _ : @ / -; random when None. A program
+    that is open already is continued, and not closed at the end. parent: the program this one is a sub-agent of, by
+    default the current one; "" = none. control_plane: its address, or a client to use (Client for `with`, AsyncClient
+    for `async with`); by default AGENTSERVING_CONTROL_PLANE, "" = none. ValueError for an invalid id.
     """
     program_id = f"p-{uuid.uuid4().hex}" if program_id is None else program_id
     if not headers.is_program_id(program_id):
@@ -236,7 +239,7 @@ def program(
     if parent_id == program_id:
         raise ValueError(f"parent: program {program_id!r} cannot be its own parent")
     tracker = Tracker(program_id, None, name=headers.short_name(name), parent_program_id=parent_id)
-    return ProgramSession(tracker, depth, Teller.of(control_plane))
+    return ProgramSession(tracker, depth, Notifier.of(control_plane))
 
 
 __all__ = ["ProgramSession", "ProgramThread", "ToolWait", "current_program", "program"]

@@ -1,21 +1,21 @@
-"""Which thread a call belongs to, and which calls it comes after. Pure: no clock, no I/O, no contextvars, no locks.
+"""Which thread a call belongs to, and which calls it follows. Pure: no clock, no I/O, no contextvars, no locks.
 
-A program's calls form a graph. Nobody draws it by hand, so it is read off what a context carries: a *point*, that is a
-thread and the calls that its next call comes after. Three rules make the graph:
+A program's calls form a graph. It is inferred from what a context carries: a *point*, which is a thread and the calls
+that its next call follows. Three rules make the graph:
 
-1. The next call of a thread comes after the thread's last one.
-2. Whoever comes with a point of somebody else (another task, another OS thread) has been forked there: it gets a
-   thread of its own, whose first call comes after the point. Those forked at one point while others of them are still
-   at work are parallel; one that begins when all of them have ended comes after all of them (a *wave*: LangGraph's
-   steps, `await asyncio.to_thread(...)` twice in a row).
-3. A thread's next call after forks comes after the last calls of those that have ended (a join); those still at work
-   are joined by a later call.
+1. The next call of a thread follows the thread's last one.
+2. A flow (task or OS thread) that carries the point of another flow was forked there: it gets a thread of its own, and
+   that thread's first call follows the point. Threads forked at one point are parallel while any of them is active; one
+   that begins when all of them have ended follows all of them (a *wave*: LangGraph's steps, or
+   `await asyncio.to_thread(...)` twice in a row).
+3. A thread's next call after forks follows the last calls of those that have ended (a join); those still active are
+   joined by a later call.
 
-Every edge is a true "ended before it began"; what is missed is what no context shows, for example a task that only
-gathers others and makes no call itself (`with p.thread():` in it shows it). Ids of threads that were joined are used
-again, so a program has as many threads as it is wide, not as many as it has calls.
+Every edge is a true "ended before it began". Missing are edges that no context shows, for example through a task that
+only gathers others and makes no call itself (`with p.thread():` in it shows them). Ids of joined threads are reused, so
+a program has as many threads as it is wide, not as many as it has calls.
 
-`context.py` feeds this from contextvars; `limits` are those of the control plane, so that no inference makes it refuse.
+`context` feeds this module from contextvars.
 """
 
 from __future__ import annotations
@@ -25,27 +25,28 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-# The process table refuses more (MAX_PARENTS, MAX_THREADS); threads have room left for other processes' names.
+# Limits of what one process infers. AdmitCall accepts this many parents.
 MAX_PARENTS = 64
+# The process table forgets threads beyond its own limit, oldest first; a program this wide needs no more names.
 MAX_INFERRED_THREADS = 1024
 MAX_NAMED_THREADS = 2048
-# Ended threads that a thread remembers for its next call, which can name MAX_PARENTS of them.
+# Ended threads that a thread remembers for its next call, which can follow MAX_PARENTS of them.
 MAX_UNJOINED = 1024
 MAIN = "main"
 
 
 def newest(calls: Iterable[str]) -> tuple[str, ...]:
-    """Without repetition, at most MAX_PARENTS, the later ones."""
+    """The last MAX_PARENTS calls, each once."""
     return tuple(dict.fromkeys(calls))[-MAX_PARENTS:]
 
 
-def _untold() -> None:
+def _unknown() -> None:
     return None
 
 
 @dataclass(slots=True, eq=False)
 class Point:
-    """What a context carries: where in a thread it is. `base`: the calls that whatever is forked here comes after."""
+    """A position in a thread, as a context carries it. `base`: the calls that a thread forked here follows."""
 
     thread: Thread
     base: tuple[str, ...] = ()
@@ -53,9 +54,9 @@ class Point:
 
 
 class Thread:
-    """One chain of calls. `owner` is whoever makes them, compared with ==.
+    """One chain of calls. `owner` is the flow that makes them, compared with ==.
 
-    `alive` tells whether the owner is still at work; None = nobody knows, then calls on their way tell.
+    `alive` returns whether the owner is still active; None = unknown, then calls in flight decide.
     """
 
     __slots__ = (
@@ -71,24 +72,24 @@ class Thread:
         self.parent: Thread | None = None
         # The point it was forked at, until the parent has moved on from there.
         self.origin: Point | None = None
-        self.alive: Callable[[], bool | None] = _untold
+        self.alive: Callable[[], bool | None] = _unknown
         self.unanswered: PendingCall | None = None
         self.in_flight = self.turn = 0
         self._forget_at = MAX_UNJOINED
         self.started = self.closed = self.inferred = self._adopted = False
-        # Kept here for the shell: how it knows again the context that this thread began in.
+        # For `context`, which recognises the context that this thread began in by it.
         self.home: object = None
 
     @property
     def ended(self) -> bool:
-        """Has made calls and makes no more; or was told to be over."""
+        """Has made calls and makes no more, or was closed."""
         if self.closed or not self.started:
             return self.closed
         alive = self.alive()
         return not self.in_flight if alive is None else not alive
 
     def frontier(self) -> tuple[str, ...]:
-        """The calls that this thread's next call comes after."""
+        """The calls that this thread's next call follows."""
         ended = [child for child in self.children if child.ended]
         calls = [call for child in ended for call in child.frontier()]
         if any(child.origin is self.point for child in ended):
@@ -96,7 +97,7 @@ class Thread:
         return newest([*self.point.base, *calls])
 
     def adopt(self) -> None:
-        """Becomes one of those that its parent's next call joins."""
+        """Makes its parent's next call join it."""
         if self.parent is not None and not self._adopted:
             self._adopted = True
             self.parent.forget_oldest()
@@ -105,27 +106,27 @@ class Thread:
                 self.origin.wave[self] = None
 
     def forget_oldest(self) -> None:
-        """Lets go of what no call can name any more, in a program that forks for ever and never joins."""
+        """Drops threads that no call can follow any more, in a program that forks without end and never joins."""
         if len(self.children) >= self._forget_at:
             for child in [child for child in self.children if child.ended][:-MAX_PARENTS]:
                 child.release()
-            # Twice what is left, so that looking costs nothing per fork.
+            # Twice what is left, so that the search costs nothing per fork.
             self._forget_at = max(MAX_UNJOINED, 2 * len(self.children))
 
     def release(self) -> None:
-        """Joined: its id may serve another thread, itself if it goes on."""
+        """The thread was joined: its id may be reused, by itself if it continues."""
         if self.parent is not None and self._adopted:
             if self.origin is not None:
                 self.origin.wave.pop(self, None)
             self._adopted, self.origin = False, None
             del self.parent.children[self]
             if self.inferred:
-                self.tracker.give_back(self.thread_id)
+                self.tracker.release_id(self.thread_id)
 
 
 @dataclass(slots=True, eq=False)
 class PendingCall:
-    """A call on its way."""
+    """A call in flight."""
 
     thread: Thread
     parents: tuple[str, ...]
@@ -141,24 +142,24 @@ class Tracker:
         self.program_id, self.name, self.parent_program_id = program_id, name, parent_program_id
         self.main = Thread(self, MAIN, owner)
         self._free: list[int] = []
-        self._made = 0
+        self._inferred_count = 0
         self._names: set[str] = set()
 
     # -- threads -------------------------------------------------------------------------------------------------
 
     def fork(self, at: Point, owner: object, name: str = "") -> Thread:
-        """A thread that begins at a point. It shows in the graph from its first call on."""
+        """A thread that begins at a point. It is part of the graph from its first call on."""
         if at.wave and all(thread.ended for thread in at.wave):
             at.base = newest(call for thread in at.wave for call in thread.frontier())
             for thread in list(at.wave):
                 thread.release()
-        thread = Thread(self, self._named(name) if name else self._take(), owner, at.base)
+        thread = Thread(self, self._named(name) if name else self._inferred(), owner, at.base)
         thread.inferred = not name
         thread.parent, thread.origin = at.thread, at
         return thread
 
     def join(self, into: Thread, threads: Iterable[Thread]) -> None:
-        """The next call of `into` comes after these, whether or not they say that they are over."""
+        """The next call of `into` follows these threads, whether or not they have ended."""
         for thread in threads:
             thread.closed = True
             if thread.parent is not into:
@@ -173,14 +174,14 @@ class Tracker:
             self._names.add(name)
         return name
 
-    def _take(self) -> str:
+    def _inferred(self) -> str:
         if self._free:
             return f"t{heapq.heappop(self._free)}"
-        self._made += 1
-        return f"t{(self._made - 1) % MAX_INFERRED_THREADS + 1}"
+        self._inferred_count += 1
+        return f"t{(self._inferred_count - 1) % MAX_INFERRED_THREADS + 1}"
 
-    def give_back(self, thread_id: str) -> None:
-        """An inferred id that may be used again."""
+    def release_id(self, thread_id: str) -> None:
+        """Makes an inferred id available again."""
         number = int(thread_id[1:])
         if number not in self._free:
             heapq.heappush(self._free, number)
@@ -188,9 +189,9 @@ class Tracker:
     # -- calls ---------------------------------------------------------------------------------------------------
 
     def begin(self, thread: Thread) -> PendingCall:
-        """A call of a thread is on its way; tell `answered` when its id is known, `end` when it is over.
+        """A call of a thread begins. Call `answered` when its id is known, and `end` when it is over.
 
-        An earlier one that has had no answer is over: a thread waits for one at a time, and not every failure is told.
+        An earlier one without a response is over: a thread waits for one at a time, and not every failure is reported.
         """
         if thread.unanswered is not None:
             self.end(thread.unanswered)
@@ -203,10 +204,10 @@ class Tracker:
         return thread.unanswered
 
     def answered(self, pending: PendingCall, call_id: str, *, in_home: bool) -> Point:
-        """The thread's last call is now this one; gives the point that its context should carry.
+        """Makes this the thread's last call; returns the point that the thread's context should carry.
 
-        `in_home`: the caller can put that point where the thread's own context keeps it. Then whoever carries the old
-        point was forked before this call. Else (the call was made in a copy of the context) the old point moves along.
+        `in_home`: the caller is in the thread's own context and can store the new point there, so that carriers of the
+        old point are known to have been forked before this call. In a copy of the context, the old point is moved.
         """
         thread = pending.thread
         if thread.unanswered is pending:
@@ -226,7 +227,7 @@ class Tracker:
         return thread.point
 
     def end(self, pending: PendingCall) -> None:
-        """The call is over, well or not. Twice is once."""
+        """The call is over, successful or not. Calling it again has no effect."""
         if not pending.over:
             pending.over = True
             pending.thread.in_flight -= 1

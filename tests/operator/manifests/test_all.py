@@ -28,7 +28,7 @@ every = pytest.mark.parametrize("cluster", CLUSTERS.values(), ids=CLUSTERS)
 
 
 @every
-def test_every_object_goes_when_its_cluster_goes(cluster: AgentServingCluster) -> None:
+def test_every_object_is_owned_by_its_cluster(cluster: AgentServingCluster) -> None:
     for each in desired(cluster):
         (owner,) = each["metadata"]["ownerReferences"]
         assert (owner["kind"], owner["uid"], owner["controller"]) == ("AgentServingCluster", cluster.uid, True)
@@ -36,13 +36,13 @@ def test_every_object_goes_when_its_cluster_goes(cluster: AgentServingCluster) -
 
 
 @every
-def test_no_two_objects_have_one_name(cluster: AgentServingCluster) -> None:
+def test_names_are_unique(cluster: AgentServingCluster) -> None:
     names = Counter((each["kind"], each["metadata"]["name"]) for each in desired(cluster))
     assert set(names.values()) == {1}
 
 
 @every
-def test_every_pod_bears_the_labels_by_which_it_is_selected_and_no_token(cluster: AgentServingCluster) -> None:
+def test_every_pod_has_the_labels_that_select_it_and_no_token(cluster: AgentServingCluster) -> None:
     for each in desired(cluster):
         if each["kind"] not in ("Deployment", "StatefulSet"):
             continue
@@ -53,7 +53,7 @@ def test_every_pod_bears_the_labels_by_which_it_is_selected_and_no_token(cluster
 
 
 @every
-def test_every_volume_that_is_mounted_is_there_and_the_other_way_round(cluster: AgentServingCluster) -> None:
+def test_mounts_and_volumes_match(cluster: AgentServingCluster) -> None:
     for each in desired(cluster):
         if each["kind"] not in ("Deployment", "StatefulSet"):
             continue
@@ -115,7 +115,7 @@ def test_labels_distinguish_components() -> None:
 
 
 @every
-def test_no_container_is_killed_for_starting_slowly(cluster: AgentServingCluster) -> None:
+def test_no_container_is_killed_while_it_starts_slowly(cluster: AgentServingCluster) -> None:
     for each in desired(cluster):
         if each["kind"] not in ("Deployment", "StatefulSet"):
             continue

@@ -32,7 +32,9 @@ def settings(tmp_path: Path, **spec: Any) -> Settings:
         ({"type": "ExternalEtcd", "external": {"endpoints": ["a:1", "b:2"], "prefix": "/x"}}, ("a:1", "b:2"), "/x"),
     ],
 )
-def test_it_finds_its_etcd(tmp_path: Path, store: dict[str, Any], endpoints: tuple[str, ...], prefix: str) -> None:
+def test_its_store_arguments_name_the_etcd(
+    tmp_path: Path, store: dict[str, Any], endpoints: tuple[str, ...], prefix: str
+) -> None:
     found = settings(tmp_path, store=store).store
     assert (found.store, found.etcd_endpoints, found.etcd_prefix) == ("etcd", endpoints, prefix)
 
@@ -41,14 +43,14 @@ def test_a_table_in_memory_needs_no_etcd(tmp_path: Path) -> None:
     assert settings(tmp_path, store={"type": "Memory"}).store.store == "memory"
 
 
-def test_it_is_reached_from_other_pods(tmp_path: Path) -> None:
+def test_it_listens_for_other_pods(tmp_path: Path) -> None:
     found = settings(tmp_path, controlPlane={"programIdleSeconds": 42})
     assert (found.serving.listen, found.probes.http_host, found.probes.http_port) == ("0.0.0.0:7070", "0.0.0.0", 7080)
     assert found.plane.program_idle_s == 42
 
 
 @pytest.mark.parametrize("client", [True, False])
-def test_an_external_etcd_may_ask_for_certificates(tmp_path: Path, client: bool) -> None:
+def test_an_external_etcd_may_require_certificates(tmp_path: Path, client: bool) -> None:
     external = {"endpoints": ["a:1"], "tlsSecretName": "tls", "clientCertificate": client}
     store = {"type": "ExternalEtcd", "external": external}
     found = settings(tmp_path, store=store).store
@@ -58,14 +60,14 @@ def test_an_external_etcd_may_ask_for_certificates(tmp_path: Path, client: bool)
     assert "etcd-tls" in names
 
 
-def test_a_new_one_stands_by_before_an_old_one_goes() -> None:
+def test_a_new_control_plane_starts_before_an_old_one_ends() -> None:
     for replicas in (1, 3):
         spec = control_plane_deployment(make_cluster(controlPlane={"replicas": replicas}))["spec"]
         assert spec["replicas"] == replicas
         assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
 
 
-def test_two_tables_in_memory_never_are_at_once() -> None:
+def test_two_tables_in_memory_never_coexist() -> None:
     spec = control_plane_deployment(make_cluster(store={"type": "Memory"}))["spec"]
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
 
@@ -76,7 +78,7 @@ def test_followers_name_the_leader_by_its_pods_address(tmp_path: Path) -> None:
     assert settings(tmp_path, controlPlane={"replicas": 2}).serving.advertise == "$(POD_IP):7070"
 
 
-def test_a_lease_is_short_where_somebody_could_take_over(tmp_path: Path) -> None:
+def test_the_lease_is_short_where_a_follower_can_take_over(tmp_path: Path) -> None:
     assert settings(tmp_path, controlPlane={"replicas": 2}).store.lease_s == 5
     assert settings(tmp_path).store.lease_s == 30
 

@@ -8,7 +8,7 @@ from agentserving_operator.manifests.disruption_budgets import disruption_budget
 from support.operator_objects import make_cluster
 
 
-def test_one_pod_may_be_evicted_even_where_there_is_one_only() -> None:
+def test_a_single_pod_may_be_evicted() -> None:
     spec = disruption_budget(make_cluster(), Component.ETCD)["spec"]
     assert spec["maxUnavailable"] == 1
     assert spec["selector"] == {"matchLabels": selector("demo", Component.ETCD)}

@@ -23,7 +23,7 @@ def test_engines_run_on_a100_by_default() -> None:
     assert spec["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 
 
-def test_any_other_accelerator_by_values() -> None:
+def test_another_accelerator_is_a_matter_of_values() -> None:
     accelerator = {
         "resourceName": "amd.com/gpu", "count": 8, "products": [], "nodeSelector": {"zone": "a"},
         "tolerations": [
@@ -51,7 +51,9 @@ def test_simulated_engines_run_anywhere() -> None:
         ({"type": "PersistentVolumeClaim", "storageClassName": "fast"}, None, 1),
     ],
 )
-def test_models_are_kept_where_the_spec_says(cache: dict[str, str], volume: dict[str, Any] | None, claims: int) -> None:
+def test_models_are_stored_where_the_spec_says(
+    cache: dict[str, str], volume: dict[str, Any] | None, claims: int
+) -> None:
     model = {"name": "m", "cache": cache}
     made = engine_statefulset(make_cluster(model=model))
     templates = made["spec"].get("volumeClaimTemplates", [])
@@ -61,11 +63,11 @@ def test_models_are_kept_where_the_spec_says(cache: dict[str, str], volume: dict
     assert found == (None if volume is None else {"name": "model-cache", **volume})
 
 
-def test_shared_memory_is_as_large_as_asked_for() -> None:
+def test_shared_memory_has_the_requested_size() -> None:
     assert volumes(engine={"sharedMemory": "16Gi"})["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
 
 
-def test_the_socket_is_shared_with_the_sidecar_alone() -> None:
+def test_only_the_sidecar_shares_the_socket() -> None:
     spec = pod_spec(engine_statefulset(make_cluster()))
     (sidecar,), (engine,) = spec["initContainers"], spec["containers"]
     shared = {m["name"]: m["mountPath"] for m in engine["volumeMounts"]}.items() & {
@@ -74,7 +76,7 @@ def test_the_socket_is_shared_with_the_sidecar_alone() -> None:
     assert dict(shared) == {"channel": "/run/agentserving", "tmp": "/tmp"}
 
 
-def test_an_engine_has_longer_to_leave_than_its_calls_to_end() -> None:
+def test_a_leaving_engine_has_more_time_than_its_calls() -> None:
     spec = pod_spec(engine_statefulset(make_cluster(engine={"drainSeconds": 900})))
     assert spec["terminationGracePeriodSeconds"] > 900
     assert "900" in spec["initContainers"][0]["args"]

@@ -48,7 +48,7 @@ def test_a_member_of_three_starts_from_the_file_that_its_init_container_writes()
     assert shared[DATA_DIR] == "data"
 
 
-def test_a_single_member_has_nobody_to_join_and_needs_no_init_container() -> None:
+def test_a_single_member_has_no_init_container() -> None:
     assert "initContainers" not in pod_spec(etcd_statefulset(make_cluster()))
 
 

@@ -6,7 +6,7 @@ from agentserving_operator.manifests import desired
 from support.operator_objects import make_cluster, pod_spec
 
 
-def test_every_pod_runs_as_an_account_that_exists_and_has_no_token() -> None:
+def test_every_pod_has_an_existing_account_without_a_token() -> None:
     objects = desired(make_cluster())
     accounts = {each["metadata"]["name"]: each for each in objects if each["kind"] == "ServiceAccount"}
     used = [pod_spec(each)["serviceAccountName"] for each in objects if each["kind"] in ("Deployment", "StatefulSet")]

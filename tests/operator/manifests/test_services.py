@@ -8,7 +8,7 @@ from agentserving_operator.manifests.services import engine_service, gateway_ser
 from support.operator_objects import make_cluster, pod_spec
 
 
-def test_every_service_leads_to_a_port_of_the_pods_that_it_selects() -> None:
+def test_every_service_targets_a_port_of_the_pods_it_selects() -> None:
     objects = desired(make_cluster())
     workloads = [each for each in objects if each["kind"] in ("Deployment", "StatefulSet")]
     services = [each for each in objects if each["kind"] == "Service"]
@@ -21,7 +21,7 @@ def test_every_service_leads_to_a_port_of_the_pods_that_it_selects() -> None:
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= listened
 
 
-def test_engines_have_names_before_they_are_ready() -> None:
+def test_engines_have_dns_names_before_they_are_ready() -> None:
     spec = engine_service(make_cluster())["spec"]
     assert (spec["clusterIP"], spec["publishNotReadyAddresses"]) == ("None", True)
 

@@ -1,4 +1,4 @@
-"""The key is one that engines take, under the name where pods look."""
+"""Ticket keys are valid for engines, are mounted where pods expect them, and rotate without rejecting a ticket."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_the_key_is_where_pods_look_for_it() -> None:
     assert base64.b64decode(secret["data"]["key"]) == b"k" * KEY_BYTES
 
 
-def test_it_is_long_enough_for_those_who_read_it() -> None:
+def test_the_key_is_long_enough_for_its_readers() -> None:
     assert KEY_BYTES >= MIN_KEY_BYTES
 
 
 def read_by_a_pod(secret: Manifest, directory: Path) -> tuple[bytes, ...]:
-    """By the code that pods run, from the files that a kubelet makes."""
+    """Read by the code of pods, from files as kubelet mounts them."""
     directory.mkdir()
     for name, data in secret["data"].items():
         (directory / name).write_bytes(base64.b64decode(data))
@@ -51,7 +51,7 @@ Story = list[tuple[datetime.datetime, TicketKeys]]
 
 
 def story(requests: dict[int, str], minutes: int = 120) -> Story:
-    """What there is at each minute; requests by their minute."""
+    """The keys at each minute; requests by their minute."""
     keys, request, made = TicketKeys(b"0" * KEY_BYTES), "", 0
 
     def fresh(count: int) -> bytes:
@@ -68,10 +68,10 @@ def story(requests: dict[int, str], minutes: int = 120) -> Story:
     return found
 
 
-def test_whoever_reads_a_few_minutes_late_or_early_verifies_what_others_sign(tmp_path: Path) -> None:
+def test_pods_that_read_keys_minutes_apart_verify_each_others_tickets(tmp_path: Path) -> None:
     late = datetime.timedelta(minutes=5)
-    told = story({3: "a", 50: "b"})
-    read = [(now, read_by_a_pod(ticket_key_secret(make_cluster(), keys), tmp_path / str(now))) for now, keys in told]
+    steps = story({3: "a", 50: "b"})
+    read = [(now, read_by_a_pod(ticket_key_secret(make_cluster(), keys), tmp_path / str(now))) for now, keys in steps]
     assert {keys[0][:1] for _, keys in read} == {b"0", b"1", b"2"}
     for signed_at, (signing, *_) in read:
         for verified_at, keys in read:
@@ -79,16 +79,16 @@ def test_whoever_reads_a_few_minutes_late_or_early_verifies_what_others_sign(tmp
                 assert signing in keys, (signed_at, verified_at)
 
 
-def test_the_key_before_is_good_for_a_tickets_life_and_not_for_ever() -> None:
-    told = story({0: "a"})
+def test_the_previous_key_verifies_for_a_tickets_life_and_no_longer() -> None:
+    steps = story({0: "a"})
     life = datetime.timedelta(seconds=TICKET_LIFETIME_S)
-    last_signed = max(now for now, keys in told if keys.key[:1] == b"0")
-    known = [now for now, keys in told if b"0" * KEY_BYTES in (keys.key, keys.previous)]
+    last_signed = max(now for now, keys in steps if keys.key[:1] == b"0")
+    known = [now for now, keys in steps if b"0" * KEY_BYTES in (keys.key, keys.previous)]
     assert max(known) > last_signed + life
-    assert told[-1][1] == TicketKeys(b"1" * KEY_BYTES, request="a", since=told[-1][1].since)
+    assert steps[-1][1] == TicketKeys(b"1" * KEY_BYTES, request="a", since=steps[-1][1].since)
 
 
-def test_one_request_is_one_key_and_one_that_comes_meanwhile_is_answered_afterwards() -> None:
+def test_a_request_during_a_rotation_is_served_after_it() -> None:
     assert {keys.key[:1] for _, keys in story({0: "a", 5: "a"})} == {b"0", b"1"}
     assert {keys.key[:1] for _, keys in story({0: "a", 5: "b", 7: "c"})} == {b"0", b"1", b"2"}
     assert {keys.key[:1] for _, keys in story({0: "a", 50: ""})} == {b"0", b"1"}
@@ -97,12 +97,12 @@ def test_one_request_is_one_key_and_one_that_comes_meanwhile_is_answered_afterwa
 
 @given(st.dictionaries(st.integers(0, 119), st.sampled_from(["", "a", "b", "c"]), max_size=8))
 @settings(deadline=None)
-def test_what_is_written_is_read_back_at_every_step(requests: dict[int, str]) -> None:
+def test_every_step_survives_a_round_trip(requests: dict[int, str]) -> None:
     for _, keys in story(requests):
         assert ticket_keys_of(ticket_key_secret(make_cluster(), keys)) == keys
         assert keys.next is None or keys.previous is None
 
 
-def test_a_secret_that_holds_no_key_is_left_alone() -> None:
+def test_a_secret_without_a_key_is_left_alone() -> None:
     for data in ({}, {"key": "?"}, None):
         assert ticket_keys_of({"metadata": {}, "data": data}) is None

@@ -1,4 +1,4 @@
-"""What the four example agents share: a connection, dice for sizes, and one LLM call."""
+"""What the four kinds of programs share: a connection, a random generator for sizes, and one LLM call."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import openai
 
 
-@dataclass
+@dataclass(slots=True, kw_only=True)
 class ProgramResult:
-    """One program, as its user saw it."""
+    """One program, as its user saw it. `arrival_s` counts from the start of the load."""
 
     program_id: str
     shape: str
@@ -22,9 +22,9 @@ class ProgramResult:
     error: str = ""
 
 
-@dataclass
+@dataclass(slots=True, kw_only=True)
 class Agent:
-    """A program's connection and its dice."""
+    """A program's connection and its random generator; `scale` multiplies token counts."""
 
     client: openai.AsyncOpenAI
     model: str
@@ -32,11 +32,11 @@ class Agent:
     scale: float
     result: ProgramResult
     headers: dict[str, str] = field(default_factory=dict)
-    # Begins every prompt, so that the same load run again finds nothing of the first run in a prefix cache.
+    # First bytes of every prompt: a second run of the same load must not hit the prefix cache of the first.
     run: str = ""
 
     def draw(self, mu: float, sigma: float, low: int, high: int) -> int:
-        """Tokens: lognormal, scaled, clipped."""
+        """A token count: lognormal, scaled, clipped."""
         return max(low, min(high, round(self.dice.lognormvariate(mu, sigma) * self.scale)))
 
     async def call(self, messages: list[dict[str, str]], tokens: int, thread: str = "") -> str:
@@ -51,15 +51,15 @@ class Agent:
         )
         self.result.calls += 1
         self.result.output_tokens += answer.usage.completion_tokens if answer.usage else tokens
-        # The tiny model babbles bytes: keep one character a token, so that contexts have the length they would have.
+        # The tiny model generates random bytes: one character a token keeps contexts at their length.
         return (answer.choices[0].message.content or "").encode("ascii", "replace").decode()[:tokens]
 
 
 def text(agent: Agent, tokens: int) -> str:
-    """A prompt of so many tokens (bytes, for the tiny model)."""
+    """A random prompt of `tokens` tokens (bytes, for the tiny model)."""
     return (agent.run + "".join(agent.dice.choice("etaoin shrdlu") for _ in range(tokens)))[:tokens]
 
 
 def user(content: str) -> dict[str, str]:
-    """A message."""
+    """A user's message."""
     return {"role": "user", "content": content}

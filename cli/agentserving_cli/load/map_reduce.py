@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from examples.agent import Agent, text, user
+from agentserving_cli.load.agent import Agent, text, user
 
 
 async def map_reduce(agent: Agent) -> None:
-    """Parts in parallel, then one call over all."""
     width = agent.dice.randint(3, 6)
     document = [text(agent, agent.draw(6.0, 0.5, 50, 900)) for _ in range(width)]
     parts = await asyncio.gather(

@@ -1,10 +1,10 @@
-"""A conversation (ShareGPT): each turn sends what was said before it."""
+"""A conversation (ShareGPT): each turn sends the whole history."""
 
 from __future__ import annotations
 
-from examples.agent import Agent, text, user
+from agentserving_cli.load.agent import Agent, text, user
 
-# The tiny model reads 8192 tokens of one byte each: leave room for what it writes.
+# The tiny model's context is 8192 tokens of one byte each, output included.
 MAX_CONTEXT_CHARS = 6000
 FRAME_CHARS = 12  # role, colon, newline
 
@@ -15,7 +15,7 @@ async def chatbot(agent: Agent) -> None:
     for _ in range(max(1, min(80, round(agent.dice.lognormvariate(1.153, 1.22))))):
         history.append(user(text(agent, agent.draw(4.375, 1.6, 4, 2000))))
         while sum(len(message["content"]) + FRAME_CHARS for message in history) > MAX_CONTEXT_CHARS:
-            # More than half of it goes at once, so that the prefix stays the same for many turns.
+            # Drop more than half: then the prefix stays the same for many turns.
             history = history[-(len(history) // 4) * 2 - 1 :]
         answer = await agent.call(history, agent.draw(5.152, 1.0, 4, 2048))
         history.append({"role": "assistant", "content": answer})

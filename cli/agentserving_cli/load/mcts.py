@@ -1,14 +1,14 @@
-"""Monte Carlo tree search (LATS): samples in parallel, judgements in parallel, again and again."""
+"""Monte Carlo tree search (LATS): rounds of parallel samples and parallel judgements."""
 
 from __future__ import annotations
 
 import asyncio
 
-from examples.agent import Agent, text, user
+from agentserving_cli.load.agent import Agent, text, user
 
 
 async def mcts(agent: Agent) -> None:
-    """Tree search: samples in parallel, evaluations in parallel, again and again."""
+    """At most eight rounds; how soon a program finds its solution varies by program."""
     path = [user(text(agent, agent.draw(6.047, 0.45, 50, 900)))]
     solved = agent.dice.uniform(0.15, 0.6)
     for iteration in range(8):

@@ -1,14 +1,14 @@
-"""`agentserving.Client`: the control plane and the engines over gRPC, blocking. `AsyncClient` is the same, awaited.
+"""`agentserving.Client`: the control plane and the engines over gRPC, blocking. `AsyncClient` is its twin for asyncio.
 
     with agentserving.Client("127.0.0.1:7070") as client:
         for program in client.list_programs():
             print(program.program_id, program.attained_service_us)
-        with client.generate("/v1/chat/completions", {"model": "tiny", "messages": [...]}) as answer:
-            for chunk in answer:
+        with client.generate("/v1/chat/completions", {"model": "tiny", "messages": [...]}) as response:
+            for chunk in response:
                 ...
 
-What an operation is stands once, in `operations.py`; how it is run stands here for threads, in `async_client.py` for
-asyncio. Every operation has a deadline, is tried again while nobody answers, and raises an AgentServingError.
+`operations` defines the operations; this module runs them for OS threads, `aio` for asyncio. Every operation has a
+deadline, is retried while no server answers, and raises an AgentServingError.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 import grpc
 
-from agentserving.client import operations, watching
-from agentserving.client.generating import PATH as GENERATE
-from agentserving.client.generating import Generating
+from agentserving.client import operations, watches
+from agentserving.client.generation import PATH as GENERATE
+from agentserving.client.generation import GenerateCall
 from agentserving.client.operations import Operation
 from agentserving.client.values import Admission, Endings, Program, ProgramChanges, ProgramState
 from agentserving.transport.channels import dial
@@ -36,7 +36,7 @@ R = TypeVar("R")
 
 
 class Run(Generic[P, R]):
-    """A method of `Client` from an operation: same arguments, and the operation's result."""
+    """Makes a method of `Client` of an operation: the same arguments, and the operation's result."""
 
     def __init__(self, operation: Callable[P, Operation[R]]) -> None:
         self._operation = operation
@@ -58,7 +58,7 @@ class Run(Generic[P, R]):
 
 
 class Client:
-    """One control plane, and the sidecars of its engines. May be used by many OS threads at once."""
+    """A client of one cluster: its control planes, and the sidecars of its engines. Safe for use by many OS threads."""
 
     def __init__(self, address: str | None = None, *, settings: Settings | None = None) -> None:
         self._leader = find_leader(address)
@@ -67,7 +67,7 @@ class Client:
 
     @property
     def address(self) -> str:
-        """Of the control plane that leads, or is tried next."""
+        """Address of the leading control plane, or of the one that is tried next."""
         return self._leader.address
 
     open_program = Run(operations.open_program)
@@ -84,10 +84,11 @@ class Client:
     set_policy = Run(operations.set_policy)
     list_engines = Run(operations.list_engines)
     drain_engine = Run(operations.drain_engine)
+    undrain_engine = Run(operations.undrain_engine)
     get_overview = Run(operations.get_overview)
 
     def list_programs(self, *, states: Iterable[ProgramState] = (), page_size: int = 0) -> Iterator[Program]:
-        """All programs, by id, a page at a time. No states = all but CLOSED."""
+        """All programs in order of their ids, read page by page. No states = all but CLOSED."""
         wanted, token = tuple(states), ""
         while True:
             page = self.run(operations.list_page(wanted, page_size=page_size, page_token=token))
@@ -97,62 +98,72 @@ class Client:
                 return
 
     def watch_programs(self, *, after_revision: int = 0, program_id: str = "") -> Iterator[ProgramChanges]:
-        """Changes as they come, for ever. `after_revision` 0 = from now. Broken streams are taken up again."""
-        watch = watching.Watch(after_revision, program_id)
+        """Changes as they happen, without end. `after_revision` 0 = from now on. Broken streams are opened again."""
+        watch = watches.Watch(after_revision, program_id)
         while True:
             address = self._leader.address
             try:
                 revision = self.run(operations.list_page(page_size=1)).revision
                 request, address = watch.request(revision), self._leader.address
                 if request is None or watch.must_list:
-                    yield watch.listed(self.list_programs(states=watching.EVERY_STATE), revision)
+                    yield watch.listed(self.list_programs(states=watches.EVERY_STATE), revision)
                     continue
                 response = program_service_pb2.WatchProgramsResponse
-                stream = self._stream(address, watching.PATH, request, response, known=self._leader.known)
-                for answer in stream:
-                    yield watch.changes(answer)
+                stream = self._stream(address, watches.PATH, request, response, known=self._leader.known)
+                for message in stream:
+                    yield watch.changes(message)
             except (grpc.RpcError, AgentServingError) as error:
                 time.sleep(watch.delay_s(self._lost(error, address)))
 
     def watch_endings(self, *, after_position: int = 0) -> Iterator[Endings]:
-        """Calls and programs as they end, for ever; one at once, which may be empty. `after_position` 0 = from now."""
-        watch = watching.EndingsWatch(after_position)
+        """Calls and programs as they end, without end; the first item comes immediately and may be empty.
+
+        `after_position` 0 = from now on.
+        """
+        watch = watches.EndingsWatch(after_position)
         while True:
             address = self._leader.address
             try:
-                path, response = watching.ENDINGS_PATH, call_service_pb2.WatchEndingsResponse
+                path, response = watches.ENDINGS_PATH, call_service_pb2.WatchEndingsResponse
                 stream = self._stream(address, path, watch.request(), response, known=self._leader.known)
-                for answer in stream:
-                    yield watch.endings(answer)
+                for message in stream:
+                    yield watch.endings(message)
             except (grpc.RpcError, AgentServingError) as error:
                 time.sleep(watch.delay_s(self._lost(error, address)))
 
     def generate(
         self, path: str, body: Mapping[str, Any] | bytes, *, program_id: str | None = None, thread_id: str = ""
     ) -> Generation:
-        """Runs one call on an engine and gives its answer as it comes.
+        """Runs one call on an engine and returns its response as it arrives.
 
-        `path`: of the OpenAI front, like /v1/chat/completions; `body`: its JSON. `program_id`: by default the current
-        program, else a program of this one call. Leave the answer (`with`, or `close`) to abort the call.
+        path: of the engine's OpenAI API, like /v1/chat/completions. body: its JSON. program_id: by default the current
+        program, else a program of this one call. Closing the response (`with`, or `close`) aborts the call.
         """
-        asked = Generating(path, body, program_id, thread_id)
+        call = GenerateCall(path, body, program_id, thread_id)
         try:
             while True:
-                admission = self.run(asked.admit())
+                admission = self.run(call.admit())
                 try:
-                    return self._generation(asked, admission)
-                except BaseException as error:
-                    with contextlib.suppress(AgentServingError):
-                        self.run(asked.let_go(admission))
-                    if not asked.elsewhere(error, admission):
+                    generation = self._generation(call, admission)
+                    break
+                except AgentServingError as error:
+                    if not call.may_retry(error, admission):
                         raise
         except BaseException:
-            asked.end()
+            self._end_call(call.abandoned())
             raise
+        self._end_call(call.responded(admission, generation.http_status))
+        return generation
 
-    def _generation(self, asked: Generating, admission: Admission) -> Generation:
+    def _end_call(self, operation: Operation[None] | None) -> None:
+        """Best effort: a call that is not ended expires."""
+        if operation is not None:
+            with contextlib.suppress(AgentServingError):
+                self.run(operation)
+
+    def _generation(self, call: GenerateCall, admission: Admission) -> Generation:
         response = call_service_pb2.GenerateResponse
-        stream = self._stream(admission.sidecar_address, GENERATE, asked.request(admission), response)
+        stream = self._stream(admission.sidecar_address, GENERATE, call.admitted(admission), response)
         try:
             head = next(stream, None)
         except grpc.RpcError as error:
@@ -161,14 +172,14 @@ class Client:
             stream.cancel()
             raise
         if head is None:
-            raise InternalError(f"{admission.sidecar_address}: the answer ended before it began")
-        return Generation(asked, admission, stream, head)
+            raise InternalError(f"{admission.sidecar_address}: the response ended before it began")
+        return Generation(call, admission, stream, head)
 
     # -- running -------------------------------------------------------------------------------------------------
 
     def run(self, operation: Operation[R]) -> R:
-        """Runs an operation."""
-        attempts = Attempts(self.settings, time.monotonic(), again=operation.again, leader=self._leader)
+        """Runs an operation, with retries."""
+        attempts = Attempts(self.settings, time.monotonic(), again=operation.may_retry, leader=self._leader)
         while True:
             address = self._leader.address
             call = self._channel(address, self._leader.known).unary_unary(
@@ -178,22 +189,22 @@ class Client:
             )
             try:
                 timeout = attempts.left_s(time.monotonic())
-                answer = call(operation.request, timeout=timeout, metadata=self.settings.pairs())
+                response = call(operation.request, timeout=timeout, metadata=self.settings.pairs())
                 self._leader.found(address)
-                return operation.read(answer)
+                return operation.read(response)
             except grpc.RpcError as error:
-                told = from_rpc(error, address)
-                delay = attempts.delay_s(told, address, time.monotonic())
+                translated = from_rpc(error, address)
+                delay = attempts.delay_s(translated, address, time.monotonic())
                 if delay is None:
-                    raise told from error
+                    raise translated from error
             time.sleep(delay)
 
     def _lost(self, error: grpc.RpcError | AgentServingError, address: str) -> AgentServingError:
-        """What ended a watch; the next one asks whoever leads then."""
-        told = from_rpc(error, address)
-        if told is not error:
-            look_elsewhere(self._leader, told, address, time.monotonic())
-        return told
+        """The error that ended a stream; the next stream is opened at the current leader."""
+        translated = from_rpc(error, address)
+        if translated is not error:
+            look_elsewhere(self._leader, translated, address, time.monotonic())
+        return translated
 
     def _stream(self, address: str, path: str, request: Any, response: Any, *, known: Sequence[str] = ()) -> Any:
         call = self._channel(address, known).unary_stream(
@@ -209,7 +220,7 @@ class Client:
         return channel
 
     def close(self) -> None:
-        """Ends what is open."""
+        """Closes all connections."""
         channels, self._channels = list(self._channels.values()), {}
         for channel in channels:
             channel.close()
@@ -222,18 +233,17 @@ class Client:
 
 
 class Generation:
-    """An answer as it comes: iterate for its bytes. `with` aborts the call in the engine when the body leaves early."""
+    """A response as it arrives: iterate over its bytes. Leaving a `with` block early aborts the call in the engine."""
 
-    def __init__(self, asked: Generating, admission: Admission, stream: Any, head: Any) -> None:
+    def __init__(self, call: GenerateCall, admission: Admission, stream: Any, head: Any) -> None:
         self.admission = admission
         self.http_status: int = head.http_status
         self.content_type: str = head.content_type
-        self._asked, self._stream, self._head = asked, stream, head
-        asked.answered(admission, head.http_status)
+        self._call, self._stream = call, stream
 
     @property
     def call_id(self) -> str:
-        """As the control plane knows the call."""
+        """The call's id in the control plane."""
         return self.admission.call_id
 
     def __iter__(self) -> Iterator[bytes]:
@@ -244,16 +254,16 @@ class Generation:
         except grpc.RpcError as error:
             raise from_rpc(error, self.admission.sidecar_address) from error
         finally:
-            self._asked.end()
+            self._call.end()
 
     def read(self) -> bytes:
         """The rest of the body."""
         return b"".join(self)
 
     def close(self) -> None:
-        """Aborts the call, if it still runs."""
+        """Aborts the call if it is still running."""
         self._stream.cancel()
-        self._asked.end()
+        self._call.end()
 
     def __enter__(self) -> Self:
         return self

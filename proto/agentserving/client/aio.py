@@ -1,4 +1,4 @@
-"""`agentserving.AsyncClient`: what `Client` is, awaited. See there; `operations.py` says what each operation is."""
+"""`agentserving.AsyncClient`: `Client` for asyncio. `operations` defines what each operation does."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 import grpc
 
-from agentserving.client import operations, watching
-from agentserving.client.generating import PATH as GENERATE
-from agentserving.client.generating import Generating
+from agentserving.client import operations, watches
+from agentserving.client.generation import PATH as GENERATE
+from agentserving.client.generation import GenerateCall
 from agentserving.client.operations import Operation
 from agentserving.client.values import Admission, Endings, Program, ProgramChanges, ProgramState
 from agentserving.transport.channels import dial_async
 from agentserving.transport.connection import Attempts, Settings, find_leader, look_elsewhere
-from agentserving.transport.errors import AgentServingError, InternalError, decoded, from_rpc
+from agentserving.transport.errors import AgentServingError, InternalError, from_rpc
 from agentserving.v1 import call_service_pb2, program_service_pb2
 
 P = ParamSpec("P")
@@ -26,7 +26,7 @@ R = TypeVar("R")
 
 
 class Run(Generic[P, R]):
-    """A method of `AsyncClient` from an operation: same arguments; awaited, the operation's result."""
+    """Makes a coroutine method of `AsyncClient` of an operation: the same arguments, and the operation's result."""
 
     def __init__(self, operation: Callable[P, Operation[R]]) -> None:
         self._operation = operation
@@ -48,7 +48,7 @@ class Run(Generic[P, R]):
 
 
 class AsyncClient:
-    """One control plane, and the sidecars of its engines. Belongs to the event loop that it is first used on."""
+    """A client of one cluster: its control planes, and the sidecars of its engines. Belongs to one event loop."""
 
     def __init__(self, address: str | None = None, *, settings: Settings | None = None) -> None:
         self._leader = find_leader(address)
@@ -57,7 +57,7 @@ class AsyncClient:
 
     @property
     def address(self) -> str:
-        """Of the control plane that leads, or is tried next."""
+        """Address of the leading control plane, or of the one that is tried next."""
         return self._leader.address
 
     open_program = Run(operations.open_program)
@@ -74,10 +74,11 @@ class AsyncClient:
     set_policy = Run(operations.set_policy)
     list_engines = Run(operations.list_engines)
     drain_engine = Run(operations.drain_engine)
+    undrain_engine = Run(operations.undrain_engine)
     get_overview = Run(operations.get_overview)
 
     async def list_programs(self, *, states: Iterable[ProgramState] = (), page_size: int = 0) -> AsyncIterator[Program]:
-        """All programs, by id, a page at a time. No states = all but CLOSED."""
+        """All programs in order of their ids, read page by page. No states = all but CLOSED."""
         wanted, token = tuple(states), ""
         while True:
             page = await self.run(operations.list_page(wanted, page_size=page_size, page_token=token))
@@ -88,59 +89,66 @@ class AsyncClient:
                 return
 
     async def watch_programs(self, *, after_revision: int = 0, program_id: str = "") -> AsyncIterator[ProgramChanges]:
-        """Changes as they come, for ever. `after_revision` 0 = from now. Broken streams are taken up again."""
-        watch = watching.Watch(after_revision, program_id)
+        """Changes as they happen, without end. `after_revision` 0 = from now on. Broken streams are opened again."""
+        watch = watches.Watch(after_revision, program_id)
         while True:
             address = self._leader.address
             try:
                 revision = (await self.run(operations.list_page(page_size=1))).revision
                 request, address = watch.request(revision), self._leader.address
                 if request is None or watch.must_list:
-                    programs = [program async for program in self.list_programs(states=watching.EVERY_STATE)]
+                    programs = [program async for program in self.list_programs(states=watches.EVERY_STATE)]
                     yield watch.listed(programs, revision)
                     continue
                 response = program_service_pb2.WatchProgramsResponse
-                stream = self._stream(address, watching.PATH, request, response, known=self._leader.known)
-                async for answer in stream:
-                    yield watch.changes(decoded(answer, address))
+                stream = self._stream(address, watches.PATH, request, response, known=self._leader.known)
+                async for message in stream:
+                    yield watch.changes(message)
             except (grpc.RpcError, AgentServingError) as error:
                 await asyncio.sleep(watch.delay_s(self._lost(error, address)))
 
     async def watch_endings(self, *, after_position: int = 0) -> AsyncIterator[Endings]:
-        """Calls and programs as they end, for ever; as `Client.watch_endings`."""
-        watch = watching.EndingsWatch(after_position)
+        """Calls and programs as they end, without end; as `Client.watch_endings`."""
+        watch = watches.EndingsWatch(after_position)
         while True:
             address = self._leader.address
             try:
-                path, response = watching.ENDINGS_PATH, call_service_pb2.WatchEndingsResponse
+                path, response = watches.ENDINGS_PATH, call_service_pb2.WatchEndingsResponse
                 stream = self._stream(address, path, watch.request(), response, known=self._leader.known)
-                async for answer in stream:
-                    yield watch.endings(decoded(answer, address))
+                async for message in stream:
+                    yield watch.endings(message)
             except (grpc.RpcError, AgentServingError) as error:
                 await asyncio.sleep(watch.delay_s(self._lost(error, address)))
 
     async def generate(
         self, path: str, body: Mapping[str, Any] | bytes, *, program_id: str | None = None, thread_id: str = ""
     ) -> AsyncGeneration:
-        """Runs one call on an engine and gives its answer as it comes; as `Client.generate`."""
-        asked = Generating(path, body, program_id, thread_id)
+        """Runs one call on an engine and returns its response as it arrives; as `Client.generate`."""
+        call = GenerateCall(path, body, program_id, thread_id)
         try:
             while True:
-                admission = await self.run(asked.admit())
+                admission = await self.run(call.admit())
                 try:
-                    return await self._generation(asked, admission)
-                except BaseException as error:
-                    with contextlib.suppress(AgentServingError):
-                        await self.run(asked.let_go(admission))
-                    if not asked.elsewhere(error, admission):
+                    generation = await self._generation(call, admission)
+                    break
+                except AgentServingError as error:
+                    if not call.may_retry(error, admission):
                         raise
         except BaseException:
-            asked.end()
+            await self._end_call(call.abandoned())
             raise
+        await self._end_call(call.responded(admission, generation.http_status))
+        return generation
 
-    async def _generation(self, asked: Generating, admission: Admission) -> AsyncGeneration:
+    async def _end_call(self, operation: Operation[None] | None) -> None:
+        """Best effort: a call that is not ended expires."""
+        if operation is not None:
+            with contextlib.suppress(AgentServingError):
+                await self.run(operation)
+
+    async def _generation(self, call: GenerateCall, admission: Admission) -> AsyncGeneration:
         response = call_service_pb2.GenerateResponse
-        stream = self._stream(admission.sidecar_address, GENERATE, asked.request(admission), response)
+        stream = self._stream(admission.sidecar_address, GENERATE, call.admitted(admission), response)
         try:
             head = await stream.read()
         except grpc.RpcError as error:
@@ -149,14 +157,14 @@ class AsyncClient:
             stream.cancel()
             raise
         if head is grpc.aio.EOF:
-            raise InternalError(f"{admission.sidecar_address}: the answer ended before it began")
-        return AsyncGeneration(asked, admission, stream, decoded(head, admission.sidecar_address))
+            raise InternalError(f"{admission.sidecar_address}: the response ended before it began")
+        return AsyncGeneration(call, admission, stream, head)
 
     # -- running -------------------------------------------------------------------------------------------------
 
     async def run(self, operation: Operation[R]) -> R:
-        """Runs an operation."""
-        attempts = Attempts(self.settings, time.monotonic(), again=operation.again, leader=self._leader)
+        """Runs an operation, with retries."""
+        attempts = Attempts(self.settings, time.monotonic(), again=operation.may_retry, leader=self._leader)
         while True:
             address = self._leader.address
             call: Any = self._channel(address, self._leader.known).unary_unary(
@@ -166,22 +174,22 @@ class AsyncClient:
             )
             try:
                 timeout = attempts.left_s(time.monotonic())
-                answer = await call(operation.request, timeout=timeout, metadata=self.settings.pairs())
+                response = await call(operation.request, timeout=timeout, metadata=self.settings.pairs())
                 self._leader.found(address)
-                return operation.read(decoded(answer, address))
+                return operation.read(response)
             except grpc.RpcError as error:
-                told = from_rpc(error, address)
-                delay = attempts.delay_s(told, address, time.monotonic())
+                translated = from_rpc(error, address)
+                delay = attempts.delay_s(translated, address, time.monotonic())
                 if delay is None:
-                    raise told from error
+                    raise translated from error
             await asyncio.sleep(delay)
 
     def _lost(self, error: grpc.RpcError | AgentServingError, address: str) -> AgentServingError:
-        """What ended a watch; the next one asks whoever leads then."""
-        told = from_rpc(error, address)
-        if told is not error:
-            look_elsewhere(self._leader, told, address, time.monotonic())
-        return told
+        """The error that ended a stream; the next stream is opened at the current leader."""
+        translated = from_rpc(error, address)
+        if translated is not error:
+            look_elsewhere(self._leader, translated, address, time.monotonic())
+        return translated
 
     def _stream(self, address: str, path: str, request: Any, response: Any, *, known: Sequence[str] = ()) -> Any:
         call: Any = self._channel(address, known).unary_stream(
@@ -197,7 +205,7 @@ class AsyncClient:
         return channel
 
     async def close(self) -> None:
-        """Ends what is open."""
+        """Closes all connections."""
         channels, self._channels = list(self._channels.values()), {}
         for channel in channels:
             await channel.close()
@@ -212,38 +220,37 @@ class AsyncClient:
 
 
 class AsyncGeneration:
-    """An answer as it comes: `async for` its bytes. `async with` aborts the call when the body leaves early."""
+    """A response as it arrives: `async for` its bytes. Leaving an `async with` block early aborts the call."""
 
-    def __init__(self, asked: Generating, admission: Admission, stream: Any, head: Any) -> None:
+    def __init__(self, call: GenerateCall, admission: Admission, stream: Any, head: Any) -> None:
         self.admission = admission
         self.http_status: int = head.http_status
         self.content_type: str = head.content_type
-        self._asked, self._stream, self._head = asked, stream, head
-        asked.answered(admission, head.http_status)
+        self._call, self._stream = call, stream
 
     @property
     def call_id(self) -> str:
-        """As the control plane knows the call."""
+        """The call's id in the control plane."""
         return self.admission.call_id
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             while (message := await self._stream.read()) is not grpc.aio.EOF:
-                if decoded(message, self.admission.sidecar_address).chunk:
+                if message.chunk:
                     yield message.chunk
         except grpc.RpcError as error:
             raise from_rpc(error, self.admission.sidecar_address) from error
         finally:
-            self._asked.end()
+            self._call.end()
 
     async def read(self) -> bytes:
         """The rest of the body."""
         return b"".join([chunk async for chunk in self])
 
     async def close(self) -> None:
-        """Aborts the call, if it still runs."""
+        """Aborts the call if it is still running."""
         self._stream.cancel()
-        self._asked.end()
+        self._call.end()
 
     async def __aenter__(self) -> Self:
         return self
