@@ -1,69 +1,90 @@
-"""A bar: one figure, its goal, and how it was come by. Pure but for writing the results."""
+"""Bars: a figure, its goal, and whether the measurement shows that the goal is met. Pure; `records` writes them down.
+
+A bar is judged by the bad end of its 95 % interval. A mean on the right side of the goal proves nothing while the
+interval still contains the goal: such a bar is "not shown".
+"""
 
 from __future__ import annotations
 
-import json
+import math
 import operator
-import statistics
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from agentserving_replay.figures import interval
 
-RESULTS = Path(__file__).parent / "results"
+
+class Verdict(StrEnum):
+    """What a measurement says about a goal."""
+
+    MET = "met"
+    MISSED = "missed"
+    # The interval contains the goal, or there was only one run.
+    NOT_SHOWN = "not shown"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """`goal` reads "<= 80" or ">= 0.97"; `noise` is the half width of a 95 % interval as a share of the value."""
+    """`low` and `high` bound the mean's 95 % interval; they are infinite after a single run."""
 
     name: str
     value: float
+    low: float
+    high: float
+    # "<= 80" or ">= 0.97", in `unit`.
     goal: str
     unit: str
+    # What the figure is a ratio to, or the conditions it was measured under.
     against: str
     runs: int
-    noise: float
+    # Programs or calls of the load that failed. Means over the survivors flatter whoever lost the others.
+    failed: int = 0
+    # The figure was computed with constants fitted to the same run.
+    in_sample: bool = False
 
     @property
-    def ok(self) -> bool:
-        """True when the goal is met."""
+    def verdict(self) -> Verdict:
+        """MET when the whole interval meets the goal, MISSED when none of it does or when calls failed."""
         sign, _, bound = self.goal.partition(" ")
-        compare = {"<=": operator.le, ">=": operator.ge}[sign]
-        return bool(compare(self.value, float(bound)))
+        meets = {"<=": operator.le, ">=": operator.ge}[sign]
+        good, bad = (self.low, self.high) if sign == "<=" else (self.high, self.low)
+        if self.failed or not meets(good, float(bound)):
+            return Verdict.MISSED
+        return Verdict.MET if meets(bad, float(bound)) else Verdict.NOT_SHOWN
 
     def as_dict(self) -> dict[str, Any]:
-        """As in summary.json."""
-        return {**asdict(self), "ok": self.ok}
+        """For JSON, which has no infinity: an unbounded interval is null."""
+        ends = {"low": self.low, "high": self.high}
+        return {
+            "name": self.name,
+            "value": round(self.value, 4),
+            **{name: round(end, 4) if math.isfinite(end) else None for name, end in ends.items()},
+            "goal": self.goal,
+            "verdict": str(self.verdict),
+            "unit": self.unit,
+            "against": self.against,
+            "runs": self.runs,
+            "failed": self.failed,
+            "in_sample": self.in_sample,
+        }
 
 
-def bar(name: str, values: Sequence[float], goal: str, unit: str, against: str) -> Bar:
-    """The mean of repeated measurements, with their noise."""
+def bar(
+    name: str, values: Sequence[float], goal: str, unit: str, against: str, *, failed: int = 0, in_sample: bool = False
+) -> Bar:
+    """The mean of independent runs with its 95 % interval."""
     mean, half = interval(values)
-    noise = half / abs(mean) if mean and len(values) > 1 else 0.0
-    return Bar(name, round(mean, 4), goal, unit, against, len(values), round(noise, 4))
-
-
-def machine_noise(rounds: int = 40) -> float:
-    """Spread of one fixed piece of work on this machine now: (p90 - p10) / median."""
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        sum(i * i for i in range(100_000))
-        times.append(time.perf_counter() - began)
-    ordered = sorted(times)
-    return (ordered[int(rounds * 0.9)] - ordered[int(rounds * 0.1)]) / statistics.median(times)
-
-
-def write(name: str, bars: Sequence[Bar], raw: Any) -> None:
-    """results/<name>.json, and this benchmark's entries in results/summary.json replaced."""
-    RESULTS.mkdir(exist_ok=True)
-    document = {"bars": [each.as_dict() for each in bars], "machine_noise": round(machine_noise(), 3), "raw": raw}
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-    summary = RESULTS / "summary.json"
-    known = {entry["name"]: entry for entry in json.loads(summary.read_text())} if summary.exists() else {}
-    known.update({each.name: each.as_dict() for each in bars})
-    summary.write_text(json.dumps(list(known.values()), indent=1) + "\n")
+    return Bar(
+        name=name,
+        value=mean,
+        low=mean - half,
+        high=mean + half,
+        goal=goal,
+        unit=unit,
+        against=against,
+        runs=len(values),
+        failed=failed,
+        in_sample=in_sample,
+    )

@@ -1,4 +1,7 @@
-"""``python -m benchmarks.decisions ADDRESS SEED``: what a gateway waits for, on the gateway's own loop; prints JSON."""
+"""``python -m benchmarks.decisions ADDRESS SEED``: how long a gateway waits for an engine to be chosen; prints JSON.
+
+Runs the gateway's own admission code on its own event loop against a running control plane, in an open loop.
+"""
 
 from __future__ import annotations
 
@@ -9,48 +12,52 @@ import sys
 import time
 
 import uvloop
+from agentserving.contract.ids import Tenant
 from agentserving.transport.leader_channel import LeaderChannel
-from agentserving.v1 import types_pb2
 from agentserving_gateway.admission import Admission
+from agentserving_gateway.body import read_body
+from agentserving_gateway.calls import CallRequest, Ending
 from agentserving_gateway.identity import identify
+
+from benchmarks import open_loop
 
 PROGRAMS, RATE, SECONDS = 10_000, 200, 12
 BODY = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "x" * 2000}]}).encode()
 
 
 async def decisions(admission: Admission, seed: int) -> list[float]:
-    """Milliseconds from a request's bytes to the engine chosen; open loop, Poisson."""
-    dice = random.Random(seed)
+    """Seconds from when each request was due until its engine was chosen."""
+    rng = random.Random(seed)
     times: list[float] = []
 
-    async def one(index: int) -> None:
-        began = time.perf_counter()
-        identity = identify({"x-agentserving-program-id": f"live-{index}"}, BODY)
-        admitted = await admission.admit(identity, "default", len(BODY) // 4)
-        times.append(1000 * (time.perf_counter() - began))
+    async def admit(_: int, due: float) -> None:
+        headers = {"x-agentserving-program-id": f"live-{rng.randrange(PROGRAMS)}"}
+        identity = identify(headers, read_body(BODY))
+        request = CallRequest(
+            tenant=Tenant("default"), program_id=identity.program_id, prompt_tokens=len(BODY) // 4, model="tiny"
+        )
+        admitted = await admission.admit(request)
+        times.append(time.perf_counter() - due)
         if not admitted.ticket:
             raise RuntimeError("the control plane did not answer in time")
-        admission.ended(admitted.call_id, types_pb2.OUTCOME_CANCELLED, never_started=True)
+        admission.end(admitted, Ending.CANCELLED, True)
 
-    began, due = time.perf_counter(), 0.0
-    async with asyncio.TaskGroup() as group:
-        while due < SECONDS:
-            due += dice.expovariate(RATE)
-            await asyncio.sleep(max(0.0, began + due - time.perf_counter()))
-            group.create_task(one(dice.randrange(PROGRAMS)))
-    return sorted(times)
+    await open_loop.run(seed, RATE, SECONDS, admit)
+    return times
 
 
 async def main(address: str, seed: int) -> None:
-    """Quantiles, milliseconds, and how many there were."""
+    """Prints quantiles in milliseconds and the number of calls."""
     admission = Admission(LeaderChannel(address))
-    admission.start()
-    while len(admission.engines) < 2:
-        await asyncio.sleep(0.05)
+    running = asyncio.create_task(admission.run())
+    async with asyncio.timeout(30):
+        while len(admission.ready_engines()) < 2:
+            await asyncio.sleep(0.05)
     times = await decisions(admission, seed)
-    await admission.close()
-    at = {f"p{q}": times[int(q / 100 * (len(times) - 1))] for q in (50, 95, 99)}
-    print(json.dumps({**at, "calls": len(times)}))
+    await admission.flush()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    print(json.dumps({**open_loop.quantiles_ms(times), "calls": len(times)}))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
-"""CPU of each component per call and per streamed chunk, and what a long prompt costs: simulated engines, real rest."""
+"""CPU time of each component per call and per streamed chunk, and the added latency of a long prompt.
+
+Engines are simulated; all other processes are those of a real cluster.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import statistics
 from typing import Any
+
+from agentserving_cli.local.cluster import LocalCluster
 
 from benchmarks.bars import Bar, bar
 from benchmarks.http_load import Connection, completion, drive
@@ -14,18 +19,16 @@ RUNS, CALLS, CHUNKS = 5, 600, 200
 COMPONENTS = {"control-plane": ["control-plane"], "gateway": ["gateway"], "sidecar": ["engine-0-sidecar"]}
 
 
-async def per_call(url: str, made: Any, tokens: int, calls: int, name: str) -> dict[str, float]:
-    """CPU milliseconds a call of every component, for streamed calls of `tokens` chunks."""
-    processes = {component: pids(made, names) for component, names in COMPONENTS.items()}
-    before = {component: cpu_seconds(found) for component, found in processes.items()}
+async def per_call(url: str, running: LocalCluster, tokens: int, calls: int, name: str) -> dict[str, float]:
+    """CPU milliseconds per call of every component, for streamed calls of `tokens` chunks."""
+    processes = {component: pids(running, names) for component, names in COMPONENTS.items()}
+    before = {component: cpu_seconds(its) for component, its in processes.items()}
     await drive(url, calls, 16, completion(tokens, stream=True), program=name)
-    return {
-        component: 1000 * (cpu_seconds(found) - before[component]) / calls for component, found in processes.items()
-    }
+    return {component: 1000 * (cpu_seconds(its) - before[component]) / calls for component, its in processes.items()}
 
 
 async def long_prompt(url: str, rounds: int = 40) -> list[float]:
-    """Milliseconds for a 220 KB prompt and one token, each round on a kept connection."""
+    """Milliseconds for a 220 KB prompt and one token, on one keep-alive connection."""
     connection = Connection(url)
     body = completion(1, stream=False, prompt="lorem ipsum " * (220_000 // 12))
     times = [1000 * await connection.post("/v1/completions", body) for _ in range(rounds)]
@@ -34,24 +37,28 @@ async def long_prompt(url: str, rounds: int = 40) -> list[float]:
 
 
 async def run() -> dict[str, Any]:
-    """All figures."""
+    """CPU per component and latencies of the long prompt, round by round."""
     raw: dict[str, Any] = {"short": [], "long": [], "prompt_direct_ms": [], "prompt_gateway_ms": []}
     flags = ("--speed", "20", "--max-model-len", "131072", "--num-blocks", "100000")
-    async with cluster(engine="simulator", engines=1, max_num_seqs=48, engine_args=flags) as (made, _):
-        gateway = made.gateway_url
-        direct = f"http://127.0.0.1:{made.ports.engines[0].http}/v1"
-        await per_call(gateway, made, 2, 100, "warm")
+    async with cluster(engine="simulator", engines=1, max_num_seqs=48, engine_args=flags) as (running, _):
+        gateway = running.gateway_url
+        direct = f"http://127.0.0.1:{running.ports.engines[0].http}/v1"
+        await per_call(gateway, running, 2, 100, "warm")
         for index in range(RUNS):
-            raw["short"].append(await per_call(gateway, made, 1, CALLS, f"short{index}"))
-            raw["long"].append(await per_call(gateway, made, 1 + CHUNKS, 160, f"long{index}"))
+            raw["short"].append(await per_call(gateway, running, 1, CALLS, f"short{index}"))
+            raw["long"].append(await per_call(gateway, running, 1 + CHUNKS, 160, f"long{index}"))
             raw["prompt_direct_ms"].append(statistics.median(await long_prompt(direct)))
             raw["prompt_gateway_ms"].append(statistics.median(await long_prompt(gateway)))
     return raw
 
 
-def measure() -> tuple[list[Bar], Any]:
-    """Bars and raw figures."""
-    raw = asyncio.run(run())
+def measure() -> Any:
+    """Runs the benchmark; gives its raw figures."""
+    return asyncio.run(run())
+
+
+def summarise(raw: Any) -> list[Bar]:
+    """The bars of raw figures."""
     chunk = [1000 * (b["gateway"] - a["gateway"]) / CHUNKS for a, b in zip(raw["short"], raw["long"], strict=True)]
     extra = [b - a for a, b in zip(raw["prompt_direct_ms"], raw["prompt_gateway_ms"], strict=True)]
     against = "process CPU, user and system"
@@ -61,4 +68,4 @@ def measure() -> tuple[list[Bar], Any]:
         bar("gateway-cpu-per-chunk", chunk, "<= 35", "us", against),
         bar("sidecar-cpu-per-call", [r["sidecar"] for r in raw["short"]], "<= 0.5", "ms", against),
         bar("prompt-220kb-extra", extra, "<= 10", "ms", "the same prompt sent to the engine"),
-    ], raw
+    ]

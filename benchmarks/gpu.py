@@ -1,13 +1,13 @@
 """``AGENTSERVING_VLLM_PYTHON=... python -m benchmarks.gpu``: policies on a real vLLM with a model of 8B's shape.
 
-Weights are random (``--load-format dummy``), so nothing is downloaded: times hang on shapes, not on values. KV that is
-evicted goes to host memory (vLLM's own offloading). Policies take turns on one engine, seed by seed, over the same
-ShareGPT-like programs, whose prompts are token ids. ``--device cpu`` does all of it with the tiny model, a small KV
-cache and no offloading (vLLM's needs CUDA): to see that the script works, not to conclude.
+Weights are random (``--load-format dummy``), so nothing is downloaded: times depend on shapes, not on values. Evicted
+KV goes to host memory (vLLM's own offloading). Policies alternate on one engine, seed by seed, over the same
+ShareGPT-like programs, whose prompts are token ids. ``--device cpu`` does the same with the tiny model, a small KV
+cache and no offloading (vLLM's needs CUDA): it shows that the script works, and no conclusion follows from it.
 
-The engine's constants are measured first, and each run is repeated in virtual time: with them, at the speed that the
-engine had in that run (see `validation.run_virtual`), with and without preemptions for order, and with the constants of
-the data sheet that the paper's experiments use. ``--told FILE`` prints that comparison of an earlier run's figures.
+The engine's constants are measured first, and each run is repeated in virtual time: with these constants at the speed
+fitted to that run (see `validation.run_virtual`), with and without proactive preemptions, and with the constants of the
+data sheet that the paper's experiments use. ``--table FILE`` prints that comparison for the figures of an earlier run.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from typing import Any
 
 import click
 import httpx
+from agentserving import Client
 from agentserving.contract.policy import PRESETS
-from agentserving.v1 import types_pb2
-from agentserving_cli.connection import Services
 from agentserving_cli.local import vllm_env
 from agentserving_cli.local.layout import TINY
 from agentserving_replay.traces.trace import Program
@@ -37,10 +36,10 @@ from agentserving_simulator.virtual.engine import EngineLimits
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bars import RESULTS
 from benchmarks.local import cluster, engine_totals, until_idle, use_policy
 from benchmarks.policies import filling_scale
 from benchmarks.program_figures import Figures, counted, figures
+from benchmarks.records import RESULTS, measured_now
 from benchmarks.validation import (
     Calibration,
     Caller,
@@ -63,43 +62,50 @@ SHAPE_8B = {
 }  # fmt: skip
 KV_BLOCK_BYTES = 16 * (128 << 10)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-TOLD = (
+SHOWN = (
     "token_ms", "token_p99_ms", "latency_s", "latency_p95_s", "prefix_hits", "preemptions", "preemptions_reactive",
 )  # fmt: skip
 _MANY = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """Engine and load of a device."""
+    """Engine and load for a device."""
 
     slots: int
     programs: int
     rate_per_s: float
-    # Of the tokens of ShareGPT-like programs; 0: as many as a slow engine can serve, and a tenth more.
+    # Factor on the token counts of ShareGPT-like programs; 0: chosen so that the load is 1.1 times the engine's speed.
     scale: float
     max_context: int
-    # Contexts with which the engine's reading of KV is measured, a batch of them at once.
+    # Context per call of the full batch with which the time to read KV is measured.
     deep_tokens: int
     # KV in host memory, GiB.
     host_gib: int
     engine_args: tuple[str, ...]
-    # What the data sheets tell of it, where there are some.
+    # Constants from the data sheet, where there is one.
     sheet: CostModel | None = None
 
 
 DEVICES = {
-    # 3 GiB of KV is 24,576 tokens, about what 24 running calls hold in the mean: programs between calls find no room.
-    "cuda": Device(24, 240, 10.0, 0.25, 8000, 700, 8, (
-        "--load-format", "dummy", "--max-num-seqs", "24", "--max-model-len", "8192",
-        "--max-num-batched-tokens", "2048", "--kv-cache-memory-bytes", str(3 << 30), "--kv-offloading-size", "8",
-    ), cost_model("h100-80gb", "llama-3.1-8b")),
-    "cpu": Device(8, 40, 3.0, 0.0, 7500, 2000, 0, ("--num-gpu-blocks-override", "1200")),
+    "cuda": Device(
+        slots=24, programs=240, rate_per_s=10.0, scale=0.25, max_context=8000, deep_tokens=700, host_gib=8,
+        # 3 GiB of KV is 24,576 tokens, about what 24 running calls need: programs between calls find no room.
+        engine_args=(
+            "--load-format", "dummy", "--max-num-seqs", "24", "--max-model-len", "8192",
+            "--max-num-batched-tokens", "2048", "--kv-cache-memory-bytes", str(3 << 30), "--kv-offloading-size", "8",
+        ),
+        sheet=cost_model("h100-80gb", "llama-3.1-8b"),
+    ),
+    "cpu": Device(
+        slots=8, programs=40, rate_per_s=3.0, scale=0.0, max_context=7500, deep_tokens=2000, host_gib=0,
+        engine_args=("--num-gpu-blocks-override", "1200"),
+    ),
 }  # fmt: skip
 
 
 def shaped_model(directory: Path, tiny: Path) -> Path:
-    """A directory that vLLM takes for an 8B model: the tiny one's tokenizer, and a larger shape."""
+    """A model directory with the tiny model's tokenizer and the shape of an 8B model."""
     directory.mkdir(parents=True)
     config = json.loads((tiny / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, **SHAPE_8B}, indent=1))
@@ -110,14 +116,14 @@ def shaped_model(directory: Path, tiny: Path) -> Path:
 
 def drawn(document: dict[str, Any], seed: int) -> list[Program]:
     """The programs of a seed."""
-    own = DEVICES[document["device"]]
-    programs = generate("sharegpt", seed, own.rate_per_s, own.programs)
-    return scaled(programs, document["scale"], own.max_context)
+    device = DEVICES[document["device"]]
+    programs = generate("sharegpt", seed, device.rate_per_s, device.programs)
+    return scaled(programs, document["scale"], device.max_context)
 
 
 async def measure(document: dict[str, Any], seeds: int, policies: Sequence[str], out: Path) -> None:
-    """Figures of every policy on every seed; `out` has what is known after each run."""
-    own = DEVICES[document["device"]]
+    """Runs every policy on every seed; rewrites `out` after each run."""
+    device = DEVICES[document["device"]]
     with tempfile.TemporaryDirectory(prefix="agentserving-gpu-") as home:
         model = TINY
         if document["device"] == "cuda":
@@ -125,41 +131,45 @@ async def measure(document: dict[str, Any], seeds: int, policies: Sequence[str],
             model = str(shaped_model(Path(home) / "8b", tiny))
         args = tuple(document["args"])
         async with (
-            cluster(engines=1, max_num_seqs=own.slots, model=model, engine_args=args) as (made, stubs),
-            httpx.AsyncClient(base_url=made.gateway_url + "/", timeout=1800, trust_env=False, limits=_MANY) as client,
+            cluster(engines=1, max_num_seqs=device.slots, model=model, engine_args=args) as (running, client),
+            httpx.AsyncClient(base_url=running.gateway_url + "/", timeout=1800, trust_env=False, limits=_MANY) as http,
         ):
-            caller = Caller(client, 1, model)
-            await use_policy(stubs, types_pb2.Policy(name="fcfs"))
-            # What is compiled or captured on first use must not be the first policy's.
-            await asyncio.gather(*(caller.call(caller.fresh(200), 50, f"warm-{i}") for i in range(own.slots)))
-            engine = await constants_of(stubs, caller, own.slots, own.deep_tokens)
+            caller = Caller(http, 1, model)
+            await use_policy(client, "fcfs")
+            # Compilation and graph capture on first use must not be charged to the first policy.
+            await asyncio.gather(*(caller.call(caller.fresh(200), 50, f"warm-{i}") for i in range(device.slots)))
+            engine = await constants_of(client, caller, device.slots, device.deep_tokens)
             document["engine"] = asdict(engine)
-            document["limits"] = asdict(limits_of(stubs)) | {"host_blocks": own.host_gib * (1 << 30) // KV_BLOCK_BYTES}
-            document["scale"] = own.scale or 1.1 * await filling_scale(made.gateway_url, own.rate_per_s)
+            document["limits"] = asdict(limits_of(client)) | {
+                "host_blocks": device.host_gib * (1 << 30) // KV_BLOCK_BYTES
+            }
+            document["scale"] = device.scale or 1.1 * await filling_scale(running.gateway_url, device.rate_per_s)
             print(f"  {document['engine']}", flush=True)
             for seed in range(seeds):
                 turn = seed % len(policies)
                 for policy in (*policies[turn:], *policies[:turn]):
-                    document["rows"].append(await one_run(stubs, caller, policy, seed, drawn(document, seed)))
+                    document["rows"].append(await one_run(client, caller, policy, seed, drawn(document, seed)))
                     out.write_text(json.dumps(document, indent=1) + "\n")
                     print(f"  seed {seed} {policy}: {document['rows'][-1]['figures']}", flush=True)
 
 
-async def one_run(stubs: Services, caller: Caller, policy: str, seed: int, programs: list[Program]) -> dict[str, Any]:
-    """Figures of the programs under a policy."""
-    await use_policy(stubs, types_pb2.Policy(name=policy))
-    before = engine_totals(stubs)
+async def one_run(client: Client, caller: Caller, policy: str, seed: int, programs: list[Program]) -> dict[str, Any]:
+    """Runs the programs under a policy."""
+    await use_policy(client, policy)
+    before = engine_totals(client)
     latencies = await run_real(caller, programs, f"{policy}-{seed}")
-    await until_idle(stubs)
-    served_us = service_us(stubs, [f"{policy}-{seed}-{program.program_id}" for program in programs])
-    told = figures(programs, latencies, counted(before, engine_totals(stubs)))
-    return {"policy": policy, "seed": seed, "figures": told, "served_us": served_us, "latencies": latencies}
+    await until_idle(client)
+    served_us = service_us(client, [f"{policy}-{seed}-{program.program_id}" for program in programs])
+    measured = figures(programs, latencies, counted(before, engine_totals(client)))
+    return {"policy": policy, "seed": seed, "figures": measured, "served_us": served_us, "latencies": latencies}
 
 
 def virtually(document: dict[str, Any], row: dict[str, Any], sheet: CostModel | None = None,
               **changed: Any) -> Figures:  # fmt: skip
-    """A run's figures in virtual time, with a data sheet's constants or with those that were measured; `changed` of the
-    policy."""
+    """A run's figures in virtual time, with a data sheet's constants or the measured ones.
+
+    `changed` overrides fields of the policy.
+    """
     programs, policy = drawn(document, row["seed"]), replace(PRESETS[row["policy"]], **changed)
     limits, measured = EngineLimits(**document["limits"]), document["engine"]
     engine = Calibration(CostModel(**measured["cost"]), measured["overhead_s"], measured["charged"])
@@ -170,9 +180,9 @@ def virtually(document: dict[str, Any], row: dict[str, Any], sheet: CostModel | 
 
 
 def table(document: dict[str, Any]) -> Table:
-    """Means over seeds, of each policy: on the engine, and in virtual time by measured and by sheet constants."""
+    """Means over seeds for each policy: on the engine, and in virtual time with measured and data sheet constants."""
     sheet = DEVICES[document["device"]].sheet
-    made = Table("policy", "", *TOLD, "speed", title=f"policies on {document['device']}")
+    rows_of_policies = Table("policy", "", *SHOWN, "speed", title=f"policies on {document['device']}")
     for policy in dict.fromkeys(row["policy"] for row in document["rows"]):
         rows = [row for row in document["rows"] if row["policy"] == policy]
         kinds = {
@@ -183,30 +193,36 @@ def table(document: dict[str, Any]) -> Table:
         if sheet:
             kinds["data sheet"] = [virtually(document, row, sheet) for row in rows]
         for kind, runs in kinds.items():
-            means = (statistics.fmean(run.get(name, 1.0) for run in runs) for name in (*TOLD, "speed"))
-            made.add_row(policy, kind, *(f"{mean:.4g}" for mean in means))
-        made.add_section()
-    return made
+            means = (statistics.fmean(run.get(name, 1.0) for run in runs) for name in (*SHOWN, "speed"))
+            rows_of_policies.add_row(policy, kind, *(f"{mean:.4g}" for mean in means))
+        rows_of_policies.add_section()
+    return rows_of_policies
 
 
 @click.command()
 @click.option("--device", type=click.Choice(list(DEVICES)), default="cuda", show_default=True)
 @click.option("--seeds", default=1, show_default=True, help="Runs of every policy; about a minute each on an H100.")
 @click.option("--policy", "policies", multiple=True, default=POLICIES, show_default=True)
-@click.option("--engine-arg", "engine_args", multiple=True, help="Further arguments of vLLM; the last one counts.")
+@click.option("--engine-arg", "engine_args", multiple=True, help="Additional argument of vLLM; may be given again.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Raw figures; default: benchmarks/results/gpu-DEVICE.json."
 )
-@click.option("--told", type=click.Path(path_type=Path, exists=True), help="Only print the table of these raw figures.")
+@click.option(
+    "--table",
+    "earlier",
+    type=click.Path(path_type=Path, exists=True),
+    help="Only print the table of these raw figures.",
+)
 def main(device: str, seeds: int, policies: tuple[str, ...], engine_args: tuple[str, ...], out: Path | None,
-         told: Path | None) -> None:  # fmt: skip
-    """Measures, prints a table and writes the raw figures."""
-    if told:
-        document = json.loads(told.read_text())
+         earlier: Path | None) -> None:  # fmt: skip
+    """Measure, print a table and write the raw figures."""
+    if earlier:
+        document = json.loads(earlier.read_text())
     else:
         if device == "cuda" and not vllm_env.visible_gpus():
-            raise click.ClickException("no NVIDIA GPU is visible; --device cpu tries the script without one")
-        document = {"device": device, "args": [*DEVICES[device].engine_args, *engine_args], "rows": []}
+            raise click.ClickException("no NVIDIA GPU is visible; --device cpu runs the script without one")
+        args = [*DEVICES[device].engine_args, *engine_args]
+        document = {"device": device, "measured": asdict(measured_now()), "args": args, "rows": []}
         asyncio.run(measure(document, seeds, policies, out or RESULTS / f"gpu-{device}.json"))
     Console(width=160).print(table(document))
 

@@ -1,13 +1,13 @@
-"""Policies on real vLLM when the contexts of live programs are more than the KV cache holds; ``--quick`` to try it.
+"""Policies on real vLLM when the contexts of live programs exceed the KV cache; ``--quick`` for a trial run.
 
-Two shapes of programs (`kv_programs`): coding agents in small, whose tools work between calls, and chats, which only
-wait for each other. Policies are switched at run time on one engine and take turns seed by seed, there and back again,
-over the same programs; a ratio compares two runs of one seed. Beside each ratio stands what virtual time says of it,
-with constants measured on this engine and its speed fitted to the first policy's run of the seed. The speed of each
-run, fitted alike, tells how much of a ratio is the machine's.
+Two shapes of programs (`kv_programs`): small coding agents, whose tools run between calls, and chats, which only wait
+for each other. Policies are switched at run time on one engine and alternate seed by seed over the same programs; a
+ratio compares two runs of one seed. Next to each measured ratio the tables show the ratio in virtual time, with
+constants measured on this engine and the speed fitted to the first policy's run of the seed. The speed fitted to each
+run shows how much of a ratio is drift of the machine.
 
-Calls of a program here come one after the other, so its longest chain is their sum and `atlas` does what `plas` does:
-how far the two are apart is how far equals are on this machine.
+A program's calls here are sequential, so its longest chain is their sum and `atlas` equals `plas`: the distance between
+the two is the resolution of this machine.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from typing import Any
 
 import click
 import httpx
+from agentserving import Client
 from agentserving.contract.policy import PRESETS, Policy
-from agentserving.contract.policy_message import policy_to
-from agentserving_cli.connection import Services
 from agentserving_replay.traces.trace import Program
 from agentserving_simulator.virtual.engine import EngineLimits
 from rich.console import Console
@@ -32,7 +31,7 @@ from rich.table import Table
 from benchmarks.bars import Bar, bar
 from benchmarks.kv_programs import AGENTS, CHATS, MAX_CONTEXT, Shape, fitted_rate, in_turn, makespan_s, pressure
 from benchmarks.local import cluster, engine_totals, until_idle, use_policy
-from benchmarks.program_figures import Figures, counted, figures, ratios, told
+from benchmarks.program_figures import Figures, counted, figures, ratios, with_interval
 from benchmarks.validation import (
     BATCH,
     Calibration,
@@ -47,39 +46,40 @@ from benchmarks.validation import (
     simulate,
 )
 
-# `program-plas` without retention: the KV of a program whose tool works is anybody's.
+# FORGETFUL is `program-plas` without retention: any call may evict the KV of a program in a tool.
 RETAINING, FORGETFUL = "program-plas", "program-plas-forgets"
 POLICIES = ("fcfs", "mlfq", "plas", "atlas", RETAINING, FORGETFUL)
-# 7,680 tokens: four contexts of agents, and one of the longest. CPU attention wants blocks of a multiple of 32.
+# 7,680 tokens: four contexts of agents, or one of the longest. CPU attention needs blocks of a multiple of 32.
 BLOCK_SIZE, BLOCKS = 32, 240
 ENGINE_ARGS = (
     "--block-size", str(BLOCK_SIZE), "--num-gpu-blocks-override", str(BLOCKS), "--enable-prefix-caching",
     "--max-model-len", str(MAX_CONTEXT + 500),
 )  # fmt: skip
-# Contexts of a full batch, when a step's time is measured: all of them fit.
+# Context per call when a full batch's step is measured: all of them fit.
 DEEP_TOKENS = BLOCK_SIZE * BLOCKS // BATCH - 200
-# Programs a second between which the load is looked for.
+# Bounds of the search for the arrival rate, programs per second.
 LEAST_RATE, MOST_RATE = 0.05, 30.0
-# A run ends here, whatever a policy makes of it; what is not ready then counts until then.
+# Runs are cut off after this time; a program that is still running ("unready") counts until then.
 LIMIT_S = 120.0
+SEEDS = 3
 COMPARED = ("latency_s", "latency_p95_s", "token_ms")
 HEADINGS = ("policy", "latency s", "p95 s", "token ms", "hits", "preempted", "by vLLM", "unready", "KV needed", "speed")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is measured."""
+    """What to measure."""
 
     shapes: tuple[Shape, ...] = (AGENTS, CHATS)
     policies: tuple[str, ...] = POLICIES
-    # Further variants of the retaining policy.
+    # Additional variants of the retaining policy.
     retention_milli: tuple[int, ...] = ()
-    seeds: int = 3
-    # Of the shapes' pressure, and so of the number of programs.
+    seeds: int = SEEDS
+    # Factor on the shapes' pressure, and so on the number of programs.
     share: float = 1.0
 
     def shape(self, one: Shape) -> Shape:
-        """With this plan's share of the pressure."""
+        """The shape with this plan's share of the pressure."""
         return replace(one, pressure=one.pressure * self.share)
 
 
@@ -87,38 +87,38 @@ class Plan:
 class Bench:
     """The engine under load."""
 
-    stubs: Services
+    client: Client
     caller: Caller
     limits: EngineLimits
 
     @property
     def pool_tokens(self) -> int:
-        """What the KV cache holds."""
+        """Capacity of the KV cache."""
         return self.limits.num_blocks * self.limits.block_size
 
 
 def variants(names: Sequence[str], retention_milli: Sequence[int] = ()) -> dict[str, Policy]:
-    """Policies by name; `retention_milli` makes further ones of the retaining policy."""
-    keeps = PRESETS[RETAINING]
-    forgets = replace(keeps, name=FORGETFUL, retention_milli=0)
-    more = [replace(keeps, name=f"{RETAINING}-{milli}", retention_milli=milli) for milli in retention_milli]
-    return {name: forgets if name == FORGETFUL else PRESETS[name] for name in names} | {p.name: p for p in more}
+    """Policies by name, and a variant of the retaining policy for each value of `retention_milli`."""
+    retaining = PRESETS[RETAINING]
+    forgetful = replace(retaining, name=FORGETFUL, retention_milli=0)
+    more = [replace(retaining, name=f"{RETAINING}-{milli}", retention_milli=milli) for milli in retention_milli]
+    return {name: forgetful if name == FORGETFUL else PRESETS[name] for name in names} | {p.name: p for p in more}
 
 
 async def measured_engine(bench: Bench, tries: int = 3) -> Calibration:
-    """Constants of the engine. ValueError when the machine is never quiet enough to tell them."""
-    await use_policy(bench.stubs, policy_to(PRESETS["fcfs"]))
+    """Constants of the engine. ValueError when the machine is too noisy in every try."""
+    await use_policy(bench.client, "fcfs")
     for _ in range(tries - 1):
         try:
-            return await calibrate(bench.stubs, bench.caller, DEEP_TOKENS)
+            return await calibrate(bench.client, bench.caller, DEEP_TOKENS)
         except ValueError as error:
             print(f"  {error}", flush=True)
-            await until_idle(bench.stubs)
-    return await calibrate(bench.stubs, bench.caller, DEEP_TOKENS)
+            await until_idle(bench.client)
+    return await calibrate(bench.client, bench.caller, DEEP_TOKENS)
 
 
 def constants(engine: Calibration) -> dict[str, float]:
-    """What a lost context costs beside a step."""
+    """The price of a lost context in comparison with a step."""
     cost, tokens = engine.cost, MAX_CONTEXT // 3
     prefill_us = tokens * (cost.compute_us_per_token + cost.attention_us_per_pair * tokens / 2)
     step_us = cost.step_us(BATCH, BATCH * DEEP_TOKENS, BATCH)
@@ -132,22 +132,22 @@ def constants(engine: Calibration) -> dict[str, float]:
 
 
 async def one_run(bench: Bench, policy: Policy, programs: list[Program], tag: str) -> dict[str, Any]:
-    """Figures of the programs under a policy."""
-    await use_policy(bench.stubs, policy_to(policy))
-    before = engine_totals(bench.stubs)
+    """Runs the programs under a policy."""
+    await use_policy(bench.client, policy)
+    before = engine_totals(bench.client)
     latencies = await run_real(bench.caller, programs, tag, LIMIT_S)
-    await until_idle(bench.stubs)
-    counts = counted(before, engine_totals(bench.stubs))
+    await until_idle(bench.client)
+    counts = counted(before, engine_totals(bench.client))
     return {
-        "real": seen(bench, programs, latencies, counts),
+        "real": run_figures(bench, programs, latencies, counts),
         "latencies": latencies,
         "counts": counts,
-        "served_us": service_us(bench.stubs, [f"{tag}-{program.program_id}" for program in programs]),
+        "served_us": service_us(bench.client, [f"{tag}-{program.program_id}" for program in programs]),
     }
 
 
-def seen(bench: Bench, programs: list[Program], latencies: list[float], counts: dict[str, int]) -> Figures:
-    """Figures, and what tells whether the run was as it should be."""
+def run_figures(bench: Bench, programs: list[Program], latencies: list[float], counts: dict[str, int]) -> Figures:
+    """Figures of a run, with those that show whether the load was as intended."""
     return {
         **figures(programs, latencies, counts),
         "unready": sum(p.arrival_s + took >= LIMIT_S for p, took in zip(programs, latencies, strict=True)),
@@ -157,15 +157,15 @@ def seen(bench: Bench, programs: list[Program], latencies: list[float], counts: 
 
 
 def virtually(bench: Bench, policy: Policy, programs: list[Program], engine: Calibration) -> Figures:
-    """The same figures in virtual time."""
+    """The figures of the same run in virtual time."""
     results, simulated = simulate(programs, policy, engine.cost, bench.limits, engine.overhead_s, LIMIT_S)
     counters = asdict(simulated.engines[0].model.counters)
-    return seen(bench, programs, latencies_s(programs, results, LIMIT_S), counters)
+    return run_figures(bench, programs, latencies_s(programs, results, LIMIT_S), counters)
 
 
 def at_its_speed(bench: Bench, row: dict[str, Any], policy: Policy, programs: list[Program],
                  engine: Calibration) -> Calibration:  # fmt: skip
-    """The engine as fast as it was in a run; as it was measured when not all of the run's programs were ready."""
+    """The engine at the speed fitted to a run; at its measured speed when the run was cut off."""
     if row["real"]["unready"]:
         return engine
     _, cost = run_virtual(programs, policy, engine, bench.limits, row["served_us"], LIMIT_S)
@@ -174,7 +174,7 @@ def at_its_speed(bench: Bench, row: dict[str, Any], policy: Policy, programs: li
 
 def predict(bench: Bench, rows: list[dict[str, Any]], policies: dict[str, Policy], programs: list[Program],
             engine: Calibration) -> None:  # fmt: skip
-    """Puts into the rows of a seed how fast the engine was in each run, and what virtual time says, at one speed."""
+    """Adds to a seed's rows the fitted speed of each run, and the figures in virtual time, all at one speed."""
     speeds = {row["policy"]: at_its_speed(bench, row, policies[row["policy"]], programs, engine) for row in rows}
     base = speeds[next(iter(policies))]
     for row in rows:
@@ -183,8 +183,8 @@ def predict(bench: Bench, rows: list[dict[str, Any]], policies: dict[str, Policy
 
 
 async def one_shape(bench: Bench, plan: Plan, one: Shape, engine: Calibration) -> tuple[list[Any], Calibration]:
-    """(Rows of every policy on every seed, the engine as it is then)."""
-    shape, rows = plan.shape(one), []
+    """Rows of every policy on every seed, and the engine's constants after them."""
+    shape, rows = plan.shape(one), list[Any]()
     policies = variants([name for name in plan.policies if name not in one.without], plan.retention_milli)
     first = next(iter(policies.values()))
     rate = fitted_rate(
@@ -208,13 +208,13 @@ async def one_shape(bench: Bench, plan: Plan, one: Shape, engine: Calibration) -
 
 
 async def compare(plan: Plan) -> dict[str, Any]:
-    """Everything."""
+    """Measures the engine, then every shape."""
     many = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     async with (
-        cluster(engines=1, max_num_seqs=BATCH, engine_args=ENGINE_ARGS) as (made, stubs),
-        httpx.AsyncClient(base_url=made.gateway_url + "/", timeout=900, trust_env=False, limits=many) as client,
+        cluster(engines=1, max_num_seqs=BATCH, engine_args=ENGINE_ARGS) as (running, client),
+        httpx.AsyncClient(base_url=running.gateway_url + "/", timeout=900, trust_env=False, limits=many) as http,
     ):
-        bench = Bench(stubs, Caller(client, 1), limits_of(stubs))
+        bench = Bench(client, Caller(http, 1), limits_of(client))
         engine = await measured_engine(bench)
         raw: dict[str, Any] = {"limits": asdict(bench.limits), "engine": constants(engine), "cost": asdict(engine.cost)}
         print(f"  {bench.pool_tokens} tokens of KV, {raw['engine']}", flush=True)
@@ -235,39 +235,42 @@ def by_seed(raw: dict[str, Any], shape: str, kind: str) -> dict[str, dict[int, F
 
 
 def bases(policies: Sequence[str]) -> list[tuple[str, str]]:
-    """(base, other) of the ratios that are told: all against the first, and who keeps KV against who does not."""
-    keep = [name for name in policies if name.startswith(RETAINING) and name != FORGETFUL]
+    """(base, other) of the ratios: all against the first, and retaining policies against the forgetful one."""
+    retaining = [name for name in policies if name.startswith(RETAINING) and name != FORGETFUL]
     first = [(policies[0], name) for name in policies[1:]]
-    return first + [(FORGETFUL, name) for name in keep if FORGETFUL in policies[1:]]
+    return first + [(FORGETFUL, name) for name in retaining if FORGETFUL in policies[1:]]
 
 
 def ordered(raw: dict[str, Any], shape: str) -> list[str]:
-    """Policies of a shape as they are told: seed 0 runs them in that order."""
+    """Policies of a shape in the order of seed 0."""
     return [row["policy"] for row in raw["rows"] if row["shape"] == shape and row["seed"] == 0]
 
 
 def summarise(raw: dict[str, Any]) -> list[Bar]:
-    """How many times the mean program latency of each is that of the one it is compared with."""
+    """The bars of raw figures: mean program latency of each base divided by the other policy's.
+
+    A program of the other policy that was cut off counts as failed: its latency would flatter that policy.
+    """
     bars = []
     for shape in dict.fromkeys(row["shape"] for row in raw["rows"]):
         real = by_seed(raw, shape, "real")
         for base, other in bases(ordered(raw, shape)):
             values = ratios(real[base], real[other], "latency_s")
-            bars.append(
-                bar(f"kv-{shape}-{other}-over-{base}", values, ">= 1", "ratio", f"{base}, same engine and programs")
-            )
+            cut_off = int(sum(run["unready"] for run in real[other].values()))
+            against = f"{base}, same engine and programs"
+            bars.append(bar(f"kv-{shape}-{other}-over-{base}", values, ">= 1", "ratio", against, failed=cut_off))
     return bars
 
 
 def tables(raw: dict[str, Any]) -> list[Table]:
-    """Of each shape: the figures of each policy, then the ratios, real and virtual."""
-    made = []
+    """For each shape the figures of each policy, then the ratios; real and virtual."""
+    tables_of_shapes = []
     for shape in dict.fromkeys(row["shape"] for row in raw["rows"]):
         real, virtual = by_seed(raw, shape, "real"), by_seed(raw, shape, "virtual")
         names = ("latency_s", "latency_p95_s", "token_ms", "prefix_hits", "preemptions", "preemptions_reactive",
                  "unready", "pressure", "speed")  # fmt: skip
         each = Table(*HEADINGS, title=f"{shape}: real (virtual)")
-        against = Table("ratio", *COMPARED, title=f"{shape}: times, real with 95 % interval (virtual)")
+        against = Table("ratio", *COMPARED, title=f"{shape}: real, with 95 % interval (virtual)")
         for policy in ordered(raw, shape):
             cells = [
                 f"{statistics.fmean(f[name] for f in real[policy].values()):.2f}"
@@ -278,24 +281,24 @@ def tables(raw: dict[str, Any]) -> list[Table]:
         for base, other in bases(ordered(raw, shape)):
             cells = []
             for name in COMPARED:
-                values, said = (ratios(kind[base], kind[other], name) for kind in (real, virtual))
-                cells.append(f"{told(values)} ({statistics.fmean(said):.2f})")
+                measured, simulated = (ratios(kind[base], kind[other], name) for kind in (real, virtual))
+                cells.append(f"{with_interval(measured)} ({statistics.fmean(simulated):.2f})")
             against.add_row(f"{base} / {other}", *cells)
-        made += [each, against]
-    return made
+        tables_of_shapes += [each, against]
+    return tables_of_shapes
 
 
-def measure(plan: Plan | None = None) -> tuple[list[Bar], Any]:
-    """Bars and raw figures."""
+def measure(plan: Plan | None = None) -> Any:
+    """Runs the benchmark and prints its tables; gives its raw figures."""
     raw = asyncio.run(compare(plan or Plan()))
     for table in tables(raw):
         Console(width=170).print(table)
-    return summarise(raw), raw
+    return raw
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="One seed, three policies, few agents: 3 to 5 minutes.")
-@click.option("--seeds", default=Plan.seeds, show_default=True)
+@click.option("--seeds", default=SEEDS, show_default=True)
 @click.option(
     "--shape",
     "shapes",
@@ -304,12 +307,15 @@ def measure(plan: Plan | None = None) -> tuple[list[Bar], Any]:
     help="Default: both; with --quick, agents.",
 )
 @click.option("--policy", "policies", multiple=True, default=POLICIES, show_default=True)
-@click.option("--retention", "retention_milli", multiple=True, type=int, help="Further variants of program-plas.")
+@click.option("--retention", "retention_milli", multiple=True, type=int, help="Additional variants of program-plas.")
 def main(quick: bool, seeds: int, shapes: tuple[str, ...], policies: tuple[str, ...],
          retention_milli: tuple[int, ...]) -> None:  # fmt: skip
-    """Measures and prints; results are written by `python -m benchmarks.run kv_pressure`."""
+    """Measure and print; `python -m benchmarks.run kv_pressure` writes the results as well."""
     names = shapes or ((AGENTS.name,) if quick else (AGENTS.name, CHATS.name))
-    plan = Plan(tuple(shape for shape in (AGENTS, CHATS) if shape.name in names), policies, retention_milli, seeds)
+    plan = Plan(
+        shapes=tuple(shape for shape in (AGENTS, CHATS) if shape.name in names), policies=policies,
+        retention_milli=retention_milli, seeds=seeds,
+    )  # fmt: skip
     measure(replace(plan, policies=("fcfs", RETAINING, FORGETFUL), seeds=1, share=0.6) if quick else plan)
 
 

@@ -1,4 +1,4 @@
-"""Clusters and engines for benchmarks: the same that `agentserving up` starts, and a stock vLLM beside."""
+"""Clusters and engines for benchmarks: what `agentserving up` starts, and a stock vLLM to compare with."""
 
 from __future__ import annotations
 
@@ -12,54 +12,62 @@ from pathlib import Path
 
 import httpx
 import psutil
-from agentserving.v1 import admin_service_pb2, types_pb2
-from agentserving_cli.connection import Services, connect, wait_for_policy
+from agentserving import Client
+from agentserving.contract.policy import Policy
 from agentserving_cli.local import vllm_env
 from agentserving_cli.local.cluster import LocalCluster
 from agentserving_cli.local.layout import ClusterSpec, engine_env, free_ports, vllm_argv
 from agentserving_cli.local.process import Child
 
+COUNTERS = (
+    "steps", "policy_time_us", "prompt_tokens", "cached_tokens", "output_tokens", "promotions", "demotions",
+    "preemptions_proactive", "preemptions_reactive",
+)  # fmt: skip
+
 
 @asynccontextmanager
-async def cluster(**spec: object) -> AsyncIterator[tuple[LocalCluster, Services]]:
-    """A cluster in a directory of its own, and stubs to its control plane."""
+async def cluster(**spec: object) -> AsyncIterator[tuple[LocalCluster, Client]]:
+    """A running cluster with a state directory of its own, and a client of its control plane."""
     with tempfile.TemporaryDirectory(prefix="agentserving-bench-") as directory:
-        async with LocalCluster(ClusterSpec(Path(directory), **spec)) as made:  # type: ignore[arg-type]
-            with connect(made.control_plane) as client:
-                yield made, Services(client)
+        async with LocalCluster(ClusterSpec(Path(directory), **spec)) as running:  # type: ignore[arg-type]
+            with Client(running.control_plane) as client:
+                yield running, client
 
 
-async def use_policy(stubs: Services, policy: types_pb2.Policy) -> None:
-    """In force on every engine when this returns."""
-    request = admin_service_pb2.ApplyPolicyRequest(policy=policy)
-    version = stubs.admin.ApplyPolicy(request, timeout=10).policy.version
-    await asyncio.to_thread(wait_for_policy, stubs, version)
+async def use_policy(client: Client, policy: Policy | str, within_s: float = 15.0) -> None:
+    """Applies a policy and waits until every engine has acknowledged it. TimeoutError."""
+    version = (await asyncio.to_thread(client.set_policy, policy)).version
+    ends = time.monotonic() + within_s
+    while True:
+        applied = await asyncio.to_thread(client.get_policy)
+        if applied.version == version and not applied.pending_engine_ids:
+            return
+        if time.monotonic() > ends:
+            raise TimeoutError(f"policy version {version} not acknowledged by {', '.join(applied.pending_engine_ids)}")
+        await asyncio.sleep(0.1)
 
 
-def engine_totals(stubs: Services) -> dict[str, int]:
-    """Counters since boot, over all engines."""
-    loads = [
-        engine.load for engine in stubs.admin.GetOverview(admin_service_pb2.GetOverviewRequest(), timeout=10).engines
-    ]
-    names = ("steps", "policy_time_us", "prompt_tokens", "cached_tokens", "output_tokens", "promotions", "demotions")
-    counted = (*names, "preemptions_proactive", "preemptions_reactive")
-    return {name: sum(int(getattr(load, name)) for load in loads) for name in counted}
+def engine_totals(client: Client) -> dict[str, int]:
+    """Counters since boot, summed over all engines."""
+    loads = [engine.load for engine in client.get_overview().engines]
+    return {name: sum(int(getattr(load, name)) for load in loads if load is not None) for name in COUNTERS}
 
 
-async def until_idle(stubs: Services, within_s: float = 30.0) -> None:
-    """No engine has a call, and the last report is in."""
+async def until_idle(client: Client, within_s: float = 30.0) -> None:
+    """Waits until no engine has a call and its last report has arrived. TimeoutError."""
     ends = time.monotonic() + within_s
     while time.monotonic() < ends:
+        # Longer than the interval between two reports of an engine.
         await asyncio.sleep(0.6)
-        overview = stubs.admin.GetOverview(admin_service_pb2.GetOverviewRequest(), timeout=10)
-        if not any(engine.load.running + engine.load.waiting for engine in overview.engines):
+        loads = [engine.load for engine in client.get_overview().engines]
+        if not any(load.running + load.waiting for load in loads if load is not None):
             return
-    raise TimeoutError(f"an engine has calls after {within_s:.0f} s")
+    raise TimeoutError(f"an engine still has calls after {within_s:.0f} s")
 
 
 @asynccontextmanager
 async def stock_vllm(max_num_seqs: int, core: int = 0) -> AsyncIterator[tuple[str, list[psutil.Process]]]:
-    """vLLM with its own scheduler, everything else as in a cluster; gives its base URL and its processes."""
+    """vLLM with its own scheduler and otherwise the flags of a cluster's engine: its base URL and its processes."""
     python = await asyncio.to_thread(vllm_env.ensure_vllm)
     model = await asyncio.to_thread(vllm_env.ensure_model, python)
     (port,) = free_ports(1)
@@ -87,14 +95,14 @@ async def stock_vllm(max_num_seqs: int, core: int = 0) -> AsyncIterator[tuple[st
 
 
 def tree(children: Iterable[Child]) -> list[psutil.Process]:
-    """Their processes, and those that they have started."""
+    """The children's processes and all their descendants."""
     roots = [psutil.Process(child.process.pid) for child in children if child.process is not None]
     return [process for root in roots for process in (root, *root.children(recursive=True))]
 
 
-def pids(made: LocalCluster, names: Iterable[str]) -> list[psutil.Process]:
-    """Processes of components and their children."""
-    return tree(made.children[name] for name in names)
+def pids(running: LocalCluster, names: Iterable[str]) -> list[psutil.Process]:
+    """Processes of a cluster's components and their descendants."""
+    return tree(running.children[name] for name in names)
 
 
 def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
@@ -103,7 +111,7 @@ def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
 
 
 def bind(processes: Iterable[psutil.Process], cores: Iterable[int]) -> None:
-    """Holds processes and all their threads to cores."""
+    """Pins all threads of the processes to those cores that this machine has; to any core when it has none of them."""
     wanted = set(cores) & os.sched_getaffinity(0) or os.sched_getaffinity(0)
     for process in processes:
         for thread in process.threads():

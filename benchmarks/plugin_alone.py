@@ -1,8 +1,8 @@
-"""What the plugin alone costs a lone call: stock vLLM and vLLM with the plugin in one process, call by call in turn.
+"""Added latency of the plugin for a lone call: stock vLLM and vLLM with the plugin in one process, call by call.
 
-Two servers beside each other differ by 9 % from themselves on a shared machine (`low_load`, side "again"); two engines
-in one process, which take turns each fraction of a second on one core, by a percent. `main` runs in vLLM's own
-environment; `measure` starts it there.
+On a shared machine a server differs from a second copy of itself by 9 % (`low_load`, side "again"); two engines in one
+process that alternate on one core differ by a percent. `main` runs in vLLM's own environment, where `measure` starts
+it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # At run time `main` runs where neither this package nor the others of the repository are installed.
+    from benchmarks.bars import Bar
 
 ROUNDS, PROMPT, TOKENS = 200, 60, 40
-# "again" is stock vLLM once more: what it differs from itself is what this machine can tell apart.
+# "again" is stock vLLM a second time: its distance from itself is the resolution of this machine.
 SIDES = ("stock", "again", "plugin")
 
 
-def measure() -> tuple[list[Any], Any]:
-    """Bars and raw figures."""
+def measure() -> Any:
+    """Runs the benchmark; gives its raw figures."""
     from agentserving_cli.local import vllm_env
     from agentserving_cli.local.layout import cpu_dtype, engine_env
-
-    from benchmarks.bars import bar
 
     python = vllm_env.ensure_vllm()
     model = vllm_env.ensure_model(python)
@@ -38,18 +40,24 @@ def measure() -> tuple[list[Any], Any]:
         own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
         argv = [str(python), __file__, str(model), cpu_dtype()]
         done = subprocess.run(argv, env={**os.environ, **env, **own}, stdout=subprocess.PIPE, text=True, check=True)
-    raw = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def summarise(raw: Any) -> list[Bar]:
+    """The bars of raw figures."""
+    from benchmarks.bars import bar
+
     bars = []
     for side in SIDES[1:]:
         # Blocks of ten rounds: one call is too short for a ratio of its own.
         blocks = [range(at, at + 10) for at in range(0, ROUNDS, 10)]
         ratios = [sum(raw[side][i] for i in block) / sum(raw["stock"][i] for i in block) for block in blocks]
         bars.append(bar(f"alone-{side}", ratios, "<= 1.02", "ratio", "stock vLLM in the same process, a lone call"))
-    return bars, raw
+    return bars
 
 
 def main(model: str, dtype: str) -> None:
-    """Seconds of each call of each side, as JSON on the last line."""
+    """Prints the seconds of each call of each side as JSON, on the last line."""
     from vllm import LLM, SamplingParams
 
     def engine(**more: Any) -> Any:
@@ -57,14 +65,14 @@ def main(model: str, dtype: str) -> None:
 
     stock, plugin = engine(), engine(scheduler_cls="agentserving_engine.scheduler.ProgramScheduler")
     engines = {"stock": stock, "again": stock, "plugin": plugin}
-    asked = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
-    dice = random.Random(0)
+    sampling = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
+    rng = random.Random(0)
     took: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(-5, ROUNDS):
-        for side in dice.sample(SIDES, len(SIDES)):
-            prompt = [dice.randrange(5, 250) for _ in range(PROMPT)]
+        for side in rng.sample(SIDES, len(SIDES)):
+            prompt = [rng.randrange(5, 250) for _ in range(PROMPT)]
             began = time.perf_counter()
-            engines[side].generate([{"prompt_token_ids": prompt}], asked, use_tqdm=False)
+            engines[side].generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
             if number >= 0:
                 took[side].append(time.perf_counter() - began)
     print(json.dumps(took))

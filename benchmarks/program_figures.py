@@ -1,4 +1,4 @@
-"""What a run of programs on an engine is told by, and how two runs of the same programs compare. Pure."""
+"""Figures of a run of programs on an engine, and the comparison of two runs of the same programs. Pure."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ Figures = dict[str, float]
 
 
 def tool_s(program: Program) -> float:
-    """Time in which only its tools work; its calls come one after the other."""
+    """Time in which only tools run, for a program whose calls are sequential."""
     return sum(call.gap_s for call in program.calls)
 
 
 def counted(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
-    """What counters have counted between."""
+    """Increase of each counter."""
     return {name: after[name] - value for name, value in before.items()}
 
 
 def figures(programs: Sequence[Program], latencies: Sequence[float], counts: Mapping[str, int]) -> Figures:
-    """Of one run; latencies in the order of the programs, tools excluded from those a token."""
+    """Figures of one run; `latencies` in the order of the programs. Token latency excludes tools."""
     tokens = [
         1000 * (latency - tool_s(program)) / max(1, program.output_tokens)
         for program, latency in zip(programs, latencies, strict=True)
@@ -41,15 +41,15 @@ def figures(programs: Sequence[Program], latencies: Sequence[float], counts: Map
 
 
 def ratios(base: Mapping[int, Figures], other: Mapping[int, Figures], name: str) -> list[float]:
-    """Seed by seed, how many times the other's figure the base's is: above 1 the other is better.
+    """Base divided by other, seed by seed: above 1 the other is better.
 
-    A seed that only one of them has is left out: its programs are no others' equals.
+    Seeds that only one of them ran are left out, because other programs are not comparable.
     """
     return [base[seed][name] / other[seed][name] for seed in sorted(base.keys() & other.keys())]
 
 
-def told(values: Sequence[float]) -> str:
-    """A mean with its 95 % interval; of one value, it alone."""
+def with_interval(values: Sequence[float]) -> str:
+    """The mean and half of its 95 % interval; a single value has none."""
     if not values:
         return "-"
     mean, half = interval(values)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.recovery ENDPOINT PREFIX``: a control plane recovers in a fresh process; prints JSON."""
+"""``python -m benchmarks.recovery ENDPOINT PREFIX``: recovers a control plane in a fresh process; prints JSON."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from agentserving_controlplane.store.etcd.store import EtcdStore
 
 
 def settings() -> PlaneSettings:
-    """A control plane that only reads its store."""
-    key = b"0123456789abcdef"
-    return PlaneSettings(ticket_keys=lambda: (key,), policy="atlas", balancer=Balancer.LEAST_USED)
+    """Settings of a control plane that serves nothing and only reads its store."""
+    return PlaneSettings(ticket_keys=lambda: (b"0123456789abcdef",), balancer=Balancer.LEAST_USED)
 
 
 async def recover(endpoint: str, prefix: str) -> dict[str, float]:
-    """Seconds, calls and resident megabytes."""
+    """Seconds of the recovery, calls in flight afterwards, and MiB of resident memory that it added."""
     before = psutil.Process().memory_info().rss
     store = EtcdStore((endpoint,), prefix)
     began = time.perf_counter()

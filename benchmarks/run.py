@@ -1,16 +1,20 @@
-"""``python -m benchmarks.run [name ...]``: measures, writes results/, prints a table. A missed bar is not a failure."""
+"""``python -m benchmarks.run [name ...]``: measures, writes results/ and prints the bars. A missed bar is no failure.
+
+``--judge`` measures nothing: it rebuilds summary.json from the raw figures in results/ and prints it.
+"""
 
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 import time
+from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import bars
+from benchmarks import records
 
 ALL = (
     "policy_step",
@@ -25,41 +29,55 @@ ALL = (
 )
 
 
-def table() -> Table:
-    """Every bar that was ever measured here."""
-    made = Table(title="bars")
-    for column in ("name", "value", "goal", "unit", "met", "runs", "noise", "against"):
-        made.add_column(column)
-    for entry in json.loads((bars.RESULTS / "summary.json").read_text()):
-        made.add_row(
+def judges() -> dict[str, records.Summarise]:
+    """What turns each benchmark's raw figures into bars."""
+    return {name: importlib.import_module(f"benchmarks.{name}").summarise for name in ALL}
+
+
+def interval_of(entry: dict[str, Any]) -> str:
+    """A bar's 95 % interval."""
+    return "one run" if entry["low"] is None else f"{entry['low']:.4g} to {entry['high']:.4g}"
+
+
+def remarks(entry: dict[str, Any]) -> str:
+    """What a reader must know before believing a bar."""
+    failed = f"{entry['failed']} failed; " if entry["failed"] else ""
+    return failed + ("in-sample; " if entry["in_sample"] else "") + str(entry["against"])
+
+
+def table(document: dict[str, Any]) -> Table:
+    """All bars of a summary."""
+    columns = ("name", "value", "95 % interval", "goal", "unit", "verdict", "runs", "commit", "against")
+    rows = Table(*columns, title=f"bars: {document['note']}")
+    for entry in document["bars"]:
+        rows.add_row(
             entry["name"],
             f"{entry['value']:.4g}",
+            interval_of(entry),
             entry["goal"],
             entry["unit"],
-            "yes" if entry["ok"] else "no",
+            entry["verdict"],
             str(entry["runs"]),
-            f"{entry['noise']:.1%}",
-            entry["against"],
+            f"{entry['commit']} {entry['date'][:10]}",
+            remarks(entry),
         )
-    return made
+    return rows
 
 
-def main(names: list[str]) -> int:
-    """Exit status."""
-    unknown = [name for name in names if name not in ALL]
-    if unknown:
-        print(f"no benchmark {unknown[0]!r}; there are {', '.join(ALL)}", file=sys.stderr)
-        return 2
-    console = Console(width=140)
-    for name in names or ALL:
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(ALL))
+@click.option("--judge", is_flag=True, help="Measure nothing; rebuild summary.json from the raw figures.")
+def main(names: tuple[str, ...], judge: bool) -> None:
+    """Measure the named benchmarks (default: all of them) and judge the bars."""
+    console = Console(width=180)
+    for name in () if judge else names or ALL:
         began = time.monotonic()
         console.print(f"{name} ...")
-        measured, raw = importlib.import_module(f"benchmarks.{name}").measure()
-        bars.write(name, measured, raw)
+        raw = importlib.import_module(f"benchmarks.{name}").measure()
+        records.write(name, raw, records.measured_now())
         console.print(f"{name}: {time.monotonic() - began:.0f} s")
-    console.print(table())
-    return 0
+    console.print(table(records.write_summary(judges())))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

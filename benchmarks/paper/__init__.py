@@ -1,1 +1,1 @@
-"""The paper's experiments in virtual time: `runs` says what is run, `__main__` runs it, `report` and `plots` tell."""
+"""The paper's experiments in virtual time: `experiments` lists runs, `runs` executes them, `report` describes them."""

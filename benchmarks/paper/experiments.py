@@ -1,4 +1,4 @@
-"""Which runs make which figure of the paper."""
+"""The runs of each experiment, and the figure of the paper that it reproduces."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAPER = (
     "vllm", "vllm-opt", "vllm-priority", "mlfq", "plas", "atlas", "program-fcfs", "program-plas", "program-atlas",
     "gittins", "srpt",
 )  # fmt: skip
-# Programs a second on one engine, from idle to where FCFS has no steady state.
+# Programs per second on one engine, from idle to where FCFS has no steady state.
 RATES = {
     "sharegpt": (0.4, 0.6, 0.8, 1.0, 1.2),
     "bfcl": (0.3, 0.5, 0.7, 0.85, 1.0),
@@ -31,7 +31,9 @@ def latency(workload: str, quick: bool) -> Iterable[Run]:
     for rate in RATES[workload][1::3] if quick else RATES[workload]:
         for contender in PAPER:
             for seed in range(2 if quick else SEEDS):
-                yield Run(workload, contender, rate, seed, window_s=200 if quick else 900)
+                yield Run(
+                    workload=workload, contender=contender, rate_per_s=rate, seed=seed, window_s=200 if quick else 900
+                )
 
 
 def makespan(quick: bool) -> Iterable[Run]:
@@ -40,69 +42,114 @@ def makespan(quick: bool) -> Iterable[Run]:
     for workload, count in counts.items():
         for contender in PAPER:
             for seed in range(1 if quick else SEEDS):
-                yield Run(workload, contender, 1e9, seed, programs=count // 4 if quick else count)
+                yield Run(
+                    workload=workload,
+                    contender=contender,
+                    rate_per_s=1e9,
+                    seed=seed,
+                    programs=count // 4 if quick else count,
+                )
 
 
 def balancers(quick: bool) -> Iterable[Run]:
-    """Load balancers before several engines (paper, Fig. 14)."""
+    """Load balancers over several engines (paper, Fig. 14)."""
     for engines in (4,) if quick else (4, 8):
-        # Eight engines see what four do, at twice the cost: the long-tailed workloads only.
+        # Eight engines behave as four do at twice the cost, so only the long-tailed workloads run on eight.
         for workload in RATES if engines == 4 else ("sharegpt", "mixed"):
             for balancer in BALANCERS:
                 for seed in range(1 if quick else SEEDS):
-                    base = Run(workload, "plas", RATES[workload][-2] * engines, seed, window_s=100 if quick else 200)
+                    base = Run(
+                        workload=workload,
+                        contender="plas",
+                        rate_per_s=RATES[workload][-2] * engines,
+                        seed=seed,
+                        window_s=100 if quick else 200,
+                    )
                     yield replace(base, engines=engines, balancer=balancer)
 
 
 def agents(quick: bool) -> Iterable[Run]:
-    """Real coding agents, whose contexts are a hundred thousand tokens, on four engines (beyond the paper)."""
+    """Recorded coding agents with contexts of a hundred thousand tokens on four engines (beyond the paper)."""
     chosen = (("plas", BALANCERS), *((name, BALANCERS[2:]) for name in ("vllm-opt", "program-plas", FORGETFUL)))
     for rate in (0.005, 0.01, 0.015, 0.02):
         for contender, balancers in chosen:
             for balancer in balancers:
                 for seed in range(1 if quick else SEEDS):
-                    base = Run("coding", contender, rate, seed, window_s=1800 if quick else 3600)
+                    base = Run(
+                        workload="coding",
+                        contender=contender,
+                        rate_per_s=rate,
+                        seed=seed,
+                        window_s=1800 if quick else 3600,
+                    )
                     yield replace(base, engines=4, balancer=balancer)
-    # What neither balancer nor retention could add to: nothing is ever evicted.
+    # An upper bound for balancers and retention: nothing is ever evicted.
     for rate in (0.015, 0.02):
         for balancer in BALANCERS[2:]:
             for seed in range(1 if quick else SEEDS):
-                base = Run("coding", "plas", rate, seed, window_s=1800 if quick else 3600, tag="KV of any size")
+                base = Run(
+                    workload="coding",
+                    contender="plas",
+                    rate_per_s=rate,
+                    seed=seed,
+                    window_s=1800 if quick else 3600,
+                    tag="KV of any size",
+                )
                 yield replace(base, engines=4, balancer=balancer, num_blocks=5_000_000)
 
 
 def retention(quick: bool) -> Iterable[Run]:
-    """Where contexts are short: KV kept while tools work, and not."""
+    """KV retention during tool calls where contexts are short."""
     for workload, rates in RATES.items():
         for contender in (FORGETFUL, "program-plas"):
             for seed in range(1 if quick else SEEDS):
-                yield Run(workload, contender, rates[-1], seed, window_s=200 if quick else 900)
+                yield Run(
+                    workload=workload,
+                    contender=contender,
+                    rate_per_s=rates[-1],
+                    seed=seed,
+                    window_s=200 if quick else 900,
+                )
 
 
 def scaling(quick: bool) -> Iterable[Run]:
-    """More engines, as many more programs (paper, Fig. 15)."""
+    """More engines with proportionally more programs (paper, Fig. 15)."""
     for engines in (1, 2, 4, 8):
         for contender in ("vllm-opt", "plas", "program-plas"):
             for seed in range(1 if quick else SEEDS):
                 rate = RATES["sharegpt"][-2] * engines
-                yield Run("sharegpt", contender, rate, seed, window_s=100 if quick else 300, engines=engines)
+                yield Run(
+                    workload="sharegpt",
+                    contender=contender,
+                    rate_per_s=rate,
+                    seed=seed,
+                    window_s=100 if quick else 300,
+                    engines=engines,
+                )
 
 
 def bursty(quick: bool) -> Iterable[Run]:
-    """Arrivals in bursts, at mean rates that one engine carries well when they come evenly (beyond the paper)."""
+    """Arrivals in bursts, at mean rates that one engine sustains well when arrivals are Poisson (beyond the paper)."""
     for workload in ("sharegpt", "mixed"):
         rate = RATES[workload][1]
         for contender in ("vllm-opt", "vllm-priority", "mlfq", "plas", "program-plas", "gittins", "srpt"):
             for seed in range(1 if quick else SEEDS):
-                yield Run(workload, contender, rate, seed, window_s=300 if quick else 1800, bursty=True)
+                yield Run(
+                    workload=workload,
+                    contender=contender,
+                    rate_per_s=rate,
+                    seed=seed,
+                    window_s=300 if quick else 1800,
+                    bursty=True,
+                )
 
 
 def gpus(quick: bool) -> Iterable[Run]:
-    """Other GPUs and a larger model: the load is what one A100 had with the 8B model, by the cost of a token."""
-    base = Run("sharegpt", "", 0.0, 0, window_s=100 if quick else 600)
+    """Other GPUs and a larger model, at the load of one A100 with the 8B model scaled by the cost of a token."""
+    base = Run(workload="sharegpt", contender="", rate_per_s=0.0, seed=0, window_s=100 if quick else 600)
     for gpu, model in (("h100-80gb", "llama-3.1-8b"), ("a100-80gb", "llama-3.1-70b"), ("h100-80gb", "llama-3.1-70b")):
         here, there = cost_model(gpu, model), cost_model(base.gpu, base.model)
-        # Saturation comes with the KV cache, and with the time of a step beside it.
+        # Saturation depends on the size of the KV cache and on the time of a step.
         speed = there.decode_us(48, 48 * 4000, 1) / here.decode_us(48, 48 * 4000, 1)
         room = here.num_blocks / there.num_blocks
         rate = round(RATES["sharegpt"][-1] * speed * min(1.0, room), 2)
@@ -112,8 +159,10 @@ def gpus(quick: bool) -> Iterable[Run]:
 
 
 def switches(quick: bool) -> Iterable[Run]:
-    """What the gain is made of: each of prefix cache, KV pressure, slots and host memory changed alone."""
-    base = Run("sharegpt", "", RATES["sharegpt"][-1], 0, window_s=300 if quick else 900)
+    """Causes of the gain: prefix cache, KV pressure, slots and host memory, each changed alone."""
+    base = Run(
+        workload="sharegpt", contender="", rate_per_s=RATES["sharegpt"][-1], seed=0, window_s=300 if quick else 900
+    )
     changes = {
         "as it is": {},
         "KV of any size": {"num_blocks": 1_000_000},

@@ -1,4 +1,4 @@
-"""One run: programs of a workload at a rate, under one contender. And how many of them are made at once."""
+"""One run: programs of a workload at a rate, under one contender; and the execution of many runs in parallel."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from benchmarks.paper.contenders import CONTENDERS
 from benchmarks.paper.sessions import coding_agents
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """`rate_per_s` programs a second arrive for `window_s` seconds, or `programs` in all; each is run to its end."""
+    """`rate_per_s` programs per second arrive for `window_s` seconds, or `programs` in total; all run to their end."""
 
     workload: str
     contender: str
@@ -38,27 +38,27 @@ class Run:
     num_blocks: int = 0
     host_blocks: int = 0
     programs: int = 0
-    # Programs come in bursts (`bursts`), not as a Poisson stream.
+    # Arrivals come in bursts (`bursts`), not as a Poisson stream.
     bursty: bool = False
-    # What was changed for it, in words.
+    # Name of the variation, for tables and pictures.
     tag: str = ""
 
     def spec(self) -> ClusterSpec:
-        """What runs it."""
+        """The cluster that runs it."""
         contender = CONTENDERS[self.contender]
         limits = EngineLimits(self.max_num_seqs, num_blocks=self.num_blocks, host_blocks=self.host_blocks)
         return ClusterSpec(
-            contender.policy,
-            cost_model(self.gpu, self.model),
-            contender.limits(limits),
-            self.engines,
-            Balancer(self.balancer),
-            contender.clairvoyant,
+            policy=contender.policy,
+            cost=cost_model(self.gpu, self.model),
+            limits=contender.limits(limits),
+            engines=self.engines,
+            balancer=Balancer(self.balancer),
+            clairvoyant=contender.clairvoyant,
         )
 
 
 def _at_most(run: Run) -> int:
-    """More programs than will arrive in the window."""
+    """An upper bound on the programs that arrive in the window."""
     mean = run.rate_per_s * run.window_s
     return int(mean + 6 * mean**0.5 + 10)
 
@@ -73,14 +73,14 @@ def _programs(run: Run) -> list[Program]:
 
 
 def execute(run: Run) -> Figures:
-    """Runs it."""
+    """Executes one run in virtual time."""
     cluster = VirtualCluster(run.spec())
     cluster.add(_programs(run))
     return figures(cluster, cluster.run())
 
 
 def bounds_of(run: Run) -> Bounds:
-    """What no policy could do better with its programs."""
+    """Lower bounds for the programs of a run."""
     return bounds(_programs(run), cost_model(run.gpu, run.model), run.max_num_seqs, run.engines)
 
 
@@ -89,13 +89,13 @@ def _numbered(task: tuple[int, Run]) -> tuple[int, Figures]:
 
 
 def execute_all(runs: Iterable[Run], processes: int) -> Iterator[tuple[Run, Figures]]:
-    """All of them, each as it is done, on so many processes."""
-    asked = list(runs)
+    """Executes the runs on `processes` processes; yields each as it finishes."""
+    pending = list(runs)
     if processes < 2:
-        yield from ((run, execute(run)) for run in asked)
+        yield from ((run, execute(run)) for run in pending)
         return
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        # The longest first: the last ones must not be waited for alone.
-        order = sorted(enumerate(asked), key=lambda task: -task[1].rate_per_s * task[1].engines)
-        for number, told in pool.imap_unordered(_numbered, order):
-            yield asked[number], told
+        # The longest runs first, so that the last ones do not run alone.
+        order = sorted(enumerate(pending), key=lambda task: -task[1].rate_per_s * task[1].engines)
+        for number, figures_of_run in pool.imap_unordered(_numbered, order):
+            yield pending[number], figures_of_run

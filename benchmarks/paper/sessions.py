@@ -1,4 +1,4 @@
-"""Real coding-agent sessions as programs: who came after whom is read off their times."""
+"""Recorded coding-agent sessions as programs: the order of calls is inferred from their times."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
+from agentserving.contract.ids import ProgramId
 from agentserving_replay.traces.trace import Call, Program
 from agentserving_replay.workloads import poisson
 
 FILE = Path(__file__).parent / "data" / "coding_agent_sessions.csv.gz"
-# What Llama 3.1 reads, with room for the answer.
+# The context of Llama 3.1, with room for the output.
 MAX_PROMPT, MAX_OUTPUT = 124_000, 4_000
-# Nights are cut short: after ten minutes an engine has forgotten a session as surely as after ten hours.
+# Longer pauses, such as nights, are shortened: a session's KV is evicted after ten minutes as well as after ten hours.
 MAX_GAP_S = 600.0
 
 
 def session(rows: Iterable[Mapping[str, str]]) -> tuple[Call, ...]:
-    """The calls of one program, in order of their start. A sub-agent is a thread that its caller waits for."""
+    """The calls of one program from its rows, in order of their start. A sub-agent is a thread its caller waits for."""
     calls: list[Call] = []
     ends: list[float] = []
     newest: dict[str, int] = {}
@@ -29,7 +30,7 @@ def session(rows: Iterable[Mapping[str, str]]) -> tuple[Call, ...]:
         before = newest.get(depth, newest.get("0", -1))
         parents = {before} if before >= 0 else set()
         if depth == "0":
-            # Sub-agents that have ended since: their answer is what this call was made with.
+            # Sub-agents that have ended since: this call uses their results.
             parents |= {index for other, index in newest.items() if other != "0" and ends[index] <= start_s}
         extends = newest.get(depth, -1)
         prompt = min(int(row["input_tokens"]), MAX_PROMPT)
@@ -39,10 +40,15 @@ def session(rows: Iterable[Mapping[str, str]]) -> tuple[Call, ...]:
         output = max(1, min(int(row["output_tokens"]), MAX_OUTPUT))
         calls.append(
             Call(
-                prompt, output, tuple(sorted(parents)), min(MAX_GAP_S, max(0.0, gap_s)),
-                extends if shared > 0 else -1, max(0, shared) if extends >= 0 else 0, depth,
+                prompt_tokens=prompt,
+                output_tokens=output,
+                parents=tuple(sorted(parents)),
+                gap_s=min(MAX_GAP_S, max(0.0, gap_s)),
+                extends=extends if shared > 0 else -1,
+                shared_tokens=max(0, shared) if extends >= 0 else 0,
+                thread=depth,
             )
-        )  # fmt: skip
+        )
         ends.append(start_s + float(row["api_s"] or 0))
         newest[depth] = at
     return tuple(calls)
@@ -50,23 +56,23 @@ def session(rows: Iterable[Mapping[str, str]]) -> tuple[Call, ...]:
 
 @cache
 def sessions() -> tuple[tuple[Call, ...], ...]:
-    """All of them, as they stand in the file."""
+    """All sessions of the file, in its order."""
     programs: dict[str, list[dict[str, str]]] = {}
     with gzip.open(FILE, "rt") as lines:
         for row in csv.DictReader(lines):
             programs.setdefault(row["program"], []).append(row)
-    made = [session(sorted(rows, key=lambda row: float(row["start_s"]))) for rows in programs.values()]
-    return tuple(calls for calls in made if calls)
+    all_sessions = [session(sorted(rows, key=lambda row: float(row["start_s"]))) for rows in programs.values()]
+    return tuple(calls for calls in all_sessions if calls)
 
 
 def coding_agents(seed: int, rate_per_s: float, count: int) -> list[Program]:
-    """`count` sessions in an order drawn by `seed`, each at most once in a round through the file."""
-    dice = random.Random(f"coding-{seed}")
-    known, arrivals = sessions(), poisson(dice, rate_per_s)
+    """`count` sessions in an order drawn by `seed`; none repeats before all have been used."""
+    rng = random.Random(f"coding-{seed}")
+    known, arrivals = sessions(), poisson(rng, rate_per_s)
     order: list[int] = []
     programs = []
     for number in range(count):
         if not order:
-            order = dice.sample(range(len(known)), len(known))
-        programs.append(Program(f"coding-{number}", "coding", next(arrivals), known[order.pop()]))
+            order = rng.sample(range(len(known)), len(known))
+        programs.append(Program(ProgramId(f"coding-{number}"), "coding", next(arrivals), known[order.pop()]))
     return programs

@@ -116,7 +116,7 @@ class CallOperations:
                 # By the wall clock, which is the one that the engine shares.
                 expires_unix_s=call.admit_us // 1_000_000 + TICKET_LIFETIME_S,
                 program_arrival_us=root.open_us,
-                application=root.name,
+                class_name=root.name,
             ),
             key if key is not None else state.settings.ticket_keys()[0],
         )

@@ -20,7 +20,7 @@ from agentserving_controlplane.engines.registry import EngineRegistry
 from agentserving_controlplane.errors import OverloadedError
 from agentserving_controlplane.policy.in_force import PolicyInForce
 from agentserving_controlplane.policy.version import PolicyVersion
-from agentserving_controlplane.settings import PlaneSettings
+from agentserving_controlplane.settings import Settings
 from agentserving_controlplane.store.group_commit import GroupCommit
 from agentserving_controlplane.store.port import FencedError, Store, Write
 from agentserving_controlplane.store.write_buffer import LateWrite
@@ -47,9 +47,7 @@ class ProgramView:
 class LeaderState:
     """The parts of a leader; `ControlPlane` adds the operations."""
 
-    def __init__(
-        self, settings: PlaneSettings, store: Store, epoch: int, on_fenced: Callable[[Exception], None]
-    ) -> None:
+    def __init__(self, settings: Settings, store: Store, epoch: int, on_fenced: Callable[[Exception], None]) -> None:
         self.settings = settings
         self.epoch = epoch
         self._store = store

@@ -1,5 +1,6 @@
 """Programs in virtual time: recorded or generated ones, run under any policy by the production code.
 
-`trace` says what a program is, `trace_file` reads files of them, `workloads` draws them, `cluster` runs them (the
-control plane's process table and load balancer, the simulator's engines), `figures` says what came of it.
+`traces.trace` defines what a program is, `traces.file` reads files of programs, `workloads` generates them. `cluster`
+runs them with the control plane's process table, engine registry and load balancer, and the simulator's engines;
+`figures` summarises a run. `tuning` searches for a better policy.
 """

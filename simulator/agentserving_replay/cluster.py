@@ -1,7 +1,7 @@
-"""A cluster in virtual time: the control plane's process table and load balancer before the simulator's engines.
+"""A cluster in virtual time: the control plane's process table, engine registry and load balancer, simulated engines.
 
-What happens is a heap of instants: a program arrives, a call's tool has answered, an engine's steps are over. Calls are
-admitted, reported and charged as in production, without the wire: reports arrive as they are made.
+The simulation is a heap of events: a program arrives, a tool returns, an engine's steps end. Calls are admitted,
+reported and charged by the production code. Only the wire is missing: reports arrive the moment they are sent.
 """
 
 from __future__ import annotations
@@ -11,12 +11,21 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
+from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.policy import Policy, Source
-from agentserving_controlplane.engines.load_balancer import Balancer, Candidate, LoadBalancer
+from agentserving_controlplane.clock import Instant
+from agentserving_controlplane.engines.facts import Capabilities, Load
+from agentserving_controlplane.engines.health import Health
+from agentserving_controlplane.engines.load_balancer import Balancer, LoadBalancer
+from agentserving_controlplane.engines.registry import Engine, EngineRegistry
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
-from agentserving_controlplane.table.process_table import COMPLETED, ProcessTable, Reported
+from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
+from agentserving_controlplane.table.expiry import Limits
+from agentserving_controlplane.table.process_table import ProcessTable
+from agentserving_controlplane.table.programs import OpenRequest
+from agentserving_controlplane.table.reports import CallReport
 from agentserving_controlplane.table.rows import ProgramRow
+from agentserving_controlplane.table.states import Outcome
 from agentserving_engine.policy import CallFacts
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.virtual.context_cache import Segment
@@ -27,18 +36,19 @@ from agentserving_replay.contexts import Contexts
 from agentserving_replay.traces.trace import Call, Program
 
 TENANT = Tenant("default")
-# Weight of the newest call in an engine's mean service, as agentserving_controlplane.engines.registry learns it.
-SMOOTHING = 0.1
+# Closed programs are removed from the table immediately: nothing asks about them.
+NO_RETENTION = Limits(program_idle_us=0, call_idle_us=0, closed_retention_us=0)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramResult:
-    """What became of one program; seconds."""
+    """The outcome of one program; seconds."""
 
+    program_id: ProgramId
     name: str
     arrival_s: float
     latency_s: float
-    # Time in which no call was open: its tools worked.
+    # Time without an open call, in which the program's tools ran.
     tool_s: float
     wait_s: float
     service_s: float
@@ -47,95 +57,124 @@ class ProgramResult:
     prompt_tokens: int
     cached_tokens: int
     preemptions: int
-    program_id: str = ""
 
     @property
     def token_latency_s(self) -> float:
-        """Response time a token (paper, section 6), tools excluded: no scheduler makes them faster."""
+        """Response time per token (paper, section 6), without tool times, which no scheduler can shorten."""
         return (self.latency_s - self.tool_s) / max(1, self.output_tokens)
 
 
 @dataclass(slots=True)
 class _Engine:
-    name: str
+    """An engine: the simulated one, and what the control plane knows of it."""
+
     model: VirtualEngine
+    known: Engine
+    # Number of the newest wake-up: events of older ones are void.
     version: int = 0
-    call_us: float = 500_000.0
-    in_flight: int = 0
-    # System prompts by the names of programs.
+    # System prompts by class of programs.
     systems: dict[str, Segment] = field(default_factory=dict)
 
+    @property
+    def engine_id(self) -> EngineId:
+        return self.known.engine_id
 
-@dataclass(slots=True)
+    def report_load(self) -> None:
+        """Reports the engine's load to the control plane, if it has changed."""
+        counters, load = self.model.counters, self.known.load
+        if (counters.prompt_tokens, counters.cached_tokens) != (load.prompt_tokens, load.cached_tokens):
+            self.known.load = Load(
+                prompt_tokens=counters.prompt_tokens,
+                cached_tokens=counters.cached_tokens,
+                prefill_us_per_token=self.model.prefill_us_per_token,
+            )
+
+
+@dataclass(slots=True, kw_only=True)
 class _Live:
-    """A program under way."""
+    """A live program."""
 
     program: Program
     row: ProgramRow
-    # On each engine that it has run on.
-    contexts: dict[str, Contexts]
-    waits_for: list[int]
+    # By call: the number of parents that have not ended, and the calls that wait for it.
+    unfinished_parents: list[int]
     children: list[list[int]]
+    # Contexts on each engine that the program has run on.
+    contexts: dict[EngineId, Contexts] = field(default_factory=dict)
     open: int = 0
     done: int = 0
     idle_since_us: int = 0
     tool_us: int = 0
-    # For clairvoyant policies.
+    # Remaining work, for clairvoyant policies.
     needs_us: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSpec:
-    """What runs the programs."""
+    """The cluster that runs the programs."""
 
     policy: Policy
     cost: CostModel
     limits: EngineLimits = field(default_factory=EngineLimits)
     engines: int = 1
     balancer: Balancer = Balancer.PREFIX_AWARE
-    # For comparison only: calls come with what their program still needs, not with what it has attained.
+    # For comparison only: calls carry their program's remaining work in place of its attained service.
     clairvoyant: bool = False
 
 
 class VirtualCluster:
-    """`add`, then `run`; `now_us` and `engines` may be looked at between."""
+    """`add` programs, then `run`; `now_us` and `engines` may be read in between."""
 
     def __init__(self, spec: ClusterSpec) -> None:
         self.spec = spec
         self.now_us = 0
         self.results: list[ProgramResult] = []
-        self.engines = [
-            _Engine(f"engine-{i}", VirtualEngine(spec.policy, spec.cost, spec.limits)) for i in range(spec.engines)
-        ]
-        self._by_name = {engine.name: engine for engine in self.engines}
         self._table = ProcessTable(1, spec.policy.accounting)
+        self._registry = EngineRegistry(self._table.index.calls_on)
         self._balancer = LoadBalancer(spec.balancer)
-        self._live: dict[str, _Live] = {}
-        # request key -> (program id, index of the call)
-        self._calls: dict[str, tuple[str, int]] = {}
+        self._engines = {engine.engine_id: engine for engine in map(self._attached, range(spec.engines))}
+        self.engines = list(self._engines.values())
+        self._live: dict[ProgramId, _Live] = {}
+        # The program of a call in flight, and the call's index in it.
+        self._calls: dict[CallId, tuple[ProgramId, int]] = {}
         self._events: list[tuple[int, int, tuple[object, ...]]] = []
         self._order = 0
         self._sizes = Sizes()
-        # Levels are going to be made anew.
-        self._relevels = False
+        # True while a recomputation of the levels is scheduled.
+        self._relevel_scheduled = False
+
+    def _attached(self, number: int) -> _Engine:
+        """A new engine, known to the control plane as its hello would make it known."""
+        limits = self.spec.limits
+        model = VirtualEngine(self.spec.policy, self.spec.cost, limits)
+        known = self._registry.ensure(EngineId(f"engine-{number}"))
+        known.attached, known.address, known.health = True, "in virtual time", Health.SERVING
+        known.capabilities = Capabilities(
+            max_num_seqs=limits.max_num_seqs, block_size=limits.block_size, num_blocks=model.cache.size
+        )
+        return _Engine(model, known)
+
+    @property
+    def _now(self) -> Instant:
+        return Instant(self.now_us, self.now_us)
 
     def add(self, programs: Iterable[Program]) -> None:
-        """Programs that are going to arrive."""
+        """Schedules the arrival of programs."""
         for program in programs:
             self._at(int(program.arrival_s * 1e6), program)
 
     @property
     def next_s(self) -> float:
-        """When something happens next; infinite when nothing will."""
+        """Time of the next event; infinite when there is none."""
         return self._events[0][0] / 1e6 if self._events else math.inf
 
     @property
     def age_s(self) -> float:
-        """Time since their arrival of all programs that are under way, in all."""
+        """Sum of the ages of all live programs."""
         return sum(self.now_us / 1e6 - live.program.arrival_s for live in self._live.values())
 
     def run(self, until_s: float = math.inf) -> list[ProgramResult]:
-        """Goes on to a time, or until all programs have ended; results in the order in which they did."""
+        """Runs to `until_s`, or until all programs have ended; gives all results so far, in the order of the ends."""
         last_us = until_s * 1e6
         while self._events and self._events[0][0] <= last_us:
             self.now_us, _, event = heapq.heappop(self._events)
@@ -143,7 +182,7 @@ class VirtualCluster:
                 case (Program() as program,):
                     self._open(program)
                 case (str() as program_id, int() as index):
-                    self._issue(self._live[program_id], index)
+                    self._issue(self._live[ProgramId(program_id)], index)
                 case (_Engine() as engine, int() as version) if version == engine.version:
                     self._step(engine)
                 case (Source.GITTINS,):
@@ -151,8 +190,8 @@ class VirtualCluster:
         return self.results
 
     def _relevel(self) -> None:
-        """Levels made anew from what finished programs took, as the control plane does it."""
-        self._relevels = False
+        """Recomputes the levels from the service of finished programs, as the control plane does."""
+        self._relevel_scheduled = False
         self._sizes.go_on((live.program.name, live.row.attained_service_us) for live in self._live.values())
         policy = self._sizes.relevel(self.spec.policy)
         for engine in self.engines:
@@ -162,8 +201,8 @@ class VirtualCluster:
         self._relevel_later()
 
     def _relevel_later(self) -> None:
-        if self.spec.policy.source is Source.GITTINS and not self._relevels and self._live:
-            self._relevels = True
+        if self.spec.policy.source is Source.GITTINS and not self._relevel_scheduled and self._live:
+            self._relevel_scheduled = True
             self._at(self.now_us + RELEVEL_US, Source.GITTINS)
 
     def _at(self, when_us: int, *event: object) -> None:
@@ -178,11 +217,15 @@ class VirtualCluster:
         for index, call in enumerate(calls):
             for parent in call.parents:
                 children[parent].append(index)
-        row = self._table.open(TENANT, program.program_id, self.now_us, name=program.name)
+        opening = OpenRequest(tenant=TENANT, program_id=program.program_id, name=program.name)
+        row = self._table.programs.open(opening, self._now)
         live = self._live[program.program_id] = _Live(
-            program, row, {}, [len(c.parents) for c in calls], children,
+            program=program,
+            row=row,
+            unfinished_parents=[len(call.parents) for call in calls],
+            children=children,
             idle_since_us=self.now_us,
-        )  # fmt: skip
+        )
         live.needs_us = sum(self._call_us(call) for call in calls)
         self._relevel_later()
         for index, call in enumerate(calls):
@@ -200,55 +243,50 @@ class VirtualCluster:
         if not live.open:
             live.tool_us += now - live.idle_since_us
         live.open += 1
-        engine = self._choose(row.root, call.prompt_tokens)
-        admitted = self._table.admit(row, now, engine_id=engine.name, thread_id=call.thread)
+        request = AdmissionRequest(
+            tenant=TENANT, program_id=row.program_id, thread_id=call.thread, prompt_tokens=call.prompt_tokens
+        )
+        plan = self._table.plan_admission(request)
+        engine = self._choose(plan)
+        admitted = self._table.commit(plan, engine.engine_id, self._now)
         self._calls[admitted.call_id] = (row.program_id, index)
-        contexts = live.contexts.get(engine.name)
+        contexts = live.contexts.get(engine.engine_id)
         if contexts is None:
-            contexts = live.contexts[engine.name] = Contexts(
+            contexts = live.contexts[engine.engine_id] = Contexts(
                 live.program, engine.systems, engine.model.limits.block_size
             )
-        request = Request(admitted.call_id, contexts.path(index), call.prompt_tokens, call.output_tokens)
-        # 0 would mean that nobody knows when the program arrived.
+        on_engine = Request(admitted.call_id, contexts.path(index), call.prompt_tokens, call.output_tokens)
+        # An arrival of 0 means unknown.
         account, arrived = admitted.attained_service_us, row.open_us + 1
         if self.spec.clairvoyant:
             account = int(live.needs_us)
         facts = CallFacts(
             admitted.call_id,
-            _key(row.root),
+            row.root_key,
             attained_service_us=account,
             program_wait_us=row.account_wait_us,
             program_arrival_us=arrived,
             class_name=live.program.name,
         )
-        engine.model.arrive(request, facts, now)
-        engine.in_flight += 1
-        # An idle engine begins after everything else that happens at this instant: siblings arrive together.
+        engine.model.arrive(on_engine, facts, now)
+        # An idle engine begins after all other events of this instant, so that siblings arrive together.
         self._wake(engine, engine.model.cut(now) if engine.model.busy else now)
 
     def _call_us(self, call: Call) -> float:
-        """What a call needs in a full batch, beside short contexts: enough to tell a short program from a long one."""
+        """Work of a call in a full batch with short contexts: accurate enough to tell short programs from long ones."""
         cost = self.spec.cost
         step_us = cost.decode_us(self.spec.limits.max_num_seqs, 0, 1)
         return call.output_tokens * step_us + (call.prompt_tokens - call.shared_tokens) * cost.compute_us_per_token
 
-    def _choose(self, root: str, prompt_tokens: int) -> _Engine:
+    def _choose(self, plan: AdmissionPlan) -> _Engine:
+        """The engine of a call. All engines are ready, so there is no choice where there is only one."""
         if len(self.engines) == 1:
             return self.engines[0]
-        limits = self.spec.limits
-        candidates = [
-            Candidate(
-                engine.name,
-                engine.in_flight,
-                limits.max_num_seqs,
-                engine.model.cache.size * limits.block_size,
-                engine.model.counters.prompt_tokens - engine.model.counters.cached_tokens,
-                self.spec.cost.compute_us_per_token,
-                engine.call_us,
-            )
-            for engine in self.engines
-        ]
-        return self._by_name[self._balancer.choose(root, prompt_tokens, candidates).engine_id]
+        for engine in self.engines:
+            engine.report_load()
+        candidates = [engine.known.candidate() for engine in self.engines]
+        chosen = self._balancer.choose(plan.root, plan.request.prompt_tokens, candidates)
+        return self._engines[chosen.engine_id]
 
     # -- engines -------------------------------------------------------------------------------------------------
 
@@ -263,48 +301,69 @@ class VirtualCluster:
         self._wake(engine, engine.model.begin(self.now_us))
 
     def _ended(self, engine: _Engine, ended: Ended) -> None:
-        key, stats = ended.request.key, ended.stats
-        program_id, index = self._calls.pop(key)
+        call_id = CallId(ended.request.key)
+        program_id, index = self._calls.pop(call_id)
         live = self._live[program_id]
         row = live.row
-        told = Reported(
-            key, 1, program_id, TENANT, "", row.root, 0, engine.name, "b",
-            stats.service_us, stats.wait_us, ended.request.prompt, max(0, ended.request.cached),
-            ended.request.output, stats.preemptions, stats.level, False, COMPLETED,
-        )  # fmt: skip
-        self._table.report(told, self.now_us)
-        counters, tokens = engine.model.counters, ended.request.total
-        self._balancer.ran(row.root, engine.name, tokens, counters.prompt_tokens - counters.cached_tokens)
-        engine.in_flight -= 1
-        engine.call_us += SMOOTHING * (stats.service_us - engine.call_us)
+        report = self._report(engine, ended, row)
+        self._table.report(report, self._now)
+        engine.report_load()
+        engine.known.learn(report.service_us)
+        self._balancer.ran(row.root_key, engine.engine_id, ended.request.total, engine.known.load.prefilled_tokens)
         for each in self.engines:
-            each.model.queue.set_account(_key(row.root), row.attained_service_us, row.account_wait_us)
+            each.model.queue.set_account(row.root_key, row.attained_service_us, row.account_wait_us)
         live.open -= 1
         live.done += 1
         live.needs_us -= self._call_us(live.program.calls[index])
         live.idle_since_us = self.now_us
         for child in live.children[index]:
-            live.waits_for[child] -= 1
-            if not live.waits_for[child]:
+            live.unfinished_parents[child] -= 1
+            if not live.unfinished_parents[child]:
                 self._issue_after(live, child, live.program.calls[child].gap_s)
         if live.done == len(live.program.calls):
             self._close(live)
 
+    @staticmethod
+    def _report(engine: _Engine, ended: Ended, row: ProgramRow) -> CallReport:
+        """The engine's final report on a call."""
+        request, stats = ended.request, ended.stats
+        return CallReport(
+            call_id=CallId(request.key),
+            program_id=row.program_id,
+            engine_id=engine.engine_id,
+            tenant=TENANT,
+            root=row.root,
+            boot_id="virtual",
+            service_us=stats.service_us,
+            wait_us=stats.wait_us,
+            prompt_tokens=request.prompt,
+            cached_tokens=max(0, request.cached),
+            output_tokens=request.output,
+            preemptions=stats.preemptions,
+            level=stats.level,
+            outcome=Outcome.COMPLETED,
+        )
+
     def _close(self, live: _Live) -> None:
         row, program = live.row, live.program
-        self._table.close(row, COMPLETED, self.now_us)
+        self._table.programs.close(row, Outcome.COMPLETED, self._now)
         self._sizes.end(program.name, row.attained_service_us)
         self.results.append(
             ProgramResult(
-                program.name, program.arrival_s, self.now_us / 1e6 - program.arrival_s, live.tool_us / 1e6,
-                row.wait_us / 1e6, row.total_service_us / 1e6, row.calls_completed, row.output_tokens,
-                row.prompt_tokens, row.cached_tokens, row.preemptions, row.program_id,
+                program_id=program.program_id,
+                name=program.name,
+                arrival_s=program.arrival_s,
+                latency_s=self.now_us / 1e6 - program.arrival_s,
+                tool_s=live.tool_us / 1e6,
+                wait_s=row.wait_us / 1e6,
+                service_s=row.total_service_us / 1e6,
+                calls=row.calls_completed,
+                output_tokens=row.output_tokens,
+                prompt_tokens=row.prompt_tokens,
+                cached_tokens=row.cached_tokens,
+                preemptions=row.preemptions,
             )
-        )  # fmt: skip
+        )
         del self._live[program.program_id]
         self._table.take_changes()
-        self._table.expire(row, self.now_us + 1, idle_us=0, silent_us=0, retention_us=0)
-
-
-def _key(program_id: str) -> ProgramKey:
-    return ProgramKey(TENANT, ProgramId(program_id))
+        self._table.expire(row, NO_RETENTION, Instant(self.now_us + 1, self.now_us + 1))

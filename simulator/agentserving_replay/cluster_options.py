@@ -1,4 +1,4 @@
-"""Options that say which cluster is simulated, for every command that simulates one."""
+"""The command-line options that choose the simulated cluster, shared by all commands that simulate one."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from agentserving_simulator.cost_model import GPUS, MODELS, CostModel, cost_mode
 from agentserving_simulator.virtual.engine import EngineLimits
 
 from agentserving_replay.cluster import ClusterSpec
-from agentserving_replay.traces.file import Recorded
+from agentserving_replay.traces.file import RecordedCluster
 
 _BALANCERS = [str(kind) for kind in Balancer]
 _SLOTS = click.IntRange(1, 4096)
 _OPTIONS = (
-    click.option("--engines", type=click.IntRange(1, 256), help="By default as recorded, else 1."),
-    click.option("--balancer", type=click.Choice(_BALANCERS), help="By default as recorded, else prefix_aware."),
+    click.option("--engines", type=click.IntRange(1, 256), help="Default: as recorded, or 1."),
+    click.option("--balancer", type=click.Choice(_BALANCERS), help="Default: as recorded, or prefix_aware."),
     click.option("--gpu", type=click.Choice(list(GPUS)), default="a100-80gb", show_default=True),
     click.option("--model", type=click.Choice(list(MODELS)), default="llama-3.1-8b", show_default=True),
-    click.option("--max-num-seqs", type=_SLOTS, help="Slots of an engine; by default as recorded, else 48."),
-    click.option("--no-prefix-caching", is_flag=True, help="As vLLM with the flag of that name."),
-    click.option("--host-gib", type=click.FloatRange(0, 1e5), default=0.0, help="Host memory of an engine for KV."),
+    click.option("--max-num-seqs", type=_SLOTS, help="Slots of an engine. Default: as recorded, or 48."),
+    click.option("--no-prefix-caching", is_flag=True, help="As vLLM's flag of that name."),
+    click.option("--host-gib", type=click.FloatRange(0, 1e5), default=0.0, help="Host memory for KV per engine."),
 )
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds them; `Simulated.of` takes what they give."""
+    """Adds the options to a command; `SimulatedCluster.of` takes their values."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
-@dataclass(frozen=True, slots=True)
-class Simulated:
-    """A cluster without its policy."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedCluster:
+    """A simulated cluster without its policy."""
 
     gpu: str
     model: str
@@ -49,7 +49,7 @@ class Simulated:
     @classmethod
     def of(
         cls,
-        recorded: Recorded | None,
+        recorded: RecordedCluster | None,
         *,
         engines: int | None,
         balancer: str | None,
@@ -58,8 +58,8 @@ class Simulated:
         max_num_seqs: int | None,
         no_prefix_caching: bool,
         host_gib: float,
-    ) -> Simulated:
-        """What the options say, else what was recorded. ValueError for a model that the GPU cannot hold."""
+    ) -> SimulatedCluster:
+        """The options' values, or the recorded ones. ValueError for a model that does not fit on the GPU."""
         block_bytes = 16 * MODELS[model].kv_bytes_per_token
         limits = EngineLimits(
             max_num_seqs=max_num_seqs or (recorded.max_num_seqs if recorded else 48),
@@ -68,11 +68,13 @@ class Simulated:
         )
         kind = Balancer(balancer) if balancer else (recorded.balancer if recorded else Balancer.PREFIX_AWARE)
         count = engines or (recorded.engines if recorded else 1)
-        return cls(gpu, model, cost_model(gpu, model), limits, count, kind)
+        return cls(gpu=gpu, model=model, cost=cost_model(gpu, model), limits=limits, engines=count, balancer=kind)
 
     def under(self, policy: Policy) -> ClusterSpec:
-        """The cluster with a policy."""
-        return ClusterSpec(policy, self.cost, self.limits, self.engines, self.balancer)
+        """The cluster under a policy."""
+        return ClusterSpec(
+            policy=policy, cost=self.cost, limits=self.limits, engines=self.engines, balancer=self.balancer
+        )
 
     def __str__(self) -> str:
         return f"{self.engines} x {self.gpu}, {self.model}"

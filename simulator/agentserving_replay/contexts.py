@@ -1,4 +1,4 @@
-"""From who repeats whom to paths of segments: contexts are cut where others leave them. Pure."""
+"""Turns shared prefixes of calls into paths of segments: a context is split where others branch off. Pure."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from agentserving_replay.traces.trace import Call, Program
 
 
 def origins(calls: tuple[Call, ...]) -> list[tuple[int, int]]:
-    """For each call (which call's own tokens its prompt leaves at, how many tokens in); -1 for the system prompt.
+    """For each call the call whose own tokens its prompt branches off from (-1: the system prompt), and at which token.
 
-    A call's own tokens are those that it did not take over: a prompt that repeats less than its predecessor did leaves
-    an earlier call.
+    A call's own tokens are those that it did not inherit: a prompt that repeats less than its predecessor did branches
+    off from an earlier call.
     """
-    found: list[tuple[int, int]] = []
+    branches: list[tuple[int, int]] = []
     for call in calls:
         owner, shared = call.extends, call.shared_tokens
-        while owner >= 0 and shared <= found[owner][1]:
-            owner = found[owner][0]
-        found.append((owner, shared))
-    return found
+        while owner >= 0 and shared <= branches[owner][1]:
+            owner = branches[owner][0]
+        branches.append((owner, shared))
+    return branches
 
 
 class Contexts:
-    """Paths of one program's calls, made as they are asked for, in any order that respects `extends`."""
+    """Paths of one program's calls, created on demand in any order that respects `extends`."""
 
     def __init__(self, program: Program, systems: dict[str, Segment], block_size: int) -> None:
         self._block_size = block_size
@@ -45,7 +45,7 @@ class Contexts:
         return known
 
     def path(self, index: int) -> list[Segment]:
-        """Segments of a call's prompt and output."""
+        """Segments of a call's prompt and output, root first."""
         known = self._paths.get(index)
         if known is not None:
             return known

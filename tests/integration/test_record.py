@@ -14,7 +14,7 @@ import agentserving
 import openai
 import pytest
 from agentserving_cli.main import main
-from agentserving_replay.traces.file import read_recording
+from agentserving_replay.traces.file import read_trace
 from agentserving_replay.traces.trace import Program
 from click.testing import CliRunner
 from integration.local_cluster import Cluster
@@ -51,7 +51,7 @@ class Recording:
         """Ctrl-C; gives the recorded programs by id."""
         self.process.send_signal(signal.SIGINT)
         assert self.process.wait(30) == 0, self.output()
-        recorded, programs = read_recording(self.out.read_bytes().splitlines())
+        recorded, programs = read_trace(self.out.read_bytes().splitlines())
         assert recorded is not None
         assert (recorded.policy.name, recorded.engines) == ("plas", 2)
         return {program.program_id: program for program in programs}

@@ -13,7 +13,7 @@ from pathlib import Path
 import openai
 import psutil
 import pytest
-from agentserving_replay.traces.file import read_recording
+from agentserving_replay.traces.file import read_trace
 from integration.local_cluster import Cluster
 
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(180)]
@@ -78,7 +78,7 @@ def test_commands_and_a_recording_go_on_with_the_other_one_when_the_leader_is_ki
         recording.send_signal(signal.SIGINT)
         assert recording.wait(30) == 0, log.read_text()
         assert "the control plane restarted 1 times" in log.read_text()
-        _, programs = read_recording(out.read_bytes().splitlines())
+        _, programs = read_trace(out.read_bytes().splitlines())
         recorded = {program.program_id.partition("-")[0] for program in programs}
         assert recorded == {"before", "after"}
     finally:

@@ -1,1 +1,1 @@
-"""Traces: the file format, recording one from a running cluster."""
+"""Traces: what a program is (`trace`), the file format (`file`), and recording one from a running cluster."""

@@ -1,4 +1,4 @@
-"""Programs in a file: JSON lines, one a program and one a call, in any order that names nothing before it is there.
+"""The file format of programs: JSON lines, one per program and one per call; a line refers only to earlier ones.
 
     {"recording": "2026-11-24T09:00:00Z", "engines": 4, "max_num_seqs": 48, "balancer": "prefix_aware", "policy": {...}}
     {"program": "p1", "name": "chatbot", "arrival_s": 0.0}
@@ -7,20 +7,22 @@
      "extends": "c1", "shared_tokens": 420}
     {"program": "p1.sub", "parent": "p1", "arrival_s": 3.0}
 
-`after` and `extends` name calls of the same tree. A sub-agent (`parent`) is a program of the tree whose account its
-root keeps; calls without `after` are made `gap_s` after the arrival of their program. `shared_tokens` without `extends`
-are of the system prompt that programs of one name share. The first line, which a recording has, says what ran the
-programs (`policy` as agentserving.contract.policy.to_dict writes it) and is the baseline of a replay. Never text.
+`after` and `extends` name calls of the same tree of programs. A sub-agent (`parent`) is a program of its root's tree
+and is charged to the root's account; calls without `after` are made `gap_s` after the arrival of their program.
+`shared_tokens` without `extends` belong to the system prompt that programs of one name share. The first line, which
+only recordings have, describes the cluster (`policy` as agentserving.contract.policy.to_dict writes it) and is the
+baseline of a replay. A trace never contains text.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from agentserving.contract.ids import ProgramId
 from agentserving.contract.policy import InvalidPolicyError, Policy, from_dict
 from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_controlplane.table.programs import MAX_NAME_BYTES, PROGRAM_ID
@@ -33,15 +35,15 @@ MAX_ENGINES = 10_000
 
 
 class TraceError(ValueError):
-    """A file that tells of no possible programs; the text begins with the line's number."""
+    """A file that describes no possible programs; the message begins with the number of the offending line."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(f"line {line}: {message}")
         self.line = line
 
 
-class RecordingLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """What a recording was made of. `recording`: when it began, UTC."""
+class RecordingLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The cluster that was recorded. `recording`: when the recording began, UTC."""
 
     recording: str
     policy: dict[str, Any]
@@ -51,7 +53,7 @@ class RecordingLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
 
 
 class ProgramLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """A program begins; seconds."""
+    """A program arrives; seconds."""
 
     program: str
     arrival_s: float
@@ -59,8 +61,8 @@ class ProgramLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     parent: str = ""
 
 
-class CallLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """A call; fields as in `trace.Call`, with names for indices."""
+class CallLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """A call; fields as in `trace.Call`, with names instead of indices."""
 
     program: str
     call: str
@@ -73,11 +75,11 @@ class CallLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     thread: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Tree:
-    """A root program as it is read."""
+    """A root program while its lines are read. `line` is the one that it began in."""
 
-    program_id: str
+    program_id: ProgramId
     name: str
     arrival_s: float
     line: int
@@ -86,8 +88,8 @@ class _Tree:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """What ran the programs of a recording."""
+class RecordedCluster:
+    """The cluster that a recording was made of."""
 
     policy: Policy
     balancer: Balancer
@@ -96,93 +98,96 @@ class Recorded:
 
 
 class _Reader:
-    """Lines in, trees out."""
+    """Collects the trees of a file line by line; every method raises TraceError for a line that it refuses."""
 
     def __init__(self) -> None:
-        self.recorded: Recorded | None = None
-        # program id -> (its tree, seconds after the root's arrival)
+        self.cluster: RecordedCluster | None = None
+        # Program id -> its tree, and the seconds between the root's arrival and its own.
         self.known: dict[str, tuple[_Tree, float]] = {}
         self.trees: list[_Tree] = []
 
-    def recording(self, at: int, told: RecordingLine) -> None:
-        """What the file was recorded from."""
-        if self.recorded is not None or self.known:
-            raise TraceError(at, "recording: only the first line tells of it")
+    def recording(self, at: int, line: RecordingLine) -> None:
+        """Takes the line that describes the cluster."""
+        if self.cluster is not None or self.known:
+            raise TraceError(at, "recording: only allowed in the first line")
         for name in ("engines", "max_num_seqs"):
-            if not 1 <= getattr(told, name) <= MAX_ENGINES:
-                raise TraceError(at, f"{name}: must be 1 to {MAX_ENGINES}, got {getattr(told, name)}")
+            if not 1 <= getattr(line, name) <= MAX_ENGINES:
+                raise TraceError(at, f"{name}: must be 1 to {MAX_ENGINES}, got {getattr(line, name)}")
         try:
-            policy = from_dict(told.policy)
+            policy = from_dict(line.policy)
         except InvalidPolicyError as error:
             raise TraceError(at, str(error)) from error
-        self.recorded = Recorded(policy, told.balancer, told.engines, told.max_num_seqs)
+        self.cluster = RecordedCluster(policy, line.balancer, line.engines, line.max_num_seqs)
 
-    def program(self, at: int, told: ProgramLine) -> None:
-        """A program begins."""
-        if PROGRAM_ID.fullmatch(told.program) is None:
-            raise TraceError(at, f"program: 1 to 128 of A-Z a-z 0-9 . _ : @ / -, got {told.program!r}")
-        if told.program in self.known:
-            raise TraceError(at, f"program {told.program!r} is there already")
-        if len(told.name.encode()) > MAX_NAME_BYTES:
+    def program(self, at: int, line: ProgramLine) -> None:
+        """Takes a root program or a sub-agent."""
+        if PROGRAM_ID.fullmatch(line.program) is None:
+            raise TraceError(at, f"program: 1 to 128 of A-Z a-z 0-9 . _ : @ / -, got {line.program!r}")
+        if line.program in self.known:
+            raise TraceError(at, f"program {line.program!r} already exists")
+        if len(line.name.encode()) > MAX_NAME_BYTES:
             raise TraceError(at, f"name: at most {MAX_NAME_BYTES} bytes")
-        _not_negative(at, "arrival_s", told.arrival_s)
-        if not told.parent:
-            tree = _Tree(told.program, told.name, told.arrival_s, at)
+        _not_negative(at, "arrival_s", line.arrival_s)
+        if not line.parent:
+            tree = _Tree(program_id=ProgramId(line.program), name=line.name, arrival_s=line.arrival_s, line=at)
             self.trees.append(tree)
-            self.known[told.program] = (tree, 0.0)
+            self.known[line.program] = (tree, 0.0)
             return
-        above = self.known.get(told.parent)
+        above = self.known.get(line.parent)
         if above is None:
-            raise TraceError(at, f"parent: no program {told.parent!r} before this line")
+            raise TraceError(at, f"parent: no program {line.parent!r} before this line")
         tree = above[0]
-        if told.arrival_s < tree.arrival_s:
-            raise TraceError(at, f"arrival_s: {told.arrival_s} is before its root's, {tree.arrival_s}")
-        self.known[told.program] = (tree, told.arrival_s - tree.arrival_s)
+        if line.arrival_s < tree.arrival_s:
+            raise TraceError(at, f"arrival_s: {line.arrival_s} is before its root's, {tree.arrival_s}")
+        self.known[line.program] = (tree, line.arrival_s - tree.arrival_s)
 
-    def call(self, at: int, told: CallLine) -> None:
-        """A call of a program that has begun."""
-        known = self.known.get(told.program)
+    def call(self, at: int, line: CallLine) -> None:
+        """Takes a call of a known program."""
+        known = self.known.get(line.program)
         if known is None:
-            raise TraceError(at, f"program: no program {told.program!r} before this line")
+            raise TraceError(at, f"program: no program {line.program!r} before this line")
         tree, late_s = known
-        if told.call in tree.index:
-            raise TraceError(at, f"call {told.call!r} of {tree.program_id!r} is there already")
-        _not_negative(at, "gap_s", told.gap_s)
-        if len(told.thread.encode()) > MAX_THREAD_BYTES:
-            raise TraceError(at, f"thread: at most {MAX_THREAD_BYTES} bytes")
-        for name, least in (("prompt_tokens", 1), ("output_tokens", 1), ("shared_tokens", 0)):
-            if not least <= getattr(told, name) <= MAX_TOKENS:
-                raise TraceError(at, f"{name}: must be {least} to {MAX_TOKENS}, got {getattr(told, name)}")
-        if told.shared_tokens >= told.prompt_tokens:
-            raise TraceError(
-                at, f"shared_tokens: {told.shared_tokens} leave nothing of {told.prompt_tokens} to compute"
-            )
-        parents = tuple(self._find(at, tree, "after", name) for name in told.after)
-        extends = self._find(at, tree, "extends", told.extends) if told.extends else -1
+        if line.call in tree.index:
+            raise TraceError(at, f"call {line.call!r} of {tree.program_id!r} already exists")
+        _check_values(at, line)
+        parents = tuple(_index_of(at, tree, "after", name) for name in line.after)
+        extends = _index_of(at, tree, "extends", line.extends) if line.extends else -1
         if extends >= 0:
             base = tree.calls[extends]
-            if told.shared_tokens > base.prompt_tokens + base.output_tokens:
+            if line.shared_tokens > base.prompt_tokens + base.output_tokens:
                 raise TraceError(
-                    at, f"shared_tokens: {told.extends!r} has {base.prompt_tokens + base.output_tokens} tokens only"
+                    at, f"shared_tokens: {line.extends!r} has only {base.prompt_tokens + base.output_tokens} tokens"
                 )
-        tree.index[told.call] = len(tree.calls)
-        gap_s = told.gap_s if parents else told.gap_s + late_s
-        thread = told.thread or ("" if told.program == tree.program_id else told.program)
+        tree.index[line.call] = len(tree.calls)
         tree.calls.append(
-            Call(told.prompt_tokens, told.output_tokens, parents, gap_s, extends, told.shared_tokens, thread)
+            Call(
+                prompt_tokens=line.prompt_tokens,
+                output_tokens=line.output_tokens,
+                parents=parents,
+                gap_s=line.gap_s if parents else line.gap_s + late_s,
+                extends=extends,
+                shared_tokens=line.shared_tokens,
+                thread=line.thread or ("" if line.program == tree.program_id else line.program),
+            )
         )
 
-    @staticmethod
-    def _find(at: int, tree: _Tree, what: str, name: str) -> int:
-        index = tree.index.get(name)
-        if index is None:
-            raise TraceError(at, f"{what}: no call {name!r} of {tree.program_id!r} before this line")
-        return index
+
+def _check_values(at: int, line: CallLine) -> None:
+    _not_negative(at, "gap_s", line.gap_s)
+    if len(line.thread.encode()) > MAX_THREAD_BYTES:
+        raise TraceError(at, f"thread: at most {MAX_THREAD_BYTES} bytes")
+    for name, least in (("prompt_tokens", 1), ("output_tokens", 1), ("shared_tokens", 0)):
+        if not least <= getattr(line, name) <= MAX_TOKENS:
+            raise TraceError(at, f"{name}: must be {least} to {MAX_TOKENS}, got {getattr(line, name)}")
+    if line.shared_tokens >= line.prompt_tokens:
+        raise TraceError(at, f"shared_tokens: must be less than prompt_tokens, {line.prompt_tokens}")
 
 
-def encoded(lines: Iterable[RecordingLine | ProgramLine | CallLine]) -> bytes:
-    """Lines as they stand in a file."""
-    return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+def _index_of(at: int, tree: _Tree, field_name: str, call: str) -> int:
+    index = tree.index.get(call)
+    if index is None:
+        raise TraceError(at, f"{field_name}: no call {call!r} of {tree.program_id!r} before this line")
+    return index
 
 
 def _not_negative(at: int, name: str, value: float) -> None:
@@ -190,13 +195,16 @@ def _not_negative(at: int, name: str, value: float) -> None:
         raise TraceError(at, f"{name}: must be 0 or more, got {value}")
 
 
-def read_trace(lines: Iterable[bytes]) -> list[Program]:
-    """Programs by arrival; times begin with the first. TraceError says which line is wrong, and how."""
-    return read_recording(lines)[1]
+def encoded(lines: Iterable[RecordingLine | ProgramLine | CallLine]) -> bytes:
+    """The bytes of lines in a file."""
+    return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
 
 
-def read_recording(lines: Iterable[bytes]) -> tuple[Recorded | None, list[Program]]:
-    """The same, and what the file says of the cluster that ran them."""
+def read_trace(lines: Iterable[bytes]) -> tuple[RecordedCluster | None, list[Program]]:
+    """The recorded cluster, if the file is a recording, and its programs by arrival; times begin with the first one.
+
+    TraceError names the offending line and what is wrong with it.
+    """
     reader, at = _Reader(), 0
     for at, line in enumerate(lines, 1):
         if not line.strip():
@@ -216,26 +224,7 @@ def read_recording(lines: Iterable[bytes]) -> tuple[Recorded | None, list[Progra
     for tree in reader.trees:
         if not tree.calls:
             raise TraceError(tree.line, f"program {tree.program_id!r} has no calls")
-    first = min(tree.arrival_s for tree in reader.trees)
+    first_s = min(tree.arrival_s for tree in reader.trees)
     trees = sorted(reader.trees, key=lambda tree: tree.arrival_s)
-    programs = [Program(t.program_id, t.name, t.arrival_s - first, tuple(t.calls)) for t in trees]
-    return reader.recorded, programs
-
-
-def write_trace(programs: Iterable[Program]) -> Iterator[bytes]:
-    """Lines that `read_trace` reads back."""
-    for program in programs:
-        yield encoded([ProgramLine(program.program_id, program.arrival_s, program.name)])
-        for index, call in enumerate(program.calls):
-            line = CallLine(
-                program.program_id,
-                f"c{index}",
-                call.prompt_tokens,
-                call.output_tokens,
-                [f"c{parent}" for parent in call.parents],
-                call.gap_s,
-                f"c{call.extends}" if call.extends >= 0 else "",
-                call.shared_tokens,
-                call.thread,
-            )
-            yield encoded([line])
+    programs = [Program(t.program_id, t.name, t.arrival_s - first_s, tuple(t.calls)) for t in trees]
+    return reader.cluster, programs

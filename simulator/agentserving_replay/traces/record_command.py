@@ -1,4 +1,4 @@
-"""``agentserving record``: a trace of what a running cluster does, until Ctrl-C."""
+"""``agentserving record``: records a trace of a running cluster until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from agentserving_replay.traces.file import RecordingLine
 from agentserving_replay.traces.recording import Counts, Recorder
 from agentserving_replay.traces.writer import TraceWriter, settle_systems
 
-# After the end: what ended just before it is still on its way.
-LAST_S = 0.5
-# How often the bar is looked after.
-LOOK_S = 0.5
+# Reading goes on for this long after the end, for endings that are in flight then.
+GRACE_S = 0.5
+# Interval at which the progress bar is updated.
+UPDATE_S = 0.5
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
@@ -35,63 +35,71 @@ class Duration(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     name = "duration"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Refuses what is none."""
+        """Seconds; fails for anything that is not a duration."""
         if isinstance(value, float):
             return value
-        told = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smh]?)", str(value).strip())
-        if told is None or float(told[1]) <= 0:
-            self.fail(f"{value!r} is no duration: write 90s, 10m or 2h", param, ctx)
-        return float(told[1]) * _UNITS_S[told[2]]
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smh]?)", str(value).strip())
+        if match is None or float(match[1]) <= 0:
+            self.fail(f"{value!r} is not a duration: write 90s, 10m or 2h", param, ctx)
+        return float(match[1]) * _UNITS_S[match[2]]
 
 
 @click.command()
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="A new file.")
-@click.option("--for", "length_s", type=Duration(), default=None, help="Like 10m; without it until Ctrl-C.")
-@click.option("--closed-only", is_flag=True, help="Leave out programs that are still open at the end.")
-@click.option("--state-dir", type=click.Path(path_type=Path), default=default_state_dir, help="Of the local cluster.")
-@click.option("--control-plane", default="", help="host:port of another cluster.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to create.")
+@click.option("--for", "length_s", type=Duration(), default=None, help="Duration, such as 10m. Default: until Ctrl-C.")
+@click.option("--closed-only", is_flag=True, help="Skip programs that are still open at the end.")
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    default=default_state_dir,
+    help="State directory of the local cluster.",
+)
+@click.option("--control-plane", default="", help="host:port of another cluster's control plane.")
 def record(out: Path, length_s: float | None, closed_only: bool, state_dir: Path, control_plane: str) -> None:
-    """Write down what programs a running cluster serves: calls, tokens, times, who came after whom; never text.
+    """Record the programs of a running cluster: calls, tokens, times and the order of calls, never text.
 
-    The file is what `agentserving replay` and `agentserving tune` read. A program is written when it has ended. When
-    the recording ends, programs still open are written as if they had ended then (with --closed-only they are left
-    out); programs that had begun before it are left out. How many there were of each is told.
+    `agentserving replay` and `agentserving tune` read the file. A program is written when it has ended. Programs that
+    are open when the recording ends are written as if they had ended then (--closed-only skips them). Programs that
+    began before the recording are skipped. The command reports how many there were of each.
     """
     console = Console(stderr=True)
     try:
         address = address_of(state_dir, control_plane)
-        recorder, trouble = asyncio.run(_record(address, out, length_s, closed_only, console))
+        recorder, failure = asyncio.run(_record(address, out, length_s, closed_only, console))
     except AgentServingError as error:
         fail(str(error))
     except FileExistsError:
-        fail(f"{out}: there is such a file already: name a new one")
+        fail(f"{out}: the file already exists; name a new one")
     except OSError as error:
         fail(f"{out}: {error.strerror}")
     counts = recorder.counts
-    for line in told(counts, closed_only=closed_only):
+    for line in remarks(counts, closed_only=closed_only):
         console.print(line, highlight=False, soft_wrap=True)
     if not counts.programs:
         out.unlink()
-        fail("no program was recorded: none began and had a call within the recording")
+        fail("no program was recorded: none both began and made a call during the recording")
     settle_systems(out)
     console.print(f"{out}: {counts.programs} programs, {counts.calls} calls", highlight=False, soft_wrap=True)
-    if trouble:
-        fail(f"the recording ended early: {trouble}")
+    if failure:
+        fail(f"the recording ended early: {failure}")
 
 
-def told(counts: Counts, *, closed_only: bool) -> list[str]:
-    """What a user must know of a recording, beside its programs."""
-    left = "left out" if closed_only else "written as if they had ended with the recording"
+def remarks(counts: Counts, *, closed_only: bool) -> list[str]:
+    """What was skipped or is incomplete, one sentence each."""
+    fate = "skipped" if closed_only else "written as if they had ended with the recording"
     facts = (
-        (counts.still_open, f"{counts.still_open} programs were still open: {left}"),
+        (counts.still_open, f"{counts.still_open} programs were still open: {fate}"),
         (
             counts.began_before,
-            f"{counts.began_before} programs had begun before, with {counts.calls_before} calls since: left out",
+            f"{counts.began_before} programs had begun before, with {counts.calls_before} calls since: skipped",
         ),
-        (counts.again, f"{counts.again} programs went on after their end: from there on programs of their own"),
-        (counts.calls_without_tokens, f"{counts.calls_without_tokens} calls ended before any token: left out"),
-        (counts.lost, f"{counts.lost} endings were lost: this recorder was too slow for the control plane"),
-        (counts.restarts, f"the control plane restarted {counts.restarts} times: what ended meanwhile is not known"),
+        (
+            counts.reopened,
+            f"{counts.reopened} programs continued after their end: the rest is recorded as a new program",
+        ),
+        (counts.calls_without_tokens, f"{counts.calls_without_tokens} calls ended before their first token: skipped"),
+        (counts.lost, f"{counts.lost} endings were lost: the recorder fell behind the control plane"),
+        (counts.restarts, f"the control plane restarted {counts.restarts} times: endings in the meantime are missing"),
     )
     return [text for count, text in facts if count]
 
@@ -104,13 +112,16 @@ async def _head(client: AsyncClient) -> tuple[RecordingLine, PolicyVersion]:
     balancer = Balancer(policy.balancer.name.lower()) if policy.balancer else Balancer.PREFIX_AWARE
     slots = min(max(1, engine.capabilities.max_num_seqs) for engine in ready)
     began = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return RecordingLine(began, to_dict(policy.policy), balancer, len(ready), slots), policy
+    head = RecordingLine(
+        recording=began, policy=to_dict(policy.policy), balancer=balancer, engines=len(ready), max_num_seqs=slots
+    )
+    return head, policy
 
 
 async def _record(
     address: str, out: Path, length_s: float | None, closed_only: bool, console: Console
 ) -> tuple[Recorder, str]:
-    """What was recorded, and why it ended early, if it did."""
+    """The recorder, and why the recording ended early; empty when it did not."""
     recorder, stop = Recorder(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -118,19 +129,22 @@ async def _record(
         head, policy = await _head(client)
         with TraceWriter(out, head) as file, _bar(console, length_s) as progress:
             reader = asyncio.create_task(_read(client, recorder, file, progress))
-            trouble = await _until_end(reader, stop, length_s, progress)
+            failure = await _until_end(reader, stop, length_s, progress)
             if closed_only:
                 recorder.drop_rest()
             for lines in recorder.rest():
                 file.write(lines)
         with contextlib.suppress(AgentServingError):
             if (await client.get_policy()).version != policy.version:
-                console.print("the policy has changed meanwhile: the file names the one it began with")
-    return recorder, trouble
+                console.print("the policy changed during the recording: the file names the first one")
+    return recorder, failure
 
 
 async def _until_end(reader: asyncio.Task[None], stop: asyncio.Event, length_s: float | None, bar: Progress) -> str:
-    """Until somebody ends it, the time is over, or reading fails (OSError for the file, else the reason is given)."""
+    """Waits for the signal, the end of the duration or a failure of reading; gives the reason of a failure.
+
+    Errors of the file are raised (OSError).
+    """
     stopped, clock = asyncio.create_task(stop.wait()), asyncio.get_running_loop().time
     began = clock()
     try:
@@ -139,9 +153,9 @@ async def _until_end(reader: asyncio.Task[None], stop: asyncio.Event, length_s: 
             if length_s is not None and passed >= length_s:
                 break
             bar.update(bar.task_ids[0], completed=passed)
-            left = LOOK_S if length_s is None else min(LOOK_S, length_s - passed)
-            await asyncio.wait({reader, stopped}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait({reader}, timeout=LAST_S)
+            wait_s = UPDATE_S if length_s is None else min(UPDATE_S, length_s - passed)
+            await asyncio.wait({reader, stopped}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({reader}, timeout=GRACE_S)
     finally:
         stopped.cancel()
         reader.cancel()
@@ -153,7 +167,7 @@ async def _until_end(reader: asyncio.Task[None], stop: asyncio.Event, length_s: 
 
 
 async def _read(client: AsyncClient, recorder: Recorder, file: TraceWriter, progress: Progress) -> None:
-    """Until cancelled."""
+    """Writes programs as they end, until it is cancelled."""
     bar = progress.task_ids[0]
     async for endings in client.watch_endings():
         if not recorder.begin_us:

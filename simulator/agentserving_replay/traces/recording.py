@@ -1,8 +1,8 @@
-"""From endings, as a control plane tells them, to programs of a trace: what `agentserving record` does. Pure.
+"""Turns the endings that a control plane reports into programs of a trace, for `agentserving record`. Pure.
 
-A tree of programs (a root and its sub-agents) is given out when the root and all that is known below it have been
-closed and their last calls have ended. Left out, and counted: trees that had begun before the recording, since nobody
-knows what they did until then, and calls for which no engine computed a token.
+A tree of programs (a root and its sub-agents) is emitted when the root and everything known below it have been closed
+and their last calls have ended. Trees that began before the recording are skipped and counted, because their earlier
+calls are unknown; so are calls for which no engine computed a token. A recording covers one tenant.
 """
 
 from __future__ import annotations
@@ -12,76 +12,81 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from agentserving.client.values import ClosedProgram, EndedCall, Endings, Outcome, ProgramOrigin
+from agentserving.contract.ids import CallId, EngineId, ProgramId
 from agentserving_controlplane.table.rows import cut
 
 from agentserving_replay.traces.file import MAX_TOKENS, CallLine, ProgramLine
-from agentserving_replay.traces.lineage import Lineage, Ran
+from agentserving_replay.traces.lineage import Lineage, RecordedCall
 from agentserving_replay.traces.sharing import bases, disproved, shared
 
-# Characters of a program id, and bytes of a thread's, that the process table takes.
+# Longest program id in characters, and thread id in bytes, that the process table accepts.
 MAX_ID = 128
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def microseconds(instant: datetime | None) -> int:
-    """Since the epoch; 0 for an instant that was not told."""
+    """Microseconds since the epoch; 0 for a missing instant."""
     return 0 if instant is None else (instant - _EPOCH) // timedelta(microseconds=1)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Member:
     """A program of a tree."""
 
-    program_id: str
+    program_id: ProgramId
     name: str
-    parent: str
+    # Empty for the root.
+    parent: ProgramId
     open_us: int
     closed: bool = False
-    to_end: int = 0
+    # Calls that were in flight when the program was closed and have not ended.
+    calls_in_flight: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Tree:
-    """A root program and its sub-agents, as they are recorded."""
+    """A root program and its sub-agents while they are recorded."""
 
-    root: str
+    root: ProgramId
     open_us: int
-    members: dict[str, _Member] = field(default_factory=dict)
-    calls: list[Ran] = field(default_factory=list)
-    # Parents of calls that did nothing.
+    members: dict[ProgramId, _Member] = field(default_factory=dict)
+    calls: list[RecordedCall] = field(default_factory=list)
+    # Parents of calls without tokens, which take their place.
     stand_ins: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
-        """True when nothing more will come."""
-        return self.root in self.members and all(m.closed and not m.to_end for m in self.members.values())
+        """True when all known programs are closed and their calls have ended."""
+        return self.root in self.members and all(m.closed and not m.calls_in_flight for m in self.members.values())
 
 
 @dataclass(slots=True)
 class Counts:
-    """Of a recording. `lost`: endings that the control plane did not keep for us. `again`: programs that went on after
-    their end; what they did then is a program of its own."""
+    """Counts of a recording."""
 
     programs: int = 0
     calls: int = 0
     still_open: int = 0
-    again: int = 0
+    # Programs that continued after they had been written; the rest of their calls is a program of its own.
+    reopened: int = 0
+    # Trees that began before the recording, and their calls during it.
     began_before: int = 0
     calls_before: int = 0
     calls_without_tokens: int = 0
+    # Endings that the control plane dropped before they were read.
     lost: int = 0
     restarts: int = 0
 
 
 class Recorder:
-    """Endings in, lines of a trace out. Begins with the first of them."""
+    """Takes endings, emits lines of a trace. The recording begins with the first endings."""
 
     def __init__(self) -> None:
         self.counts = Counts()
         self.begin_us = 0
         self._trees: dict[str, Tree] = {}
         self._before: set[str] = set()
-        # Ids that have been written, and how many like them.
+        # Ids that have been written, and how many variants of each.
         self._written: dict[str, int] = {}
 
     @property
@@ -89,25 +94,25 @@ class Recorder:
         """Programs that have not been written yet."""
         return sum(len(tree.members) for tree in self._trees.values())
 
-    def take(self, told: Endings) -> Iterator[list[ProgramLine | CallLine]]:
-        """Lines of the trees that are whole now."""
-        self.counts.lost += told.lost
-        self.counts.restarts += told.restarted
+    def take(self, endings: Endings) -> Iterator[list[ProgramLine | CallLine]]:
+        """Adds endings; emits the lines of every tree that is complete now."""
+        self.counts.lost += endings.lost
+        self.counts.restarts += endings.restarted
         if not self.begin_us:
-            self.begin_us = microseconds(told.send_time)
-        for ending in told.endings:
+            self.begin_us = microseconds(endings.send_time)
+        for ending in endings.endings:
             tree = self._tree_of(ending)
             if tree is not None and tree.ended:
-                yield from self._give(tree)
+                yield from self._emit(tree)
 
     def rest(self) -> Iterator[list[ProgramLine | CallLine]]:
-        """Lines of what is still open when the recording ends, as if it had ended then."""
+        """Emits the lines of trees that are open when the recording ends, as if they had ended then."""
         for tree in list(self._trees.values()):
             self.counts.still_open += len({call.program_id for call in tree.calls})
-            yield from self._give(tree)
+            yield from self._emit(tree)
 
     def drop_rest(self) -> None:
-        """Leaves out what is still open."""
+        """Discards trees that are still open."""
         self.counts.still_open += self.open_programs
         self._trees.clear()
 
@@ -115,31 +120,35 @@ class Recorder:
 
     def _tree_of(self, ending: EndedCall | ClosedProgram) -> Tree | None:
         origin = ending.program
-        opened = microseconds(origin.root_open_time)
-        if opened < self.begin_us:
-            if origin.root_program_id not in self._before:
-                self._before.add(origin.root_program_id)
+        opened_us, root = microseconds(origin.root_open_time), ProgramId(origin.root_program_id)
+        if opened_us < self.begin_us:
+            if root not in self._before:
+                self._before.add(root)
                 self.counts.began_before += 1
             self.counts.calls_before += isinstance(ending, EndedCall)
             return None
-        tree = self._trees.get(origin.root_program_id)
+        tree = self._trees.get(root)
         if tree is None:
-            tree = self._trees[origin.root_program_id] = Tree(origin.root_program_id, opened)
-            self.counts.again += origin.program_id in self._written
+            tree = self._trees[root] = Tree(root=root, open_us=opened_us)
+            self.counts.reopened += origin.program_id in self._written
         member = self._member(tree, origin)
         if isinstance(ending, ClosedProgram):
-            member.closed, member.to_end = True, ending.calls_in_flight
+            member.closed, member.calls_in_flight = True, ending.calls_in_flight
         else:
-            member.to_end = max(0, member.to_end - 1)
+            member.calls_in_flight = max(0, member.calls_in_flight - 1)
             self._call(tree, ending)
         return tree
 
     @staticmethod
     def _member(tree: Tree, origin: ProgramOrigin) -> _Member:
-        member = tree.members.get(origin.program_id)
+        program_id = ProgramId(origin.program_id)
+        member = tree.members.get(program_id)
         if member is None:
-            member = tree.members[origin.program_id] = _Member(
-                origin.program_id, origin.name, origin.parent_program_id, microseconds(origin.open_time)
+            member = tree.members[program_id] = _Member(
+                program_id=program_id,
+                name=origin.name,
+                parent=ProgramId(origin.parent_program_id),
+                open_us=microseconds(origin.open_time),
             )
         return member
 
@@ -151,19 +160,26 @@ class Recorder:
             tree.stand_ins[call.call_id] = call.parent_call_ids
             return
         admitted = microseconds(call.admit_time)
-        # Its client may have known of the end, and have gone on, before the control plane heard of it.
+        # The client may learn of the end, and go on, before the control plane does.
         ended = min(microseconds(ending.end_time), admitted + call.wait_us + call.service_us)
         tree.calls.append(
-            Ran(
-                call.call_id, ending.program.program_id, call.thread_id, call.engine_id, call.parent_call_ids,
-                admitted, max(admitted + 1, ended), min(call.prompt_tokens, MAX_TOKENS),
-                call.cached_tokens, max(1, min(call.output_tokens, MAX_TOKENS)),
+            RecordedCall(
+                call_id=CallId(call.call_id),
+                program_id=ProgramId(ending.program.program_id),
+                thread_id=call.thread_id,
+                engine_id=EngineId(call.engine_id),
+                parents=call.parent_call_ids,
+                admit_us=admitted,
+                end_us=max(admitted + 1, ended),
+                prompt_tokens=min(call.prompt_tokens, MAX_TOKENS),
+                cached_tokens=call.cached_tokens,
+                output_tokens=max(1, min(call.output_tokens, MAX_TOKENS)),
             )
-        )  # fmt: skip
+        )
 
-    # -- giving --------------------------------------------------------------------------------------------------
+    # -- emitting --------------------------------------------------------------------------------------------------
 
-    def _give(self, tree: Tree) -> Iterator[list[ProgramLine | CallLine]]:
+    def _emit(self, tree: Tree) -> Iterator[list[ProgramLine | CallLine]]:
         del self._trees[tree.root]
         if not tree.calls:
             return
@@ -174,7 +190,7 @@ class Recorder:
         yield [*programs, *call_lines(tree, names)]
 
     def _name(self, program_id: str) -> str:
-        """The id, or one like it when it has been written before."""
+        """The id, or a variant of it when it has been written before."""
         name = program_id
         while name in self._written:
             self._written[program_id] += 1
@@ -183,24 +199,24 @@ class Recorder:
         return name
 
 
-def program_lines(tree: Tree, names: dict[str, str], begin_us: int) -> list[ProgramLine]:
-    """The root and its sub-agents, callers first. One whose caller told of nothing hangs on the root."""
+def program_lines(tree: Tree, names: dict[ProgramId, str], begin_us: int) -> list[ProgramLine]:
+    """The root and its sub-agents, callers first. Sub-agents of an unknown caller are attached to the root."""
     root = tree.members.get(tree.root)
     lines = [ProgramLine(names[tree.root], _seconds(tree.open_us - begin_us), root.name if root else "")]
-    given, waiting = {tree.root}, [m for m in tree.members.values() if m.program_id != tree.root]
+    written, waiting = {tree.root}, [m for m in tree.members.values() if m.program_id != tree.root]
     while waiting:
-        ready = [m for m in waiting if m.parent in given or m.parent not in tree.members] or waiting
+        ready = [m for m in waiting if m.parent in written or m.parent not in tree.members] or waiting
         for member in ready:
-            above = member.parent if member.parent in given else tree.root
+            above = member.parent if member.parent in written else tree.root
             arrival_s = _seconds(max(member.open_us, tree.open_us) - begin_us)
             lines.append(ProgramLine(names[member.program_id], arrival_s, member.name, names[above]))
-            given.add(member.program_id)
-        waiting = [m for m in waiting if m.program_id not in given]
+            written.add(member.program_id)
+        waiting = [m for m in waiting if m.program_id not in written]
     return lines
 
 
-def call_lines(tree: Tree, names: dict[str, str]) -> list[CallLine]:
-    """Calls in the order in which they began, with what they came after and what they share."""
+def call_lines(tree: Tree, names: dict[ProgramId, str]) -> list[CallLine]:
+    """Calls in the order in which they began, with their parents and what they share."""
     calls = sorted(tree.calls, key=lambda call: (call.admit_us, _number(call.call_id)))
     above = {m.program_id: m.parent or tree.root for m in tree.members.values() if m.program_id != tree.root}
     lineage = Lineage(calls, above, tree.stand_ins)
@@ -211,12 +227,12 @@ def call_lines(tree: Tree, names: dict[str, str]) -> list[CallLine]:
 
 def _call_line(
     tree: Tree,
-    calls: Sequence[Ran],
+    calls: Sequence[RecordedCall],
     at: int,
     parents: list[int],
     base: int,
     alike: set[str],
-    names: dict[str, str],
+    names: dict[ProgramId, str],
 ) -> CallLine:
     call = calls[at]
     opened = tree.members[call.program_id].open_us
@@ -226,20 +242,20 @@ def _call_line(
     if thread and call.program_id != tree.root:
         thread = cut(f"{names[call.program_id]}/{thread}", MAX_ID)
     return CallLine(
-        names[call.program_id],
-        f"c{at}",
-        call.prompt_tokens,
-        call.output_tokens,
-        [f"c{index}" for index in parents],
-        _seconds(max(0, call.admit_us - since)),
-        f"c{base}" if base >= 0 and tokens else "",
-        tokens,
-        thread,
+        program=names[call.program_id],
+        call=f"c{at}",
+        prompt_tokens=call.prompt_tokens,
+        output_tokens=call.output_tokens,
+        after=[f"c{index}" for index in parents],
+        gap_s=_seconds(max(0, call.admit_us - since)),
+        extends=f"c{base}" if base >= 0 and tokens else "",
+        shared_tokens=tokens,
+        thread=thread,
     )
 
 
 def _number(call_id: str) -> tuple[int, ...]:
-    """Of a program's calls, the order of their admission."""
+    """Order of admission within a program: epoch and number of the call id."""
     return tuple(int(part) for part in call_id.split(".")[-2:] if part.isdigit())
 
 

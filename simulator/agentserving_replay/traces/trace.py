@@ -1,21 +1,23 @@
-"""What a program is, without its text: calls, tokens, times, and which calls must have ended before which."""
+"""A program without its text: calls, tokens, times, and the order in which calls may be made. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agentserving.contract.ids import ProgramId
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One LLM call. Indices name calls of the same program, earlier ones only."""
+    """One LLM call. Indices refer to earlier calls of the same program."""
 
-    # Tokens of the whole prompt, what it repeats of earlier calls included.
+    # Tokens of the whole prompt, including those repeated from earlier calls.
     prompt_tokens: int
     output_tokens: int
-    # It is made when these have ended, and its tool, if any, has taken `gap_s`.
+    # The call is made when its parents have ended and its tool, if any, has taken `gap_s`.
     parents: tuple[int, ...] = ()
     gap_s: float = 0.0
-    # Its prompt begins with so many tokens of this call's context (prompt and output); -1: of the system prompt.
+    # The prompt begins with `shared_tokens` of this call's context (prompt and output); -1: of the system prompt.
     extends: int = -1
     shared_tokens: int = 0
     thread: str = ""
@@ -23,14 +25,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One run of an agent. `name` is its class; programs of one name share the system prompt."""
+    """One run of an agent. `name` is its class; programs of one name share a system prompt."""
 
-    program_id: str
+    program_id: ProgramId
     name: str
     arrival_s: float
     calls: tuple[Call, ...]
 
     @property
     def output_tokens(self) -> int:
-        """Of all calls."""
+        """Output tokens of all calls."""
         return sum(call.output_tokens for call in self.calls)

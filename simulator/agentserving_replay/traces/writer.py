@@ -1,4 +1,4 @@
-"""The file of a recording: whole programs as they end, and system prompts once all are known."""
+"""Writes the file of a recording: complete programs as they end, then system prompts once all calls are known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agentserving_replay.traces.sharing import of_system, system_tokens
 
 
 class TraceWriter:
-    """A new file (FileExistsError). What has been written can be read, whenever the recorder is killed."""
+    """Creates a file (FileExistsError). The file is readable at any time, even after the recorder was killed."""
 
     def __init__(self, path: Path, head: RecordingLine) -> None:
         self.path = path
@@ -23,7 +23,7 @@ class TraceWriter:
         self.write([head])
 
     def write(self, lines: Iterable[RecordingLine | ProgramLine | CallLine]) -> None:
-        """Lines that belong together."""
+        """Appends the lines of one tree."""
         self._file.write(encoded(lines))
         self._file.flush()
 
@@ -35,15 +35,15 @@ class TraceWriter:
 
 
 def settle_systems(path: Path) -> None:
-    """Gives calls without a base their class's system prompt (sharing.py, rule 4), in a file that has its end.
+    """Sets the shared tokens of calls without a base to their class's system prompt (sharing.py, rule 4).
 
-    Until then such a call's line has what the engine found cached of it. The file is replaced as a whole.
+    Until then the line of such a call has its cached tokens. The file must be complete; it is replaced atomically.
     """
     found: dict[str, list[int]] = {}
     names: dict[str, str] = {}
     for fields in _lines(path):
         if "call" not in fields and "program" in fields:
-            # Sub-agents of one name have their own system prompt, but in a replay they are threads of their root.
+            # Sub-agents have a system prompt of their own, but in a replay they are threads of their root.
             names[fields["program"]] = names[fields["parent"]] if "parent" in fields else fields.get("name", "")
         elif "call" in fields and "extends" not in fields:
             found.setdefault(names[fields["program"]], []).append(fields.get("shared_tokens", 0))

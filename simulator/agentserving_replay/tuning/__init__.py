@@ -1,1 +1,1 @@
-"""`agentserving tune`: the search for a better policy and its judgement."""
+"""`agentserving tune`: searches for a better policy on half of a trace and judges it on the other half."""

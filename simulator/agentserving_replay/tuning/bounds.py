@@ -1,8 +1,8 @@
-"""What no scheduler could do better than: lower bounds of a trace on given engines. Pure.
+"""Lower bounds on latency that hold for every scheduler, for a trace on given engines. Pure.
 
-A program takes at least its critical path with every call alone on an engine and everything that it repeats found in
-the cache. All together, programs share the memory bandwidth and the arithmetic: for each of the two, the mean latency
-is at least that of one server with all engines' speed that always serves what needs least of it (SRPT).
+A program takes at least its critical path, with every call alone on an engine and every repeated token cached. Together
+the programs share memory bandwidth and arithmetic: for each of the two, the mean latency is at least that of a single
+server with the speed of all engines that always serves the program with the least remaining work (SRPT).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from agentserving_replay.traces.trace import Call, Program
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """No policy has a lower mean program latency, s, nor mean response time a token, ms, tools excluded."""
+    """Lower bounds on mean program latency (s) and on mean response time per token (ms, tools excluded)."""
 
     latency_s: float
     token_ms: float
 
 
 def _alone_us(call: Call, cost: CostModel) -> float:
-    """A call on an idle engine; the first token comes with the prompt."""
+    """Duration of a call on an idle engine; the prefill step generates the first token."""
     new = call.prompt_tokens - call.shared_tokens
     pairs = new * (call.shared_tokens + new / 2)
     prefill = cost.step_us(new, call.prompt_tokens, 1, pairs)
@@ -34,20 +34,20 @@ def _alone_us(call: Call, cost: CostModel) -> float:
 
 
 def critical_path_s(program: Program, cost: CostModel) -> tuple[float, float]:
-    """(latency, the same without the time in which only tools worked) of a program that is alone; seconds."""
+    """Latency of a program that runs alone, and the same without tool times; seconds."""
     ends: list[float] = []
-    worked: list[float] = []
+    computed: list[float] = []
     for call in program.calls:
         last = max(call.parents, key=lambda parent: ends[parent], default=None)
-        begun, before = (ends[last], worked[last]) if last is not None else (0.0, 0.0)
+        begun, before = (ends[last], computed[last]) if last is not None else (0.0, 0.0)
         took = _alone_us(call, cost) / 1e6
         ends.append(begun + call.gap_s + took)
-        worked.append(before + took)
-    return max(ends), max(worked)
+        computed.append(before + took)
+    return max(ends), max(computed)
 
 
 def work_s(program: Program, cost: CostModel, max_num_seqs: int) -> tuple[float, float]:
-    """Seconds of an engine's memory bandwidth, and of its arithmetic, that a program needs in full batches."""
+    """Seconds of an engine's memory bandwidth and of its arithmetic that a program needs in full batches."""
     memory = compute = 0.0
     for call in program.calls:
         new, decoded = call.prompt_tokens - call.shared_tokens, call.output_tokens - 1
@@ -60,19 +60,19 @@ def work_s(program: Program, cost: CostModel, max_num_seqs: int) -> tuple[float,
 
 
 def srpt_mean_s(jobs: Sequence[tuple[float, float]]) -> float:
-    """Mean latency of (arrival, work) jobs on one preemptive server that serves what needs least; seconds."""
+    """Mean latency of (arrival, work) jobs on a preemptive server that serves the least remaining work; seconds."""
     if not jobs:
         return 0.0
     waiting: list[tuple[float, float]] = []
     now, total = 0.0, 0.0
     for arrival, work in [*sorted(jobs), (float("inf"), 0.0)]:
         while waiting and now < arrival:
-            left, came = heapq.heappop(waiting)
-            if now + left > arrival:
-                heapq.heappush(waiting, (left - (arrival - now), came))
+            remaining, arrived = heapq.heappop(waiting)
+            if now + remaining > arrival:
+                heapq.heappush(waiting, (remaining - (arrival - now), arrived))
                 break
-            now += left
-            total += now - came
+            now += remaining
+            total += now - arrived
         now = arrival
         heapq.heappush(waiting, (work, arrival))
     return total / len(jobs)
@@ -81,7 +81,7 @@ def srpt_mean_s(jobs: Sequence[tuple[float, float]]) -> float:
 def bounds(programs: Sequence[Program], cost: CostModel, max_num_seqs: int, engines: int = 1) -> Bounds:
     """Bounds of a trace. ValueError for an empty one."""
     if not programs:
-        raise ValueError("no programs: nothing to bound")
+        raise ValueError("no programs, so there are no bounds")
     paths = [critical_path_s(program, cost) for program in programs]
     works = [work_s(program, cost, max_num_seqs) for program in programs]
     shared = (

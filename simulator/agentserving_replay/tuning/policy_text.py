@@ -1,4 +1,4 @@
-"""A policy as people apply it: a file for `agentserving policy set`, and an AgentServingCluster's `spec.scheduling`."""
+"""A policy in the formats that users apply: JSON for `agentserving policy set`, YAML for an AgentServingCluster."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from google.protobuf import json_format
 
 
 def as_json(policy: Policy) -> str:
-    """What `agentserving policy set FILE` reads."""
+    """The JSON that `agentserving policy set FILE` reads."""
     return json_format.MessageToJson(policy_to(policy), preserving_proto_field_name=True) + "\n"
 
 
@@ -19,7 +19,7 @@ def _word(value: str) -> str:
 def as_yaml(policy: Policy, indent: int = 2) -> str:
     """`scheduling:` of an AgentServingCluster's spec; bounds and quanta must be whole milliseconds (ValueError)."""
     if policy.source is not Source.FIXED or policy.classes:
-        raise ValueError("levels: only a policy's own can be written out, not those made of finished programs")
+        raise ValueError("levels: only fixed levels can be written out, not those computed from finished programs")
     bounded = policy.levels[:-1]
     for index, level in enumerate(bounded):
         if level.upper_bound_us % 1000 or level.quantum_us % 1000:
@@ -46,11 +46,13 @@ def as_yaml(policy: Policy, indent: int = 2) -> str:
 
 
 def in_words(policy: Policy) -> str:
-    """One line for people."""
+    """A one-line summary."""
     bounds = ", ".join(f"{level.upper_bound_us / 1e6:g}" for level in policy.levels[:-1])
     levels = f"{len(policy.levels)} levels up to {bounds} s" if bounds else "one level"
     beta = f"beta {policy.beta_milli / 1000:g}" if policy.beta_milli else "no promotion"
     preemptions = f"at most {policy.max_preemptions} preemptions" if policy.max_preemptions else "no preemption"
-    kept = f"; KV kept for {policy.retention_milli / 1000:g} times its cost" if policy.retention_milli else ""
+    retention = f"; KV retained for {policy.retention_milli / 1000:g} times its cost" if policy.retention_milli else ""
     account = policy.accounting.value.replace("_", " ")
-    return f"account: {account}; {levels}; order: {policy.order.value.replace('_', ' ')}; {beta}; {preemptions}{kept}"
+    return (
+        f"account: {account}; {levels}; order: {policy.order.value.replace('_', ' ')}; {beta}; {preemptions}{retention}"
+    )

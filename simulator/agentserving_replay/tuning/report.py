@@ -1,4 +1,4 @@
-"""What `agentserving tune` prints: the gain, for whom it is worse, and the policy as it is applied."""
+"""Prints the result of `agentserving tune`: the gain, the groups that lose, and the policy in applicable form."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from agentserving.contract.policy import Policy
 from rich.console import Console
 from rich.table import Table
 
-from agentserving_replay.tuning.gain import Gain
+from agentserving_replay.tuning.comparison import Gain
 from agentserving_replay.tuning.policy_text import as_json, as_yaml, in_words
 from agentserving_replay.tuning.search import Found
 
-# Policies that were tried and are told, the best first.
-TOLD = 5
+# Number of tried policies in the report, best first.
+SHOWN = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """`proposal` None: nothing was better on the first half. Gains are those on the second half."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """Gains are those on the second half. `proposal` is None when no policy was better on the first half."""
 
     against: Policy
     proposal: Policy | None
@@ -31,70 +31,71 @@ class Judged:
 
     @property
     def pays(self) -> bool:
-        """The proposal's gain is not chance."""
-        return self.proposal is not None and self.figures[self.goal].sure
+        """The whole interval of the proposal's gain is above zero."""
+        return self.proposal is not None and self.figures[self.goal].is_gain
 
 
-def verdict(judged: Judged) -> str:
-    """One sentence."""
-    told = judged.figures[judged.goal]
-    if judged.proposal is None:
+def verdict(judgement: Judgement) -> str:
+    """The result in one sentence."""
+    gain = judgement.figures[judgement.goal]
+    if judgement.proposal is None:
         return (
-            f"No change pays: on the first half nothing was better than {judged.against.name} ({judged.found.ended})."
+            f"No change pays: no policy was better than {judgement.against.name} on the first half"
+            f" ({judgement.found.ended})."
         )
-    span = f"{told.gain:.1%} (95 %: {told.low:.1%} to {told.high:.1%})"
-    if not judged.pays:
-        return f"No change pays: what was best on the first half gains {span} in {told.what} on the second."
-    worse = [gain.what for gain in judged.groups if gain.sure_loss]
-    perhaps = [gain.what for gain in judged.groups if gain.gain < 0 and not gain.sure_loss]
-    text = f"It pays: {told.what} goes down by {span}."
-    text += f" It is worse for: {', '.join(worse)}." if worse else " No group is surely worse."
-    return text + (f" Perhaps worse for: {', '.join(perhaps)}." if perhaps else "")
+    span = f"{gain.gain:.1%} (95 %: {gain.low:.1%} to {gain.high:.1%})"
+    if not judgement.pays:
+        return f"No change pays: the best policy of the first half gains {span} in {gain.what} on the second."
+    worse = [group.what for group in judgement.groups if group.is_loss]
+    uncertain = [group.what for group in judgement.groups if group.gain < 0 and not group.is_loss]
+    text = f"It pays: {gain.what} falls by {span}."
+    text += f" It is worse for: {', '.join(worse)}." if worse else " No group certainly loses."
+    return text + (f" Possibly worse for: {', '.join(uncertain)}." if uncertain else "")
 
 
-def print_report(console: Console, judged: Judged, title: str, out: Path | None) -> None:
-    """Tables, the verdict, and the policy when it pays; to a file, too, when one is named."""
+def print_report(console: Console, judgement: Judgement, title: str, out: Path | None) -> None:
+    """Prints tables, the verdict and the policy if it pays, and writes that policy to `out`."""
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     say(title)
-    console.print(_tried_table(judged))
-    if judged.proposal is not None:
-        rows = list(judged.figures.values())
-        console.print(gain_table("on the second half", judged.against.name, rows))
-        console.print(gain_table("mean program latency (s) of", judged.against.name, judged.groups))
-    say(verdict(judged))
-    if not judged.pays or judged.proposal is None:
+    console.print(_tried_table(judgement))
+    if judgement.proposal is not None:
+        rows = list(judgement.figures.values())
+        console.print(gain_table("on the second half", judgement.against.name, rows))
+        console.print(gain_table("mean program latency (s) of", judgement.against.name, judgement.groups))
+    say(verdict(judgement))
+    if not judgement.pays or judgement.proposal is None:
         return
-    say(f"\nThe policy: {in_words(judged.proposal)}")
+    say(f"\nThe policy: {in_words(judgement.proposal)}")
     if out is not None:
-        out.write_text(as_json(judged.proposal))
+        out.write_text(as_json(judgement.proposal))
         say(f"agentserving policy set {out}")
     else:
-        say("For `agentserving policy set FILE` (--out FILE writes it):\n" + as_json(judged.proposal))
-    say("For an AgentServingCluster, in its spec:\n" + as_yaml(judged.proposal))
+        say("For `agentserving policy set FILE` (--out FILE writes it):\n" + as_json(judgement.proposal))
+    say("For an AgentServingCluster, in its spec:\n" + as_yaml(judgement.proposal))
 
 
-def _tried_table(judged: Judged) -> Table:
-    what = judged.figures[judged.goal].what
+def _tried_table(judgement: Judgement) -> Table:
+    what = judgement.figures[judgement.goal].what
     table = Table(
-        "policy", f"{what}, first half", title=f"{len(judged.found.tried)} policies tried: {judged.found.ended}"
+        "policy", f"{what}, first half", title=f"{len(judgement.found.tried)} policies tried: {judgement.found.ended}"
     )
-    best = sorted(judged.found.tried[1:], key=lambda tried: tried.cost)[:TOLD]
-    for tried in (judged.found.tried[0], *best):
-        name = "in force" if tried is judged.found.tried[0] else tried.turned
+    best = sorted(judgement.found.tried[1:], key=lambda tried: tried.cost)[:SHOWN]
+    for tried in (judgement.found.tried[0], *best):
+        name = "current" if tried is judgement.found.tried[0] else tried.turned
         table.add_row(f"{tried.policy.name} ({name}): {in_words(tried.policy)}", f"{tried.cost:.2f}")
     return table
 
 
 def gain_table(heading: str, against: str, rows: Sequence[Gain]) -> Table:
-    """A row a figure or group."""
+    """One row per figure or group."""
     table = Table(heading, "programs", against, "proposal", "gain", "95 % interval", "")
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        word = "better" if row.sure else ("WORSE" if row.sure_loss else "not sure")
+        word = "better" if row.is_gain else ("WORSE" if row.is_loss else "uncertain")
         table.add_row(
             row.what, str(row.programs), f"{row.base:.2f}", f"{row.other:.2f}", f"{row.gain:+.1%}",
             f"{row.low:+.1%} to {row.high:+.1%}", word,

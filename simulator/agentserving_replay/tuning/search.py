@@ -1,9 +1,9 @@
-"""Which policies are tried, and in which order: the presets first, then one knob of the best after the other. Pure.
+"""The search for a better policy: the presets first, then coordinate descent from the best one. Pure.
 
 Level tables are geometric (agentserving.contract.policy.geometric_levels): a count, the first bound, a ratio, and
-quanta as shares of the levels' widths; that is four knobs instead of one for each level. The search is deterministic,
-bounded by a count, and keeps the policy it has unless another one is better by more than MARGIN: of two that are as good, the one
-that changes less.
+quanta as shares of the levels' widths, so there are four knobs instead of one per level. The search is deterministic
+and bounded by a number of policies. It changes the policy only for a gain of more than MARGIN, so that of two equally
+good policies the one closer to the current policy wins.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 from agentserving.contract.policy import Accounting, Level, Order, Policy, Source, to_dict
 
-# A knob is turned for a gain larger than this: smaller ones are chance.
+# Smallest relative gain worth a change: smaller ones are noise.
 MARGIN = 0.005
 
 COUNTS, RATIOS, QUANTA_PERCENT = (2, 3, 4, 6, 8, 10), (2, 3, 4, 8), (50, 100, 200)
 BASES_US = (15_000, 60_000, 250_000, 1_000_000, 4_000_000, 16_000_000)
 BETAS_MILLI, PREEMPTIONS = (0, 5_000, 20_000, 100_000), (0, 16, 64)
 RETENTIONS_MILLI = (0, 1_000, 3_000)
-# A day: beyond it no call is told from another, and an AgentServingCluster takes no more.
+# A day: the largest bound that an AgentServingCluster accepts.
 MAX_BOUND_US = 86_400_000_000
 
 
@@ -36,7 +36,7 @@ class Geometry:
     quanta_percent: int = 100
 
     def levels(self) -> tuple[Level, ...]:
-        """Bounds and quanta in whole milliseconds, as an AgentServingCluster has them."""
+        """The levels, with bounds and quanta in whole milliseconds as an AgentServingCluster requires."""
         bounds = [self.base_us * self.ratio**index for index in range(self.count - 1)]
         lower = [0, *bounds]
         widths = (high - low for low, high in zip(lower, bounds, strict=False))
@@ -45,12 +45,12 @@ class Geometry:
 
     @property
     def valid(self) -> bool:
-        """False for bounds that nothing reaches."""
+        """True when the last bound is at most MAX_BOUND_US."""
         return bool(self.base_us * self.ratio ** max(0, self.count - 2) <= MAX_BOUND_US)
 
 
 def geometry(policy: Policy) -> Geometry | None:
-    """Of a policy's levels; None when they are not geometric, or only one."""
+    """The geometry of a policy's levels; None for a single level or levels that are not geometric."""
     bounds = [level.upper_bound_us for level in policy.levels[:-1]]
     if not bounds:
         return None
@@ -61,7 +61,7 @@ def geometry(policy: Policy) -> Geometry | None:
 
 
 def key(policy: Policy) -> str:
-    """The same for policies that do the same."""
+    """A key that is equal for policies with the same behaviour."""
     values: dict[str, Any] = {**to_dict(policy), "name": ""}
     if len(policy.levels) == 1 and policy.order is not Order.ATTAINED_SERVICE:
         values["accounting"] = values["beta_milli"] = None
@@ -74,8 +74,8 @@ def _levels(policy: Policy) -> dict[str, list[Geometry]]:
         return {"levels": [Geometry(count, base, 4) for count in (4, 8) for base in BASES_US[1:5]]}
     count, base = _nearest(COUNTS, known.count), _nearest(BASES_US, known.base_us)
     return {
-        "first level": [replace(known, base_us=each) for each in _beside(BASES_US, base, 2)],
-        "number of levels": [replace(known, count=each) for each in _beside(COUNTS, count, 2)],
+        "first level": [replace(known, base_us=each) for each in _neighbours(BASES_US, base, 2)],
+        "number of levels": [replace(known, count=each) for each in _neighbours(COUNTS, count, 2)],
         "ratio of levels": [replace(known, ratio=each) for each in RATIOS],
         "quanta": [replace(known, quanta_percent=each) for each in QUANTA_PERCENT],
     }
@@ -85,12 +85,12 @@ def _nearest(values: Sequence[int], value: int) -> int:
     return min(range(len(values)), key=lambda index: abs(math.log(values[index] / value)))
 
 
-def _beside(values: Sequence[int], at: int, reach: int) -> Sequence[int]:
+def _neighbours(values: Sequence[int], at: int, reach: int) -> Sequence[int]:
     return values[max(0, at - reach) : at + reach + 1]
 
 
 def knobs(policy: Policy) -> Iterator[tuple[str, list[Policy]]]:
-    """What may be turned, and the policies that gives; their levels are their own."""
+    """Every knob of a policy and the policies that turning it gives. They have fixed levels."""
     policy = replace(policy, source=Source.FIXED, classes=())
     yield "accounting", [replace(policy, accounting=accounting) for accounting in Accounting]
     yield "order", [replace(policy, order=order) for order in Order]
@@ -104,7 +104,10 @@ def knobs(policy: Policy) -> Iterator[tuple[str, list[Policy]]]:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A policy and what it cost (less is better; infinite: given up because it could not win)."""
+    """A policy and its cost: lower is better, infinite when the run was abandoned because it could not win.
+
+    `turned` is the knob that led to it.
+    """
 
     policy: Policy
     turned: str
@@ -113,7 +116,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """`best` is the policy the search began with when nothing was better. `ended`: why it ended."""
+    """The result of a search. `best` is the first policy when none was better; `ended` says why the search ended."""
 
     best: Tried
     tried: tuple[Tried, ...]
@@ -121,18 +124,18 @@ class Found:
 
 
 class OutOfTimeError(Exception):
-    """Raised by a cost function that may not go on."""
+    """Raised by a cost function when the budget is spent."""
 
 
 class _Search:
-    """`cost(policy, limit)`: what a policy costs; may be infinite when it is certain to be above the limit."""
+    """State of a search. `cost(policy, limit)` may return infinity once it is certain to exceed the limit."""
 
     def __init__(self, against: Policy, cost: Callable[[Policy, float], float], most: int) -> None:
         self._cost, self._most = cost, most
         self.tried: list[Tried] = []
         self._known: set[str] = set()
         self._against = against
-        self.best = self._try(against, "in force", math.inf)
+        self.best = self._try(against, "current", math.inf)
 
     @property
     def full(self) -> bool:
@@ -145,7 +148,7 @@ class _Search:
         return tried
 
     def round(self, turned: str, policies: Sequence[Policy]) -> bool:
-        """Tries those that are new; True when one of them is better by enough."""
+        """Tries the policies that are new; True when one of them is better by more than MARGIN."""
         before, best = self.best, self.best
         for policy in policies:
             policy = replace(policy, decision_interval_steps=self._against.decision_interval_steps)
@@ -160,20 +163,21 @@ class _Search:
 
 
 def search(against: Policy, presets: Sequence[Policy], cost: Callable[[Policy, float], float], most: int) -> Found:
-    """The best of the policy in force, the presets, and what turning one knob after the other makes of the best.
+    """The best among the current policy, the presets, and those reached by turning one knob at a time.
 
-    At most `most` policies are tried. `cost` may raise OutOfTimeError at any time but the first.
+    At most `most` policies are tried. `cost` may raise OutOfTimeError in every call but the first.
     """
-    at = _Search(against, cost, most)
+    state = _Search(against, cost, most)
     try:
-        at.round("preset", presets)
+        state.round("preset", presets)
         turned = True
-        while turned and not at.full:
+        while turned and not state.full:
             turned = False
-            # The knobs of the best policy as it is now: turning one may make another one possible.
-            for name in [name for name, _ in knobs(at.best.policy)]:
-                policies = dict(knobs(at.best.policy)).get(name, [])
-                turned |= at.round(name, [replace(policy, name="tuned") for policy in policies])
+            # The knobs are read again each time: turning one may enable another.
+            for name in [name for name, _ in knobs(state.best.policy)]:
+                policies = dict(knobs(state.best.policy)).get(name, [])
+                turned |= state.round(name, [replace(policy, name="tuned") for policy in policies])
     except OutOfTimeError:
-        return Found(at.best, tuple(at.tried), "the time was over")
-    return Found(at.best, tuple(at.tried), "all policies that may be tried were" if at.full else "no knob gains more")
+        return Found(state.best, tuple(state.tried), "the budget was spent")
+    ended = "the limit on policies was reached" if state.full else "no knob gains more"
+    return Found(state.best, tuple(state.tried), ended)

@@ -127,6 +127,11 @@ class VirtualEngine:
         found, _ = self.cache.find(request.path, request.total - 1)
         return found, self.cache.idle(request.path, found)
 
+    @property
+    def prefill_us_per_token(self) -> float:
+        """Measured cost of computing one prompt token, as engines report it; 0 = not measured yet."""
+        return self._policy.prefill.us_per_token
+
     # -- events --------------------------------------------------------------------------------------------------
 
     @property
@@ -143,7 +148,6 @@ class VirtualEngine:
         self.requests[request.key] = request
         request.facts = facts
         self._policy.arrive(facts, now_us)
-        self.counters.prompt_tokens += request.prompt
 
     def set_policy(self, policy: Policy) -> None:
         """Executes another policy after the steps in progress, as the plugin does with a directive."""
@@ -233,6 +237,8 @@ class VirtualEngine:
         request.computed = (found + loaded) * self.limits.block_size
         if request.cached < 0:
             request.cached = request.computed
+            # With its hits, as the plugin counts: the difference, tokens prefilled, never falls.
+            self.counters.prompt_tokens += request.prompt
             self.counters.cached_tokens += request.computed
         if loaded:
             request.ready_us = now_us + int(loaded * self.limits.block_size * self.cost.transfer_us_per_token)

@@ -1,4 +1,4 @@
-"""`agentserving replay`, as somebody types it."""
+"""`agentserving replay` on the command line."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from agentserving_cli.main import main
-from agentserving_replay.traces.file import write_trace
 from agentserving_replay.workloads import generate
 from click.testing import CliRunner
+from support.trace_files import trace_of
 
 
-def said(*args: str) -> str:
+def output_of(*args: str) -> str:
     result = CliRunner().invoke(main, ["replay", *args])
     assert result.exit_code == 0, result.output
     return result.output
@@ -26,37 +26,37 @@ def refused(*args: str) -> str:
 
 def test_a_trace_is_run_under_each_policy(tmp_path: Path) -> None:
     file = tmp_path / "tuesday.jsonl"
-    file.write_bytes(b"".join(write_trace(generate("bfcl", 1, 1.0, 20))))
-    told = said(str(file), "--policy", "fcfs", "--policy", "plas", "--engines", "2", "--gpu", "h100-80gb")
-    assert "20 programs on 2 x h100-80gb, llama-3.1-8b" in told
-    assert all(word in told for word in ("fcfs", "plas", "token latency, mean (ms)", "prompt tokens found cached"))
+    file.write_bytes(trace_of(generate("bfcl", 1, 1.0, 20)))
+    output = output_of(str(file), "--policy", "fcfs", "--policy", "plas", "--engines", "2", "--gpu", "h100-80gb")
+    assert "20 programs on 2 x h100-80gb, llama-3.1-8b" in output
+    assert all(word in output for word in ("fcfs", "plas", "token latency, mean (ms)", "cached prompt tokens"))
 
 
-def test_drawn_programs_need_no_file() -> None:
-    assert "12 programs on 1 x a100-80gb" in said("--workload", "sharegpt", "--programs", "12", "--rate", "0.5")
+def test_generated_programs_need_no_file() -> None:
+    assert "12 programs on 1 x a100-80gb" in output_of("--workload", "sharegpt", "--programs", "12", "--rate", "0.5")
 
 
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        ([], "give a trace file or --workload"),
+        ([], "give either a trace file or --workload"),
         (["--workload", "sharegpt", "--gpu", "abacus"], "'abacus' is not one of"),
         (["--workload", "sharegpt", "--model", "gpt-9"], "'gpt-9' is not one of"),
         (["--workload", "sharegpt", "--policy", "lifo"], "'lifo' is not one of"),
         (["no-such-file"], "does not exist"),
     ],
 )
-def test_what_cannot_be_run_is_refused_by_name(args: list[str], error: str) -> None:
+def test_invalid_arguments_are_refused_by_name(args: list[str], error: str) -> None:
     assert error in refused(*args)
 
 
-def test_a_bad_file_is_refused_with_its_line(tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused_with_the_line(tmp_path: Path) -> None:
     file = tmp_path / "bad.jsonl"
     file.write_text('{"program": "a", "arrival_s": 0}\n{"program": "a", "call": "1"}\n')
     assert f"{file}: line 2: Object missing required field" in refused(str(file))
 
 
-def test_a_call_too_large_for_the_engine_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_call_too_large_for_the_engine_is_refused_with_its_size(tmp_path: Path) -> None:
     file = tmp_path / "large.jsonl"
     file.write_text(
         '{"program": "a", "arrival_s": 0}\n'

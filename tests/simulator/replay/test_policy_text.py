@@ -1,4 +1,4 @@
-"""A tuned policy is applied as it is printed: by `agentserving policy set`, and in an AgentServingCluster."""
+"""A printed policy is accepted by `agentserving policy set` and in an AgentServingCluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLICIES = [policy for preset in PRESETS.values() for _, turned in knobs(preset)
 
 
 @pytest.mark.parametrize("policy", POLICIES[:: max(1, len(POLICIES) // 40)])
-def test_what_is_printed_is_what_is_applied(policy: Policy) -> None:
+def test_a_printed_policy_is_read_back_unchanged(policy: Policy) -> None:
     message = json_format.ParseDict(json.loads(as_json(policy)), types_pb2.Policy())
     assert policy_from(message) == policy
     assert policy_from_message(message) == policy
@@ -30,7 +30,7 @@ def test_what_is_printed_is_what_is_applied(policy: Policy) -> None:
     assert in_words(policy).startswith("account: ")
 
 
-def test_levels_that_an_object_cannot_say_are_refused_by_name() -> None:
+def test_levels_that_an_object_cannot_express_are_refused_by_name() -> None:
     policy = Policy(levels=(Level(1500, 1500), Level()))
     with pytest.raises(ValueError, match=r"levels\[0\]: bounds and quanta must be whole milliseconds"):
         as_yaml(policy)

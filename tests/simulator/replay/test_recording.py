@@ -1,4 +1,4 @@
-"""From endings to a trace: whole trees, in order, with what is left out counted; every trace can be read and run."""
+"""Endings become complete trees in order, skipped calls are counted, and every trace can be read and run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agentserving.client.values import ClosedProgram, EndedCall, Outcome
 from agentserving.contract.policy import ATLAS, to_dict
 from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_replay.cluster import ClusterSpec, VirtualCluster
-from agentserving_replay.traces.file import CallLine, ProgramLine, RecordingLine, encoded, read_recording, read_trace
+from agentserving_replay.traces.file import CallLine, ProgramLine, RecordingLine, encoded, read_trace
 from agentserving_replay.traces.recording import Recorder
 from agentserving_replay.traces.trace import Program
 from agentserving_replay.traces.writer import TraceWriter, settle_systems
@@ -23,7 +23,8 @@ Lines = list[ProgramLine | CallLine]
 
 
 def read(lines: Iterable[Lines]) -> list[Program]:
-    return read_trace(encoded(line for part in lines for line in part).splitlines())
+    _, programs = read_trace(encoded(line for part in lines for line in part).splitlines())
+    return programs
 
 
 def recorded(*endings: EndedCall | ClosedProgram) -> tuple[list[Program], Recorder]:
@@ -33,32 +34,35 @@ def recorded(*endings: EndedCall | ClosedProgram) -> tuple[list[Program], Record
     return (read(lines) if lines else []), recorder
 
 
-def test_a_program_is_given_when_it_has_ended() -> None:
+def test_a_program_is_emitted_when_it_has_ended() -> None:
     recorder, p = Recorder(), origin("p", 1000, name="triage")
     first, second = ended(p, 0, 1500, 2500, prompt=300, output=50), ended(p, 1, 4500, 5000, prompt=500, output=20)
     assert list(recorder.take(told(first, second))) == []
     (lines,) = recorder.take(told(closed(p, 9000)))
     assert lines[0] == ProgramLine("p", 1.0, "triage")
-    assert lines[1] == CallLine("p", "c0", 300, 50, gap_s=0.5)
-    assert lines[2] == CallLine("p", "c1", 500, 20, ["c0"], 2.0, "c0", 350)
+    assert lines[1] == CallLine(program="p", call="c0", prompt_tokens=300, output_tokens=50, gap_s=0.5)
+    assert lines[2] == CallLine(
+        program="p", call="c1", prompt_tokens=500, output_tokens=20, after=["c0"], gap_s=2.0, extends="c0",
+        shared_tokens=350,
+    )  # fmt: skip
     assert (recorder.counts.programs, recorder.counts.calls, recorder.open_programs) == (1, 2, 0)
 
 
-def test_a_client_that_goes_on_before_the_report_has_come_still_comes_after() -> None:
+def test_a_call_made_before_its_parents_report_arrived_still_comes_after_it() -> None:
     p = origin("p")
     (program,), _ = recorded(ended(p, 0, 0, 100, heard_late=20), ended(p, 1, 101, 200), closed(p, 300))
     assert program.calls[1].parents == (0,)
     assert program.calls[1].gap_s == pytest.approx(0.001)
 
 
-def test_calls_that_end_after_the_close_are_waited_for() -> None:
+def test_a_closed_program_waits_for_its_calls_in_flight() -> None:
     recorder, p = Recorder(), origin("p")
     assert list(recorder.take(told(closed(p, 50, in_flight=2), ended(p, 0, 0, 60)))) == []
     (lines,) = recorder.take(told(ended(p, 1, 0, 70)))
     assert len(lines) == 3
 
 
-def test_a_tree_is_given_with_its_sub_agents_when_all_have_ended() -> None:
+def test_a_tree_is_emitted_when_all_its_sub_agents_have_ended() -> None:
     root, sub = origin("r"), origin("r.s", 150, "r", root_opened=0)
     recorder = Recorder()
     assert list(recorder.take(told(ended(root, 0, 0, 100), closed(root, 100)))) != []
@@ -72,14 +76,14 @@ def test_a_tree_is_given_with_its_sub_agents_when_all_have_ended() -> None:
     assert [call.thread for call in program.calls] == ["", "r.s/x", "r.s/x"]
 
 
-def test_what_had_begun_before_is_left_out_and_counted() -> None:
+def test_trees_that_began_before_the_recording_are_skipped_and_counted() -> None:
     old, child = origin("old", -1), origin("old.child", 5, "old", root_opened=-1)
     programs, recorder = recorded(ended(old, 7, 10, 20), closed(old, 30), ended(child, 0, 10, 20), closed(child, 40))
     assert programs == []
     assert (recorder.counts.began_before, recorder.counts.calls_before, recorder.counts.programs) == (1, 2, 0)
 
 
-def test_what_is_open_at_the_end_is_given_as_it_is_or_left_out() -> None:
+def test_open_programs_are_emitted_or_skipped_at_the_end() -> None:
     p = origin("p")
     programs, recorder = recorded(ended(p, 0, 0, 10))
     assert (len(programs), recorder.counts.still_open, recorder.counts.programs) == (1, 1, 1)
@@ -89,16 +93,16 @@ def test_what_is_open_at_the_end_is_given_as_it_is_or_left_out() -> None:
     assert (list(recorder.rest()), recorder.counts.still_open, recorder.counts.programs) == ([], 1, 0)
 
 
-def test_an_id_that_goes_on_after_its_end_is_another_program_of_a_trace() -> None:
+def test_a_reopened_id_becomes_another_program_of_the_trace() -> None:
     p = origin("p")
     programs, recorder = recorded(
         ended(p, 0, 0, 10), closed(p, 20), ended(p, 1, 30, 40), closed(p, 50), ended(p, 2, 60, 70), closed(p, 80)
     )
     assert [program.program_id for program in programs] == ["p", "p@2", "p@3"]
-    assert recorder.counts.again == 2
+    assert recorder.counts.reopened == 2
 
 
-def test_calls_without_tokens_are_left_out_and_an_embedding_is_one_step() -> None:
+def test_calls_without_tokens_are_skipped_and_an_embedding_is_one_step() -> None:
     p = origin("p")
     (program,), recorder = recorded(
         ended(p, 0, 0, 10),
@@ -119,11 +123,11 @@ def test_losses_and_restarts_are_counted() -> None:
 
 
 def head(**fields: object) -> RecordingLine:
-    said = {"recording": "2026-11-24T09:00:00Z", "policy": to_dict(ATLAS), "balancer": Balancer.LEAST_USED}
-    return RecordingLine(**{**said, "engines": 2, "max_num_seqs": 16, **fields})  # type: ignore[arg-type]
+    fields_of_line = {"recording": "2026-11-24T09:00:00Z", "policy": to_dict(ATLAS), "balancer": Balancer.LEAST_USED}
+    return RecordingLine(**{**fields_of_line, "engines": 2, "max_num_seqs": 16, **fields})  # type: ignore[arg-type]
 
 
-def test_a_recording_says_what_ran_it_and_shares_system_prompts_by_class(tmp_path: Path) -> None:
+def test_a_recording_names_its_cluster_and_classes_share_system_prompts(tmp_path: Path) -> None:
     recorder, path = Recorder(), tmp_path / "t.jsonl"
     endings: list[EndedCall | ClosedProgram] = []
     for number, (name, found) in enumerate([("a", 0), ("a", 512), ("a", 512), ("", 0), ("", 64), ("b", 0)]):
@@ -135,7 +139,7 @@ def test_a_recording_says_what_ran_it_and_shares_system_prompts_by_class(tmp_pat
     with pytest.raises(FileExistsError):
         TraceWriter(path, head())
     settle_systems(path)
-    cluster, programs = read_recording(path.read_bytes().splitlines())
+    cluster, programs = read_trace(path.read_bytes().splitlines())
     assert cluster is not None
     assert (cluster.policy, cluster.balancer, cluster.engines, cluster.max_num_seqs) == (
         ATLAS,
@@ -156,8 +160,8 @@ CALL = st.tuples(
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(CALL, max_size=14), st.booleans(), st.randoms(use_true_random=False))
-def test_whatever_ends_in_whatever_order_makes_a_trace_that_can_be_run(
-    drawn: list[tuple[str, int, int, int, int, int, str, int, set[int]]], close: bool, dice: object
+def test_endings_in_any_order_make_a_trace_that_can_be_run(
+    drawn: list[tuple[str, int, int, int, int, int, str, int, set[int]]], close: bool, rng: object
 ) -> None:
     above = {"r": "", "r.s": "r", "r.s.t": "r.s", "q": ""}
     endings: list[EndedCall | ClosedProgram] = []
@@ -172,7 +176,7 @@ def test_whatever_ends_in_whatever_order_makes_a_trace_that_can_be_run(
         )  # fmt: skip
     if close:
         endings += [closed(origin(p, 0, above[p], "q" if p == "q" else "r"), 100) for p in above]
-    dice.shuffle(endings)  # type: ignore[attr-defined]
+    rng.shuffle(endings)  # type: ignore[attr-defined]
     recorder = Recorder()
     lines = [part for each in endings for part in recorder.take(told(each))]
     lines += recorder.rest()
@@ -182,6 +186,6 @@ def test_whatever_ends_in_whatever_order_makes_a_trace_that_can_be_run(
         return
     programs = read(lines)
     assert sum(len(program.calls) for program in programs) == counts.calls
-    cluster = VirtualCluster(ClusterSpec(ATLAS, cost_model("a100-80gb", "llama-3.1-8b")))
+    cluster = VirtualCluster(ClusterSpec(policy=ATLAS, cost=cost_model("a100-80gb", "llama-3.1-8b")))
     cluster.add(programs)
     assert sum(result.calls for result in cluster.run()) == counts.calls

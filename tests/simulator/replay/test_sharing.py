@@ -1,21 +1,25 @@
-"""What prompts share is estimated from token counts by a rule that is written down (sharing.py)."""
+"""Shared prompt tokens are estimated from token counts by the rules in sharing.py."""
 
 from __future__ import annotations
 
 import pytest
-from agentserving_replay.traces.lineage import Lineage, Ran
+from agentserving.contract.ids import CallId, EngineId, ProgramId
+from agentserving_replay.traces.lineage import Lineage, RecordedCall
 from agentserving_replay.traces.sharing import bases, disproved, of_system, shared, system_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
-def ran(n: int, prompt: int, output: int = 10, cached: int = 0, thread: str = "", engine: str = "e1") -> Ran:
-    """The n-th of calls that follow each other."""
-    return Ran(f"c{n}", "p", thread, engine, (), 100 * n, 100 * n + 50, prompt, cached, output)
+def ran(n: int, prompt: int, output: int = 10, cached: int = 0, thread: str = "", engine: str = "e1") -> RecordedCall:
+    """The n-th of sequential calls."""
+    return RecordedCall(
+        call_id=CallId(f"c{n}"), program_id=ProgramId("p"), thread_id=thread, engine_id=EngineId(engine), parents=(),
+        admit_us=100 * n, end_us=100 * n + 50, prompt_tokens=prompt, cached_tokens=cached, output_tokens=output,
+    )  # fmt: skip
 
 
-def estimated(*calls: Ran) -> list[tuple[int, int]]:
-    """(base, shared tokens) of each."""
+def estimated(*calls: RecordedCall) -> list[tuple[int, int]]:
+    """(base, shared tokens) of each call."""
     base_of = bases(calls, Lineage(calls, {}, {}))
     alike = disproved(calls, base_of)
     return [
@@ -24,7 +28,7 @@ def estimated(*calls: Ran) -> list[tuple[int, int]]:
     ]
 
 
-def test_the_next_turn_repeats_the_whole_context_whatever_was_evicted() -> None:
+def test_the_next_turn_repeats_the_whole_context_even_if_it_was_evicted() -> None:
     assert estimated(ran(0, 100, 20), ran(1, 300, 20), ran(2, 500, 20, cached=64)) == [(-1, 0), (0, 120), (1, 320)]
 
 
@@ -33,16 +37,16 @@ def test_a_prompt_without_its_bases_answer_repeats_the_prompt() -> None:
     assert estimated(ran(0, 100, 400), ran(1, 200, cached=144))[1] == (0, 144)
 
 
-def test_a_compacted_context_shares_what_was_found() -> None:
+def test_a_compacted_context_shares_its_cached_tokens() -> None:
     assert estimated(ran(0, 5000, 20), ran(1, 900, cached=512))[1] == (0, 512)
 
 
-def test_prompts_that_only_look_alike_share_what_was_found() -> None:
+def test_prompts_that_are_merely_alike_share_their_cached_tokens() -> None:
     calls = [ran(n, 1000 + n, cached=128, thread="t") for n in range(5)]
     assert [tokens for _, tokens in estimated(*calls)] == [128] * 5
-    # One that found its base proves the others, whose caches had been emptied.
-    proved = [*calls, ran(5, 2000, cached=992, thread="t")]
-    assert [tokens for _, tokens in estimated(*proved)][1:] == [1000, 1001, 1002, 1003, 1014]
+    # One prompt that found its base confirms the others, whose bases were evicted.
+    confirmed = [*calls, ran(5, 2000, cached=992, thread="t")]
+    assert [tokens for _, tokens in estimated(*confirmed)][1:] == [1000, 1001, 1002, 1003, 1014]
 
 
 def test_without_any_hit_nothing_is_disproved() -> None:
@@ -63,11 +67,11 @@ def test_another_engine_proves_nothing() -> None:
 @pytest.mark.parametrize(
     ("found", "length"), [([], 0), ([0, 0], 0), ([512], 512), ([512, 0, 512, 480], 512), ([32, 48], 48)]
 )
-def test_a_classs_system_prompt_is_what_was_found_most_often(found: list[int], length: int) -> None:
+def test_the_system_prompt_of_a_class_is_the_most_frequent_count(found: list[int], length: int) -> None:
     assert system_tokens(found) == length
 
 
-def test_the_first_of_a_named_class_begins_with_its_system_prompt_too() -> None:
+def test_a_call_of_a_named_class_begins_with_the_system_prompt_even_if_uncached() -> None:
     assert of_system(0, 600, 512, named=True) == 512
     assert of_system(0, 600, 512, named=False) == 0
     assert of_system(520, 600, 512, named=False) == 512
@@ -81,7 +85,7 @@ TOKENS = st.integers(1, 3000)
 @given(
     st.lists(st.tuples(TOKENS, TOKENS, st.integers(0, 4000), st.sampled_from("ab"), st.sampled_from("ef")), max_size=12)
 )
-def test_estimates_are_always_what_a_trace_may_say(drawn: list[tuple[int, int, int, str, str]]) -> None:
+def test_every_estimate_is_valid_in_a_trace(drawn: list[tuple[int, int, int, str, str]]) -> None:
     calls = [ran(n, p, o, cached, t, e) for n, (p, o, cached, t, e) in enumerate(drawn)]
     for at, (base, tokens) in enumerate(estimated(*calls)):
         assert base < at

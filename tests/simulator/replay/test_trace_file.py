@@ -1,28 +1,29 @@
-"""Files of programs: read back as written; what cannot be is refused with its line."""
+"""Trace files are read back as written, and invalid lines are refused with their number."""
 
 from __future__ import annotations
 
 import pytest
-from agentserving_replay.traces.file import TraceError, read_trace, write_trace
+from agentserving_replay.traces.file import TraceError, read_trace
 from agentserving_replay.workloads import generate
+from support.trace_files import trace_of
 
 A = b'{"program": "a", "name": "agent", "arrival_s": 5}'
 A1 = b'{"program": "a", "call": "1", "prompt_tokens": 100, "output_tokens": 10}'
 
 
 def call(**fields: str) -> bytes:
-    said = {"program": '"a"', "call": '"2"', "prompt_tokens": "200", "output_tokens": "10", **fields}
-    return ("{" + ", ".join(f'"{key}": {value}' for key, value in said.items()) + "}").encode()
+    fields_of_call = {"program": '"a"', "call": '"2"', "prompt_tokens": "200", "output_tokens": "10", **fields}
+    return ("{" + ", ".join(f'"{key}": {value}' for key, value in fields_of_call.items()) + "}").encode()
 
 
 @pytest.mark.parametrize("workload", ["sharegpt", "bfcl", "lats", "map-reduce"])
-def test_what_is_written_is_read_back(workload: str) -> None:
+def test_programs_are_read_back_as_written(workload: str) -> None:
     programs = generate(workload, 1, 2.0, 5)
-    read = read_trace(write_trace(programs))
+    cluster, read = read_trace(trace_of(programs).splitlines())
+    assert cluster is None
     first = programs[0].arrival_s
     assert [(p.program_id, p.name) for p in read] == [(p.program_id, p.name) for p in programs]
     assert [p.arrival_s for p in read] == pytest.approx([p.arrival_s - first for p in programs])
-    # A system prompt is no call's context: it is the one thing that a file does not tell.
     assert [[c.parents for c in p.calls] for p in read] == [[c.parents for c in p.calls] for p in programs]
     assert [[c.prompt_tokens for c in p.calls] for p in read] == [[c.prompt_tokens for c in p.calls] for p in programs]
 
@@ -31,7 +32,7 @@ def test_a_sub_agent_is_a_thread_of_its_root() -> None:
     child = b'{"program": "a.sub", "parent": "a", "arrival_s": 7.5}'
     first = call(program='"a.sub"', call='"s1"', gap_s="1")
     then = call(program='"a.sub"', call='"s2"', after='["s1"]', extends='"s1"', shared_tokens="150")
-    (program,) = read_trace([A, A1, child, first, then])
+    _, (program,) = read_trace([A, A1, child, first, then])
     assert [c.thread for c in program.calls] == ["", "a.sub", "a.sub"]
     assert [c.gap_s for c in program.calls] == [0, 3.5, 0]
     assert program.calls[2].parents == (1,)
@@ -44,15 +45,15 @@ def test_a_sub_agent_is_a_thread_of_its_root() -> None:
         ([b"", b"  "], "line 2: the file has no programs"),
         ([b"{"], "line 1: Input data was truncated"),
         ([b"[1]"], "line 1: Expected `object`, got `array`"),
-        ([A, A], "line 2: program 'a' is there already"),
+        ([A, A], "line 2: program 'a' already exists"),
         ([A], "line 1: program 'a' has no calls"),
         ([A1], "line 1: program: no program 'a' before this line"),
-        ([A, A1, A1], "line 3: call '1' of 'a' is there already"),
+        ([A, A1, A1], "line 3: call '1' of 'a' already exists"),
         ([A, A1, call(after='["9"]')], "line 3: after: no call '9' of 'a' before this line"),
         ([A, A1, call(after='["2"]')], "line 3: after: no call '2' of 'a' before this line"),
         ([A, A1, call(extends='"9"')], "line 3: extends: no call '9' of 'a' before this line"),
-        ([A, A1, call(extends='"1"', shared_tokens="111")], "line 3: shared_tokens: '1' has 110 tokens only"),
-        ([A, A1, call(shared_tokens="200")], "line 3: shared_tokens: 200 leave nothing of 200 to compute"),
+        ([A, A1, call(extends='"1"', shared_tokens="111")], "line 3: shared_tokens: '1' has only 110 tokens"),
+        ([A, A1, call(shared_tokens="200")], "line 3: shared_tokens: must be less than prompt_tokens, 200"),
         ([A, A1, call(gap_s="-1")], "line 3: gap_s: must be 0 or more, got -1.0"),
         ([A, A1, call(prompt_tokens="0")], "line 3: prompt_tokens: must be 1 to 100000000, got 0"),
         ([A, A1, call(output_tokens="-5")], "line 3: output_tokens: must be 1 to 100000000, got -5"),
@@ -63,7 +64,7 @@ def test_a_sub_agent_is_a_thread_of_its_root() -> None:
         ([A, b'{"program": "b", "parent": "a", "arrival_s": 1}'], "line 2: arrival_s: 1.0 is before its root's, 5.0"),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_line(lines: list[bytes], error: str) -> None:
+def test_an_invalid_line_is_refused_with_its_number(lines: list[bytes], error: str) -> None:
     with pytest.raises(TraceError) as refused:
         read_trace(lines)
     assert str(refused.value).startswith(error)

@@ -1,10 +1,11 @@
-"""The engine in virtual time: stretches of steps are exact, nothing is lost, and the policy's rules hold at scale."""
+"""The engine in virtual time: batched steps are exact, nothing is lost, and the policy's rules hold at scale."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
+from agentserving.contract.ids import ProgramId
 from agentserving.contract.policy import ATLAS, FCFS, GITTINS, MLFQ, PLAS, PROGRAM_FCFS, PROGRAM_PLAS, Policy
 from agentserving_controlplane.policy import gittins
 from agentserving_engine.policy import CallFacts, PrefillCost
@@ -22,7 +23,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 A100 = cost_model("a100-80gb", "llama-3.1-8b")
-# Whole microseconds whatever is asked, so that a sum of steps is the step of the sum.
+# Whole microseconds in every case, so that the time of a stretch is the sum of its steps.
 WHOLE = CostModel(
     weights_us=8000,
     kv_us_per_token=2,
@@ -44,8 +45,8 @@ programs = st.lists(
     max_size=12,
 )
 
-# Levels are made anew in the middle of a stretch: what its steps have given by then counts.
-LEVELS_MADE_IN_A_STRETCH = [
+# Levels are recomputed in the middle of a stretch, when the service of its steps so far must count.
+LEVELS_RECOMPUTED_IN_A_STRETCH = [
     (0, [(1, 37, False)]),
     (1, [(1, 36, False)]),
     (1, [(1, 34, False)]),
@@ -57,65 +58,72 @@ LEVELS_MADE_IN_A_STRETCH = [
 
 
 def chains(drawn: list[tuple[int, list[tuple[int, int, bool]]]]) -> list[Program]:
-    """Programs of calls one after the other; a call goes on from its predecessor's context or begins anew."""
-    made = []
-    for number, (arrival_us, told) in enumerate(drawn):
+    """Programs of sequential calls; a call extends its predecessor's context or starts a new one."""
+    chained = []
+    for number, (arrival_us, drawn_calls) in enumerate(drawn):
         calls: list[Call] = []
-        for at, (new, output, goes_on) in enumerate(told):
-            before = calls[-1].prompt_tokens + calls[-1].output_tokens if calls and goes_on else 0
-            calls.append(Call(before + new, output, (at - 1,) if at else (), 0.0, at - 1 if before else -1, before))
-        made.append(Program(f"p{number}", "chain", arrival_us / 1e6, tuple(calls)))
-    return made
+        for at, (new, output, extends) in enumerate(drawn_calls):
+            before = calls[-1].prompt_tokens + calls[-1].output_tokens if calls and extends else 0
+            calls.append(
+                Call(
+                    prompt_tokens=before + new, output_tokens=output, parents=(at - 1,) if at else (),
+                    extends=at - 1 if before else -1, shared_tokens=before,
+                )
+            )  # fmt: skip
+        chained.append(Program(ProgramId(f"p{number}"), "chain", arrival_us / 1e6, tuple(calls)))
+    return chained
 
 
-def run(asked: list[Program], policy: Policy, cost: CostModel = A100, limits: EngineLimits = LARGE, **more: int):
-    cluster = VirtualCluster(ClusterSpec(policy, cost, limits, **more))
-    cluster.add(asked)
+def run(
+    replayed_programs: list[Program], policy: Policy, cost: CostModel = A100, limits: EngineLimits = LARGE, **more: int
+):
+    cluster = VirtualCluster(ClusterSpec(policy=policy, cost=cost, limits=limits, **more))
+    cluster.add(replayed_programs)
     cluster.run()
     return cluster
 
 
-# Kept contexts are refreshed at the first step of a stretch only: there a stretch is not quite what its steps are.
+# Retained contexts are refreshed only at the first step of a stretch, so with retention a stretch is not exact.
 FORGETFUL_GITTINS = replace(GITTINS, retention_milli=0)
-KEEPING = replace(PROGRAM_PLAS, retention_milli=20_000)
+RETAINING = replace(PROGRAM_PLAS, retention_milli=20_000)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     programs, st.sampled_from([FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS, FORGETFUL_GITTINS]), st.sampled_from([1, 4, 8])
 )
-@example(LEVELS_MADE_IN_A_STRETCH, FORGETFUL_GITTINS, 1)
-def test_a_stretch_of_steps_is_those_steps(drawn: list, policy: Policy, interval: int) -> None:
+@example(LEVELS_RECOMPUTED_IN_A_STRETCH, FORGETFUL_GITTINS, 1)
+def test_a_stretch_equals_its_single_steps(drawn: list, policy: Policy, interval: int) -> None:
     policy = replace(policy, decision_interval_steps=interval)
     with pytest.MonkeyPatch.context() as patch:
-        # What prefill costs is learned, and a stretch is one lesson: the one thing in which the two may differ.
+        # The prefill cost is learned, and a stretch is one observation: the only permitted difference.
         patch.setattr(PrefillCost, "observe", lambda self, *_: setattr(self, "us_per_token", 100.0))
-        # Some programs tell enough, and a short run is long enough, for levels to be made anew within it.
+        # A few programs and a short run suffice for levels to be recomputed within it.
         patch.setattr(gittins, "MIN_SAMPLES", 2)
         patch.setattr(replayed, "RELEVEL_US", 700_000)
-        at_once = run(chains(drawn), policy, WHOLE, SMALL)
+        stretched = run(chains(drawn), policy, WHOLE, SMALL)
         patch.setattr(virtual_engine.VirtualEngine, "_steps", lambda *_: 1)
         one_by_one = run(chains(drawn), policy, WHOLE, SMALL)
-    assert at_once.engines[0].model.counters == one_by_one.engines[0].model.counters
-    assert sorted(at_once.results, key=str) == sorted(one_by_one.results, key=str)
+    assert stretched.engines[0].model.counters == one_by_one.engines[0].model.counters
+    assert sorted(stretched.results, key=str) == sorted(one_by_one.results, key=str)
 
 
 @settings(max_examples=60, deadline=None)
-@given(programs, st.sampled_from([FCFS, MLFQ, PLAS, KEEPING]), st.integers(60, 200), st.sampled_from([0, 100]))
-def test_every_program_ends_and_every_block_comes_back(
+@given(programs, st.sampled_from([FCFS, MLFQ, PLAS, RETAINING]), st.integers(60, 200), st.sampled_from([0, 100]))
+def test_every_program_ends_and_every_block_is_freed(
     drawn: list, policy: Policy, blocks: int, host_blocks: int
 ) -> None:
-    asked = chains(drawn)
+    replayed_programs = chains(drawn)
     limits = replace(SMALL, num_blocks=5 * 720 // 16 + blocks, host_blocks=host_blocks)
-    cluster = run(asked, policy, WHOLE, limits)
+    cluster = run(replayed_programs, policy, WHOLE, limits)
     engine = cluster.engines[0].model
-    assert len(cluster.results) == len(asked)
+    assert len(cluster.results) == len(replayed_programs)
     assert engine.cache.used == 0
     assert engine.queue.waiting_count == 0
     assert not engine.queue.running_keys
-    assert engine.counters.output_tokens == sum(program.output_tokens for program in asked)
+    assert engine.counters.output_tokens == sum(program.output_tokens for program in replayed_programs)
     tokens = {result.output_tokens for result in cluster.results}
-    assert tokens == {program.output_tokens for program in asked}
+    assert tokens == {program.output_tokens for program in replayed_programs}
 
 
 def lone(engine: VirtualEngine, key: str, prompt: int, output: int, now_us: int) -> None:
@@ -123,7 +131,7 @@ def lone(engine: VirtualEngine, key: str, prompt: int, output: int, now_us: int)
     engine.arrive(request, CallFacts(key, key), now_us)
 
 
-def test_a_lone_call_takes_its_prefill_and_a_step_a_token() -> None:
+def test_a_lone_call_takes_its_prefill_and_one_step_per_token() -> None:
     engine = VirtualEngine(FCFS, WHOLE, EngineLimits())
     lone(engine, "a", 100, 11, 0)
     first = engine.begin(0)
@@ -135,7 +143,7 @@ def test_a_lone_call_takes_its_prefill_and_a_step_a_token() -> None:
     assert (ended.stats.service_us, ended.stats.wait_us, ended.request.first_token_us) == (last, 0, first)
 
 
-def test_a_call_that_comes_in_the_middle_starts_with_the_next_step() -> None:
+def test_a_call_that_arrives_in_a_stretch_starts_with_the_next_step() -> None:
     engine = VirtualEngine(FCFS, WHOLE, EngineLimits())
     lone(engine, "a", 100, 1000, 0)
     began = engine.begin(0)
@@ -150,7 +158,7 @@ def test_a_call_that_comes_in_the_middle_starts_with_the_next_step() -> None:
     assert engine.begin(cut) == cut + WHOLE.step_us(51, engine.requests["a"].total + 52, 2) or engine.busy
 
 
-def test_a_call_that_can_never_fit_is_refused_by_name() -> None:
+def test_a_call_that_can_never_fit_is_refused_with_its_size() -> None:
     engine = VirtualEngine(FCFS, WHOLE, EngineLimits(num_blocks=10))
     with pytest.raises(ValueError, match="call a needs 13 blocks of KV, the engine has 10"):
         lone(engine, "a", 150, 50, 0)
@@ -161,56 +169,71 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert once.results == again.results
 
 
-def test_where_preempted_calls_would_lose_their_kv_preemption_is_bounded() -> None:
-    """At saturation by prefill every call of PLAS is preempted for a newcomer: without a bound nobody ever ended."""
-    asked = generate("map-reduce", 0, 0.4, 60)
-    by_policy = {p.name: run(asked, replace(p, decision_interval_steps=8)) for p in (FCFS, PLAS)}
-    told = {name: figures(cluster, cluster.results) for name, cluster in by_policy.items()}
-    assert told["plas"].recomputed < 0.15
-    assert told["plas"].makespan_s < 1.15 * told["fcfs"].makespan_s
+def test_preemption_is_bounded_where_preempted_calls_lose_their_kv() -> None:
+    """At prefill saturation PLAS would preempt every call for a newcomer: without a bound no call would ever end."""
+    replayed_programs = generate("map-reduce", 0, 0.4, 60)
+    by_policy = {p.name: run(replayed_programs, replace(p, decision_interval_steps=8)) for p in (FCFS, PLAS)}
+    by_name = {name: figures(cluster, cluster.results) for name, cluster in by_policy.items()}
+    assert by_name["plas"].recomputed < 0.15
+    assert by_name["plas"].makespan_s < 1.15 * by_name["fcfs"].makespan_s
 
 
-def test_short_programs_gain_by_plas_at_overload() -> None:
-    asked = generate("sharegpt", 1, 3.0, 250)
-    fcfs, plas = (run(asked, replace(p, decision_interval_steps=8)) for p in (FCFS, PLAS))
+def test_short_replayed_programsgain_by_plas_at_overload() -> None:
+    replayed_programs = generate("sharegpt", 1, 3.0, 250)
+    fcfs, plas = (run(replayed_programs, replace(p, decision_interval_steps=8)) for p in (FCFS, PLAS))
     assert figures(plas, plas.results).token_ms < 0.8 * figures(fcfs, fcfs.results).token_ms
 
 
 def agents(count: int, tool_s: float, *, tokens: int = 4000, rounds: int = 12) -> list[Program]:
-    """Programs that come together and go on from their own contexts, with a tool between any two calls."""
-    calls = [Call(tokens, 20)]
+    """Programs that arrive together and extend their own contexts, with a tool between calls."""
+    calls = [Call(prompt_tokens=tokens, output_tokens=20)]
     for at in range(1, rounds):
         known = calls[-1].prompt_tokens + calls[-1].output_tokens
-        calls.append(Call(known + 100, 20, (at - 1,), tool_s, at - 1, known))
-    return [Program(f"p{number}", "agent", 0.01 * number, tuple(calls)) for number in range(count)]
+        calls.append(
+            Call(
+                prompt_tokens=known + 100, output_tokens=20, parents=(at - 1,), gap_s=tool_s, extends=at - 1,
+                shared_tokens=known,
+            )
+        )  # fmt: skip
+    return [Program(ProgramId(f"p{number}"), "agent", 0.01 * number, tuple(calls)) for number in range(count)]
 
 
-def told(asked: list[Program], policy: Policy, blocks: int, host_blocks: int = 0):
-    cluster = run(asked, policy, A100, replace(LARGE, num_blocks=blocks, host_blocks=host_blocks))
+def figures_of(replayed_programs: list[Program], policy: Policy, blocks: int, host_blocks: int = 0):
+    cluster = run(replayed_programs, policy, A100, replace(LARGE, num_blocks=blocks, host_blocks=host_blocks))
     return figures(cluster, cluster.results)
 
 
-def test_programs_whose_contexts_do_not_fit_together_keep_theirs_while_their_tools_work() -> None:
-    # Each comes to 5,320 tokens: three of ten fit.
-    asked, forgetful = agents(10, 0.3), replace(PROGRAM_PLAS, retention_milli=0)
-    kept, lost = told(asked, replace(forgetful, retention_milli=3_000), 1100), told(asked, forgetful, 1100)
-    assert kept.prefix_hits > lost.prefix_hits + 0.2
-    assert kept.latency_s < 0.8 * lost.latency_s
-    assert kept.latency_p99_s < lost.latency_p99_s
+def test_replayed_programswhose_contexts_do_not_fit_together_keep_theirs_while_their_tools_work() -> None:
+    # Each context grows to 5,320 tokens: three of ten fit.
+    replayed_programs, forgetful = agents(10, 0.3), replace(PROGRAM_PLAS, retention_milli=0)
+    retained, evicted = (
+        figures_of(replayed_programs, replace(forgetful, retention_milli=3_000), 1100),
+        figures_of(replayed_programs, forgetful, 1100),
+    )
+    assert retained.prefix_hits > evicted.prefix_hits + 0.2
+    assert retained.latency_s < 0.8 * evicted.latency_s
+    assert retained.latency_p99_s < evicted.latency_p99_s
 
 
-def test_nothing_is_kept_for_programs_whose_tools_take_longer_than_to_compute_again() -> None:
-    asked, forgetful = agents(10, 60.0), replace(PROGRAM_PLAS, retention_milli=0)
-    kept, lost = told(asked, replace(forgetful, retention_milli=3_000), 1100), told(asked, forgetful, 1100)
-    assert kept.latency_s < 1.02 * lost.latency_s
+def test_nothing_is_kept_for_replayed_programswhose_tools_take_longer_than_to_compute_again() -> None:
+    replayed_programs, forgetful = agents(10, 60.0), replace(PROGRAM_PLAS, retention_milli=0)
+    retained, evicted = (
+        figures_of(replayed_programs, replace(forgetful, retention_milli=3_000), 1100),
+        figures_of(replayed_programs, forgetful, 1100),
+    )
+    assert retained.latency_s < 1.02 * evicted.latency_s
 
 
-def test_where_all_contexts_fit_nobody_waits_for_what_is_kept() -> None:
-    asked, forgetful = agents(10, 0.3), replace(PROGRAM_PLAS, retention_milli=0)
-    assert told(asked, replace(forgetful, retention_milli=3_000), 4000) == told(asked, forgetful, 4000)
+def test_no_call_waits_for_retained_contexts_where_all_fit() -> None:
+    replayed_programs, forgetful = agents(10, 0.3), replace(PROGRAM_PLAS, retention_milli=0)
+    assert figures_of(replayed_programs, replace(forgetful, retention_milli=3_000), 4000) == figures_of(
+        replayed_programs, forgetful, 4000
+    )
 
 
-def test_nothing_is_kept_where_host_memory_gives_it_back() -> None:
-    asked, forgetful = agents(10, 0.3), replace(PROGRAM_PLAS, retention_milli=0)
+def test_nothing_is_retained_where_host_memory_restores_it() -> None:
+    replayed_programs, forgetful = agents(10, 0.3), replace(PROGRAM_PLAS, retention_milli=0)
     keeping = replace(forgetful, retention_milli=3_000)
-    assert told(asked, keeping, 1100, 10_000) == told(asked, forgetful, 1100, 10_000)
+    assert figures_of(replayed_programs, keeping, 1100, 10_000) == figures_of(
+        replayed_programs, forgetful, 1100, 10_000
+    )

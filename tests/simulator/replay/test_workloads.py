@@ -1,4 +1,4 @@
-"""Drawn programs have the moments of the workloads that they stand for."""
+"""Generated programs have the moments of the workloads they stand for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def draw(shape: str, count: int) -> list[list[Call]]:
     return [SHAPES[shape](random.Random(f"{shape}-{seed}")) for seed in range(count)]
 
 
-# Calls a program: mean, median, 90th percentile; a call: new tokens, output tokens. Means are the paper's.
+# Calls per program: mean, median, 90th percentile; per call: new tokens, output tokens. The means are the paper's.
 @pytest.mark.parametrize(
     ("shape", "count", "calls", "median", "p90", "new", "output"),
     [
@@ -23,7 +23,7 @@ def draw(shape: str, count: int) -> list[list[Call]]:
         ("lats", 1200, 159.7, 55, 600, 467.2, 72.6),
     ],
 )
-def test_programs_are_as_the_paper_counts_them(
+def test_programs_have_the_papers_counts(
     shape: str, count: int, calls: float, median: int, p90: int, new: float, output: float
 ) -> None:
     programs = draw(shape, count)
@@ -37,7 +37,7 @@ def test_programs_are_as_the_paper_counts_them(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_calls_name_earlier_calls_and_repeat_no_more_than_there_was(shape: str) -> None:
+def test_calls_refer_to_earlier_calls_and_repeat_at_most_their_context(shape: str) -> None:
     for program in draw(shape, 50):
         for index, call in enumerate(program):
             assert all(parent < index for parent in call.parents)
@@ -55,12 +55,12 @@ def test_lats_forks_five_wide_and_joins() -> None:
     assert [call.parents for call in program[5:10]] == [(0, 1, 2, 3, 4)] * 5
 
 
-def test_map_reduce_ends_in_one_call_that_waits_for_all() -> None:
+def test_map_reduce_ends_in_one_call_that_waits_for_all_maps() -> None:
     (program,) = draw("map-reduce", 1)
     assert program[-1].parents == tuple(range(len(program) - 1))
 
 
-def test_a_rate_moves_arrivals_and_nothing_else() -> None:
+def test_a_rate_changes_only_arrivals() -> None:
     slow, fast = (generate("mixed", 5, rate, 300) for rate in (1.0, 2.0))
     assert [p.calls for p in slow] == [p.calls for p in fast]
     assert [p.arrival_s for p in slow] == pytest.approx([2 * p.arrival_s for p in fast])
@@ -72,6 +72,6 @@ def test_mixed_is_a_third_of_each() -> None:
     assert {names.count(name) for name in WORKLOADS["mixed"]} <= set(range(250, 350))
 
 
-def test_an_unknown_workload_is_named_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="no workload 'x'; there are sharegpt, bfcl"):
+def test_an_unknown_workload_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="no workload 'x'; known are sharegpt, bfcl"):
         generate("x", 1, 1.0, 1)

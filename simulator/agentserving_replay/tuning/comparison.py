@@ -1,7 +1,7 @@
-"""What one policy gains over another on the same programs, how sure that is, and for whom it is worse. Pure.
+"""Compares two policies on the same programs: the gain, its confidence interval, and the groups that lose. Pure.
 
-A program is compared with itself. How sure a gain is comes from resampling (bootstrap): programs that arrive together
-wait together, so blocks of neighbours are drawn, not single programs, or the interval would be too narrow.
+Each program is compared with itself. Intervals come from a block bootstrap: programs that arrive together wait
+together, so blocks of neighbours are resampled. Resampling single programs would make the intervals too narrow.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from agentserving_replay.cluster import ProgramResult
 from agentserving_replay.figures import percentile
 
 BLOCKS, RESAMPLES = 25, 400
-# Fewer programs tell nothing about a group.
+# Smaller groups are not reported.
 LEAST_IN_GROUP = 8
 MOST_CLASSES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A program under the policy in force and under another one."""
+    """One program under the current policy and under another one."""
 
     name: str
     base: ProgramResult
     other: ProgramResult
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """Of a figure that is better when it is smaller: base, other, and the share that is gained (negative: lost) with
-    the bounds of its 95 % interval."""
+    """A figure under both policies, where smaller is better.
+
+    `gain` is the share by which it shrinks (negative: grows), `low` and `high` bound its 95 % interval.
+    """
 
     what: str
     programs: int
@@ -43,13 +45,13 @@ class Gain:
     high: float
 
     @property
-    def sure(self) -> bool:
-        """The interval is on the side of a gain."""
+    def is_gain(self) -> bool:
+        """The whole interval is a gain."""
         return self.low > 0
 
     @property
-    def sure_loss(self) -> bool:
-        """The interval is on the side of a loss."""
+    def is_loss(self) -> bool:
+        """The whole interval is a loss."""
         return self.high < 0
 
 
@@ -84,45 +86,57 @@ FIGURES: dict[str, tuple[str, Callable[[ProgramResult], float], Statistic]] = {
 
 
 def pairs(base: Sequence[ProgramResult], other: Sequence[ProgramResult]) -> list[Pair]:
-    """Programs that ended in both runs, by arrival."""
+    """Programs that ended in both runs, ordered by arrival."""
     by_id = {result.program_id: result for result in other}
     found = [Pair(r.name, r, by_id[r.program_id]) for r in base if r.program_id in by_id]
     return sorted(found, key=lambda pair: (pair.base.arrival_s, pair.base.program_id))
 
 
 def gain(
-    what: str, compared: Sequence[Pair], value: Callable[[ProgramResult], float], over: Statistic, dice: random.Random
+    what: str,
+    compared: Sequence[Pair],
+    value: Callable[[ProgramResult], float],
+    statistic: Statistic,
+    rng: random.Random,
 ) -> Gain:
-    """The gain of one figure. ValueError when no program is compared."""
+    """The gain in one figure. ValueError without programs."""
     if not compared:
         raise ValueError(f"{what}: no program to compare")
     base, other = [value(pair.base) for pair in compared], [value(pair.other) for pair in compared]
     count = len(compared)
     length = max(1, round(count / BLOCKS))
-    # Blocks go round the end, so that every program is in as many of them.
+    # Blocks wrap around the end, so that every program is in equally many of them.
     base_round, other_round = base + base[:length], other + other[:length]
     drawn = []
     for _ in range(RESAMPLES):
-        begins = [dice.randrange(count) for _ in range(-(-count // length))]
-        one = over([x for at in begins for x in base_round[at : at + length]])
-        drawn.append(_share(one, over([x for at in begins for x in other_round[at : at + length]])))
+        begins = [rng.randrange(count) for _ in range(-(-count // length))]
+        one = statistic([x for at in begins for x in base_round[at : at + length]])
+        drawn.append(_share(one, statistic([x for at in begins for x in other_round[at : at + length]])))
     drawn.sort()
     edge = round(0.025 * RESAMPLES)
-    was, would_be = over(base), over(other)
-    return Gain(what, count, was, would_be, _share(was, would_be), drawn[edge], drawn[-1 - edge])
+    before, after = statistic(base), statistic(other)
+    return Gain(
+        what=what,
+        programs=count,
+        base=before,
+        other=after,
+        gain=_share(before, after),
+        low=drawn[edge],
+        high=drawn[-1 - edge],
+    )
 
 
 def _share(base: float, other: float) -> float:
     return 1 - other / base if base else 0.0
 
 
-def gains(compared: Sequence[Pair], dice: random.Random) -> dict[str, Gain]:
-    """All figures, by goal."""
-    return {goal: gain(what, compared, value, over, dice) for goal, (what, value, over) in FIGURES.items()}
+def gains(compared: Sequence[Pair], rng: random.Random) -> dict[str, Gain]:
+    """The gain in every figure, by goal."""
+    return {goal: gain(what, compared, value, statistic, rng) for goal, (what, value, statistic) in FIGURES.items()}
 
 
 def groups(compared: Sequence[Pair]) -> dict[str, list[Pair]]:
-    """Whose latency is looked at for itself: tenths by service received under the policy in force, and classes."""
+    """Groups whose latency is compared separately: tenths by service under the current policy, and classes."""
     by_size = sorted(compared, key=lambda pair: (pair.base.service_s, pair.base.program_id))
     tenth = max(1, len(by_size) // 10)
     found = {
@@ -142,6 +156,6 @@ def groups(compared: Sequence[Pair]) -> dict[str, list[Pair]]:
     }
 
 
-def group_gains(compared: Sequence[Pair], dice: random.Random) -> list[Gain]:
-    """Mean program latency of each group."""
-    return [gain(name, members, _latency, statistics.fmean, dice) for name, members in groups(compared).items()]
+def group_gains(compared: Sequence[Pair], rng: random.Random) -> list[Gain]:
+    """The gain in mean program latency of each group."""
+    return [gain(name, members, _latency, statistics.fmean, rng) for name, members in groups(compared).items()]

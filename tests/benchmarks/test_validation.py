@@ -1,4 +1,4 @@
-"""The comparison with a real engine finds the real engine's speed again from what its plugin charges."""
+"""The comparison with a real engine recovers the engine's speed from the service that its plugin charges."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from benchmarks.validation import Calibration, between, checked, fitting, run_vi
 LIMITS = EngineLimits(max_num_seqs=8, num_blocks=4000)
 # About a CPU engine: 4 ms a step, more for each call and each token of a prompt.
 CALIBRATED = CostModel(weights_us=0.0, kv_us_per_token=0.02, compute_us_per_token=60.0, base_us=4000.0, call_us=150.0)
-# What the plugin charges of a full batch's steps, and how much slower the engine is beside its load.
+# The charged share of a full batch's steps, and the engine's speed under load.
 CHARGED, SLOWER = 0.85, 0.8
-# What it leaves out of each step, then: 15 % of 5.5 ms.
+# The uncharged part of a step is 15 % of 5.5 ms.
 GAP_US = 0.15 * CALIBRATED.step_us(8, 8 * 182, 8)
 
 
 def served(programs: list[Program], policy: str) -> tuple[list[float], float]:
-    """(Latencies, service charged) of an engine that is slower than it was in calibration."""
-    cluster = VirtualCluster(ClusterSpec(PRESETS[policy], replace(CALIBRATED, speed=SLOWER), LIMITS))
+    """Latencies and charged service of an engine that is slower than in calibration."""
+    cluster = VirtualCluster(ClusterSpec(policy=PRESETS[policy], cost=replace(CALIBRATED, speed=SLOWER), limits=LIMITS))
     cluster.add(programs)
     results = {result.arrival_s: result for result in cluster.run()}
     steps_us = sum(result.service_s for result in results.values()) * 1e6
@@ -35,17 +35,17 @@ def served(programs: list[Program], policy: str) -> tuple[list[float], float]:
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "plas"])
-def test_time_between_steps_is_put_back_into_virtual_time(policy: str) -> None:
+def test_the_time_between_steps_is_added_to_virtual_time(policy: str) -> None:
     programs = fitting(CALIBRATED, generate("sharegpt", 3, 3.0, 80), load=1.1)
     real, charged_us = served(programs, policy)
     virtual, cost = run_virtual(programs, PRESETS[policy], Calibration(CALIBRATED, 0.0, CHARGED), LIMITS, charged_us)
     assert cost.speed == pytest.approx(SLOWER, rel=0.02)
     assert statistics.fmean(virtual) == pytest.approx(statistics.fmean(real), rel=0.03)
     fast, _ = run_virtual(programs, PRESETS[policy], Calibration(CALIBRATED, 0.0, 1.0), LIMITS, charged_us)
-    assert statistics.fmean(fast) < 0.9 * statistics.fmean(real), "without it, virtual programs end too soon"
+    assert statistics.fmean(fast) < 0.9 * statistics.fmean(real), "without it, programs end too early in virtual time"
 
 
-def test_a_calibration_whose_calls_did_not_run_side_by_side_is_refused() -> None:
+def test_a_calibration_with_an_implausible_charge_is_refused() -> None:
     right = Calibration(CALIBRATED, 0.002, 0.85)
     assert checked(right) == right
     for share in (0.0, 1.2):

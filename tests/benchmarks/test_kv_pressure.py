@@ -1,4 +1,4 @@
-"""What the benchmark under KV pressure draws, and how it compares runs."""
+"""The benchmark under KV pressure: its programs, its load and its comparisons."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import statistics
 from dataclasses import replace
 
 import pytest
+from agentserving.contract.ids import ProgramId
 from agentserving.contract.policy import PRESETS
 from agentserving_replay.traces.trace import Call, Program
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.virtual.engine import EngineLimits
 
+from benchmarks.bars import Verdict
 from benchmarks.kv_pressure import bases, summarise, tables, variants
 from benchmarks.kv_programs import (
     AGENTS,
@@ -23,16 +25,19 @@ from benchmarks.kv_programs import (
     in_turn,
     pressure,
 )
-from benchmarks.program_figures import figures, ratios, told, tool_s
+from benchmarks.program_figures import figures, ratios, tool_s, with_interval
 from benchmarks.validation import latencies_s, simulate
 
 COUNTS = {"cached_tokens": 30, "prompt_tokens": 120, "preemptions_proactive": 2, "preemptions_reactive": 1}
 
 
 def program(arrival_s: float, *calls: tuple[int, int, float]) -> Program:
-    """Of (prompt, output, gap) calls."""
-    made = tuple(Call(prompt, output, (at - 1,) if at else (), gap) for at, (prompt, output, gap) in enumerate(calls))
-    return Program(f"p{arrival_s}", "agent", arrival_s, made)
+    """A program of (prompt, output, gap) calls."""
+    sequence = tuple(
+        Call(prompt_tokens=prompt, output_tokens=output, parents=(at - 1,) if at else (), gap_s=gap_s)
+        for at, (prompt, output, gap_s) in enumerate(calls)
+    )
+    return Program(ProgramId(f"p{arrival_s}"), "agent", arrival_s, sequence)
 
 
 def test_coding_agents_grow_their_contexts_call_by_call() -> None:
@@ -66,7 +71,7 @@ def test_pressure_counts_a_program_from_its_arrival_to_its_end() -> None:
     assert pressure(programs, [10.0, 5.0], pool_tokens=100) == pytest.approx((215 * 10 + 50 * 5) / 100 / 10)
 
 
-def test_the_rate_is_the_one_that_brings_the_pressure() -> None:
+def test_the_rate_is_fitted_to_the_pressure() -> None:
     rate = fitted_rate(replace(AGENTS, pressure=2.0), lambda programs: len(programs) / 5, 0.05, 30.0)
     assert len(AGENTS.programs(1, rate)) == pytest.approx(10, abs=1)
 
@@ -83,11 +88,11 @@ def test_ratios_compare_runs_of_one_seed() -> None:
     base = {0: {"latency_s": 6.0}, 2: {"latency_s": 30.0}, 1: {"latency_s": 8.0}}
     other = {1: {"latency_s": 4.0}, 0: {"latency_s": 2.0}, 3: {"latency_s": 1.0}}
     assert ratios(base, other, "latency_s") == [3.0, 2.0]
-    assert (told([]), told([2.0])) == ("-", "2.00")
-    assert told([1.0, 2.0, 3.0]) == "2.00 ± 2.48"
+    assert (with_interval([]), with_interval([2.0])) == ("-", "2.00")
+    assert with_interval([1.0, 2.0, 3.0]) == "2.00 ± 2.48"
 
 
-def test_a_machine_that_becomes_slower_is_so_for_all_alike() -> None:
+def test_a_drift_of_the_machine_affects_all_policies_alike() -> None:
     names = ["a", "b", "c", "d", "e"]
     for first in (0, 2, 4):
         two = [in_turn(names, seed) for seed in (first, first + 1)]
@@ -96,7 +101,7 @@ def test_a_machine_that_becomes_slower_is_so_for_all_alike() -> None:
     assert in_turn(names, 2) != names
 
 
-def test_who_keeps_kv_is_compared_with_who_does_not() -> None:
+def test_retaining_policies_are_compared_with_the_forgetful_one() -> None:
     assert bases(["fcfs", "program-plas", "program-plas-forgets", "program-plas-900"]) == [
         ("fcfs", "program-plas"),
         ("fcfs", "program-plas-forgets"),
@@ -126,7 +131,7 @@ def test_the_bars_pair_seeds_and_the_tables_show_both_times() -> None:
 
     rows = [row("fcfs", 0, 4.0), row("plas", 0, 2.0), row("plas", 1, 3.0), row("fcfs", 1, 9.0)]
     (bar,) = summarise({"rows": rows})
-    assert (bar.name, bar.value, bar.runs, bar.ok) == ("kv-agents-plas-over-fcfs", 2.5, 2, True)
+    assert (bar.name, bar.value, bar.runs, bar.verdict) == ("kv-agents-plas-over-fcfs", 2.5, 2, Verdict.NOT_SHOWN)
     each, against = tables({"rows": rows})
     assert list(each.columns[0].cells) == ["fcfs", "plas"]
     assert list(against.columns[1].cells) == ["2.50 ± 6.35 (2.50)"]

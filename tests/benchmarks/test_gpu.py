@@ -1,4 +1,4 @@
-"""What the benchmark on a GPU does before and after the engine has run."""
+"""The benchmark on a GPU, apart from the runs on the engine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from agentserving_simulator.cost_model import CostModel
 from click.testing import CliRunner
 
-from benchmarks.bars import RESULTS
 from benchmarks.gpu import SHAPE_8B, TOKENIZER, main, shaped_model, virtually
+from benchmarks.records import RESULTS
 
 
-def test_a_run_is_told_beside_virtual_time(tmp_path: Path) -> None:
+def test_a_run_is_shown_next_to_virtual_time(tmp_path: Path) -> None:
     document = json.loads((RESULTS / "gpu-cuda.json").read_text())
     row = document["rows"][0]
     again = virtually(document, row)
@@ -22,7 +22,7 @@ def test_a_run_is_told_beside_virtual_time(tmp_path: Path) -> None:
     assert virtually(document, row, slower)["latency_s"] > 1.5 * again["latency_s"]
     raw = tmp_path / "raw.json"
     raw.write_text(json.dumps(document | {"rows": [row]}))
-    printed = CliRunner().invoke(main, ["--told", str(raw)])
+    printed = CliRunner().invoke(main, ["--table", str(raw)])
     assert printed.exit_code == 0, printed.output
     kinds = [line.split("│")[2].strip() for line in printed.output.splitlines() if line.startswith("│")]
     assert kinds == ["engine", "virtual", "virtual, no preemptions", "data sheet"], printed.output
@@ -40,7 +40,7 @@ def test_the_model_has_the_shape_of_8b_and_the_tokenizer_of_the_tiny_one(tmp_pat
     assert [(made / name).read_text() for name in TOKENIZER] == list(TOKENIZER)
 
 
-def test_without_a_gpu_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     refused = CliRunner().invoke(main, [])
     assert refused.exit_code == 1

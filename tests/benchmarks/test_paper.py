@@ -13,7 +13,7 @@ from benchmarks.paper.contenders import CONTENDERS
 from benchmarks.paper.experiments import EXPERIMENTS, PAPER
 from benchmarks.paper.runs import Run, execute, execute_all
 
-SMALL = Run("sharegpt", "plas", 2.0, 0, programs=12)
+SMALL = Run(workload="sharegpt", contender="plas", rate_per_s=2.0, seed=0, programs=12)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -32,7 +32,7 @@ def test_runs_on_two_processes_are_the_runs_on_one() -> None:
 
 
 def test_a_clairvoyant_order_is_told_what_programs_need() -> None:
-    crowded = Run("sharegpt", "srpt", 20.0, 0, programs=200, max_num_seqs=8)
+    crowded = Run(workload="sharegpt", contender="srpt", rate_per_s=20.0, seed=0, programs=200, max_num_seqs=8)
     best, fcfs = execute(crowded), execute(replace(crowded, contender="vllm-opt"))
     assert best.token_ms < 0.7 * fcfs.token_ms
 

@@ -1,4 +1,4 @@
-"""Pictures that can be read without the text."""
+"""Latency over arrival rate, and the colours and names of contenders in all pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLOURS = {
     "plas": "#2b8cbe", "atlas": "#41ae76", "program-plas": "#e34a33", "program-atlas": "#fc8d59", "gittins": "#1a1a8c",
     "srpt": "#bdbdbd", "program-plas-forgets": "#f4a582",
 }  # fmt: skip
-# Names of contenders as a reader who knows none of the text can take them.
+# Names of contenders for readers of the pictures alone.
 CONTENDER_NAMES = {
     "vllm": "vLLM, no prefix cache", "vllm-opt": "vLLM (FCFS)", "vllm-priority": "vLLM, priority = service",
     "plas": "PLAS (paper)", "atlas": "ATLAS (paper)", "mlfq": "MLFQ", "srpt": "SRPT (clairvoyant)",
@@ -26,7 +26,7 @@ PANELS = (("token_ms", "token latency, mean (ms)"), ("token_p99_ms", "token late
 
 
 def draw(out: Path, rows: list[dict[str, Any]]) -> None:
-    """latency.png and .svg: a column a workload, mean above p99."""
+    """Writes latency.png and .svg: one column per workload, the mean above the p99."""
     if not rows:
         return
     workloads = list(dict.fromkeys(row["run"]["workload"] for row in rows))
@@ -43,10 +43,10 @@ def draw(out: Path, rows: list[dict[str, Any]]) -> None:
             if not line:
                 panel.set_title(workload)
             else:
-                panel.set_xlabel("programs a second")
+                panel.set_xlabel("programs per second")
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncols=-(-len(names) // 2), frameon=False)
-    figure.suptitle("Response time a token: Llama 3.1 8B on one A100, virtual time, 95 % intervals")
+    figure.suptitle("Response time per token: Llama 3.1 8B on one A100, virtual time, 95 % intervals")
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     for form in ("png", "svg"):
         figure.savefig(out / f"latency.{form}", dpi=110)

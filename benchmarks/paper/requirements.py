@@ -1,4 +1,4 @@
-"""What is asked of a policy beyond the paper, read off the latency runs. Seeds are paired: they share programs."""
+"""Requirements on policies beyond the paper, checked against the latency runs. Runs of one seed share programs."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from agentserving_replay.figures import interval
 Rows = Sequence[Mapping[str, Any]]
 POLICIES = ("vllm-priority", "mlfq", "plas", "atlas", "program-fcfs", "program-plas", "program-atlas", "gittins")
 FCFS, PAPER = "vllm-opt", "plas"
-# FCFS waits less than this at a rate below saturation.
+# Below saturation FCFS waits less than this share of the time.
 IDLE_WAIT = 0.06
 
-# workload, programs a second -> policy -> seed -> figures
+# (workload, programs per second) -> policy -> seed -> figures
 Points = dict[tuple[str, float], dict[str, dict[int, Mapping[str, float]]]]
 
 
 def points(rows: Rows) -> Points:
-    """Figures by where and by whom."""
-    made: Points = {}
+    """Groups figures by workload and rate, policy and seed."""
+    where: Points = {}
     for row in rows:
         run = row["run"]
-        at = made.setdefault((run["workload"], run["rate_per_s"]), {})
+        at = where.setdefault((run["workload"], run["rate_per_s"]), {})
         at.setdefault(run["contender"], {})[run["seed"]] = row["figures"]
-    return made
+    return where
 
 
 def ratio(at: Mapping[str, Mapping[int, Mapping[str, float]]], policy: str, base: str, figure: str) -> float:
-    """Of the means over seeds."""
+    """Ratio of two policies' means over seeds."""
     one, other = (statistics.fmean(each[figure] for each in at[name].values()) for name in (policy, base))
     return one / other
 
 
 def behind(at: Mapping[str, Mapping[int, Mapping[str, float]]], policy: str, base: str, figure: str) -> bool:
-    """Longer than `base` by more than noise: the 95 % interval of the seeds' differences lies above zero."""
+    """True when a policy is slower than `base`: the 95 % interval of the seeds' differences lies above 1 % of it."""
     seeds = sorted(set(at[policy]) & set(at[base]))
     mean, half = interval([at[policy][seed][figure] - at[base][seed][figure] for seed in seeds])
-    # Below a hundredth it is nobody's loss.
+    # Differences below one percent do not matter.
     return mean - half > 0.01 * statistics.fmean(at[base][seed][figure] for seed in seeds)
 
 
-def demands(rows: Rows) -> list[list[str]]:
-    """A line a policy: see HEADS."""
+def requirements(rows: Rows) -> list[list[str]]:
+    """One line per policy; the columns are HEADS."""
     where = points(rows)
     lines = []
     for policy in POLICIES:
@@ -71,8 +71,11 @@ def _loss(key: tuple[str, float], at: Mapping[str, Mapping[int, Mapping[str, flo
 
 
 def rate_at(where: Points, workload: str, policy: str, token_ms: float) -> tuple[str, float]:
-    """(Sign, programs a second) at which a policy's mean token latency reaches so much, between the rates that were
-    run; with sign "<" or ">" the lowest or highest of them, when it is reached below or not at all."""
+    """The rate (programs per second) at which a policy's mean token latency reaches `token_ms`, with a sign.
+
+    Interpolates between the rates that were run. The sign is "<" with the lowest rate when that exceeds `token_ms`
+    already, ">" with the highest when none does, and empty otherwise.
+    """
     rates = sorted(rate for name, rate in where if name == workload and policy in where[(name, rate)])
     means = [statistics.fmean(each["token_ms"] for each in where[(workload, rate)][policy].values()) for rate in rates]
     if means[0] > token_ms:
@@ -84,7 +87,7 @@ def rate_at(where: Points, workload: str, policy: str, token_ms: float) -> tuple
 
 
 def sustained(rows: Rows, times: float = 2.5) -> list[list[str]]:
-    """A line a workload: the rate that each policy of SUSTAINED carries at `times` what FCFS has when nobody waits."""
+    """One line per workload: the rate that each policy sustains at `times` the token latency of an idle FCFS engine."""
     where = points(rows)
     lines = []
     for workload in dict.fromkeys(name for name, _ in where):
@@ -102,7 +105,7 @@ def sustained(rows: Rows, times: float = 2.5) -> list[list[str]]:
 
 
 SUSTAINED = ("vllm", FCFS, *POLICIES, "srpt")
-SUSTAINED_HEADS = ("workload", "ms a token", *SUSTAINED)
+SUSTAINED_HEADS = ("workload", "ms per token", *SUSTAINED)
 
 
 def _idle(at: Mapping[str, Mapping[int, Mapping[str, float]]]) -> bool:

@@ -16,7 +16,7 @@ def row(depth: int, start_s: float, api_s: float, prompt: int, output: int, hit:
     }  # fmt: skip
 
 
-def test_a_call_goes_on_from_its_predecessor_after_its_tool() -> None:
+def test_a_call_extends_its_predecessor_after_its_tool() -> None:
     first, then = session([row(0, 0, 7, 1000, 50, 0), row(0, 10, 5, 1500, 20, 992)])
     assert (first.parents, first.extends, first.shared_tokens) == ((), -1, 0)
     assert (then.parents, then.extends, then.shared_tokens, then.gap_s) == ((0,), 0, 992, 3)
