@@ -100,7 +100,7 @@ async def test_a_leader_suspended_for_longer_than_its_lease_writes_nothing_more_
         await stopped(cluster, load, clients)
         before = await revision(cluster)
         suspended.signal(signal.SIGCONT)
-        await until(lambda: "leads no more" in suspended.log.read_text())
+        await until(lambda: "leads no longer" in suspended.log.read_text())
         await cluster.follows(old)
         assert await revision(cluster) == before
         assert await cluster.leader() == new
@@ -123,7 +123,7 @@ async def test_a_leader_cut_off_from_etcd_stops_leading_and_follows_once_it_is_b
         await cluster.follows(second)
         async with under_load(cluster) as load:
             network.cut()
-            await until(lambda: "leads no more" in cut_off.log.read_text())
+            await until(lambda: "leads no longer" in cut_off.log.read_text())
             assert await cluster.leader() == second
             await load.more(50)
             network.mend()
@@ -151,7 +151,7 @@ async def test_after_an_outage_of_etcd_longer_than_the_lease_a_control_plane_lea
     async with KillableCluster(planes=2, lease_s=3) as cluster, under_load(cluster):
         old = await cluster.leader()
         await asyncio.to_thread(cluster.etcd.kill)
-        await until(lambda: "leads no more" in cluster.planes[old].log.read_text())
+        await until(lambda: "leads no longer" in cluster.planes[old].log.read_text())
         assert all(plane.metric("agentserving_leader") != 1 for plane in cluster.planes.values())
         await asyncio.to_thread(cluster.etcd.start)
         await cluster.leader()

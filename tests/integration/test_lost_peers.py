@@ -107,8 +107,8 @@ def test_an_engine_that_is_slow_to_read_a_large_body_is_not_disconnected(
     loops: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upstream, "SILENT_S", 1)
-    monkeypatch.setattr(upstream, "ASK_EACH_S", 1)
-    monkeypatch.setattr(upstream, "ASK_TIMES", 1)
+    monkeypatch.setattr(upstream, "PROBE_INTERVAL_S", 1)
+    monkeypatch.setattr(upstream, "PROBES", 1)
     assert loops.run(answered(5, bytes(16 << 20)))
 
 
