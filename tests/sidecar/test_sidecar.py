@@ -81,7 +81,7 @@ async def test_records_that_did_not_fit_in_memory_come_again_when_the_disk_takes
     async with running_sidecar(tmp_path) as rig:
         rig.sidecar.engine_report(report(*(record(f"p.1.{number}") for number in range(5))))
         await until(lambda: rig.engine.reconnections == 1)
-        # The plugin sends again what it has not been told to forget.
+        # The plugin sends again what was not acknowledged.
         rig.sidecar.engine_report(report(record("p.1.3"), record("p.1.4")))
         await until(lambda: len(rig.leader.recorded) == 5)
         assert rig.engine.reconnections == 1
