@@ -32,8 +32,10 @@ state_dir_option = click.option(
 control_plane_option = click.option(
     "--control-plane", default="", help="host:port of another cluster, or several with commas."
 )
-MODEL_HELP = "A directory or a name that vLLM's --model takes. The default is made here and has random weights."
-ENGINE_ARG_HELP = "A flag for every engine, as --engine-arg=--max-num-seqs=32. May be given again."
+MODEL_HELP = "A directory or a name that vLLM's --model takes. The default is generated and has random weights."
+ENGINE_ARG_HELP = "A flag for every engine, such as --engine-arg=--max-num-seqs=32; it wins. May be repeated."
+TOOL_PARSER_HELP = "vLLM's parser of tool calls, such as llama3_json; without one, requests with tools are refused. "
+TOOL_PARSER_HELP += "The tiny model has one."
 
 
 def _local(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,13 +77,14 @@ def main() -> None:
 @click.option("--engines", type=click.IntRange(1, 16), default=2, show_default=True, help="How many.")
 @click.option("--model", default=TINY, show_default=True, help=MODEL_HELP)
 @click.option("--engine-arg", "engine_args", multiple=True, help=ENGINE_ARG_HELP)
+@click.option("--tool-parser", default="", help=TOOL_PARSER_HELP)
 @click.option("--store", type=click.Choice(["etcd", "memory"]), default="etcd", show_default=True)
 @click.option(
     "--control-planes",
     type=click.IntRange(1, 5),
     default=1,
     show_default=True,
-    help="One leads, the others stand by; with --store etcd.",
+    help="One leads, the others are on standby; several need --store etcd.",
 )
 @click.option("--policy", default=DEFAULT.name, show_default=True, help=f"One of {', '.join(PRESETS)}.")
 @click.option("--gateway-port", type=click.IntRange(0, 65535), default=0, help="0, the default: any free one.")
@@ -89,12 +92,12 @@ def main() -> None:
 def up(gateway_port: int, state_dir: Path, **chosen: Any) -> None:
     """Start a cluster on this machine and stay until Ctrl-C.
 
-    Engines are vLLM: a CPU build with a tiny random model, made at the first start; or, with AGENTSERVING_VLLM_PYTHON
-    naming a Python that has vLLM 0.28 to 0.33 (CUDA, say), that one and the --model you name. GPUs are shared out
-    among the engines. --engine simulator needs no vLLM: a cost model in the place of a model.
+    Engines are vLLM: a CPU build with a tiny random model, installed at the first start; or the one of a Python that
+    AGENTSERVING_VLLM_PYTHON names (vLLM 0.28 to 0.33, CUDA for instance) with your --model. GPUs are divided among the
+    engines. --engine simulator needs no vLLM: it replaces the model by a cost model.
     """
     if chosen["control_planes"] > 1 and chosen["store"] != "etcd":
-        raise click.UsageError("--control-planes: several need --store etcd, where they find what one has left")
+        raise click.UsageError("--control-planes: several need --store etcd, which they share")
     with _failures():
         sys.exit(asyncio.run(run_up(ClusterSpec(state_dir, gateway_port=gateway_port, **chosen), console)))
 

@@ -127,7 +127,7 @@ def engines_table(engines: Sequence[Engine], width: int = 200) -> Table:
     REASON says why an engine that is not ready is in its state; without such an engine there is no column.
     """
     wide, explain = width >= WIDE, any(engine.state_reason for engine in engines)
-    columns = _ENGINE_COLUMNS if wide else _NARROW_ENGINE_WITH_REASON if explain else _NARROW_ENGINE
+    columns: tuple[str, ...] = _ENGINE_COLUMNS if wide else _NARROW_ENGINE_WITH_REASON if explain else _NARROW_ENGINE
     if not explain:
         columns = tuple(column for column in columns if column != "REASON")
     room = max(12, width - (_ENGINE_TAKEN if wide else _NARROW_ENGINE_TAKEN))

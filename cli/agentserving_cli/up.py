@@ -1,10 +1,12 @@
-"""`agentserving up`: starts a cluster and stays. Ctrl-C, SIGTERM and SIGHUP end it; a second time at once."""
+"""`agentserving up`: runs a cluster. Ctrl-C, SIGTERM and SIGHUP end it gracefully, a second one immediately."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -16,11 +18,11 @@ INTERRUPTED = 130
 
 
 class GaveUpError(RuntimeError):
-    """A part that the cluster cannot do without does not come up any more."""
+    """The cluster cannot go on; the message is the reason."""
 
 
 async def run_up(spec: ClusterSpec, console: Console) -> int:
-    """The exit status: 0 after a run, INTERRUPTED when it was ended before it was up."""
+    """Exit status: 0 after a run, INTERRUPTED when it was ended before it was up."""
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[None] = asyncio.Queue()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -29,31 +31,31 @@ async def run_up(spec: ClusterSpec, console: Console) -> int:
 
     def tell(text: str) -> None:
         console.print(f"[dim]{time.monotonic() - began:6.1f}s[/dim]  ", end="")
-        # Not markup: the text may quote a log.
+        # No markup: the text may quote a log.
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     cluster = LocalCluster(spec, tell)
-    asked = asyncio.create_task(signals.get())
+    stop_requested = asyncio.create_task(signals.get())
     start = asyncio.create_task(cluster.__aenter__())
-    await asyncio.wait({asked, start}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({stop_requested, start}, return_when=asyncio.FIRST_COMPLETED)
     if not start.done():
-        tell("ending before it is up; once more ends at once")
+        tell("ending before it is up; repeat to end immediately")
         start.cancel()
-        await _or_at_once(cluster, start, signals)
+        await _or_immediately(cluster, start, signals)
         return INTERRUPTED
     start.result()
     _greet(cluster, console)
-    ends: set[asyncio.Future[Any]] = {asked, cluster.failed}
+    ends: set[asyncio.Future[Any]] = {stop_requested, cluster.failed}
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    asked.cancel()
+    stop_requested.cancel()
     tell("ending")
-    await _or_at_once(cluster, asyncio.create_task(cluster.stop()), signals)
+    await _or_immediately(cluster, asyncio.create_task(cluster.stop()), signals)
     if cluster.failed.done():
         raise GaveUpError(cluster.failed.result())
     return 0
 
 
-async def _or_at_once(cluster: LocalCluster, ending: asyncio.Task[Any], signals: asyncio.Queue[None]) -> None:
+async def _or_immediately(cluster: LocalCluster, ending: asyncio.Task[Any], signals: asyncio.Queue[None]) -> None:
     again = asyncio.create_task(signals.get())
     await asyncio.wait({ending, again}, return_when=asyncio.FIRST_COMPLETED)
     if not ending.done():
@@ -70,4 +72,19 @@ def _greet(cluster: LocalCluster, console: Console) -> None:
         ("AGENTSERVING_CONTROL_PLANE", cluster.control_plane),
     ):
         console.print(f"  export {name}={value}", highlight=False, soft_wrap=True)
-    console.print(f"Model: {cluster.spec.model}. See who runs: agentserving top. Ctrl-C ends it.", highlight=False)
+    if proxy := _proxy_in_the_way(os.environ):
+        console.print(
+            f"  export no_proxy={proxy}   [dim]# your proxy does not reach this machine[/dim]", highlight=False
+        )
+    console.print(
+        f"Model: {cluster.spec.model}. See what runs: agentserving top. Ctrl-C ends the cluster.", highlight=False
+    )
+
+
+def _proxy_in_the_way(environment: Mapping[str, str]) -> str:
+    """The no_proxy that agents need, when the environment sends them through an HTTP proxy; empty when it does not."""
+    names = {name.lower(): value for name, value in environment.items() if value}
+    exempt = [host.strip() for host in names.get("no_proxy", "").split(",") if host.strip()]
+    if "http_proxy" not in names or any(host in ("*", "127.0.0.1") for host in exempt):
+        return ""
+    return ",".join([*exempt, "127.0.0.1"])

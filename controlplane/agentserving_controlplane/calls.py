@@ -9,9 +9,9 @@ import structlog
 from agentserving.contract import ticket
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
-from agentserving_controlplane.clock import Instant
 from agentserving_controlplane.engines.directives import CancelCalls, ToolWait
 from agentserving_controlplane.errors import NotFoundError
+from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.state import LeaderState
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
 from agentserving_controlplane.table.rows import CallRow, ProgramRow, call_parts

@@ -1,7 +1,10 @@
-"""The supervisor: etcd, control plane, gateway, engines and sidecars as child processes with a directory of their own.
+"""A cluster on one machine: etcd, control plane, gateway, engines and sidecars as child processes.
 
-Starts them in order of need, asks each until it serves, starts again what dies, and ends all of them on the way out.
-`cluster.json` in the state directory tells other commands where everything is.
+Starts them in the order of their dependencies, waits until each serves, restarts those that end, and ends all of them
+on the way out. Other commands find their addresses in `cluster.json` in the state directory.
+
+Concurrency: one supervising task for each child, and one that reports engine states; a failure of any of them sets
+`failed`, as the loss of a component does that the cluster cannot do without.
 """
 
 from __future__ import annotations
@@ -11,14 +14,15 @@ import importlib.util
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from agentserving_cli.local import commands, vllm_env
 from agentserving_cli.local.commands import Command
-from agentserving_cli.local.keeper import keep
+from agentserving_cli.local.engine_states import watch_states
 from agentserving_cli.local.layout import (
     TINY,
     ClusterSpec,
@@ -31,9 +35,10 @@ from agentserving_cli.local.layout import (
     port_is_free,
     vllm_argv,
 )
-from agentserving_cli.local.leash import Leash
 from agentserving_cli.local.process import Child, StartFailedError
 from agentserving_cli.local.state_dir import StateDir
+from agentserving_cli.local.supervision import supervise
+from agentserving_cli.local.watchdog import Watchdog
 
 STILL_EVERY_S = 15.0
 
@@ -58,31 +63,31 @@ class LocalCluster:
         self.spec, self._tell = spec, tell
         self.ports: Ports = choose_ports(spec)
         self.children: dict[str, Child] = {}
-        # Set to the reason when a part that the cluster cannot do without is given up.
+        # The reason, once the cluster cannot go on.
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._state = StateDir(spec.state_dir)
-        self._leash: Leash | None = None
+        self._watchdog: Watchdog | None = None
         self._client = httpx.AsyncClient(timeout=2.0, trust_env=False)
-        self._keepers: list[asyncio.Task[None]] = []
-        self._lost: set[str] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._given_up: set[str] = set()
         self._cpu_build = not os.environ.get("AGENTSERVING_VLLM_PYTHON")
         self._gpus: list[str] = []
 
     @property
     def gateway_url(self) -> str:
-        """Where agents point their OPENAI_BASE_URL."""
+        """The agents' OPENAI_BASE_URL."""
         return f"http://127.0.0.1:{self.ports.gateway}/v1"
 
     @property
     def control_plane(self) -> str:
-        """host:port for gRPC; of several, with commas between."""
+        """host:port for gRPC; several are separated by commas."""
         return self.ports.control_plane
 
     async def __aenter__(self) -> LocalCluster:
         self._check_port()
         self._state.claim()
         try:
-            self._leash = Leash()
+            self._watchdog = Watchdog()
             await self._start()
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
@@ -99,8 +104,8 @@ class LocalCluster:
         if port and not port_is_free(port):
             why = "is taken by another program" if port >= 1024 or os.geteuid() == 0 else "needs root or is taken"
             raise StartFailedError(
-                f"the gateway's port {port} {why}: end that program, choose another --gateway-port, or leave the "
-                f"option away to have any free port"
+                f"the gateway's port {port} {why}: end that program, choose another --gateway-port, or omit the "
+                f"option to use any free port"
             )
 
     def _describe(self) -> dict[str, object]:
@@ -148,13 +153,26 @@ class LocalCluster:
         for child in self.children.values():
             await child.wait_ready()
         self._state.write_addresses(self._describe())
-        assert self._leash is not None
-        self._keepers = [
-            asyncio.create_task(keep(child, self._leash, self._tell, self._gave_up)) for child in self.children.values()
-        ]
+        for child in self.children.values():
+            self._start_task(f"supervision of {child.name}", self._supervise(child))
+        self._start_task("watch of the engines", watch_states(self.control_plane, self._tell))
+
+    def _start_task(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """A background task whose failure ends the cluster with a reason."""
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._task_done)
+        self._tasks.append(task)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(f"the {task.get_name()} failed: {type(error).__name__}: {error}")
+
+    async def _supervise(self, child: Child) -> None:
+        assert self._watchdog is not None
+        await supervise(child, self._watchdog, self._tell, self._gave_up)
 
     async def _all_ready(self, engines: list[Child]) -> None:
-        """The first that fails ends the wait; whoever waits for long is told that it goes on."""
+        """Waits for all engines; the first that fails ends the wait. Reports each STILL_EVERY_S that it goes on."""
         began = time.monotonic()
         waits = [asyncio.create_task(child.wait_ready()) for child in engines]
         try:
@@ -174,8 +192,8 @@ class LocalCluster:
 
     async def _launch(self, child: Child) -> None:
         await child.start()
-        if self._leash is not None and child.process is not None:
-            self._leash.hold(child.process.pid)
+        if self._watchdog is not None:
+            self._watchdog.watch(child.group)
 
     async def _up(self, child: Child) -> None:
         self._tell(child.name)
@@ -186,9 +204,14 @@ class LocalCluster:
         log = self._state.home / "logs" / f"{command.name}.log"
         log.write_text("")
         child = Child(
-            command.name, list(command.argv), command.env, log, self._answers(command.ready_url),
-            command.start_bound_s, command.ports,
-        )  # fmt: skip
+            name=command.name,
+            argv=list(command.argv),
+            env=command.env,
+            log=log,
+            ready=self._answers(command.ready_url),
+            start_bound_s=command.start_bound_s,
+            ports=command.ports,
+        )
         self.children[command.name] = child
         return child
 
@@ -213,21 +236,25 @@ class LocalCluster:
 
     # -- life and end --------------------------------------------------------------------------------------------
 
-    def _gave_up(self, child: Child, told: str) -> None:
-        """Without one engine, or one of several control planes, the others serve; without the rest nobody does."""
-        self._tell(told)
-        self._lost.add(child.name)
+    def _gave_up(self, child: Child, reason: str) -> None:
+        """Without one engine, or one of several control planes, the others serve; the rest is indispensable."""
+        self._tell(reason)
+        self._given_up.add(child.name)
         engines = {engine.engine_id for engine in self.ports.engines}
         planes = {plane.name for plane in self.ports.control_planes}
-        needed = child.name in ("etcd", "gateway") or engines <= self._lost or planes <= self._lost
-        if needed and not self.failed.done():
-            self.failed.set_result(told)
+        needed = child.name in ("etcd", "gateway") or engines <= self._given_up or planes <= self._given_up
+        if needed:
+            self._fail(reason)
+
+    def _fail(self, reason: str) -> None:
+        if not self.failed.done():
+            self.failed.set_result(reason)
 
     async def stop(self) -> None:
-        """Ends every child: gateway first, the store last."""
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        """Ends every child: the gateway first, the store last."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         children = self.children
         first = [c for n, c in children.items() if n == "gateway"]
         second = [c for n, c in children.items() if n.startswith("engine-")]
@@ -235,12 +262,11 @@ class LocalCluster:
         for group in (first, second, last, [c for n, c in children.items() if n == "etcd"]):
             await asyncio.gather(*(child.stop() for child in group))
         await self._client.aclose()
-        if self._leash is not None:
-            # Whatever it still holds is ended by it.
-            await asyncio.to_thread(self._leash.close)
+        if self._watchdog is not None:
+            await asyncio.to_thread(self._watchdog.close)
         self._state.release()
 
     def kill(self) -> None:
-        """Ends every child at once; `stop`, which waits for them, then has nothing to wait for."""
+        """Sends SIGKILL to every child, so that a running `stop` has nothing to wait for."""
         for child in self.children.values():
             child.kill()

@@ -1,4 +1,4 @@
-"""How each component of a one-machine cluster is started. Pure: addresses in, command lines out."""
+"""The command line of each component of a one-machine cluster. Pure: addresses in, command lines out."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from agentserving_cli.local.layout import (
 )
 
 START_BOUND_S = 30.0
-# A leader that cannot renew its lease for so long stops leading. With nobody to take over that gains nothing, and
-# engines that fill every core of a machine keep etcd from answering for seconds.
+# A leader that cannot renew its lease for so long stops leading. Without a standby that gains nothing, and engines that
+# use every core of a machine keep etcd from answering for seconds.
 LEASE_S, LEASE_ALONE_S = 5, 30
-# A cold machine takes two minutes for the tiny model, a busy one five; real ones are read from disk, or fetched.
+# A cold machine takes two minutes for the tiny model, a busy one five; real models are read from disk or downloaded.
 TINY_START_BOUND_S, MODEL_START_BOUND_S = 600.0, 3600.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """`ready_url` answers 200 once it serves, within `start_bound_s`; `ports` are those it listens on."""
+    """`ready_url` answers 200 once the component serves, within `start_bound_s`; `ports` are those it listens on."""
 
     name: str
     argv: Sequence[str]
@@ -37,11 +37,11 @@ class Command:
 
 
 def _ours(name: str, argv: Sequence[str], ready_url: str, *ports: int) -> Command:
-    return Command(name, argv, ready_url, ports, {"PYTHONPATH": source_path()})
+    return Command(name=name, argv=argv, ready_url=ready_url, ports=ports, env={"PYTHONPATH": source_path()})
 
 
 def etcd(binary: str, home: Path, ports: Ports) -> Command:
-    """One member; data of an earlier run is taken over under the new addresses."""
+    """One member; it takes over the data of an earlier run under its new addresses."""
     client, peer = (f"http://127.0.0.1:{port}" for port in (ports.etcd_client, ports.etcd_peer))
     argv = [
         binary, "--name", "local", "--data-dir", str(home / "etcd"),
@@ -51,11 +51,13 @@ def etcd(binary: str, home: Path, ports: Ports) -> Command:
     ]  # fmt: skip
     if (home / "etcd").exists():
         argv.append("--force-new-cluster")
-    return Command("etcd", argv, f"{client}/health", (ports.etcd_client, ports.etcd_peer), {})
+    return Command(
+        name="etcd", argv=argv, ready_url=f"{client}/health", ports=(ports.etcd_client, ports.etcd_peer), env={}
+    )
 
 
 def control_plane(spec: ClusterSpec, home: Path, ports: Ports, plane: ControlPlaneAddress) -> Command:
-    """One of them; its table is in `spec.store`."""
+    """One control plane; its table is in `spec.store`."""
     argv = component(
         "agentserving_controlplane", "--listen", f"127.0.0.1:{plane.grpc}",
         "--http-port", str(plane.http), "--store", spec.store,
@@ -67,7 +69,7 @@ def control_plane(spec: ClusterSpec, home: Path, ports: Ports, plane: ControlPla
 
 
 def gateway(home: Path, ports: Ports) -> Command:
-    """What agents talk to."""
+    """The address for agents."""
     argv = component(
         "agentserving_gateway", "--listen", f"127.0.0.1:{ports.gateway}",
         "--control-plane", ports.control_plane, "--http-port", str(ports.gateway_http),
@@ -87,17 +89,19 @@ def simulator(spec: ClusterSpec, home: Path, engine: EngineAddresses, channel: P
 
 
 def vllm(spec: ClusterSpec, engine: EngineAddresses, argv: Sequence[str], env: Mapping[str, str]) -> Command:
-    """A real one; `argv` and `env` as `vllm_argv` and `engine_env` give them."""
-    url = f"http://127.0.0.1:{engine.http}/health"
-    if spec.model == TINY:
-        return Command(engine.engine_id, argv, url, (engine.http,), env, TINY_START_BOUND_S)
-    # Whether a real model may be fetched is for the user's own environment to say.
-    env = {name: value for name, value in env.items() if name != "HF_HUB_OFFLINE"}
-    return Command(engine.engine_id, argv, url, (engine.http,), env, MODEL_START_BOUND_S)
+    """A real engine; `argv` and `env` as `vllm_argv` and `engine_env` give them."""
+    url, tiny = f"http://127.0.0.1:{engine.http}/health", spec.model == TINY
+    if not tiny:
+        # Whether a real model may be downloaded is up to the user's own environment.
+        env = {name: value for name, value in env.items() if name != "HF_HUB_OFFLINE"}
+    bound_s = TINY_START_BOUND_S if tiny else MODEL_START_BOUND_S
+    return Command(
+        name=engine.engine_id, argv=argv, ready_url=url, ports=(engine.http,), env=env, start_bound_s=bound_s
+    )
 
 
 def sidecar(home: Path, ports: Ports, engine: EngineAddresses, channel: Path) -> Command:
-    """Beside its engine."""
+    """The sidecar of an engine."""
     name = f"{engine.engine_id}-sidecar"
     argv = component(
         "agentserving_sidecar", "--engine-id", engine.engine_id, "--engine-address", f"127.0.0.1:{engine.http}",

@@ -1,4 +1,4 @@
-"""What runs where on one machine: ports, directories, command lines. Pure but for free ports and CPU flags."""
+"""What runs where on one machine: ports, directories, command lines. Pure, except for free ports and CPU flags."""
 
 from __future__ import annotations
 
@@ -6,38 +6,44 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from agentserving.contract.policy import DEFAULT
 
 TINY = "tiny"
+# It needs no special tokens, of which the tiny model's tokenizer has none.
+TINY_TOOL_PARSER = "hermes"
 REPOSITORY_ROOTS = ("proto", "process", "controlplane", "gateway", "cli", "engine-image", "simulator")
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterSpec:
-    """What the user asked for."""
+    """What the user has chosen."""
 
     state_dir: Path
+    _: KW_ONLY
     engine: str = "vllm"
     engines: int = 2
     store: str = "etcd"
-    # One leads, the others stand by; with store etcd.
+    # One leads, the others are on standby; several need the store etcd.
     control_planes: int = 1
     policy: str = DEFAULT.name
     balancer: str = "prefix_aware"
     gateway_port: int = 0
-    # Of the tiny model and the simulator; other models take what vLLM finds fit.
+    # For the tiny model and the simulator; other models get vLLM's default.
     max_num_seqs: int = 8
-    # TINY, or what vLLM's --model takes; engines serve under this name.
+    # TINY, or what vLLM's --model takes; engines serve it under this name.
     model: str = TINY
+    # vLLM's parser of tool calls; empty = that of the tiny model, none for others.
+    tool_parser: str = ""
+    # Flags for every engine; they come last, so they win.
     engine_args: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EngineAddresses:
-    """One engine and its sidecar."""
+    """Ports of one engine and its sidecar."""
 
     engine_id: str
     http: int
@@ -47,14 +53,14 @@ class EngineAddresses:
 
 @dataclass(frozen=True, slots=True)
 class ControlPlaneAddress:
-    """One of several."""
+    """Ports of one control plane."""
 
     name: str
     grpc: int
     http: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
     """All on 127.0.0.1."""
 
@@ -63,16 +69,16 @@ class Ports:
     control_planes: tuple[ControlPlaneAddress, ...]
     gateway: int
     gateway_http: int
-    engines: tuple[EngineAddresses, ...] = field(default=())
+    engines: tuple[EngineAddresses, ...] = ()
 
     @property
     def control_plane(self) -> str:
-        """host:port of all of them, with commas between."""
+        """host:port of all control planes, separated by commas."""
         return ",".join(f"127.0.0.1:{plane.grpc}" for plane in self.control_planes)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; held together, so that they differ."""
+    """Free ports; all are open at the same time, so that they differ."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -84,7 +90,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def port_is_free(port: int) -> bool:
-    """True when we could listen on it. Ports that only linger after a closed connection are free."""
+    """True when a server could listen on it. A port in TIME_WAIT is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -95,19 +101,26 @@ def port_is_free(port: int) -> bool:
 
 
 def choose_ports(spec: ClusterSpec) -> Ports:
-    """A port for everybody."""
+    """A free port for each server; the gateway's is the user's, if given."""
     free = iter(free_ports(4 + 2 * spec.control_planes + 3 * spec.engines))
-    fixed = [next(free) for _ in range(4)]
+    etcd_client, etcd_peer, gateway, gateway_http = (next(free) for _ in range(4))
     planes = tuple(
         ControlPlaneAddress(f"control-plane-{i}" if i else "control-plane", next(free), next(free))
         for i in range(spec.control_planes)
     )
     engines = tuple(EngineAddresses(f"engine-{i}", next(free), next(free), next(free)) for i in range(spec.engines))
-    return Ports(fixed[0], fixed[1], planes, spec.gateway_port or fixed[2], fixed[3], engines)
+    return Ports(
+        etcd_client=etcd_client,
+        etcd_peer=etcd_peer,
+        control_planes=planes,
+        gateway=spec.gateway_port or gateway,
+        gateway_http=gateway_http,
+        engines=engines,
+    )
 
 
 def source_path() -> str:
-    """PYTHONPATH of a checkout; of an installed package it is where the package lies."""
+    """PYTHONPATH for components: the source roots of a checkout, else the directory of the installed package."""
     here = Path(__file__).resolve()
     root = here.parents[3]
     roots = [root / name for name in REPOSITORY_ROOTS]
@@ -115,12 +128,12 @@ def source_path() -> str:
 
 
 def component(module: str, *flags: str) -> list[str]:
-    """Command line of one of ours."""
+    """Command line of one of our components."""
     return [sys.executable, "-m", module, *flags]
 
 
 def cpu_dtype() -> str:
-    """What a CPU computes fast: bfloat16 where it has instructions for it, else float32 (half the time a step then)."""
+    """bfloat16 where the CPU has instructions for it, else float32, which then takes half the time a step."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
@@ -139,12 +152,18 @@ def vllm_argv(python: Path, model: Path | str, port: int, spec: ClusterSpec, *mo
         "--model", str(model), "--served-model-name", spec.model,
         "--host", "127.0.0.1", "--port", str(port),
         "--scheduler-cls", "agentserving_engine.scheduler.ProgramScheduler",
-        *(tiny if spec.model == TINY else []), *more, *spec.engine_args,
+        *(tiny if spec.model == TINY else []), *tool_flags(spec), *more, *spec.engine_args,
     ]  # fmt: skip
 
 
+def tool_flags(spec: ClusterSpec) -> list[str]:
+    """Without a parser vLLM refuses requests with tools. The right one depends on the model."""
+    parser = spec.tool_parser or (TINY_TOOL_PARSER if spec.model == TINY else "")
+    return ["--enable-auto-tool-choice", "--tool-call-parser", parser] if parser else []
+
+
 def engine_env(engine_id: str, channel: Path, key: Path, core: int | None, gpus: Sequence[str] = ()) -> dict[str, str]:
-    """Environment of an engine. Engines must not fight: `core` binds a CPU vLLM to one, `gpus` are this engine's."""
+    """Environment of an engine. Engines share no cores and GPUs: `core` binds a CPU vLLM, `gpus` are this engine's."""
     env = {
         "AGENTSERVING_ENGINE_ID": engine_id,
         "AGENTSERVING_CHANNEL_DIR": str(channel),
@@ -171,6 +190,6 @@ def gpus_of(index: int, engines: int, gpus: Sequence[str]) -> Sequence[str]:
 
 
 def memory_share(engines: int, gpus: Sequence[str]) -> list[str]:
-    """vLLM takes 0.9 of a GPU unless told otherwise; engines on one GPU split that."""
+    """vLLM's default is 0.9 of a GPU's memory; engines on one GPU split that."""
     per_gpu = -(-engines // len(gpus)) if gpus else 1
     return ["--gpu-memory-utilization", f"{0.9 / per_gpu:.2f}"] if per_gpu > 1 else []

@@ -1,4 +1,4 @@
-"""Makes a tiny random Llama with a byte-level tokenizer: a model to serve without a download.
+"""Creates a tiny random Llama with a byte-level tokenizer: a model to serve without a download.
 
 Usage: python make_tiny_model.py OUT_DIR   (needs transformers and tokenizers: the vLLM environment has both)
 Weights are not written: serve it with ``--load-format dummy``.

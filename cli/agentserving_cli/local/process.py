@@ -1,4 +1,4 @@
-"""One child process of the supervisor: its log, its readiness, its end."""
+"""One child process of the cluster: its log, its readiness, its end."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from agentserving_cli.local.layout import port_is_free
 from agentserving_cli.local.reason import ending, reason_in
 
 STOP_BOUND_S = 15.0
-# Of a log, what is read for the reason of an end.
+# The reason of an end is searched in the last bytes of the log.
 MAX_LOG_BYTES = 1 << 20
 
 
 class StartFailedError(RuntimeError):
-    """A component did not come up; the message holds the reason from its own log."""
+    """A component did not come up; the message contains the reason from its own log."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Child:
-    """`ready` is asked again and again until it is true or the deadline passes. `ports` are those it listens on."""
+    """A process in a group of its own. `ready` is polled until it is true or `start_bound_s` have passed.
+
+    `ports` are those it listens on.
+    """
 
     name: str
     argv: list[str]
@@ -34,13 +37,23 @@ class Child:
     start_bound_s: float = 30.0
     ports: tuple[int, ...] = ()
     process: asyncio.subprocess.Process | None = field(default=None)
-    # Where the log of this boot begins.
+    # Offset of this boot's first byte in the log.
     boot_at: int = 0
 
+    @property
+    def group(self) -> int:
+        """Process group of the last start; 0 = never started."""
+        return self.process.pid if self.process is not None else 0
+
+    async def ended(self) -> None:
+        """Waits for the end of the process."""
+        if self.process is not None:
+            await self.process.wait()
+
     async def start(self) -> None:
-        """Starts the process in a group of its own; does not wait for it. StartFailedError when a port is taken."""
+        """Starts the process and does not wait for it. StartFailedError when a port is taken."""
         for port in self.ports:
-            # Whoever listens there would be taken for ours.
+            # Another program that answers there would be mistaken for this one.
             if not port_is_free(port):
                 raise StartFailedError(f"{self.name} cannot start: another program has taken its port {port}")
         with self.log.open("ab") as out:
@@ -58,7 +71,7 @@ class Child:
                 raise StartFailedError(f"{self.name} cannot start: {self.argv[0]}: {error.strerror}") from error
 
     async def wait_ready(self) -> None:
-        """Until it serves. StartFailedError when it ends first or takes too long."""
+        """Waits until it serves. StartFailedError when it ends first or takes too long."""
         deadline = asyncio.get_running_loop().time() + self.start_bound_s
         while True:
             served = await self.ready()
@@ -76,15 +89,15 @@ class Child:
         return f"{self.name} {ending(code)}: {self.reason()}"
 
     def reason(self) -> str:
-        """The line of this boot's log that tells most, and where the log is."""
+        """The line of this boot's log with the root cause, and where the log is."""
         with self.log.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self.boot_at, size - MAX_LOG_BYTES))
             text = log.read().decode("utf-8", "replace")
-        return f"{reason_in(text) or 'it said nothing'}\n  log: {self.log}"
+        return f"{reason_in(text) or 'its log is empty'}\n  log: {self.log}"
 
     async def stop(self) -> None:
-        """SIGTERM, and SIGKILL to the whole group when that is not heard, or when it left others behind."""
+        """SIGTERM, then SIGKILL to whatever is left of the group after STOP_BOUND_S."""
         process = self.process
         if process is None:
             return

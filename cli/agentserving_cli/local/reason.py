@@ -1,7 +1,7 @@
-"""The line of a component's log that tells why it ended. Pure.
+"""Finds the line of a component's log that says why it ended. Pure.
 
-vLLM is several processes: the one that fails prints its traceback, and those above it print theirs, which end in "see
-root cause above". Ours and etcd write JSON lines. The answer is the last error that does not point at another one.
+vLLM is several processes: the one that fails prints its traceback, and its parents print theirs, which end in "see root
+cause above". Ours and etcd write JSON lines. The answer is the last error that does not refer to another one.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def reason_in(log: str) -> str:
     lines = [_DECORATION.sub("", line.rstrip()) for line in log.splitlines()]
     lines = [line for line in lines if line.strip()]
     for index in range(len(lines) - 1, -1, -1):
-        told = _telling(lines, index)
-        if told:
-            return told[:MAX_CHARACTERS]
+        reason = _reason_at(lines, index)
+        if reason:
+            return reason[:MAX_CHARACTERS]
     return lines[-1].strip()[:MAX_CHARACTERS] if lines else ""
 
 
-def _telling(lines: list[str], index: int) -> str:
+def _reason_at(lines: list[str], index: int) -> str:
     line = lines[index]
     if line.startswith("{"):
         return _from_json(line)
@@ -44,7 +44,7 @@ def _telling(lines: list[str], index: int) -> str:
         return line
     if not _EXCEPTION.match(line) or any(word in line.lower() for word in _WRAPPERS):
         return ""
-    # Messages of several lines (pydantic's) go on indented.
+    # Messages of several lines (pydantic's) continue indented.
     more = []
     for following in lines[index + 1 : index + 4]:
         if not following.startswith("  ") or "For further information" in following:

@@ -1,4 +1,4 @@
-"""The cluster's directory: who owns it, which version wrote it, what lies where."""
+"""The cluster's directory: its owner, its format version, and where things are in it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StateDir:
         self._lock: IO[str] | None = None
 
     def claim(self) -> None:
-        """Ours alone from now on. StateDirError with what to do about it."""
+        """Takes exclusive ownership. StateDirError says what to do."""
         try:
             self._claim()
         except OSError as error:
@@ -75,7 +75,7 @@ class StateDir:
         path.write_text(f"{STATE_VERSION}\n")
 
     def channel_dir(self, engine_id: str) -> Path:
-        """Where an engine's socket is; a Unix socket's path must be short."""
+        """Directory of an engine's socket; a Unix socket's path must be short."""
         path = self.home / engine_id
         if len(os.fsencode(path)) > MAX_CHANNEL_DIR_BYTES:
             path = self._short_home / engine_id
@@ -84,16 +84,16 @@ class StateDir:
 
     @property
     def _short_home(self) -> Path:
-        """For sockets of a directory whose own name is too long."""
+        """For sockets, when the directory's own path is too long."""
         name = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"agentserving-{os.getuid()}-{name}"
 
     def write_addresses(self, document: dict[str, Any]) -> None:
-        """cluster.json: other commands find the cluster by it."""
+        """Writes cluster.json, by which other commands find the cluster."""
         (self.home / "cluster.json").write_text(json.dumps(document, indent=2) + "\n")
 
     def release(self) -> None:
-        """Somebody else may claim it."""
+        """Gives up ownership."""
         if self._lock is not None:
             (self.home / "cluster.json").unlink(missing_ok=True)
             shutil.rmtree(self._short_home, ignore_errors=True)
@@ -102,7 +102,7 @@ class StateDir:
 
 
 def read_addresses(home: Path) -> dict[str, Any]:
-    """What cluster.json says; {} when there is none, or none that can be read."""
+    """The content of cluster.json; {} when there is none, or none that can be read."""
     try:
         found = json.loads((home / "cluster.json").read_text())
     except (OSError, ValueError):
@@ -111,7 +111,7 @@ def read_addresses(home: Path) -> dict[str, Any]:
 
 
 def is_claimed(home: Path) -> bool:
-    """True while a supervisor holds the directory."""
+    """True while a running cluster owns the directory."""
     try:
         with (home / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

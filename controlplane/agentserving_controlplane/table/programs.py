@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 
-from agentserving_controlplane.clock import Instant
 from agentserving_controlplane.errors import ConflictError, ExistsError, ForbiddenError, InvalidError, NotFoundError
+from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.table.changes import Changes
 from agentserving_controlplane.table.endings import ClosedProgram, Endings, origin_of
 from agentserving_controlplane.table.program_index import ProgramIndex

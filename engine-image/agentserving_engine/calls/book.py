@@ -1,4 +1,4 @@
-"""Turns vLLM's requests into calls: tickets in, records out. Pure: time is an argument.
+"""Turns vLLM's requests into calls: tickets in, records out. Time is an argument.
 
 One call may be several requests (n > 1, several prompts, turns of /v1/responses, beams): they share one record, charged
 once for each step in which any of them ran. A request without a ticket is a program of its own, as is one whose ticket

@@ -1,10 +1,10 @@
-"""The KV cache of an engine in virtual time: contexts are paths of segments, and nobody counts single blocks.
+"""The KV cache of an engine in virtual time: contexts are paths of segments instead of lists of blocks. Pure.
 
-What a call reads is a path from the root: the system prompt, what earlier calls of its program said, its own prompt.
-Two calls share what their paths share. As in vLLM (`v1/core/block_pool.py`): full blocks only are found again; what
-nobody holds stays until its place is needed; what was freed first goes first, and of one request its last block. A
-request frees its path leaf first, so of one segment the end goes first, and always before what it stands on. So a
-segment's resident blocks are a beginning of it, and one number tells them. Pure.
+The context of a call is a path from the root: the system prompt, the earlier calls of its program, its own prompt. Two
+calls share the common prefix of their paths. As in vLLM (`v1/core/block_pool.py`): only full blocks are found again;
+blocks that no request references stay until they are overwritten, the first freed first, and of one request the last
+block first. A request frees its path from the leaf, so the end of a segment is overwritten first, and always before the
+segments above it. The resident blocks of a segment are therefore a prefix of it, and one number describes them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from agentserving_simulator.cost_model import BLOCK_SIZE
 
 
 class Segment:
-    """Tokens [start, end) of a context; it owns the blocks that become full within it."""
+    """Tokens [start, end) of a context, and the blocks that become full within it."""
 
     __slots__ = ("at_host", "end", "filler", "first", "holders", "last", "resident")
 
@@ -26,7 +26,7 @@ class Segment:
         self.resident = 0
         self.holders = 0
         self.at_host = 0
-        # The request whose computation fills it: another that computes the same beside it keeps that to itself.
+        # The request that fills it. Another one that computes the same tokens in parallel uses private blocks.
         self.filler: object | None = None
 
 
@@ -34,7 +34,7 @@ Path = Sequence[Segment]
 
 
 class Holding:
-    """What one running request holds: segments of its path, and private blocks that are not full or not shared."""
+    """What a running request references: segments of its path, and private blocks, which are not full or not shared."""
 
     __slots__ = ("blocks", "filled", "path", "pinned", "private")
 
@@ -43,12 +43,12 @@ class Holding:
         self.blocks = 0
         self.private = 0
         self.pinned: list[Segment] = []
-        # Index of the first segment of the path that this request is not done with.
+        # Index of the first segment of the path that this request has not completed.
         self.filled = 0
 
 
 class ContextCache:
-    """`size` blocks on the GPU, and `host_blocks` in host memory behind them (0: KV that is evicted is lost)."""
+    """`size` blocks on the GPU, and `host_blocks` in host memory behind them (0 = evicted KV is lost)."""
 
     def __init__(self, size: int, *, block_size: int = BLOCK_SIZE, host_blocks: int = 0, reuse: bool = True) -> None:
         self.size, self.block_size, self.host_blocks = size, block_size, host_blocks
@@ -62,11 +62,11 @@ class ContextCache:
 
     @property
     def free(self) -> int:
-        """Blocks that nobody holds, findable ones included (vLLM's `get_num_free_blocks`)."""
+        """Blocks that no request references, cached ones included (vLLM's `get_num_free_blocks`)."""
         return self.size - self.used
 
     def find(self, path: Path, most_tokens: int) -> tuple[int, int]:
-        """(blocks found on the GPU, further ones found at the host) of a path's first `most_tokens` tokens."""
+        """(blocks found on the GPU, further blocks found in host memory) of a path's first `most_tokens` tokens."""
         if not self._reuse:
             return 0, 0
         found = loaded = 0
@@ -85,7 +85,7 @@ class ContextCache:
         return found, min(loaded, most - found)
 
     def idle(self, path: Path, found: int) -> int:
-        """How many of the first `found` blocks nobody holds: they count as free until somebody does."""
+        """How many of the first `found` blocks no request references: these count as free."""
         idle = 0
         for segment in path:
             if found <= 0:
@@ -96,7 +96,7 @@ class ContextCache:
         return idle
 
     def hold(self, path: Path, found: int) -> Holding:
-        """A request starts: it holds the first `found` blocks, as `find` gave them."""
+        """A request starts: it references the first `found` blocks, as returned by `find`."""
         held = Holding(path)
         held.blocks = found
         for segment in path:
@@ -105,7 +105,7 @@ class ContextCache:
             self._pin(held, segment)
             found -= segment.resident
             if segment.resident < segment.last - segment.first:
-                # There in part: this request goes on filling it, if nobody else does.
+                # Resident in part: this request continues to fill it, unless another one does.
                 segment.filler = segment.filler or held
                 break
             held.filled += 1
@@ -120,7 +120,7 @@ class ContextCache:
         held.pinned.append(segment)
 
     def grow(self, held: Holding, tokens: int) -> bool:
-        """Room for `tokens` computed tokens of the request; False, and nothing is taken, when there are no blocks."""
+        """Allocates blocks for `tokens` computed tokens of the request; False, without a change, if too few are free."""
         need = -(-tokens // self.block_size) - held.blocks
         if need > self.free:
             return False
@@ -131,7 +131,7 @@ class ContextCache:
         return True
 
     def take(self, blocks: int) -> None:
-        """Blocks are held from now on; the longest idle ones make room. The caller has looked at `free`."""
+        """Holding `blocks` more blocks, overwriting the longest idle ones. The caller has checked `free`."""
         self.used += blocks
         while self.used + self._cached > self.size:
             segment = next(iter(self._idle))
@@ -143,7 +143,7 @@ class ContextCache:
                 del self._idle[segment]
 
     def settle(self, held: Holding, tokens: int) -> None:
-        """The request has `tokens` tokens computed: what is full of its path can be found by others from now on."""
+        """The request has computed `tokens` tokens: the full blocks of its path can be found from now on."""
         if not self._reuse:
             return
         path, full = held.path, tokens // self.block_size
@@ -166,7 +166,7 @@ class ContextCache:
             held.filled += 1
 
     def release(self, held: Holding, tokens: int) -> None:
-        """The request ends or gives way with `tokens` tokens computed."""
+        """The request ends or is preempted with `tokens` tokens computed."""
         self.settle(held, tokens)
         for segment in reversed(held.pinned):
             segment.holders -= 1
@@ -179,13 +179,13 @@ class ContextCache:
         self.used -= held.private
 
     def refresh(self, path: Path) -> None:
-        """What nobody holds of it becomes the last to be evicted, its end before its beginning."""
+        """Makes the unreferenced segments of a path the last ones to be overwritten, the end of the path first."""
         for segment in reversed(path):
             if segment in self._idle:
                 self._idle.move_to_end(segment)
 
     def _to_host(self, segment: Segment) -> None:
-        """Written through as it is computed (vLLM's offloading connector); the longest unused goes first."""
+        """Writes computed blocks through to the host (vLLM's offloading connector), overwriting the longest unused."""
         if not self.host_blocks or segment.resident <= segment.at_host:
             return
         self._host_used += segment.resident - segment.at_host

@@ -1,4 +1,4 @@
-"""The calls that get a token each step, and all that a stretch of steps needs to know of them, kept at hand. Pure."""
+"""The calls that get a token in each step, with the totals that a stretch of steps needs. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Decoding:
-    """Counts steps; a member's tokens are those it had when it entered and the steps since."""
+    """Counts steps: a member has the tokens it entered with, and one for each step since."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
@@ -19,13 +19,13 @@ class Decoding:
         self.context = 0
         self._step = 0
         self._entered: dict[str, int] = {}
-        # (step at which it ends, entered at, key)
+        # (step at which it ends, step at which it entered, key); entries of former members are stale.
         self._ends: list[tuple[int, int, str]] = []
-        # Members that need a new block at steps of each remainder by the block size.
+        # Number of members that need a new block in a step, by the step number modulo the block size.
         self._grows = [0] * block_size
 
     def enter(self, request: Request) -> None:
-        """A request that has computed all but its newest token."""
+        """Adds a request that has computed all but its newest token."""
         key = request.key
         self.requests[key] = request
         self._entered[key] = self._step
@@ -34,7 +34,7 @@ class Decoding:
         heapq.heappush(self._ends, (self._step + request.output - request.generated, self._step, key))
 
     def leave(self, request: Request) -> None:
-        """Brings the request's counts up to date and lets it go."""
+        """Removes a request, after updating its counts."""
         key = request.key
         since = self._step - self._entered.pop(key)
         del self.requests[key]
@@ -50,7 +50,7 @@ class Decoding:
                 held.private += grown
 
     def computed(self, key: str) -> int:
-        """Tokens of a member with KV; 0 for a stranger."""
+        """Tokens of a member with KV; 0 for a request that is no member."""
         request = self.requests.get(key)
         return 0 if request is None else request.computed + self._step - self._entered[key]
 
@@ -63,13 +63,13 @@ class Decoding:
             heapq.heappop(self._ends)
 
     def blocks_for(self, steps: int) -> int:
-        """New blocks that so many steps take."""
+        """New blocks that the next `steps` steps need."""
         rounds, rest = divmod(steps, self._block_size)
         grows = self._grows
         return rounds * len(self.requests) + sum(grows[(self._step + i) % self._block_size] for i in range(rest))
 
     def advance(self, steps: int) -> list[Request]:
-        """So many steps are over; the members that have all their tokens, still members."""
+        """`steps` steps are over; returns the members that have all their tokens, which stay members."""
         self._step += steps
         self.context += steps * len(self.requests)
         done = []

@@ -1,4 +1,4 @@
-"""What the retention of contexts asks about the KV cache, answered of paths of segments. Pure."""
+"""agentserving_engine.policy.Memory over the context cache: contexts are paths of segments. Pure."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from agentserving_simulator.virtual.context_cache import ContextCache, Segment
 
 
 class PathMemory:
-    """agentserving_engine.policy.retention.Memory over a ContextCache; contexts are its paths."""
+    """The units of a context are the segments of a ContextCache."""
 
     def __init__(self, cache: ContextCache) -> None:
         self._cache = cache
 
     def common(self, one: Sequence[object], other: Sequence[object]) -> int:
-        """Leading segments that both have."""
+        """Number of leading segments that the two share."""
         return next(
             (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a is not b), min(len(one), len(other))
         )
 
     def idle(self, context: Sequence[object], first: int) -> int:
-        """Blocks of the segments from `first` on that are cached and that nobody holds."""
+        """Blocks of the segments from `first` on that are cached and referenced by no request."""
         return sum(segment.resident for segment in _segments(context, first) if not segment.holders)
 
     def refresh(self, context: Sequence[object], first: int) -> None:
-        """Makes those the last ones to be evicted."""
+        """Makes those blocks the last ones to be overwritten."""
         self._cache.refresh(list(_segments(context, first)))
 
 

@@ -1,8 +1,8 @@
-"""``python -m agentserving_cli.local.leash``: ends the cluster when the supervisor is gone without having ended it.
+"""``python -m agentserving_cli.local.watchdog``: ends the cluster when its supervisor died without ending it.
 
-The supervisor writes ``+GROUP`` and ``-GROUP`` lines, one for each process group, into our standard input. Its end of
-that pipe closes however it dies. Then every group left gets SIGTERM, and SIGKILL some seconds later: a vLLM that is
-loading its model does not hear SIGTERM.
+The supervisor writes ``+GROUP`` and ``-GROUP`` lines, one for each process group, to the watchdog's standard input. Its
+end of that pipe closes however it dies. Then every remaining group gets SIGTERM, and SIGKILL some seconds later: a vLLM
+that is loading its model does not react to SIGTERM.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from collections.abc import Iterable
 GRACE_S = 4.0
 
 
-def _signal(groups: Iterable[int], number: signal.Signals) -> list[int]:
+def _signal(groups: Iterable[int], number: int) -> list[int]:
+    """Sends a signal to groups (0 only checks); gives those that still exist."""
     alive = []
     for group in groups:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -28,7 +29,7 @@ def _signal(groups: Iterable[int], number: signal.Signals) -> list[int]:
 
 
 def main() -> None:
-    """Until the pipe closes."""
+    """Runs until the pipe closes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()
@@ -38,40 +39,32 @@ def main() -> None:
     deadline = time.monotonic() + GRACE_S
     while alive and time.monotonic() < deadline:
         time.sleep(0.1)
-        # Signal 0 only asks whether anybody is left.
-        alive = [group for group in alive if _exists(group)]
+        alive = _signal(alive, 0)
     _signal(alive, signal.SIGKILL)
 
 
-def _exists(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
-
-
-class Leash:
-    """The supervisor's end."""
+class Watchdog:
+    """The supervisor's end of the pipe."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "agentserving_cli.local.leash"],
+            [sys.executable, "-m", "agentserving_cli.local.watchdog"],
             stdin=subprocess.PIPE,
             start_new_session=True,
             text=True,
         )
 
-    def hold(self, group: int) -> None:
-        """A group that must not outlive us."""
+    def watch(self, group: int) -> None:
+        """A process group that must not outlive the supervisor."""
         self._write(f"+{group}\n")
 
-    def release(self, group: int) -> None:
-        """It has ended."""
-        self._write(f"-{group}\n")
+    def forget(self, group: int) -> None:
+        """A group that has ended; its number may be used again. 0 = none was started."""
+        if group:
+            self._write(f"-{group}\n")
 
     def close(self) -> None:
-        """Nothing is left to end, or it is ended now."""
+        """Ends the groups that are still watched, and the watchdog. Blocks for GRACE_S seconds at most."""
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
@@ -79,7 +72,7 @@ class Leash:
 
     def _write(self, line: str) -> None:
         assert self._process.stdin is not None
-        # A leash that somebody killed is no reason to end the cluster.
+        # A watchdog that was killed is no reason to end the cluster.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(line)
             self._process.stdin.flush()
