@@ -11,7 +11,7 @@ What differs between the supported versions (the range is in `conformance`, whic
 | `reset_preempted_req_ids` | all | tells model runner V2 to release the slot of a request preempted between two steps |
 | `prev_step_scheduled_req_ids` | all | model runner V1 must be sent all tokens of a request that was preempted |
 | `deferred_frees` | all | beside a connector that loads KV, blocks are freed when the steps in flight end |
-| resumed requests in `scheduled_new_reqs` | model runner V2 | they bring no prompt: `num_preemptions` tells them apart |
+| resumed requests in `scheduled_new_reqs` | model runner V2 | distinguished by `num_preemptions` |
 | `session_id` of beams | from 0.29 | on 0.28 the requests of a beam search have no ticket and are unmanaged |
 
 Everything runs on the engine core's main thread.
