@@ -9,9 +9,9 @@ import structlog
 from agentserving.contract import ticket
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
-from agentserving_controlplane.clock import Instant
 from agentserving_controlplane.engines.directives import CancelCalls, ToolWait
 from agentserving_controlplane.errors import NotFoundError
+from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.state import LeaderState
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
 from agentserving_controlplane.table.rows import CallRow, ProgramRow, call_parts
@@ -116,7 +116,7 @@ class CallOperations:
                 # By the wall clock, which is the one that the engine shares.
                 expires_unix_s=call.admit_us // 1_000_000 + TICKET_LIFETIME_S,
                 program_arrival_us=root.open_us,
-                application=root.name,
+                class_name=root.name,
             ),
             key if key is not None else state.settings.ticket_keys()[0],
         )

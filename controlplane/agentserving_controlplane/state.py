@@ -13,11 +13,12 @@ from functools import partial
 
 from agentserving.contract.policy import Accounting, preset
 
-from agentserving_controlplane.clock import Instant, read_clock
+from agentserving_controlplane.clock import read_clock
 from agentserving_controlplane.engines.links import Links
 from agentserving_controlplane.engines.load_balancer import LoadBalancer
 from agentserving_controlplane.engines.registry import EngineRegistry
 from agentserving_controlplane.errors import OverloadedError
+from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.policy.in_force import PolicyInForce
 from agentserving_controlplane.policy.version import PolicyVersion
 from agentserving_controlplane.settings import PlaneSettings

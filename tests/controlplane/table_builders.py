@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
-from agentserving_controlplane.clock import Instant
+from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.table import rows
 from agentserving_controlplane.table.admission_plan import AdmissionRequest
 from agentserving_controlplane.table.call_chunks import ROW

@@ -16,7 +16,7 @@ from agentserving.contract.accounting import account_at_admit, charge_call
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import Accounting
 
-from agentserving_controlplane.clock import Instant
+from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionPlanner, AdmissionRequest
 from agentserving_controlplane.table.call_chunks import ROW
 from agentserving_controlplane.table.changes import Changes, Item

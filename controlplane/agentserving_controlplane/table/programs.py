@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 
-from agentserving_controlplane.clock import Instant
 from agentserving_controlplane.errors import ConflictError, ExistsError, ForbiddenError, InvalidError, NotFoundError
+from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.table.changes import Changes
 from agentserving_controlplane.table.endings import ClosedProgram, Endings, origin_of
 from agentserving_controlplane.table.program_index import ProgramIndex
@@ -173,7 +173,7 @@ class Programs:
         return row
 
     def open(self, request: OpenRequest, now: Instant) -> ProgramRow:
-        """Plans and commits at once: the row opened by this request, now or before. Raises refusals."""
+        """Plans and commits in one step: the row that this request opens, or has opened before. Raises refusals."""
         plan = self.plan_open(request)
         return plan if isinstance(plan, ProgramRow) else self.commit_open(plan, now)
 

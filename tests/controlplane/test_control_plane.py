@@ -1,0 +1,335 @@
+"""The leader's operations in values: refusals, ends, accounts on other engines, tenants, many calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from agentserving.contract.ids import EngineId, ProgramId, Tenant
+from agentserving_controlplane import calls as call_operations
+from agentserving_controlplane.calls import Admission, EndOfCall
+from agentserving_controlplane.control_plane import ControlPlane
+from agentserving_controlplane.engine_sessions import EngineHello, EngineReport, EngineSession
+from agentserving_controlplane.engines.directives import Accounts, CancelCalls, PauseCalls, Welcome
+from agentserving_controlplane.engines.facts import Capabilities
+from agentserving_controlplane.engines.health import EngineState
+from agentserving_controlplane.errors import DomainError, OverloadedError
+from agentserving_controlplane.store.memory import MemoryStore
+from agentserving_controlplane.table.admission_plan import AdmissionRequest
+from agentserving_controlplane.table.program_index import ProgramIndex
+from agentserving_controlplane.table.programs import OpenRequest
+from agentserving_controlplane.table.reports import CallReport
+from agentserving_controlplane.table.states import Outcome
+from controlplane.table_builders import check_invariants, key, snapshot
+from support.served_plane import SETTINGS
+
+ACME, GLOBEX = Tenant("acme"), Tenant("globex")
+
+
+@asynccontextmanager
+async def leader(store: MemoryStore | None = None, **settings: Any) -> AsyncIterator[ControlPlane]:
+    store = store or MemoryStore()
+    plane = ControlPlane(replace(SETTINGS, **settings), store, await store.acquire("t"), lambda error: None)
+    await plane.recover(store)
+    yield plane
+    check_invariants(plane.table)
+    await plane.commits.close(1)
+
+
+async def attach(plane: ControlPlane, name: str = "e1", **fields: Any) -> EngineSession:
+    session = plane.new_session()
+    address = f"{name}:8000"
+    hello = {"engine_id": name, "boot_id": "b", "address": address, "sidecar_address": address, **fields}
+    await session.hello(EngineHello(**hello))
+    return session
+
+
+def admit(plane: ControlPlane, program_id: str = "", tenant: Tenant = ACME, **fields: Any) -> Admission:
+    request = AdmissionRequest(tenant=tenant, program_id=ProgramId(program_id), **{"implicit": True, **fields})
+    return plane.calls.admit(request)
+
+
+def end(plane: ControlPlane, admission: Admission, outcome: Outcome, tenant: Tenant = ACME, **fields: Any) -> None:
+    plane.calls.end(EndOfCall(tenant=tenant, call_id=admission.call_id, outcome=outcome, **fields))
+
+
+async def report(session: EngineSession, admission: Admission, tenant: Tenant = ACME, **fields: Any) -> None:
+    assert session.engine is not None
+    call = CallReport(
+        call_id=admission.call_id,
+        program_id=admission.program_id,
+        engine_id=session.engine.engine_id,
+        tenant=tenant,
+        root=admission.program_id,
+        attempt=admission.attempt,
+        boot_id="b",
+        **fields,
+    )
+    await session.report(EngineReport(calls=(call,)))
+
+
+def sent(session: EngineSession, kind: type) -> list[Any]:
+    """Messages of a kind that are queued for an engine; all others are dropped."""
+    found = []
+    while not session.link.outgoing.empty():
+        message = session.link.outgoing.get_nowait()
+        if isinstance(message, kind):
+            found.append(message)
+    return found
+
+
+async def until(condition: Any, bound_s: float = 20.0) -> None:
+    async with asyncio.timeout(bound_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def facts(plane: ControlPlane) -> Any:
+    """Everything that a refused admission could have changed."""
+    balancer = plane.balancer
+    return (
+        snapshot(plane.table),
+        (balancer._turn, dict(balancer._home), dict(balancer._contexts)),
+        {e.engine_id: (dict(e.calls), e.call_us, e.outliers.failures, e.condition) for e in plane.engines},
+        (plane.commits.pending, plane.commits.number, plane.revision, len(plane.keys._admissions)),
+    )
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, "NO_ENGINE"),
+        ({"program_id": "new", "parent_program_id": "new-parent"}, "NO_ENGINE"),
+        ({"program_id": "closed"}, "NO_ENGINE"),
+        ({"exclude_engine_ids": frozenset({EngineId("e1")})}, "NO_ENGINE"),
+        ({"model": "unknown", "exclude_engine_ids": frozenset()}, "MODEL_NOT_FOUND"),
+        ({"idempotency_key": "k", "digest": "another"}, "IDEMPOTENCY_KEY_REUSED"),
+        ({"idempotency_key": "k" * 129}, "KEY_TOO_LONG"),
+    ],
+)
+async def test_a_refused_admission_changes_nothing_in_the_leader(fields: dict[str, Any], reason: str) -> None:
+    async with leader() as plane:
+        await attach(plane, capabilities=Capabilities(models=("m",)))
+        admit(plane, "p", idempotency_key="k", digest="d")
+        await plane.programs.open(OpenRequest(tenant=ACME, program_id=ProgramId("closed")))
+        await plane.programs.close(key("closed", "acme"), Outcome.NONE)
+        await plane.commits.flush()
+        retried = admit(plane, "retried")
+        before = facts(plane)
+        exclude = {"exclude_engine_ids": frozenset({EngineId("e1")}), "retry_of_call_id": retried.call_id}
+        for _ in range(3):
+            with pytest.raises(DomainError) as caught:
+                admit(plane, **{**exclude, **fields})
+            assert caught.value.reason == reason
+        assert facts(plane) == before
+
+
+async def test_refused_calls_are_subject_to_backpressure_and_cost_the_next_one_nothing() -> None:
+    async with leader(max_pending_writes=2) as plane:
+        for _ in range(1000):
+            with pytest.raises(DomainError, match="no engine"):
+                admit(plane)
+        assert (len(plane.table.rows), plane.commits.pending) == (0, 0)
+        await attach(plane)
+        admit(plane)
+        admit(plane)
+        before = facts(plane)
+        with pytest.raises(OverloadedError):
+            admit(plane)
+        assert facts(plane) == before
+
+
+# -- ends ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.REJECTED, Outcome.CANCELLED])
+async def test_a_call_that_no_engine_reported_ends_at_once_and_says_how(outcome: Outcome) -> None:
+    async with leader() as plane:
+        await attach(plane)
+        admission = admit(plane)
+        end(plane, admission, outcome)
+        end(plane, admission, outcome)
+        assert (plane.table.open_calls, plane.table.totals.outcomes) == (0, {outcome: 1})
+        assert not plane.engines.get(EngineId("e1")).in_flight
+
+
+async def test_another_tenants_call_cannot_be_ended() -> None:
+    async with leader() as plane:
+        await attach(plane)
+        admission = admit(plane, "p")
+        with pytest.raises(DomainError, match="no call"):
+            end(plane, admission, Outcome.CANCELLED, tenant=GLOBEX, never_started=True)
+        assert plane.table.open_calls == 1
+
+
+async def test_a_call_that_an_engine_runs_ends_with_that_engines_report() -> None:
+    async with leader() as plane:
+        session = await attach(plane)
+        admission = admit(plane, "p")
+        await report(session, admission, service_us=5, running=True)
+        end(plane, admission, Outcome.CANCELLED)
+        assert plane.table.open_calls == 1
+        assert sent(session, CancelCalls) == [CancelCalls((admission.call_id,))]
+        await report(session, admission, service_us=9, outcome=Outcome.CANCELLED)
+        assert (plane.table.open_calls, plane.table.rows[key("p", "acme")].total_service_us) == (0, 9)
+
+
+async def test_a_call_whose_client_is_gone_ends_within_two_seconds_although_its_engine_is_silent() -> None:
+    assert call_operations.ABANDONED_S < 2
+    async with leader() as plane:
+        session = await attach(plane)
+        admission = admit(plane, "p")
+        await report(session, admission, service_us=5, running=True)
+        session.detach()
+        end(plane, admission, Outcome.CANCELLED)
+        await until(lambda: not plane.table.open_calls)
+        assert not plane.engines.get(EngineId("e1")).in_flight
+        assert plane.table.rows[key("p", "acme")].total_service_us == 5
+        assert plane.table.totals.outcomes == {Outcome.CANCELLED: 1}
+
+
+async def test_a_retry_counts_against_the_engine_that_failed() -> None:
+    async with leader() as plane:
+        await attach(plane, "broken")
+        for _ in range(5):
+            first = admit(plane, exclude_engine_ids=frozenset({EngineId("works")}))
+            await attach(plane, "works")
+            retry = {"retry_of_call_id": first.call_id, "exclude_engine_ids": frozenset({first.engine_id})}
+            second = admit(plane, first.program_id, **retry)
+            assert (second.engine_id, second.program_id, second.attempt) == ("works", first.program_id, 2)
+            assert not plane.engines.get(EngineId("broken")).in_flight
+            end(plane, second, Outcome.COMPLETED)
+        assert plane.table.open_calls == 0
+        assert plane.engines.get(EngineId("broken")).state is EngineState.FAILING
+
+
+async def test_an_engine_that_fails_at_once_does_not_attract_the_calls() -> None:
+    async with leader() as plane:
+        await attach(plane, "broken")
+        working = await attach(plane, "works")
+        taken = {"broken": 0, "works": 0}
+        for _ in range(200):
+            admission = admit(plane)
+            taken[admission.engine_id] += 1
+            if admission.engine_id == "broken":
+                end(plane, admission, Outcome.REJECTED)
+        assert working.engine is not None
+        assert taken["broken"] < 20
+        assert plane.engines.get(EngineId("broken")).state is EngineState.FAILING
+
+
+# -- tenants ---------------------------------------------------------------------------------------------------------
+
+
+async def test_two_tenants_with_one_program_id_share_nothing() -> None:
+    async with leader() as plane:
+        session = await attach(plane)
+        ours, theirs = admit(plane, "triage", ACME), admit(plane, "triage", GLOBEX)
+        assert ours.call_id != theirs.call_id
+        assert plane.engines.get(EngineId("e1")).in_flight == 2
+        await report(session, ours, ACME, service_us=100_000_000, outcome=Outcome.COMPLETED)
+        assert plane.programs.get(key("triage", "globex")).root.attained_service_us == 0
+        await plane.programs.pause(key("triage", "acme"), True)
+        assert sent(session, PauseCalls) == [PauseCalls(key("triage", "acme"), True)]
+        late = await attach(plane, "e2")
+        assert sent(late, Welcome)[0].paused == (key("triage", "acme"),)
+        _, count = await plane.programs.cancel(key("triage", "acme"))
+        assert count == 0
+        assert theirs.call_id in plane.table.index.calls
+
+
+async def test_contexts_and_homes_of_two_tenants_are_apart_in_the_balancer() -> None:
+    async with leader() as plane:
+        session = await attach(plane, capabilities=Capabilities(num_blocks=1000, block_size=16))
+        admission = admit(plane, "triage", ACME)
+        await report(session, admission, ACME, prompt_tokens=5000, outcome=Outcome.COMPLETED)
+        candidate = plane.engines.get(EngineId("e1")).candidate()
+        assert candidate.capacity_tokens == 16_000
+        assert plane.balancer.expected_hit(key("triage", "acme"), 5000, candidate) == 4500
+        assert plane.balancer.expected_hit(key("triage", "globex"), 5000, candidate) == 0
+
+
+# -- accounts --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_account_that_moves_is_sent_to_the_other_engines_that_run_calls_of_the_tree() -> None:
+    async with leader() as plane:
+        sessions = {name: await attach(plane, name) for name in ("e1", "e2", "e3")}
+        admitted = {}
+        for name in ("e1", "e2"):
+            others = frozenset(map(EngineId, sessions)) - {EngineId(name)}
+            admitted[name] = admit(plane, "p", exclude_engine_ids=others)
+        for session in sessions.values():
+            sent(session, Accounts)
+        await report(sessions["e1"], admitted["e1"], service_us=7, outcome=Outcome.COMPLETED)
+        assert not sent(sessions["e1"], Accounts)
+        assert not sent(sessions["e3"], Accounts)
+        ((account,),) = [message.accounts for message in sent(sessions["e2"], Accounts)]
+        assert (account.root, account.attained_service_us) == (key("p", "acme"), 7)
+
+
+async def test_a_report_costs_the_same_however_many_sub_agents_are_retained(monkeypatch: pytest.MonkeyPatch) -> None:
+    visited = 0
+    tree = ProgramIndex.tree
+
+    def counting(self: ProgramIndex, row: Any) -> Any:
+        nonlocal visited
+        for found in tree(self, row):
+            visited += 1
+            yield found
+
+    monkeypatch.setattr(ProgramIndex, "tree", counting)
+    async with leader() as plane:
+        session = await attach(plane)
+        admit(plane, "root")
+        for number in range(1000):
+            child = OpenRequest(tenant=ACME, program_id=ProgramId(f"root/{number}"), parent=ProgramId("root"))
+            plane.table.programs.open(child, plane.now())
+            plane.settle()
+        for _ in range(20):
+            await report(session, admit(plane, "root"), service_us=5, outcome=Outcome.COMPLETED)
+        assert visited == 0
+
+
+# -- many calls ------------------------------------------------------------------------------------------------------
+
+
+async def test_thousands_of_parallel_calls_of_a_program_are_admitted_cancelled_and_recovered() -> None:
+    store = MemoryStore()
+    async with leader(store) as plane:
+        session = await attach(plane)
+        for number in range(3000):
+            admit(plane, "root", thread_id=f"t{number % 400}")
+        await plane.commits.flush()
+    async with leader(store) as plane:
+        assert plane.table.open_calls == 3000
+        session = await attach(plane)
+        _, count = await plane.programs.cancel(key("root", "acme"))
+        cancelled = [call for message in sent(session, CancelCalls) for call in message.call_ids]
+        assert count == len(set(cancelled)) == 3000
+
+
+async def test_calls_of_a_wide_program_expire_without_one_large_transaction() -> None:
+    store = MemoryStore()
+    async with leader(store, call_idle_s=0.05) as plane:
+        await attach(plane)
+        for _ in range(5000):
+            admit(plane, "root")
+
+        async def ticked() -> bool:
+            await plane.tick()
+            return not plane.table.open_calls
+
+        async with asyncio.timeout(60):
+            while not await ticked():
+                await asyncio.sleep(0.05)
+        await plane.commits.flush()
+        assert plane.table.totals.outcomes == {Outcome.EXPIRED: 5000}
+        assert [k for k in (await store.load()).items if k.startswith("calls/")] == []
