@@ -48,7 +48,9 @@ class ProgramView:
 class LeaderState:
     """The parts of a leader; `ControlPlane` adds the operations."""
 
-    def __init__(self, settings: PlaneSettings, store: Store, epoch: int, on_fenced: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, settings: PlaneSettings, store: Store, epoch: int, on_fenced: Callable[[Exception], None]
+    ) -> None:
         self.settings = settings
         self.epoch = epoch
         self._store = store
