@@ -53,7 +53,7 @@ async def test_a_control_plane_waits_for_etcd_says_so_and_serves_when_it_comes(
     await until(lambda: "waiting for the store: etcd Range" in control_plane.get("/readyz")[1])
     assert control_plane.get("/readyz")[0] == 503
     assert control_plane.get("/healthz")[0] == 200
-    assert "store away, trying again" in control_plane.log.read_text()
+    assert "store unavailable, trying again" in control_plane.log.read_text()
     await asyncio.to_thread(etcd.start)
     await asyncio.to_thread(control_plane.wait_ready)
 

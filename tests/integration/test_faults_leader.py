@@ -103,7 +103,7 @@ async def test_a_leader_paused_for_twice_its_lease_writes_nothing_more_and_follo
         await stopped(cluster, load, clients)
         before = await revision(cluster)
         paused.signal(signal.SIGCONT)
-        await until(lambda: "leads no more" in paused.log.read_text())
+        await until(lambda: "leads no longer" in paused.log.read_text())
         await cluster.follows(old)
         assert await revision(cluster) == before
         assert await cluster.leader() == new
@@ -126,7 +126,7 @@ async def test_a_leader_cut_off_from_etcd_stops_before_another_leads_and_follows
         await cluster.follows(second)
         async with under_load(cluster) as load:
             network.cut()
-            await until(lambda: "leads no more" in cut_off.log.read_text())
+            await until(lambda: "leads no longer" in cut_off.log.read_text())
             assert await cluster.leader() == second
             await load.more(50)
             network.mend()
@@ -153,7 +153,7 @@ async def test_when_etcd_comes_back_after_more_than_a_lease_somebody_leads_again
     async with KillableCluster(planes=2, lease_s=3) as cluster, under_load(cluster):
         old = await cluster.leader()
         await asyncio.to_thread(cluster.etcd.kill)
-        await until(lambda: "leads no more" in cluster.planes[old].log.read_text())
+        await until(lambda: "leads no longer" in cluster.planes[old].log.read_text())
         assert all(plane.metric("agentserving_leader") != 1 for plane in cluster.planes.values())
         await asyncio.to_thread(cluster.etcd.start)
         await cluster.leader()

@@ -158,7 +158,7 @@ async def test_a_certificate_that_cannot_be_read_leaves_the_one_before() -> None
         before = files.paths("control-plane")["cert"].read_text()
         files.paths("control-plane")["cert"].unlink()
         assert await shown(files, cluster.listen) == before
-        assert "certificate cannot be read, the one before is used" in cluster.control_plane.log.read_text()
+        assert "certificate cannot be read, using the previous one" in cluster.control_plane.log.read_text()
         files.sign()
         assert await shown(files, cluster.listen) == files.paths("control-plane")["cert"].read_text() != before
 

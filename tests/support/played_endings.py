@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from agentserving.client.values import Call, ClosedProgram, EndedCall, Endings, Outcome, ProgramOrigin
+from agentserving.contract.ids import CallId, EngineId, ProgramId
 
 BEGIN = datetime(2026, 11, 24, 9, tzinfo=UTC)
 
@@ -18,7 +19,10 @@ def origin(
     program: str, opened: float = 0, parent: str = "", root: str = "", root_opened: float | None = None, name: str = ""
 ) -> ProgramOrigin:
     root_at = opened if root_opened is None else root_opened
-    return ProgramOrigin(program, name, parent, root or parent or program, at(opened), at(root_at))
+    return ProgramOrigin(
+        program_id=ProgramId(program), name=name, parent_program_id=ProgramId(parent),
+        root_program_id=ProgramId(root or parent or program), open_time=at(opened), root_open_time=at(root_at),
+    )  # fmt: skip
 
 
 def ended(
@@ -37,15 +41,17 @@ def ended(
 ) -> EndedCall:
     """A call that was served all the time; the control plane heard of its end `heard_late` after it."""
     call = Call(
-        f"{of.program_id}.1.{number}", 1, thread, "e1", 0, round(1000 * (ended_at - began)), 0, prompt, cached, output,
-        0, 0, False, at(began), parents,
+        call_id=CallId(f"{of.program_id}.1.{number}"), attempt=1, thread_id=thread, engine_id=EngineId("e1"),
+        attained_service_us=0, service_us=round(1000 * (ended_at - began)), wait_us=0, prompt_tokens=prompt,
+        cached_tokens=cached, output_tokens=output, preemptions=0, level=0, running=False, admit_time=at(began),
+        parent_call_ids=tuple(CallId(each) for each in parents),
     )  # fmt: skip
-    return EndedCall(call, of, outcome, at(ended_at + heard_late))
+    return EndedCall(call=call, program=of, outcome=outcome, end_time=at(ended_at + heard_late))
 
 
 def closed(of: ProgramOrigin, when: float, in_flight: int = 0) -> ClosedProgram:
-    return ClosedProgram(of, Outcome.COMPLETED, at(when), in_flight)
+    return ClosedProgram(program=of, outcome=Outcome.COMPLETED, close_time=at(when), calls_in_flight=in_flight)
 
 
 def told(*endings: EndedCall | ClosedProgram, lost: int = 0, restarted: bool = False) -> Endings:
-    return Endings(1, endings, lost, restarted, BEGIN)
+    return Endings(position=1, endings=endings, lost=lost, restarted=restarted, send_time=BEGIN)

@@ -70,23 +70,36 @@ class WriteBuffer:
                 known.write = write
             self.through = number
             return True
-        encoded = [_encoded(write) for write in writes]
-        joined = {id(self._groups[w.key]): self._groups[w.key] for w in encoded if w.key in self._groups}
-        new = [w for w in encoded if w.key not in self._groups]
-        size = sum(group.size for group in joined.values()) + sum(w.size for w in encoded)
-        size -= sum(self._values[w.key].size for w in encoded if w.key in self._values)
-        count = sum(len(group.keys) for group in joined.values()) + len(new)
+        return self._add_group([_encoded(write) for write in writes], number)
+
+    def _add_group(self, writes: Sequence[Write], number: int) -> bool:
+        joined: dict[int, _Group] = {}
+        new: list[Write] = []
+        size = 0
+        for write in writes:
+            size += _size(write)
+            group = self._groups.get(write.key)
+            if group is None:
+                new.append(write)
+            else:
+                size -= _size(self._values[write.key])
+                joined[id(group)] = group
+        count = len(new)
+        for group in joined.values():
+            count += len(group.keys)
+            size += group.size
         if joined and (count > MAX_BATCH_WRITES or size > MAX_BATCH_BYTES):
             self._close(new)
             return False
         self._join(list(joined.values()), new, size)
-        self._values.update((w.key, w) for w in encoded)
+        for write in writes:
+            self._values[write.key] = write
         self.through = number
         return True
 
     def _join(self, joined: list[_Group], new: Sequence[Write], size: int) -> None:
-        merged = max(joined, key=lambda group: len(group.keys), default=_Group())
-        for group in joined:
+        merged = max(joined, key=lambda group: len(group.keys)) if joined else _Group()
+        for group in joined if len(joined) > 1 else ():
             if group is not merged:
                 merged.keys += group.keys
                 self._groups.update(dict.fromkeys(group.keys, merged))
@@ -111,7 +124,7 @@ class WriteBuffer:
         groups = [([self._values[key] for key in group.keys], group.size) for group in self._distinct_groups()]
         for single in self._singles.values():
             write = _encoded(single.write)
-            groups.append(([write], write.size))
+            groups.append(([write], _size(write)))
         batches: list[list[Write]] = []
         free_writes = free_bytes = 0
         for writes, size in groups:
@@ -125,6 +138,11 @@ class WriteBuffer:
 
     def _distinct_groups(self) -> list[_Group]:
         return list({id(group): group for group in self._groups.values()}.values())
+
+
+def _size(write: Write) -> int:
+    """Bytes, counting a character of a key as one: what is packed is bounded well below what a store takes."""
+    return len(write.key) + (len(write.value) if write.value is not None else 0)
 
 
 def _encoded(write: AnyWrite) -> Write:

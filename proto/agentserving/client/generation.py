@@ -10,11 +10,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from agentserving.client import operations
+from agentserving.client import current_call, operations
 from agentserving.client.operations import Operation
 from agentserving.client.values import Admission, Outcome
 from agentserving.contract.ids import EngineId
-from agentserving.programs import context
 from agentserving.transport.errors import InvalidArgumentError, UnavailableError
 from agentserving.v1 import call_service_pb2 as pb
 
@@ -34,9 +33,7 @@ class GenerateCall:
         self._path = path
         self._body = body if isinstance(body, bytes) else json.dumps(body).encode()
         self._model = "" if isinstance(body, bytes) else str(body.get("model", ""))
-        at = context.current_point()
-        inside = at is not None and program_id in (None, at.thread.tracker.program_id) and not thread_id
-        self._carried = context.begin_call() if inside else None
+        self._carried = None if thread_id else current_call.begin(program_id)
         self._program_id, self._thread_id = program_id or "", thread_id
         self._excluded: list[EngineId] = []
         # The last attempt, as long as no engine is known to have it.
@@ -45,15 +42,14 @@ class GenerateCall:
     def admit(self) -> Operation[Admission]:
         """Admission of the next attempt. It names the one before, which ends with it."""
         carried, before = self._carried, self._open
-        tracker = carried.tracker if carried else None
         program_id = carried.program_id if carried else self._program_id
         return operations.admit(
             # A call without a program was given one by the first admission.
             program_id or (before.program_id if before else ""),
             thread_id=carried.thread_id if carried else self._thread_id,
             parent_call_ids=carried.parents if carried else (),
-            name=tracker.name if tracker else "",
-            parent_program_id=tracker.parent_program_id if tracker else "",
+            name=carried.program_name if carried else "",
+            parent_program_id=carried.parent_program_id if carried else "",
             implicit=True,
             model=self._model,
             prompt_tokens=len(self._body) // BYTES_PER_TOKEN,

@@ -259,12 +259,12 @@ class Engine:
     boot_id: str
     address: str
     state: EngineState
-    state_reason: str
     capabilities: EngineCapabilities
     load: EngineLoad
     policy_version: int
     calls_in_flight: int
     last_report_time: datetime | None
+    state_reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any
 
+from agentserving.client import current_call
 from agentserving.programs import headers
 from agentserving.programs.tracking import PendingCall, Point, Thread, Tracker
 
@@ -183,6 +184,16 @@ class CarriedCall:
         return self.tracker.program_id
 
     @property
+    def program_name(self) -> str:
+        """The program's name, and class."""
+        return self.tracker.name
+
+    @property
+    def parent_program_id(self) -> str:
+        """The program that it is a sub-agent of; empty for none."""
+        return self.tracker.parent_program_id
+
+    @property
     def thread_id(self) -> str:
         """The thread it belongs to."""
         return self._pending.thread.thread_id
@@ -217,3 +228,14 @@ def begin_call() -> CarriedCall | None:
     with _lock:
         thread = current_thread(at)
         return CarriedCall(thread.tracker.begin(thread))
+
+
+def _begin_call_of(program_id: str | None) -> CarriedCall | None:
+    at = _point.get()
+    if at is None or program_id not in (None, at.thread.tracker.program_id):
+        return None
+    return begin_call()
+
+
+# Clients are below programs: they learn of the current program through this hook.
+current_call.begin = _begin_call_of

@@ -1,4 +1,4 @@
-"""The headers by which a call names its program, and their valid values. Pure; the gateway reads them by this module."""
+"""The headers by which a call names its program, and their valid values. Pure; gateways use this module, too."""
 
 from __future__ import annotations
 

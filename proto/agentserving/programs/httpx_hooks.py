@@ -1,18 +1,18 @@
-"""Hooks by which httpx requests carry the program: `instrument()` for the whole process, `attach()` for one client.
+"""Hooks that make httpx requests carry the program: `instrument()` for the whole process, `attach()` for one client.
 
-The OpenAI, Anthropic and LangChain SDKs and the OpenAI Agents SDK all speak through httpx, or, in their newer versions,
-through its successor httpx2; both are taken as they come. `instrument()` wraps `handle_request` of the two classes that
-really send, HTTPTransport and AsyncHTTPTransport, as OpenTelemetry does. Sentry wraps `Client.send` instead, and that
-would not do here: httpx follows redirects inside of `send` and copies the headers to whatever host it is sent to, while
-a transport sees every hop by itself, after the host is known. The caller's request is never changed: what goes out is a
-copy with our headers, so neither a retry nor a redirect carries old ids along. No class is replaced and no client
-looks different.
+The OpenAI, Anthropic, LangChain, LiteLLM and OpenAI Agents SDKs all use httpx or its successor httpx2. `instrument()`
+wraps `handle_request` of the classes that really send: HTTPTransport, AsyncHTTPTransport (as OpenTelemetry does), and
+the aiohttp transports of LiteLLM and httpx-aiohttp. Those are wrapped when their class is defined, because importing
+LiteLLM takes seconds and often happens after `instrument()`. Sentry wraps `Client.send` instead, which would not do
+here: httpx follows redirects inside of `send` and copies the headers to every host, while a transport sees each hop by
+itself, after the host is known. The caller's request is never changed: what is sent is a copy with our headers, so
+neither a retry nor a redirect carries old ids along. No class is replaced and no client looks different.
 
-Transports that do not derive from those two (the aiohttp ones, for example) are not seen. For them, and for those who
-want nothing process-wide, `attach(client)` uses the client's own event hooks, which are public. They run per hop, too,
-but they must write into the request, so ours are taken out again when a hop leads elsewhere.
+For other transports, and for users who want nothing process-wide, `attach(client)` uses the client's own event hooks,
+which are public. They run per hop as well, but must write into the request, so our headers are removed again when a hop
+leads elsewhere.
 
-Headers that the user has set win; a request that names a program of its own is left alone altogether.
+Headers set by the user win; a request that names another program is left alone.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from typing import Any, TypeVar
 from agentserving.programs import context, headers
 from agentserving.programs.context import CarriedCall
 from agentserving.programs.gateways import Gateways
-from agentserving.programs.watched_streams import watch
+from agentserving.programs.response_body import library_of as _library
+from agentserving.programs.response_body import observed
 
 LIBRARIES = ("httpx", "httpx2")
-# In a request's extensions: who made it a call, the call, and the headers that were put into it.
+# Key in a request's extensions: the hooks that made it a call, the call, and the headers that were added.
 _MARK = "agentserving.call"
 
 HttpxClient = TypeVar("HttpxClient")
@@ -41,7 +42,7 @@ AsyncSend = Callable[[Any, Any], Awaitable[Any]]
 
 
 def _call_for(request: Any, gateways: Gateways) -> CarriedCall | None:
-    """The call that a request is; None when it is no call of ours, or is one already."""
+    """The call that a request becomes; None for a request to others, and for one that is a call already."""
     at = context.current_point()
     if at is None or request.method != "POST" or _MARK in request.extensions or not gateways.include(request.url):
         return None
@@ -58,19 +59,19 @@ def _marked(request: Any, call: CarriedCall) -> Any:
     """A copy of the request with our headers; the body is shared."""
     merged = request.headers.copy()
     merged.update(_missing(request, call))
-    return type(request)(
-        request.method,
-        request.url,
-        headers=merged,
-        stream=request.stream,
-        extensions={**request.extensions, _MARK: (None, call, ())},
-    )
+    try:
+        # Read already: transports that look at `content` must find it in the copy, too.
+        body = {"content": request.content}
+    except _library(type(request)).RequestNotRead:
+        body = {"stream": request.stream}
+    extensions = {**request.extensions, _MARK: (None, call, ())}
+    return type(request)(request.method, request.url, headers=merged, extensions=extensions, **body)
 
 
 def _answered(response: Any, call: CarriedCall) -> Any:
     if response.is_success:
         call.answered(response.headers.get(headers.CALL_ID, ""))
-    response.stream = watch(response, call.end)
+    response.stream = observed(response, call.end)
     return response
 
 
@@ -78,7 +79,7 @@ def _answered(response: Any, call: CarriedCall) -> Any:
 
 
 class _Instrumentation:
-    """What is wrapped, and for which gateways. A wrapper that others have wrapped in turn stays and does nothing."""
+    """The wrapped classes, and the gateways. A wrapper that was wrapped again by others stays and does nothing."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -86,13 +87,34 @@ class _Instrumentation:
         self.wrapped: list[tuple[type[Any], str, Any, Any]] = []
 
     def wrap(self, owner: type[Any], method: str) -> None:
-        """Once per class."""
+        """Wraps a method, once per class."""
         original = getattr(owner, method)
         if any(found is owner for found, *_ in self.wrapped):
             return
         wrapper = self._async(original) if inspect.iscoroutinefunction(original) else self._sync(original)
         setattr(owner, method, wrapper)
         self.wrapped.append((owner, method, original, wrapper))
+
+    def wrap_aiohttp(self, base: type[Any]) -> None:
+        """Wraps the aiohttp transports among the subclasses of AsyncBaseTransport, now and when one is defined."""
+        for cls in _subclasses(base):
+            self._wrap_if_aiohttp(cls)
+        if any(found is base for found, *_ in self.wrapped):
+            return
+        original = base.__dict__.get("__init_subclass__")
+
+        def __init_subclass__(cls: type[Any], /, **options: Any) -> None:
+            super(base, cls).__init_subclass__(**options)
+            if self.gateways is not None:
+                self._wrap_if_aiohttp(cls)
+
+        wrapper = classmethod(__init_subclass__)
+        base.__init_subclass__ = wrapper  # type: ignore[assignment] # mypy wants the bound method
+        self.wrapped.append((base, "__init_subclass__", original, wrapper))
+
+    def _wrap_if_aiohttp(self, cls: type[Any]) -> None:
+        if "aiohttp" in cls.__name__.lower() and "handle_async_request" in cls.__dict__:
+            self.wrap(cls, "handle_async_request")
 
     def _sync(self, original: Send) -> Send:
         @functools.wraps(original)
@@ -123,13 +145,17 @@ class _Instrumentation:
         return handle_async_request
 
 
+def _subclasses(base: type[Any]) -> list[type[Any]]:
+    return [found for cls in base.__subclasses__() for found in (cls, *_subclasses(cls))]
+
+
 _instrumentation = _Instrumentation()
 
 
 def instrument(*, base_urls: str | Iterable[str] = ()) -> None:
-    """From now on every httpx request to our gateway carries the current program. Again: only `base_urls` change.
+    """Makes every httpx request to the gateway carry the current program. A second call only changes `base_urls`.
 
-    `base_urls`: which requests are for our gateway, by scheme, host and port; by default AGENTSERVING_GATEWAY, else
+    base_urls: URLs of gateways, compared by scheme, host and port; by default AGENTSERVING_GATEWAY, else
     OPENAI_BASE_URL and ANTHROPIC_BASE_URL, as they are when the request is made. ModuleNotFoundError without httpx.
     """
     gateways = Gateways.of(base_urls)
@@ -141,16 +167,20 @@ def instrument(*, base_urls: str | Iterable[str] = ()) -> None:
         for library in found:
             _instrumentation.wrap(library.HTTPTransport, "handle_request")
             _instrumentation.wrap(library.AsyncHTTPTransport, "handle_async_request")
+            _instrumentation.wrap_aiohttp(library.AsyncBaseTransport)
 
 
 def uninstrument() -> None:
-    """Undoes `instrument()`; calls on their way are not disturbed."""
+    """Undoes `instrument()`; calls in flight are not disturbed."""
     with _instrumentation.lock:
         _instrumentation.gateways = None
         kept = []
         for owner, method, original, wrapper in _instrumentation.wrapped:
             if owner.__dict__.get(method) is wrapper:
-                setattr(owner, method, original)
+                if original is None:
+                    delattr(owner, method)
+                else:
+                    setattr(owner, method, original)
             else:
                 kept.append((owner, method, original, wrapper))
         _instrumentation.wrapped = kept
@@ -160,30 +190,30 @@ def uninstrument() -> None:
 
 
 class _Attached:
-    """The hooks of one `attach`. Two of them on one client leave each other's calls alone."""
+    """The hooks of one `attach`. Two of them on one client ignore each other's calls."""
 
     def __init__(self, gateways: Gateways) -> None:
         self._gateways = gateways
 
     def before(self, request: Any) -> None:
-        """A request, or one hop of it, is about to go out."""
-        self._take_out(request)
+        """A request, or one hop of it, is about to be sent."""
+        self._clean(request)
         call = _call_for(request, self._gateways)
         if call is not None:
             ours = _missing(request, call)
             request.headers.update(ours)
             request.extensions = {**request.extensions, _MARK: (self, call, tuple(ours))}
-            # An attempt that fails before its answer tells no hook: then the call ends with its request.
+            # No hook is called for an attempt that fails before its response: then the call ends with its request.
             weakref.finalize(request, call.end)
 
     def after(self, response: Any) -> None:
-        """The head of its answer has come."""
+        """The head of its response has arrived."""
         owner, call, _ = response.request.extensions.get(_MARK, (None, None, ()))
         if owner is self:
             _answered(response, call)
 
-    def _take_out(self, request: Any) -> None:
-        """A request that was redirected, or is sent again, begins without what we put into it before."""
+    def _clean(self, request: Any) -> None:
+        """Removes our headers from a request that was redirected or is sent again."""
         owner, call, ours = request.extensions.get(_MARK, (None, None, ()))
         if owner is self:
             call.end()
@@ -192,18 +222,18 @@ class _Attached:
             request.extensions = {key: value for key, value in request.extensions.items() if key != _MARK}
 
     async def before_async(self, request: Any) -> None:
-        """As `before`."""
+        """For AsyncClient."""
         self.before(request)
 
     async def after_async(self, response: Any) -> None:
-        """As `after`."""
+        """For AsyncClient."""
         self.after(response)
 
 
 def attach(client: HttpxClient, *, base_urls: str | Iterable[str] = ()) -> HttpxClient:
-    """The same httpx client, sync or async, whose calls carry the current program from now on; for `http_client=`.
+    """Makes the calls of one httpx client carry the current program; returns the client, for `http_client=`.
 
-    `base_urls`: as in `instrument`.
+    base_urls: as in `instrument`.
     """
     target: Any = client
     hooks = _Attached(Gateways.of(base_urls))

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agentserving.client.asynchronous import AsyncClient
+    from agentserving.client.aio import AsyncClient
+    from agentserving.client.blocking import Client
     from agentserving.client.operations import Operation
-    from agentserving.client.sync import Client
     from agentserving.transport.connection import Settings
 
 log = logging.getLogger("agentserving")
@@ -48,10 +48,10 @@ class Notifier:
         return cls(control_plane.address, control_plane)
 
     def notify(self, operation: Callable[[], Operation[Any]]) -> str:
-        """Blocks until it has arrived. Gives "", the reason of a refusal, or UNDELIVERED; raises no AgentServingError."""
+        """Blocks until it has arrived. Gives "", the reason of a refusal, or UNDELIVERED."""
         if self._is_quiet():
             return UNDELIVERED
-        from agentserving.client.sync import Client
+        from agentserving.client.blocking import Client
         from agentserving.transport.errors import AgentServingError
 
         try:
@@ -68,7 +68,7 @@ class Notifier:
         """As `notify`, awaited."""
         if self._is_quiet():
             return UNDELIVERED
-        from agentserving.client.asynchronous import AsyncClient
+        from agentserving.client.aio import AsyncClient
         from agentserving.transport.errors import AgentServingError
 
         try:

@@ -8,10 +8,15 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 
+def library_of(kind: type[Any]) -> Any:
+    """The module httpx or httpx2 that a class, or one of its bases, is of."""
+    roots = (cls.__module__.partition(".")[0] for cls in kind.__mro__)
+    return sys.modules[next(root for root in roots if root.startswith("httpx"))]
+
+
 def observed(response: Any, on_end: Callable[[], None]) -> Any:
     """The response's stream; `on_end` is called when it is closed, which httpx does at its end, or collected."""
-    roots = (cls.__module__.partition(".")[0] for cls in type(response).__mro__)
-    library = sys.modules[next(root for root in roots if root.startswith("httpx"))]
+    library = library_of(type(response))
     return _stream_class(library.SyncByteStream, library.AsyncByteStream)(response.stream, on_end)
 
 

@@ -18,8 +18,8 @@ from agentserving.programs.tracking import Point, Thread, Tracker
 
 if TYPE_CHECKING:
     from agentserving.client.aio import AsyncClient
-    from agentserving.client.operations import Operation
     from agentserving.client.blocking import Client
+    from agentserving.client.operations import Operation
 
 # Depth limit of the process table; a deeper program becomes a child of the deepest one that may have children.
 MAX_DEPTH = 15

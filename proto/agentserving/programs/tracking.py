@@ -4,10 +4,10 @@ A program's calls form a graph. It is inferred from what a context carries: a *p
 that its next call follows. Three rules make the graph:
 
 1. The next call of a thread follows the thread's last one.
-2. A flow (task or OS thread) that carries the point of another flow was forked there: it gets a thread of its own, whose
-   first call follows the point. Threads forked at one point are parallel while any of them is active; one that begins
-   when all of them have ended follows all of them (a *wave*: LangGraph's steps, or `await asyncio.to_thread(...)` twice
-   in a row).
+2. A flow (task or OS thread) that carries the point of another flow was forked there: it gets a thread of its own, and
+   that thread's first call follows the point. Threads forked at one point are parallel while any of them is active; one
+   that begins when all of them have ended follows all of them (a *wave*: LangGraph's steps, or
+   `await asyncio.to_thread(...)` twice in a row).
 3. A thread's next call after forks follows the last calls of those that have ended (a join); those still active are
    joined by a later call.
 

@@ -1,4 +1,6 @@
-"""How clients connect, for how long they wait, and when they try again. What sync and async share; sends nothing."""
+"""Settings of a client, and its retries: how it connects, how long it waits, when it tries again. Does no I/O but
+reading certificates; the blocking and the asyncio client share it. channels.py opens the connections.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ CONTROL_PLANE = "AGENTSERVING_CONTROL_PLANE"
 class Pem:
     """Certificates by content.
 
-    ca: whom to trust, None = the system's. cert, key: who we are, for mutual TLS.
-    server_name: what control planes' certificates must say, whatever their addresses; "" = the address's host.
+    ca: trusted CA, None = the system's. cert, key: our own certificate, for mutual TLS.
+    server_name: name in the control planes' certificates, whatever their addresses; "" = the host of the address.
     """
 
     ca: bytes | None = None
@@ -39,17 +41,17 @@ class Pem:
     server_name: str = ""
 
     def read(self) -> Pem:
-        """Itself: it has been read."""
+        """Itself, as `Tls.read` gives it."""
         return self
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """For a channel."""
+        """Credentials of a channel."""
         return grpc.ssl_channel_credentials(self.ca, self.key, self.cert)
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Certificates by the paths of PEM files, read anew for each channel; the fields are those of `Pem`."""
+    """Certificates by the paths of PEM files, read for each new channel; the fields are those of `Pem`."""
 
     ca: Path | None = None
     cert: Path | None = None
@@ -58,12 +60,12 @@ class Tls:
 
     @classmethod
     def of(cls, ca: str, cert: str, key: str, server_name: str = "") -> Self:
-        """From the words of flags; "" = not given."""
+        """From the values of flags; "" = not given."""
         found = [Path(each) if each else None for each in (ca, cert, key)]
         return cls(found[0], found[1], found[2], server_name)
 
     def read(self) -> Pem:
-        """As they are now. OSError for a file that cannot be read."""
+        """The current content. OSError for a file that cannot be read."""
         return settled(self._once)
 
     def _once(self) -> Pem:
@@ -75,7 +77,7 @@ def _content(path: Path | None) -> bytes | None:
 
 
 def tls_from_environment() -> Tls | None:
-    """AGENTSERVING_TLS_CA, _CERT, _KEY and _SERVER_NAME, as the components have them; None when no file is named."""
+    """From AGENTSERVING_TLS_CA, _CERT, _KEY and _SERVER_NAME, as in the components; None when no file is named."""
     ca, cert, key = (os.environ.get(f"AGENTSERVING_TLS_{each}", "") for each in ("CA", "CERT", "KEY"))
     return Tls.of(ca, cert, key, os.environ.get("AGENTSERVING_TLS_SERVER_NAME", "")) if ca or cert or key else None
 
@@ -84,11 +86,11 @@ def tls_from_environment() -> Tls | None:
 class Settings:
     """How a client behaves.
 
-    tls: by default what the environment says; None = in the clear.
-    deadline_s: of one operation with all its attempts; long enough for a write that waits for a slow store.
-    attempts: 3 outlive a gateway or control plane that restarts in about a second.
-    first_delay_s: before the second attempt, doubled for each further one, half of it random.
-    metadata: sent with every RPC; the credential, and the tenant that comes with it.
+    tls: by default from the environment; None = in the clear.
+    deadline_s: seconds for one operation with all its attempts; enough for a write that waits for a slow store.
+    attempts: 3 survive a gateway or control plane that restarts in about a second.
+    first_delay_s: seconds before the second attempt, doubled for each further one, half of them random.
+    metadata: sent with every RPC: the credential and its tenant.
     """
 
     tls: Tls | Pem | None = field(default_factory=tls_from_environment)
@@ -103,11 +105,11 @@ class Settings:
 
 
 def find_leader(given: str | None) -> Leader:
-    """From the address given (several with commas between), else the environment's; InvalidArgumentError."""
+    """From the given addresses (separated by commas), else those of the environment. InvalidArgumentError."""
     addresses = given or os.environ.get(CONTROL_PLANE, "")
     if not addresses:
         raise InvalidArgumentError(
-            f"address: name the control plane as host:port, or set {CONTROL_PLANE}", field="address"
+            f"address: expected host:port of the control plane, or set {CONTROL_PLANE}", field="address"
         )
     try:
         return Leader(split(addresses))
@@ -115,22 +117,22 @@ def find_leader(given: str | None) -> Leader:
         raise InvalidArgumentError(f"address: {error}", field="address") from error
 
 
-# A control plane that stops leading cuts its calls off as CANCELLED; a caller that cancels sees no error of gRPC's.
+# A control plane that stops leading ends its calls as CANCELLED; a caller that cancels gets no gRPC error.
 LOST = (UnavailableError, CancelledError)
 
 
 def look_elsewhere(leader: Leader, error: AgentServingError, address: str, now_s: float) -> float | None:
-    """After an error of the control plane at an address: None when it is the leader's own word, which others would
-    repeat; else the seconds to wait before asking whom `leader` names now."""
+    """After an error of the control plane at an address: None when the error is the leader's own answer, which others
+    would repeat; else the seconds to wait before trying the address in `leader`."""
     if not isinstance(error, LOST) or error.reason not in ("", NOT_LEADER):
         return None
     return leader.failed(address, now_s, hint_of(error))
 
 
 class Attempts:
-    """The attempts of one operation, by a clock that the caller reads (seconds, monotonic).
+    """The attempts of one operation, on a clock that the caller reads (seconds, monotonic).
 
-    Looking for the leader is no attempt: it goes on until the deadline, which a change of leaders fits in.
+    Searching for the leader is not an attempt: it goes on until the deadline, which a change of leaders fits into.
     """
 
     def __init__(self, settings: Settings, now_s: float, *, again: bool, leader: Leader) -> None:
@@ -139,13 +141,13 @@ class Attempts:
         self._made = 0
 
     def left_s(self, now_s: float) -> float:
-        """Deadline of the attempt that begins now."""
+        """Seconds for the attempt that begins now."""
         return max(0.001, self._until_s - now_s)
 
     def delay_s(self, error: AgentServingError, address: str, now_s: float) -> float | None:
-        """How long to wait after an attempt at an address before the next; None = there is none: raise."""
+        """Seconds to wait after a failed attempt at an address; None = no further attempt, raise the error."""
         delay = look_elsewhere(self._leader, error, address, now_s)
-        # Who does not lead has done nothing; what one who is lost has done nobody knows.
+        # A follower has done nothing; what a control plane did that was lost is unknown.
         if delay is not None and (error.reason == NOT_LEADER or (self._again and self._leader.several)):
             delay *= random.uniform(0.5, 1.0)
             return delay if now_s + delay < self._until_s else None

@@ -1,4 +1,4 @@
-"""A server's certificates: read anew for every connection, so that renewed ones need no restart."""
+"""Certificates of a server, read for every connection, so that renewed ones need no restart."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from agentserving.transport.connection import Pem, Tls
 
 
 class Log(Protocol):
-    """A logger with fields, as structlog's."""
+    """A logger with fields, such as structlog's."""
 
     def info(self, event: str, **fields: Any) -> Any:
-        """Something has happened."""
+        """Logs an event."""
 
     def error(self, event: str, **fields: Any) -> Any:
-        """Somebody should look."""
+        """Logs a failure."""
 
 
 def server_credentials(tls: Tls, log: Log) -> grpc.ServerCredentials:
-    """Client certificates are asked for when a CA is named. OSError when a file cannot be read now."""
-    # Its type is said wrong in types-grpcio: None means that nothing has changed.
+    """Clients must present a certificate when a CA is given. OSError when a file cannot be read now."""
+    # types-grpcio does not know that the callback may return None: nothing has changed.
     renewed: Any = _Renewed(tls, log)
     return grpc.dynamic_ssl_server_credentials(_configuration(tls.read()), renewed, tls.ca is not None)
 
@@ -31,24 +31,24 @@ def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
 
 
 class _Renewed:
-    """gRPC asks it before each handshake, on a thread of its own."""
+    """Called by gRPC before each handshake, on its own thread."""
 
     def __init__(self, tls: Tls, log: Log) -> None:
         self._tls, self._log = tls, log
         self._known = tls.read()
-        self._said = ""
+        self._logged = ""
 
     def __call__(self) -> grpc.ServerCertificateConfiguration | None:
-        """None = as before."""
+        """The new certificates; None when nothing has changed."""
         try:
             found = self._tls.read()
         except OSError as error:
-            if str(error) != self._said:
-                self._said = str(error)
-                self._log.error("certificate cannot be read, the one before is used", error=self._said)
+            if str(error) != self._logged:
+                self._logged = str(error)
+                self._log.error("certificate cannot be read, using the previous one", error=self._logged)
             return None
         if found == self._known:
             return None
-        self._known, self._said = found, ""
+        self._known, self._logged = found, ""
         self._log.info("certificates were renewed")
         return _configuration(found)

@@ -1,4 +1,4 @@
-"""What goes out over httpx and httpx2, and to whom."""
+"""What httpx and httpx2 send, and to which servers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from proto.client.http_origin import Origin, origin
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Origin]:
     for name in ("AGENTSERVING_CONTROL_PLANE", "AGENTSERVING_GATEWAY", "ANTHROPIC_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    with origin() as made:
-        monkeypatch.setenv("OPENAI_BASE_URL", made.base_url)
-        yield made
+    with origin() as created:
+        monkeypatch.setenv("OPENAI_BASE_URL", created.base_url)
+        yield created
     agentserving.uninstrument()
 
 
 @pytest.fixture
 def stranger() -> Iterator[Origin]:
-    with origin() as made:
-        yield made
+    with origin() as created:
+        yield created
 
 
 class Sender:
@@ -63,12 +63,12 @@ WAYS = [
 @pytest_asyncio.fixture(params=WAYS)
 async def sender(request: pytest.FixtureRequest, gateway: Origin) -> AsyncIterator[Sender]:
     library, is_async, how = request.param
-    made = Sender(importlib.import_module(library), is_async=is_async, how=how)
-    yield made
-    await made.close()
+    created = Sender(importlib.import_module(library), is_async=is_async, how=how)
+    yield created
+    await created.close()
 
 
-async def test_a_call_says_its_program_and_what_it_comes_after(sender: Sender, gateway: Origin) -> None:
+async def test_a_call_names_its_program_and_the_calls_it_follows(sender: Sender, gateway: Origin) -> None:
     with agentserving.program("triage", program_id="p1"):
         await sender.post(gateway.base_url)
         await sender.post(gateway.base_url)
@@ -77,7 +77,7 @@ async def test_a_call_says_its_program_and_what_it_comes_after(sender: Sender, g
     assert gateway.seen == [common, {**common, "parent-call-ids": "p1.1.0"}, {}]
 
 
-async def test_a_stranger_is_told_nothing(sender: Sender, gateway: Origin, stranger: Origin) -> None:
+async def test_nothing_is_sent_to_other_servers(sender: Sender, gateway: Origin, stranger: Origin) -> None:
     with agentserving.program(program_id="p1"):
         await sender.post(stranger.base_url)
         gateway.redirect_to = stranger.base_url
@@ -104,7 +104,7 @@ async def test_headers_of_the_user_win(sender: Sender, gateway: Origin) -> None:
     assert gateway.seen == [{"program-id": "mine"}, {"program-id": "p1", "thread-id": "critic"}]
 
 
-async def test_a_request_of_the_caller_is_sent_again_with_what_is_true_then(sender: Sender, gateway: Origin) -> None:
+async def test_a_request_of_the_caller_is_sent_again_with_current_headers(sender: Sender, gateway: Origin) -> None:
     request = sender.client.build_request("POST", gateway.base_url)
 
     async def send() -> None:
@@ -119,10 +119,10 @@ async def test_a_request_of_the_caller_is_sent_again_with_what_is_true_then(send
     assert gateway.seen[2] == {}
 
 
-async def test_a_call_that_fails_is_no_parent_and_no_longer_on_its_way(sender: Sender, gateway: Origin) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        away = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+async def test_a_call_that_fails_is_no_parent_and_no_longer_in_flight(sender: Sender, gateway: Origin) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        away = f"http://127.0.0.1:{unused.getsockname()[1]}"
     with agentserving.program(program_id="p1"):
         await sender.post(gateway.base_url)
         gateway.status = 503
@@ -139,7 +139,7 @@ async def test_a_call_that_fails_is_no_parent_and_no_longer_on_its_way(sender: S
 
 
 @pytest.mark.parametrize("library", ["httpx", "httpx2"])
-def test_a_streamed_call_is_on_its_way_until_its_stream_is_closed(library: str, gateway: Origin) -> None:
+def test_a_streamed_call_is_in_flight_until_its_stream_is_closed(library: str, gateway: Origin) -> None:
     agentserving.instrument()
     with importlib.import_module(library).Client(trust_env=False) as client, agentserving.program():
         with client.stream("POST", gateway.base_url) as answer:
@@ -194,7 +194,7 @@ def test_uninstrumenting_leaves_what_others_have_wrapped_around_us(
     assert [sent.get("program-id") for sent in gateway.seen] == [None, "p1"]
 
 
-def test_agentserving_gateway_takes_the_place_of_what_the_sdks_read(
+def test_the_variable_of_our_own_wins_over_those_of_the_sdks(
     gateway: Origin, stranger: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import httpx
@@ -210,3 +210,49 @@ def test_agentserving_gateway_takes_the_place_of_what_the_sdks_read(
 def test_a_base_url_without_a_host_is_refused() -> None:
     with pytest.raises(ValueError, match="names no host"):
         agentserving.instrument(base_urls=["/v1"])
+
+
+@pytest.mark.parametrize("defined", ["before", "after"])
+async def test_aiohttp_transports_carry_the_program_whenever_their_class_is_defined(
+    gateway: Origin, defined: str
+) -> None:
+    """LiteLLM imports its transport late, derives it from a base of its own, and reads `content` of the request."""
+    import httpx
+    import httpx_aiohttp
+
+    def define() -> Any:
+        class AiohttpTransport(httpx_aiohttp.AiohttpTransport):
+            async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+                assert request.content == b'{"a": 1}'
+                return await super().handle_async_request(request)
+
+        return AiohttpTransport
+
+    if defined == "before":
+        kind = define()
+        agentserving.instrument()
+    else:
+        agentserving.instrument()
+        kind = define()
+    async with httpx.AsyncClient(transport=kind(), trust_env=False) as client:
+        with agentserving.program("triage", program_id="p1"):
+            await client.post(gateway.base_url, content=b'{"a": 1}')
+            await client.post(gateway.base_url, content=b'{"a": 1}')
+            at = context.current_point()
+            assert at is not None
+            assert at.thread.in_flight == 0
+        agentserving.uninstrument()
+        with agentserving.program(program_id="p2"):
+            await client.post(gateway.base_url, content=b'{"a": 1}')
+    common = {"program-id": "p1", "program-name": "triage", "thread-id": "main"}
+    assert gateway.seen == [common, {**common, "parent-call-ids": "p1.1.0"}, {}]
+
+
+def test_uninstrumenting_leaves_no_trace_on_the_base_of_all_transports() -> None:
+    import httpx
+
+    before = dict(httpx.AsyncBaseTransport.__dict__)
+    agentserving.instrument()
+    assert "__init_subclass__" in httpx.AsyncBaseTransport.__dict__
+    agentserving.uninstrument()
+    assert dict(httpx.AsyncBaseTransport.__dict__) == before

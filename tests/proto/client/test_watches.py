@@ -11,7 +11,7 @@ import agentserving
 import grpc
 import pytest
 from agentserving import AsyncClient, Client, ProgramChanges, ProgramState
-from agentserving.client.watching import MAX_DELAY_S, Watch
+from agentserving.client.watches import MAX_DELAY_S, Watch
 from agentserving.transport.errors import NotFoundError, UnavailableError
 from agentserving_controlplane.__main__ import add_services
 from agentserving_controlplane.control_plane import ControlPlane
