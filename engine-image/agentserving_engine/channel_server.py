@@ -151,7 +151,7 @@ class ChannelServer:
                 timeout = DELAYED_CHECK_S if self._outbox.delays else HEARTBEAT_S
                 for key, events in selector.select(timeout):
                     try:
-                        self._handle(selector, key.data, events)
+                        self._handle(selector, key, events)
                     except (OSError, ValueError, msgspec.MsgspecError) as error:
                         self.errors += 1
                         logger.warning("agentserving: the sidecar's connection is dropped: %s", error)
@@ -172,13 +172,14 @@ class ChannelServer:
         if due:
             self._out.append(EngineReport(self._load, due, self._policy_version))
 
-    def _handle(self, selector: selectors.BaseSelector, what: str, events: int) -> None:
-        if what == "listener":
+    def _handle(self, selector: selectors.BaseSelector, key: selectors.SelectorKey, events: int) -> None:
+        if key.data == "listener":
             self._accept(selector)
-        elif what == "wake":
+        elif key.data == "wake":
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_r, 4096)
-        elif self._peer is not None and events & selectors.EVENT_READ:
+        # An event of the previous connection may follow the one that replaced it.
+        elif self._peer is not None and key.fileobj is self._peer and events & selectors.EVENT_READ:
             data = self._peer.recv(1 << 18)
             if not data:
                 self._drop(selector)

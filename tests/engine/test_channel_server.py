@@ -147,6 +147,38 @@ def test_garbage_drops_the_connection_and_the_next_one_works(tmp_path: Path) -> 
         assert server.errors == 1
 
 
+def test_a_connection_that_replaces_a_closed_one_is_not_dropped_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sidecar that restarts closes its old connection while it opens the new one: both show up in one select."""
+    busy = threading.Event()
+    reached = threading.Event()
+    original = ChannelServer._make_messages
+
+    def waits(self: ChannelServer) -> None:
+        if busy.is_set():
+            reached.set()
+            until(lambda: not busy.is_set())
+        original(self)
+
+    monkeypatch.setattr(ChannelServer, "_make_messages", waits)
+    with served(tmp_path) as (server, connect):
+        for _ in range(5):
+            old = connect()
+            old.receive(EngineHello)
+            busy.set()
+            server.post(EngineReport(Load(), [], 0))
+            until(reached.is_set)
+            new = connect()
+            old.close()
+            busy.clear()
+            new.receive(EngineHello)
+            server.post(EngineReport(Load(), [record("after")], 0))
+            new.receive(EngineReport, has("after"))
+            reached.clear()
+        assert server.errors == 0
+
+
 @pytest.mark.parametrize("method", ["_make_messages", "_flush", "_accept", "_receive"])
 def test_the_thread_survives_any_failure_of_its_own(
     tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -1,7 +1,8 @@
 """Algorithm 1 of the paper over any policy value: which call runs next on one engine. Pure.
 
 The queue holds every call of the engine, waiting and running. Its work is proportional to what changed: waiting calls
-of programs that are not paused are in two `LazyHeap`s, one by rank (`_order`) and one by the time at which they starve.
+of programs that are not paused are in two `LazyHeap`s, `_order` by rank and `_starving` by the time at which they
+starve; a call that starts stays in the second until that time comes, and is skipped then.
 The caller passes the time and reports what happened.
 """
 
@@ -68,7 +69,7 @@ class CallQueue:
         call.wait_us = call.waited_us(now_us)
         call.running = True
         call.started_service_us = call.service_us
-        self._dequeue(key)
+        self._order.discard(key)
         self._running[key] = call
 
     def preempt(self, key: str, now_us: int) -> None:
@@ -99,11 +100,12 @@ class CallQueue:
         if call is None:
             return None
         self._spent.discard(key)
+        self._starving.discard(key)
         if call.running:
             del self._running[key]
             self._budget.slot_free(now_us)
         else:
-            self._dequeue(key)
+            self._order.discard(key)
             call.wait_us = call.waited_us(now_us)
         program = self._programs[call.facts.program]
         program.calls.discard(key)
@@ -138,7 +140,7 @@ class CallQueue:
             if call.running:
                 running.append(key)
             elif paused:
-                self._dequeue(key)
+                self._order.discard(key)
             else:
                 self._enqueue(call, program)
         if not paused and not program.calls:
@@ -331,6 +333,9 @@ class CallQueue:
         while (first := starving.first()) is not None and first[0] <= now_us:
             key = first[1]
             starving.discard(key)
+            if key not in self._order:
+                # It started, or its program was paused: it is watched again when it waits again.
+                continue
             call = self._calls[key]
             program = self._programs[call.facts.program]
             if call.starves_at_us(program, self._policy.beta_milli) > now_us:
@@ -364,10 +369,6 @@ class CallQueue:
         if not program.paused:
             self._order.push(call.facts.key, self._rank(call))
             self._watch_starvation(call, program)
-
-    def _dequeue(self, key: str) -> None:
-        self._order.discard(key)
-        self._starving.discard(key)
 
     def _watch_starvation(self, call: CallState, program: ProgramState) -> None:
         if self._policy.beta_milli and not call.at_best:

@@ -22,15 +22,14 @@ SLACK = 64
 class LazyHeap(Generic[P]):
     """Keys by priority, lowest first; equal priorities in the order of their pushes."""
 
-    __slots__ = ("_heap", "_live", "_serial", "changes")
+    __slots__ = ("_heap", "_live", "_serial")
 
     def __init__(self) -> None:
         self._heap: list[tuple[P, int, str]] = []
         # Serial number of each key's live entry.
         self._live: dict[str, int] = {}
+        # Counts pushes and removals.
         self._serial = 0
-        # Counts pushes and removals: a reader that saved part of the order knows from it whether that is still right.
-        self.changes = 0
 
     def __len__(self) -> int:
         return len(self._live)
@@ -43,25 +42,32 @@ class LazyHeap(Generic[P]):
         """Entries of the heap, stale ones included."""
         return len(self._heap)
 
+    @property
+    def changes(self) -> int:
+        """Grows with each push and removal: a reader that saved part of the order sees whether it is still right."""
+        return self._serial
+
     def push(self, key: str, priority: P) -> None:
         """Adds a key, or moves it; O(log n)."""
-        self.changes += 1
-        self._serial += 1
-        self._live[key] = self._serial
-        heapq.heappush(self._heap, (priority, self._serial, key))
-        self._compact()
+        serial = self._serial = self._serial + 1
+        heap, live = self._heap, self._live
+        live[key] = serial
+        heapq.heappush(heap, (priority, serial, key))
+        if len(heap) > 2 * len(live) + SLACK:
+            self._compact()
 
     def discard(self, key: str) -> None:
         """Removes a key if it is there; amortised O(1)."""
         if self._live.pop(key, None) is not None:
-            self.changes += 1
-            self._compact()
+            self._serial += 1
+            if len(self._heap) > 2 * len(self._live) + SLACK:
+                self._compact()
 
     def clear(self) -> None:
         """Removes all keys."""
         self._heap.clear()
         self._live.clear()
-        self.changes += 1
+        self._serial += 1
 
     def first(self) -> tuple[P, str] | None:
         """(priority, key) of the first key, which stays; None when there is none."""
@@ -87,7 +93,7 @@ class LazyHeap(Generic[P]):
         if found is not None:
             heapq.heappop(self._heap)
             del self._live[found[1]]
-            self.changes += 1
+            self._serial += 1
         return found
 
     def __iter__(self) -> Iterator[str]:
@@ -95,17 +101,19 @@ class LazyHeap(Generic[P]):
         return self._walk()
 
     def _walk(self) -> Generator[str, None, None]:
+        heap, live = self._heap, self._live
         taken: list[tuple[P, int, str]] = []
         try:
-            while (found := self.first()) is not None:
-                taken.append(heapq.heappop(self._heap))
-                yield found[1]
+            while heap:
+                entry = heapq.heappop(heap)
+                if live.get(entry[2]) == entry[1]:
+                    taken.append(entry)
+                    yield entry[2]
         finally:
             for entry in taken:
-                heapq.heappush(self._heap, entry)
+                heapq.heappush(heap, entry)
 
     def _compact(self) -> None:
         heap, live = self._heap, self._live
-        if len(heap) > 2 * len(live) + SLACK:
-            heap[:] = [entry for entry in heap if live.get(entry[2]) == entry[1]]
-            heapq.heapify(heap)
+        heap[:] = [entry for entry in heap if live.get(entry[2]) == entry[1]]
+        heapq.heapify(heap)

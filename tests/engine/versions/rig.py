@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from agentserving.contract.channel import CallRecord, Cancel, SetPaused, SetPolicy, ToEngine, ToolWait
 from agentserving.contract.policy import Policy, to_dict
-from agentserving.contract.ticket import Ticket, sign
 from agentserving_engine import clock
 from agentserving_engine.scheduler import ProgramScheduler
 from engine.versions.fake_runner import BLOCK_SIZE, FakeRunner, next_token
 from engine.versions.invariants import check
+from engine.versions.tickets import ENGINE_ID, KEY, TENANT, ticket
 from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
@@ -39,9 +39,6 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-KEY = b"0123456789abcdef"
-ENGINE_ID = "engine"
-TENANT = "default"
 STEP_US = 10_000
 MAX_STEPS = 20_000
 # For work of vLLM's other threads, on a busy machine.
@@ -354,18 +351,6 @@ def wait_until(condition: Callable[[], bool], limit_s: float = WAIT_LIMIT_S) -> 
     while not condition():
         assert time.monotonic() < deadline, f"not so after {limit_s} s"
         time.sleep(0.001)
-
-
-def ticket(program: str, call: str, attained_us: int = 0, tenant: str = TENANT) -> str:
-    """A signed account of `program` for one call on this engine."""
-    return sign(
-        Ticket(
-            call_id=call, attempt=1, program_id=program, root_program_id=program, tenant=tenant, thread_id="",
-            engine_id=ENGINE_ID, attained_service_us=attained_us, wait_us=0, policy_version=1, epoch=1,
-            expires_unix_s=1 << 40, program_arrival_us=42,
-        ),
-        KEY,
-    )  # fmt: skip
 
 
 def make_config(options: Options, asynchronous: bool) -> VllmConfig:
