@@ -79,7 +79,8 @@ class Recorder:
 
     def acknowledge(self, seq: int) -> None:
         """The leader has stored every report up to this seq."""
-        self._acked = max(self._acked, seq)
+        # A number that was never given out must not cover later records.
+        self._acked = max(self._acked, min(seq, self._journal.next_seq - 1))
         self._wake.set()
 
     def after_attempt(self, action: Callable[[], None]) -> None:

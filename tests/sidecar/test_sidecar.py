@@ -47,6 +47,18 @@ async def test_an_acknowledged_report_leaves_the_journal(tmp_path: Path) -> None
         await until(lambda: rig.sidecar.is_drained)
 
 
+async def test_an_acknowledgement_of_numbers_that_were_never_given_out_covers_no_later_record(tmp_path: Path) -> None:
+    async with running_sidecar(tmp_path) as rig:
+        rig.sidecar.received(Ack(1_000_000))
+        for number in range(2):
+            rig.sidecar.engine_report(report(record(f"p.1.{number}")))
+            await until(lambda: bool(rig.sidecar.journal.unacked))
+            rig.sidecar.received(Ack(number + 1))
+            await until(lambda: rig.sidecar.is_drained)
+    with closing(Journal(tmp_path)) as journal:
+        assert not journal.unacked
+
+
 async def test_while_the_disk_takes_nothing_the_plugin_keeps_the_records_and_the_leader_knows_of_the_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
