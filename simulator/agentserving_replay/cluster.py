@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.policy import Policy, Source
-from agentserving_controlplane.clock import Instant
+from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.engines.facts import Capabilities, Load
 from agentserving_controlplane.engines.health import Health
 from agentserving_controlplane.engines.load_balancer import Balancer, LoadBalancer
