@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,15 @@ def play_controllers(admin: Kube, namespace: str) -> None:
             status = dict.fromkeys(("replicas", "readyReplicas", "updatedReplicas", "availableReplicas"), count)
             status["observedGeneration"] = each["metadata"]["generation"]
             admin.must("PATCH", f"{path_of(kind, namespace, name)}/status", {"status": status}, MERGE)
+
+
+def edit_container(kind: str, name: str, edit: Callable[[dict[str, Any]], object]) -> Any:
+    """Changes the first container of a workload, as `kubectl edit` does."""
+
+    def change_live(admin: Kube, namespace: str) -> None:
+        path = path_of(kind, namespace, name)
+        found = admin.get(path)
+        edit(found["spec"]["template"]["spec"]["containers"][0])
+        admin.must("PUT", path, found)
+
+    return change_live
