@@ -3,7 +3,7 @@
 export ASC_CACHE=${ASC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/agentserving/cluster}
 export PATH="$ASC_CACHE/bin:$PATH" # helm
 
-# Says all that is missing, before anything is installed or built.
+# Reports everything that is missing before anything is installed or built.
 cluster_check() {
   local missing=()
   [ "$(id -u)" = 0 ] || missing+=("root: nodes are namespaces, mounts and cgroups of this machine")
@@ -21,20 +21,20 @@ cluster_build() { e2e/cluster/build; }
 cluster_is_up() { kubectl --kubeconfig "$ASC_CACHE/state/admin.kubeconfig" --request-timeout 5s get --raw /readyz >/dev/null 2>&1; }
 cluster_up() {
   if ! cluster_is_up; then
-    [ ! -e "$ASC_CACHE/state" ] || e2e/cluster/down >&2 # what a machine that went down has left
+    [ ! -e "$ASC_CACHE/state" ] || e2e/cluster/down >&2 # left over from a machine that went down
     e2e/cluster/up "${NODES:-1}" >&2
   fi
   echo "$ASC_CACHE/state/admin.kubeconfig"
 }
 cluster_down() { e2e/cluster/down; }
-# The base of both images is what `build` has made of Debian's packages, under the name of the official image.
+# Both images are based on the one that `build` creates from Debian's packages under the name of the official image.
 cluster_images() {
-  local made
-  made=$(BUILDER=e2e/cluster/image-build scripts/images.sh agentserving)
-  e2e/cluster/image-load "$made" quay.io/coreos/etcd:v3.6.16
+  local image
+  image=$(BUILDER=e2e/cluster/image-build scripts/images.sh agentserving)
+  e2e/cluster/image-load "$image" quay.io/coreos/etcd:v3.6.16
   cpu_vllm_image
 }
-# vLLM for an engine pod, if this machine has the CPU environment (`make test` makes it): the plugin's own Containerfile on
+# vLLM for an engine pod, if this machine has the CPU environment (`make test` creates it): the plugin's own Containerfile on
 # a base that finds vLLM in a directory of the machine, which the case mounts as a volume.
 cpu_vllm_image() {
   local home=${XDG_CACHE_HOME:-$HOME/.cache}/agentserving base=localhost/cpu-vllm:0.32.0

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # CLUSTER=kind: needs docker, kind, kubectl and helm on PATH. Sourced by e2e/run.
-# Written beside bare.sh, which is the one that has been run: nobody has run this one yet.
+# Untested: only bare.sh has been run so far.
 name=agentserving-e2e
 kubeconfig=${TMPDIR:-/tmp}/$name.kubeconfig
 

@@ -157,8 +157,9 @@ MUTATIONS = (
         JSONPatch{op: "add", path: "/spec/template/spec/containers/0/env/-",
                   value: Object.spec.template.spec.containers.env{name: "HTTP_PROXY", value: "http://proxy.test"}}]""",
     """has(object.spec.template.spec.tolerations) ? [] : [
-        JSONPatch{op: "add", path: "/spec/template/spec/tolerations",
-                  value: [Object.spec.template.spec.tolerations{key: "spot", operator: "Exists"}]}]""",
+        JSONPatch{op: "add", path: "/spec/template/spec/tolerations", value: []},
+        JSONPatch{op: "add", path: "/spec/template/spec/tolerations/-",
+                  value: Object.spec.template.spec.tolerations{key: "spot", operator: "Exists"}}]""",
     """object.spec.template.spec.containers[0].image.startsWith("mirror.test/") ? [] : [
         JSONPatch{op: "replace", path: "/spec/template/spec/containers/0/image",
                   value: "mirror.test/" + object.spec.template.spec.containers[0].image}]""",

@@ -36,7 +36,7 @@ wait_for() {
   done
 }
 
-# A process is recorded as "pid start-time", so that a pid used again by somebody else is never signalled.
+# A process is recorded as "pid start-time", so that a reused pid is never signalled.
 started_at() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | awk '$1 != "Z" {print $20}'; } # nothing for a zombie
 pid_of() {
   local pid at

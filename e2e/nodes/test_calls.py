@@ -1,4 +1,4 @@
-"""The walk of a new user: install, apply, Ready, calls, and seeing them."""
+"""The steps of a new user: install, apply, wait for Ready, call, and look at the result."""
 
 from __future__ import annotations
 

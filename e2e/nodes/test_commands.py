@@ -1,4 +1,4 @@
-"""What a user types once a cluster is there: `kubectl agentserving`, and `helm test`."""
+"""The commands for a running cluster: `kubectl agentserving` and `helm test`."""
 
 from __future__ import annotations
 

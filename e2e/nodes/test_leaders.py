@@ -1,4 +1,4 @@
-"""Three control planes in pods: one leads, and when it dies another does, while agents go on."""
+"""Three control planes in pods: one leads, and when it dies another takes over, under load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operator costs, and how fast a cluster comes up: measured, and held to the goals."""
+"""The operator's cost and the time until a cluster is Ready, measured against the goals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cluster whose parts speak TLS, with certificates that the operator issues."""
+"""A cluster with TLS, whose certificates the operator issues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end: what was installed goes, and nothing stays behind. Last by its name: nothing can be tested after it."""
+"""Uninstalling leaves nothing behind. The file's name makes it the last one to run."""
 
 from __future__ import annotations
 

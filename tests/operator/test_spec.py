@@ -61,20 +61,20 @@ def level(bound: int, quantum: int = 1) -> dict[str, int]:
     return {"upperBoundMilliseconds": bound, "quantumMilliseconds": quantum}
 
 
-@pytest.mark.parametrize(("bounds", "told"), [((2, 1), "ascending"), ((1, 1), "twice")])
-def test_levels_ascend(bounds: tuple[int, ...], found: str) -> None:
+@pytest.mark.parametrize(("bounds", "words"), [((2, 1), "ascending"), ((1, 1), "twice")])
+def test_levels_ascend(bounds: tuple[int, ...], words: str) -> None:
     custom = {"levels": [level(bound) for bound in bounds]}
-    with pytest.raises(SpecError, match=found):
+    with pytest.raises(SpecError, match=words):
         parse(ClusterSpec, {**MINIMAL, "scheduling": {"policy": "custom", "custom": custom}})
 
 
 @pytest.mark.parametrize("name", list(values.PRESETS))
-def test_every_preset_of_the_engines_can_be_asked_for(name: str) -> None:
+def test_every_preset_of_the_engines_can_be_chosen(name: str) -> None:
     spec = parse(ClusterSpec, {**MINIMAL, "scheduling": {"policy": name}})
     assert to_policy(spec.scheduling) is values.PRESETS[name]
 
 
-def test_there_is_no_preset_that_the_engines_do_not_know() -> None:
+def test_no_preset_is_unknown_to_the_engines() -> None:
     assert {each.value for each in PolicyName} == {*values.PRESETS, "custom"}
 
 

@@ -200,10 +200,10 @@ def _store_ready(cluster: AgentServingCluster, observed: Observed, etcd: _Worklo
     kind, overview = cluster.spec.store.type, observed.overview
     if overview is not None and not overview.store_healthy:
         if any(words in overview.store_message for words in _NO_SPACE):
+            quota = "spec.store.etcd.quotaMiB" if kind is StoreType.ETCD else "the quota of your etcd"
             message = (
-                f"the store is full: {overview.store_message}; the control plane compacts and defragments it and goes "
-                "on by itself, unless live data fill it: then raise the quota of your etcd (of store type Etcd "
-                "spec.store.etcd.quotaMiB, which takes a new AgentServingCluster)"
+                f"the store is full: {overview.store_message}. The control plane compacts and defragments it and "
+                f"resumes by itself; if live data fill it, raise {quota}"
             )
             return Finding(ConditionStatus.FALSE, Reason.STORE_FULL, message)
         message = f"the control plane cannot write: {overview.store_message}"
