@@ -83,7 +83,7 @@ class CostModel:
     call_us: float = 0.0
     # KV of a token between host and GPU.
     transfer_us_per_token: float = 5.2
-    # Blocks of 16 tokens that fit beside the weights.
+    # Blocks of 16 tokens that fit into memory with the weights.
     num_blocks: int = 27_000
     speed: float = 1.0
 

@@ -157,7 +157,7 @@ def test_the_thread_survives_any_failure_of_its_own(
     def fails_once(self: ChannelServer, *args: object) -> object:
         if not broken.is_set():
             broken.set()
-            raise KeyError("a fault nobody thought of")
+            raise KeyError("an unforeseen fault")
         return original(self, *args)
 
     monkeypatch.setattr(ChannelServer, method, fails_once)

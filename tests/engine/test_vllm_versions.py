@@ -1,8 +1,8 @@
 """The plugin on the real scheduler of each supported vLLM, with steps in flight, without a GPU.
 
-Each version runs in a process of its own (see versions/child.py); a failure here names version, pipeline and case.
-AGENTSERVING_VLLM_VERSIONS chooses: "all", versions with commas between, or by default the oldest, the one that the
-integration tests serve with, and the newest.
+Each version runs in its own process (see versions/child.py); a failure names version, pipeline and case.
+AGENTSERVING_VLLM_VERSIONS selects the versions: "all", or a list separated by commas; by default the oldest, the one
+that the integration tests use, and the newest.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from engine.versions.catalogue import case_names, pipelines_of
 from engine.vllm_sources import VERSIONS, bytecode_dir, ensure_sources
 
 ROOT = Path(__file__).parents[2]
-# Fetching a version, importing it without bytecode and running every case, on a slow machine.
-VERSION_LIMIT_S = 900
+# For fetching a version, importing it without bytecode and running every case, on a slow and busy machine.
+VERSION_LIMIT_S = 1800
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(VERSION_LIMIT_S + 60)]
 
@@ -34,7 +34,7 @@ def chosen_versions() -> tuple[str, ...]:
 
 @functools.cache
 def outcomes(version: str) -> dict[tuple[str, str], str]:
-    """(case, pipeline) -> traceback or "", of every case that came to an end."""
+    """(case, pipeline) -> traceback or "", for every case that ended."""
     python = ensure_vllm()
     roots = (ensure_sources(version), ROOT / "tests", ROOT / "proto", ROOT / "engine-image")
     env = {

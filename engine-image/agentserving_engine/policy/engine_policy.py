@@ -29,7 +29,7 @@ class KvTraits:
     findable: bool
     # Evicted KV is loaded from elsewhere, in parallel to the batch: losing it costs no step.
     reloadable: bool
-    # `Memory` can tell where a context is: without it nothing is retained.
+    # `Memory` can find contexts in it: otherwise nothing is retained.
     retainable: bool
 
 

@@ -1,7 +1,7 @@
-"""Identifiers as types, so that mypy tells a program from a call, an engine or a tenant.
+"""Identifiers as types, so that mypy distinguishes programs, calls, engines and tenants.
 
-A program is known by its tenant and its id together (`ProgramKey`): two tenants may use one id, and nothing between the
-gateway and the engine may take them for one program.
+A program is identified by its tenant and its id together (`ProgramKey`): two tenants may use the same id, and their
+programs must stay separate everywhere from the gateway to the engine.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class ContextCache:
         held.pinned.append(segment)
 
     def grow(self, held: Holding, tokens: int) -> bool:
-        """Allocates blocks for `tokens` computed tokens of the request; False, without a change, if too few are free."""
+        """Allocates blocks for `tokens` computed tokens of the request; False, and no change, if too few are free."""
         need = -(-tokens // self.block_size) - held.blocks
         if need > self.free:
             return False

@@ -22,7 +22,7 @@ from agentserving_simulator.virtual.requests import Counters, Ended, Request
 
 # Longest stretch, in steps, when no call waits.
 MAX_STRETCH = 512
-# Virtual time has no tool waits to tell contexts apart by.
+# Programs in virtual time announce no tool waits, so the origin of a context does not matter.
 NO_ORIGIN = origin_of("")
 
 
@@ -36,7 +36,7 @@ class EngineLimits:
     prefix_caching: bool = True
     host_blocks: int = 0
     block_size: int = BLOCK_SIZE
-    # 0 = what fits beside the weights.
+    # 0 = all blocks that fit into memory with the weights.
     num_blocks: int = 0
 
 

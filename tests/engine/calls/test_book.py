@@ -144,7 +144,7 @@ def search(calls: CallBook, tokens: int, beams: int, *, gap_us: int, service_us:
         members = [beam("p.1.0", step, index) for index in range(beams if step else 1)]
         for member in members:
             facts = arrive(calls, member, ticket(), now)
-            assert facts.managed, "a stranger"
+            assert facts.managed, "unmanaged"
             assert facts.program == P
         now += service_us
         for member in members:

@@ -245,14 +245,14 @@ def test_a_policy_that_counts_accounts_learns_them_of_the_calls_that_are_here() 
     queue.set_policy(PLAS, lambda key: call(key, "rich", 2 * 10**9))
     queue.arrive(call("new", "poor"), 1)
     assert queue.best_waiting() == "new"
-    # Nor is it taken for starved at once: its program has received much.
+    # Nor does it count as starved immediately: its program has received much.
     queue.decide(10**7, slots=0, free_blocks=0, need_blocks=lambda key: 1, returns_blocks=lambda key: 1)
     stats = queue.stats("old", 10**7)
     assert stats is not None
     assert (stats.level, stats.promotions) == (len(PLAS.levels) - 1, 0)
 
 
-def test_a_call_that_could_not_start_makes_nobody_give_way_and_blocks_nobody() -> None:
+def test_a_call_that_could_not_start_preempts_and_blocks_no_other() -> None:
     queue = CallQueue(PLAS)
     queue.arrive(call("hog", "hog", 10**9), 0)
     queue.start("hog", 0)

@@ -58,7 +58,7 @@ def startable(made: Retention, *calls: Wanted, now_us: int = 0, slots: int = 99,
     return made.startable(list(by_key), now_us, slots=slots, free_blocks=free, wanted=by_key.__getitem__, order=0)
 
 
-def test_a_worse_program_waits_until_it_fits_beside_what_is_kept() -> None:
+def test_a_worse_program_waits_until_it_fits_without_the_retained_blocks() -> None:
     made = retention(("a", (1, 0), 60))
     assert startable(made, Wanted(program("b"), (2, 0), 41)) == []
     assert startable(made, Wanted(program("b"), (2, 0), 41), free=101) is None
@@ -74,21 +74,21 @@ def test_a_better_program_and_the_program_itself_do_not_wait() -> None:
     assert startable(made, Wanted(program("a"), (3, 5), 40, idle_blocks=60)) is None
 
 
-def test_behind_one_that_does_not_fit_others_start() -> None:
+def test_calls_behind_one_that_does_not_fit_start() -> None:
     made = retention(("a", (1, 0), 60))
     assert startable(
         made, Wanted(program("b"), (2, 0), 50), Wanted(program("c"), (2, 1), 30), Wanted(program("d"), (2, 2), 20)
     ) == ["1"]
 
 
-def test_a_call_that_fits_nowhere_is_the_engines_to_refuse() -> None:
+def test_a_call_that_fits_nowhere_is_left_to_the_engine() -> None:
     made = retention(("a", (1, 0), 60))
     assert startable(
         made, Wanted(program("b"), (2, 0), 50), Wanted(program("c"), (2, 1), 101), Wanted(program("d"), (2, 2), 1)
     ) == ["1"]
 
 
-def test_what_is_kept_is_kept_for_its_time() -> None:
+def test_a_context_is_retained_for_its_time() -> None:
     made = retention(("a", (1, 0), 60), ("b", (1, 1), 10), seconds=2)
     assert made.next_end_us() == 2 * SECOND
     assert startable(made, Wanted(program("c"), (2, 0), 50), now_us=2 * SECOND - 1) == []
@@ -96,7 +96,7 @@ def test_what_is_kept_is_kept_for_its_time() -> None:
     assert made.empty
 
 
-def test_a_context_that_goes_on_is_not_counted_twice() -> None:
+def test_a_context_that_continues_is_not_counted_twice() -> None:
     made = Retention(Blocks())
     for blocks in (40, 50, 60):
         leave(made, "a", "app", (1, 0), context("a", blocks), SECOND, 0)
@@ -112,7 +112,7 @@ def test_branches_of_a_program_count_what_they_share_once() -> None:
     assert startable(made, Wanted(program("b"), (2, 0), 41)) == []
 
 
-def test_of_one_program_the_newest_contexts_are_kept() -> None:
+def test_the_newest_contexts_of_a_program_are_retained() -> None:
     made = Retention(Blocks())
     for number in range(2 * MAX_CONTEXTS):
         leave(made, "a", "app", (1, 0), context(str(number), 5), SECOND, 0)
@@ -120,14 +120,14 @@ def test_of_one_program_the_newest_contexts_are_kept() -> None:
     assert startable(made, Wanted(program("b"), (2, 0), 101 - 5 * MAX_CONTEXTS)) == []
 
 
-def test_nothing_is_kept_of_a_class_whose_programs_do_not_come_back_in_time() -> None:
+def test_a_class_whose_programs_do_not_return_in_time_is_not_retained() -> None:
     made, now = Retention(Blocks()), 0
     while True:
         leave(made, f"p{now}", "app", (1, 0), context("p", 60), 1, now)
         now += 2
         startable(made, Wanted(program("b"), (2, 0), 50), now_us=now)
         if made.empty and now > 2 * SECOND:
-            pytest.fail("kept for ever")
+            pytest.fail("retained for ever")
         leave(made, "probe", "app", (1, 0), context("p", 60), 1000, now)
         kept, now = not made.empty, now + 1001
         startable(made, Wanted(program("b"), (2, 0), 50), now_us=now)
@@ -135,7 +135,7 @@ def test_nothing_is_kept_of_a_class_whose_programs_do_not_come_back_in_time() ->
             break
     leave(made, "other", "another", (1, 0), context("p", 60), SECOND, now)
     assert not made.empty
-    # Others of the class do come back: so it is kept again.
+    # Other programs of the class return in time, so it is retained again.
     for number in range(1000):
         leave(made, "again", "app", (1, 0), context("q", 60), SECOND, now + number)
         made.call_arrived(program("again"), now + number)
@@ -145,7 +145,7 @@ def test_nothing_is_kept_of_a_class_whose_programs_do_not_come_back_in_time() ->
     assert 0 < LEAST_RETURNS < 1
 
 
-def test_a_walk_looks_past_so_many_calls_only() -> None:
+def test_a_search_passes_over_a_bounded_number_of_calls() -> None:
     made, asked = retention(("a", (1, 0), 60)), []
 
     def wanted(key: str) -> Wanted:
@@ -159,7 +159,7 @@ def test_a_walk_looks_past_so_many_calls_only() -> None:
     assert len(asked) == MAX_PASSED_OVER, "asked again though nothing has changed"
 
 
-def test_what_is_kept_is_refreshed_before_evictions_reach_it_the_best_last() -> None:
+def test_retained_blocks_are_refreshed_before_evictions_reach_them_the_best_last() -> None:
     memory = Blocks()
     made = Retention(memory)
     for name, place in (("a", (1, 0)), ("b", (0, 0))):
@@ -180,7 +180,7 @@ places = st.tuples(st.integers(0, 2), st.integers(0, 3))
     st.integers(1, 12),
     st.integers(0, 150),
 )
-def test_who_starts_fits_beside_what_is_kept_of_better_programs_and_who_waits_does_not(
+def test_a_call_starts_if_and_only_if_it_fits_without_the_blocks_of_better_programs(
     left: list[tuple[str, Place, int]], calls: list[Wanted], slots: int, free: int
 ) -> None:
     # The newest context of a program that has left several counts for all of them here: they are the same beginning.

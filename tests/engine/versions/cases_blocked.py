@@ -1,4 +1,4 @@
-"""Waiting requests that cannot start yet: grammars that compile, adapters without a slot."""
+"""Waiting requests that cannot start yet: their grammar is being compiled, or their adapter has no slot."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def case_a_grammar_stays_in_step_through_preemptions(pipeline: Pipeline) -> None
     engine.close()
 
 
-def case_a_head_whose_grammar_compiles_blocks_nobody_and_preempts_nobody(pipeline: Pipeline) -> None:
+def case_a_head_whose_grammar_compiles_blocks_and_preempts_no_other(pipeline: Pipeline) -> None:
     engine = Engine(pipeline, WITH_GRAMMAR, choose=spell)
     engine.set_policy(PLAS)
     hogs = [engine.send(program=f"hog{i}", max_tokens=60, attained_us=LOW) for i in range(2)]
@@ -85,7 +85,7 @@ def case_a_request_that_was_passed_over_keeps_its_rank(pipeline: Pipeline) -> No
     engine.close()
 
 
-def case_a_held_call_does_not_start_when_its_grammar_is_ready(pipeline: Pipeline) -> None:
+def case_a_paused_call_does_not_start_when_its_grammar_is_ready(pipeline: Pipeline) -> None:
     engine = Engine(pipeline, WITH_GRAMMAR, choose=spell)
     engine.send(program="other", max_tokens=40)
     blocked = engine.send(program="g", max_tokens=10, sampling_params=grammar(10), compiled=False)
@@ -95,7 +95,7 @@ def case_a_held_call_does_not_start_when_its_grammar_is_ready(pipeline: Pipeline
     engine.compile(blocked)
     for _ in range(20):
         engine.step()
-        assert blocked not in engine.running(), "a held call runs"
+        assert blocked not in engine.running(), "a paused call runs"
     engine.pause("g", False)
     engine.finish()
     engine.close()
@@ -119,7 +119,7 @@ def adapter(number: int) -> LoRARequest:
     return LoRARequest(f"adapter{number}", number, "nowhere")
 
 
-def case_nobody_gives_way_to_an_adapter_that_finds_no_slot(pipeline: Pipeline) -> None:
+def case_no_call_is_preempted_for_an_adapter_without_a_slot(pipeline: Pipeline) -> None:
     engine = Engine(pipeline, Options(slots=2, lora_slots=1))
     engine.set_policy(PLAS)
     hogs = [engine.send(program=f"hog{i}", max_tokens=30, attained_us=LOW, lora_request=adapter(1)) for i in range(2)]

@@ -1,4 +1,4 @@
-"""Pause, resume, cancel, and calls of several requests."""
+"""Pauses, cancellations, tenants, and calls of several requests."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from engine.versions.rig import Engine, Options, Pipeline, wait_until
 from vllm.v1.engine import FinishReason
 
 
-def case_a_paused_program_does_not_run_and_resumes_where_it_was(pipeline: Pipeline) -> None:
+def case_a_paused_program_does_not_run_and_resumes_where_it_stopped(pipeline: Pipeline) -> None:
     engine = Engine(pipeline, Options(slots=3))
     engine.set_policy(PLAS)
-    held = [engine.send(program="held", max_tokens=30) for _ in range(2)]
+    paused = [engine.send(program="paused", max_tokens=30) for _ in range(2)]
     free = [engine.send(program="free", max_tokens=20) for _ in range(3)]
     engine.run(steps=6)
-    engine.pause("held", True)
+    engine.pause("paused", True)
     engine.step()
-    late = engine.send(program="held", max_tokens=5)
+    late = engine.send(program="paused", max_tokens=5)
     for _ in range(40):
-        assert not {*held, late} & set(engine.running()), "a held call runs"
+        assert not {*paused, late} & set(engine.running()), "a paused call runs"
         engine.step()
-    assert all(engine.sent[key].finish_reason is not None for key in free), "others wait for a held program"
-    assert all(engine.sent[key].finish_reason is None for key in held)
-    engine.pause("held", False)
+    assert all(engine.sent[key].finish_reason is not None for key in free), "others wait for a paused program"
+    assert all(engine.sent[key].finish_reason is None for key in paused)
+    engine.pause("paused", False)
     engine.finish()
     assert engine.sent[late].finish_reason is not None
     engine.close()

@@ -1,4 +1,4 @@
-"""Hooks that raise: the engine serves on, nothing is lost, and after too many failures the policy is off."""
+"""Hooks that raise: the engine continues, nothing is lost, and after too many failures the policy is off."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine.versions.cases_preemption import churn
 from engine.versions.rig import TENANT, Engine, Options, Pipeline
 from vllm.v1.request import Request
 
-# Every method that does a hook's work, and the places where one breaks off half done.
+# Every method that does the work of a hook, and places where one fails half way.
 PLACES: tuple[tuple[type, str], ...] = (
     (CallBook, "arrive"),
     (CallBook, "charge"),
@@ -52,7 +52,7 @@ PLACES: tuple[tuple[type, str], ...] = (
 
 
 class SabotageError(Exception):
-    """The plugin's mistake."""
+    """A fault of the plugin."""
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def case_a_hook_that_raises_costs_nothing_but_its_own_work(pipeline: Pipeline) -
             engine.close()
 
 
-def case_a_preemption_that_breaks_off_leaves_the_request_in_one_place(pipeline: Pipeline) -> None:
+def case_a_preemption_that_fails_half_way_leaves_the_request_in_one_place(pipeline: Pipeline) -> None:
     # In vLLM's own method: before it has changed anything, half way, and when it hands the request to our queue.
     for owner, name in ((Request, "record_event"), (PolicyQueue, "prepend_request"), (CallQueue, "preempt")):
         engine = Engine(pipeline, Options(slots=2, budget=64))

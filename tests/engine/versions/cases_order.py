@@ -1,4 +1,4 @@
-"""Who runs when: levels, preempted calls, and calls that vLLM had to pass over."""
+"""Which call runs when: levels, preempted calls, and calls that vLLM had to pass over."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def case_a_call_may_finish_while_it_is_preempted_async(pipeline: Pipeline) -> No
     assert finished_so, "the case never met the moment"
 
 
-def case_resetting_the_prefix_cache_preempts_everybody_and_loses_nothing(pipeline: Pipeline) -> None:
+def case_resetting_the_prefix_cache_preempts_every_call_and_loses_nothing(pipeline: Pipeline) -> None:
     engine = Engine(pipeline, Options(budget=64))
     for at in range(6):
         engine.send(program=f"p{at}", prompt=50, max_tokens=40)
@@ -88,7 +88,7 @@ def case_both_queues_are_served_by_the_priority_setting_of_vllm_as_well(pipeline
     engine.set_policy(PLAS)
     low = [engine.send(program=f"low{i}", max_tokens=30, attained_us=LOW, priority=0) for i in range(2)]
     engine.run(steps=2)
-    # A client's own priority, the other way round, orders nothing.
+    # The client's own priority, in the opposite order, has no effect.
     high = engine.send(program="high", max_tokens=5, priority=9)
     engine.run(until=lambda: engine.sent[high].finish_reason is not None)
     assert all(engine.sent[key].finish_reason is None for key in low)

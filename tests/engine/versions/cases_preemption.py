@@ -33,7 +33,7 @@ def churn(engine: Engine, *, requests: int = 40, forced: float = 0.3, aborts: fl
 
 
 def churned(pipeline: Pipeline, options: Options, policy: Policy) -> list[Load]:
-    """What engines have counted that went through the churn, one a seed; none has lost a token."""
+    """Loads of engines after the churn, one for each seed; none has lost a token."""
     loads = []
     for seed in SEEDS:
         engine = Engine(pipeline, options, seed=seed)
@@ -64,11 +64,11 @@ def case_preemptions_without_prefix_caching(pipeline: Pipeline) -> None:
     churned(pipeline, Options(slots=8, blocks=40, budget=64, prefix_caching=False), ATLAS)
 
 
-def case_calls_in_flight_give_way_where_blocks_are_freed_late_async(pipeline: Pipeline) -> None:
+def case_calls_in_flight_are_preempted_where_blocks_are_freed_late_async(pipeline: Pipeline) -> None:
     # Once for a slot, once for blocks.
     for slots, blocks in ((2, 400), (8, 32)):
         engine = Engine(pipeline, Options(slots=slots, blocks=blocks, late_frees=True))
-        # Behind a connector what was lost is loaded, not computed again.
+        # With a connector, lost KV is loaded instead of recomputed.
         engine.session.policy._resume_us = lambda *_: 0.0
         engine.set_policy(PLAS)
         hogs = [engine.send(program=f"hog{i}", prompt=190, max_tokens=60, attained_us=LOW) for i in range(2)]
@@ -90,7 +90,7 @@ def case_blocks_that_are_freed_late_need_no_second_victim_async(pipeline: Pipeli
     hogs = [engine.send(program=f"hog{i}", prompt=190, max_tokens=60, attained_us=LOW) for i in range(3)]
     engine.run(steps=4)
     newcomer = engine.send(program="short", prompt=100, max_tokens=3)
-    # It fits in the place of what a step in flight may still write to.
+    # It fits into the blocks that a step in flight may still write to.
     engine.abort(hogs[0])
     assert engine.scheduler.deferred_frees
     engine.run(steps=3)

@@ -1,4 +1,4 @@
-"""What the plugin stands on is there, and where its tables say."""
+"""The symbols that the plugin uses exist, in the versions that its tables say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which cases there are. Read from the source: the test process, which names them, has no vLLM to import them with."""
+"""The list of cases, read from their source: the test process has no vLLM, so it cannot import them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PIPELINES = ("sync-runner1", "sync-runner2", "async-runner1", "async-runner2")
 
 
 def case_names() -> list[tuple[str, str]]:
-    """(module, function) of each `case_*` in the `cases_*` modules beside this file."""
+    """(module, function) of each `case_*` in the `cases_*` modules of this folder."""
     return [
         (path.stem, node.name)
         for path in sorted(Path(__file__).parent.glob("cases_*.py"))

@@ -1,9 +1,9 @@
-"""A model runner without a model: keeps what a real one keeps, and checks what a real one would silently corrupt.
+"""A model runner without a model: has the state of a real one, and checks what a real one would silently corrupt.
 
-It holds each request's tokens and block table as the scheduler output of that version tells them, writes every token
-that is computed into its KV slot, and before it samples reads the whole context back: a block given to two requests, a
-prefix hit on other content, a token out of place or a request that the runner no longer knows fails at once. The next
-token is a function of request and position, so every output can be told in advance.
+It records each request's tokens and block table from the scheduler output of that version, writes every computed token
+into its KV slot, and reads the whole context back before it samples: a block allocated to two requests, a prefix hit on
+other content, a token out of place or a request unknown to the runner fails immediately. The next token is a function
+of request and position, so every output is known in advance.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def next_token(request_id: str, position: int) -> int:
 
 @dataclass
 class Known:
-    """What the runner holds of a request."""
+    """A request's state in the runner."""
 
     tokens: list[int]
     blocks: list[int]

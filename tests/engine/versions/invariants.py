@@ -1,4 +1,4 @@
-"""What must hold between any two steps: vLLM's queues, the policy's queue and the book tell the same story."""
+"""Invariants between any two steps: vLLM's queues, the policy's queue and the book agree."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check(engine: Engine) -> None:
     running = [request.request_id for request in scheduler.running]
     waiting = [request.request_id for queue in waiting_queues(scheduler) for request in queue]
     for key, count in Counter(running + waiting).items():
-        assert count == 1, f"{key} stands in {count} places: running {running}, waiting {waiting}"
+        assert count == 1, f"{key} is in {count} places: running {running}, waiting {waiting}"
     assert set(running + waiting) == set(scheduler.requests), (
         f"lost or dead: {set(running + waiting) ^ set(scheduler.requests)}"
     )
@@ -46,7 +46,7 @@ def _check_calls(scheduler: Any, session: Any, running: list[str], waiting: list
         assert key in calls, f"{key} is unknown to the policy"
     for key in waiting:
         if calls.is_paused(key):
-            assert all(_offered(queue) != key for queue in waiting_queues(scheduler)), f"{key} is held and offered"
+            assert all(_offered(queue) != key for queue in waiting_queues(scheduler)), f"{key} is paused and offered"
     members = {key for call in session.book._open.values() for key in call.members}
     assert members <= set(scheduler.requests), f"the book has dead requests: {members - set(scheduler.requests)}"
 
