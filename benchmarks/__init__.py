@@ -1,1 +1,1 @@
-"""What `make bench` measures; see README.md beside this file."""
+"""What `make bench` measures; results/README.md explains the bars."""

@@ -39,7 +39,7 @@ class Bar:
     # What the figure is a ratio to, or the conditions it was measured under.
     against: str
     runs: int
-    # Programs or calls of the load that failed. Means over the survivors flatter whoever lost the others.
+    # Programs or calls of the load that failed. Means over the survivors favour the side that lost the others.
     failed: int = 0
     # The figure was computed with constants fitted to the same run.
     in_sample: bool = False

@@ -84,7 +84,14 @@ async def stock_vllm(max_num_seqs: int, core: int = 0) -> AsyncIterator[tuple[st
                 except httpx.HTTPError:
                     return False
 
-            child = Child("stock", argv, engine_env("stock", home, home / "none", core), home / "log", ready, 300.0)
+            child = Child(
+                name="stock",
+                argv=argv,
+                env=engine_env("stock", home, home / "none", core),
+                log=home / "log",
+                ready=ready,
+                start_bound_s=300.0,
+            )
             (home / "log").touch()
             await child.start()
             try:

@@ -41,7 +41,7 @@ def cluster(store: str = "etcd") -> Iterator[tuple[dict[str, Any], psutil.Proces
     with tempfile.TemporaryDirectory(prefix="as-") as home:
         flags = ("--engine", "simulator", "--engines", "1", "--store", store, "--state-dir", home)
         log = (Path(home) / "up.log").open("w")
-        child = subprocess.Popen([str(command), "up", *flags], stdout=log, stderr=log)
+        child = subprocess.Popen([str(command), "up", *flags], stdout=log, stderr=log, cwd=home)
         try:
             yield _until_up(child, Path(home) / "cluster.json", Path(home) / "up.log"), psutil.Process(child.pid)
         finally:

@@ -1,6 +1,6 @@
 """The probes' side of `benchmarks.against`: one line on stdin asks for a round, one line of JSON on stdout answers.
 
-A probe runs with the Python of either checkout, so beside this package it imports only what both have. Module paths
+A probe runs with the Python of either checkout, so apart from this package it imports only what both have. Module paths
 that differ between them are looked up with `attribute`. Every figure is a cost: lower is better.
 """
 

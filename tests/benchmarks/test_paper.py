@@ -1,4 +1,4 @@
-"""The paper's experiments run and are told, on a small scale."""
+"""The paper's experiments run on a small scale, and results become tables and pictures."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def test_results_become_tables_and_pictures(tmp_path: Path) -> None:
     (tmp_path / "latency-sharegpt.json").write_text(json.dumps({"rows": rows}))
     (tmp_path / "makespan.json").write_text(json.dumps({"rows": rows}))
     report.write(tmp_path)
-    told = (tmp_path / "tables.md").read_text()
-    assert all(f"| 2 | {name} |" in told for name in PAPER)
-    assert "## All programs at once (Fig. 16)" in told
-    assert "| 2 | lower bound |" in told
+    tables = (tmp_path / "tables.md").read_text()
+    assert all(f"| 2 | {name} |" in tables for name in PAPER)
+    assert "## All programs at once (Fig. 16)" in tables
+    assert "| 2 | lower bound |" in tables
     assert (tmp_path / "latency.png").stat().st_size > 10_000
     assert "<svg" in (tmp_path / "latency.svg").read_text()
