@@ -1,11 +1,11 @@
-"""The same plain OpenAI SDK, with the client library: what it can say that headers alone do not.
+"""The plain OpenAI SDK with the client library, which tells the cluster more than headers alone can.
 
     export OPENAI_BASE_URL=... OPENAI_API_KEY=none AGENTSERVING_CONTROL_PLANE=...       # `agentserving up` prints them
     python -m examples.with_client
 
-The calls below say nothing of programs. That they are one, that the reviews are parallel and come after the draft, that
-the revision comes after both: the library reads it off the tasks. A critic with a name is a thread of its own, a
-sub-agent a program of its own under this one, and the engines know that nobody computes while a tool does.
+The calls below do not mention programs. The library derives from the tasks that they belong to one program, that the
+reviews are parallel and follow the draft, and that the revision follows both. The named critic is a thread of its own,
+the sub-agent a child program. Engines learn of tool waits: for how long the program's KV is worth keeping.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ async def ask(sdk: openai.AsyncOpenAI, question: str) -> str:
 
 
 async def search(query: str) -> str:
-    """A tool; it takes a while."""
+    """A slow tool."""
     await asyncio.sleep(0.2)
     return f"three results on {query}"
 
 
 async def research(sdk: openai.AsyncOpenAI, topic: str) -> str:
-    """A sub-agent: inside of another program it is that one's child."""
+    """A sub-agent: inside another program it becomes its child."""
     async with agentserving.program("research") as p:
         query = await ask(sdk, f"What should we look up about {topic}?")
         async with p.tool_wait("search", expected_s=0.2):

@@ -11,7 +11,7 @@ COLOURS = ("#8a8f98", "#1f6feb", "#2da44e", "#bf3989")
 
 
 def draw(summaries: Sequence[Summary], path: Path) -> Path:
-    """How many programs are done within a time, and the mean latency of each shape; a PNG at `path`."""
+    """Writes a PNG: the share of programs completed within a time, and the mean latency of each shape."""
     import matplotlib
 
     matplotlib.use("Agg")

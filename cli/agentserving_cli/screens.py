@@ -117,7 +117,7 @@ def _program_cells(program: Program) -> dict[str, str]:
 _ENGINE_COLUMNS = ("ENGINE", "STATE", "RUN", "QUEUED", "KV", "STEPS", "PREEMPTED", "POLICY/STEP", "VERSION", "REASON")
 _NARROW_ENGINE = ("ENGINE", "STATE", "RUN", "QUEUED", "KV", "PREEMPTED", "VERSION")
 _NARROW_ENGINE_WITH_REASON = ("ENGINE", "STATE", "RUN", "QUEUED", "KV", "REASON")
-# Width of the columns beside REASON and the gaps.
+# Width of the columns other than REASON, with the gaps.
 _ENGINE_TAKEN, _NARROW_ENGINE_TAKEN = 105, 46
 
 

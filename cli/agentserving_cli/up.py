@@ -72,7 +72,7 @@ def _greet(cluster: LocalCluster, console: Console) -> None:
         ("AGENTSERVING_CONTROL_PLANE", cluster.control_plane),
     ):
         console.print(f"  export {name}={value}", highlight=False, soft_wrap=True)
-    if proxy := _proxy_in_the_way(os.environ):
+    if proxy := proxy_in_the_way(os.environ):
         console.print(
             f"  export no_proxy={proxy}   [dim]# your proxy does not reach this machine[/dim]", highlight=False
         )
@@ -81,7 +81,7 @@ def _greet(cluster: LocalCluster, console: Console) -> None:
     )
 
 
-def _proxy_in_the_way(environment: Mapping[str, str]) -> str:
+def proxy_in_the_way(environment: Mapping[str, str]) -> str:
     """The no_proxy that agents need, when the environment sends them through an HTTP proxy; empty when it does not."""
     names = {name.lower(): value for name, value in environment.items() if value}
     exempt = [host.strip() for host in names.get("no_proxy", "").split(",") if host.strip()]

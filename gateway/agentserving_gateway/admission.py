@@ -160,10 +160,9 @@ class Admission:
         key = request.program_id or uuid.uuid4().hex
         engine = self._engines.by_program(key, _now(), request.model, exclude=request.exclude, settled=self._settled)
         if engine is None:
-            raise HttpError(
-                503, "the control plane does not answer and no other engine is known: try again in a moment",
-                "server_error", "no_engine", retry_after_s=1.0,
-            )  # fmt: skip
+            known = "no other engine is known" if request.exclude else "no engine is known"
+            message = f"{known}: the control plane has not been reached yet; try again in a moment"
+            raise HttpError(503, message, "server_error", "no_engine", retry_after_s=1.0)
         metrics.UNMANAGED.inc()
         return Admitted(
             engine_id=engine.engine_id,

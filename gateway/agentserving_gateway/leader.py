@@ -1,7 +1,7 @@
 """The gateway's stream to the leading control plane: admissions and ends of calls. The one module with protobuf.
 
-Answers are matched to requests by stream id. An admission that nobody waits for any more (its client left, or it took
-longer than the deadline) is ended as soon as it arrives. Ends are repeated on the next stream until a leader has
+Answers are matched to requests by stream id. An admission that arrives after its client left, or after
+the deadline, is ended immediately. Ends are repeated on the next stream until a leader has
 acknowledged them, since the table survives a change of leader and with it the call.
 """
 
@@ -35,7 +35,7 @@ Answer = Admitted | Refusal
 
 
 class Listener(Protocol):
-    """Is told what changes at the leader."""
+    """Receives changes of the leader and its engines."""
 
     def found(self) -> None:
         """A leader answers."""
@@ -48,7 +48,7 @@ class Listener(Protocol):
 
 
 class Leader:
-    """Admissions and ends, whoever leads. `run` is the supervised task. Implements leader_stream.StreamEvents."""
+    """Admits and ends calls at the current leader; `run` is its supervised task. Implements StreamEvents."""
 
     def __init__(self, channel: LeaderChannel, listener: Listener) -> None:
         self._listener = listener

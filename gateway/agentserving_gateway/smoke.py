@@ -1,6 +1,6 @@
 """``python -m agentserving_gateway.smoke URL``: one program makes two calls through a gateway, as `helm test` does.
 
-The standard library only, and no secret: what an agent that knows just the address would see.
+Uses the standard library only and no secret: it sees what an agent sees that knows just the address.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import urllib.request
 import uuid
 from typing import Any
 
-# A call may wait for its turn on a busy cluster.
+# A call may queue on a busy cluster.
 BOUND_S = 120.0
 
 
 class SmokeError(RuntimeError):
-    """The cluster does not serve; the message says what it answered."""
+    """The cluster does not serve; the message contains its answer."""
 
 
 def _ask(url: str, body: dict[str, Any] | None, headers: dict[str, str]) -> str:
@@ -35,27 +35,27 @@ def _ask(url: str, body: dict[str, Any] | None, headers: dict[str, str]) -> str:
 
 
 def smoke(base: str) -> list[str]:
-    """What was done, a line each. SmokeError. `base` ends in /v1."""
+    """Makes the calls; gives one line for each step. `base` ends in /v1. SmokeError."""
     began = time.monotonic()
     models = json.loads(_ask(f"{base}/models", None, {}))["data"]
     if not models:
         raise SmokeError(f"{base}/models lists no model: no engine serves yet")
     program, model = f"smoke-{uuid.uuid4().hex[:12]}", models[0]["id"]
-    told = [f"model {model}, program {program}"]
+    steps = [f"model {model}, program {program}"]
     asked = {"model": model, "max_tokens": 8, "messages": [{"role": "user", "content": "Say something."}]}
     headers = {"x-agentserving-program-id": program}
     answer = json.loads(_ask(f"{base}/chat/completions", asked, headers))
-    told.append(f"a call gave {answer['usage']['completion_tokens']} tokens")
+    steps.append(f"a call gave {answer['usage']['completion_tokens']} tokens")
     stream = _ask(f"{base}/chat/completions", {**asked, "stream": True}, headers)
     events = [line for line in stream.splitlines() if line.startswith("data: ")]
     if not events or events[-1] != "data: [DONE]":
         raise SmokeError(f"a stream ended without [DONE] after {len(events)} events")
-    told.append(f"a stream gave {len(events) - 1} events")
-    return [*told, f"passed in {time.monotonic() - began:.1f} s"]
+    steps.append(f"a stream gave {len(events) - 1} events")
+    return [*steps, f"passed in {time.monotonic() - began:.1f} s"]
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status."""
+    """Returns the exit status."""
     if len(arguments) != 1:
         print("usage: python -m agentserving_gateway.smoke http://gateway/v1", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""What a user reads when a command cannot do its work: one line, exit status 1."""
+"""What a user reads when a command fails: one line, exit status 1."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def failure(*arguments: str) -> str:
 
 
 def test_no_cluster_says_how_to_start_one(tmp_path: Path) -> None:
-    told = failure("ps", "--state-dir", str(tmp_path))
-    assert told == (
+    message = failure("ps", "--state-dir", str(tmp_path))
+    assert message == (
         f"Error: no cluster runs in {tmp_path}: start one with `agentserving up`, or name one with --control-plane"
     )
 
 
-def test_addresses_left_by_a_killed_cluster_are_no_cluster(tmp_path: Path) -> None:
+def test_addresses_left_by_a_killed_cluster_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "cluster.json").write_text(json.dumps({"control_plane": "127.0.0.1:1"}))
     assert "no cluster runs" in failure("top", "--state-dir", str(tmp_path))
 
 
-def test_a_cluster_that_is_starting_is_told_from_none(tmp_path: Path) -> None:
+def test_a_starting_cluster_is_distinguished_from_none(tmp_path: Path) -> None:
     state = StateDir(tmp_path)
     state.claim()
     try:
@@ -42,8 +42,8 @@ def test_a_cluster_that_is_starting_is_told_from_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [["ps"], ["top"], ["get", "p"], ["cancel", "p"], ["policy", "get"]])
 def test_a_control_plane_that_does_not_answer_is_named(command: list[str]) -> None:
-    told = failure(*command, "--control-plane", "127.0.0.1:1")
-    assert told == "Error: the control plane at 127.0.0.1:1 does not answer: is its cluster up?"
+    message = failure(*command, "--control-plane", "127.0.0.1:1")
+    assert message == "Error: the control plane at 127.0.0.1:1 does not answer: is its cluster up?"
 
 
 @pytest.mark.parametrize("address", ["nonsense", "host:", ":70x"])
@@ -52,7 +52,7 @@ def test_a_bad_address_is_refused_before_it_is_tried(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("7", "a policy is a JSON object, this is int"),
         ("{", "Expecting property name"),
@@ -60,15 +60,15 @@ def test_a_bad_address_is_refused_before_it_is_tried(address: str) -> None:
         ('{"quantums": []}', 'no field named "quantums"'),
     ],
 )
-def test_a_bad_policy_file_is_told_by_what_is_wrong_in_it(tmp_path: Path, content: str, told: str) -> None:
+def test_a_bad_policy_file_is_refused_with_the_offending_field(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "policy"
     path.write_text(content)
     line = failure("policy", "set", str(path), "--control-plane", "127.0.0.1:1")
     assert str(path) in line
-    assert told in line
+    assert message in line
 
 
-def test_a_policy_file_that_is_not_there_is_not_taken_for_a_name() -> None:
+def test_a_missing_policy_file_is_not_taken_for_a_preset() -> None:
     assert "there is no such file" in failure("policy", "set", "mine.json", "--control-plane", "127.0.0.1:1")
 
 

@@ -30,7 +30,7 @@ from support.served_plane import ServedPlane
 
 
 def cluster(name: str = "demo", **status: Any) -> dict[str, Any]:
-    told = {
+    message = {
         "observedGeneration": 2, "url": "http://demo-gateway.x.svc/v1", "engines": {"summary": "0/0"}, "programs": 1,
         "policy": {"name": "plas", "version": 1},
         "conditions": [
@@ -40,7 +40,7 @@ def cluster(name: str = "demo", **status: Any) -> dict[str, Any]:
         **status,
     }  # fmt: skip
     metadata = {"name": name, "namespace": "x", "generation": 2}
-    return {"metadata": metadata, "spec": {"engine": {"replicas": 0}}, "status": told}
+    return {"metadata": metadata, "spec": {"engine": {"replicas": 0}}, "status": message}
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ async def test_a_cluster_with_certificates_is_reached_with_the_clients_secret(an
 
 
 @pytest.mark.parametrize(("form", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])
-async def test_answers_are_data_when_asked_for(served: ServedPlane, form: str, read: Any) -> None:
+async def test_answers_are_data_with_an_output_option(served: ServedPlane, form: str, read: Any) -> None:
     await served.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id="p1", name="agent"))
     done = await run("get", "p1", "-o", form)
     assert read(done.output)["program_id"] == "p1"
@@ -148,9 +148,9 @@ async def test_wide_shows_every_column_whatever_the_terminal(served: ServedPlane
 
 
 async def test_a_refusal_of_the_control_plane_is_one_line(served: ServedPlane) -> None:
-    done = await run("get", "nobody")
+    done = await run("get", "unknown")
     assert done.exit_code == 1
-    assert "nobody" in done.output
+    assert "unknown" in done.output
     assert len(done.output.strip().splitlines()) == 1
 
 
@@ -194,7 +194,7 @@ async def test_the_doctor_names_what_is_wrong_and_what_to_do(served: ServedPlane
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "message"),
     [
         (
             {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": "no GPU"}]},
@@ -217,18 +217,18 @@ async def test_the_doctor_names_what_is_wrong_and_what_to_do(served: ServedPlane
         ({}, "is not ready (no status yet): kubectl describe pod p"),
     ],
 )  # fmt: skip
-def test_a_pod_that_is_not_ready_says_why(status: dict[str, Any], told: str) -> None:
+def test_a_pod_that_is_not_ready_says_why(status: dict[str, Any], message: str) -> None:
     (found,) = of_pods([{"metadata": {"name": "p"}, "status": status}])
-    assert (found.ok, found.what, found.message) == (False, "pod p", told)
+    assert (found.ok, found.what, found.message) == (False, "pod p", message)
 
 
-def test_pods_that_are_ready_or_leave_are_not_told() -> None:
+def test_pods_that_are_ready_or_terminating_are_not_reported() -> None:
     ready = {"conditions": [{"type": "Ready", "status": "True"}]}
     leaving = {"name": "old", "deletionTimestamp": "2026-01-01T00:00:00Z"}
     assert not list(of_pods([{"metadata": {"name": "p"}, "status": ready}, {"metadata": leaving, "status": {}}]))
 
 
-async def test_a_policy_that_is_not_the_spec_s_is_told(served: ServedPlane, answers: Path) -> None:
+async def test_a_policy_that_differs_from_the_spec_is_reported(served: ServedPlane, answers: Path) -> None:
     in_force = json.loads((await run("policy", "get", "-o", "json")).output)["policy"]["policy"]["name"]
     for asked, ok in ((in_force, True), ("gittins", False)):
         of_spec = cluster()
@@ -239,7 +239,7 @@ async def test_a_policy_that_is_not_the_spec_s_is_told(served: ServedPlane, answ
         assert ("policy of the spec" in done.output) is not ok
 
 
-def test_a_cluster_without_the_crd_is_told_apart(answers: Path) -> None:
+def test_a_cluster_without_the_crd_is_recognized(answers: Path) -> None:
     (answers / f"{RESOURCE}.json").unlink()
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 1
@@ -247,7 +247,7 @@ def test_a_cluster_without_the_crd_is_told_apart(answers: Path) -> None:
     assert "install the chart" in done.output
 
 
-def test_the_status_is_told_in_words(answers: Path) -> None:
+def test_the_status_is_described_in_words(answers: Path) -> None:
     done = CliRunner().invoke(main, ["status"])
     assert done.exit_code == 0
     assert "demo in x: engines 0/0, policy plas v1, 1 programs, http://demo-gateway.x.svc/v1" in done.output
@@ -267,19 +267,19 @@ def test_a_forward_that_fails_says_what_kubectl_said(answers: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "asked", "told"),
+    ("names", "asked", "message"),
     [
         ([], "", "no AgentServingCluster in the current namespace: name another with -n"),
         (["b", "a"], "", "2 AgentServingClusters in the current namespace: name one of a, b with --cluster"),
         (["a"], "c", "no AgentServingCluster 'c' in the current namespace; there are a"),
     ],
 )
-def test_a_cluster_that_is_not_clear_is_asked_for(names: list[str], asked: str, told: str) -> None:
+def test_an_ambiguous_cluster_must_be_named(names: list[str], asked: str, message: str) -> None:
     with pytest.raises(NoClusterError) as refused:
         choose([cluster(name) for name in names], asked, "")
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
-def test_kubectls_last_words_are_one_line() -> None:
+def test_kubectls_error_is_reduced_to_one_line() -> None:
     assert said("warning: x\nError from server (NotFound): pods not found\n") == "(NotFound): pods not found"
     assert said("") == ""

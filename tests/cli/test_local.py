@@ -1,23 +1,32 @@
-"""Ports, directories and GPUs of a one-machine cluster."""
+"""Ports, directories, flags, GPUs and background tasks of a one-machine cluster."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 
 import pytest
-from agentserving_cli.local.layout import ClusterSpec, gpus_of, memory_share, port_is_free, vllm_argv
+from agentserving.client import messages
+from agentserving.client.values import Engine, EngineState
+from agentserving.v1 import types_pb2
+from agentserving_cli.local import cluster as cluster_module
+from agentserving_cli.local.cluster import LocalCluster
+from agentserving_cli.local.engine_states import changes
+from agentserving_cli.local.layout import ClusterSpec, gpus_of, memory_share, port_is_free, tool_flags, vllm_argv
+from agentserving_cli.local.process import Child, StartFailedError
 from agentserving_cli.local.state_dir import StateDir, StateDirError, is_claimed, read_addresses
+from agentserving_cli.up import proxy_in_the_way
 
 
-def test_a_port_that_somebody_listens_on_is_not_free() -> None:
+def test_a_port_with_a_listener_is_not_free() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert not port_is_free(port)
     assert port_is_free(port)
 
 
-def test_a_directory_is_claimed_once_and_free_again_after(tmp_path: Path) -> None:
+def test_a_directory_has_one_owner_until_it_is_released(tmp_path: Path) -> None:
     first = StateDir(tmp_path)
     first.claim()
     first.write_addresses({"pid": 7})
@@ -32,23 +41,23 @@ def test_a_directory_is_claimed_once_and_free_again_after(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("version", "told"), [("99", "written by a newer agentserving"), ("x", "not a directory of ours")]
+    ("version", "message"), [("99", "written by a newer agentserving"), ("x", "not a directory of ours")]
 )
-def test_a_directory_of_another_version_is_refused_and_left_alone(tmp_path: Path, version: str, told: str) -> None:
+def test_a_directory_of_another_version_is_refused_and_left_alone(tmp_path: Path, version: str, message: str) -> None:
     (tmp_path / "VERSION").write_text(version)
-    with pytest.raises(StateDirError, match=told):
+    with pytest.raises(StateDirError, match=message):
         StateDir(tmp_path).claim()
     assert (tmp_path / "VERSION").read_text() == version
     assert not (tmp_path / "ticket.key").exists()
 
 
-def test_a_directory_that_cannot_be_made_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_reported_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StateDirError, match=r"cannot be used: Not a directory.*--state-dir"):
         StateDir(tmp_path / "file" / "state").claim()
 
 
-def test_the_ticket_key_is_kept_and_private(tmp_path: Path) -> None:
+def test_the_ticket_key_is_stable_and_private(tmp_path: Path) -> None:
     for _ in range(2):
         state = StateDir(tmp_path)
         state.claim()
@@ -72,12 +81,12 @@ def test_a_socket_path_stays_short_in_a_deep_directory_and_ends_with_it(tmp_path
     other.release()
 
 
-def test_a_torn_address_file_is_no_cluster(tmp_path: Path) -> None:
+def test_a_torn_address_file_counts_as_none(tmp_path: Path) -> None:
     (tmp_path / "cluster.json").write_text('{"gateway": ')
     assert read_addresses(tmp_path) == {}
 
 
-def test_gpus_are_shared_out_among_engines() -> None:
+def test_gpus_are_divided_among_engines() -> None:
     assert [list(gpus_of(i, 2, ["0", "1", "2", "3"])) for i in range(2)] == [["0", "1"], ["2", "3"]]
     assert [list(gpus_of(i, 3, ["0", "1"])) for i in range(3)] == [["0"], ["1"], ["0"]]
     assert list(gpus_of(0, 2, [])) == []
@@ -91,3 +100,87 @@ def test_a_flag_of_the_user_comes_last_and_a_real_model_is_not_a_dummy(tmp_path:
     assert argv[-1] == "--gpu-memory-utilization=0.3"
     assert "dummy" not in argv
     assert argv[argv.index("--served-model-name") + 1] == "org/model"
+
+
+def test_vllm_parses_tool_calls_of_the_tiny_model_and_of_others_when_a_parser_is_named(tmp_path: Path) -> None:
+    tiny, other = ClusterSpec(tmp_path), ClusterSpec(tmp_path, model="org/model")
+    assert tool_flags(tiny) == ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    assert tool_flags(other) == []
+    named = ClusterSpec(tmp_path, model="org/model", tool_parser="llama3_json", engine_args=("--tool-call-parser=x",))
+    assert tool_flags(named)[-1] == "llama3_json"
+    argv = vllm_argv(Path("python"), named.model, 1, named)
+    assert "--enable-auto-tool-choice" in argv
+    assert argv[-1] == "--tool-call-parser=x", "a flag of the user wins"
+
+
+def test_a_change_of_an_engines_state_is_one_line_with_the_reason() -> None:
+    def engine(engine_id: str, state: EngineState, reason: str = "") -> Engine:
+        message = types_pb2.Engine(
+            engine_id=engine_id, state=types_pb2.EngineState.ValueType(state), state_reason=reason
+        )
+        return messages.read(Engine, message)
+
+    down = [engine("e0", EngineState.DOWN, "the process ended"), engine("e1", EngineState.READY)]
+    assert changes({}, down) == ["e0 is down and gets no new calls: the process ended"]
+    known = {"e0": EngineState.DOWN, "e1": EngineState.READY}
+    assert changes(known, down) == []
+    assert changes(known, [engine("e0", EngineState.LOADING)]) == ["e0 is loading and gets no new calls"]
+    assert changes(known, [engine("e0", EngineState.READY)]) == ["e0 is ready again"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "no_proxy"),
+    [
+        ({}, ""),
+        ({"http_proxy": ""}, ""),
+        ({"http_proxy": "http://p:1"}, "127.0.0.1"),
+        ({"HTTP_PROXY": "http://p:1", "no_proxy": "corp.example"}, "corp.example,127.0.0.1"),
+        ({"http_proxy": "http://p:1", "NO_PROXY": "localhost, 127.0.0.1"}, ""),
+        ({"http_proxy": "http://p:1", "no_proxy": "*"}, ""),
+    ],
+)
+def test_a_proxy_between_agents_and_this_machine_is_noticed(environment: dict[str, str], no_proxy: str) -> None:
+    assert proxy_in_the_way(environment) == no_proxy
+
+
+async def test_a_background_task_that_fails_ends_the_cluster_with_its_reason(tmp_path: Path) -> None:
+    cluster = LocalCluster(ClusterSpec(tmp_path, engine="simulator", store="memory", engines=1))
+
+    async def fails() -> None:
+        raise OSError("injected")
+
+    cluster._start_task("watch of the engines", fails())
+    async with asyncio.timeout(10):
+        assert await cluster.failed == "the watch of the engines failed: OSError: injected"
+    await cluster.stop()
+
+
+async def test_the_end_of_any_component_ends_the_start_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine dies while the control plane, which never comes up, is waited for."""
+    monkeypatch.setattr(cluster_module, "STILL_EVERY_S", 0.1)
+    (tmp_path / "engine").touch()
+    (tmp_path / "plane").touch()
+
+    async def never() -> bool:
+        return False
+
+    said: list[str] = []
+    cluster = LocalCluster(ClusterSpec(tmp_path / "s", engine="simulator", store="memory", engines=1), said.append)
+    engine = Child(
+        name="engine", argv=["sh", "-c", "sleep 1; echo 'cannot start: no GPU'; exit 3"], env={}, ready=never,
+        log=tmp_path / "engine", start_bound_s=60,
+    )  # fmt: skip
+    plane = Child(name="plane", argv=["sleep", "60"], env={}, ready=never, log=tmp_path / "plane", start_bound_s=60)
+    cluster.children = {"engine": engine, "plane": plane}
+    await engine.start()
+    await plane.start()
+    try:
+        with pytest.raises(StartFailedError, match="engine ended with code 3: cannot start: no GPU"):
+            await cluster._await_ready(plane)
+        assert any("still waiting for plane" in line for line in said)
+    finally:
+        await cluster.stop()
+    assert plane.process is not None
+    assert plane.process.returncode is not None

@@ -1,4 +1,4 @@
-"""Which line of a log tells why a component ended. The logs are real ones, shortened."""
+"""The line of a log that says why a component ended. The logs are real ones, shortened."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
 
 
 @pytest.mark.parametrize(
-    ("log", "told"),
+    ("log", "reason"),
     [
         (
             ENGINE_CORE_FAILED,
@@ -67,8 +67,8 @@ pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
         ("", ""),
     ],
 )
-def test_the_root_cause_is_found(log: str, told: str) -> None:
-    assert reason_in(log) == told
+def test_the_root_cause_is_found(log: str, reason: str) -> None:
+    assert reason_in(log) == reason
 
 
 def test_an_end_is_told_in_words() -> None:

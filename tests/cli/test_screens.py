@@ -1,4 +1,4 @@
-"""What ps, top and get show, at the widths that people have."""
+"""What ps, top and get show, at common terminal widths."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_top_fits_its_screen_and_says_what_it_left_out() -> None:
     assert lines[-1] == "and 34 more: agentserving ps"
 
 
-def test_get_tells_the_account_and_the_calls() -> None:
+def test_get_shows_the_account_and_the_calls() -> None:
     text = "\n".join(shown(screens.program_screen(program("p", running=1)), 80))
     assert "p.1.0" in text
     assert "1 running, 0 queued" in text

@@ -1,4 +1,4 @@
-"""Whatever a client or engine sends, it gets the right status, reason and field, and the server goes on serving."""
+"""Impossible input gets the right status, reason and field, and the server goes on serving."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ MAX = 2**63 - 1
 
 @pytest.fixture
 async def served() -> AsyncIterator[ServedPlane]:
-    async with ServedPlane() as made:
-        engine = await made.attach(capabilities=types.EngineCapabilities(models=["tiny"]))
-        await made.open("p", idempotency_key="k")
-        await made.open("child", parent="p")
-        await made.open("closed")
-        await made.programs.CloseProgram(program.CloseProgramRequest(program_id="closed"))
+    async with ServedPlane() as plane:
+        engine = await plane.attach(capabilities=types.EngineCapabilities(models=["tiny"]))
+        await plane.open("p", idempotency_key="k")
+        await plane.open("child", parent="p")
+        await plane.open("closed")
+        await plane.programs.CloseProgram(program.CloseProgramRequest(program_id="closed"))
         foreign = program.OpenProgramRequest(program_id="foreign")
-        await made.programs.OpenProgram(foreign, metadata=[("x-agentserving-tenant", "other")])
-        yield made
-        # Whatever happened: the server still serves.
-        assert (await made.admit("p")).engine_id == "e1"
-        assert (await made.get("p")).program_id == "p"
+        await plane.programs.OpenProgram(foreign, metadata=[("x-agentserving-tenant", "other")])
+        yield plane
+        # The server still serves.
+        assert (await plane.admit("p")).engine_id == "e1"
+        assert (await plane.get("p")).program_id == "p"
         engine.stream.cancel()
 
 
@@ -169,9 +169,9 @@ BAD = [
 async def test_bad_requests_are_refused_with_reason_and_field(
     served: ServedPlane, act: Case, code: StatusCode, reason: str, field: str
 ) -> None:
-    told = await refusal(act(served))
-    assert (told.code, told.reason, told.field) == (code, reason, field)
-    assert (told.retry_after_s > 0) == (code is StatusCode.UNAVAILABLE)
+    refused = await refusal(act(served))
+    assert (refused.code, refused.reason, refused.field) == (code, reason, field)
+    assert (refused.retry_after_s > 0) == (code is StatusCode.UNAVAILABLE)
 
 
 async def test_absurd_but_possible_numbers_are_admitted(served: ServedPlane) -> None:
@@ -189,27 +189,27 @@ async def test_malformed_bytes_end_their_call_only(served: ServedPlane, service:
     if service.endswith(("Admissions", "Attach")):
         stream = served.channel.stream_stream(path)()
         await stream.write(data)
-        told = await refusal(until_end(stream))
-        assert told.reason == "MALFORMED_MESSAGE"
+        refused = await refusal(until_end(stream))
+        assert refused.reason == "MALFORMED_MESSAGE"
     else:
-        told = await refusal(served.channel.unary_unary(path)(data))
-    assert told.code in (StatusCode.INTERNAL, StatusCode.INVALID_ARGUMENT, StatusCode.UNKNOWN)
+        refused = await refusal(served.channel.unary_unary(path)(data))
+    assert refused.code in (StatusCode.INTERNAL, StatusCode.INVALID_ARGUMENT, StatusCode.UNKNOWN)
 
 
 async def test_an_oversized_message_is_refused(served: ServedPlane) -> None:
-    told = await refusal(served.admit("p", model="x" * (17 << 20)))
-    assert told.code is StatusCode.RESOURCE_EXHAUSTED
+    refused = await refusal(served.admit("p", model="x" * (17 << 20)))
+    assert refused.code is StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_bug_tells_nothing_of_what_it_held(served: ServedPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_reveals_nothing_about_its_data(served: ServedPlane, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a secret")
 
     with monkeypatch.context() as patched:
         patched.setattr(served.plane, "describe", broken)
-        told = await refusal(served.get("p"))
-    assert (told.code, told.reason) == (StatusCode.INTERNAL, "INTERNAL")
-    assert "secret" not in told.message
+        refused = await refusal(served.get("p"))
+    assert (refused.code, refused.reason) == (StatusCode.INTERNAL, "INTERNAL")
+    assert "secret" not in refused.message
 
 
 async def test_health_and_reflection_answer(served: ServedPlane) -> None:

@@ -1,4 +1,4 @@
-"""Watchers of endings hear of every call and program that ends, or how many they have missed; nobody waits for them."""
+"""Watchers of endings receive every call and program that ends, or the number that they missed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def numbers(endings: list[object]) -> list[int]:
     st.lists(st.sampled_from(["note a", "note b", "read a", "read b"]), max_size=60),
     st.integers(1, 4),
 )
-def test_what_is_told_and_what_is_lost_are_all_there_was(kept: int, acts: list[str], most: int) -> None:
+def test_endings_read_and_endings_lost_add_up_to_all_endings(kept: int, acts: list[str], most: int) -> None:
     endings, number = Kept(1000, kept), 0
     noted: dict[str, list[int]] = {"a": [], "b": []}
     heard: dict[str, list[int]] = {"a": [], "b": []}
@@ -59,7 +59,7 @@ def test_what_is_told_and_what_is_lost_are_all_there_was(kept: int, acts: list[s
     assert endings.lost == sum(lost.values())
 
 
-def test_a_position_of_another_process_is_not_known() -> None:
+def test_a_position_of_another_process_is_unknown() -> None:
     endings = Kept(1000)
     endings.note(Tenant("a"), ending(1))
     assert [endings.knows(Tenant("a"), position) for position in (999, 1000, 1001, 1002)] == [False, True, True, False]
@@ -69,13 +69,13 @@ async def next_ones(watch: object, count: int) -> list[EndedCall | ClosedProgram
     """So many endings, however many messages they come in; none may be lost."""
     found: list[EndedCall | ClosedProgram] = []
     while len(found) < count:
-        told: Endings = await anext(watch)  # type: ignore[call-overload]
-        assert not told.lost
-        found += told.endings
+        message: Endings = await anext(watch)  # type: ignore[call-overload]
+        assert not message.lost
+        found += message.endings
     return found
 
 
-async def test_a_call_is_told_with_its_counters_its_parents_and_its_program() -> None:
+async def test_an_ended_call_comes_with_its_counters_parents_and_program() -> None:
     async with ServedPlane() as plane, AsyncClient(f"127.0.0.1:{plane.port}") as client, asyncio.timeout(30):
         engine = await plane.attach()
         watch = client.watch_endings()
@@ -103,7 +103,7 @@ async def test_a_call_is_told_with_its_counters_its_parents_and_its_program() ->
     assert (closed.program, closed.outcome, closed.calls_in_flight) == (one.program, Outcome.COMPLETED, 1)
 
 
-async def test_a_call_that_no_engine_ran_and_a_cancelled_tree_are_told() -> None:
+async def test_calls_that_no_engine_ran_and_cancelled_trees_are_reported() -> None:
     async with ServedPlane() as plane, AsyncClient(f"127.0.0.1:{plane.port}") as client, asyncio.timeout(30):
         await plane.attach()
         await plane.open("p")
@@ -122,7 +122,7 @@ async def test_a_call_that_no_engine_ran_and_a_cancelled_tree_are_told() -> None
     assert one.outcome is Outcome.CANCELLED
 
 
-async def test_other_tenants_are_not_told() -> None:
+async def test_endings_of_other_tenants_are_not_reported() -> None:
     async with ServedPlane() as plane, asyncio.timeout(30):
         await plane.attach()
         tenant = (("x-agentserving-tenant", "other"),)
@@ -133,13 +133,13 @@ async def test_other_tenants_are_not_told() -> None:
         await plane.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id="theirs"), metadata=tenant)
         request = program_service_pb2.CloseProgramRequest(program_id="theirs")
         await plane.programs.CloseProgram(request, metadata=tenant)
-        told = await stream.read()
-        assert [each.program.program.program_id for each in told.endings] == ["theirs"]
-        assert told.lost == 0
+        message = await stream.read()
+        assert [each.program.program.program_id for each in message.endings] == ["theirs"]
+        assert message.lost == 0
         stream.cancel()
 
 
-async def test_a_reader_that_does_not_read_holds_up_nobody_and_is_told_what_it_missed() -> None:
+async def test_a_slow_reader_delays_no_one_and_learns_how_many_endings_it_missed() -> None:
     total = 3000
     async with ServedPlane() as plane, asyncio.timeout(50):
         plane.plane.endings = plane.plane.table.programs.endings = Kept(1000, 50)
@@ -155,15 +155,15 @@ async def test_a_reader_that_does_not_read_holds_up_nobody_and_is_told_what_it_m
                 await plane.open(f"q{number}")
         heard = lost = 0
         while heard + lost < total:
-            told = await stream.read()
-            heard, lost = heard + len(told.endings), lost + told.lost
+            message = await stream.read()
+            heard, lost = heard + len(message.endings), lost + message.lost
         assert heard + lost == total
         assert lost > 0
         assert plane.plane.endings.lost == lost
         stream.cancel()
 
 
-async def test_a_broken_watch_goes_on_where_it_was_and_a_restart_is_told() -> None:
+async def test_a_broken_watch_resumes_and_a_restart_is_reported() -> None:
     async with ServedPlane() as plane, AsyncClient(f"127.0.0.1:{plane.port}") as client, asyncio.timeout(50):
         await plane.open("a")
         watch = client.watch_endings()
@@ -171,12 +171,12 @@ async def test_a_broken_watch_goes_on_where_it_was_and_a_restart_is_told() -> No
         await watch.aclose()
         await plane.programs.CloseProgram(program_service_pb2.CloseProgramRequest(program_id="a"))
         again = client.watch_endings(after_position=seen)
-        told = await anext(again)
-        assert [each.program.program_id for each in told.endings] == ["a"]
-        assert (told.position, told.restarted) == (seen + 1, False)
+        message = await anext(again)
+        assert [each.program.program_id for each in message.endings] == ["a"]
+        assert (message.position, message.restarted) == (seen + 1, False)
         await plane.restart()
-        told = await anext(again)
-        assert (told.restarted, told.lost, told.endings) == (True, 0, ())
+        message = await anext(again)
+        assert (message.restarted, message.lost, message.endings) == (True, 0, ())
         await plane.open("b")
         await plane.programs.CloseProgram(program_service_pb2.CloseProgramRequest(program_id="b"))
         (closed,) = await next_ones(again, 1)

@@ -1,4 +1,4 @@
-"""What engines may say, in which order, and what numbers do to an account."""
+"""The order of an engine's messages, and reports with extreme or impossible numbers."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ MAX = 2**63 - 1
 
 @pytest.fixture
 async def served() -> AsyncIterator[ServedPlane]:
-    async with ServedPlane() as made:
-        yield made
+    async with ServedPlane() as plane:
+        yield plane
 
 
 async def test_a_report_before_hello_is_refused(served: ServedPlane) -> None:
     engine = PlayedEngine(served.engine_service)
     await engine.say(report=engine_service_pb2.Report(seq=1))
-    told = await refusal(until_end(engine.stream))
-    assert (told.code, told.reason) == (StatusCode.FAILED_PRECONDITION, "HELLO_FIRST")
+    refused = await refusal(until_end(engine.stream))
+    assert (refused.code, refused.reason) == (StatusCode.FAILED_PRECONDITION, "HELLO_FIRST")
 
 
 @pytest.mark.parametrize(
@@ -47,15 +47,15 @@ async def test_a_report_before_hello_is_refused(served: ServedPlane) -> None:
 async def test_a_hello_that_cannot_be_is_refused(
     served: ServedPlane, hello: dict[str, Any], code: StatusCode, reason: str
 ) -> None:
-    told = await refusal(PlayedEngine(served.engine_service).hello(**hello))
-    assert (told.code, told.reason) == (code, reason)
+    refused = await refusal(PlayedEngine(served.engine_service).hello(**hello))
+    assert (refused.code, refused.reason) == (code, reason)
 
 
 async def test_hello_twice_is_a_renewal_but_not_of_another_engine(served: ServedPlane) -> None:
     engine = await served.attach("e1")
     assert (await engine.hello("e1", draining=True)).epoch == served.plane.epoch
-    told = await refusal(engine.hello("e2"))
-    assert told.reason == "ENGINE_CHANGED"
+    refused = await refusal(engine.hello("e2"))
+    assert refused.reason == "ENGINE_CHANGED"
 
 
 async def test_an_engine_that_comes_back_under_its_name_takes_programs_again(served: ServedPlane) -> None:
@@ -85,9 +85,9 @@ async def test_an_engine_drained_by_an_administrator_stays_so_when_it_boots(serv
 async def test_a_second_stream_of_an_engine_ends_the_first(served: ServedPlane) -> None:
     first = await served.attach("e1")
     second = await served.attach("e1")
-    told = await refusal(until_end(first.stream))
-    assert (told.code, told.reason) == (StatusCode.ABORTED, "STREAM_ENDED")
-    assert told.retry_after_s == 1.0
+    refused = await refusal(until_end(first.stream))
+    assert (refused.code, refused.reason) == (StatusCode.ABORTED, "STREAM_ENDED")
+    assert refused.retry_after_s == 1.0
     engines = (await served.admin.ListEngines(admin_service_pb2.ListEnginesRequest())).engines
     assert [e.state for e in engines] == [types_pb2.ENGINE_STATE_READY]
     second.stream.cancel()
@@ -130,8 +130,8 @@ async def test_sums_stop_below_what_the_wire_can_carry(served: ServedPlane) -> N
     row = served.plane.table.rows[key("p")]
     row.attained_service_us = row.total_service_us = row.prompt_tokens = rows.MAX_SUM - 1
     await engine.report(await served.admit("p"), 1, service_us=50, prompt_tokens=50, outcome=1)
-    told = await served.get("p")
-    assert told.attained_service_us == told.total_service_us == told.prompt_tokens == rows.MAX_SUM
+    program = await served.get("p")
+    assert program.attained_service_us == program.total_service_us == program.prompt_tokens == rows.MAX_SUM
 
 
 @pytest.mark.parametrize(
@@ -159,13 +159,13 @@ async def test_a_report_that_makes_no_sense_changes_nothing_and_is_acknowledged(
 async def test_calls_of_an_earlier_boot_wait_for_the_reports_that_are_still_to_come(served: ServedPlane) -> None:
     await served.open("p")
     engine = await served.attach(boot_id="b1")
-    told, silent = await served.admit("p"), await served.admit("p")
-    await engine.report(told, service_us=3)
+    reported, silent = await served.admit("p"), await served.admit("p")
+    await engine.report(reported, service_us=3)
     await engine.report(silent, seq=6, service_us=4)
     engine.stream.cancel()
     engine = await served.attach(boot_id="b2", unacked_seq=7)
     assert len((await served.get("p")).calls) == 2
-    await engine.report(told, seq=7, service_us=100, outcome=1)
+    await engine.report(reported, seq=7, service_us=100, outcome=1)
     row = await served.get("p")
     assert not row.calls
     assert (row.calls_completed, row.total_service_us) == (2, 104)

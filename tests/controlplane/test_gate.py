@@ -1,4 +1,4 @@
-"""A control plane that does not lead says who does, to every kind of call, and serves once it leads."""
+"""A follower rejects every kind of call with the leader's address, and serves once it leads."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ async def test_every_kind_of_call_is_refused_with_the_leaders_address(leader: st
         for call in one_of_each_kind(channel):
             error = await ended(call)
             assert error.code() is grpc.StatusCode.UNAVAILABLE
-            told = from_rpc(error, "here")
-            assert (told.reason, hint_of(told), told.retry_after_s) == ("NOT_LEADER", leader, 0.2)
+            refused = from_rpc(error, "here")
+            assert (refused.reason, hint_of(refused), refused.retry_after_s) == ("NOT_LEADER", leader, 0.2)
 
 
 async def test_once_it_is_open_all_services_are_there_and_once_closed_none() -> None:
@@ -79,7 +79,7 @@ async def test_once_it_is_open_all_services_are_there_and_once_closed_none() -> 
     await plane.commits.close()
 
 
-async def test_a_leader_whose_claim_is_over_by_its_own_clock_admits_nobody() -> None:
+async def test_a_leader_whose_lease_is_over_by_its_own_clock_admits_no_call() -> None:
     store = MemoryStore()
     plane = ControlPlane(SETTINGS, store, await store.acquire("t"), lambda error: None)
     services = Services()

@@ -46,8 +46,8 @@ def test_the_cost_is_the_service_for_the_worth_of_ends_at_the_best_horizon(finis
         / sum(1 / math.sqrt(max(size, MIN_SIZE_US)) for size in more if size <= horizon)
         for horizon in set(more)
     ]
-    told = cost(Survival.of(finished, ()), attained, sorted(set(finished)))
-    assert told**1.5 == pytest.approx(min(ratios, default=math.inf))
+    cost_us = cost(Survival.of(finished, ()), attained, sorted(set(finished)))
+    assert cost_us**1.5 == pytest.approx(min(ratios, default=math.inf))
 
 
 @settings(deadline=None)
@@ -109,10 +109,10 @@ def test_whatever_has_finished_makes_a_policy_that_can_be_executed(
     for name, services in finished.items():
         for service in services:
             known.end(name, service)
-    made = known.relevel(GITTINS)
-    assert from_dict(to_dict(made)) == made
-    assert policy_from(policy_to(made)) == made
-    assert {name for name, _ in made.classes} == set(finished)
+    releveled = known.relevel(GITTINS)
+    assert from_dict(to_dict(releveled)) == releveled
+    assert policy_from(policy_to(releveled)) == releveled
+    assert {name for name, _ in releveled.classes} == set(finished)
 
 
 def test_only_the_newest_programs_and_classes_count() -> None:
@@ -128,8 +128,8 @@ def test_only_the_newest_programs_and_classes_count() -> None:
 
 
 def test_ranks_grow_with_the_logarithm_of_the_cost() -> None:
-    told = [rank_of(cost_us) for cost_us in (0, BASE_US - 1, BASE_US, 1.31 * BASE_US, 1.7 * BASE_US, 10**18)]
-    assert told == [0, 0, 1, 2, 3, 111]
+    ranks = [rank_of(cost_us) for cost_us in (0, BASE_US - 1, BASE_US, 1.31 * BASE_US, 1.7 * BASE_US, 10**18)]
+    assert ranks == [0, 0, 1, 2, 3, 111]
 
 
 async def test_engines_get_the_levels_of_a_class_once_enough_of_it_have_finished() -> None:
@@ -154,18 +154,18 @@ async def test_engines_get_the_levels_of_a_class_once_enough_of_it_have_finished
         table = policy_from(sent.policy).levels_of("crawler")
         assert level_of(table, 15 * SECOND) != level_of(table, 0)
         assert (table[level_of(table, 15 * SECOND)].rank or 0) < (table[0].rank or 0)
-        # What was asked for is what is in force, and an engine that comes later hears of the levels at once.
-        told = await served.admin.GetPolicy(admin_service_pb2.GetPolicyRequest())
-        assert told.policy == first
+        # The applied policy is in force, and an engine that attaches later gets the computed levels first.
+        status = await served.admin.GetPolicy(admin_service_pb2.GetPolicyRequest())
+        assert status.policy == first
         assert (await PlayedEngine(served.engine_service).hello("e2")).policy == sent
         admitted = await served.calls.AdmitCall(
             call_service_pb2.AdmitCallRequest(program_id="new", name="crawler", implicit=True)
         )
         ticket = verify(admitted.ticket, *served.settings.ticket_keys(), engine_id=admitted.engine_id, now_unix_s=0)
-        assert ticket.application == "crawler"
+        assert ticket.class_name == "crawler"
 
 
-async def test_levels_of_a_policy_that_is_no_longer_in_force_reach_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_levels_of_a_policy_that_is_no_longer_in_force_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = asyncio.Event(), threading.Event()
     loop, relevel = asyncio.get_running_loop(), Sizes.relevel
 

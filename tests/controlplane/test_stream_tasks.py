@@ -18,8 +18,8 @@ from support.served_plane import PlayedEngine, ServedPlane, refusal, until_end
 
 @pytest.fixture
 async def served() -> AsyncIterator[ServedPlane]:
-    async with ServedPlane() as made:
-        yield made
+    async with ServedPlane() as plane:
+        yield plane
 
 
 def fail(*_: object, **__: object) -> Any:

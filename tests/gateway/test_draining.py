@@ -1,4 +1,4 @@
-"""A gateway that was told to end breaks no call, and no connection that it promised to keep."""
+"""A gateway that stops breaks no call, and no connection that it promised to keep alive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def whole_answer(reader: asyncio.StreamReader) -> bytes:
         return await reader.readuntil(b"\r\n\r\n") + await reader.readexactly(2)
 
 
-async def test_a_call_under_way_ends_and_its_client_may_speak_once_more() -> None:
+async def test_a_running_call_completes_and_its_answer_closes_the_connection() -> None:
     go_on = asyncio.Event()
 
     async def slow(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -38,13 +38,13 @@ async def test_a_call_under_way_ends_and_its_client_may_speak_once_more() -> Non
         await asyncio.wait_for(stopped.wait(), 20)
         assert not drained.done()
         go_on.set()
-        # It said so before its connection ends: nobody speaks into a closed one.
+        # The answer announces the end of the connection, so the client sends nothing into a closed one.
         assert b"connection: close" in (await whole_answer(reader)).lower()
         await asyncio.wait_for(drained, 20)
         writer.close()
 
 
-async def test_a_kept_connection_is_answered_and_told_to_end() -> None:
+async def test_a_request_on_an_idle_connection_is_answered_with_connection_close() -> None:
     async with rig(answer_json) as made:
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         writer.write(REQUEST)
@@ -59,7 +59,7 @@ async def test_a_kept_connection_is_answered_and_told_to_end() -> None:
         writer.close()
 
 
-async def test_what_is_idle_is_closed_and_what_takes_too_long_is_cut_off() -> None:
+async def test_idle_connections_are_closed_and_calls_over_the_limit_are_cut_off() -> None:
     async def never(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 
@@ -75,7 +75,7 @@ async def test_what_is_idle_is_closed_and_what_takes_too_long_is_cut_off() -> No
             writer.close()
 
 
-async def test_without_a_limit_it_ends_at_once() -> None:
+async def test_a_limit_of_zero_closes_everything_immediately() -> None:
     async with rig(answer_json) as made:
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         await made.connections.drain(0, lambda: None)

@@ -1,4 +1,4 @@
-"""The gateway as clients, and attackers, meet it."""
+"""What clients get from the gateway, and what engines get."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ async def test_models_are_asked_of_an_engine_without_a_call() -> None:
         assert not made.plane.table.rows
 
 
-async def test_parents_that_nobody_knows_are_no_reason_to_refuse_a_call() -> None:
+async def test_unknown_parent_calls_are_ignored() -> None:
     async with rig(answer_json) as made:
         first = await made.post(headers="x-agentserving-program-id: p1\r\n")
         known = header(first, b"x-agentserving-call-id").decode()

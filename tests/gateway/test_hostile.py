@@ -1,4 +1,4 @@
-"""Clients and engines that mean ill, or are broken: answered or closed, no engine is reached, the gateway serves on."""
+"""Malicious and broken clients and engines: they are answered or closed, and the gateway keeps serving."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WHOLE = POST + b"content-length: 2\r\n\r\n{}"
 
 @contextmanager
 def no_trace() -> Iterator[None]:
-    """Nothing goes wrong unseen: no error in the log, nothing for the loop's exception handler."""
+    """Asserts that nothing was logged as an error or reached the loop's exception handler."""
     unseen: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
     with structlog.testing.capture_logs() as logged:
@@ -33,7 +33,7 @@ def no_trace() -> Iterator[None]:
 
 @asynccontextmanager
 async def attacked(*scripts: Script, serves: bool = True) -> AsyncIterator[Rig]:
-    """A gateway that must serve as before when the attack is over."""
+    """A gateway that must still serve when the block ends."""
     async with rig(*(scripts or (answer_json,))) as made:
         with no_trace():
             yield made
@@ -92,7 +92,7 @@ BIG = b"x" * (1 << 20)
         pytest.param(b"POST /v1/completions HTTP/9.9\r\nhost: x\r\n\r\n", 400, id="an unknown version"),
     ],
 )  # fmt: skip
-async def test_it_is_answered_and_no_engine_hears_of_it(data: bytes, status: int) -> None:
+async def test_a_malformed_request_is_answered_and_reaches_no_engine(data: bytes, status: int) -> None:
     async with attacked() as made:
         answer = await send_all(made.port, data)
         assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:200]
@@ -131,14 +131,14 @@ async def test_a_session_id_cannot_be_hidden_in_the_body(body: bytes) -> None:
         pytest.param(CHUNKED + b"1;a=b\r\n{\r\n1\r\n}\r\n0\r\n\r\n", b"{}", id="a chunk with an extension"),
     ],
 )
-async def test_what_is_odd_but_allowed_is_served(data: bytes, reached: bytes) -> None:
+async def test_unusual_but_valid_requests_are_served(data: bytes, reached: bytes) -> None:
     async with attacked() as made:
         answer = await made.send(data)
         assert answer.startswith(b"HTTP/1.1 200")
         assert made.engines[0].requests[0].endswith(b"\r\n\r\n" + reached)
 
 
-async def test_a_trailer_is_nobodys_header() -> None:
+async def test_a_trailer_is_not_taken_for_a_header() -> None:
     trailers = b"x-agentserving-program-id: victim\r\nx-evil: 1\r\n"
     async with attacked() as made:
         answer = await made.send(CHUNKED + b"2\r\n{}\r\n0\r\n" + trailers + b"\r\n")
@@ -156,8 +156,8 @@ async def test_garbage_after_a_good_request_does_not_spoil_its_answer() -> None:
         assert b"connection: close" in answer
 
 
-async def test_a_refused_body_is_read_on_so_that_the_refusal_is_heard() -> None:
-    """Closing at once would reset the connection under a client that is still sending."""
+async def test_a_refused_body_is_drained_so_that_the_client_gets_the_refusal() -> None:
+    """Closing immediately would reset the connection of a client that is still sending."""
     body = b"x" * (10 << 20)
     async with attacked() as made:
         head = POST + b"content-length: %d\r\n\r\n" % len(body)
@@ -173,7 +173,7 @@ async def test_a_refused_body_is_read_on_so_that_the_refusal_is_heard() -> None:
         pytest.param(CHUNKED + b"5\r\nab", b"HTTP/1.1 408", id="half a chunk"),
     ],
 )
-async def test_a_client_that_stops_in_mid_request_is_let_go(
+async def test_a_client_that_stops_in_mid_request_is_disconnected(
     data: bytes, answered: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HEAD_DEADLINE_S", "BODY_DEADLINE_S", "LINGER_S"):
@@ -185,7 +185,7 @@ async def test_a_client_that_stops_in_mid_request_is_let_go(
         assert not made.engines[0].requests
 
 
-async def test_a_trickle_of_a_head_does_not_renew_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_trickle_of_header_lines_does_not_extend_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_connection, "HEAD_DEADLINE_S", 0.3)
     async with attacked() as made:
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
@@ -207,7 +207,9 @@ async def _floods(request: bytes, reader: asyncio.StreamReader, writer: asyncio.
     writer.write(b"0\r\n\r\n")
 
 
-async def test_a_client_that_never_reads_holds_little_memory_and_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_never_reads_is_disconnected_and_costs_little_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(client_connection, "STALL_S", 1.0)
     open_ones: list[client_connection.ClientConnection] = []
     made_by = client_connection.ClientConnection.connection_made
@@ -258,7 +260,7 @@ def _says(data: bytes) -> Script:
         pytest.param(b"HTTP/2 200\r\n\r\n", id="HTTP/2"),
     ],
 )
-async def test_an_engine_that_answers_no_http_is_passed_over(data: bytes) -> None:
+async def test_an_engine_whose_answer_is_not_http_counts_as_failed(data: bytes) -> None:
     async with attacked(_says(data), serves=False) as made:
         answer = await made.send(WHOLE)
         assert answer.startswith(b"HTTP/1.1 502")
@@ -293,8 +295,8 @@ _TOKENS = [
 _FUZZ = st.lists(st.one_of(st.sampled_from(_TOKENS), st.binary(max_size=8)), max_size=24).map(b"".join)
 
 
-def test_whatever_bytes_come_the_gateway_serves_on() -> None:
-    """One gateway, many clients: each is answered with HTTP or closed, none leaves a trace."""
+def test_the_gateway_keeps_serving_whatever_bytes_it_receives() -> None:
+    """One gateway, many clients: each is answered with HTTP or closed, without an error in the log."""
     loop = asyncio.new_event_loop()
     context = attacked()
     made = loop.run_until_complete(context.__aenter__())

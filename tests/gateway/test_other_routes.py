@@ -1,4 +1,4 @@
-"""Routes that are no calls: which engine answers, what a hung one costs, and the model list of all engines."""
+"""Routes other than calls: which engine answers, what a hung one costs, and the model list of all engines."""
 
 from __future__ import annotations
 

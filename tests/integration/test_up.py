@@ -1,4 +1,4 @@
-"""`agentserving up` as a user meets it: what goes wrong at the start, and how it ends."""
+"""`agentserving up`: what fails at the start, what is reported while it runs, and how it ends."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ def processes_of(directory: Path) -> list[psutil.Process]:
     return found
 
 
-def test_a_taken_gateway_port_is_named_before_anything_starts(tmp_path: Path) -> None:
+def test_a_taken_gateway_port_is_reported_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        told = refused("--state-dir", str(tmp_path / "s"), "--gateway-port", str(port))
-    assert f"port {port} is taken by another program" in told
-    assert "--gateway-port" in told
+        message = refused("--state-dir", str(tmp_path / "s"), "--gateway-port", str(port))
+    assert f"port {port} is taken by another program" in message
+    assert "--gateway-port" in message
     assert not (tmp_path / "s").exists()
 
 
-def test_an_engine_that_never_starts_is_told_with_its_own_reason(tmp_path: Path) -> None:
-    told = refused("--state-dir", str(tmp_path), "--engine-arg=--speed=0")
-    assert "engine-0 ended with code 2: agentserving_simulator: error: --speed must be positive" in told
-    assert f"log: {tmp_path}/logs/engine-0.log" in told
+def test_an_engine_that_never_starts_is_reported_with_its_own_reason(tmp_path: Path) -> None:
+    message = refused("--state-dir", str(tmp_path), "--engine-arg=--speed=0")
+    assert "engine-0 ended with code 2: agentserving_simulator: error: --speed must be positive" in message
+    assert f"log: {tmp_path}/logs/engine-0.log" in message
     assert not processes_of(tmp_path)
 
 
-def test_a_policy_that_is_none_is_the_control_planes_own_words(tmp_path: Path) -> None:
+def test_an_unknown_policy_is_refused_in_the_control_planes_words(tmp_path: Path) -> None:
     assert "invalid choice: 'nonsense'" in refused("--state-dir", str(tmp_path), "--policy", "nonsense")
 
 
@@ -97,9 +97,9 @@ def test_two_clusters_run_side_by_side_and_sigkill_leaves_no_process_of_one(tmp_
         second.close()
 
 
-def _binds(stranger: socket.socket, port: int) -> bool:
+def _binds(other_program: socket.socket, port: int) -> bool:
     try:
-        stranger.bind(("127.0.0.1", port))
+        other_program.bind(("127.0.0.1", port))
     except OSError:
         return False
     return True
@@ -107,21 +107,21 @@ def _binds(stranger: socket.socket, port: int) -> bool:
 
 @contextmanager
 def port_of_a_killed(cluster: Cluster, marker: str, port: int) -> Iterator[None]:
-    """Kills a component, and a stranger listens on its port before it can be started again."""
+    """Kills a component; another program takes its port before it can be restarted."""
     (victim,) = [p for p in cluster.tree if p.is_running() and marker in " ".join(p.cmdline())]
     cluster.process.send_signal(signal.SIGSTOP)
-    with socket.socket() as stranger:
+    with socket.socket() as other_program:
         victim.kill()
-        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # A killed process lets go of its sockets some time after it is a zombie.
-        cluster.wait(lambda: _binds(stranger, port))
-        stranger.listen()
+        other_program.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A killed process releases its sockets some time after it has become a zombie.
+        cluster.wait(lambda: _binds(other_program, port))
+        other_program.listen()
         cluster.process.send_signal(signal.SIGCONT)
         yield
 
 
-def test_a_component_that_cannot_come_back_is_told_and_the_rest_serves(tmp_path: Path) -> None:
-    """A stranger takes the port of a killed engine: it must not be taken for the engine."""
+def test_a_component_that_cannot_restart_is_reported_and_the_others_serve(tmp_path: Path) -> None:
+    """Another program on the port of a killed engine must not be mistaken for the engine."""
     cluster = Cluster(tmp_path / "state", "--engine", "simulator", "--store", "memory", "--engines", "2")
     try:
         marker = "--engine-id engine-0 --channel"
@@ -129,9 +129,9 @@ def test_a_component_that_cannot_come_back_is_told_and_the_rest_serves(tmp_path:
         port = int(engine.cmdline()[engine.cmdline().index("--listen") + 1].rpartition(":")[2])
         with port_of_a_killed(cluster, marker, port):
             cluster.wait(lambda: "does not come up any more" in cluster.log.read_text(), 30)
-        told = cluster.log.read_text()
-        assert "engine-0 was killed by SIGKILL" in told
-        assert f"engine-0 cannot start: another program has taken its port {port}" in told
+        message = cluster.log.read_text()
+        assert "engine-0 was killed by SIGKILL" in message
+        assert f"engine-0 cannot start: another program has taken its port {port}" in message
         body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 2}).encode()
         request = urllib.request.Request(f"{cluster.addresses['gateway']}/completions", body)
         with urllib.request.urlopen(request, timeout=10) as answer:

@@ -1,4 +1,4 @@
-"""`agentserving up --control-planes 2`: commands and a recording find the other one when the leader is killed."""
+"""`agentserving up --control-planes 2`: commands and a recording follow the leader when the old one is killed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def leader(cluster: Cluster) -> str:
 
 
 def complete(cluster: Cluster, program: str) -> None:
-    """A program of one call, which ends with it."""
+    """Runs a program of one call, which closes it."""
     headers = {"x-dynamo-session-id": program, "x-dynamo-session-final": "true"}
     url = cluster.addresses["gateway"]
     with openai.OpenAI(base_url=url, api_key="none", default_headers=headers, max_retries=0, timeout=60) as agent:
@@ -48,11 +48,11 @@ def complete(cluster: Cluster, program: str) -> None:
 
 
 def kill_leader(cluster: Cluster) -> None:
-    """And wait until the other one leads."""
+    """Kills the leader and waits until the other one leads."""
     old = leader(cluster)
     children = psutil.Process(cluster.process.pid).children(recursive=True)
     (process,) = [each for each in children if ["--listen", addresses(cluster)[old]] == each.cmdline()[3:5]]
-    # The supervisor would start it again under its own name, and that one need not wait for the lease.
+    # Stop the supervisor meanwhile: a restarted leader would take over its own lease immediately.
     cluster.process.send_signal(signal.SIGSTOP)
     process.kill()
     cluster.wait(lambda: any(leads(cluster, name) for name in NAMES if name != old))
@@ -72,7 +72,7 @@ def test_commands_and_a_recording_go_on_with_the_other_one_when_the_leader_is_ki
         complete(cluster, "before")
         kill_leader(cluster)
         assert "before" in cluster.cli("ps", "--all")
-        # It looks for the leader ever more seldom, at most every five seconds; what ends before is lost to it.
+        # The recording retries at growing intervals, up to five seconds, and misses what ends before.
         names = (f"after-{number}" for number in itertools.count())
         cluster.wait(lambda: complete(cluster, next(names)) or "after-" in out.read_text())
         recording.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Which AgentServingCluster is meant, and what its objects are called. Pure."""
+"""Chooses an AgentServingCluster, and names its objects. Pure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ CONTROL_PLANE_PORT = 7070
 
 
 class NoClusterError(RuntimeError):
-    """None, or more than one, and which was not said."""
+    """There is no such cluster, or several and none was named."""
 
 
 def choose(clusters: Sequence[Object], name: str, namespace: str) -> Object:
-    """The one called `name`, or the only one. NoClusterError says what there is and how to name one."""
+    """The cluster called `name`, or the only one. NoClusterError lists the clusters and says how to name one."""
     where = f"namespace {namespace}" if namespace else "the current namespace"
     names = sorted(str(cluster["metadata"]["name"]) for cluster in clusters)
     if name:
@@ -43,7 +43,7 @@ def labels(cluster_name: str, component: str = "") -> str:
 
 
 def pod_at(pods: Sequence[Object], address: str) -> str:
-    """The pod with the IP of an address, as kubectl takes it. NoClusterError."""
+    """The pod with the IP of an address, as an argument of kubectl. NoClusterError."""
     host = address.rpartition(":")[0]
     for pod in pods:
         if pod.get("status", {}).get("podIP") == host:
@@ -52,16 +52,16 @@ def pod_at(pods: Sequence[Object], address: str) -> str:
 
 
 def control_plane_service(cluster: Object) -> str:
-    """As kubectl takes it."""
+    """The control plane's Service, as an argument of kubectl."""
     return f"svc/{cluster['metadata']['name']}-control-plane"
 
 
 def client_secret(cluster: Object) -> str:
-    """The Secret with a client's certificate (the operator's manifests); "" when its parts speak in the clear."""
+    """The Secret with a client's certificate (the operator's manifests); "" without TLS."""
     issuer = cluster.get("spec", {}).get("tls", {}).get("issuer", "None")
     return "" if issuer == "None" else f"{cluster['metadata']['name']}-client-tls"
 
 
 def conditions(cluster: Object) -> dict[str, Object]:
-    """By type."""
+    """The cluster's conditions, by type."""
     return {condition["type"]: condition for condition in cluster.get("status", {}).get("conditions", [])}

@@ -1,4 +1,4 @@
-"""kubectl as a child process: the one door to Kubernetes. Kubeconfig, sign-in plugins and proxies are its business."""
+"""kubectl as a child process, the only access to Kubernetes: it handles kubeconfig, sign-in plugins and proxies."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _FORWARDING = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 
 
 class KubectlError(RuntimeError):
-    """kubectl could not do it; the message is its own, or says how to get one."""
+    """kubectl failed; the message is its own, or says how to install it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kubectl:
-    """Which cluster and namespace; empty: what kubectl would take."""
+    """Which cluster and namespace; empty = kubectl's defaults."""
 
     kubeconfig: str = ""
     context: str = ""
     namespace: str = ""
 
     def argv(self, *words: str) -> list[str]:
-        """A command line."""
+        """kubectl's command line for these words. KubectlError."""
         found = shutil.which("kubectl")
         if found is None:
             raise KubectlError("kubectl is not on PATH: install it, or name a control plane with `agentserving`")
@@ -51,13 +51,13 @@ class Kubectl:
         return found
 
     def items(self, *what: str) -> list[dict[str, Any]]:
-        """Of a list."""
+        """The items of a list. KubectlError."""
         items: list[dict[str, Any]] = self.get(*what)["items"]
         return items
 
     @contextmanager
     def forwarded(self, target: str, port: int) -> Iterator[str]:
-        """host:port on this machine that leads to a port of `target` (svc/name, pod/name). KubectlError."""
+        """Forwards a local port to a port of `target` (svc/name, pod/name); gives its host:port. KubectlError."""
         argv = self.argv("port-forward", "--address=127.0.0.1", target, f":{port}")
         with tempfile.TemporaryFile("w+") as errors:
             child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -71,7 +71,7 @@ class Kubectl:
 
 
 def _port_of(child: subprocess.Popen[str], target: str, errors: Any) -> int:
-    """Waits for the line that tells the port; kubectl is ended when it takes too long, which ends the wait."""
+    """Waits for the line with the port. A timer kills kubectl when that takes too long, which ends the wait."""
     assert child.stdout is not None
     bound = threading.Timer(BOUND_S, child.kill)
     bound.start()
@@ -88,6 +88,6 @@ def _port_of(child: subprocess.Popen[str], target: str, errors: Any) -> int:
 
 
 def said(stderr: str) -> str:
-    """kubectl's last words, on one line."""
+    """The last line of kubectl's output, without its prefix."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ").removeprefix("Error from server ") if lines else ""

@@ -148,10 +148,9 @@ class LocalCluster:
             await self._launch(self._child(commands.sidecar(self._state.home, self.ports, engine, channel)))
         await self._launch(self._child(commands.gateway(self._state.home, self.ports)))
         self._tell("engines (loading the model)" if self.spec.engine == "vllm" else "engines")
-        await self._all_ready(engines)
+        await self._await_ready(*engines)
         self._tell("sidecars and gateway")
-        for child in self.children.values():
-            await child.wait_ready()
+        await self._await_ready(*self.children.values())
         self._state.write_addresses(self._describe())
         for child in self.children.values():
             self._start_task(f"supervision of {child.name}", self._supervise(child))
@@ -171,24 +170,33 @@ class LocalCluster:
         assert self._watchdog is not None
         await supervise(child, self._watchdog, self._tell, self._gave_up)
 
-    async def _all_ready(self, engines: list[Child]) -> None:
-        """Waits for all engines; the first that fails ends the wait. Reports each STILL_EVERY_S that it goes on."""
+    async def _await_ready(self, *children: Child) -> None:
+        """Waits until these serve. The end of any child, also of another one, ends the wait with its reason.
+
+        Reports each STILL_EVERY_S that it goes on.
+        """
         began = time.monotonic()
-        waits = [asyncio.create_task(child.wait_ready()) for child in engines]
+        report_at = began + STILL_EVERY_S
+        waits = [asyncio.create_task(child.wait_ready()) for child in children]
+        ends = {asyncio.create_task(child.ended()): child for child in self.children.values() if child.group}
         try:
             while pending := [task for task in waits if not task.done()]:
-                done, _ = await asyncio.wait(pending, timeout=STILL_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-                if not done:
-                    self._tell(
-                        f"still loading after {time.monotonic() - began:.0f} s; logs: {self._state.home / 'logs'}"
-                    )
-            for task in waits:
-                task.result()
+                await asyncio.wait({*pending, *ends}, timeout=STILL_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+                for task, child in ends.items():
+                    if task.done():
+                        raise StartFailedError(child.report())
+                for task in waits:
+                    if task.done():
+                        task.result()
+                if time.monotonic() >= report_at:
+                    report_at += STILL_EVERY_S
+                    missing = [child.name for child, task in zip(children, waits, strict=True) if not task.done()]
+                    waited_s, logs = time.monotonic() - began, self._state.home / "logs"
+                    self._tell(f"still waiting for {', '.join(missing)} after {waited_s:.0f} s; logs: {logs}")
         finally:
-            for task in waits:
+            for task in (*waits, *ends):
                 task.cancel()
+            await asyncio.gather(*waits, *ends, return_exceptions=True)
 
     async def _launch(self, child: Child) -> None:
         await child.start()
@@ -198,7 +206,7 @@ class LocalCluster:
     async def _up(self, child: Child) -> None:
         self._tell(child.name)
         await self._launch(child)
-        await child.wait_ready()
+        await self._await_ready(child)
 
     def _child(self, command: Command) -> Child:
         log = self._state.home / "logs" / f"{command.name}.log"

@@ -1,1 +1,1 @@
-"""Attached engines, their streams, and the load balancer."""
+"""Engines: what is known of them, their streams, and the load balancer."""

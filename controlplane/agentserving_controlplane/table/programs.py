@@ -173,7 +173,7 @@ class Programs:
         return row
 
     def open(self, request: OpenRequest, now: Instant) -> ProgramRow:
-        """Plans and commits at once: the row opened by this request, now or before. Raises refusals."""
+        """Plans and commits in one step: the row that this request opens, or has opened before. Raises refusals."""
         plan = self.plan_open(request)
         return plan if isinstance(plan, ProgramRow) else self.commit_open(plan, now)
 

@@ -2,7 +2,7 @@
 
 A row records its calls in flight and, per epoch, how far calls were numbered. A reported call is therefore in flight,
 or numbered below the watermark and already counted, or above it and lost in a crash before it was stored. No tombstones
-are needed. Calls that do not fit into the row are stored beside it, in chunks (call_chunks.py).
+are needed. Calls that do not fit into the row are stored under keys of their own, in chunks (call_chunks.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from agentserving_controlplane.table.states import Outcome, ProgramState
 # it, because it would lose the calls in them.
 SCHEMA_VERSION, WHOLE_ROW_VERSION = 2, 1
 MAX_ENGINES_KEPT = 8
-# Bounds of what a row holds. The largest row stays below MAX_ROW_BYTES, so that a row, its root's row and one chunk
+# Bounds of the parts of a row. The largest row stays below MAX_ROW_BYTES, so that a row, its root's row and one chunk
 # fit into one batch of the store (1 MB).
 MAX_ROW_BYTES = 450_000
 MAX_THREADS_KEPT, MAX_MISSING_KEPT, MAX_EPOCHS_KEPT = 512, 1000, 256

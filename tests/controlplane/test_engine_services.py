@@ -20,8 +20,8 @@ READY, DRAINING, DOWN, LOADING, STUCK = (
 
 @pytest.fixture
 async def served() -> AsyncIterator[ServedPlane]:
-    async with ServedPlane() as made:
-        yield made
+    async with ServedPlane() as plane:
+        yield plane
 
 
 async def engine_states(served: ServedPlane) -> dict[str, tuple[int, str]]:
@@ -51,8 +51,8 @@ async def test_a_drain_can_be_ended_while_its_engine_is_away(served: ServedPlane
     await served.admin.UndrainEngine(admin_service_pb2.UndrainEngineRequest(engine_id="e1"))
     await served.attach("e1")
     assert (await engine_states(served))["e1"] == (READY, "")
-    told = await refusal(served.admin.UndrainEngine(admin_service_pb2.UndrainEngineRequest(engine_id="unknown")))
-    assert (told.code, told.reason) == (StatusCode.NOT_FOUND, "ENGINE_NOT_FOUND")
+    refused = await refusal(served.admin.UndrainEngine(admin_service_pb2.UndrainEngineRequest(engine_id="unknown")))
+    assert (refused.code, refused.reason) == (StatusCode.NOT_FOUND, "ENGINE_NOT_FOUND")
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ async def test_an_engine_may_attach_before_it_serves(served: ServedPlane) -> Non
     await engine.say(hello=hello)
     await engine.hear("welcome")
     assert (await engine_states(served))["e1"] == (LOADING, "the engine process is starting")
-    told = await refusal(served.admit("p", implicit=True))
-    assert (told.code, told.reason, told.retry_after_s) == (StatusCode.UNAVAILABLE, "NO_ENGINE", 1.0)
+    refused = await refusal(served.admit("p", implicit=True))
+    assert (refused.code, refused.reason, refused.retry_after_s) == (StatusCode.UNAVAILABLE, "NO_ENGINE", 1.0)
     await engine.hello("e1")
     assert (await served.admit("p", implicit=True)).engine_id == "e1"
 
@@ -139,8 +139,8 @@ async def test_a_tool_wait_that_is_too_long_to_store_is_refused(
 ) -> None:
     await served.open("p")
     request = program_service_pb2.BeginToolWaitRequest(program_id="p", **fields)
-    told = await refusal(served.programs.BeginToolWait(request))
-    assert (told.reason, told.field) == (reason, field)
+    refused = await refusal(served.programs.BeginToolWait(request))
+    assert (refused.reason, refused.field) == (reason, field)
 
 
 async def test_a_call_of_a_cancelled_program_is_denied(served: ServedPlane) -> None:
@@ -148,8 +148,8 @@ async def test_a_call_of_a_cancelled_program_is_denied(served: ServedPlane) -> N
     await served.open("p")
     await served.programs.CancelProgram(program_service_pb2.CancelProgramRequest(program_id="p"))
     for implicit in (True, False):
-        told = await refusal(served.admit("p", implicit=implicit))
-        assert (told.code, told.reason) == (StatusCode.PERMISSION_DENIED, "PROGRAM_CANCELLED")
+        refused = await refusal(served.admit("p", implicit=implicit))
+        assert (refused.code, refused.reason) == (StatusCode.PERMISSION_DENIED, "PROGRAM_CANCELLED")
     stream = served.calls.Admissions()
     admit = call_service_pb2.AdmitCallRequest(program_id="p", implicit=True)
     await stream.write(call_service_pb2.AdmissionsRequest(stream_id=3, admit=admit))

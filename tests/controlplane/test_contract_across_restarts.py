@@ -1,4 +1,4 @@
-"""Idempotency keys, holds, threads, watching and listing: what the contract says, held over a restart."""
+"""Idempotency keys, pauses, threads, watching and listing: the contract, also across a restart."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PAUSED, ACTIVE, TOOL_WAIT = (
 
 @pytest.fixture
 async def served() -> AsyncIterator[ServedPlane]:
-    async with ServedPlane() as made:
-        yield made
+    async with ServedPlane() as plane:
+        yield plane
 
 
 async def paused_for(engine: PlayedEngine) -> list[tuple[str, str]]:
@@ -42,18 +42,18 @@ async def landed(served: ServedPlane) -> None:
 # -- idempotency keys ------------------------------------------------------------------------------------------------
 
 
-async def test_one_key_opens_one_program_also_when_its_id_was_chosen_for_it(served: ServedPlane) -> None:
+async def test_one_key_opens_one_program_also_when_its_id_is_generated(served: ServedPlane) -> None:
     first = await served.open("", name="n", idempotency_key="k")
     assert (await served.open("", name="n", idempotency_key="k")).program_id == first.program_id
     await served.restart()
     assert (await served.open("", name="n", idempotency_key="k")).program_id == first.program_id
     for other in ({"name": "m"}, {"program_id": first.program_id, "name": "n"}, {}):
-        told = await refusal(served.open(**{"program_id": "", **other}, idempotency_key="k"))
-        assert (told.code, told.reason) == (StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED")
+        refused = await refusal(served.open(**{"program_id": "", **other}, idempotency_key="k"))
+        assert (refused.code, refused.reason) == (StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED")
     assert (await served.open("", name="n")).program_id != first.program_id
 
 
-async def test_a_key_is_a_tenants_own(served: ServedPlane) -> None:
+async def test_keys_of_different_tenants_are_independent(served: ServedPlane) -> None:
     await served.open("p", idempotency_key="k")
     request = program_service_pb2.OpenProgramRequest(program_id="q", idempotency_key="k")
     await served.programs.OpenProgram(request, metadata=[("x-agentserving-tenant", "other")])
@@ -64,8 +64,8 @@ async def test_a_retried_admission_admits_once(served: ServedPlane) -> None:
     engine = await served.attach()
     first = await served.admit("p", idempotency_key="k", thread_id="t")
     assert await served.admit("p", idempotency_key="k", thread_id="t") == first
-    told = await refusal(served.admit("p", idempotency_key="k", thread_id="another"))
-    assert (told.code, told.reason) == (StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED")
+    refused = await refusal(served.admit("p", idempotency_key="k", thread_id="another"))
+    assert (refused.code, refused.reason) == (StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED")
     assert len((await served.get("p")).calls) == 1
     await engine.report(first, 1, service_us=1, outcome=1)
     assert (await served.admit("p", idempotency_key="k", thread_id="t")).call_id == first.call_id
@@ -78,8 +78,8 @@ async def test_a_retried_admission_finds_its_call_after_a_restart(served: Served
     first = await served.admit("p", idempotency_key="k")
     await landed(served)
     await served.restart()
-    told = await refusal(served.admit("p", idempotency_key="k"))
-    assert (told.code, told.reason, told.retry_after_s) == (StatusCode.UNAVAILABLE, "NO_ENGINE", 1.0)
+    refused = await refusal(served.admit("p", idempotency_key="k"))
+    assert (refused.code, refused.reason, refused.retry_after_s) == (StatusCode.UNAVAILABLE, "NO_ENGINE", 1.0)
     await served.attach()
     again = await served.admit("p", idempotency_key="k")
     assert (again.call_id, again.engine_id) == (first.call_id, first.engine_id)
@@ -110,8 +110,12 @@ async def test_a_mutation_without_a_deadline_is_answered_when_the_store_is_not(
 ) -> None:
     monkeypatch.setattr(servicing, "DEFAULT_DEADLINE_S", 0.2)
     async with ServedPlane(FrozenStore()) as served:
-        told = await refusal(served.open("p", idempotency_key="k"))
-        assert (told.code, told.reason, told.retry_after_s) == (StatusCode.DEADLINE_EXCEEDED, "STORE_SLOW", 1.0)
+        refused = await refusal(served.open("p", idempotency_key="k"))
+        assert (refused.code, refused.reason, refused.retry_after_s) == (
+            StatusCode.DEADLINE_EXCEEDED,
+            "STORE_SLOW",
+            1.0,
+        )
         assert (await served.get("p")).program_id == "p"
 
 
@@ -157,7 +161,7 @@ async def test_a_thread_id_used_again_is_the_same_thread_and_old_threads_make_ro
     assert threads["t49"] >= 1
 
 
-async def test_a_claim_is_admitted_without_what_is_not_known(served: ServedPlane) -> None:
+async def test_a_claim_is_admitted_without_its_unknown_parts(served: ServedPlane) -> None:
     await served.attach()
     first = await served.admit("claimed", implicit=True, name="ä" * 200, parent_program_id="claimed")
     known = first.call_id
@@ -173,7 +177,7 @@ async def test_a_claim_is_admitted_without_what_is_not_known(served: ServedPlane
     assert (await served.get("claimed")).state == ACTIVE
 
 
-# -- holds -----------------------------------------------------------------------------------------------------------
+# -- pauses ----------------------------------------------------------------------------------------------------------
 
 
 def pause(served: ServedPlane, program_id: str) -> Awaitable[Any]:
@@ -184,13 +188,13 @@ def resume(served: ServedPlane, program_id: str) -> Awaitable[Any]:
     return served.programs.ResumeProgram(program_service_pb2.ResumeProgramRequest(program_id=program_id))
 
 
-async def test_a_hold_is_of_the_whole_tree_on_every_engine(served: ServedPlane) -> None:
+async def test_a_pause_covers_the_whole_tree_on_every_engine(served: ServedPlane) -> None:
     await served.open("root")
     await served.open("child", parent="root")
     engine = await served.attach()
     assert (await pause(served, "child")).program.state == PAUSED
-    told = (await engine.hear("pause")).directive.pause
-    assert (told.tenant, told.program_id, told.paused) == ("default", "root", True)
+    pause_message = (await engine.hear("pause")).directive.pause
+    assert (pause_message.tenant, pause_message.program_id, pause_message.paused) == ("default", "root", True)
     assert [(await served.get(p)).state for p in ("root", "child")] == [PAUSED, PAUSED]
     assert (await served.admit("child")).call_id
     await resume(served, "root")
@@ -198,7 +202,7 @@ async def test_a_hold_is_of_the_whole_tree_on_every_engine(served: ServedPlane) 
     assert (await served.get("child")).state == ACTIVE
 
 
-async def test_an_engine_that_attaches_learns_every_hold_and_so_every_release(served: ServedPlane) -> None:
+async def test_an_engine_that_attaches_learns_every_pause_and_so_every_resumption(served: ServedPlane) -> None:
     for program in ("a", "b"):
         await served.open(program)
         await pause(served, program)
@@ -211,7 +215,7 @@ async def test_an_engine_that_attaches_learns_every_hold_and_so_every_release(se
     assert (await served.get("b")).state == PAUSED
 
 
-async def test_a_tool_wait_does_not_end_a_hold_nor_a_resume_a_tool_wait(served: ServedPlane) -> None:
+async def test_a_tool_wait_does_not_end_a_pause_nor_a_resume_a_tool_wait(served: ServedPlane) -> None:
     await served.open("p")
     await pause(served, "p")
     await served.programs.BeginToolWait(program_service_pb2.BeginToolWaitRequest(program_id="p"))
@@ -221,7 +225,7 @@ async def test_a_tool_wait_does_not_end_a_hold_nor_a_resume_a_tool_wait(served: 
 
 
 @pytest.mark.parametrize("end", ["CloseProgram", "CancelProgram"])
-async def test_the_end_of_a_program_ends_its_hold(served: ServedPlane, end: str) -> None:
+async def test_the_end_of_a_program_ends_its_pause(served: ServedPlane, end: str) -> None:
     await served.open("p")
     engine = await served.attach()
     await pause(served, "p")
@@ -278,8 +282,8 @@ async def test_a_watch_resumes_where_it_ended_and_lists_again_after_a_restart(se
     await watched(served, revision, lambda seen: seen == {"b"})
     await served.restart()
     for gone in (revision, 1, 2**62):
-        told = await refusal(watched(served, gone, lambda seen: False))
-        assert (told.code, told.reason) == (StatusCode.OUT_OF_RANGE, "REVISION_COMPACTED")
+        refused = await refusal(watched(served, gone, lambda seen: False))
+        assert (refused.code, refused.reason) == (StatusCode.OUT_OF_RANGE, "REVISION_COMPACTED")
 
 
 async def test_a_watcher_that_never_reads_costs_no_memory_and_lists_again(served: ServedPlane) -> None:
@@ -298,11 +302,11 @@ async def test_a_watcher_that_never_reads_costs_no_memory_and_lists_again(served
             # Time for a server that would buffer to do so; then a burst that nobody can follow.
             await asyncio.sleep(0)
     assert len(served.plane.history._changes) == 50
-    told = await refusal(until_end(stream))
-    assert (told.code, told.reason) == (StatusCode.OUT_OF_RANGE, "REVISION_COMPACTED")
+    refused = await refusal(until_end(stream))
+    assert (refused.code, refused.reason) == (StatusCode.OUT_OF_RANGE, "REVISION_COMPACTED")
 
 
-def test_what_a_look_at_the_history_costs_is_what_is_new() -> None:
+def test_a_look_at_the_history_costs_only_what_is_new() -> None:
     class Counting(list[tuple[int, ProgramKey, bool]]):
         taken = 0
 
