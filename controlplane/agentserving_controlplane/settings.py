@@ -76,7 +76,7 @@ class Serving:
 class StoreOptions:
     """Durable storage"""
 
-    store: str = option("memory", "where programs are kept", choices=("memory", "etcd"))
+    store: str = option("memory", "where programs are stored", choices=("memory", "etcd"))
     etcd_endpoints: tuple[str, ...] = option(("127.0.0.1:2379",), "host:port of etcd's members, separated by commas")
     etcd_prefix: str = option("/agentserving/default", "prefix of all keys", read=lambda text: text.rstrip("/"))
     etcd_tls_ca: str = option("", "PEM file of the CA of etcd's certificates; none: no TLS")

@@ -31,7 +31,8 @@ from agentserving_process.supervision import reason_of
 
 log = structlog.get_logger()
 
-# Between streams: a leader that ends each stream, or whose messages break it, is not asked in a busy loop.
+# Between streams, besides the delays of the search for the leader. It grows while a leader ends each stream soon, or
+# sends messages that break it.
 RECONNECT = Backoff(first_s=0.05, max_s=1.0)
 # A stream that lasted this long was a good one: the next failure is the first.
 WELL_AFTER_S = 5.0
@@ -102,6 +103,8 @@ class LeaderStream(Generic[Request, Response]):
         self._broken: StreamBrokenError | None = None
         # The time of the last log line for each (address, reason) since a leader was found.
         self._logged: dict[tuple[str, str], float] = {}
+        # When the current stream was connected, on the monotonic clock; 0 = it was not.
+        self._connected_s = 0.0
         self.is_connected = False
 
     @property
@@ -131,12 +134,13 @@ class LeaderStream(Generic[Request, Response]):
         short_streams = 0
         try:
             while True:
-                began = time.monotonic()
+                self._connected_s = 0.0
                 error = await self._one_stream()
-                short_streams = 1 if time.monotonic() - began > WELL_AFTER_S else short_streams + 1
+                lasted_s = time.monotonic() - self._connected_s if self._connected_s else 0.0
+                short_streams = short_streams + 1 if 0 < lasted_s < WELL_AFTER_S else 0
                 self._note(error)
                 delay_s = await self._channel.failed(error)
-                await asyncio.sleep(max(delay_s, RECONNECT.delay_s(short_streams)))
+                await asyncio.sleep(max(delay_s, RECONNECT.delay_s(max(short_streams, 1))))
         finally:
             await self._channel.close()
 
@@ -193,6 +197,7 @@ class LeaderStream(Generic[Request, Response]):
 
     def _connect(self) -> None:
         self._channel.found()
+        self._connected_s = time.monotonic()
         self.is_connected = True
         self._logged.clear()
         CONNECTED.labels(self._name).set(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import grpc
@@ -36,6 +37,13 @@ def listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCreden
     except RuntimeError:
         # gRPC writes the cause to its own log only.
         raise CannotStartError(f"cannot listen on {address}: {why_not(address)}") from None
+
+
+def cannot_listen(address: str, error: OSError) -> CannotStartError:
+    """The error for a port that asyncio could not open."""
+    # asyncio repeats the address in strerror; the resolver's errors have negative codes of their own.
+    cause = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+    return CannotStartError(f"cannot listen on {address}: {cause}")
 
 
 def why_not(address: str) -> str:

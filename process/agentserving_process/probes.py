@@ -13,8 +13,8 @@ from typing import NamedTuple
 from aiohttp import web
 from prometheus_client import REGISTRY, generate_latest
 
+from agentserving_process.listening import cannot_listen
 from agentserving_process.options import option
-from agentserving_process.supervision import CannotStartError
 
 # Of the text format that generate_latest writes.
 CONTENT_TYPE = "text/plain"
@@ -34,7 +34,7 @@ ALIVE = Answer(True, "ok")
 class ProbeOptions:
     """Probes and metrics"""
 
-    http_host: str = option("127.0.0.1", "interface of the HTTP server; a pod's is asked from outside")
+    http_host: str = option("127.0.0.1", "interface of the HTTP server; probes of a pod come from outside")
     http_port: int = option(0, "port of /healthz, /readyz and /metrics; 0: none", least=0, most=65535)
 
 
@@ -77,8 +77,7 @@ async def served(app: web.Application, options: ProbeOptions) -> AsyncIterator[N
             try:
                 await web.TCPSite(runner, options.http_host, options.http_port).start()
             except OSError as error:
-                where = f"{options.http_host}:{options.http_port}"
-                raise CannotStartError(f"cannot listen on {where}: {error.strerror or error}") from None
+                raise cannot_listen(f"{options.http_host}:{options.http_port}", error) from None
         yield
     finally:
         await runner.cleanup()

@@ -155,7 +155,7 @@ class Supervisor:
 
 
 async def _failure_of(work: Work) -> Exception | None:
-    """Runs it to its end. A cancellation that nobody requested is a failure: grpc.aio raises one in calls whose
+    """Runs it to its end. An unrequested cancellation is a failure: grpc.aio raises one in calls whose
     channel is closed, and a TaskGroup would take the task for finished."""
     task = asyncio.current_task()
     assert task is not None
@@ -223,7 +223,7 @@ def _end_without_cleanup() -> None:
 
 
 def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What asyncio would print to stderr: an exception in a callback or a protocol, or of a task nobody awaited."""
+    """Logs what asyncio would print: an exception in a callback, a protocol, or a task that is never awaited."""
     UNHANDLED.inc()
     error = context.get("exception")
     log.error(

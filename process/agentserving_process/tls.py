@@ -25,6 +25,10 @@ class TlsOptions:
     tls_cert: str = option("", "PEM file of this process's certificate")
     tls_key: str = option("", "PEM file of its private key")
 
+    def __post_init__(self) -> None:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("--tls-cert and --tls-key: give both or neither")
+
     def server(self) -> grpc.ServerCredentials | None:
         """Credentials of a server, None without a certificate. With a CA, clients need one of its certificates.
 
@@ -46,6 +50,8 @@ class LeaderOptions(TlsOptions):
     tls_server_name: str = option("", "name in the control planes' certificates; none: the host of --control-plane")
 
     def __post_init__(self) -> None:
+        # Zero-argument super() does not work in a dataclass with slots.
+        TlsOptions.__post_init__(self)
         try:
             split(self.control_plane)
         except ValueError as error:

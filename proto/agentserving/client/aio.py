@@ -18,7 +18,7 @@ from agentserving.client.operations import Operation
 from agentserving.client.values import Admission, Endings, Program, ProgramChanges, ProgramState
 from agentserving.transport.channels import dial_async
 from agentserving.transport.connection import Attempts, Settings, find_leader, look_elsewhere
-from agentserving.transport.errors import AgentServingError, InternalError, from_rpc
+from agentserving.transport.errors import AgentServingError, InternalError, decoded, from_rpc
 from agentserving.v1 import call_service_pb2, program_service_pb2
 
 P = ParamSpec("P")
@@ -103,7 +103,7 @@ class AsyncClient:
                 response = program_service_pb2.WatchProgramsResponse
                 stream = self._stream(address, watches.PATH, request, response, known=self._leader.known)
                 async for message in stream:
-                    yield watch.changes(message)
+                    yield watch.changes(decoded(message, address))
             except (grpc.RpcError, AgentServingError) as error:
                 await asyncio.sleep(watch.delay_s(self._lost(error, address)))
 
@@ -116,7 +116,7 @@ class AsyncClient:
                 path, response = watches.ENDINGS_PATH, call_service_pb2.WatchEndingsResponse
                 stream = self._stream(address, path, watch.request(), response, known=self._leader.known)
                 async for message in stream:
-                    yield watch.endings(message)
+                    yield watch.endings(decoded(message, address))
             except (grpc.RpcError, AgentServingError) as error:
                 await asyncio.sleep(watch.delay_s(self._lost(error, address)))
 
@@ -158,7 +158,7 @@ class AsyncClient:
             raise
         if head is grpc.aio.EOF:
             raise InternalError(f"{admission.sidecar_address}: the response ended before it began")
-        return AsyncGeneration(call, admission, stream, head)
+        return AsyncGeneration(call, admission, stream, decoded(head, admission.sidecar_address))
 
     # -- running -------------------------------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class AsyncClient:
                 timeout = attempts.left_s(time.monotonic())
                 response = await call(operation.request, timeout=timeout, metadata=self.settings.pairs())
                 self._leader.found(address)
-                return operation.read(response)
+                return operation.read(decoded(response, address))
             except grpc.RpcError as error:
                 translated = from_rpc(error, address)
                 delay = attempts.delay_s(translated, address, time.monotonic())
@@ -236,7 +236,7 @@ class AsyncGeneration:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             while (message := await self._stream.read()) is not grpc.aio.EOF:
-                if message.chunk:
+                if decoded(message, self.admission.sidecar_address).chunk:
                     yield message.chunk
         except grpc.RpcError as error:
             raise from_rpc(error, self.admission.sidecar_address) from error

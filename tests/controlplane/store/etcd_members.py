@@ -16,7 +16,8 @@ from agentserving_cli.local.layout import free_ports
 class EtcdMembers:
     """`start` all, then `lose` and `rejoin` one; `close` ends every process and removes the data."""
 
-    def __init__(self, count: int = 3) -> None:
+    def __init__(self, *flags: str, count: int = 3) -> None:
+        self._flags = flags
         self._home = Path(tempfile.mkdtemp(prefix="agentserving-etcd-"))
         ports = free_ports(2 * count)
         self._ports = {f"m{number}": (ports[2 * number], ports[2 * number + 1]) for number in range(count)}
@@ -68,7 +69,7 @@ class EtcdMembers:
             find_etcd(), f"--name={name}", f"--data-dir={self._home / name}",
             f"--listen-client-urls=http://127.0.0.1:{client}", f"--advertise-client-urls=http://127.0.0.1:{client}",
             f"--listen-peer-urls=http://127.0.0.1:{peer}", f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
-            f"--initial-cluster={initial}", f"--initial-cluster-state={state}", "--log-level=error",
+            f"--initial-cluster={initial}", f"--initial-cluster-state={state}", "--log-level=error", *self._flags,
         ]  # fmt: skip
         with (self._home / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(argv, stdout=log, stderr=log)

@@ -294,6 +294,51 @@ async def test_a_request_larger_than_this_etcd_takes_is_rejected(etcd: EtcdServe
         await asyncio.to_thread(tight.close)
 
 
+async def test_all_members_are_defragmented(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = EtcdMembers("--quota-backend-bytes", str(QUOTA))
+    try:
+        await asyncio.to_thread(members.start)
+        store = EtcdStore(members.endpoints, "/t", lease_s=60)
+        epoch = await store.acquire("a")
+        order: list[str] = []
+        call_at = store._client.call_at
+
+        async def watched(index: int, name: str, request: object, timeout_s: float) -> object:
+            if name == "Defragment":
+                status = await call_at(index, "Status", pb.StatusRequest(), 5)
+                order.append("leader" if status.leader == status.header.member_id else "follower")
+            return await call_at(index, name, request, timeout_s)
+
+        monkeypatch.setattr(store._client, "call_at", watched)
+        with pytest.raises(StoreFullError, match="alarms disarmed"):
+            await fill(store, epoch)
+        assert order == ["follower", "follower", "leader"]
+        await store.commit(epoch, [Write("after", b"1")])
+        await store.close()
+    finally:
+        await asyncio.to_thread(members.close)
+
+
+async def test_a_lease_that_expires_before_its_key_is_written_is_granted_again(
+    etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store(etcd)
+    grant, grants = store._client.grant, 0
+
+    async def granted_and_gone(ttl_s: int, timeout_s: float = 5.0) -> pb.LeaseGrantResponse:
+        nonlocal grants
+        grants += 1
+        lease = await grant(ttl_s, timeout_s)
+        if grants == 1:
+            await store._client.revoke(lease.ID)
+        return lease
+
+    monkeypatch.setattr(store._client, "grant", granted_and_gone)
+    await store.commit(await store.acquire("a"), [Write("k", b"")])
+    assert grants == 2
+    await store.close()
+
+
 # -- members --------------------------------------------------------------------------------------------------------
 
 
@@ -318,7 +363,7 @@ async def test_a_member_that_lost_its_volume_and_rejoined_serves_again_and_nothi
         count = len(written)
         await until(lambda: len(written) > count + 20, "no writes land without the member")
         await asyncio.to_thread(members.rejoin, "m0")
-        # The rejoined member is asked itself.
+        # The next calls go to the rejoined member.
         store._client._current = 0
         count = len(written)
         await until(lambda: len(written) > count + 20, "no writes land through the rejoined member")

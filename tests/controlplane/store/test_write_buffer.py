@@ -63,7 +63,7 @@ def wrong_sums(items: Mapping[str, bytes]) -> list[str]:
 
 
 class Workload:
-    """Counters that change alone and together, written late or at once."""
+    """Counters that change alone and together, encoded late or early."""
 
     def __init__(self, dice: random.Random) -> None:
         self._dice = dice

@@ -1,4 +1,4 @@
-"""Looking for the leader among several control planes: by hints, past the dead, without haste."""
+"""The search for the leader among several control planes: hints, unresponsive addresses, delays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 A, B, C = "a:1", "b:1", "c:1"
 
 
-def test_addresses_are_split_at_commas_and_a_bad_one_is_named() -> None:
+def test_addresses_are_split_at_commas_and_an_invalid_one_is_named() -> None:
     assert split(" a:1, b:2 ,") == ("a:1", "b:2")
     with pytest.raises(ValueError, match="'nonsense' is not the address"):
         split("a:1,nonsense")
@@ -20,7 +20,7 @@ def test_addresses_are_split_at_commas_and_a_bad_one_is_named() -> None:
         split(",")
 
 
-def test_a_hint_is_followed_at_once_though_it_was_not_known_before() -> None:
+def test_a_hint_to_an_unknown_address_is_followed_without_delay() -> None:
     leader = Leader([A])
     assert not leader.several
     assert leader.failed(A, 0, "pod:1") == 0
@@ -28,14 +28,14 @@ def test_a_hint_is_followed_at_once_though_it_was_not_known_before() -> None:
     assert leader.several
 
 
-def test_one_that_does_not_answer_gives_way_to_the_next() -> None:
+def test_after_an_unresponsive_address_the_next_one_is_tried() -> None:
     leader = Leader([A, B, C])
-    for wanted in (B, C):
+    for expected in (B, C):
         assert leader.failed(leader.address, 0) == 0
-        assert leader.address == wanted
+        assert leader.address == expected
 
 
-def test_a_hint_to_one_that_just_did_not_answer_is_not_followed_until_it_may_be_back() -> None:
+def test_a_hint_to_an_unresponsive_address_is_ignored_for_a_while() -> None:
     leader = Leader([A, B])
     leader.failed(A, 0)
     leader.failed(B, 0.1, A)
@@ -44,7 +44,7 @@ def test_a_hint_to_one_that_just_did_not_answer_is_not_followed_until_it_may_be_
     assert leader.address == A
 
 
-def test_a_leader_that_was_named_and_dies_is_looked_for_behind_the_address_that_was_given() -> None:
+def test_when_a_hinted_leader_dies_the_configured_address_is_tried_again() -> None:
     leader = Leader(["service:1"])
     leader.failed("service:1", 0, "pod:1")
     leader.found("pod:1")
@@ -56,7 +56,7 @@ def test_a_leader_that_was_named_and_dies_is_looked_for_behind_the_address_that_
     assert leader.address == "pod:2"
 
 
-def test_who_has_asked_all_waits_longer_each_time_and_not_at_all_after_a_success() -> None:
+def test_delays_grow_after_all_addresses_failed_and_end_with_a_success() -> None:
     leader = Leader([A, B])
     delays = [leader.failed(leader.address, number / 10, "") for number in range(12)]
     assert delays[:2] == [0, 0]
@@ -67,7 +67,7 @@ def test_who_has_asked_all_waits_longer_each_time_and_not_at_all_after_a_success
     assert leader.failed(leader.address, 2, "") == 0
 
 
-def test_what_another_thread_has_learnt_already_counts_once() -> None:
+def test_a_failure_that_another_caller_reported_counts_once() -> None:
     leader = Leader([A, B, C])
     leader.failed(A, 0)
     assert leader.failed(A, 0) == 0
@@ -78,10 +78,10 @@ def test_what_another_thread_has_learnt_already_counts_once() -> None:
 @given(
     st.lists(st.tuples(st.sampled_from([None, "", A, B, C]), st.floats(0, 1)), max_size=40), st.sampled_from([A, B, C])
 )
-def test_whatever_happened_before_one_that_leads_is_found(past: list[tuple[str | None, float]], leads: str) -> None:
+def test_the_leader_is_found_after_any_history(history: list[tuple[str | None, float]], leads: str) -> None:
     leader, now = Leader([A, B, C]), 0.0
-    for hint, passed in past:
-        now += passed
+    for hint, elapsed_s in history:
+        now += elapsed_s
         assert 0 <= leader.failed(leader.address, now, hint) <= ROUNDS.max_s
     now += AVOID_S
     for _ in range(3):
@@ -92,7 +92,9 @@ def test_whatever_happened_before_one_that_leads_is_found(past: list[tuple[str |
 
 
 @pytest.mark.parametrize("lost", [UnavailableError, CancelledError])
-def test_a_call_that_a_leaving_leader_cut_off_is_made_again_only_if_that_is_safe(lost: type[AgentServingError]) -> None:
+def test_a_call_that_a_departing_leader_cancelled_is_retried_only_if_that_is_safe(
+    lost: type[AgentServingError],
+) -> None:
     for again in (True, False):
         leader = Leader([A, B])
         attempts = Attempts(Settings(tls=None), 0.0, again=again, leader=leader)

@@ -19,8 +19,9 @@ import structlog
 
 from agentserving_controlplane.store.etcd import wire_pb2 as pb
 from agentserving_controlplane.store.etcd.client import EtcdClient
+from agentserving_controlplane.store.etcd.errors import LeaseNotFoundError
 from agentserving_controlplane.store.etcd.watch import until_deleted
-from agentserving_controlplane.store.port import FencedError, StoreUnavailableError
+from agentserving_controlplane.store.port import FencedError, StoreError, StoreUnavailableError
 
 log = structlog.get_logger()
 
@@ -73,7 +74,11 @@ class WriterLease:
         absent = pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.CREATE, key=self._key, create_revision=0)
         put = pb.RequestOp(request_put=pb.PutRequest(key=self._key, value=name, lease=lease.ID))
         look = pb.RequestOp(request_range=pb.RangeRequest(key=self._key))
-        response = await self._client.txn(pb.TxnRequest(compare=[absent], success=[put], failure=[look]), REQUEST_S)
+        try:
+            response = await self._client.txn(pb.TxnRequest(compare=[absent], success=[put], failure=[look]), REQUEST_S)
+        except LeaseNotFoundError:
+            # Granted, and expired before etcd took the key: it was away in between.
+            return 0
         epoch = response.header.revision
         if not response.succeeded:
             # It is ours nevertheless when only the response of an earlier attempt was lost.
@@ -126,7 +131,7 @@ class WriterLease:
         if lease_id:
             try:
                 await self._client.revoke(lease_id, timeout_s)
-            except StoreUnavailableError as error:
+            except StoreError as error:
                 log.warning("the lease could not be released, it will expire", error=str(error))
 
 
