@@ -165,6 +165,6 @@ class CallOperations:
 
     def _end(self, row: ProgramRow, call: CallRow, outcome: Outcome) -> None:
         state, now = self._state, self._state.now()
-        state.engines.call_ended(call.engine_id, call.call_id, row.root_key, outcome, now.steady_us)
+        state.engines.call_ended(call.engine_id, row.root_key, outcome, now.steady_us)
         state.table.end_call(row.key, call.call_id, outcome, now)
         state.settle()

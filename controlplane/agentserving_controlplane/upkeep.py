@@ -62,9 +62,7 @@ class Upkeep:
                 await asyncio.sleep(0)
             call = table.end_call(key, call_id, Outcome.EXPIRED, state.now())
             if call is not None:
-                now = state.now()
                 table.totals.calls_expired += 1
-                state.engines.call_ended(call.engine_id, call_id, row.root_key, Outcome.EXPIRED, now.steady_us)
                 state.settle()
         was_paused = row.paused
         if key in table.rows and table.expire(row, self._limits, state.now()):

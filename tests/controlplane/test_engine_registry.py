@@ -42,7 +42,7 @@ def ended(
 ) -> None:
     for number in range(times):
         root = key(program or f"p{number}")
-        engines.call_ended(EngineId(name), CallId("c"), root, outcome, now)
+        engines.call_ended(EngineId(name), root, outcome, now)
 
 
 # -- health ----------------------------------------------------------------------------------------------------------
@@ -157,7 +157,8 @@ def test_no_engine_is_a_refusal_that_names_the_states_and_when_to_retry() -> Non
 
 def test_failures_in_a_row_eject_an_engine_and_one_trial_decides_when_it_comes_back() -> None:
     engines = EngineRegistry()
-    attached(engines, "a")
+    calls: dict[CallId, Any] = {}
+    attached(engines, "a", calls=calls)
     attached(engines, "b")
     ended(engines, "a", Outcome.FAILED, outliers.FAILURES - 1)
     assert usable(engines) == ["a", "b"]
@@ -165,6 +166,7 @@ def test_failures_in_a_row_eject_an_engine_and_one_trial_decides_when_it_comes_b
     assert engines.get(EngineId("a")).state is EngineState.FAILING
     assert usable(engines, now=outliers.EJECTION_US - 1) == ["b"]
     assert usable(engines, now=outliers.EJECTION_US) == ["a"]
+    calls[CallId("trial")] = key("p")
     engines.call_admitted(EngineId("a"), CallId("trial"))
     assert usable(engines, now=outliers.EJECTION_US) == ["b"], "one trial at a time"
     ended(engines, "a", Outcome.FAILED, now=outliers.EJECTION_US)
@@ -175,15 +177,16 @@ def test_failures_in_a_row_eject_an_engine_and_one_trial_decides_when_it_comes_b
     assert usable(engines) == ["a", "b"]
 
 
-def test_a_trial_that_its_client_cancels_is_followed_by_another() -> None:
+def test_a_trial_that_ends_without_evidence_is_followed_by_another() -> None:
     engines = EngineRegistry()
-    attached(engines, "a")
+    calls: dict[CallId, Any] = {CallId("trial"): key("p")}
+    attached(engines, "a", calls=calls)
     attached(engines, "b")
     ended(engines, "a", Outcome.FAILED, outliers.FAILURES)
     engines.call_admitted(EngineId("a"), CallId("trial"))
-    engines.call_ended(EngineId("a"), CallId("another"), key("p"), Outcome.CANCELLED, 0)
     assert usable(engines, now=outliers.EJECTION_US) == ["b"]
-    engines.call_ended(EngineId("a"), CallId("trial"), key("p"), Outcome.CANCELLED, 0)
+    calls.clear()
+    ended(engines, "a", Outcome.CANCELLED)
     assert usable(engines, now=outliers.EJECTION_US) == ["a"]
 
 

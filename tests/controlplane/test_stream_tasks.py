@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from agentserving.v1 import call_service_pb2, engine_service_pb2
+from agentserving.v1 import call_service_pb2, engine_service_pb2, program_service_pb2
 from agentserving_controlplane.api import call as call_api
 from agentserving_controlplane.api import engine_conversion, streams
 from agentserving_controlplane.engine_sessions import EngineSession
@@ -108,3 +108,19 @@ async def test_the_first_task_that_ends_cancels_the_others_and_its_error_is_rais
         await streams.until_first_end(one=waits(), other=fail_later())
     assert cancelled.is_set()
     await streams.until_first_end(one=waits(), other=asyncio.sleep(0))
+
+
+async def test_a_watcher_that_hangs_up_is_no_longer_listened_for(served: ServedPlane) -> None:
+    watches = [
+        served.calls.WatchEndings(call_service_pb2.WatchEndingsRequest()),
+        served.programs.WatchPrograms(program_service_pb2.WatchProgramsRequest()),
+        served.calls.Admissions(),
+    ]
+    await watches[0].read()
+    async with asyncio.timeout(20):
+        while len(served.plane.listeners) < len(watches):
+            await asyncio.sleep(0.01)
+        for stream in watches:
+            stream.cancel()
+        while served.plane.listeners:
+            await asyncio.sleep(0.01)

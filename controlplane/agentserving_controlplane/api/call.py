@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import grpc
@@ -114,7 +114,7 @@ class CallServicer(rpc.CallServiceServicer):
     @server_stream
     async def WatchEndings(
         self, request: pb.WatchEndingsRequest, tenant: Tenant
-    ) -> AsyncIterator[pb.WatchEndingsResponse]:
+    ) -> AsyncGenerator[pb.WatchEndingsResponse, None]:
         """Endings since the last message; a slow reader delays only itself, and learns how many it missed."""
         endings, now = self._plane.endings, self._plane.now
         with woken_by(self._plane.listeners) as wake:

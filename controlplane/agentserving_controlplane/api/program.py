@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 from agentserving.v1 import program_service_pb2 as pb
@@ -45,7 +45,7 @@ class ProgramServicer(rpc.ProgramServiceServicer):
     @server_stream
     async def WatchPrograms(
         self, request: pb.WatchProgramsRequest, tenant: Tenant
-    ) -> AsyncIterator[pb.WatchProgramsResponse]:
+    ) -> AsyncGenerator[pb.WatchProgramsResponse, None]:
         """Changes come from a bounded history: a client that reads too slowly must list again, but misses none."""
         seen = request.after_revision or self._plane.revision
         with woken_by(self._plane.listeners) as wake:

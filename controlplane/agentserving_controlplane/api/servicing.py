@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -86,15 +87,17 @@ def unary(
 
 
 def server_stream(
-    method: Callable[[Any, Request, Tenant], AsyncIterator[Response]],
+    method: Callable[[Any, Request, Tenant], AsyncGenerator[Response, None]],
 ) -> Callable[[Any, Request, Any], AsyncIterator[Response]]:
     """The same for a method that yields responses."""
 
     @functools.wraps(method)
     async def wrapped(self: Any, request: Request, context: Any) -> AsyncIterator[Response]:
         try:
-            async for response in method(self, request, tenant_of(context)):
-                yield response
+            # Closed with the RPC, not when it is garbage-collected: it is registered as a listener.
+            async with contextlib.aclosing(method(self, request, tenant_of(context))) as responses:
+                async for response in responses:
+                    yield response
         except Exception as error:
             await end_with(context, error)
 

@@ -15,6 +15,7 @@ Time is an argument: microseconds of a monotonic clock.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -92,9 +93,11 @@ class OutlierRecord:
         """A call has been admitted while the engine was ejected: its trial."""
         self.trial = call_id
 
-    def may_try(self, now_us: int) -> bool:
-        """True when the ejection is over and a trial call may be sent."""
-        return self.is_ejected and self.trial is None and now_us >= self.until_us
+    def may_try(self, in_flight: Container[CallId], now_us: int) -> bool:
+        """True when the ejection is over and a trial call may be sent. A trial that ended without evidence, because its
+        client cancelled it for example, is followed by another.
+        """
+        return self.is_ejected and now_us >= self.until_us and self.trial not in in_flight
 
     def reason(self) -> str:
         """For people; empty while the engine is not ejected."""

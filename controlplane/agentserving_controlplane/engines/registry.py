@@ -193,10 +193,8 @@ class EngineRegistry:
         others_serve = any(e.outliers.rejections == 0 and (e.calls or e.call_us != CALL_US) for e in serving)
         engine.outliers.rejected(program, others_serve and ejected < len(serving), now_us)
 
-    def call_ended(
-        self, engine_id: EngineId, call_id: CallId, program: ProgramKey, outcome: Outcome, now_us: int
-    ) -> None:
-        """A call has ended; `program` is its root. Some outcomes are evidence for or against the engine."""
+    def call_ended(self, engine_id: EngineId, program: ProgramKey, outcome: Outcome, now_us: int) -> None:
+        """A call of a (root) program has ended. Some outcomes are evidence for or against the engine."""
         engine = self.engines.get(engine_id)
         if engine is None:
             return
@@ -207,9 +205,6 @@ class EngineRegistry:
                 engine.outliers.failed(now_us)
             case Outcome.REJECTED:
                 self.call_rejected(engine_id, program, now_us)
-            case _ if engine.outliers.trial == call_id:
-                # No evidence: another trial is due.
-                engine.outliers.trial = None
 
     def call_admitted(self, engine_id: EngineId, call_id: CallId) -> None:
         """A call has been admitted to the engine."""
@@ -249,7 +244,7 @@ class EngineRegistry:
             by_state.setdefault(engine.state, []).append(engine)
         failing = by_state.get(EngineState.FAILING, [])
         # One call decides whether an ejected engine comes back: waiting for the balancer to prefer it might take long.
-        trials = [engine for engine in failing if engine.outliers.may_try(now_us)]
+        trials = [engine for engine in failing if engine.outliers.may_try(engine.calls, now_us)]
         draining = [engine for engine in by_state.get(EngineState.DRAINING, []) if engine.engine_id in holding]
         # The last resorts: an engine whose calls fail, and one that is slow but alive.
         stuck = [e for e in by_state.get(EngineState.STUCK, []) if e.address and now_us - e.heard_us <= BEAT_US]
