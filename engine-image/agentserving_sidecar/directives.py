@@ -35,11 +35,14 @@ class Directives:
         if welcome.epoch < self.epoch:
             log.error("a leader of an older epoch was ignored", epoch=welcome.epoch, newest=self.epoch)
             return
+        is_new_leader = welcome.epoch != self.epoch
         self.epoch = welcome.epoch
         self._policy = welcome.policy
         self._paused = set(welcome.paused)
         self.send_state()
-        log.info("attached", epoch=welcome.epoch, policy=welcome.policy.name)
+        if is_new_leader:
+            # Leaders answer each hello with a welcome.
+            log.info("attached", epoch=welcome.epoch, policy=welcome.policy.name)
 
     def send_state(self) -> None:
         """Sends the engine what holds now: it has just connected, or the leader is a new one."""

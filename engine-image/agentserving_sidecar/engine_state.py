@@ -60,7 +60,7 @@ class EngineState:
         return state is FrontState.HEALTHY and before.state is not FrontState.HEALTHY
 
     def evaluate(self, now_us: int) -> bool:
-        """Decides on the health anew; True when it has changed."""
+        """Updates the health; True when it has changed."""
         self._process.look(now_us)
         plugin = Plugin(
             has_booted=self.hello is not None,

@@ -13,7 +13,7 @@ from agentserving_sidecar.sidecar import Sidecar
 
 
 def http_app(sidecar: Sidecar, drain_s: float, engine: EngineHttp | None = None) -> web.Application:
-    """/healthz: this process. /readyz: the engine behind it, as the leader is told. /metrics. /drain.
+    """/healthz: this process. /readyz: the engine behind it, as reported to the leader. /metrics. /drain.
 
     GET /drain responds once the engine is idle. Kubernetes ends a pod's containers before its native sidecars, so it is
     the engine's preStop hook that asks.

@@ -3,7 +3,7 @@
     plugin -> `take` -> journal (fsync) -> on_recorded: acknowledge to the plugin, report to the leader
     leader acknowledges -> `acknowledge` -> out of the journal
 
-While the disk takes nothing, records wait here and in the plugin, which has not been told to forget them; on_deferred
+While the disk takes nothing, records wait here and in the plugin, which forgets only acknowledged ones; on_deferred
 gets them once, so that the leader learns of the calls' ends in the meantime. They are tried again every RETRY_S.
 
 Concurrency: `run` is one task and the only user of the journal's writing methods, which block and run in an OS thread
@@ -54,7 +54,7 @@ class Recorder:
     ) -> None:
         self._journal = journal
         self._on_recorded, self._on_deferred, self._on_overflow = on_recorded, on_deferred, on_overflow
-        # By call and attempt: after a reconnection the plugin sends again what it has not been told to forget.
+        # By call and attempt: after a reconnection the plugin sends again what was not acknowledged.
         self._waiting: dict[tuple[str, str, int], CallRecord] = {}
         self._deferred: set[tuple[str, str, int]] = set()
         self._after: list[Callable[[], None]] = []
@@ -79,7 +79,8 @@ class Recorder:
 
     def acknowledge(self, seq: int) -> None:
         """The leader has stored every report up to this seq."""
-        self._acked = max(self._acked, seq)
+        # A number that was never given out must not cover later records.
+        self._acked = max(self._acked, min(seq, self._journal.next_seq - 1))
         self._wake.set()
 
     def after_attempt(self, action: Callable[[], None]) -> None:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.policy import Policy, Source
-from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.engines.facts import Capabilities, Load
 from agentserving_controlplane.engines.health import Health
 from agentserving_controlplane.engines.load_balancer import Balancer, LoadBalancer
 from agentserving_controlplane.engines.registry import Engine, EngineRegistry
+from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
 from agentserving_controlplane.table.expiry import Limits

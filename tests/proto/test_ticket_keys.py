@@ -1,4 +1,4 @@
-"""Keys are read anew when their files change, and kept when these cannot be read."""
+"""Keys are read again when their files change, and kept while the files cannot be read."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_silence_is_noticed_within_two_seconds() -> None:
         # 5 ms a token, as on a CPU: the largest step takes 41 s.
         (running(40 * S, price_us=5000.0), State.SERVING),
         (running(123 * S, price_us=5000.0), State.STUCK),
-        # The first steps, whose cost nobody knows, compile kernels.
+        # The first steps, whose cost is not measured yet, compile kernels.
         (running(UNMEASURED_STEP_US - 1, price_us=0.0), State.SERVING),
         (running(UNMEASURED_STEP_US, price_us=0.0), State.STUCK),
         # The process uses the CPU.

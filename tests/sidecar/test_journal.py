@@ -258,7 +258,7 @@ class SmallDisk:
         self.path = path
 
     def fill(self) -> None:
-        """Somebody else uses the space that is left, to the last page."""
+        """Another process uses the space that is left, to the last page."""
         file = os.open(self.path / "other", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         try:
             for size in (65536, 4096, 1):
@@ -271,7 +271,7 @@ class SmallDisk:
             os.close(file)
 
     def free(self) -> None:
-        """And gives it back."""
+        """The other process frees its space."""
         (self.path / "other").unlink()
 
     @property

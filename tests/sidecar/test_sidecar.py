@@ -47,6 +47,18 @@ async def test_an_acknowledged_report_leaves_the_journal(tmp_path: Path) -> None
         await until(lambda: rig.sidecar.is_drained)
 
 
+async def test_an_acknowledgement_of_numbers_that_were_never_given_out_covers_no_later_record(tmp_path: Path) -> None:
+    async with running_sidecar(tmp_path) as rig:
+        rig.sidecar.received(Ack(1_000_000))
+        for number in range(2):
+            rig.sidecar.engine_report(report(record(f"p.1.{number}")))
+            await until(lambda: bool(rig.sidecar.journal.unacked))
+            rig.sidecar.received(Ack(number + 1))
+            await until(lambda: rig.sidecar.is_drained)
+    with closing(Journal(tmp_path)) as journal:
+        assert not journal.unacked
+
+
 async def test_while_the_disk_takes_nothing_the_plugin_keeps_the_records_and_the_leader_knows_of_the_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +93,7 @@ async def test_records_that_did_not_fit_in_memory_come_again_when_the_disk_takes
     async with running_sidecar(tmp_path) as rig:
         rig.sidecar.engine_report(report(*(record(f"p.1.{number}") for number in range(5))))
         await until(lambda: rig.engine.reconnections == 1)
-        # The plugin sends again what it has not been told to forget.
+        # The plugin sends again what was not acknowledged.
         rig.sidecar.engine_report(report(record("p.1.3"), record("p.1.4")))
         await until(lambda: len(rig.leader.recorded) == 5)
         assert rig.engine.reconnections == 1

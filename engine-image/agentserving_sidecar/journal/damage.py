@@ -19,7 +19,7 @@ def set_aside(path: Path) -> Path:
         stale.unlink()
     number = int(old[-1].name.rpartition("-")[2]) + 1 if old else 1
     aside = path.with_name(f"{path.name}.damaged-{number:06d}")
-    # The WAL goes with its file: beside another one its content would be wrong.
+    # The WAL goes with its file: with another file its content would be wrong.
     for suffix in ("-wal", ""):
         source = path.with_name(path.name + suffix)
         if source.exists():

@@ -270,13 +270,13 @@ class Journal:
     def ack(self, seq: int) -> None:
         """Everything up to `seq` is durable elsewhere. JournalUnavailableError: still on disk; call it again."""
         with self._lock:
-            self._acked = max(self._acked, seq)
+            # A number that was never given out must not cover later records.
+            self._acked = max(self._acked, min(seq, self.next_seq - 1))
             for old in list(itertools.takewhile(lambda each: each <= self._acked, self.unacked)):
                 del self.unacked[old]
                 self._bytes -= self._sizes.pop(old, 0)
             if self._deleted < self._acked:
-                upto = min(self._acked, self.next_seq - 1)
-                self._attempt(lambda db: self._delete(db, upto))
+                self._attempt(lambda db: self._delete(db, self._acked))
                 self._deleted = self._acked
 
     def _delete(self, db: Database, upto: int) -> None:

@@ -72,10 +72,10 @@ async def test_a_program_lives_from_open_to_close(client: Any) -> None:
 @pytest.mark.parametrize(
     ("operation", "arguments", "kind", "reason", "field"),
     [
-        ("get_program", ("nobody",), agentserving.NotFoundError, "PROGRAM_NOT_FOUND", ""),
+        ("get_program", ("unknown",), agentserving.NotFoundError, "PROGRAM_NOT_FOUND", ""),
         ("open_program", ("x" * 200,), agentserving.InvalidArgumentError, "NAME_TOO_LONG", "name"),
         ("set_policy", ("no-such",), agentserving.InvalidArgumentError, "BAD_POLICY", "policy.name"),
-        ("drain_engine", ("nobody",), agentserving.NotFoundError, "", ""),
+        ("drain_engine", ("unknown",), agentserving.NotFoundError, "", ""),
     ],
 )
 async def test_a_refusal_says_what_and_where(
@@ -104,10 +104,10 @@ async def test_a_closed_program_and_a_taken_id_are_conflicts(client: Any) -> Non
 
 async def test_the_policy_is_a_value_both_ways(client: Any) -> None:
     for name in ("plas", "atlas"):
-        told = await client.set_policy(preset(name))
-        assert told.policy == PRESETS[name]
+        version = await client.set_policy(preset(name))
+        assert version.policy == PRESETS[name]
     found = await client.get_policy()
-    assert (found.version, found.policy) == (told.version, PRESETS["atlas"])
+    assert (found.version, found.policy) == (version.version, PRESETS["atlas"])
     assert sorted(found.acknowledged_engine_ids + found.pending_engine_ids) == ["engine-0", "engine-1"]
     with pytest.raises(agentserving.ConflictError):
         await client.set_policy("plas", expected_version=found.version - 1)
@@ -231,10 +231,10 @@ def test_a_path_that_is_none_of_the_engines_is_refused_here(cluster: Cluster) ->
     assert caught.value.field == "path"
 
 
-# -- nobody there --------------------------------------------------------------------------------------------------
+# -- no server -----------------------------------------------------------------------------------------------------
 
 
-async def test_nobody_there_is_unavailable_within_the_deadline() -> None:
+async def test_without_a_server_operations_are_unavailable_within_the_deadline() -> None:
     settings = Settings(deadline_s=1.0)
     async with AsyncClient("127.0.0.1:9", settings=settings) as client:
         began = time.monotonic()

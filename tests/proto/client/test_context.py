@@ -28,7 +28,7 @@ class ThisContext:
 
 
 async def gathered(calls: Calls, *names: str) -> None:
-    """All at once: none is answered before all are on their way."""
+    """In parallel: none is answered before all are in flight."""
     barrier = asyncio.Barrier(len(names))
 
     async def one(name: str) -> None:

@@ -90,7 +90,7 @@ async def test_a_body_that_raises_is_a_failed_program_and_its_child_too(cluster:
 
 async def test_no_parent_and_no_depth_makes_a_call_fail(cluster: Cluster) -> None:
     async with openai.AsyncOpenAI(max_retries=0) as sdk, contextlib.AsyncExitStack() as stack:
-        innermost = await stack.enter_async_context(agentserving.program(parent="nobody-has-opened-it"))
+        innermost = await stack.enter_async_context(agentserving.program(parent="never-opened"))
         for _ in range(20):
             innermost = await stack.enter_async_context(agentserving.program())
         await sdk.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=3)

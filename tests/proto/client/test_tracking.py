@@ -59,7 +59,7 @@ class Run:
     def call(self, thread: Thread, before: tuple[str, ...]) -> Iterator[str]:
         pending = self.tracker.begin(thread)
         assert all(parent in self.answered for parent in pending.parents), "a parent has ended before"
-        assert thread.thread_id not in self.busy, "two calls at once in one thread"
+        assert thread.thread_id not in self.busy, "two parallel calls in one thread"
         self.busy.add(thread.thread_id)
         yield "begun"
         call_id = f"p.1.{self.number}"
@@ -178,7 +178,7 @@ def test_no_number_of_threads_goes_beyond_what_the_control_plane_takes() -> None
     assert len(ids) == MAX_INFERRED_THREADS + MAX_NAMED_THREADS
 
 
-def test_a_call_that_failed_is_nobodys_parent() -> None:
+def test_a_call_that_failed_is_no_parent() -> None:
     tracker = Tracker("p", "main")
     answer(tracker, tracker.main, "p.1.0")
     tracker.end(tracker.begin(tracker.main))
