@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from agentserving.contract.channel import EngineHello
+from agentserving_engine.calls.outbox import Outbox
 from agentserving_engine.channel_server import ChannelServer
 
 
@@ -18,7 +19,7 @@ def core(directory: Path, boot_id: str) -> None:
         max_model_len=8192, block_size=16, num_blocks=1000, data_parallel_size=1, async_scheduling=False,
         policy_version=0,
     )  # fmt: skip
-    channel = ChannelServer(directory / "rank0.sock", hello, list)
+    channel = ChannelServer(directory / "rank0.sock", hello, Outbox())
     signal.sigwait({signal.SIGTERM})
     channel.close()
 
