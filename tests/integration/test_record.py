@@ -121,7 +121,7 @@ def test_a_recording_has_every_call_with_its_dependencies_and_replays(
 
     assert "3 programs were still open" not in recording.output()
     assert "2 programs were still open: written as if they had ended with the recording" in recording.output()
-    assert "1 programs had begun before, with 1 calls since: left out" in recording.output()
+    assert "1 programs had begun before, with 1 calls since: skipped" in recording.output()
     assert "secret" not in recording.out.read_text()
     assert len(programs) == 3
     assert "old" not in programs
@@ -157,10 +157,10 @@ def test_a_recording_ends_after_its_duration_and_fails_without_programs(cluster:
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        (["--for", "never", "--out", "x.jsonl"], "'never' is no duration: write 90s, 10m or 2h"),
-        (["--out", "there.jsonl"], "there.jsonl: there is such a file already: name a new one"),
+        (["--for", "never", "--out", "x.jsonl"], "'never' is not a duration: write 90s, 10m or 2h"),
+        (["--out", "there.jsonl"], "there.jsonl: the file already exists; name a new one"),
         (["--out", "no/such/folder.jsonl"], "no/such/folder.jsonl: No such file or directory"),
-        (["--out", "x.jsonl", "--control-plane", "nowhere"], "'nowhere' is not an address of a control plane"),
+        (["--out", "x.jsonl", "--control-plane", "nowhere"], "'nowhere' is not the address of a control plane"),
     ],
 )
 def test_a_recording_that_cannot_be_written_is_refused(

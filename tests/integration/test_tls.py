@@ -21,11 +21,11 @@ from agentserving.transport.errors import UnavailableError
 from agentserving_cli.local.cluster import find_etcd
 from agentserving_controlplane.store.etcd.store import EtcdStore
 from agentserving_controlplane.store.port import Write
-from agentserving_operator.manifests.etcd_statefulset import etcd_statefulset
+from agentserving_operator.manifests.etcd_statefulset import etcd_flags
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.certificate_files import HOSTS, CertificateFiles
 from support.killable_cluster import until
-from support.operator_objects import make_cluster, only_container, value_after
+from support.operator_objects import make_cluster, value_after
 from support.streaming_cluster import Agents, StreamingCluster
 
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(240)]
@@ -170,14 +170,12 @@ def member(index: int) -> str:
 @contextmanager
 def etcd_members(directory: Path, files: CertificateFiles) -> Iterator[list[subprocess.Popen[bytes]]]:
     """etcd members with the flags of the manifests, each at its own loopback address."""
-    container = only_container(
-        etcd_statefulset(make_cluster(tls={"issuer": "Operator"}, store={"etcd": {"members": 3}}))
-    )
+    flags = etcd_flags(make_cluster(tls={"issuer": "Operator"}, store={"etcd": {"members": 3}}))
     members = []
     try:
         for index in range(3):
             argv = [find_etcd()]
-            for each in container["args"]:
+            for each in flags:
                 text = each.replace("$(POD_NAME)", f"demo-etcd-{index}").replace("0.0.0.0", member(index))
                 text = re.sub(r"demo-etcd-(\d)\.demo-etcd-peers\.ns\.svc", lambda m: member(int(m[1])), text)
                 text = text.replace("/var/lib/etcd", str(directory / f"data-{index}"))

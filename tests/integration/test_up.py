@@ -60,7 +60,7 @@ def test_an_engine_that_never_starts_is_reported_with_its_own_reason(tmp_path: P
 
 
 def test_an_unknown_policy_is_refused_in_the_control_planes_words(tmp_path: Path) -> None:
-    assert "invalid choice: 'nonsense'" in refused("--state-dir", str(tmp_path), "--policy", "nonsense")
+    assert "'nonsense' is not one of" in refused("--state-dir", str(tmp_path), "--policy", "nonsense")
 
 
 def test_a_python_without_vllm_is_named(tmp_path: Path) -> None:
