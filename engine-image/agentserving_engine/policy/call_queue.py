@@ -8,6 +8,7 @@ The caller passes the time and reports what happened.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 from agentserving.contract.ids import ProgramKey
@@ -58,6 +59,7 @@ class CallQueue:
         program.calls.add(facts.key)
         table, level = self._levels.of(facts.class_name, facts.attained_service_us, managed=facts.managed)
         call = CallState(facts=facts, table=table, level=level, seq=self._next_seq(), waiting_since_us=now_us)
+        call.enter(level, 0)
         self._calls[facts.key] = call
         self._enqueue(call, program)
 
@@ -84,15 +86,14 @@ class CallQueue:
 
     def charge(self, keys: Iterable[str], dt_us: int) -> None:
         """A step of `dt_us` ran these calls: each has attained all of it (paper: model-execution time)."""
+        calls, spent = self._calls, self._spent
         for key in keys:
-            call = self._calls.get(key)
+            call = calls.get(key)
             if call is None:
                 continue
-            call.service_us += dt_us
-            call.quantum_used_us += dt_us
-            quantum = call.table.quanta[call.level]
-            if quantum and call.quantum_used_us >= quantum:
-                self._spent.add(key)
+            service_us = call.service_us = call.service_us + dt_us
+            if service_us >= call.spends_at_us:
+                spent.add(key)
 
     def finish(self, key: str, now_us: int) -> CallStats | None:
         """Removes a call and returns its totals; None for an unknown key."""
@@ -161,9 +162,9 @@ class CallQueue:
             attained_us = facts.attained_service_us + call.service_us
             call.table, level = self._levels.of(facts.class_name, attained_us, managed=facts.managed)
             if call.promoted:
-                call.level = call.table.best
+                call.enter(call.table.best, call.quantum_began_us)
             else:
-                call.level, call.quantum_used_us = level, 0
+                call.enter(level, call.service_us)
             program = self._programs[call.facts.program]
             program.attained_us = max(program.attained_us, call.facts.attained_service_us)
             if not call.running:
@@ -245,8 +246,8 @@ class CallQueue:
 
     def spends_after_us(self) -> int | None:
         """Service after which the first running call has spent its quantum; None when no running call has one."""
-        quanta = ((call, call.table.quanta[call.level]) for call in self._running.values())
-        return min((quantum - call.quantum_used_us for call, quantum in quanta if quantum), default=None)
+        after_us = min((call.spends_at_us - call.service_us for call in self._running.values()), default=math.inf)
+        return None if after_us == math.inf else int(after_us)
 
     def best_waiting(self) -> str | None:
         """Key of the waiting call that runs next; None when none may run."""
@@ -291,7 +292,7 @@ class CallQueue:
             return Decision(demoted, promoted) if demoted or promoted else NO_CHANGE
         preempt, admit = select(
             self.iter_waiting(),
-            lambda: self._victims(now_us, preemptable, resume_us),
+            lambda rank: self._victims(rank, now_us, preemptable, resume_us),
             lambda key: self._calls[key].rank,
             free_slots=slots - len(self._running),
             free_blocks=free_blocks,
@@ -304,13 +305,16 @@ class CallQueue:
             self._budget.spend(resume_us(key))
         return Decision(demoted, promoted, tuple(preempt), tuple(admit))
 
-    def _victims(self, now_us: int, preemptable: Callable[[str], bool], resume_us: Callable[[str], float]) -> list[str]:
-        """Running calls that may be preempted, worst last."""
+    def _victims(
+        self, rank: int, now_us: int, preemptable: Callable[[str], bool], resume_us: Callable[[str], float]
+    ) -> list[str]:
+        """Running calls that may be preempted for a call of this rank, worst last."""
         affordable_us = self._budget.affordable_us(now_us, len(self._running))
         victims = [
             key
             for key, call in self._running.items()
-            if (call.preemptions == 0 or call.service_us - call.started_service_us >= PROTECTED_SERVICE_US)
+            if call.table.ranks[call.level] > rank
+            and (call.preemptions == 0 or call.service_us - call.started_service_us >= PROTECTED_SERVICE_US)
             and preemptable(key)
             and resume_us(key) <= affordable_us
         ]

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from agentserving.contract.ids import ProgramId, ProgramKey
 from agentserving.contract.policy import Policy
 
 from agentserving_engine.policy.call_queue import CallQueue
-from agentserving_engine.policy.prefill_cost import PrefillCost, lost_tokens, wanted_blocks
+from agentserving_engine.policy.prefill_cost import PrefillCost, is_overwritten, wanted_blocks
 from agentserving_engine.policy.retention import EndedContext, Memory, Retention, Wanted
 from agentserving_engine.policy.state import NO_CHANGE, CallFacts, CallStats, Decision
 from agentserving_engine.policy.tool_waits import Origin
@@ -157,8 +156,26 @@ class EnginePolicy:
             returns_blocks=engine.released_blocks,
             preemptable=engine.preemptable,
             admissible=engine.admission_check(),
-            resume_us=partial(self._resume_us, free_blocks, self._waiting_blocks()),
+            resume_us=self._resume_cost(free_blocks),
         )
+
+    def _resume_cost(self, free_blocks: int) -> Callable[[str], float]:
+        """Time to recompute what a running request would lose, for one decision.
+
+        Most decisions price no preemption, and then the waiting calls' blocks are not estimated.
+        """
+        engine, us_per_token = self._engine, self.prefill.us_per_token
+        block_size = engine.kv.block_size
+        loses_all: bool | None = None
+
+        def resume_us(key: str) -> float:
+            nonlocal loses_all
+            if loses_all is None:
+                loses_all = is_overwritten(engine.kv.findable, free_blocks, self._waiting_blocks())
+            computed = engine.computed_tokens(key)
+            return (computed if loses_all else computed % block_size) * us_per_token
+
+        return resume_us
 
     def _waiting_blocks(self) -> int:
         waiting = self.queue.waiting_count
@@ -166,18 +183,6 @@ class EnginePolicy:
             return 0
         running, block_size = self.queue.running_count, self._engine.kv.block_size
         return wanted_blocks(waiting, running, self._engine.running_tokens(), block_size)
-
-    def _resume_us(self, free_blocks: int, waiting_blocks: int, key: str) -> float:
-        """Time to recompute what the running request would lose."""
-        kv = self._engine.kv
-        lost = lost_tokens(
-            self._engine.computed_tokens(key),
-            block_size=kv.block_size,
-            findable=kv.findable,
-            free_blocks=free_blocks,
-            waiting_blocks=waiting_blocks,
-        )
-        return lost * self.prefill.us_per_token
 
     def startable(
         self, now_us: int, *, slots: int, taken_tokens: int, waiting: Iterable[str], whole_order: bool = True

@@ -36,12 +36,10 @@ def wanted_blocks(waiting: int, running: int, running_tokens: int, block_size: i
     return waiting * (running_tokens // max(1, running) // block_size + 1)
 
 
-def lost_tokens(computed: int, *, block_size: int, findable: bool, free_blocks: int, waiting_blocks: int) -> int:
-    """Of a call's `computed` tokens, how many it would recompute if it were preempted now.
+def is_overwritten(findable: bool, free_blocks: int, waiting_blocks: int) -> bool:
+    """A call preempted now would recompute all its tokens when it resumes, not only those of its last, partial block.
 
     With prefix caching (`findable`) its full blocks are found again, until the waiting calls have used up all free
     blocks and overwrite them.
     """
-    if findable and waiting_blocks <= free_blocks:
-        return computed % block_size
-    return computed
+    return not findable or waiting_blocks > free_blocks

@@ -10,7 +10,7 @@ MAX_PASSED_OVER = 64
 
 def select(
     waiting: Iterable[str],
-    victims_of: Callable[[], list[str]],
+    victims_of: Callable[[int], list[str]],
     rank_of: Callable[[str], int],
     *,
     free_slots: int,
@@ -22,9 +22,9 @@ def select(
 ) -> tuple[list[str], list[str]]:
     """(running calls to preempt, waiting calls to admit), each in the order of the decision.
 
-    `rank_of` is the rank of a call's level. `waiting` comes best first; `victims_of` returns the running calls that may
-    be preempted, worst last, and is called only when there is no room. Stops at the first waiting call that does not
-    fit (paper, Algorithm 1, line 'batch').
+    `rank_of` is the rank of a call's level. `waiting` comes best first; `victims_of(rank)` returns the running calls
+    of worse ranks that may be preempted, worst last. It is called once, for the first call that finds no room: later
+    calls are no better. Stops at the first waiting call that does not fit (paper, Algorithm 1, line 'batch').
     """
     victims: list[str] | None = None
     preempt: list[str] = []
@@ -40,9 +40,9 @@ def select(
         chosen: list[str] = []
         gained = 0
         if free_slots < 1 or free_blocks < need:
-            if victims is None:
-                victims = victims_of() if max_preemptions > 0 else []
             rank = rank_of(key)
+            if victims is None:
+                victims = victims_of(rank) if max_preemptions > 0 else []
             left = max_preemptions - len(preempt)
             while (
                 victims

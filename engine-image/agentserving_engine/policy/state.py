@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass, field
 
 from agentserving.contract.ids import ProgramKey
@@ -81,7 +82,9 @@ class CallState:
     promoted: bool = False
     service_us: int = 0
     wait_us: int = 0
-    quantum_used_us: int = 0
+    # Service of this call at which its present quantum began, and at which it is spent (infinite: the level has none).
+    quantum_began_us: int = 0
+    spends_at_us: float = math.inf
     service_mark_us: int = 0
     wait_mark_us: int = 0
     started_service_us: int = 0
@@ -110,13 +113,19 @@ class CallState:
         waited = program.wait_us + self.wait_us - self.wait_mark_us
         return self.waiting_since_us + -(-beta_milli * service // 1000) - waited
 
+    def enter(self, level: int, quantum_began_us: int) -> None:
+        """The call is in `level` from now on."""
+        self.level, self.quantum_began_us = level, quantum_began_us
+        self.spends_at_us = quantum_began_us + quantum_us if (quantum_us := self.table.quanta[level]) else math.inf
+
     def demote(self) -> None:
         """Moves down past every level whose quantum is spent."""
-        table = self.table
-        while self.level < table.last and self.quantum_used_us >= table.quanta[self.level]:
-            self.quantum_used_us -= table.quanta[self.level]
-            self.level += 1
+        table, level, began_us = self.table, self.level, self.quantum_began_us
+        while level < table.last and self.service_us - began_us >= table.quanta[level]:
+            began_us += table.quanta[level]
+            level += 1
             self.demotions += 1
+        self.enter(level, began_us)
         self.promoted = False
 
     def promote(self, now_us: int) -> None:
@@ -124,7 +133,7 @@ class CallState:
         self.wait_us = self.waited_us(now_us)
         self.waiting_since_us = now_us
         self.wait_mark_us, self.service_mark_us = self.wait_us, self.service_us
-        self.level, self.quantum_used_us = self.table.best, 0
+        self.enter(self.table.best, self.service_us)
         self.promotions += 1
         self.promoted = True
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from agentserving.contract.policy import ATLAS, FCFS, PLAS, PRESETS, Accounting, Level, Order, Policy
-from agentserving_engine.policy import CallQueue, Decision, PrefillCost, lost_tokens
+from agentserving_engine.policy import CallQueue, Decision, PrefillCost, is_overwritten
 from agentserving_engine.policy.slot_pace import Allowance
 from engine.policy.builders import call, program
 from engine.policy.slot_engine import SECOND, Plan, total_wait_s
@@ -324,9 +324,30 @@ def test_an_allowance_is_a_burst_a_share_of_the_time_and_one_spending_at_most(ev
 
 
 @pytest.mark.parametrize(
-    ("findable", "free", "waiting", "lost"), [(True, 100, 100, 4), (True, 99, 100, 100), (False, 100, 0, 100)]
+    ("findable", "free", "waiting", "overwritten"),
+    [(True, 100, 100, False), (True, 99, 100, True), (False, 100, 0, True)],
 )
-def test_a_preempted_call_loses_its_last_block_or_all_that_others_overwrite(
-    findable: bool, free: int, waiting: int, lost: int
+def test_the_kv_of_a_preempted_call_is_overwritten_when_waiting_calls_need_all_free_blocks(
+    findable: bool, free: int, waiting: int, overwritten: bool
 ) -> None:
-    assert lost_tokens(100, block_size=16, findable=findable, free_blocks=free, waiting_blocks=waiting) == lost
+    assert is_overwritten(findable, free, waiting) is overwritten
+
+
+def test_victims_are_priced_only_among_calls_of_worse_levels() -> None:
+    queue = CallQueue(PLAS)
+    priced: list[str] = []
+    queue.arrive(call("best"), 0)
+    queue.arrive(call("worst", attained_us=600 * SECOND), 0)
+    for key in ("best", "worst"):
+        queue.start(key, 0)
+    queue.arrive(call("new"), 0)
+
+    def resume_us(key: str) -> float:
+        priced.append(key)
+        return 0
+
+    decision = queue.decide(
+        SECOND, slots=2, free_blocks=99, need_blocks=lambda key: 1, returns_blocks=lambda key: 1, resume_us=resume_us
+    )
+    assert decision.preempt == ("worst",)
+    assert set(priced) == {"worst"}

@@ -69,7 +69,7 @@ def case_calls_in_flight_are_preempted_where_blocks_are_freed_late_async(pipelin
     for slots, blocks in ((2, 400), (8, 32)):
         engine = Engine(pipeline, Options(slots=slots, blocks=blocks, late_frees=True))
         # With a connector, lost KV is loaded instead of recomputed.
-        engine.session.policy._resume_us = lambda *_: 0.0
+        engine.session.policy._resume_cost = lambda free_blocks: lambda key: 0.0
         engine.set_policy(PLAS)
         hogs = [engine.send(program=f"hog{i}", prompt=190, max_tokens=60, attained_us=LOW) for i in range(2)]
         engine.run(steps=4)
@@ -85,7 +85,7 @@ def case_calls_in_flight_are_preempted_where_blocks_are_freed_late_async(pipelin
 
 def case_blocks_that_are_freed_late_need_no_second_victim_async(pipeline: Pipeline) -> None:
     engine = Engine(pipeline, Options(slots=8, blocks=42, late_frees=True))
-    engine.session.policy._resume_us = lambda *_: 0.0
+    engine.session.policy._resume_cost = lambda free_blocks: lambda key: 0.0
     engine.set_policy(PLAS)
     hogs = [engine.send(program=f"hog{i}", prompt=190, max_tokens=60, attained_us=LOW) for i in range(3)]
     engine.run(steps=4)
