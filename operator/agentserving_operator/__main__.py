@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+import agentserving
 import structlog
 from agentserving_process import logs, options, probes, supervision
 from agentserving_process.backoff import Backoff
@@ -172,7 +173,9 @@ async def work_with_lease(operator: Operator, identity: str) -> None:
 
 def main() -> None:
     """Entry point."""
-    settings = options.parse(Settings, prog="agentserving-operator", description=__doc__, prefix=PREFIX)
+    settings = options.parse(
+        Settings, prog="agentserving-operator", description=__doc__, prefix=PREFIX, version=agentserving.__version__
+    )
     logs.configure()
     sys.exit(supervision.run(lambda supervisor: serve(settings, supervisor)))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import agentserving
 import pytest
 import structlog
 import yaml
@@ -80,6 +82,13 @@ def test_images_are_required(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         options.parse(Settings, prog="test", argv=[], environment={}, prefix=PREFIX)
     assert "--image is required" in capsys.readouterr().err
+
+
+def test_it_has_the_version_of_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["agentserving-operator", "--version"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main.main()
+    assert capsys.readouterr().out == f"agentserving-operator {agentserving.__version__}\n"
 
 
 @pytest.fixture
