@@ -1,8 +1,8 @@
 """The operator of AgentServingClusters: `python -m agentserving_operator`. This module only wires its parts together.
 
-Tasks of a working operator: one `watches.Watch` for each kind, `Rounds.run`, and `Visits.run` with a task per cluster.
-They start together, with the Lease where there are several operators. If one of them fails, the process ends with a
-logged reason and is started again.
+Tasks of a working operator: `ClusterEvents.run` (kopf), one `watches.Watch` for each kind of object in a cluster,
+`Rounds.run`, and `Visits.run` with a task per cluster. They start together, with the Lease where there are several
+operators. kopf is started again when it fails; if another task fails, the process ends with a logged reason.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+import agentserving
 import structlog
 from agentserving_process import logs, options, probes, supervision
+from agentserving_process.backoff import Backoff
 from agentserving_process.options import REQUIRED, option
 from agentserving_process.probes import Answer, ProbeOptions
 from agentserving_process.supervision import CannotStartError, Supervisor
@@ -25,6 +27,7 @@ from kubernetes.aio.config import ConfigException
 
 from agentserving_operator.api_server import ApiServer
 from agentserving_operator.control_planes import ControlPlanes
+from agentserving_operator.handlers import ClusterEvents
 from agentserving_operator.lease import LostLeaseError, lead
 from agentserving_operator.manifests import Images
 from agentserving_operator.reconcile import Reconciler
@@ -37,6 +40,8 @@ log = structlog.get_logger()
 PREFIX = "AGENTSERVING_OPERATOR"
 # The process ends itself after losing its Lease; the kubelet starts it again.
 LOST_LEASE = 1
+# kopf fails when the API server is away for some seconds; until it runs again, rounds find what changed.
+KOPF_RESTART = Backoff(first_s=1.0, max_s=30.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +79,11 @@ class Settings:
         if self.lease and not all(part for part in self.lease.partition("/")):
             raise ValueError(f"--lease: must be namespace/name, not {self.lease!r}")
 
+    @property
+    def name(self) -> str:
+        """This operator's name among others."""
+        return self.identity or socket.gethostname()
+
 
 def now() -> str:
     """RFC 3339, in seconds: what Kubernetes stores."""
@@ -106,9 +116,14 @@ class Operator:
         self.visits.round_ended()
         self.works = True
         rounds = Rounds(self.api, self.visits, self.planes, self.settings.namespaces)
+        events = ClusterEvents(
+            self.api, self.visits.touch, namespaces=self.settings.namespaces, kubeconfig=self.settings.kubeconfig,
+            identity=self.settings.name,
+        )  # fmt: skip
         async with Supervisor() as tasks:
             tasks.start("visits", self.visits.run)
             tasks.start("rounds", lambda: rounds.run(self.settings.round_s))
+            tasks.start("kopf", events.run, restart=KOPF_RESTART)
             for watch in watches(self.api, self.visits.touch, self.settings.namespaces):
                 tasks.start(watch.name, watch.run)
             await self.stop()
@@ -135,7 +150,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> int:
                 await operator.work()
                 return supervision.OK
             try:
-                await work_with_lease(operator, settings.identity or socket.gethostname())
+                await work_with_lease(operator, settings.name)
             except LostLeaseError as error:
                 log.error("lost the Lease, ending so that another operator works alone", error=str(error))
                 return LOST_LEASE
@@ -158,7 +173,9 @@ async def work_with_lease(operator: Operator, identity: str) -> None:
 
 def main() -> None:
     """Entry point."""
-    settings = options.parse(Settings, prog="agentserving-operator", description=__doc__, prefix=PREFIX)
+    settings = options.parse(
+        Settings, prog="agentserving-operator", description=__doc__, prefix=PREFIX, version=agentserving.__version__
+    )
     logs.configure()
     sys.exit(supervision.run(lambda supervisor: serve(settings, supervisor)))
 

@@ -19,6 +19,8 @@ from agentserving_operator.reconcile import VisitResult
 log = structlog.get_logger()
 
 ClusterKey = tuple[str, str]
+# Called with namespace and name: something happened to this cluster.
+Touch = Callable[[str, str], None]
 # Between two visits of one cluster: a rollout causes many events, and one status per second is enough for people.
 DISTANCE_S = 0.5
 # Visits in parallel over all clusters, so that a round does not ask the API server for everything in one moment.

@@ -1,15 +1,15 @@
-"""Watches: which change touches which cluster. Nothing is decided or written here, and no object is kept.
+"""Watches of the objects of clusters: a change touches the cluster that the object belongs to.
 
-The API server selects by label, so what a watch transfers and holds grows with our clusters' objects, not with all the
-pods and Services of the Kubernetes cluster. (A framework that selects on the client's side, such as kopf, lists every
-pod at its start.) Only metadata is transferred.
+Nothing is decided or written here, and no object is kept. The API server selects by label and sends only metadata, so
+what a watch transfers and holds grows with our clusters' objects, not with all pods and Services of the Kubernetes
+cluster. The clusters themselves are watched by kopf (`handlers.py`), which always transfers whole objects.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 
 import structlog
@@ -19,18 +19,14 @@ from agentserving_operator.api_server import CHILD_KINDS
 from agentserving_operator.errors import ApiError, WatchExpiredError
 from agentserving_operator.manifests.common import MANAGED_BY, MANAGER
 from agentserving_operator.spec.crd import KIND
+from agentserving_operator.visits import Touch
 
 log = structlog.get_logger()
 
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.5, 30.0
 # All objects of a cluster carry it, its pods too.
 OURS = {MANAGED_BY: MANAGER}
-WATCHED: tuple[tuple[str, Mapping[str, str] | None], ...] = (
-    (KIND, None),
-    *((kind, OURS) for kind in (*CHILD_KINDS, "Pod")),
-)
-
-Touch = Callable[[str, str], None]
+WATCHED = (*CHILD_KINDS, "Pod")
 
 
 class WatchApi(Protocol):
@@ -47,13 +43,11 @@ class WatchApi(Protocol):
         """(type of the change, metadata) after a resource version; WatchExpiredError when that is too old."""
 
 
-def clusters_of(kind: str, metadata: Mapping[str, Any]) -> set[str]:
+def clusters_of(metadata: Mapping[str, Any]) -> set[str]:
     """Names of the clusters that an object belongs to.
 
     By its owner and by its labels, so that an object which lost one of them still touches its cluster.
     """
-    if kind == KIND:
-        return {str(metadata["name"])}
     names = {str(owner["name"]) for owner in metadata.get("ownerReferences") or () if owner.get("kind") == KIND}
     labels = metadata.get("labels") or {}
     if labels.get(MANAGED_BY) == MANAGER and labels.get("app.kubernetes.io/instance"):
@@ -62,13 +56,14 @@ def clusters_of(kind: str, metadata: Mapping[str, Any]) -> set[str]:
 
 
 class Watch:
-    """One kind in one namespace ("" = all). `run` lists, then follows changes, and lists again after an error."""
+    """Our objects of one kind in one namespace ("" = all).
 
-    def __init__(
-        self, api: WatchApi, touch: Touch, *, kind: str, namespace: str, labels: Mapping[str, str] | None
-    ) -> None:
+    `run` lists, then follows changes, and lists again after an error.
+    """
+
+    def __init__(self, api: WatchApi, touch: Touch, *, kind: str, namespace: str) -> None:
         self._api, self._touch = api, touch
-        self._kind, self._namespace, self._labels = kind, namespace, labels
+        self._kind, self._namespace = kind, namespace
         self.name = f"watch {kind}" + (f" in {namespace}" if namespace else "")
 
     async def run(self) -> None:
@@ -77,7 +72,7 @@ class Watch:
         while True:
             began = time.monotonic()
             try:
-                items, version = await self._api.metadata(self._kind, self._namespace, self._labels)
+                items, version = await self._api.metadata(self._kind, self._namespace, OURS)
                 for each in items:
                     self._touch_clusters_of(each)
                 await self._follow(version)
@@ -94,20 +89,16 @@ class Watch:
 
     async def _follow(self, version: str) -> None:
         while True:
-            async for change, metadata in self._api.watch(self._kind, self._namespace, version, self._labels):
+            async for change, metadata in self._api.watch(self._kind, self._namespace, version, OURS):
                 version = str(metadata["resourceVersion"])
                 if change != "BOOKMARK":
                     self._touch_clusters_of(metadata)
 
     def _touch_clusters_of(self, metadata: Mapping[str, Any]) -> None:
-        for name in clusters_of(self._kind, metadata):
+        for name in clusters_of(metadata):
             self._touch(str(metadata["namespace"]), name)
 
 
 def watches(api: WatchApi, touch: Touch, namespaces: tuple[str, ...]) -> list[Watch]:
     """One watch for each watched kind and namespace; no namespaces = one over all of them."""
-    return [
-        Watch(api, touch, kind=kind, namespace=namespace, labels=labels)
-        for namespace in namespaces or ("",)
-        for kind, labels in WATCHED
-    ]
+    return [Watch(api, touch, kind=kind, namespace=namespace) for namespace in namespaces or ("",) for kind in WATCHED]

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from agentserving_cli.local.cluster import find_etcd
-from agentserving_operator.control_planes import settle
+from agentserving_operator.control_planes import ControlPlanes, Target
 from agentserving_operator.manifests import Manifest, desired
 from agentserving_operator.manifests.certificate_objects import leaves
 from agentserving_operator.manifests.common import Port
@@ -144,7 +144,8 @@ async def test_the_generated_containers_serve_calls_drain_and_exit(pods: Pods) -
     assert status == 200, text
     address = f"{POD_IP}:{Port.CONTROL_PLANE}"
     tls = pods.certificates.pem() if pods.certificates else None
-    seen = await settle(address, pods.cluster.spec.scheduling, 1, tls)
+    target = Target(address=address, scheduling=pods.cluster.spec.scheduling, generation=1, tls=tls)
+    seen = await ControlPlanes().apply_policy(target)
     assert seen is not None
     assert (seen.programs, seen.policy_name, seen.store_healthy) == (1, "program-plas", True)
     assert pods.probe("sidecar", "readinessProbe") == 200

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import agentserving
 import pytest
 import structlog
 import yaml
 from agentserving_operator import __main__ as main
 from agentserving_operator.__main__ import PREFIX, ImageOptions, Operator, Settings, now, serve
 from agentserving_operator.api_server import ApiServer
+from agentserving_operator.handlers import ClusterEvents
 from agentserving_operator.rounds import Rounds
 from agentserving_operator.visits import Visits
 from agentserving_operator.watches import WATCHED, Watch
 from agentserving_process import options, supervision
+from agentserving_process.backoff import Backoff
 from agentserving_process.probes import ProbeOptions
 
 IMAGES = ["--image", "a", "--vllm-image", "v", "--etcd-image", "e"]
@@ -80,6 +84,13 @@ def test_images_are_required(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--image is required" in capsys.readouterr().err
 
 
+def test_it_has_the_version_of_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["agentserving-operator", "--version"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main.main()
+    assert capsys.readouterr().out == f"agentserving-operator {agentserving.__version__}\n"
+
+
 @pytest.fixture
 def logged() -> Iterator[list[Any]]:
     with structlog.testing.capture_logs() as entries:
@@ -94,7 +105,7 @@ async def returning(*_: object) -> None:
     """A background task that ends without an error is as lost as one that fails."""
 
 
-TASKS = [(Visits, "run", "visits"), (Rounds, "run", "rounds"), (Watch, "run", f"watch {WATCHED[0][0]}")]
+TASKS = [(Visits, "run", "visits"), (Rounds, "run", "rounds"), (Watch, "run", f"watch {WATCHED[0]}")]
 
 
 @pytest.mark.parametrize(("cls", "method", "task"), TASKS, ids=[task for *_, task in TASKS])
@@ -109,6 +120,29 @@ def test_a_background_task_that_ends_ends_the_process_with_a_reason(
     (ending,) = (each for each in logged if each["event"] == "ended because a task failed")
     assert ending["task"].startswith(task.partition(" ")[0])
     assert ("injected" in ending["reason"]) is (how is failing)
+
+
+def test_kopf_is_started_again_after_a_failure(
+    api_flags: list[str], monkeypatch: pytest.MonkeyPatch, logged: list[Any]
+) -> None:
+    """It fails when the API server does; rounds find meanwhile what has changed."""
+    given, runs = settings(*api_flags), 0
+
+    async def until_stopped(supervisor: supervision.Supervisor) -> int:
+        async def fails_twice(_: ClusterEvents) -> None:
+            nonlocal runs
+            runs += 1
+            if runs <= 2:
+                raise RuntimeError("injected")
+            supervisor.stop()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(ClusterEvents, "run", fails_twice)
+        return await serve(given, supervisor)
+
+    monkeypatch.setattr(main, "KOPF_RESTART", Backoff(first_s=0.01, max_s=0.01))
+    assert supervision.run(until_stopped) == supervision.OK
+    assert [each["task"] for each in logged if each["event"] == "task failed, restarting it"] == ["kopf", "kopf"]
 
 
 def test_without_access_to_an_api_server_it_says_so(

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from agentserving_operator import watches as watches_module
 from agentserving_operator.errors import RefusedError, UnavailableError, WatchExpiredError
-from agentserving_operator.spec.crd import KIND
 from agentserving_operator.watches import OURS, WATCHED, Watch, clusters_of, watches
 from support.eventually import eventually_async
 
@@ -64,7 +63,7 @@ class Touched:
 @asynccontextmanager
 async def running(api: ScriptedApi) -> AsyncIterator[Touched]:
     touched = Touched()
-    task = asyncio.create_task(Watch(api, touched, kind="Pod", namespace="", labels=OURS).run())
+    task = asyncio.create_task(Watch(api, touched, kind="Pod", namespace="").run())
     try:
         yield touched
     finally:
@@ -113,13 +112,22 @@ async def test_a_bug_is_raised() -> None:
     api = ScriptedApi()
     api.lists = [[{"name": "without a namespace", "labels": LABELS}]]
     with pytest.raises(KeyError):
-        await asyncio.wait_for(Watch(api, Touched(), kind="Pod", namespace="", labels=OURS).run(), 30)
+        await asyncio.wait_for(Watch(api, Touched(), kind="Pod", namespace="").run(), 30)
 
 
-def test_all_kinds_but_our_own_are_selected_by_label_at_the_api_server() -> None:
-    assert [kind for kind, labels in WATCHED if labels is None] == [KIND]
-    assert {"Pod", "StatefulSet", "Deployment", "Service", "ServiceAccount"} <= {kind for kind, _ in WATCHED}
-    assert not {"Secret", "Event"} & {kind for kind, _ in WATCHED}
+async def test_lists_and_watches_of_all_kinds_are_selected_by_label_at_the_api_server() -> None:
+    api = ScriptedApi()
+    tasks = [asyncio.create_task(watch.run()) for watch in watches(api, Touched(), ())]
+    try:
+        await eventually_async(lambda: len(api.requests) == 2 * len(WATCHED))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert {kind for _, kind, _ in api.requests} == set(WATCHED)
+    assert all(labels == OURS for *_, labels in api.requests)
+    assert {"Pod", "StatefulSet", "Deployment", "Service", "ServiceAccount"} <= set(WATCHED)
+    assert not {"Secret", "Event"} & set(WATCHED)
 
 
 def test_namespaces_are_watched_one_by_one() -> None:
@@ -130,9 +138,8 @@ def test_namespaces_are_watched_one_by_one() -> None:
 def test_an_object_belongs_to_the_clusters_of_its_owner_and_of_its_labels() -> None:
     owner = {"ownerReferences": [{"kind": "AgentServingCluster", "name": "a"}]}
     labels = {"labels": {**LABELS, "app.kubernetes.io/instance": "b"}}
-    assert clusters_of("Pod", owner) == {"a"}
-    assert clusters_of("Pod", labels) == {"b"}
-    assert clusters_of("Pod", owner | labels) == {"a", "b"}
-    assert clusters_of("Pod", {"labels": {"app.kubernetes.io/instance": "b"}}) == set()
-    assert clusters_of("Pod", {"ownerReferences": [{"kind": "ReplicaSet", "name": "a"}]}) == set()
-    assert clusters_of(KIND, {"name": "a"}) == {"a"}
+    assert clusters_of(owner) == {"a"}
+    assert clusters_of(labels) == {"b"}
+    assert clusters_of(owner | labels) == {"a", "b"}
+    assert clusters_of({"labels": {"app.kubernetes.io/instance": "b"}}) == set()
+    assert clusters_of({"ownerReferences": [{"kind": "ReplicaSet", "name": "a"}]}) == set()
