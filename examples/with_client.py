@@ -1,4 +1,4 @@
-"""The plain OpenAI SDK with the client library, which tells the cluster more than headers alone can.
+"""The plain OpenAI SDK with the client library, which gives the cluster more than headers can.
 
     export OPENAI_BASE_URL=... OPENAI_API_KEY=none AGENTSERVING_CONTROL_PLANE=...       # `agentserving up` prints them
     python -m examples.with_client

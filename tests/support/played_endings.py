@@ -53,5 +53,5 @@ def closed(of: ProgramOrigin, when: float, in_flight: int = 0) -> ClosedProgram:
     return ClosedProgram(program=of, outcome=Outcome.COMPLETED, close_time=at(when), calls_in_flight=in_flight)
 
 
-def told(*endings: EndedCall | ClosedProgram, lost: int = 0, restarted: bool = False) -> Endings:
+def watched_endings(*endings: EndedCall | ClosedProgram, lost: int = 0, restarted: bool = False) -> Endings:
     return Endings(position=1, endings=endings, lost=lost, restarted=restarted, send_time=BEGIN)

@@ -95,13 +95,13 @@ class PlayedEngine:
         raise AssertionError(f"the stream ended with {await self.stream.code()} {await self.stream.details()}")
 
     async def report(self, admitted: call_service_pb2.AdmitCallResponse, seq: int = 0, **fields: Any) -> None:
-        """Tells of a call; waits for the acknowledgement when there is a `seq`."""
+        """Reports a call; waits for the acknowledgement when there is a `seq`."""
         given = {
             "call_id": admitted.call_id, "attempt": admitted.attempt, "program_id": admitted.program_id,
             "tenant": "default", "root_program_id": admitted.program_id, "boot_id": "b1", **fields,
         }  # fmt: skip
-        told = engine_service_pb2.CallReport(**given)
-        await self.say(report=engine_service_pb2.Report(seq=seq, calls=[told]))
+        report = engine_service_pb2.CallReport(**given)
+        await self.say(report=engine_service_pb2.Report(seq=seq, calls=[report]))
         while seq and (await self.hear("ack")).ack.seq < seq:
             pass
 

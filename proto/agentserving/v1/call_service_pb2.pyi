@@ -37,7 +37,7 @@ class AdmitCallRequest(google.protobuf.message.Message):
     thread_id: builtins.str
     """Any text of at most 128 bytes; a new one begins a thread, one used before goes on with it."""
     implicit: builtins.bool
-    """For claims that somebody else made (gateways: a header is never an error): opens an unknown program, opens a
+    """For claims of a third party (gateways: a header is never an error): opens an unknown program, opens a
     closed one again, drops parents that are not known and cuts what is too long, instead of refusing.
     """
     name: builtins.str
@@ -54,7 +54,7 @@ class AdmitCallRequest(google.protobuf.message.Message):
     idempotency_key: builtins.str
     """At most 128 bytes. The same key with the same request gives the same call and ticket, with another request
     ALREADY_EXISTS (reason IDEMPOTENCY_KEY_REUSED). Kept for ten minutes after the admission; a control plane that
-    starts anew knows the keys of calls in flight whose admission had been written down (50 ms after it at most).
+    restarts knows the keys of calls in flight whose admission had been written down (50 ms after it at most).
     """
     tenant: builtins.str
     """From the credential, set by the gateway on its stream; empty = that of the connection. AdmitCall refuses another
@@ -488,18 +488,18 @@ class WatchEndingsResponse(google.protobuf.message.Message):
     RESTARTED_FIELD_NUMBER: builtins.int
     SEND_TIME_FIELD_NUMBER: builtins.int
     position: builtins.int
-    """Of the newest ending told: counts up by one for each ending of the tenant."""
+    """Position of the newest ending sent: counts up by one for each ending of the tenant."""
     lost: builtins.int
     """Endings after the message before, and before these, that are no longer kept: this stream was read too slowly."""
     restarted: builtins.bool
-    """Only in a first message: after_position is not of this process, and nobody knows what has been missed."""
+    """Only in a first message: after_position is from another process, so the number of missed endings is unknown."""
     @property
     def endings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Ending]:
         """In the order in which they came."""
 
     @property
     def send_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When this was sent, by the clock that the endings are told by."""
+        """When this was sent, by the clock of the endings' timestamps."""
 
     def __init__(
         self,

@@ -65,14 +65,14 @@ class CallServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def AdmitCall(self, request, context):
-        """Takes a call in: which engine runs it, and the ticket that tells the engine who it is.
+        """Admits a call: chooses its engine and signs the ticket that identifies the call to that engine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EndCall(self, request, context):
-        """Tells that an admitted call will not run, or ran where no report comes from.
+        """Ends an admitted call that will not run, or whose engine sends no report.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,8 +87,8 @@ class CallServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchEndings(self, request, context):
-        """Streams calls as they end and programs as they are closed, for recorders. The first message comes at once. Nobody
-        waits for a reader: one that is too slow is told how many endings it has missed.
+        """Streams calls as they end and programs as they are closed, for recorders. The first message comes immediately. A slow
+        reader delays no call; it learns how many endings it has missed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

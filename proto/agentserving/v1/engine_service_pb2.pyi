@@ -43,7 +43,7 @@ global___AttachRequest = AttachRequest
 
 @typing.final
 class EngineHello(google.protobuf.message.Message):
-    """First message of a sidecar, and again when its engine has booted anew."""
+    """First message of a sidecar, and again after its engine has rebooted."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

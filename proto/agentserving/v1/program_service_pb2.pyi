@@ -241,7 +241,7 @@ class CancelProgramResponse(google.protobuf.message.Message):
     PROGRAM_FIELD_NUMBER: builtins.int
     CALLS_CANCELLED_FIELD_NUMBER: builtins.int
     calls_cancelled: builtins.int
-    """Calls told to stop, children included."""
+    """Calls that were aborted, children included."""
     @property
     def program(self) -> agentserving.v1.types_pb2.Program: ...
     def __init__(

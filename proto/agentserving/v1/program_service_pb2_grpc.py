@@ -146,7 +146,7 @@ class ProgramServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BeginToolWait(self, request, context):
-        """Tells that a program waits for a tool or a human.
+        """Marks a program as waiting for a tool or a human.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -32,7 +32,7 @@ class _ProgramStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     PROGRAM_STATE_ACTIVE: _ProgramState.ValueType  # 1
     """Has calls in flight, or may issue the next one at any time."""
     PROGRAM_STATE_TOOL_WAIT: _ProgramState.ValueType  # 2
-    """Told us that it waits for a tool or a human (BeginToolWait)."""
+    """Waits for a tool or a human, by its own report (BeginToolWait)."""
     PROGRAM_STATE_PAUSED: _ProgramState.ValueType  # 3
     """The tree it belongs to is held by PauseProgram: calls queue and do not run."""
     PROGRAM_STATE_CLOSED: _ProgramState.ValueType  # 4
@@ -45,7 +45,7 @@ PROGRAM_STATE_UNSPECIFIED: ProgramState.ValueType  # 0
 PROGRAM_STATE_ACTIVE: ProgramState.ValueType  # 1
 """Has calls in flight, or may issue the next one at any time."""
 PROGRAM_STATE_TOOL_WAIT: ProgramState.ValueType  # 2
-"""Told us that it waits for a tool or a human (BeginToolWait)."""
+"""Waits for a tool or a human, by its own report (BeginToolWait)."""
 PROGRAM_STATE_PAUSED: ProgramState.ValueType  # 3
 """The tree it belongs to is held by PauseProgram: calls queue and do not run."""
 PROGRAM_STATE_CLOSED: ProgramState.ValueType  # 4
@@ -689,7 +689,7 @@ class EngineLoad(google.protobuf.message.Message):
     hook_errors: builtins.int
     """Hooks that raised and fell back to stock behaviour."""
     kept_blocks: builtins.int
-    """Free KV blocks that are kept for programs whose tools work, and waiting calls that do not fit beside them; as of the
+    """Free KV blocks retained for programs whose tools work, and waiting calls that do not fit next to them; as of the
     last time that a call waited for a slot which was free.
     """
     behind_kept: builtins.int

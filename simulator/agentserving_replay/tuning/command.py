@@ -31,7 +31,7 @@ from agentserving_replay.tuning.comparison import FIGURES, Pair, gains, group_ga
 from agentserving_replay.tuning.report import Judgement, print_report
 from agentserving_replay.tuning.search import Found, OutOfTimeError, search
 
-# With fewer programs no gain can be told from noise.
+# With fewer programs no gain is distinguishable from noise.
 LEAST_PROGRAMS = 40
 # Virtual seconds between two checks of the budget.
 SLICE_S = 60.0

@@ -17,7 +17,7 @@ from agentserving_replay.traces.writer import TraceWriter, settle_systems
 from agentserving_simulator.cost_model import cost_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.played_endings import closed, ended, origin, told
+from support.played_endings import closed, ended, origin, watched_endings
 
 Lines = list[ProgramLine | CallLine]
 
@@ -29,7 +29,7 @@ def read(lines: Iterable[Lines]) -> list[Program]:
 
 def recorded(*endings: EndedCall | ClosedProgram) -> tuple[list[Program], Recorder]:
     recorder = Recorder()
-    lines = list(recorder.take(told(*endings)))
+    lines = list(recorder.take(watched_endings(*endings)))
     lines += recorder.rest()
     return (read(lines) if lines else []), recorder
 
@@ -37,8 +37,8 @@ def recorded(*endings: EndedCall | ClosedProgram) -> tuple[list[Program], Record
 def test_a_program_is_emitted_when_it_has_ended() -> None:
     recorder, p = Recorder(), origin("p", 1000, name="triage")
     first, second = ended(p, 0, 1500, 2500, prompt=300, output=50), ended(p, 1, 4500, 5000, prompt=500, output=20)
-    assert list(recorder.take(told(first, second))) == []
-    (lines,) = recorder.take(told(closed(p, 9000)))
+    assert list(recorder.take(watched_endings(first, second))) == []
+    (lines,) = recorder.take(watched_endings(closed(p, 9000)))
     assert lines[0] == ProgramLine("p", 1.0, "triage")
     assert lines[1] == CallLine(program="p", call="c0", prompt_tokens=300, output_tokens=50, gap_s=0.5)
     assert lines[2] == CallLine(
@@ -57,19 +57,19 @@ def test_a_call_made_before_its_parents_report_arrived_still_comes_after_it() ->
 
 def test_a_closed_program_waits_for_its_calls_in_flight() -> None:
     recorder, p = Recorder(), origin("p")
-    assert list(recorder.take(told(closed(p, 50, in_flight=2), ended(p, 0, 0, 60)))) == []
-    (lines,) = recorder.take(told(ended(p, 1, 0, 70)))
+    assert list(recorder.take(watched_endings(closed(p, 50, in_flight=2), ended(p, 0, 0, 60)))) == []
+    (lines,) = recorder.take(watched_endings(ended(p, 1, 0, 70)))
     assert len(lines) == 3
 
 
 def test_a_tree_is_emitted_when_all_its_sub_agents_have_ended() -> None:
     root, sub = origin("r"), origin("r.s", 150, "r", root_opened=0)
     recorder = Recorder()
-    assert list(recorder.take(told(ended(root, 0, 0, 100), closed(root, 100)))) != []
+    assert list(recorder.take(watched_endings(ended(root, 0, 0, 100), closed(root, 100)))) != []
     recorder = Recorder()
     parts = [ended(root, 0, 0, 100), ended(sub, 0, 200, 300, thread="x"), closed(root, 300)]
-    assert list(recorder.take(told(*parts))) == []
-    (lines,) = recorder.take(told(ended(sub, 1, 310, 350, thread="x"), closed(sub, 400)))
+    assert list(recorder.take(watched_endings(*parts))) == []
+    (lines,) = recorder.take(watched_endings(ended(sub, 1, 310, 350, thread="x"), closed(sub, 400)))
     (program,) = read([lines])
     assert [line.parent for line in lines if isinstance(line, ProgramLine)] == ["", "r"]
     assert [call.parents for call in program.calls] == [(), (0,), (1,)]
@@ -88,7 +88,7 @@ def test_open_programs_are_emitted_or_skipped_at_the_end() -> None:
     programs, recorder = recorded(ended(p, 0, 0, 10))
     assert (len(programs), recorder.counts.still_open, recorder.counts.programs) == (1, 1, 1)
     recorder = Recorder()
-    assert list(recorder.take(told(ended(p, 0, 0, 10)))) == []
+    assert list(recorder.take(watched_endings(ended(p, 0, 0, 10)))) == []
     recorder.drop_rest()
     assert (list(recorder.rest()), recorder.counts.still_open, recorder.counts.programs) == ([], 1, 0)
 
@@ -117,8 +117,8 @@ def test_calls_without_tokens_are_skipped_and_an_embedding_is_one_step() -> None
 
 def test_losses_and_restarts_are_counted() -> None:
     recorder = Recorder()
-    list(recorder.take(told(lost=3)))
-    list(recorder.take(told(lost=2, restarted=True)))
+    list(recorder.take(watched_endings(lost=3)))
+    list(recorder.take(watched_endings(lost=2, restarted=True)))
     assert (recorder.counts.lost, recorder.counts.restarts) == (5, 1)
 
 
@@ -134,7 +134,7 @@ def test_a_recording_names_its_cluster_and_classes_share_system_prompts(tmp_path
         p = origin(f"p{number}", number, name=name)
         endings += [ended(p, 0, 10, 20, prompt=600, cached=found), closed(p, 30)]
     with TraceWriter(path, head()) as file:
-        for lines in recorder.take(told(*endings)):
+        for lines in recorder.take(watched_endings(*endings)):
             file.write(lines)
     with pytest.raises(FileExistsError):
         TraceWriter(path, head())
@@ -178,7 +178,7 @@ def test_endings_in_any_order_make_a_trace_that_can_be_run(
         endings += [closed(origin(p, 0, above[p], "q" if p == "q" else "r"), 100) for p in above]
     rng.shuffle(endings)  # type: ignore[attr-defined]
     recorder = Recorder()
-    lines = [part for each in endings for part in recorder.take(told(each))]
+    lines = [part for each in endings for part in recorder.take(watched_endings(each))]
     lines += recorder.rest()
     counts = recorder.counts
     assert counts.calls + counts.calls_without_tokens == len(drawn)
