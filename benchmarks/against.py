@@ -1,5 +1,6 @@
-"""``python -m benchmarks.against OTHER_CHECKOUT``: is this checkout slower than another one? Under six minutes on an idle machine.
+"""``python -m benchmarks.against OTHER_CHECKOUT``: is this checkout slower than another one?
 
+Takes under six minutes on an idle machine.
 Each probe (`benchmarks/probes`) runs as two processes, one with the Python of each checkout (its .venv). Rounds of the
 two alternate, so a slow second of the machine affects both. All figures are costs. A ratio is this checkout's cost
 divided by the other's, averaged over rounds in logarithms, with a 95 % interval: above 1 this checkout costs more.
