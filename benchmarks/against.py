@@ -1,5 +1,6 @@
-"""``python -m benchmarks.against OTHER_CHECKOUT``: is this checkout slower than another one? Under six minutes.
+"""``python -m benchmarks.against OTHER_CHECKOUT``: is this checkout slower than another one?
 
+Takes under six minutes on an idle machine.
 Each probe (`benchmarks/probes`) runs as two processes, one with the Python of each checkout (its .venv). Rounds of the
 two alternate, so a slow second of the machine affects both. All figures are costs. A ratio is this checkout's cost
 divided by the other's, averaged over rounds in logarithms, with a 95 % interval: above 1 this checkout costs more.
@@ -12,6 +13,7 @@ import asyncio
 import json
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from benchmarks.records import ROOT, commit_of, measured_now
 
 # Probe and its number of rounds: starting a cluster takes seconds, a policy step microseconds.
 PROBES = {"policy_step": 20, "admissions": 15, "running_cluster": 12, "commands": 10}
+# A probe that has taken this long begins no more rounds, apart from the LEAST_ROUNDS that an interval needs.
+PROBE_S, LEAST_ROUNDS = 80.0, 2
 ROUND_S = 180.0
 
 # Figure -> its cost in every round.
@@ -118,13 +122,16 @@ class Probe:
 
 
 async def rounds_of(name: str, pythons: Mapping[str, Path], count: int) -> dict[str, Rounds]:
-    """`count` rounds of a probe in each checkout, in turn: A B, B A, A B ..."""
+    """`count` rounds of a probe in each checkout, or as many as PROBE_S allows, in turn: A B, B A, A B ..."""
+    ends = time.monotonic() + PROBE_S
     probes = {side: Probe(name, python) for side, python in pythons.items()}
     rounds: dict[str, Rounds] = {side: {} for side in probes}
     try:
         for probe in probes.values():
             await probe.start()
         for number in range(count):
+            if number >= LEAST_ROUNDS and time.monotonic() > ends:
+                break
             order = list(probes) if number % 2 else list(reversed(probes))
             for side in order:
                 for figure, cost in (await probes[side].round()).items():
