@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
-
-# The `_created` series doubles the number of series and serves no query.
-disable_created_metrics()  # type: ignore[no-untyped-call]
+from prometheus_client import Counter, Gauge, Histogram
 
 REQUESTS = Counter("agentserving_gateway_requests_total", "Requests by route and status", ["route", "status"])
 UNMANAGED = Counter("agentserving_gateway_unmanaged_calls_total", "Calls served without the control plane")

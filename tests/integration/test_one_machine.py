@@ -110,7 +110,9 @@ def test_prompts_are_written_nowhere_and_programs_are_no_labels(cluster: Cluster
     assert any(PROGRAM.encode() in path.read_bytes() for path in files), "the search would have found it"
 
 
-UNIT = re.compile(r"_(seconds|bytes|tokens|blocks|calls|programs|engines|writes|reports|version|epoch|revision|ratio)$")
+UNIT = re.compile(
+    r"_(seconds|seconds_per_token|bytes|tokens|blocks|calls|programs|engines|writes|reports|version|epoch|revision|ratio)$"
+)
 STATES = re.compile(
     r"_(healthy|ready|attached|connected|stuck|running|completed|unmanaged|in_flight|waiting|live|leader|state|health)$"
 )
