@@ -19,7 +19,7 @@ MOUNT = "/etc/client-tls"
 REFUSED = """
 import os, sys
 import agentserving
-from agentserving.connection import Settings, Tls
+from agentserving import Settings, Tls
 from pathlib import Path
 for tls in (None, Tls(ca=Path(os.environ["AGENTSERVING_TLS_CA"]))):
     try:
