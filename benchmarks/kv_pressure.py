@@ -68,8 +68,6 @@ HEADINGS = ("policy", "latency s", "p95 s", "token ms", "hits", "preempted", "by
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to measure."""
-
     shapes: tuple[Shape, ...] = (AGENTS, CHATS)
     policies: tuple[str, ...] = POLICIES
     # Additional variants of the retaining policy.

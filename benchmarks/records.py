@@ -89,7 +89,6 @@ def measured_now() -> Measured:
 
 
 def write(name: str, raw: Any, measured: Measured, directory: Path = RESULTS) -> None:
-    """Writes results/NAME.json."""
     document = {"measured": asdict(measured), "raw": raw}
     (directory / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
 

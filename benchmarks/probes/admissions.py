@@ -109,7 +109,6 @@ async def write_us() -> float:
 
 
 def measure() -> dict[str, float]:
-    """One round."""
     return {
         "admission in process (us CPU)": asyncio.run(admission_us()),
         "group commit per write (us CPU)": asyncio.run(write_us()),

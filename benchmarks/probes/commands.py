@@ -17,7 +17,6 @@ REPLAY = (
 
 
 def measure() -> dict[str, float]:
-    """One round."""
     before = os.times()
     command = str(Path(sys.executable).with_name("agentserving"))
     subprocess.run([command, *REPLAY], check=True, stdout=subprocess.DEVNULL)

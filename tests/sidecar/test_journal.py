@@ -11,12 +11,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
-from agentserving.contract.channel import CallRecord
 from agentserving_sidecar.journal import (
     Journal,
     JournalFullError,
@@ -27,38 +26,9 @@ from agentserving_sidecar.journal import (
 from agentserving_sidecar.journal.reserve import RESERVE_BYTES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sidecar.journals import FILE, Opener, after_kill, ids, opener, record, records
 
-Opener = Callable[..., Journal]
-FILE = "journal.sqlite"
-
-
-@pytest.fixture
-def opener() -> Iterator[Opener]:
-    """Opens journals and closes their files at the end of the test."""
-    with ExitStack() as files:
-        yield lambda *args, **kwargs: files.enter_context(closing(Journal(*args, **kwargs)))
-
-
-def after_kill(directory: Path) -> Path:
-    """The directory as SIGKILL would leave it: every file as it is now, nothing closed."""
-    copy = Path(tempfile.mkdtemp(dir=directory.parent)) / directory.name
-    shutil.copytree(directory, copy)
-    return copy
-
-
-def record(name: str, service_us: int = 5) -> CallRecord:
-    return CallRecord(
-        call_id=name, attempt=1, program_id="p", root_program_id="p", tenant="default", thread_id="t" * 60,
-        attained_service_us=0, service_us=service_us, outcome="completed",
-    )  # fmt: skip
-
-
-def records(count: int, first: int = 0) -> list[CallRecord]:
-    return [record(f"p.1.{number}") for number in range(first, first + count)]
-
-
-def ids(journal: Journal) -> list[str]:
-    return [entry.record.call_id for entry in journal.entries()]
+__all__ = ["opener"]
 
 
 # -- crashes -------------------------------------------------------------------------------------------------------
@@ -374,46 +344,3 @@ def test_the_reserve_is_more_than_the_largest_write_ahead_log(tmp_path: Path, di
     fill_with_records(journal, batch=200)
     wal = (disk.path / "j" / f"{FILE}-wal").stat().st_size
     assert wal < RESERVE_BYTES == (disk.path / "j" / "reserve").stat().st_size
-
-
-# -- the format before ---------------------------------------------------------------------------------------------
-
-
-OLD = Path(__file__).parent / "journal_format_1"
-
-
-def test_a_journal_of_the_first_format_is_migrated_once(tmp_path: Path, opener: Opener) -> None:
-    shutil.copytree(OLD, tmp_path / "j")
-    journal = opener(tmp_path / "j")
-    assert [(e.seq, e.boot_id, e.record.call_id) for e in journal.entries()] == [
-        (3, "boot-1", "p.1.2"), (4, "boot-2", "p.1.3"), (5, "boot-2", "p.1.4")
-    ]  # fmt: skip
-    last = journal.entries()[-1].record
-    assert (last.service_us, last.level, last.output_tokens, last.outcome) == (4000, 2, 44, "completed")
-    journal.ack(4)
-    killed = after_kill(tmp_path / "j")
-    again = opener(killed)
-    assert ids(again) == ["p.1.4"]
-    assert again.append("boot-3", [record("next")])[0].seq == 6
-    assert not list(killed.glob("*.seg"))
-    assert (killed / "FORMAT").read_text() == "2\n"
-
-
-def test_a_migration_that_was_interrupted_is_finished(tmp_path: Path, opener: Opener) -> None:
-    shutil.copytree(OLD, tmp_path / "j")
-    opener(tmp_path / "j").close()
-    # The copy was complete, but the old files were still there when the process was killed.
-    for path in OLD.iterdir():
-        shutil.copy(path, tmp_path / "j")
-    assert ids(opener(tmp_path / "j")) == ["p.1.2", "p.1.3", "p.1.4"]
-
-
-def test_damage_in_the_first_format_is_counted(tmp_path: Path, opener: Opener) -> None:
-    shutil.copytree(OLD, tmp_path / "j")
-    (segment,) = (tmp_path / "j").glob("*.seg")
-    data = bytearray(segment.read_bytes())
-    data[-5] ^= 0xFF
-    segment.write_bytes(data)
-    journal = opener(tmp_path / "j")
-    assert ids(journal) == ["p.1.2", "p.1.3"]
-    assert journal.corrupt_records == 1
