@@ -226,7 +226,8 @@ class VirtualCluster:
             children=children,
             idle_since_us=self.now_us,
         )
-        live.needs_us = sum(self._call_us(call) for call in calls)
+        if self.spec.clairvoyant:
+            live.needs_us = sum(self._call_us(call) for call in calls)
         self._relevel_later()
         for index, call in enumerate(calls):
             if not call.parents:
@@ -304,17 +305,19 @@ class VirtualCluster:
         call_id = CallId(ended.request.key)
         program_id, index = self._calls.pop(call_id)
         live = self._live[program_id]
-        row = live.row
+        row, known = live.row, engine.known
+        root = row.root_key
         report = self._report(engine, ended, row)
         self._table.report(report, self._now)
         engine.report_load()
-        engine.known.learn(report.service_us)
-        self._balancer.ran(row.root_key, engine.engine_id, ended.request.total, engine.known.load.prefilled_tokens)
+        known.learn(report.service_us)
+        self._balancer.ran(root, known.engine_id, ended.request.total, known.load.prefilled_tokens)
         for each in self.engines:
-            each.model.queue.set_account(row.root_key, row.attained_service_us, row.account_wait_us)
+            each.model.queue.set_account(root, row.attained_service_us, row.account_wait_us)
         live.open -= 1
         live.done += 1
-        live.needs_us -= self._call_us(live.program.calls[index])
+        if self.spec.clairvoyant:
+            live.needs_us -= self._call_us(live.program.calls[index])
         live.idle_since_us = self.now_us
         for child in live.children[index]:
             live.unfinished_parents[child] -= 1

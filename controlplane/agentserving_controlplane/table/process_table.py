@@ -268,8 +268,11 @@ class ProcessTable:
         root.attained_service_us = min(account, MAX_SUM)
         root.account_wait_us = min(root.account_wait_us + call.wait_us, MAX_SUM)
         row.total_service_us = min(row.total_service_us + call.service_us, MAX_SUM)
-        for name in ("wait_us", "prompt_tokens", "cached_tokens", "output_tokens", "preemptions"):
-            setattr(row, name, min(getattr(row, name) + getattr(call, name), MAX_SUM))
+        row.wait_us = min(row.wait_us + call.wait_us, MAX_SUM)
+        row.prompt_tokens = min(row.prompt_tokens + call.prompt_tokens, MAX_SUM)
+        row.cached_tokens = min(row.cached_tokens + call.cached_tokens, MAX_SUM)
+        row.output_tokens = min(row.output_tokens + call.output_tokens, MAX_SUM)
+        row.preemptions = min(row.preemptions + call.preemptions, MAX_SUM)
         row.calls_completed += 1
         thread = row.threads.get(call.thread_id)
         if thread is not None:

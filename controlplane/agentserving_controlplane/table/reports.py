@@ -52,14 +52,10 @@ def raise_counters(call: CallRow, report: CallReport) -> None:
     """Applies a report to a call's row. Counters only grow; the level is the newest one."""
     call.attempt = max(call.attempt, report.attempt)
     call.boot_id = report.boot_id or call.boot_id
-    call.service_us = _larger(call.service_us, report.service_us)
-    call.wait_us = _larger(call.wait_us, report.wait_us)
-    call.prompt_tokens = _larger(call.prompt_tokens, report.prompt_tokens)
-    call.cached_tokens = _larger(call.cached_tokens, report.cached_tokens)
-    call.output_tokens = _larger(call.output_tokens, report.output_tokens)
-    call.preemptions = _larger(call.preemptions, report.preemptions)
+    call.service_us = max(call.service_us, min(report.service_us, MAX_COUNTER))
+    call.wait_us = max(call.wait_us, min(report.wait_us, MAX_COUNTER))
+    call.prompt_tokens = max(call.prompt_tokens, min(report.prompt_tokens, MAX_COUNTER))
+    call.cached_tokens = max(call.cached_tokens, min(report.cached_tokens, MAX_COUNTER))
+    call.output_tokens = max(call.output_tokens, min(report.output_tokens, MAX_COUNTER))
+    call.preemptions = max(call.preemptions, min(report.preemptions, MAX_COUNTER))
     call.level = report.level
-
-
-def _larger(known: int, reported: int) -> int:
-    return max(known, min(reported, MAX_COUNTER))

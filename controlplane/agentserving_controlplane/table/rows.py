@@ -66,8 +66,9 @@ class CallRow(msgspec.Struct, omit_defaults=True):
 
 def call_bytes(call: CallRow) -> int:
     """Upper bound on the encoded size of a call, whatever its counters become."""
-    named = 2 * len(call.call_id) + len(call.thread_id.encode()) + len(call.idempotency_key.encode())
-    return 450 + named + len(call.engine_id.encode()) + sum(len(parent) + 3 for parent in call.parents)
+    # A character is at most four bytes.
+    named = 2 * len(call.call_id) + 4 * (len(call.thread_id) + len(call.idempotency_key) + len(call.engine_id))
+    return 450 + named + (sum(map(len, call.parents)) + 3 * len(call.parents) if call.parents else 0)
 
 
 class ThreadRow(msgspec.Struct, omit_defaults=True):

@@ -246,7 +246,7 @@ class CallQueue:
 
     def spends_after_us(self) -> int | None:
         """Service after which the first running call has spent its quantum; None when no running call has one."""
-        after_us = min((call.spends_at_us - call.service_us for call in self._running.values()), default=math.inf)
+        after_us = min([call.spends_at_us - call.service_us for call in self._running.values()], default=math.inf)
         return None if after_us == math.inf else int(after_us)
 
     def best_waiting(self) -> str | None:
@@ -359,14 +359,12 @@ class CallQueue:
         return self._seq
 
     def _rank(self, call: CallState) -> Rank:
-        rank = call.table.ranks[call.level]
-        match self._policy.order:
-            case Order.CALL_ARRIVAL:
-                return (rank, 0, call.seq)
-            case Order.PROGRAM_ARRIVAL:
-                return (rank, self._programs[call.facts.program].arrival_us, call.seq)
-            case Order.ATTAINED_SERVICE:
-                return (rank, call.facts.attained_service_us + call.service_us, call.seq)
+        rank, order = call.table.ranks[call.level], self._policy.order
+        if order is Order.CALL_ARRIVAL:
+            return (rank, 0, call.seq)
+        if order is Order.PROGRAM_ARRIVAL:
+            return (rank, self._programs[call.facts.program].arrival_us, call.seq)
+        return (rank, call.facts.attained_service_us + call.service_us, call.seq)
 
     def _enqueue(self, call: CallState, program: ProgramState) -> None:
         """The call waits, or its rank has changed while it did."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 from agentserving.contract.ids import ProgramId, ProgramKey
 from agentserving.contract.policy import Policy
 
@@ -70,8 +71,7 @@ class Engine(Protocol):
         """(blocks of a waiting request that are in the cache, those of them that no request references)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallEnd:
+class CallEnd(msgspec.Struct, frozen=True, kw_only=True):
     """A call that ends now: where its context is, and whether the program may go on with it."""
 
     key: str

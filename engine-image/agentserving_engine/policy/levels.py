@@ -8,7 +8,7 @@ from agentserving.contract.policy import Level, Policy, level_of
 class LevelTable:
     """The levels of one class of programs, as columns."""
 
-    __slots__ = ("best", "last", "levels", "lower", "quanta", "ranks")
+    __slots__ = ("best", "best_rank", "last", "levels", "lower", "quanta", "ranks")
 
     def __init__(self, levels: tuple[Level, ...]) -> None:
         self.levels = levels
@@ -17,7 +17,8 @@ class LevelTable:
         self.lower = [0, *(level.upper_bound_us for level in levels[:-1])]
         self.ranks = [index if level.rank is None else level.rank for index, level in enumerate(levels)]
         # Starving calls are promoted to this level.
-        self.best = self.ranks.index(min(self.ranks))
+        self.best_rank = min(self.ranks)
+        self.best = self.ranks.index(self.best_rank)
 
 
 class Levels:

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import msgspec
 from agentserving.contract.ids import ProgramKey
 
 from agentserving_engine.policy.tool_waits import Origin, ToolWaits
@@ -53,8 +53,7 @@ class Memory(Protocol):
         """Makes those blocks the last ones to be evicted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndedContext:
+class EndedContext(msgspec.Struct, frozen=True, kw_only=True):
     """The context that a call leaves behind, worth retaining for `worth_us`."""
 
     program: ProgramKey
@@ -65,8 +64,7 @@ class EndedContext:
     worth_us: float
 
 
-@dataclass(slots=True, kw_only=True)
-class _Retained:
+class _Retained(msgspec.Struct, kw_only=True):
     context: Sequence[object]
     origin: Origin
     place: Place
@@ -89,8 +87,7 @@ class _Verdict(NamedTuple):
     until_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """What a waiting call would take: new blocks, and of its cached blocks those that no request references."""
 
     program: ProgramKey

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import KW_ONLY, dataclass, field
 
+import msgspec
 from agentserving.contract.ids import ProgramKey
 
 from agentserving_engine.policy.levels import LevelTable
@@ -30,8 +31,7 @@ class CallFacts:
     class_name: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallStats:
+class CallStats(msgspec.Struct, frozen=True, kw_only=True):
     """Totals of a call since its arrival at this engine."""
 
     level: int = 0
@@ -43,8 +43,7 @@ class CallStats:
     running: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """What to do before the next step. `preempt`: worst call first. `admit`: best first, an estimate of what fits."""
 
     demoted: tuple[str, ...] = ()
@@ -67,8 +66,7 @@ class ProgramState:
     calls: set[str] = field(default_factory=set)
 
 
-@dataclass(slots=True, kw_only=True)
-class CallState:
+class CallState(msgspec.Struct, kw_only=True):
     """A call in the queue. `*_mark_us`: values at the last promotion; starvation counts only what came after it."""
 
     facts: CallFacts
@@ -95,7 +93,7 @@ class CallState:
     @property
     def at_best(self) -> bool:
         """No level runs before the call's level."""
-        return self.table.ranks[self.level] == self.table.ranks[self.table.best]
+        return self.table.ranks[self.level] == self.table.best_rank
 
     @property
     def rank(self) -> int:

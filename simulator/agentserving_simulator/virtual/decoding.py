@@ -64,9 +64,12 @@ class Decoding:
 
     def blocks_for(self, steps: int) -> int:
         """New blocks that the next `steps` steps need."""
+        if steps == 1:
+            return self._grows[self._step % self._block_size]
         rounds, rest = divmod(steps, self._block_size)
-        grows = self._grows
-        return rounds * len(self.requests) + sum(grows[(self._step + i) % self._block_size] for i in range(rest))
+        begin = self._step % self._block_size
+        over = max(0, begin + rest - self._block_size)
+        return rounds * len(self.requests) + sum(self._grows[begin : begin + rest]) + sum(self._grows[:over])
 
     def advance(self, steps: int) -> list[Request]:
         """`steps` steps are over; returns the members that have all their tokens, which stay members."""

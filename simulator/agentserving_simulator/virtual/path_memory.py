@@ -17,13 +17,20 @@ class PathMemory:
 
     def common(self, one: Sequence[object], other: Sequence[object]) -> int:
         """Number of leading segments that the two share."""
-        return next(
-            (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a is not b), min(len(one), len(other))
-        )
+        shared = 0
+        for a, b in zip(one, other, strict=False):
+            if a is not b:
+                break
+            shared += 1
+        return shared
 
     def idle(self, context: Sequence[object], first: int) -> int:
         """Blocks of the segments from `first` on that are cached and referenced by no request."""
-        return sum(segment.resident for segment in _segments(context, first) if not segment.holders)
+        blocks = 0
+        for segment in _segments(context, first):
+            if not segment.holders:
+                blocks += segment.resident
+        return blocks
 
     def refresh(self, context: Sequence[object], first: int) -> None:
         """Makes those blocks the last ones to be overwritten."""

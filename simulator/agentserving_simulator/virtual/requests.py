@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
+import msgspec
 from agentserving_engine.policy import CallFacts, CallStats
 
 from agentserving_simulator.virtual.context_cache import Holding, Path
@@ -50,8 +51,7 @@ class Counters:
     call_us: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """A call that has produced all its tokens."""
 
     request: Request
