@@ -17,3 +17,9 @@ etcd=controlplane/agentserving_controlplane/store/etcd
 if [ "$out" = proto ]; then etcd_out=$etcd; else etcd_out=$out/etcd; fi
 mkdir -p "$etcd_out"
 run -I"$etcd" --python_out="$etcd_out" --mypy_out="quiet:$etcd_out" "$etcd/wire.proto"
+
+# So is the subset of Envoy's access log that the picker reads.
+envoy=gateway/agentserving_gateway/exchange_log
+if [ "$out" = proto ]; then envoy_out=$envoy; else envoy_out=$out/envoy; fi
+mkdir -p "$envoy_out"
+run -I"$envoy" --python_out="$envoy_out" --mypy_out="quiet:$envoy_out" "$envoy/envoy_access_log.proto"

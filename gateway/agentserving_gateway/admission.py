@@ -1,4 +1,4 @@
-"""Which engine takes a call: the leader's choice, or the gateway's own while no leader can be asked.
+"""Which engine takes a call: the leader's choice, or the picker's own while no leader can be asked.
 
 While another control plane takes the lead, calls wait for it up to AWAY_WAIT_S. When all are away for longer, or
 silent, calls are served all the same: on the last known engines, by rendezvous hashing of the program id, without a
@@ -8,17 +8,18 @@ ticket, and counted as unmanaged.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 
-from agentserving.contract.ids import EngineId
+from agentserving.contract.ids import CallId, EngineId, Tenant
 from agentserving.transport.leader_channel import LeaderChannel
 
 from agentserving_gateway import metrics
 from agentserving_gateway.calls import Admitted, CallRequest, Ending, Refusal
-from agentserving_gateway.engine_cache import EngineCache
 from agentserving_gateway.engines import Engine, Engines
+from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.errors import HttpError, from_refusal
 from agentserving_gateway.leader import Leader
 
@@ -27,6 +28,8 @@ ADMIT_DEADLINE_S = 1.0
 AWAY_WAIT_S = 8.0
 # Engines attach to a new leader within SETTLING_S; until then it has none to choose.
 SETTLING_S, ASK_AGAIN_S = 3.0, 0.1
+# Envoy reads a new engines file within some 15 ms.
+IN_FORCE_S, IN_FORCE_POLL_S = 1.0, 0.005
 # How long `close` waits for the last ends of calls to be acknowledged.
 FLUSH_S = 1.0
 # Refusals that excluded engines may have caused.
@@ -36,9 +39,12 @@ _FOR_WANT_OF_ENGINES = ("NO_ENGINE", "MODEL_NOT_FOUND")
 class Admission:
     """One per gateway process; `run` is its supervised task."""
 
-    def __init__(self, channel: LeaderChannel, cache: EngineCache | None = None) -> None:
-        self._cache = cache or EngineCache(None)
-        self._engines = Engines(self._cache.load())
+    def __init__(
+        self, channel: LeaderChannel, file: EnginesFile, is_in_force: Callable[[str], Awaitable[bool]]
+    ) -> None:
+        """`is_in_force`: True once Envoy knows the engine at an address."""
+        self._file, self._is_in_force = file, is_in_force
+        self._engines = Engines(file.load())
         self._leader = Leader(channel, self)
         self._there = asyncio.Event()
         # Loop time: until when calls wait for a leader; until when a leader may still find its engines.
@@ -70,7 +76,7 @@ class Admission:
     def engines(self, engines: list[Engine]) -> None:
         """The leader's engines."""
         self._engines.replace(engines)
-        self._cache.save(engines)
+        self._file.save(engines)
 
     # -- engines -------------------------------------------------------------------------------------------------
 
@@ -97,6 +103,21 @@ class Admission:
         """Engines that take calls now."""
         return self._engines.ready(settled=self._settled)
 
+    @property
+    def models_differ(self) -> bool:
+        """True when engines serve different models: then a call's model decides where it may go."""
+        return len({engine.models for engine in self.known_engines if engine.models}) > 1
+
+    def others(self, model: str, chosen: str) -> list[Engine]:
+        """Engines that may take a request when the one at address `chosen` fails."""
+        ready = self._engines.ready(model, settled=self._settled)
+        avoided = self._engines.avoided(_now())
+        return [engine for engine in ready if engine.address != chosen and engine.engine_id not in avoided]
+
+    def engine_at(self, address: str) -> Engine | None:
+        """The known engine at an address."""
+        return next((engine for engine in self.known_engines if engine.address == address), None)
+
     def engine_in_turn(self, model: str, exclude: Collection[EngineId]) -> Engine | None:
         """An engine for a request that is no call, round robin; None when none is ready."""
         return self._engines.in_turn(_now(), model, exclude=exclude, settled=self._settled)
@@ -105,9 +126,11 @@ class Admission:
         """An engine has just failed: others are chosen for a few seconds, where there are others."""
         self._engines.avoid(engine_id, _now())
 
-    def trust(self, engine_id: EngineId) -> None:
-        """An engine has just answered."""
-        self._engines.trust(engine_id)
+    def avoid_address(self, address: str) -> None:
+        """As `avoid`, for the engine at an address."""
+        engine = self.engine_at(address)
+        if engine is not None:
+            self.avoid(engine.engine_id)
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
@@ -120,6 +143,7 @@ class Admission:
             asked = replace(request, exclude=exclude) if avoided else request
             answer = await self._leader.admit(asked, ADMIT_DEADLINE_S)
             if isinstance(answer, Admitted):
+                await self._in_force(answer)
                 return answer
             if answer is None:
                 if self.connected:
@@ -129,6 +153,19 @@ class Admission:
             elif not await self._may_change(answer):
                 raise from_refusal(answer)
         return self._without_leader(request)
+
+    async def _in_force(self, admitted: Admitted) -> None:
+        """An engine that has just attached may be chosen before Envoy knows it: waits until it does."""
+        address = admitted.engine_address
+        if self._file.has(address):
+            return
+        new = Engine(admitted.engine_id, address)
+        self._file.save([*(e for e in self.known_engines if e.engine_id != new.engine_id), new])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(IN_FORCE_S):
+                # Envoy does not say when it has read the file.
+                while not await self._is_in_force(address):
+                    await asyncio.sleep(IN_FORCE_POLL_S)
 
     async def _leader_is_there(self) -> bool:
         """Waits for a leader; False when none has been there for too long."""
@@ -152,9 +189,9 @@ class Admission:
             return True
         return False
 
-    def end(self, call: Admitted, ending: Ending, never_started: bool) -> None:
+    def end_by_id(self, call_id: CallId, tenant: Tenant, ending: Ending, never_started: bool) -> None:
         """Ends an admitted call that no engine is sure to report."""
-        self._leader.end(call, ending, never_started)
+        self._leader.end(call_id, tenant, ending, never_started)
 
     def _without_leader(self, request: CallRequest) -> Admitted:
         key = request.program_id or uuid.uuid4().hex

@@ -1,12 +1,11 @@
-"""A call between its request and its end, as values: what the gateway asks of the leader, and what it answers.
+"""A call between its request and its end, as values: what the picker asks of the leader, and what it answers.
 
-Who ends a call: the engine's report, or exactly one EndCall of this gateway. `OpenCall` keeps that account for one
-admitted call; the gateway ends a call whenever it cannot be sure that an engine will.
+Who ends a call: the engine's report, or one EndCall of this picker, which ends a call whenever it cannot be sure that
+an engine will.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -63,28 +62,3 @@ class Refusal:
     reason: str
     message: str
     retry_after_s: float = 0.0
-
-
-# Sends one EndCall: the call, its ending, and whether no engine can have seen it.
-EndCall = Callable[[Admitted, Ending, bool], None]
-
-
-class OpenCall:
-    """An admitted call until its end is settled; ends at most once."""
-
-    __slots__ = ("_end_call", "_is_settled", "admitted")
-
-    def __init__(self, admitted: Admitted, end_call: EndCall) -> None:
-        self.admitted = admitted
-        self._end_call = end_call
-        self._is_settled = not admitted.call_id
-
-    def end(self, ending: Ending, *, was_sent: bool) -> None:
-        """Ends the call, unless its end is settled. When it was sent, a report of its engine prevails."""
-        if not self._is_settled:
-            self._is_settled = True
-            self._end_call(self.admitted, ending, not was_sent)
-
-    def settle(self) -> None:
-        """Its engine has answered in full and reports it, or a retry has replaced it."""
-        self._is_settled = True

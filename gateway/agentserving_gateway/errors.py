@@ -75,22 +75,22 @@ _ANTHROPIC = {
 }
 
 
-def _anthropic_type(status: int) -> str:
+def anthropic_type(status: int) -> str:
+    """Anthropic's word for an HTTP status."""
     return _ANTHROPIC.get(status, "invalid_request_error" if status < 500 else "api_error")
 
 
-def render(error: HttpError, path: str, *, close: bool) -> bytes:
-    """The response with head and body: OpenAI's envelope, or Anthropic's on /v1/messages."""
+def envelope(error: HttpError, path: str) -> dict[str, object]:
+    """The body: OpenAI's envelope, or Anthropic's on /v1/messages."""
     if path.startswith("/v1/messages"):
-        document: dict[str, object] = {
-            "type": "error",
-            "error": {"type": _anthropic_type(error.status), "message": error.message},
-        }
-    else:
-        document = {
-            "error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code or None}
-        }
-    return response(error.status, json.dumps(document).encode(), retry_after_s=error.retry_after_s, close=close)
+        return {"type": "error", "error": {"type": anthropic_type(error.status), "message": error.message}}
+    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code or None}}
+
+
+def render(error: HttpError, path: str, *, close: bool) -> bytes:
+    """The response with head and body."""
+    body = json.dumps(envelope(error, path)).encode()
+    return response(error.status, body, retry_after_s=error.retry_after_s, close=close)
 
 
 def response(

@@ -61,6 +61,16 @@ SOURCES = (
     _Source(label="opencode", program="x-session-affinity"),
 )
 
+# Every header that `from_headers` reads.
+HEADERS = tuple(
+    dict.fromkeys(
+        name
+        for source in SOURCES
+        for name in (source.program, source.parent, source.child, source.final, *ours.SENT)
+        if name
+    )
+)
+
 
 def clean(text: str) -> ProgramId:
     """An id as the process table takes it: itself, or a hash when it has other characters or is too long."""

@@ -102,14 +102,14 @@ class Leader:
         if future.done() and not future.cancelled():
             answer = future.result()
             if isinstance(answer, Admitted):
-                self.end(answer, Ending.CANCELLED, True)
+                self.end(answer.call_id, answer.tenant, Ending.CANCELLED, True)
 
-    def end(self, call: Admitted, ending: Ending, never_started: bool) -> None:
+    def end(self, call_id: CallId, tenant: Tenant, ending: Ending, never_started: bool) -> None:
         """Ends an admitted call that no engine is sure to report: now, or once there is a leader again."""
         metrics.ENDED.labels(ending.value).inc()
         self._last_id += 1
         message = pb.EndCallRequest(
-            call_id=call.call_id, outcome=_OUTCOMES[ending], never_started=never_started, tenant=call.tenant
+            call_id=call_id, outcome=_OUTCOMES[ending], never_started=never_started, tenant=tenant
         )
         request = self._ends[self._last_id] = pb.AdmissionsRequest(stream_id=self._last_id, end=message)
         if len(self._ends) > MAX_UNACKNOWLEDGED:
@@ -163,7 +163,7 @@ class Leader:
         if future is not None and not future.done():
             future.set_result(answer)
         elif isinstance(answer, Admitted):
-            self.end(answer, Ending.CANCELLED, True)
+            self.end(answer.call_id, answer.tenant, Ending.CANCELLED, True)
 
 
 _HELLO = pb.AdmissionsRequest(hello=pb.GatewayHello())

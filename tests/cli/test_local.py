@@ -72,12 +72,12 @@ def test_a_socket_path_stays_short_in_a_deep_directory_and_ends_with_it(tmp_path
     deep, other = (StateDir(tmp_path / (letter * 120)) for letter in "de")
     for state in (deep, other):
         state.claim()
-    channel = deep.channel_dir("engine-0")
+    channel = deep.socket_dir("engine-0")
     assert len(str(channel / "rank0.sock")) < 108
-    assert channel != other.channel_dir("engine-0")
+    assert channel != other.socket_dir("engine-0")
     deep.release()
     assert not channel.parent.exists()
-    assert other.channel_dir("engine-0").exists()
+    assert other.socket_dir("engine-0").exists()
     other.release()
 
 

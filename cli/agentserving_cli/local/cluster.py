@@ -144,9 +144,11 @@ class LocalCluster:
         for plane in self.ports.control_planes:
             await self._up(self._child(commands.control_plane(self.spec, self._state.home, self.ports, plane)))
         for engine in self.ports.engines:
-            channel = self._state.channel_dir(engine.engine_id)
+            channel = self._state.socket_dir(engine.engine_id)
             await self._launch(self._child(commands.sidecar(self._state.home, self.ports, engine, channel)))
-        await self._launch(self._child(commands.gateway(self._state.home, self.ports)))
+        run_dir = self._state.socket_dir("front")
+        await self._launch(self._child(commands.picker(run_dir, self.ports)))
+        await self._launch(self._child(commands.gateway(run_dir, self.ports)))
         self._tell("engines (loading the model)" if self.spec.engine == "vllm" else "engines")
         await self._await_ready(*engines)
         self._tell("sidecars and gateway")
@@ -233,7 +235,7 @@ class LocalCluster:
         return ready
 
     def _engine(self, index: int, engine: EngineAddresses, python: Path, model: str) -> Child:
-        home, channel = self._state.home, self._state.channel_dir(engine.engine_id)
+        home, channel = self._state.home, self._state.socket_dir(engine.engine_id)
         if self.spec.engine == "simulator":
             return self._child(commands.simulator(self.spec, home, engine, channel))
         count, key = self.spec.engines, home / "ticket.key"
@@ -250,7 +252,7 @@ class LocalCluster:
         self._given_up.add(child.name)
         engines = {engine.engine_id for engine in self.ports.engines}
         planes = {plane.name for plane in self.ports.control_planes}
-        needed = child.name in ("etcd", "gateway") or engines <= self._given_up or planes <= self._given_up
+        needed = child.name in ("etcd", "gateway", "picker") or engines <= self._given_up or planes <= self._given_up
         if needed:
             self._fail(reason)
 
@@ -259,16 +261,17 @@ class LocalCluster:
             self.failed.set_result(reason)
 
     async def stop(self) -> None:
-        """Ends every child: the gateway first, the store last."""
+        """Ends every child: the front first, the store last."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         children = self.children
-        first = [c for n, c in children.items() if n == "gateway"]
-        second = [c for n, c in children.items() if n.startswith("engine-")]
-        last = [c for n, c in children.items() if c not in first and c not in second and n != "etcd"]
-        for group in (first, second, last, [c for n, c in children.items() if n == "etcd"]):
-            await asyncio.gather(*(child.stop() for child in group))
+        # The picker drains Envoy.
+        order = [["picker"], ["gateway"], [name for name in children if name.startswith("engine-")]]
+        named = {name for group in order for name in group}
+        order += [[name for name in children if name not in named and name != "etcd"], ["etcd"]]
+        for group in order:
+            await asyncio.gather(*(children[name].stop() for name in group if name in children))
         await self._client.aclose()
         if self._watchdog is not None:
             await asyncio.to_thread(self._watchdog.close)

@@ -70,14 +70,21 @@ def control_plane(spec: ClusterSpec, home: Path, ports: Ports, plane: ControlPla
     return _ours(plane.name, argv, f"http://127.0.0.1:{plane.http}/readyz", plane.grpc, plane.http)
 
 
-def gateway(home: Path, ports: Ports) -> Command:
-    """The address for agents."""
+def gateway(run_dir: Path, ports: Ports) -> Command:
+    """Envoy, the address for agents."""
     argv = component(
-        "agentserving_gateway", "--listen", f"127.0.0.1:{ports.gateway}",
-        "--control-plane", ports.control_plane, "--http-port", str(ports.gateway_http),
-        "--state-dir", str(home / "gateway"),
+        "agentserving_gateway.front", "--listen", f"127.0.0.1:{ports.gateway}", "--run-dir", str(run_dir),
     )  # fmt: skip
-    return _ours("gateway", argv, f"http://127.0.0.1:{ports.gateway_http}/readyz", ports.gateway, ports.gateway_http)
+    return _ours("gateway", argv, f"http://127.0.0.1:{ports.gateway}/health", ports.gateway)
+
+
+def picker(run_dir: Path, ports: Ports) -> Command:
+    """Tells Envoy where each request goes."""
+    argv = component(
+        "agentserving_gateway", "--run-dir", str(run_dir),
+        "--control-plane", ports.control_plane, "--http-port", str(ports.gateway_http),
+    )  # fmt: skip
+    return _ours("picker", argv, f"http://127.0.0.1:{ports.gateway_http}/readyz", ports.gateway_http)
 
 
 def simulator(spec: ClusterSpec, home: Path, engine: EngineAddresses, channel: Path) -> Command:

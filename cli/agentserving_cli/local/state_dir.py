@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 STATE_VERSION = 1
-# sun_path takes 108 bytes with its end; "/rank0.sock" follows.
-MAX_CHANNEL_DIR_BYTES = 90
+# sun_path takes 108 bytes with its end; "/picker.sock" follows.
+MAX_SOCKET_DIR_BYTES = 90
 
 
 class StateDirError(RuntimeError):
@@ -74,11 +74,11 @@ class StateDir:
             )
         path.write_text(f"{STATE_VERSION}\n")
 
-    def channel_dir(self, engine_id: str) -> Path:
-        """Directory of an engine's socket; a Unix socket's path must be short."""
-        path = self.home / engine_id
-        if len(os.fsencode(path)) > MAX_CHANNEL_DIR_BYTES:
-            path = self._short_home / engine_id
+    def socket_dir(self, component: str) -> Path:
+        """Directory of a component's Unix sockets, whose paths must be short."""
+        path = self.home / component
+        if len(os.fsencode(path)) > MAX_SOCKET_DIR_BYTES:
+            path = self._short_home / component
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         return path
 

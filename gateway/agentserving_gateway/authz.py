@@ -1,0 +1,179 @@
+"""The picker behind Envoy's ext_authz filters: HTTP/1.1 on a Unix socket, one request per client's request.
+
+A status of 200 lets the client's request pass, with our headers; any other one is the answer to the client. Envoy takes
+a 5xx for a failure of the picker and lets the request pass, so refusals of 5xx travel as 480 to 499 (`replies`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import httptools
+import structlog
+from agentserving.contract.ids import Tenant
+
+from agentserving_gateway.envoy import names
+from agentserving_gateway.envoy.filters import BODY_PREFIX, HEAD_PREFIX
+from agentserving_gateway.envoy.replies import as_refusal
+from agentserving_gateway.errors import HttpError, envelope
+from agentserving_gateway.picker import Head, NeedsBodyError, Pick, Picker
+from agentserving_gateway.routes import route_of
+
+log = structlog.get_logger()
+
+HEALTH = b"/healthz"
+_LOOK = f"HTTP/1.1 200 OK\r\n{names.LOOK}: 1\r\ncontent-length: 0\r\n\r\n".encode()
+_ALIVE = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+_FAILED = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"
+
+
+class Conversation(asyncio.Protocol):
+    """One connection of Envoy; one request at a time. When Envoy closes it, the client has left."""
+
+    def __init__(self, picker: Picker) -> None:
+        self._picker = picker
+        self._transport: asyncio.Transport | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._target = b""
+        self._headers: dict[str, str] = {}
+        self._pieces: list[bytes] = []
+
+    # -- asyncio.Protocol ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are none of asyncio's classes.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            log.warning("Envoy sent what is not HTTP", error=str(error))
+            self._write(_FAILED)
+            if self._transport is not None:
+                self._transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if self._task is not None:
+            self._task.cancel()
+
+    # -- httptools -----------------------------------------------------------------------------------------------
+
+    def on_url(self, target: bytes) -> None:
+        self._target += target
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Clients send UTF-8 or Latin-1. The first of equals wins.
+        try:
+            text = value.decode()
+        except UnicodeDecodeError:
+            text = value.decode("latin-1")
+        self._headers.setdefault(name.decode("latin-1").lower(), text)
+
+    def on_body(self, data: bytes) -> None:
+        self._pieces.append(data)
+
+    def on_message_complete(self) -> None:
+        if self._target == HEALTH:
+            self._begin()
+            self._write(_ALIVE)
+            return
+        method = self._parser.get_method().decode()
+        work = self._answer(method, self._target.decode("latin-1"), self._headers, self._pieces)
+        self._begin()
+        self._task = asyncio.get_running_loop().create_task(work)
+
+    # -- the answer ----------------------------------------------------------------------------------------------
+
+    async def _answer(self, method: str, target: str, headers: dict[str, str], pieces: list[bytes]) -> None:
+        try:
+            self._write(await self._decide(method, target, headers, pieces))
+        except Exception:
+            # Envoy lets the request pass, without a ticket.
+            log.exception("a request failed in the picker", target=target)
+            self._write(_FAILED)
+
+    async def _decide(self, method: str, target: str, headers: dict[str, str], pieces: list[bytes]) -> bytes:
+        prefix, path = _split(target)
+        route = route_of(method, path)
+        if route is None:
+            raise ValueError(f"Envoy asks about {method} {path}, which is no route")
+        session = headers.get(names.CLIENT_SESSION)
+        if session:
+            headers[names.TICKET] = session
+        length = headers.get(names.CLIENT_LENGTH, "")
+        head = Head(
+            route=route,
+            path=path,
+            headers=headers,
+            tenant=Tenant("default"),
+            length=int(length) if length.isdigit() else 0,
+        )
+        try:
+            pick = await self._picker.pick(head, b"".join(pieces) if prefix == BODY_PREFIX else None)
+        except NeedsBodyError:
+            return _LOOK
+        except HttpError as error:
+            return _refused(error, path)
+        return _allowed(pick)
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+
+def _split(target: str) -> tuple[str, str]:
+    """(prefix, the client's path without its query)."""
+    path = target.partition("?")[0]
+    prefix = BODY_PREFIX if path.startswith(BODY_PREFIX) else HEAD_PREFIX
+    return prefix, path.removeprefix(prefix)
+
+
+def _allowed(pick: Pick) -> bytes:
+    lines = [
+        "HTTP/1.1 200 OK",
+        f"{names.ENDPOINTS}: {','.join(pick.addresses)}",
+        f"{names.MAX_RETRIES}: {min(1, len(pick.addresses) - 1)}",
+        "content-length: 0",
+    ]
+    if pick.program_id:
+        lines.append(f"{names.PROGRAM_ID}: {pick.program_id}")
+    if pick.call_id:
+        lines += [f"{names.CALL_ID}: {pick.call_id}", f"{names.REQUEST_ID}: {pick.call_id}"]
+    if pick.ticket:
+        lines.append(f"{names.TICKET}: {pick.ticket}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def _refused(error: HttpError, path: str) -> bytes:
+    body = json.dumps(envelope(error, path)).encode()
+    lines = [
+        f"HTTP/1.1 {as_refusal(error.status)} Refused",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+    ]
+    if error.retry_after_s:
+        lines.append(f"retry-after: {max(1, math.ceil(error.retry_after_s))}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+
+
+@asynccontextmanager
+async def served(picker: Picker, path: Path) -> AsyncIterator[None]:
+    """Answers on a Unix socket while the block runs."""
+    path.unlink(missing_ok=True)
+    server = await asyncio.get_running_loop().create_unix_server(lambda: Conversation(picker), str(path), backlog=4096)
+    try:
+        yield
+    finally:
+        server.close()

@@ -1,0 +1,52 @@
+"""The whole of Envoy's configuration. Pure."""
+
+from __future__ import annotations
+
+from agentserving_gateway.envoy.clusters import clusters
+from agentserving_gateway.envoy.extensions import Json, typed
+from agentserving_gateway.envoy.listener import listener
+from agentserving_gateway.envoy.settings import FrontSettings
+
+
+def bootstrap(settings: FrontSettings) -> Json:
+    """The document that `envoy --config-path` reads."""
+    return {
+        "node": {"id": "front", "cluster": "agentserving"},
+        "admin": {"address": {"pipe": {"path": settings.admin_socket, "mode": 0o600}}},
+        "overload_manager": _overload(settings),
+        "static_resources": {"listeners": [listener(settings)], "clusters": clusters(settings)},
+    }
+
+
+def _overload(settings: FrontSettings) -> Json:
+    monitor, kind = "envoy.resource_monitors", "extensions.resource_monitors"
+    heap, connections = f"{monitor}.fixed_heap", f"{monitor}.global_downstream_max_connections"
+    return {
+        "refresh_interval": "0.25s",
+        "resource_monitors": [
+            {
+                "name": heap,
+                "typed_config": typed(
+                    f"{kind}.fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=settings.max_heap_bytes
+                ),
+            },
+            {
+                "name": connections,
+                "typed_config": typed(
+                    f"{kind}.downstream_connections.v3.DownstreamConnectionsConfig",
+                    max_active_downstream_connections=settings.max_connections,
+                ),
+            },
+        ],
+        "actions": [
+            {
+                "name": "envoy.overload_actions.stop_accepting_requests",
+                "triggers": [{"name": heap, "threshold": {"value": 0.9}}],
+            },
+            {
+                "name": "envoy.overload_actions.reset_high_memory_stream",
+                "triggers": [{"name": heap, "scaled": {"scaling_threshold": 0.7, "saturation_threshold": 0.95}}],
+            },
+        ],
+        "buffer_factory_config": {"minimum_account_to_track_power_of_two": 20},
+    }

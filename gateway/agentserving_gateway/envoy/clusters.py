@@ -1,0 +1,110 @@
+"""The servers behind the front: the engines and the picker's three sockets. Pure."""
+
+from __future__ import annotations
+
+from agentserving_gateway.envoy.extensions import Json, extension, seconds, typed
+from agentserving_gateway.envoy.filters import PICKER
+from agentserving_gateway.envoy.names import ENDPOINTS
+from agentserving_gateway.envoy.settings import FrontSettings
+
+ENGINES, READS, LOG = "engines", "reads", "log"
+# uvicorn closes idle connections after 5 s; a request must not meet that.
+ENGINE_IDLE_S = 4.0
+CONNECT_S = 2.0
+MANY = 100_000
+
+_HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def clusters(settings: FrontSettings) -> list[Json]:
+    """All of them."""
+    return [_picker(settings), _reads(settings), _log(settings), _engines(settings)]
+
+
+def _engines(settings: FrontSettings) -> Json:
+    file = settings.engines_file
+    return {
+        "name": ENGINES,
+        "type": "EDS",
+        "eds_cluster_config": {
+            "eds_config": {
+                "resource_api_version": "V3",
+                "path_config_source": {"path": str(file), "watched_directory": {"path": str(file.parent)}},
+            }
+        },
+        "connect_timeout": seconds(CONNECT_S),
+        "per_connection_buffer_limit_bytes": 1 << 20,
+        # No engine that the leader calls unhealthy is better than none that it calls healthy.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "load_balancing_policy": {"policies": [{"typed_extension_config": _named_engine()}]},
+        "circuit_breakers": _unbounded(),
+        "upstream_connection_options": {
+            "tcp_keepalive": {"keepalive_probes": 3, "keepalive_time": 4, "keepalive_interval": 2}
+        },
+        "typed_extension_protocol_options": _http1(idle_timeout=seconds(ENGINE_IDLE_S)),
+    }
+
+
+def _named_engine() -> Json:
+    """The engines that the picker names, in its order; without a name the program's place on a ring."""
+    kind = "extensions.load_balancing_policies"
+    ring = extension("load_balancing_policies.maglev", f"{kind}.maglev.v3.Maglev")
+    return extension(
+        "load_balancing_policies.override_host",
+        f"{kind}.override_host.v3.OverrideHost",
+        override_host_sources=[{"header": ENDPOINTS}],
+        fallback_policy={"policies": [{"typed_extension_config": ring}]},
+    )
+
+
+def _picker(settings: FrontSettings) -> Json:
+    return {
+        **_socket(PICKER, settings.picker_socket),
+        "typed_extension_protocol_options": _http1(),
+        # A picker that hangs must not delay each call by its whole timeout.
+        "health_checks": [
+            {
+                "timeout": "0.5s", "interval": "0.25s", "no_traffic_interval": "0.25s",
+                "unhealthy_threshold": 2, "healthy_threshold": 1, "reuse_connection": True,
+                "http_health_check": {"path": "/healthz", "host": PICKER},
+            }
+        ],
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "close_connections_on_host_health_failure": True,
+    }  # fmt: skip
+
+
+def _reads(settings: FrontSettings) -> Json:
+    return {**_socket(READS, settings.reads_socket), "typed_extension_protocol_options": _http1()}
+
+
+def _log(settings: FrontSettings) -> Json:
+    options: Json = {_HTTP: typed(_HTTP.removeprefix("envoy."), explicit_http_config={"http2_protocol_options": {}})}
+    return {**_socket(LOG, settings.log_socket), "typed_extension_protocol_options": options}
+
+
+def _socket(name: str, path: str) -> Json:
+    endpoint = {"endpoint": {"address": {"pipe": {"path": path}}}}
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "0.25s",
+        "circuit_breakers": _unbounded(),
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }
+
+
+def _unbounded() -> Json:
+    """The listener's limit on connections is the only one."""
+    bounds = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), MANY)
+    return {"thresholds": [{**bounds, "max_retries": MANY}]}
+
+
+def _http1(**common: object) -> Json:
+    return {
+        _HTTP: typed(
+            _HTTP.removeprefix("envoy."),
+            common_http_protocol_options=common,
+            explicit_http_config={"http_protocol_options": {}},
+        )
+    }

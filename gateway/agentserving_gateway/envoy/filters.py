@@ -1,0 +1,102 @@
+"""The HTTP filters of the front, in their order, and what a route may switch off. Pure.
+
+A request passes: CORS, the limit of its body, the removal of headers that clients must not set, `pick` (the picker
+decides by the head), `pick by body` (only when the picker could not), the router.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agentserving_gateway.envoy import names
+from agentserving_gateway.envoy.extensions import Json, extension, header, seconds, typed
+from agentserving_gateway.envoy.settings import FrontSettings
+from agentserving_gateway.identity import HEADERS as IDENTITY_HEADERS
+
+PICKER = "picker"
+PICK, PICK_BY_BODY = "agentserving.pick", "agentserving.pick_by_body"
+# Paths of the picker's socket; the request's own path follows.
+HEAD_PREFIX, BODY_PREFIX = "/head", "/body"
+# The picker holds calls while a leader is elected (8 s). One that hangs is found by its health check within a second.
+PICKER_S = 10.0
+
+_AUTHZ = "extensions.filters.http.ext_authz.v3."
+
+
+def http_filters(settings: FrontSettings) -> list[Json]:
+    """All of them; the router is last."""
+    return [
+        extension("filters.http.cors", "extensions.filters.http.cors.v3.Cors"),
+        extension(
+            "filters.http.body_size_limit",
+            "extensions.filters.http.body_size_limit.v3.BodySizeLimit",
+            max_request_bytes=settings.max_body_bytes,
+        ),
+        _remove_reserved(),
+        _ask(PICK, HEAD_PREFIX),
+        _ask(
+            PICK_BY_BODY,
+            BODY_PREFIX,
+            with_request_body={"max_request_bytes": settings.max_body_bytes, "pack_as_bytes": True},
+        ),
+        extension(
+            "filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
+        ),
+    ]  # fmt: skip
+
+
+def _remove_reserved() -> Json:
+    moved = (
+        (names.CLIENT_SESSION, names.TICKET),
+        (names.CLIENT_REQUEST_ID, names.REQUEST_ID),
+        (names.CLIENT_LENGTH, "content-length"),
+    )
+    mutations: list[Json] = [{"append": header(to, f"%REQ({of})%")} for to, of in moved]
+    kept = {to for to, _ in moved}
+    mutations += [{"remove": name} for name in names.RESERVED if name not in kept]
+    return extension(
+        "filters.http.header_mutation",
+        "extensions.filters.http.header_mutation.v3.HeaderMutation",
+        mutations={"request_mutations": mutations},
+    )
+
+
+def _ask(name: str, prefix: str, **fields: object) -> Json:
+    """An ext_authz filter in front of the picker: HTTP/1.1, because grpc.aio costs five times as much a call."""
+    config = typed(
+        _AUTHZ + "ExtAuthz",
+        transport_api_version="V3",
+        # While the picker is away, calls are served without tickets.
+        failure_mode_allow=True,
+        clear_route_cache=True,
+        allowed_headers=_exact((*IDENTITY_HEADERS, *names.PICKER_READS)),
+        http_service={
+            "server_uri": {"uri": "http://picker", "cluster": PICKER, "timeout": seconds(PICKER_S)},
+            "path_prefix": prefix,
+            "authorization_response": {
+                "allowed_upstream_headers": _exact(names.PICKER_SETS),
+                "allowed_client_headers": _exact(("content-type", "retry-after")),
+            },
+        },
+        **fields,
+    )
+    return {"name": name, "typed_config": config}
+
+
+def _exact(names_: Iterable[str]) -> Json:
+    return {"patterns": [{"exact": name} for name in dict.fromkeys(names_)]}
+
+
+def only_head() -> Json:
+    """For routes of requests that the picker has not asked the body of."""
+    return {PICK_BY_BODY: typed(_AUTHZ + "ExtAuthzPerRoute", disabled=True)}
+
+
+def only_body() -> Json:
+    """For the second match of a request, after the picker has asked for its body."""
+    return {PICK: typed(_AUTHZ + "ExtAuthzPerRoute", disabled=True)}
+
+
+def not_asked() -> Json:
+    """For routes that the picker has no part in."""
+    return {**only_head(), **only_body()}

@@ -1,0 +1,32 @@
+"""Headers between Envoy, the picker and the engines. Pure.
+
+A client's own values of the headers that an engine trusts are removed before the picker is asked. Two are moved first,
+because the picker reads them: OpenCode names its session in X-Session-ID, and X-Request-Id goes back to the client.
+"""
+
+from __future__ import annotations
+
+from agentserving.programs import headers as ours
+
+PROGRAM_ID, CALL_ID, ENGINE = ours.PROGRAM_ID, ours.CALL_ID, "x-agentserving-engine"
+# Set by the picker on the request: the engines to try in this order (Gateway API Inference Extension's name).
+ENDPOINTS = "x-gateway-destination-endpoint"
+TICKET, REQUEST_ID = "x-session-id", "x-request-id"
+CLIENT_SESSION, CLIENT_REQUEST_ID = "x-client-session-id", "x-client-request-id"
+# The length of the client's body: the request to the picker has a body of its own, or none.
+CLIENT_LENGTH = "x-client-content-length"
+# The picker needs the body: Envoy asks again, with it.
+LOOK = "x-agentserving-look"
+TENANT = "x-agentserving-tenant"
+# Router's own: how many more engines may be tried.
+MAX_RETRIES = "x-envoy-max-retries"
+
+# Believed by an engine or by Envoy, so never taken from a client.
+RESERVED = (
+    TICKET, REQUEST_ID, CALL_ID, ENGINE, ENDPOINTS, LOOK, TENANT, MAX_RETRIES, CLIENT_SESSION, CLIENT_REQUEST_ID,
+    CLIENT_LENGTH, "x-vllm-priority", "x-data-parallel-rank", "proxy-authorization",
+)  # fmt: skip
+
+# What the picker reads of a request besides the headers that identify programs, and what it sets.
+PICKER_READS = (CLIENT_SESSION, CLIENT_LENGTH, TENANT)
+PICKER_SETS = (ENDPOINTS, TICKET, REQUEST_ID, PROGRAM_ID, CALL_ID, LOOK, MAX_RETRIES)

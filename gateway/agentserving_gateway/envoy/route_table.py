@@ -1,0 +1,157 @@
+"""Envoy's route table. Pure."""
+
+from __future__ import annotations
+
+from agentserving_gateway.envoy import filters, names
+from agentserving_gateway.envoy.clusters import ENGINES, READS
+from agentserving_gateway.envoy.extensions import Json, header, seconds, typed
+from agentserving_gateway.envoy.settings import FrontSettings
+from agentserving_gateway.identity import HEADERS as IDENTITY_HEADERS
+from agentserving_gateway.routes import HEALTH, MODELS, ROUTES, Kind, Route
+
+# A request that broke one engine is sent to one more, no further: it may be what breaks them.
+RETRIES = 1
+RETRY_ON = "connect-failure,refused-stream,reset,retriable-status-codes"
+# The engine, or something on its way, failed: another one may do better.
+SERVER_ERRORS = [500, 502, 503, 504]
+READS_S = 5.0
+_EXPOSED = (names.CALL_ID, names.PROGRAM_ID, names.ENGINE, names.REQUEST_ID, "retry-after")
+
+
+def route_config(settings: FrontSettings) -> Json:
+    """RouteConfiguration: one virtual host."""
+    host: Json = {
+        "name": "front",
+        "domains": ["*"],
+        "typed_per_filter_config": {"envoy.filters.http.cors": _cors()},
+        # Retries need the whole body; the limit of bodies is a filter's.
+        "request_body_buffer_limit": settings.max_body_bytes,
+        "routes": [*_preflights(), *_engine_routes(), *_own_routes(), *_refusals()],
+    }
+    return {"name": "front", "virtual_hosts": [host]}
+
+
+def _cors() -> Json:
+    # Browsers hold no credential of this gateway that another site could use: there are no cookies.
+    return typed(
+        "extensions.filters.http.cors.v3.CorsPolicy",
+        allow_origin_string_match=[{"safe_regex": {"regex": ".*"}}],
+        allow_methods="GET, POST, DELETE, OPTIONS",
+        allow_headers="*, authorization",
+        expose_headers=", ".join(_EXPOSED),
+        max_age="600",
+    )
+
+
+def _methods(*methods: str) -> Json:
+    return {"name": ":method", "string_match": {"safe_regex": {"regex": "|".join(methods)}}}
+
+
+def _present(name: str, present: bool = True) -> Json:
+    return {"name": name, "present_match": present}
+
+
+# An engine would take the body of such a request for the next request on its connection.
+_NO_BODY = (_present("content-length", False), _present("transfer-encoding", False))
+
+
+def _match(path: str, *headers: Json) -> Json:
+    return {"safe_regex": {"regex": path}, "headers": list(headers)}
+
+
+def _preflights() -> list[Json]:
+    """The CORS filter answers these before the router, which must have a cluster to go to."""
+    wanted = (_methods("OPTIONS"), _present("origin"), _present("access-control-request-method"))
+    return [
+        {
+            "match": _match(".*", *wanted),
+            "route": {"cluster": READS},
+            "typed_per_filter_config": filters.not_asked(),
+        }
+    ]
+
+
+def _engine_routes() -> list[Json]:
+    return [one for route in ROUTES for one in _two_matches(route)]
+
+
+def _two_matches(route: Route) -> list[Json]:
+    bodiless = route.methods != ("POST",)
+    headers = (_methods(*route.methods), *(_NO_BODY if bodiless else ()))
+    after_look = {
+        "match": _match(route.path, _present(names.LOOK), *headers),
+        "route": _to_engines(route),
+        "typed_per_filter_config": filters.only_body(),
+        **_heads(),
+    }
+    first = {
+        "match": _match(route.path, *headers),
+        "route": _to_engines(route),
+        "typed_per_filter_config": filters.only_head(),
+        **_heads(),
+    }
+    return [first] if bodiless else [after_look, first]
+
+
+def _to_engines(route: Route) -> Json:
+    return {
+        "cluster": ENGINES,
+        "timeout": seconds(route.answer_s),
+        "idle_timeout": "0s",
+        # Read only while the picker is away: programs stay where they are.
+        "hash_policy": [
+            {"header": {"header_name": name}, "terminal": True} for name in (*IDENTITY_HEADERS, names.CLIENT_SESSION)
+        ],
+        "retry_policy": _retries(route),
+    }
+
+
+def _retries(route: Route) -> Json:
+    predicate = typed("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")
+    return {
+        "retry_on": RETRY_ON,
+        "retriable_status_codes": SERVER_ERRORS,
+        "num_retries": 0 if route.kind is Kind.RESPONSE else RETRIES,
+        "host_selection_retry_max_attempts": 5,
+        "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": predicate}],
+        "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.1s"},
+    }
+
+
+def _heads() -> Json:
+    """What a client learns of its call, and what is between Envoy and the picker."""
+    return {
+        "request_headers_to_remove": [
+            names.LOOK, names.CLIENT_SESSION, names.CLIENT_LENGTH, names.TENANT, "x-forwarded-proto",
+            "x-envoy-expected-rq-timeout-ms",
+        ],
+        "response_headers_to_add": [
+            header(names.PROGRAM_ID, f"%REQ({names.PROGRAM_ID})%"),
+            header(names.CALL_ID, f"%REQ({names.CALL_ID})%"),
+            header(names.ENGINE, "%UPSTREAM_METADATA(agentserving:engine)%"),
+            header(names.REQUEST_ID, f"%REQ({names.CLIENT_REQUEST_ID})%"),
+        ],
+    }  # fmt: skip
+
+
+def _own_routes() -> list[Json]:
+    models = {
+        "match": _match(MODELS, _methods("GET", "HEAD"), *_NO_BODY),
+        "route": {"cluster": READS, "timeout": seconds(READS_S)},
+        "typed_per_filter_config": filters.not_asked(),
+    }
+    return [models, _answered(_match(HEALTH, _methods("GET", "HEAD")), 200, "ok\n")]
+
+
+def _refusals() -> list[Json]:
+    known = dict.fromkeys((*(route.path for route in ROUTES), MODELS, HEALTH))
+    refused = [_answered(_match(path), 405, "method not allowed") for path in known]
+    return [*refused, _answered({"prefix": "/"}, 404, "no such route")]
+
+
+def _answered(match: Json, status: int, text: str) -> Json:
+    return {
+        "match": match,
+        "direct_response": {"status": status, "body": {"inline_string": text}},
+        "typed_per_filter_config": filters.not_asked(),
+    }

@@ -1,0 +1,56 @@
+"""What an operator may set about the front. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentserving_process.listening import split_address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontSettings:
+    """One Envoy with one picker."""
+
+    listen: str
+    run_dir: Path
+    # OpenAI's own limit for images is 50 MB; base64 of several screenshots exceeds 8 MiB.
+    max_body_bytes: int = 64 << 20
+    # Above vLLM's and uvicorn's own 64 KiB no engine would take the head anyway.
+    max_head_kib: int = 64
+    max_connections: int = 20_000
+    # Above 90 % of it no new request is accepted; from 70 % on, the streams that buffer most are reset.
+    max_heap_bytes: int = 1 << 30
+    # Longer than the pools of common clients and load balancers (nginx 60 s, Go 90 s, AWS ALB 60 s, GCP 600 s).
+    keep_alive_s: float = 620.0
+    # A client may take so long for the head, and for the whole request.
+    head_s: float = 10.0
+    request_s: float = 120.0
+    # How long a drained connection may stay open for an answer in progress.
+    drain_s: float = 600.0
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port; an empty host is every interface."""
+        host, port = split_address(self.listen)
+        return host or "0.0.0.0", port
+
+    @property
+    def picker_socket(self) -> str:
+        return str(self.run_dir / "picker.sock")
+
+    @property
+    def reads_socket(self) -> str:
+        return str(self.run_dir / "reads.sock")
+
+    @property
+    def log_socket(self) -> str:
+        return str(self.run_dir / "log.sock")
+
+    @property
+    def admin_socket(self) -> str:
+        return str(self.run_dir / "admin.sock")
+
+    @property
+    def engines_file(self) -> Path:
+        return self.run_dir / "engines" / "eds.json"

@@ -1,0 +1,66 @@
+"""Envoy's admin interface on its Unix socket: what is in force, and the drain. The only module that speaks to it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Self
+
+import aiohttp
+
+# A stop must not wait for an Envoy that hangs.
+ASK_S = 2.0
+POLL_S = 0.05
+_ACTIVE = "http.front.downstream_rq_active"
+
+
+class EnvoyAdmin:
+    """Use as a context."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        connector = aiohttp.UnixConnector(path=str(self._socket))
+        self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=ASK_S))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def _ask(self, method: str, path: str) -> str | None:
+        """The text of an answer; None when Envoy gives none."""
+        assert self._session is not None
+        try:
+            async with self._session.request(method, f"http://admin{path}") as response:
+                return await response.text() if response.status == 200 else None
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return None
+
+    async def is_ready(self) -> bool:
+        """True once Envoy serves."""
+        return await self._ask("GET", "/ready") is not None
+
+    async def knows(self, address: str) -> bool:
+        """True once the engine at an address is in force."""
+        return f"::{address}::" in (await self._ask("GET", "/clusters") or "")
+
+    async def active(self) -> int | None:
+        """Requests being served; None when Envoy does not answer."""
+        text = await self._ask("GET", f"/stats?filter=^{_ACTIVE}$")
+        return int(text.rpartition(":")[2]) if text else None
+
+    async def drain(self, settle_s: float, limit_s: float) -> None:
+        """Returns when no request is being served, after `limit_s` at the latest.
+
+        For `settle_s` new requests are still served, because Services send clients for a moment longer; each answer
+        closes its connection, so that clients come back to another front.
+        """
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + limit_s
+        await self._ask("POST", "/drain_listeners?graceful&skip_exit")
+        await asyncio.sleep(min(settle_s, limit_s))
+        while loop.time() < ends and await self.active():
+            await asyncio.sleep(POLL_S)

@@ -1,0 +1,1 @@
+"""How HTTP exchanges ended, from Envoy's access log service: `service` receives, `verdict` decides."""

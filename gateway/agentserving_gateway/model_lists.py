@@ -1,0 +1,132 @@
+"""GET /v1/models and /v1/models/{id}: the lists of all ready engines as one. Envoy sends these to `reads.sock`.
+
+A model or an adapter of a single engine is thereby seen. Engines are asked at each request with the client's own
+headers, credentials included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import aiohttp
+from aiohttp import web
+
+from agentserving_gateway.admission import Admission
+from agentserving_gateway.errors import HttpError, envelope
+from agentserving_gateway.picker import no_engine
+
+MODELS = "/v1/models"
+ASK_S = 3.0
+MAX_LIST_BYTES = 4 << 20
+# Between two neighbours only, or Envoy's.
+_HOP = frozenset(("host", "connection", "content-length", "transfer-encoding", "accept-encoding", "upgrade", "te"))
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An engine's answer."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+
+
+def answer_of(path: str, answers: list[Fetched]) -> Fetched:
+    """The answer to a request for the list, or for one model of it. HttpError."""
+    if not answers:
+        raise HttpError(
+            503, "no engine answered: try again in a moment", "server_error", "no_engine", retry_after_s=1.0
+        )
+    lists = [found for answer in answers if (found := _models_in(answer)) is not None]
+    if not lists:
+        return answers[0]  # an engine's own refusal: of a wrong API key, for instance
+    models: dict[str, dict[str, Any]] = {str(model["id"]): model for models in reversed(lists) for model in models}
+    ordered = dict.fromkeys(str(model["id"]) for models in lists for model in models)
+    name = unquote(path.removeprefix(MODELS).removeprefix("/"))
+    if not name:
+        return Fetched(200, json.dumps({"object": "list", "data": [models[each] for each in ordered]}).encode())
+    if name not in models:
+        raise HttpError(
+            404, f"no engine serves {name[:100]!r}; served: {', '.join(ordered) or 'no model yet'}",
+            code="model_not_found", param="model",
+        )  # fmt: skip
+    return Fetched(200, json.dumps(models[name]).encode())
+
+
+def _models_in(answer: Fetched) -> list[dict[str, Any]] | None:
+    if answer.status != 200:
+        return None
+    try:
+        document = json.loads(answer.body)
+    except ValueError:
+        return None
+    found = document.get("data", []) if isinstance(document, dict) else None
+    if not isinstance(found, list):
+        return None
+    return [model for model in found if isinstance(model, dict) and "id" in model]
+
+
+class ModelLists:
+    """Asks the engines."""
+
+    def __init__(self, admission: Admission, session: aiohttp.ClientSession) -> None:
+        self._admission, self._session = admission, session
+
+    async def get(self, request: web.Request) -> web.Response:
+        """The handler."""
+        try:
+            found = await self._answer(request)
+        except HttpError as error:
+            body = json.dumps(envelope(error, request.path)).encode()
+            retry = {"retry-after": str(math.ceil(error.retry_after_s))} if error.retry_after_s else {}
+            return web.Response(status=error.status, body=body, content_type="application/json", headers=retry)
+        return web.Response(status=found.status, body=found.body, headers={"content-type": found.content_type})
+
+    async def _answer(self, request: web.Request) -> Fetched:
+        engines = self._admission.ready_engines()
+        if not engines:
+            raise no_engine()
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
+        answers = await asyncio.gather(*(self._fetch(engine.address, headers) for engine in engines))
+        for engine, answer in zip(engines, answers, strict=True):
+            if answer is None:
+                self._admission.avoid(engine.engine_id)
+        return answer_of(request.raw_path.partition("?")[0], [answer for answer in answers if answer is not None])
+
+    async def _fetch(self, address: str, headers: Mapping[str, str]) -> Fetched | None:
+        """None when an engine does not answer in time, or with more than MAX_LIST_BYTES."""
+        try:
+            async with self._session.get(f"http://{address}{MODELS}", headers=headers) as response:
+                body = await response.content.read(MAX_LIST_BYTES + 1)
+                while len(body) <= MAX_LIST_BYTES and (more := await response.content.read(MAX_LIST_BYTES)):
+                    body += more
+                content_type = response.headers.get("content-type", "application/json")
+                return Fetched(response.status, body, content_type) if len(body) <= MAX_LIST_BYTES else None
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return None
+
+
+@asynccontextmanager
+async def served(admission: Admission, path: Path) -> AsyncIterator[None]:
+    """Answers on a Unix socket while the block runs."""
+    path.unlink(missing_ok=True)
+    timeout = aiohttp.ClientTimeout(total=ASK_S)
+    async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
+        lists = ModelLists(admission, session)
+        app = web.Application()
+        app.add_routes([web.get(MODELS, lists.get), web.get(MODELS + "/{model:.+}", lists.get)])
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        try:
+            await web.UnixSite(runner, str(path)).start()
+            yield
+        finally:
+            await runner.cleanup()

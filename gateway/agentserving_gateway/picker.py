@@ -1,0 +1,114 @@
+"""Where a request goes: the engines to try, in order, and what they are sent with it.
+
+The transport is an adapter's (authz.py for our Envoy). A request is decided by its head whenever that names its
+program; the body is read only when the head does not, and then nothing but the fields of `Body`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agentserving.contract.ids import Tenant
+
+from agentserving_gateway import metrics
+from agentserving_gateway.admission import Admission
+from agentserving_gateway.body import Body, read_body
+from agentserving_gateway.calls import CallRequest
+from agentserving_gateway.engines import Engine
+from agentserving_gateway.errors import HttpError
+from agentserving_gateway.identity import from_body, from_headers
+from agentserving_gateway.routes import Kind, Route
+
+# The engines named for a request: the chosen one, and those that a retry may go to.
+MAX_ENDPOINTS = 3
+_RESPONSES = "/v1/responses"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """A request without its body; names of headers in lower case. `length`: bytes of the body, 0 = unknown."""
+
+    route: Route
+    path: str
+    headers: Mapping[str, str]
+    tenant: Tenant
+    length: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pick:
+    """`addresses` in the order in which they are tried; empty strings for what a request without a ticket has not."""
+
+    addresses: tuple[str, ...]
+    program_id: str = ""
+    call_id: str = ""
+    ticket: str = ""
+
+
+class NeedsBodyError(Exception):
+    """The head does not decide: ask again with the body."""
+
+
+class Picker:
+    """One per process."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    async def pick(self, head: Head, content: bytes | None) -> Pick:
+        """Raises HttpError for a refusal, NeedsBodyError when `content` is None and has to be read."""
+        if content is None and self._needs_body(head):
+            raise NeedsBodyError
+        body = Body() if content is None else read_body(content)
+        if head.route.kind is Kind.CALL:
+            return await self._call(head, body, len(content) if content is not None else head.length)
+        return self._any_engine(body.model_name)
+
+    def _needs_body(self, head: Head) -> bool:
+        if head.route.methods != ("POST",) or head.route.kind is Kind.RESPONSE:
+            return False
+        if self._admission.models_differ:
+            return True
+        return head.route.kind is Kind.CALL and from_headers(head.headers) is None
+
+    async def _call(self, head: Head, body: Body, length: int) -> Pick:
+        began = time.perf_counter()
+        identity = from_headers(head.headers) or from_body(body)
+        metrics.IDENTITIES.labels(identity.source).inc()
+        request = CallRequest(
+            tenant=head.tenant,
+            program_id=identity.program_id,
+            parent_program_id=identity.parent_program_id,
+            thread_id=identity.thread_id,
+            parent_call_ids=identity.parent_call_ids,
+            program_name=identity.name,
+            prompt_tokens=length // 4,
+            model=body.model_name,
+            final=identity.final,
+        )
+        admitted = await self._admission.admit(request)
+        metrics.ADMIT_SECONDS.observe(time.perf_counter() - began)
+        return Pick(
+            addresses=(admitted.engine_address, *self._others(body.model_name, admitted.engine_address)),
+            program_id=admitted.program_id,
+            call_id=admitted.call_id,
+            ticket=admitted.ticket,
+        )
+
+    def _any_engine(self, model: str) -> Pick:
+        engine = self._admission.engine_in_turn(model, ())
+        if engine is None:
+            raise no_engine()
+        return Pick(addresses=(engine.address, *self._others(model, engine.address)))
+
+    def _others(self, model: str, chosen: str) -> list[str]:
+        """Engines for a retry."""
+        others: list[Engine] = self._admission.others(model, chosen)
+        return [engine.address for engine in others[: MAX_ENDPOINTS - 1]]
+
+
+def no_engine() -> HttpError:
+    """The refusal of a request that no engine can take."""
+    return HttpError(503, "no engine is ready: try again in a moment", "server_error", "no_engine", retry_after_s=1.0)

@@ -1,0 +1,91 @@
+"""The routes of the front, and what becomes of a request on each. Pure.
+
+Envoy's route table is generated from these, and the picker reads the kind of a request from the same ones.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Kind(Enum):
+    """What becomes of a request."""
+
+    # A call of a program, with admission and ticket.
+    CALL = "call"
+    # Generates nothing: any ready engine that serves the model answers.
+    READ = "read"
+    # A stored response (OpenAI's Responses API): the engine that has it answers.
+    RESPONSE = "response"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """`path` is a regular expression for the whole path (RE2); `shown` is its spelling in errors and metrics.
+
+    `answer_s`: how long an engine may take for its answer; 0 = as long as it likes.
+    """
+
+    kind: Kind
+    methods: tuple[str, ...]
+    path: str
+    shown: str
+    answer_s: float = 0.0
+
+
+def _exact(kind: Kind, path: str, *, answer_s: float = 0.0, method: str = "POST") -> Route:
+    return Route(kind=kind, methods=(method,), path=re.escape(path), shown=path, answer_s=answer_s)
+
+
+_ID = r"[A-Za-z0-9._:-]+"
+ROUTES = (
+    *(_exact(Kind.CALL, path) for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")),
+    # Claude Code counts before it calls.
+    _exact(Kind.READ, "/v1/messages/count_tokens", answer_s=5.0),
+    *(_exact(Kind.READ, path, answer_s=5.0) for path in ("/tokenize", "/detokenize")),
+    *(
+        _exact(Kind.READ, path, answer_s=60.0)
+        for path in (
+            "/v1/embeddings",
+            "/pooling",
+            "/classify",
+            "/score",
+            "/v1/score",
+            "/rerank",
+            "/v1/rerank",
+            "/v2/rerank",
+        )  # fmt: skip
+    ),
+    *(_exact(Kind.READ, path, answer_s=5.0, method="GET") for path in ("/version", "/tokenizer_info")),
+    Route(
+        kind=Kind.RESPONSE,
+        methods=("GET", "DELETE"),
+        path=rf"/v1/responses/{_ID}",
+        shown="/v1/responses/{id}",
+    ),
+    Route(
+        kind=Kind.RESPONSE,
+        methods=("POST",),
+        path=rf"/v1/responses/{_ID}/cancel",
+        shown="/v1/responses/{id}/cancel",
+        answer_s=60.0,
+    ),
+)
+# Answered by the picker from the lists of all engines; an id of a model may contain slashes.
+MODELS = r"/v1/models(/[A-Za-z0-9._:/%@+-]+)?"
+# For load balancers and people: answered by Envoy itself.
+HEALTH = r"/|/health"
+
+SHOWN = (*dict.fromkeys(route.shown for route in ROUTES), "/v1/models", "/v1/models/{id}")
+
+_PATTERNS = tuple((re.compile(route.path), route) for route in ROUTES)
+
+
+def route_of(method: str, path: str) -> Route | None:
+    """The route of a request; `path` without its query. None for what Envoy never sends to the picker."""
+    for pattern, route in _PATTERNS:
+        if method in route.methods and pattern.fullmatch(path):
+            return route
+    return None
