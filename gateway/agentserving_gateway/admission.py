@@ -143,7 +143,11 @@ class Admission:
             asked = replace(request, exclude=exclude) if avoided else request
             answer = await self._leader.admit(asked, ADMIT_DEADLINE_S)
             if isinstance(answer, Admitted):
-                await self._in_force(answer)
+                try:
+                    await self._in_force(answer)
+                except asyncio.CancelledError:
+                    self.end_by_id(answer.call_id, answer.tenant, Ending.CANCELLED, True)
+                    raise
                 return answer
             if answer is None:
                 if self.connected:
@@ -164,7 +168,7 @@ class Admission:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(IN_FORCE_S):
                 # Envoy does not say when it has read the file.
-                while not await self._is_in_force(address):
+                while not await self._is_in_force(address):  # noqa: ASYNC110 - it does not tell
                     await asyncio.sleep(IN_FORCE_POLL_S)
 
     async def _leader_is_there(self) -> bool:

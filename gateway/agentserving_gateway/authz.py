@@ -33,11 +33,19 @@ _ALIVE = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 _FAILED = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"
 
 
+# Envoy never closes a connection to the picker that is idle, so one that it closes this soon after an answer is that of
+# a client that left before the answer was read.
+UNREAD_S = 5.0
+
+
 class Conversation(asyncio.Protocol):
     """One connection of Envoy; one request at a time. When Envoy closes it, the client has left."""
 
     def __init__(self, picker: Picker) -> None:
         self._picker = picker
+        # The newest answer that let a call pass, and the loop time of it.
+        self._passed: Pick | None = None
+        self._passed_at = 0.0
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         self._begin()
@@ -67,6 +75,8 @@ class Conversation(asyncio.Protocol):
         self._transport = None
         if self._task is not None:
             self._task.cancel()
+        if self._passed is not None and asyncio.get_running_loop().time() - self._passed_at < UNREAD_S:
+            self._picker.drop(self._passed)
 
     # -- httptools -----------------------------------------------------------------------------------------------
 
@@ -89,6 +99,8 @@ class Conversation(asyncio.Protocol):
             self._begin()
             self._write(_ALIVE)
             return
+        # Envoy asks again on this connection, so it has read the answer before.
+        self._passed = None
         method = self._parser.get_method().decode()
         work = self._answer(method, self._target.decode("latin-1"), self._headers, self._pieces)
         self._begin()
@@ -98,13 +110,17 @@ class Conversation(asyncio.Protocol):
 
     async def _answer(self, method: str, target: str, headers: dict[str, str], pieces: list[bytes]) -> None:
         try:
-            self._write(await self._decide(method, target, headers, pieces))
+            answer = await self._decide(method, target, headers, pieces)
+            if isinstance(answer, Pick):
+                self._passed, self._passed_at = answer, asyncio.get_running_loop().time()
+                answer = _allowed(answer)
+            self._write(answer)
         except Exception:
             # Envoy lets the request pass, without a ticket.
             log.exception("a request failed in the picker", target=target)
             self._write(_FAILED)
 
-    async def _decide(self, method: str, target: str, headers: dict[str, str], pieces: list[bytes]) -> bytes:
+    async def _decide(self, method: str, target: str, headers: dict[str, str], pieces: list[bytes]) -> Pick | bytes:
         prefix, path = _split(target)
         route = route_of(method, path)
         if route is None:
@@ -121,12 +137,11 @@ class Conversation(asyncio.Protocol):
             length=int(length) if length.isdigit() else 0,
         )
         try:
-            pick = await self._picker.pick(head, b"".join(pieces) if prefix == BODY_PREFIX else None)
+            return await self._picker.pick(head, b"".join(pieces) if prefix == BODY_PREFIX else None)
         except NeedsBodyError:
             return _LOOK
         except HttpError as error:
             return _refused(error, path)
-        return _allowed(pick)
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:

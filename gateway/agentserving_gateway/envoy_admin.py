@@ -30,7 +30,7 @@ class EnvoyAdmin:
         assert self._session is not None
         await self._session.close()
 
-    async def _ask(self, method: str, path: str) -> str | None:
+    async def ask(self, method: str, path: str) -> str | None:
         """The text of an answer; None when Envoy gives none."""
         assert self._session is not None
         try:
@@ -41,15 +41,15 @@ class EnvoyAdmin:
 
     async def is_ready(self) -> bool:
         """True once Envoy serves."""
-        return await self._ask("GET", "/ready") is not None
+        return await self.ask("GET", "/ready") is not None
 
     async def knows(self, address: str) -> bool:
         """True once the engine at an address is in force."""
-        return f"::{address}::" in (await self._ask("GET", "/clusters") or "")
+        return f"::{address}::" in (await self.ask("GET", "/clusters") or "")
 
     async def active(self) -> int | None:
         """Requests being served; None when Envoy does not answer."""
-        text = await self._ask("GET", f"/stats?filter=^{_ACTIVE}$")
+        text = await self.ask("GET", f"/stats?filter=^{_ACTIVE}$")
         return int(text.rpartition(":")[2]) if text else None
 
     async def drain(self, settle_s: float, limit_s: float) -> None:
@@ -60,7 +60,7 @@ class EnvoyAdmin:
         """
         loop = asyncio.get_running_loop()
         ends = loop.time() + limit_s
-        await self._ask("POST", "/drain_listeners?graceful&skip_exit")
+        await self.ask("POST", "/drain_listeners?graceful&skip_exit")
         await asyncio.sleep(min(settle_s, limit_s))
-        while loop.time() < ends and await self.active():
+        while loop.time() < ends and await self.active():  # noqa: ASYNC110 - Envoy does not tell
             await asyncio.sleep(POLL_S)

@@ -10,12 +10,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from agentserving.contract.ids import Tenant
+from agentserving.contract.ids import CallId, ProgramId, Tenant
 
 from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.body import Body, read_body
-from agentserving_gateway.calls import CallRequest
+from agentserving_gateway.calls import CallRequest, Ending
 from agentserving_gateway.engines import Engine
 from agentserving_gateway.errors import HttpError
 from agentserving_gateway.identity import from_body, from_headers
@@ -42,8 +42,9 @@ class Pick:
     """`addresses` in the order in which they are tried; empty strings for what a request without a ticket has not."""
 
     addresses: tuple[str, ...]
-    program_id: str = ""
-    call_id: str = ""
+    program_id: ProgramId = ProgramId("")
+    call_id: CallId = CallId("")
+    tenant: Tenant = Tenant("")
     ticket: str = ""
 
 
@@ -65,6 +66,11 @@ class Picker:
         if head.route.kind is Kind.CALL:
             return await self._call(head, body, len(content) if content is not None else head.length)
         return self._any_engine(body.model_name)
+
+    def drop(self, pick: Pick) -> None:
+        """The client has left before the request was sent, as far as can be known: a report of an engine prevails."""
+        if pick.call_id:
+            self._admission.end_by_id(pick.call_id, pick.tenant, Ending.CANCELLED, False)
 
     def _needs_body(self, head: Head) -> bool:
         if head.route.methods != ("POST",) or head.route.kind is Kind.RESPONSE:
@@ -94,6 +100,7 @@ class Picker:
             addresses=(admitted.engine_address, *self._others(body.model_name, admitted.engine_address)),
             program_id=admitted.program_id,
             call_id=admitted.call_id,
+            tenant=admitted.tenant,
             ticket=admitted.ticket,
         )
 

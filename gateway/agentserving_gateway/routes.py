@@ -40,24 +40,15 @@ def _exact(kind: Kind, path: str, *, answer_s: float = 0.0, method: str = "POST"
 
 
 _ID = r"[A-Za-z0-9._:-]+"
+_SCORED = (
+    "/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
+)  # fmt: skip
 ROUTES = (
     *(_exact(Kind.CALL, path) for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")),
     # Claude Code counts before it calls.
     _exact(Kind.READ, "/v1/messages/count_tokens", answer_s=5.0),
     *(_exact(Kind.READ, path, answer_s=5.0) for path in ("/tokenize", "/detokenize")),
-    *(
-        _exact(Kind.READ, path, answer_s=60.0)
-        for path in (
-            "/v1/embeddings",
-            "/pooling",
-            "/classify",
-            "/score",
-            "/v1/score",
-            "/rerank",
-            "/v1/rerank",
-            "/v2/rerank",
-        )  # fmt: skip
-    ),
+    *(_exact(Kind.READ, path, answer_s=60.0) for path in _SCORED),
     *(_exact(Kind.READ, path, answer_s=5.0, method="GET") for path in ("/version", "/tokenizer_info")),
     Route(
         kind=Kind.RESPONSE,

@@ -1,14 +1,17 @@
-"""A gateway in this process, with a real control plane behind it and engines that the test scripts.
+"""A real Envoy with its picker in this process, a real control plane behind it and engines that the test scripts.
 
-Between the gateway and the control plane lies a `Link` that can be stalled and cut.
+Between the picker and the control plane lies a `Link` that can be stalled and cut.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -24,10 +27,8 @@ from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.memory import MemoryStore
 from agentserving_gateway.admission import Admission
-from agentserving_gateway.client_connection import ClientConnection
-from agentserving_gateway.draining import Connections
-from agentserving_gateway.exchange import Backends
-from agentserving_gateway.upstream_pool import UpstreamPool
+from agentserving_gateway.front import Front, command
+from agentserving_gateway.front_picker import FrontPicker
 
 KEY = b"0123456789abcdef"
 Script = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
@@ -174,7 +175,8 @@ class Rig:
     grpc_server: grpc.aio.Server
     admission: Admission
     engines: list[Engine]
-    connections: Connections
+    picker: FrontPicker
+    envoy: asyncio.subprocess.Process
     link: Link
     control_plane: str
     programs: prpc.ProgramServiceStub
@@ -211,6 +213,32 @@ class Rig:
         return await self.send(head.encode() + body)
 
 
+async def start_envoy(run_dir: Path, max_body: int = 1 << 20, port: int = 0) -> asyncio.subprocess.Process:
+    """An Envoy on any free port, or the given one; its log is in the directory."""
+    front = Front(listen=f"127.0.0.1:{port}", run_dir=run_dir, max_body_bytes=max_body, workers=1)
+    with (run_dir / "envoy.log").open("a") as log:
+        return await asyncio.create_subprocess_exec(*command(front), stdout=log, stderr=log)
+
+
+async def port_of(picker: FrontPicker, envoy: asyncio.subprocess.Process) -> int:
+    """The port of an Envoy, once it serves."""
+    async with asyncio.timeout(30):
+        while envoy.returncode is None:
+            listeners = await picker.admin.ask("GET", "/listeners?format=json")
+            if listeners and (found := json.loads(listeners).get("listener_statuses")):
+                return int(found[0]["local_address"]["socket_address"]["port_value"])
+            await asyncio.sleep(0.02)
+    raise RuntimeError((picker.run_dir / "envoy.log").read_text())
+
+
+async def all_in_force(picker: FrontPicker, engines: Sequence[Engine]) -> None:
+    """Envoy knows the engines."""
+    async with asyncio.timeout(30):
+        for engine in engines:
+            while not await picker.admin.knows(engine.address):
+                await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def rig(*scripts: Script, max_body: int = 1 << 20, models: Sequence[Sequence[str]] = ()) -> AsyncIterator[Rig]:
     """A gateway with an engine for each script; `models` of each engine, none by default."""
@@ -235,25 +263,28 @@ async def rig(*scripts: Script, max_body: int = 1 << 20, models: Sequence[Sequen
     await until(lambda: sum(e.attached for e in plane.engines.engines.values()) == len(engines))
     link = Link(port)
     await link.start()
-    admission = Admission(LeaderChannel(f"127.0.0.1:{link.port}"))
+    stack = AsyncExitStack()
+    run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="as-")))
+    picker = await stack.enter_async_context(FrontPicker(run_dir, LeaderChannel(f"127.0.0.1:{link.port}")))
+    admission = picker.admission
     running = asyncio.create_task(admission.run())
     await until(lambda: admission.connected and len(admission.known_engines) == len(engines))
-    pool, connections = UpstreamPool(), Connections()
-    backends = Backends(admission, pool)
-    front = await asyncio.get_running_loop().create_server(
-        lambda: ClientConnection(backends, max_body, connections), "127.0.0.1", 0
-    )
+    envoy = await start_envoy(run_dir, max_body)
     try:
+        front_port = await port_of(picker, envoy)
+        await all_in_force(picker, engines)
         address = f"127.0.0.1:{port}"
         yield Rig(
-            front.sockets[0].getsockname()[1], plane, server, admission, engines, connections, link, address,
+            front_port, plane, server, admission, engines, picker, envoy, link, address,
             prpc.ProgramServiceStub(channel),
         )  # fmt: skip
     finally:
-        front.close()
-        pool.close()
+        if envoy.returncode is None:
+            envoy.kill()
+        await envoy.wait()
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+        await stack.aclose()
         await link.close()
         for engine in engines:
             engine.stream.cancel()

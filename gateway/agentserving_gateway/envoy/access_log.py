@@ -9,8 +9,12 @@ from agentserving_gateway.envoy import names
 from agentserving_gateway.envoy.clusters import LOG
 from agentserving_gateway.envoy.extensions import Json, extension, seconds
 
-# Ends of calls travel in batches of this age.
 BATCH_S = 0.1
+# Ends that an engine may not report, and engines that failed; the picker needs no other entry.
+UNPLANNED = (
+    f"'{names.ENDPOINTS}' in request.headers && "
+    "(response.code >= 300 || response.flags != 0 || upstream.request_attempt_count > 1u)"
+)
 
 LINE: Json = {
     "time": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
@@ -49,12 +53,19 @@ def loggers() -> list[Json]:
                 common_config={
                     "log_name": "calls",
                     "transport_api_version": "V3",
+                    # An engine that has just failed must not be named again: no waiting for more entries.
+                    "buffer_size_bytes": 0,
                     "buffer_flush_interval": seconds(BATCH_S),
                     "grpc_service": {"envoy_grpc": {"cluster_name": LOG}},
                 },
-                additional_request_headers_to_log=[names.CALL_ID, names.TENANT],
+                additional_request_headers_to_log=[names.CALL_ID, names.ENDPOINTS],
             ),
-            # Requests that are calls of a program.
-            "filter": {"header_filter": {"header": {"name": names.CALL_ID, "present_match": True}}},
+            "filter": {
+                "extension_filter": extension(
+                    "access_loggers.extension_filters.cel",
+                    "extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+                    expression=UNPLANNED,
+                )
+            },
         },
     ]

@@ -94,7 +94,7 @@ def replies(max_body_bytes: int, max_head_kib: int, routes: tuple[str, ...]) -> 
             when=_status(431), status=431, code="head_too_large",
             message=f"request head: at most {max_head_kib} KiB",
         ),
-        Reply(when=_status(501), status=501, code="bad_request", message="transfer-encoding: only chunked is supported"),
+        Reply(when=_status(501), status=501, code="bad_request", message="transfer-encoding: only chunked is known"),
         Reply(
             when=_at_least(500), status=503, type="server_error", code="unavailable",
             message="%LOCAL_REPLY_BODY%", retry_after_s=1,

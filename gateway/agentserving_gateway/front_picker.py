@@ -1,0 +1,51 @@
+"""The picker with its sockets, as one context: what `__main__` runs until it is stopped."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Self
+
+from agentserving.contract.ids import CallId, Tenant
+from agentserving.transport.leader_channel import LeaderChannel
+
+from agentserving_gateway import authz, metrics, model_lists
+from agentserving_gateway.admission import Admission
+from agentserving_gateway.engines_file import EnginesFile
+from agentserving_gateway.envoy import FrontSettings
+from agentserving_gateway.envoy_admin import EnvoyAdmin
+from agentserving_gateway.exchange_log import service as exchange_log
+from agentserving_gateway.exchange_log.verdict import Exchange, ending_of, failed_engines
+from agentserving_gateway.picker import Picker
+
+
+class FrontPicker:
+    """Serves one Envoy over the sockets in `run_dir`. `admission.run` is the task that its owner supervises."""
+
+    def __init__(self, run_dir: Path, channel: LeaderChannel) -> None:
+        self.run_dir = run_dir.absolute()
+        self._paths = FrontSettings(listen=":0", run_dir=self.run_dir)
+        self.admin = EnvoyAdmin(Path(self._paths.admin_socket))
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.admission = Admission(channel, EnginesFile(self._paths.engines_file), self.admin.knows)
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        paths, stack = self._paths, self._stack
+        await stack.enter_async_context(self.admin)
+        await stack.enter_async_context(exchange_log.served(paths.log_socket, self._ended))
+        await stack.enter_async_context(model_lists.served(self.admission, Path(paths.reads_socket)))
+        await stack.enter_async_context(authz.served(Picker(self.admission), Path(paths.picker_socket)))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def _ended(self, exchange: Exchange) -> None:
+        """Envoy has logged the end of an exchange that did not go as planned."""
+        metrics.RETRIES.inc(max(0, exchange.attempts - 1))
+        for address in failed_engines(exchange):
+            self.admission.avoid_address(address)
+        ending = ending_of(exchange)
+        if ending is not None and exchange.call_id:
+            self.admission.end_by_id(CallId(exchange.call_id), Tenant("default"), ending, not exchange.was_sent)
