@@ -13,7 +13,7 @@ from aiohttp import web
 
 
 async def respond(request: web.Request, application: Application, keep_alive_s: float) -> web.StreamResponse:
-    """The application's answer to a request of a generating route. Raises web.HTTPException for a body too large."""
+    """The application's answer to a request of a generating route."""
     dialect = dialect_of(request.path)
     assert dialect is not None, request.path
     exchange = _Exchange(request)

@@ -23,8 +23,6 @@ from agentserving_simulator.completion_request import BadRequestError, Completio
 from agentserving_simulator.engine import SimulatedEngine
 from agentserving_simulator.requests import Finished, Outputs, SimRequest
 
-MAX_BODY_BYTES = 16 << 20
-
 
 class Front:
     """HTTP handlers of one engine. `keep_alive_s` is the longest silence of a stream; 0 = no limit."""
@@ -34,7 +32,8 @@ class Front:
 
     def app(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_enveloped])
+        # No limit, as in vLLM: the front has one.
+        app = web.Application(client_max_size=0, middlewares=[_enveloped])
         app.add_routes(
             [
                 web.get("/health", self._health),
@@ -152,7 +151,7 @@ def _document(body: bytes) -> object:
 
 @web.middleware
 async def _enveloped(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
-    """Puts errors of aiohttp itself (unknown path, body too large) into OpenAI's envelope."""
+    """Puts errors of aiohttp itself (an unknown path) into OpenAI's envelope."""
     try:
         return await handler(request)
     except web.HTTPException as error:

@@ -7,6 +7,7 @@ The timer of a stream is not restarted for each chunk: when it fires it looks at
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -140,11 +141,13 @@ class _Exchange:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._comment is not None:
-            await self._comment_sent(self._comment)
-        closing = self._answer.application_ended()
-        if closing is not None:
-            await self._send(_message(closing))
+        # Servers may raise it when the client has left.
+        with contextlib.suppress(OSError):
+            if self._comment is not None:
+                await self._comment_sent(self._comment)
+            closing = self._answer.application_ended()
+            if closing is not None:
+                await self._send(_message(closing))
 
     def _arm(self) -> None:
         due = self._answer.due_at
