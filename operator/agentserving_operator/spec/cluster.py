@@ -233,6 +233,12 @@ class Engine:
         default=5,
     )
     drain_seconds: int = integer("How long a leaving engine may finish its calls.", 1, 86_400, default=300)
+    sse_keep_alive_seconds: int = integer(
+        "A stream that is silent for this long gets a comment, so that proxies keep it open; 0: never.",
+        0,
+        3_600,
+        default=15,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
