@@ -15,14 +15,12 @@ from agentserving.contract.ids import CallId, ProgramId, Tenant
 from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.body import Body, read_body
-from agentserving_gateway.calls import CallRequest, Ending
-from agentserving_gateway.engines import Engine
+from agentserving_gateway.calls import CallRequest, Ending, EndOfCall
 from agentserving_gateway.errors import HttpError
 from agentserving_gateway.identity import from_body, from_headers
+from agentserving_gateway.leader import MAX_FALLBACKS
 from agentserving_gateway.routes import Kind, Route
 
-# The engines named for a request: the chosen one, and those that a retry may go to.
-MAX_ENDPOINTS = 3
 _RESPONSES = "/v1/responses"
 
 
@@ -70,7 +68,7 @@ class Picker:
     def drop(self, pick: Pick) -> None:
         """The client has left before the request was sent, as far as can be known: a report of an engine prevails."""
         if pick.call_id:
-            self._admission.end_by_id(pick.call_id, pick.tenant, Ending.CANCELLED, False)
+            self._admission.end(EndOfCall(call_id=pick.call_id, tenant=pick.tenant, ending=Ending.CANCELLED))
 
     def _needs_body(self, head: Head) -> bool:
         if head.route.methods != ("POST",) or head.route.kind is Kind.RESPONSE:
@@ -97,7 +95,7 @@ class Picker:
         admitted = await self._admission.admit(request)
         metrics.ADMIT_SECONDS.observe(time.perf_counter() - began)
         return Pick(
-            addresses=(admitted.engine_address, *self._others(body.model_name, admitted.engine_address)),
+            addresses=(admitted.engine_address, *admitted.fallbacks),
             program_id=admitted.program_id,
             call_id=admitted.call_id,
             tenant=admitted.tenant,
@@ -108,12 +106,8 @@ class Picker:
         engine = self._admission.engine_in_turn(model, ())
         if engine is None:
             raise no_engine()
-        return Pick(addresses=(engine.address, *self._others(model, engine.address)))
-
-    def _others(self, model: str, chosen: str) -> list[str]:
-        """Engines for a retry."""
-        others: list[Engine] = self._admission.others(model, chosen)
-        return [engine.address for engine in others[: MAX_ENDPOINTS - 1]]
+        others = self._admission.others(model, engine.address)[:MAX_FALLBACKS]
+        return Pick(addresses=(engine.address, *(other.address for other in others)))
 
 
 def no_engine() -> HttpError:

@@ -13,7 +13,7 @@ ENGINE_IDLE_S = 4.0
 CONNECT_S = 2.0
 MANY = 100_000
 # TCP_USER_TIMEOUT: data that stays unacknowledged for so long breaks a connection; keepalive does not probe it. Linux
-# also counts a body that a busy engine has not read yet, so it must be longer than any pause of an engine's HTTP server.
+# also counts a body that a busy engine has not read yet: longer than any pause of an engine's HTTP server.
 UNACKNOWLEDGED_MS = 30_000
 _LOST_PEER: Json = {"level": 6, "name": 18, "int_value": UNACKNOWLEDGED_MS, "state": "STATE_PREBIND"}
 
