@@ -144,7 +144,7 @@ def test_a_cluster_whose_gateway_is_lost_ends_with_the_reason(tmp_path: Path) ->
     cluster = Cluster(tmp_path / "state", "--engine", "simulator", "--store", "memory", "--engines", "1")
     port = int(cluster.addresses["gateway"].rpartition(":")[2].partition("/")[0])
     try:
-        with port_of_a_killed(cluster, "agentserving_gateway", port):
+        with port_of_a_killed(cluster, "--config-path", port):
             assert cluster.process.wait(60) == 1
     finally:
         cluster.process.kill()
