@@ -31,8 +31,8 @@ from benchmarks.probes.worker import answer_rounds
 UP_S = 60.0
 PAIRS, CALLS, CONCURRENCY = 60, 300, 8
 ADMISSIONS, WINDOW = 1_000, 32
-# Components by a word of their command lines.
-COMPONENTS = {"gateway": "agentserving_gateway", "control plane": "agentserving_controlplane"}
+# Components by words of the command lines of their processes: Envoy and its picker are the gateway.
+COMPONENTS = {"gateway": ("agentserving_gateway", "--config-path"), "control plane": ("agentserving_controlplane",)}
 
 
 @contextmanager
@@ -66,16 +66,19 @@ def _until_up(child: subprocess.Popen[bytes], file: Path, log: Path) -> dict[str
     raise TimeoutError(f"the cluster is not up after {UP_S:.0f} s: {log.read_text()[-500:]}")
 
 
-def processes(supervisor: psutil.Process) -> dict[str, psutil.Process]:
-    """The process of each component."""
+def processes(supervisor: psutil.Process) -> dict[str, list[psutil.Process]]:
+    """The processes of each component."""
     children = {child: " ".join(child.cmdline()) for child in supervisor.children(recursive=True)}
-    return {name: next(child for child, line in children.items() if word in line) for name, word in COMPONENTS.items()}
+    return {
+        name: [child for child, line in children.items() if any(word in line for word in words)]
+        for name, words in COMPONENTS.items()
+    }
 
 
-def cpu_s(process: psutil.Process) -> float:
+def cpu_s(processes: list[psutil.Process]) -> float:
     """User and system time."""
-    times = process.cpu_times()
-    return float(times.user + times.system)
+    times = [process.cpu_times() for process in processes]
+    return float(sum(each.user + each.system for each in times))
 
 
 def engine_url(control_plane: str) -> str:
