@@ -156,12 +156,13 @@ def _split(target: str) -> tuple[str, str]:
 
 
 def _allowed(pick: Pick) -> bytes:
-    lines = [
-        "HTTP/1.1 200 OK",
-        f"{names.ENDPOINTS}: {','.join(pick.addresses)}",
-        f"{names.MAX_RETRIES}: {min(1, len(pick.addresses) - 1)}",
-        "content-length: 0",
-    ]
+    others = pick.addresses[1:]
+    # An engine may close an idle connection at the moment a request comes on it. The only engine is then asked again;
+    # without its name Envoy would try any.
+    addresses = pick.addresses if others else pick.addresses * 2
+    lines = ["HTTP/1.1 200 OK", f"{names.ENDPOINTS}: {','.join(addresses)}", "content-length: 0"]
+    if others:
+        lines.append(f"{names.RETRY_ON}: retriable-status-codes")
     if pick.program_id:
         lines.append(f"{names.PROGRAM_ID}: {pick.program_id}")
     if pick.call_id:

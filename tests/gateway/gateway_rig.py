@@ -21,13 +21,14 @@ from agentserving.v1 import engine_service_pb2 as epb
 from agentserving.v1 import engine_service_pb2_grpc as erpc
 from agentserving.v1 import program_service_pb2_grpc as prpc
 from agentserving.v1 import types_pb2
-from agentserving_controlplane.__main__ import add_services
+from agentserving_controlplane.__main__ import SERVER_OPTIONS, add_services
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.memory import MemoryStore
 from agentserving_gateway.admission import Admission
-from agentserving_gateway.front import Front, command
+from agentserving_gateway.envoy import FrontSettings
+from agentserving_gateway.front import command
 from agentserving_gateway.front_picker import FrontPicker
 
 KEY = b"0123456789abcdef"
@@ -48,6 +49,15 @@ def value(message: bytes, name: str) -> str:
         if key.lower() == name:
             return found
     return ""
+
+
+async def dechunked(reader: asyncio.StreamReader) -> bytes:
+    """One body, however it is cut into chunks."""
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readuntil(b"\r\n")
+    return body
 
 
 class Link:
@@ -114,6 +124,7 @@ class Engine:
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     requests: list[bytes] = field(default_factory=list)
     closed_by_peer: int = 0
+    connections: set[asyncio.StreamWriter] = field(default_factory=set)
     address: str = ""
     server: asyncio.Server | None = None
 
@@ -141,6 +152,7 @@ class Engine:
         self.address = f"127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections.add(writer)
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             length = next(
@@ -151,12 +163,14 @@ class Engine:
                 ),
                 0,
             )
-            request = head + await reader.readexactly(length)
+            chunked = b"transfer-encoding: chunked" in head.lower()
+            request = head + (await dechunked(reader) if chunked else await reader.readexactly(length))
             self.requests.append(request)
             await self.script(request, reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             self.closed_by_peer += 1
         finally:
+            self.connections.discard(writer)
             writer.close()
 
 
@@ -181,6 +195,15 @@ class Rig:
     control_plane: str
     programs: prpc.ProgramServiceStub
 
+    def play(self, *scripts: Script) -> None:
+        """The engines answer by these scripts from now on, and have forgotten what they were sent."""
+        for engine, script in zip(self.engines, scripts, strict=True):
+            engine.script = script
+            for writer in engine.connections:
+                writer.transport.abort()
+            engine.requests.clear()
+            engine.closed_by_peer = 0
+
     async def until_idle(self, bound_s: float = 10.0) -> None:
         """Waits until the table and the engines hold no call."""
         await until(lambda: not self.plane.table.open_calls and not self.in_flight, bound_s)
@@ -199,7 +222,7 @@ class Rig:
                 writer.write_eof()
             async with asyncio.timeout(bound_s):
                 head = await reader.readuntil(b"\r\n\r\n")
-                lower = head.lower()
+                lower = b"" if data.startswith(b"HEAD ") else head.lower()
                 if b"content-length:" in lower:
                     size = int(lower.split(b"content-length:")[1].split(b"\r\n")[0])
                     return head + await reader.readexactly(size)
@@ -215,11 +238,10 @@ class Rig:
         return await self.send(head.encode() + body, bound_s=bound_s)
 
 
-async def start_envoy(run_dir: Path, max_body: int = 1 << 20, port: int = 0) -> asyncio.subprocess.Process:
-    """An Envoy on any free port, or the given one; its log is in the directory."""
-    front = Front(listen=f"127.0.0.1:{port}", run_dir=run_dir, max_body_bytes=max_body, workers=1)
-    with (run_dir / "envoy.log").open("a") as log:
-        return await asyncio.create_subprocess_exec(*command(front), stdout=log, stderr=log)
+async def start_envoy(settings: FrontSettings) -> asyncio.subprocess.Process:
+    """Its log is in the directory."""
+    with (settings.run_dir / "envoy.log").open("a") as log:
+        return await asyncio.create_subprocess_exec(*command(settings, workers=1), stdout=log, stderr=log)
 
 
 async def port_of(picker: FrontPicker, envoy: asyncio.subprocess.Process) -> int:
@@ -242,13 +264,13 @@ async def all_in_force(picker: FrontPicker, engines: Sequence[Engine]) -> None:
 
 
 @asynccontextmanager
-async def rig(*scripts: Script, max_body: int = 1 << 20, models: Sequence[Sequence[str]] = ()) -> AsyncIterator[Rig]:
-    """A gateway with an engine for each script; `models` of each engine, none by default."""
+async def rig(*scripts: Script, models: Sequence[Sequence[str]] = (), **front: Any) -> AsyncIterator[Rig]:
+    """A front with an engine for each script; `models` of each engine, none by default; `front`: FrontSettings."""
     settings = PlaneSettings(ticket_keys=lambda: (KEY,), policy="atlas", balancer=Balancer.LEAST_USED)
     store = MemoryStore()
     plane = ControlPlane(settings, store, await store.acquire("test"), lambda error: None)
     await plane.recover(store)
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=SERVER_OPTIONS)
     add_services(server, plane)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -271,7 +293,8 @@ async def rig(*scripts: Script, max_body: int = 1 << 20, models: Sequence[Sequen
     admission = picker.admission
     running = asyncio.create_task(admission.run())
     await until(lambda: admission.connected and len(admission.known_engines) == len(engines))
-    envoy = await start_envoy(run_dir, max_body)
+    chosen = {"listen": "127.0.0.1:0", "max_body_bytes": 1 << 20, **front}
+    envoy = await start_envoy(FrontSettings(run_dir=run_dir, **chosen))
     try:
         front_port = await port_of(picker, envoy)
         await all_in_force(picker, engines)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import structlog
-from agentserving_gateway import client_connection
-from gateway.gateway_rig import Rig, Script, answer_json, rig, until
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from gateway.gateway_rig import Rig, Script, answer_json, rig, until, value
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
 WHOLE = POST + b"content-length: 2\r\n\r\n{}"
@@ -31,27 +32,53 @@ def no_trace() -> Iterator[None]:
     assert not [entry for entry in logged if entry["log_level"] in ("error", "critical")]
 
 
-@asynccontextmanager
-async def attacked(*scripts: Script, serves: bool = True) -> AsyncIterator[Rig]:
-    """A gateway that must still serve when the block ends."""
-    async with rig(*(scripts or (answer_json,))) as made:
-        with no_trace():
-            yield made
-            if serves:
-                assert (await made.send(WHOLE)).startswith(b"HTTP/1.1 200")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared() -> AsyncIterator[Rig]:
+    async with rig(answer_json) as made:
+        yield made
 
 
-async def send_all(port: int, data: bytes) -> bytes:
-    """Everything that comes back until the gateway closes its side; b"" for a reset."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(data)
-        async with asyncio.timeout(20):
-            return await reader.read()
-    except ConnectionError:
-        return b""
-    finally:
-        writer.close()
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def impatient() -> AsyncIterator[Rig]:
+    """A front that waits for heads and bodies only briefly."""
+    async with rig(answer_json, head_s=0.3, request_s=0.3, keep_alive_s=0.3) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def made(shared: Rig) -> AsyncIterator[Rig]:
+    """A front under attack, which must still serve afterwards."""
+    shared.play(answer_json)
+    with no_trace():
+        yield shared
+        shared.play(answer_json)
+        assert (await shared.send(WHOLE)).startswith(b"HTTP/1.1 200")
+    assert shared.envoy.returncode is None
+
+
+async def send_all(port: int, data: bytes, bound_s: float = 15.0) -> bytes:
+    """One whole answer, or what has come when the front closes its side.
+
+    As clients do (httpcore, urllib3), it reads the answer even when the rest of the request could not be sent.
+    """
+
+    def exchange() -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=bound_s) as client:
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                client.sendall(data)
+            with contextlib.suppress(ConnectionError):
+                while not _is_whole(answer) and (more := client.recv(1 << 20)):
+                    answer += more
+            return answer
+
+    return await asyncio.to_thread(exchange)
+
+
+def _is_whole(answer: bytes) -> bool:
+    head, end, body = answer.partition(b"\r\n\r\n")
+    length = value(head + end, "content-length")
+    return bool(end and length and len(body) >= int(length))
 
 
 CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
@@ -64,8 +91,6 @@ BIG = b"x" * (1 << 20)
         pytest.param(POST + b"x: " + BIG + b"\r\ncontent-length: 2\r\n\r\n{}", 431, id="a head of 1 MB"),
         pytest.param(POST + b"x: y\r\n" * 20_000 + b"content-length: 2\r\n\r\n{}", 431, id="20,000 headers"),
         pytest.param(b"POST /" + BIG + b" HTTP/1.1\r\n\r\n", 431, id="a target of 1 MB"),
-        pytest.param(b"POST /v1/completions HTTP/1.1\nhost: x\ncontent-length: 2\n\n{}", 400, id="bare line feeds"),
-        pytest.param(POST + b"content-length: 2\n\r\n{}", 400, id="one bare line feed"),
         pytest.param(POST + b"content-length: 2\r\ncontent-length: 2\r\n\r\n{}", 400, id="a length twice"),
         pytest.param(POST + b"content-length: 99999999999999999999\r\n\r\n{}", 400, id="a length beyond 64 bits"),
         pytest.param(POST + b"content-length: +2\r\n\r\n{}", 400, id="a signed length"),
@@ -74,35 +99,26 @@ BIG = b"x" * (1 << 20)
         pytest.param(CHUNKED + b"-1\r\n{}\r\n0\r\n\r\n", 400, id="a negative chunk"),
         pytest.param(CHUNKED + b"fffffffffffffffff\r\n{}\r\n0\r\n\r\n", 400, id="a chunk beyond 64 bits"),
         pytest.param(CHUNKED + b"2\r\n{}0\r\n\r\n", 400, id="a chunk without its end"),
-        pytest.param(POST + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400, id="another coding"),
-        pytest.param(POST + b"transfer-encoding: identity\r\n\r\n", 400, id="identity coding"),
-        pytest.param(POST + b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n", 400, id="an unknown coding"),
+        pytest.param(POST + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501, id="another coding"),
+        pytest.param(POST + b"transfer-encoding: identity\r\n\r\n", 501, id="identity coding"),
+        pytest.param(POST + b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n", 501, id="an unknown coding"),
         pytest.param(POST + b"x: a\x00b\r\ncontent-length: 2\r\n\r\n{}", 400, id="a zero byte in a header"),
-        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00" * 32, 400, id="the preface of HTTP/2"),
         pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, id="TLS to a plain port"),
         pytest.param(
-            POST + b"connection: upgrade\r\nupgrade: h2c\r\ncontent-length: 2\r\n\r\n{}", 400, id="an upgrade to HTTP/2"
+            b"GET /v1/responses HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", 426,
+            id="a WebSocket",
         ),
         pytest.param(b"CONNECT a:1 HTTP/1.1\r\nhost: x\r\n\r\n", 404, id="CONNECT"),
-        pytest.param(b"POST http://evil/v1/completions HTTP/1.1\r\n\r\n", 404, id="an absolute target"),
         pytest.param(b"POST /v1%2Fcompletions HTTP/1.1\r\nhost: x\r\n\r\n", 404, id="an escaped path"),
-        pytest.param(b"POST /v1/completions/../models HTTP/1.1\r\nhost: x\r\n\r\n", 404, id="dots"),
+        pytest.param(b"POST /v1/completions/../models HTTP/1.1\r\nhost: x\r\n\r\n", 405, id="dots to a known path"),
         pytest.param(b"OPTIONS /v1/completions HTTP/1.1\r\nhost: x\r\n\r\n", 405, id="OPTIONS"),
-        pytest.param(b"HEAD /v1/models HTTP/1.1\r\nhost: x\r\n\r\n", 405, id="HEAD"),
-        pytest.param(b"POST /v1/completions HTTP/9.9\r\nhost: x\r\n\r\n", 400, id="an unknown version"),
     ],
 )  # fmt: skip
-async def test_a_malformed_request_is_answered_and_reaches_no_engine(data: bytes, status: int) -> None:
-    async with attacked() as made:
-        answer = await send_all(made.port, data)
-        assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:200]
-        head, _, body = answer.partition(b"\r\n\r\n")
-        assert b"connection: close" in head
-        if not data.startswith(b"HEAD"):
-            assert json.loads(body)["error"]["message"]
-        else:
-            assert not body
-        assert not made.engines[0].requests
+async def test_a_malformed_request_is_answered_and_reaches_no_engine(made: Rig, data: bytes, status: int) -> None:
+    answer = await send_all(made.port, data)
+    assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:200]
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
+    assert not made.engines[0].requests
 
 
 @pytest.mark.parametrize(
@@ -114,12 +130,11 @@ async def test_a_malformed_request_is_answered_and_reaches_no_engine(data: bytes
         pytest.param(b'{"vllm_xargs": {"session\\u005fid": "x"}}', id="an escape inside"),
     ],
 )
-async def test_a_session_id_cannot_be_hidden_in_the_body(body: bytes) -> None:
+async def test_a_session_id_cannot_be_hidden_in_the_body(made: Rig, body: bytes) -> None:
     """vLLM would let it win over the ticket."""
-    async with attacked() as made:
-        answer = await made.post(body=body)
-        assert answer.startswith(b"HTTP/1.1 400")
-        assert not made.engines[0].requests
+    answer = await made.post(body=body)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert not made.engines[0].requests
 
 
 @pytest.mark.parametrize(
@@ -129,39 +144,43 @@ async def test_a_session_id_cannot_be_hidden_in_the_body(body: bytes) -> None:
         pytest.param(POST + b"x-name: \xff\xfe\r\ncontent-length: 2\r\n\r\n{}", b"{}", id="a header that is not UTF-8"),
         pytest.param(POST + b"content-length: 4\r\n\r\n\xff\xfe{}", b"\xff\xfe{}", id="a body that is not UTF-8"),
         pytest.param(CHUNKED + b"1;a=b\r\n{\r\n1\r\n}\r\n0\r\n\r\n", b"{}", id="a chunk with an extension"),
+        pytest.param(b"POST /v1/completions HTTP/1.1\nhost: x\ncontent-length: 2\n\n{}", b"{}", id="bare line feeds"),
+        pytest.param(POST + b"x: a\r\n b\r\ncontent-length: 2\r\n\r\n{}", b"{}", id="a folded header"),
+        pytest.param(
+            b"POST http://a/v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}", b"{}",
+            id="an absolute target",
+        ),
     ],
 )
-async def test_unusual_but_valid_requests_are_served(data: bytes, reached: bytes) -> None:
-    async with attacked() as made:
-        answer = await made.send(data)
-        assert answer.startswith(b"HTTP/1.1 200")
-        assert made.engines[0].requests[0].endswith(b"\r\n\r\n" + reached)
+async def test_unusual_but_valid_requests_are_served(made: Rig, data: bytes, reached: bytes) -> None:
+    answer = await made.send(data)
+    assert answer.split(b" ")[1] == b"200"
+    (request,) = made.engines[0].requests
+    head, _, body = request.partition(b"\r\n\r\n")
+    assert body == reached
+    # The engine gets one clean request, whatever the client's looked like.
+    assert not [line for line in head.split(b"\r\n") if b"\n" in line or line.startswith((b" ", b"\t"))]
 
 
-async def test_a_trailer_is_not_taken_for_a_header() -> None:
+async def test_a_trailer_is_not_taken_for_a_header(made: Rig) -> None:
     trailers = b"x-agentserving-program-id: victim\r\nx-evil: 1\r\n"
-    async with attacked() as made:
-        answer = await made.send(CHUNKED + b"2\r\n{}\r\n0\r\n" + trailers + b"\r\n")
-        assert answer.startswith(b"HTTP/1.1 200")
-        assert b"victim" not in answer
-        assert b"evil" not in made.engines[0].requests[0]
-        assert made.engines[0].requests[0].count(b"content-length") == 1
+    answer = await made.send(CHUNKED + b"2\r\n{}\r\n0\r\n" + trailers + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"victim" not in answer
+    assert b"evil" not in made.engines[0].requests[0]
+    assert made.engines[0].requests[0].endswith(b"\r\n\r\n{}")
 
 
-async def test_garbage_after_a_good_request_does_not_spoil_its_answer() -> None:
-    async with attacked() as made:
-        answer = await send_all(made.port, WHOLE + b"\x00\x01 garbage \r\n\r\n")
-        assert answer.startswith(b"HTTP/1.1 200")
-        assert answer.count(b"HTTP/1.1") == 1
-        assert b"connection: close" in answer
+async def test_garbage_after_a_good_request_does_not_spoil_its_answer(made: Rig) -> None:
+    answer = await send_all(made.port, WHOLE + b"\x00\x01 garbage \r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert len(made.engines[0].requests) == 1
 
 
-async def test_a_refused_body_is_drained_so_that_the_client_gets_the_refusal() -> None:
-    """Closing immediately would reset the connection of a client that is still sending."""
+async def test_a_client_that_is_still_sending_gets_the_refusal_of_its_body(made: Rig) -> None:
     body = b"x" * (10 << 20)
-    async with attacked() as made:
-        head = POST + b"content-length: %d\r\n\r\n" % len(body)
-        assert (await send_all(made.port, head + body)).startswith(b"HTTP/1.1 413")
+    head = POST + b"content-length: %d\r\n\r\n" % len(body)
+    assert (await send_all(made.port, head + body)).startswith(b"HTTP/1.1 413")
 
 
 @pytest.mark.parametrize(
@@ -173,71 +192,52 @@ async def test_a_refused_body_is_drained_so_that_the_client_gets_the_refusal() -
         pytest.param(CHUNKED + b"5\r\nab", b"HTTP/1.1 408", id="half a chunk"),
     ],
 )
-async def test_a_client_that_stops_in_mid_request_is_disconnected(
-    data: bytes, answered: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("HEAD_DEADLINE_S", "BODY_DEADLINE_S", "LINGER_S"):
-        monkeypatch.setattr(client_connection, name, 0.2)
-    async with attacked() as made:
-        answer = await send_all(made.port, data)
-        assert answer.startswith(answered)
-        assert bool(answer) == bool(answered)
-        assert not made.engines[0].requests
+async def test_a_client_that_stops_in_mid_request_is_disconnected(impatient: Rig, data: bytes, answered: bytes) -> None:
+    answer = await send_all(impatient.port, data, 10)
+    assert answer.startswith(answered)
+    assert bool(answer) == bool(answered)
+    assert not impatient.engines[0].requests
 
 
-async def test_a_trickle_of_header_lines_does_not_extend_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_connection, "HEAD_DEADLINE_S", 0.3)
-    async with attacked() as made:
-        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
-        writer.write(POST)
-        answer = asyncio.create_task(reader.readuntil(b"\r\n"))
-        async with asyncio.timeout(10):
-            while not answer.done():
-                writer.write(b"x: y\r\n")
-                await asyncio.sleep(0.02)
-        assert (await answer).startswith(b"HTTP/1.1 408")
-        writer.close()
+async def test_a_trickle_of_header_lines_does_not_extend_the_deadline(impatient: Rig) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", impatient.port)
+    writer.write(POST)
+    answer = asyncio.create_task(reader.readuntil(b"\r\n"))
+    async with asyncio.timeout(10):
+        while not answer.done():
+            writer.write(b"x: y\r\n")
+            await asyncio.sleep(0.02)
+    assert (await answer).startswith(b"HTTP/1.1 408")
+    writer.close()
 
 
-async def _floods(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-    for _ in range(2_000):
-        writer.write(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
-        await writer.drain()
-    writer.write(b"0\r\n\r\n")
+async def test_a_client_that_never_reads_costs_little_memory_and_stops_the_engine(made: Rig) -> None:
+    """128 MB are to come; what lies between is in buffers of Envoy and of the kernel."""
+    sent = 0
 
+    async def floods(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(2_000):
+            writer.write(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+            await writer.drain()
+            sent += 0x10000
 
-async def test_a_client_that_never_reads_is_disconnected_and_costs_little_memory(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(client_connection, "STALL_S", 1.0)
-    open_ones: list[client_connection.ClientConnection] = []
-    made_by = client_connection.ClientConnection.connection_made
-
-    def remember(self: client_connection.ClientConnection, transport: asyncio.BaseTransport) -> None:
-        open_ones.append(self)
-        made_by(self, transport)
-
-    monkeypatch.setattr(client_connection.ClientConnection, "connection_made", remember)
-    async with attacked(_floods, serves=False) as made:
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.setblocking(False)
-            loop = asyncio.get_running_loop()
-            await loop.sock_connect(client, ("127.0.0.1", made.port))
-            await loop.sock_sendall(client, POST + b'content-length: 15\r\n\r\n{"stream":true}')
-            largest = 0
-
-            def gone() -> bool:
-                nonlocal largest
-                transport = open_ones[0]._transport
-                largest = max(largest, transport.get_write_buffer_size() if transport else 0)
-                return transport is None
-
-            await until(lambda: bool(open_ones))
-            await until(gone)
-        assert 0 < largest < 1 << 20, "128 MB were to come"
-        await until(lambda: made.engines[0].closed_by_peer == 1)
+    made.play(floods)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, ("127.0.0.1", made.port))
+        await loop.sock_sendall(client, POST + b'content-length: 15\r\n\r\n{"stream":true}')
+        seen, since = -1, loop.time()
+        async with asyncio.timeout(20):
+            while not sent or sent != seen or loop.time() - since < 0.5:
+                if sent != seen:
+                    seen, since = sent, loop.time()
+                await asyncio.sleep(0.05)
+        assert sent < 32 << 20
+    await until(lambda: made.engines[0].closed_by_peer == 1)
 
 
 def _says(data: bytes) -> Script:
@@ -260,12 +260,13 @@ def _says(data: bytes) -> Script:
         pytest.param(b"HTTP/2 200\r\n\r\n", id="HTTP/2"),
     ],
 )
-async def test_an_engine_whose_answer_is_not_http_counts_as_failed(data: bytes) -> None:
-    async with attacked(_says(data), serves=False) as made:
-        answer = await made.send(WHOLE)
-        assert answer.startswith(b"HTTP/1.1 502")
-        assert b"no engine answered (tried e0)" in answer
-        await until(lambda: not made.plane.table.open_calls)
+async def test_an_engine_whose_answer_is_not_http_counts_as_failed(made: Rig, data: bytes) -> None:
+    made.play(_says(data))
+    before = made.plane.table.open_calls
+    answer = await made.send(WHOLE)
+    assert answer.startswith(b"HTTP/1.1 502")
+    assert b"no engine answered" in answer
+    await until(lambda: made.plane.table.open_calls == before)
 
 
 @pytest.mark.parametrize(
@@ -276,54 +277,10 @@ async def test_an_engine_whose_answer_is_not_http_counts_as_failed(data: bytes) 
         pytest.param(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n", id="a bad chunk"),
     ],
 )
-async def test_an_answer_that_breaks_off_never_looks_whole(data: bytes) -> None:
-    async with attacked(_says(data), serves=False) as made:
-        answer = await send_all(made.port, WHOLE)
-        if b"content-length: 10" in answer:
-            assert len(answer.partition(b"\r\n\r\n")[2]) < 10
-        else:
-            assert not answer.endswith(b"\r\n0\r\n\r\n") or b"zz" in answer
-
-
-_TOKENS = [
-    b"POST ", b"GET ", b"/v1/completions", b"/v1/models", b" HTTP/1.1", b" HTTP/1.0", b"\r\n", b"\n", b"\r",
-    b"\r\n\r\n",
-    b"host: x", b"content-length: ", b"transfer-encoding: chunked", b"expect: 100-continue", b"connection: close",
-    b"x-agentserving-program-id: p", b"0", b"1", b"5\r\nhello\r\n", b"{}", b'{"stream":true}', b": ", b"\x00", b"\xff",
-    b" ", b"\t", b"upgrade: h2c", b"-1", b"ffffffffffffffff",
-]  # fmt: skip
-_FUZZ = st.lists(st.one_of(st.sampled_from(_TOKENS), st.binary(max_size=8)), max_size=24).map(b"".join)
-
-
-def test_the_gateway_keeps_serving_whatever_bytes_it_receives() -> None:
-    """One gateway, many clients: each is answered with HTTP or closed, without an error in the log."""
-    loop = asyncio.new_event_loop()
-    context = attacked()
-    made = loop.run_until_complete(context.__aenter__())
-
-    async def throw(parts: list[bytes]) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
-        try:
-            for part in parts:
-                writer.write(part)
-                await asyncio.sleep(0)
-            writer.write_eof()
-            async with asyncio.timeout(5):
-                answer = await reader.read()
-            assert not answer or answer.startswith(b"HTTP/1.1 ")
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
-
-    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.lists(st.one_of(_FUZZ, _FUZZ.map(lambda tail: POST + tail)), max_size=4))
-    def fuzz(parts: list[bytes]) -> None:
-        loop.run_until_complete(throw(parts))
-
-    try:
-        fuzz()
-    finally:
-        loop.run_until_complete(context.__aexit__(None, None, None))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
+async def test_an_answer_that_breaks_off_never_looks_whole(made: Rig, data: bytes) -> None:
+    made.play(_says(data))
+    answer = await send_all(made.port, WHOLE)
+    if b"content-length: 10" in answer:
+        assert len(answer.partition(b"\r\n\r\n")[2]) < 10
+    else:
+        assert not answer.endswith(b"\r\n0\r\n\r\n") or b"zz" in answer

@@ -54,6 +54,7 @@ def _remove_reserved() -> Json:
     mutations: list[Json] = [{"append": header(to, f"%REQ({of})%")} for to, of in moved]
     kept = {to for to, _ in moved}
     mutations += [{"remove": name} for name in names.RESERVED if name not in kept]
+    mutations.append({"remove_on_match": {"key_matcher": {"prefix": names.ENVOYS_OWN, "ignore_case": True}}})
     return extension(
         "filters.http.header_mutation",
         "extensions.filters.http.header_mutation.v3.HeaderMutation",

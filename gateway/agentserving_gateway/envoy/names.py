@@ -18,15 +18,17 @@ CLIENT_LENGTH = "x-client-content-length"
 # The picker needs the body: Envoy asks again, with it.
 LOOK = "x-agentserving-look"
 TENANT = "x-agentserving-tenant"
-# Router's own: how many more engines may be tried.
-MAX_RETRIES = "x-envoy-max-retries"
+# Envoy believes a client that is on a private network, and tells engines its own view of a client's address.
+ENVOYS_OWN = "x-envoy-"
+# Added by the picker to what the route retries on.
+RETRY_ON = "x-envoy-retry-on"
 
 # Believed by an engine or by Envoy, so never taken from a client.
 RESERVED = (
-    TICKET, REQUEST_ID, CALL_ID, ENGINE, ENDPOINTS, LOOK, TENANT, MAX_RETRIES, CLIENT_SESSION, CLIENT_REQUEST_ID,
+    TICKET, REQUEST_ID, CALL_ID, ENGINE, ENDPOINTS, LOOK, TENANT, CLIENT_SESSION, CLIENT_REQUEST_ID,
     CLIENT_LENGTH, "x-vllm-priority", "x-data-parallel-rank", "proxy-authorization",
 )  # fmt: skip
 
 # What the picker reads of a request besides the headers that identify programs, and what it sets.
 PICKER_READS = (CLIENT_SESSION, CLIENT_LENGTH, TENANT)
-PICKER_SETS = (ENDPOINTS, TICKET, REQUEST_ID, PROGRAM_ID, CALL_ID, LOOK, MAX_RETRIES)
+PICKER_SETS = (ENDPOINTS, TICKET, REQUEST_ID, PROGRAM_ID, CALL_ID, LOOK, RETRY_ON)

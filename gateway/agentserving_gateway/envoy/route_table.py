@@ -7,12 +7,12 @@ from agentserving_gateway.envoy.clusters import ENGINES, READS
 from agentserving_gateway.envoy.extensions import Json, header, seconds, typed
 from agentserving_gateway.envoy.settings import FrontSettings
 from agentserving_gateway.identity import HEADERS as IDENTITY_HEADERS
-from agentserving_gateway.routes import HEALTH, MODELS, ROUTES, Kind, Route
+from agentserving_gateway.routes import HEALTH, MODELS, ROUTES, Route
 
 # A request that broke one engine is sent to one more, no further: it may be what breaks them.
 RETRIES = 1
-RETRY_ON = "connect-failure,refused-stream,reset,retriable-status-codes"
-# The engine, or something on its way, failed: another one may do better.
+RETRY_ON = "connect-failure,refused-stream,reset"
+# The engine, or something on its way, failed: another one may do better. In force where the picker names another one.
 SERVER_ERRORS = [500, 502, 503, 504]
 READS_S = 5.0
 _EXPOSED = (names.CALL_ID, names.PROGRAM_ID, names.ENGINE, names.REQUEST_ID, "retry-after")
@@ -96,7 +96,8 @@ def _two_matches(route: Route) -> list[Json]:
 def _to_engines(route: Route) -> Json:
     return {
         "cluster": ENGINES,
-        "timeout": seconds(route.answer_s),
+        # A hung engine must leave time for another one.
+        "timeout": seconds(route.answer_s * (1 + RETRIES)),
         "idle_timeout": "0s",
         # Read only while the picker is away: programs stay where they are.
         "hash_policy": [
@@ -108,10 +109,12 @@ def _to_engines(route: Route) -> Json:
 
 def _retries(route: Route) -> Json:
     predicate = typed("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")
+    per_try: Json = {"per_try_timeout": seconds(route.answer_s)} if route.answer_s else {}
     return {
+        **per_try,
         "retry_on": RETRY_ON,
         "retriable_status_codes": SERVER_ERRORS,
-        "num_retries": 0 if route.kind is Kind.RESPONSE else RETRIES,
+        "num_retries": RETRIES,
         "host_selection_retry_max_attempts": 5,
         "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": predicate}],
         "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.1s"},

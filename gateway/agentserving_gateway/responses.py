@@ -1,0 +1,68 @@
+"""Which engine has a stored response (OpenAI's Responses API): its id does not say, so the engines are asked.
+
+vLLM makes up the id, and the answer that contains it does not pass through the picker. Asking keeps the picker
+stateless: another one, or this one after a restart, finds the engine as well. What was found is remembered, since the
+next turn of a conversation comes soon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import aiohttp
+
+from agentserving_gateway.engines import Engine
+from agentserving_gateway.routes import RESPONSES
+
+ASK_S = 2.0
+# Of the responses that were asked for last.
+MAX_REMEMBERED = 10_000
+
+
+class Responses:
+    """One per process."""
+
+    def __init__(self) -> None:
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_S), trust_env=False)
+        self._found: OrderedDict[str, str] = OrderedDict()
+
+    async def close(self) -> None:
+        """Ends the connections to engines."""
+        await self._session.close()
+
+    async def engine_of(self, response_id: str, engines: Sequence[Engine], authorization: str) -> Engine | None:
+        """The engine that has it; None when none says so. `authorization`: the client's credential for engines."""
+        by_address = {engine.address: engine for engine in engines}
+        if len(engines) < 2:
+            return engines[0] if engines else None
+        address = self._found.get(response_id)
+        if address in by_address:
+            self._found.move_to_end(response_id)
+            return by_address[address]
+        asked = {asyncio.create_task(self._has(each, response_id, authorization)): each for each in by_address}
+        try:
+            for answer in asyncio.as_completed(asked):
+                if (address := await answer) is not None:
+                    self._remember(response_id, address)
+                    return by_address[address]
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        return None
+
+    def _remember(self, response_id: str, address: str) -> None:
+        self._found[response_id] = address
+        if len(self._found) > MAX_REMEMBERED:
+            self._found.popitem(last=False)
+
+    async def _has(self, address: str, response_id: str, authorization: str) -> str | None:
+        """The address when the engine there has it. Reads no body: the answer may be long."""
+        headers = {"authorization": authorization} if authorization else {}
+        try:
+            async with self._session.get(f"http://{address}{RESPONSES}/{response_id}", headers=headers) as answer:
+                return address if answer.status == 200 else None
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return None
