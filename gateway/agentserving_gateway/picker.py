@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from agentserving.contract.ids import CallId, ProgramId, Tenant
+from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
+from agentserving_process.listening import split_address
 
 from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.body import Body, read_body
-from agentserving_gateway.calls import CallRequest, Ending
+from agentserving_gateway.calls import Admitted, CallRequest, Ending
 from agentserving_gateway.engines import Engine
 from agentserving_gateway.errors import HttpError
 from agentserving_gateway.identity import from_body, from_headers
@@ -23,18 +24,28 @@ from agentserving_gateway.routes import Kind, Route
 
 # The engines named for a request: the chosen one, and those that a retry may go to.
 MAX_ENDPOINTS = 3
+# Choices of the leader outside a subset before the request is refused.
+MAX_FOREIGN = 3
 _RESPONSES = "/v1/responses"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """A request without its body; names of headers in lower case. `length`: bytes of the body, 0 = unknown."""
+    """A request without its body; names of headers in lower case. `length`: bytes of the body, 0 = unknown.
+
+    `among`: the addresses (host:port, or a host for all its ports) that may be chosen; None = every engine.
+    """
 
     route: Route
     path: str
     headers: Mapping[str, str]
     tenant: Tenant
     length: int = 0
+    among: frozenset[str] | None = None
+
+    def allows(self, address: str) -> bool:
+        """Whether the engine at an address may be chosen."""
+        return self.among is None or address in self.among or split_address(address)[0] in self.among
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +69,17 @@ class Picker:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
 
-    async def pick(self, head: Head, content: bytes | None) -> Pick:
-        """Raises HttpError for a refusal, NeedsBodyError when `content` is None and has to be read."""
-        if content is None and self._needs_body(head):
+    async def pick(self, head: Head, content: bytes | None, *, body_follows: bool = True) -> Pick:
+        """Raises HttpError for a refusal, NeedsBodyError when `content` is None and has to be read.
+
+        Without `body_follows` there is no body to be had, and the head decides.
+        """
+        if content is None and body_follows and self._needs_body(head):
             raise NeedsBodyError
         body = Body() if content is None else read_body(content)
         if head.route.kind is Kind.CALL:
             return await self._call(head, body, len(content) if content is not None else head.length)
-        return self._any_engine(body.model_name)
+        return self._any_engine(head, body.model_name)
 
     def drop(self, pick: Pick) -> None:
         """The client has left before the request was sent, as far as can be known: a report of an engine prevails."""
@@ -94,26 +108,49 @@ class Picker:
             model=body.model_name,
             final=identity.final,
         )
-        admitted = await self._admission.admit(request)
+        admitted = await self._admit(head, request)
         metrics.ADMIT_SECONDS.observe(time.perf_counter() - began)
         return Pick(
-            addresses=(admitted.engine_address, *self._others(body.model_name, admitted.engine_address)),
+            addresses=(admitted.engine_address, *self._others(head, body.model_name, admitted.engine_address)),
             program_id=admitted.program_id,
             call_id=admitted.call_id,
             tenant=admitted.tenant,
             ticket=admitted.ticket,
         )
 
-    def _any_engine(self, model: str) -> Pick:
-        engine = self._admission.engine_in_turn(model, ())
+    async def _admit(self, head: Head, request: CallRequest) -> Admitted:
+        """Within the addresses that the head allows."""
+        if head.among is None:
+            return await self._admission.admit(request)
+        foreign: list[EngineId] = []
+        # The leader may choose an engine that has attached since it sent its list.
+        for _ in range(MAX_FOREIGN):
+            exclude = {*self._not_allowed(head), *foreign}
+            if not any(engine.engine_id not in exclude for engine in self._admission.ready_engines()):
+                break
+            admitted = await self._admission.admit(replace(request, exclude=(*request.exclude, *sorted(exclude))))
+            if head.allows(admitted.engine_address):
+                return admitted
+            if admitted.call_id:
+                self._admission.end_by_id(admitted.call_id, admitted.tenant, Ending.CANCELLED, True)
+            foreign.append(admitted.engine_id)
+        raise no_engine()
+
+    def _not_allowed(self, head: Head) -> list[EngineId]:
+        if head.among is None:
+            return []
+        return [engine.engine_id for engine in self._admission.known_engines if not head.allows(engine.address)]
+
+    def _any_engine(self, head: Head, model: str) -> Pick:
+        engine = self._admission.engine_in_turn(model, self._not_allowed(head))
         if engine is None:
             raise no_engine()
-        return Pick(addresses=(engine.address, *self._others(model, engine.address)))
+        return Pick(addresses=(engine.address, *self._others(head, model, engine.address)))
 
-    def _others(self, model: str, chosen: str) -> list[str]:
+    def _others(self, head: Head, model: str, chosen: str) -> list[str]:
         """Engines for a retry."""
         others: list[Engine] = self._admission.others(model, chosen)
-        return [engine.address for engine in others[: MAX_ENDPOINTS - 1]]
+        return [engine.address for engine in others if head.allows(engine.address)][: MAX_ENDPOINTS - 1]
 
 
 def no_engine() -> HttpError:
