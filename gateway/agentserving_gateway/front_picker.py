@@ -35,8 +35,6 @@ class FrontPicker:
         self._ext_proc = ext_proc if ext_proc is not None and ext_proc.ext_proc_listen else None
         self._picker = Picker(self.admission)
         self._endpoint_picker: ExtProc | None = None
-        # Of the endpoint picker; 0 = not served.
-        self.ext_proc_port = 0
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -50,9 +48,7 @@ class FrontPicker:
                 self._picker, ended=self._ended, ready=lambda: self.admission.ready,
                 max_body_bytes=self._ext_proc.ext_proc_max_body_bytes,
             )  # fmt: skip
-            self.ext_proc_port = await stack.enter_async_context(
-                ext_proc_service.served(self._endpoint_picker, self._ext_proc)
-            )
+            await stack.enter_async_context(ext_proc_service.served(self._endpoint_picker, self._ext_proc))
         return self
 
     async def drain(self, settle_s: float, limit_s: float) -> None:

@@ -90,9 +90,9 @@ def _text(header: pb.HeaderValue) -> str:
         return header.raw_value.decode("latin-1")
 
 
-def status_of(message: pb.HttpHeaders) -> int:
+def status_of(headers: Mapping[str, str]) -> int:
     """The status in the head of an answer; 0 when there is none."""
-    status = headers_of(message).get(":status", "")
+    status = headers.get(":status", "")
     return int(status) if status.isdigit() else 0
 
 
@@ -115,10 +115,16 @@ def _subset(message: pb.ProcessingRequest) -> frozenset[str] | None:
 # -- responses -----------------------------------------------------------------------------------------------------
 
 
-def chosen(pick: Pick, *, in_body: bool) -> pb.ProcessingResponse:
+def kept_length(headers: Mapping[str, str], mode: BodyMode) -> dict[str, str]:
+    """The length of a body that is passed on unchanged: Envoy forgets it when the body goes through the picker."""
+    length = headers.get("content-length", "")
+    return {"content-length": length} if length and mode is BodyMode.FULL_DUPLEX else {}
+
+
+def chosen(pick: Pick, opening: Opening, *, in_body: bool) -> pb.ProcessingResponse:
     """The engines for a request, in its headers and in the metadata; `in_body`: in response to its buffered body."""
     addresses = ",".join(pick.addresses)
-    setting = {names.ENDPOINTS: addresses}
+    setting = {names.ENDPOINTS: addresses, **kept_length(opening.head.headers, opening.request_body)}
     if pick.program_id:
         setting[names.PROGRAM_ID] = pick.program_id
     if pick.call_id:

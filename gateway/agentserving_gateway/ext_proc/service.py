@@ -95,6 +95,8 @@ class ExtProc:
         self._gateways = Gateways()
         # Streams that end from then on may be ended by this server: their calls go on.
         self.leaving = False
+        # Where it listens, once it does.
+        self.port = 0
         self.server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 0),
@@ -163,14 +165,14 @@ class ExtProc:
 
 
 @asynccontextmanager
-async def served(service: ExtProc, options: ExtProcOptions) -> AsyncIterator[int]:
-    """Serves while the block runs; gives the port. CannotStartError."""
+async def served(service: ExtProc, options: ExtProcOptions) -> AsyncIterator[None]:
+    """Serves while the block runs. CannotStartError."""
     now = datetime.datetime.now(datetime.UTC)
-    port = listen(service.server, options.ext_proc_listen, options.credentials(now))
+    service.port = listen(service.server, options.ext_proc_listen, options.credentials(now))
     await service.server.start()
-    log.info("endpoint picker serves", port=port)
+    log.info("endpoint picker serves", port=service.port)
     try:
-        yield port
+        yield
     finally:
         service.leaving = True
         with contextlib.suppress(asyncio.CancelledError):
