@@ -281,7 +281,7 @@ async def test_calls_go_on_through_a_drain() -> None:
 
 async def test_health_checks_follow_the_protocol() -> None:
     async with (
-        foreign(answer_json) as (made, service),
+        foreign(answer_json) as (_, service),
         grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel,
     ):
         stub = health_pb2_grpc.HealthStub(channel)
