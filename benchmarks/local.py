@@ -74,8 +74,9 @@ async def stock_vllm(max_num_seqs: int, core: int = 0) -> AsyncIterator[tuple[st
     with tempfile.TemporaryDirectory(prefix="agentserving-stock-") as directory:
         home = Path(directory)
         argv = vllm_argv(python, model, port, ClusterSpec(home, max_num_seqs=max_num_seqs))
-        at = argv.index("--scheduler-cls")
-        del argv[at : at + 2]
+        for ours in ("--scheduler-cls", "--middleware"):
+            at = argv.index(ours)
+            del argv[at : at + 2]
         async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
 
             async def ready() -> bool:

@@ -50,7 +50,7 @@ def operations(plane: Any) -> tuple[Admit, Callable[[Any], None]]:
     """Admits a call of a program, and ends it as never started."""
     try:
         requests = attribute("AdmissionRequest", f"{_CORE}.table.admission_plan")
-        end_of_call = attribute("EndOfCall", f"{_CORE}.calls")
+        end_of_call = attribute("EndOfCall", f"{_CORE}.call_ends", f"{_CORE}.calls")
         cancelled = attribute("Outcome", f"{_CORE}.table.states").CANCELLED
     except ModuleNotFoundError:
         pb, types = (attribute(f"{name}_pb2", "agentserving.v1") for name in ("call_service", "types"))
@@ -68,7 +68,7 @@ def operations(plane: Any) -> tuple[Admit, Callable[[Any], None]]:
         lambda program: plane.calls.admit(
             requests(tenant="default", program_id=program, implicit=True, prompt_tokens=500)
         ),
-        lambda admitted: plane.calls.end(
+        lambda admitted: getattr(plane, "ends", plane.calls).end(
             end_of_call(tenant="default", call_id=admitted.call_id, outcome=cancelled, never_started=True)
         ),
     )  # fmt: skip

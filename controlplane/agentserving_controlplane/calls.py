@@ -1,27 +1,28 @@
-"""Admission of calls and their ends by clients. Nothing here waits: gateways stand in the path of every request."""
+"""Admission of calls. Nothing here waits: gateways stand in the path of every request. Ends of calls: call_ends.py."""
 
 from __future__ import annotations
 
-import asyncio
+from typing import NamedTuple
 
 import msgspec
-import structlog
 from agentserving.contract import ticket
-from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
+from agentserving.contract.ids import CallId, EngineId, ProgramId
 
-from agentserving_controlplane.engines.directives import CancelCalls, ToolWait
-from agentserving_controlplane.errors import NotFoundError
+from agentserving_controlplane.engines.directives import ToolWait
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.state import LeaderState
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
-from agentserving_controlplane.table.rows import CallRow, ProgramRow, call_parts
-from agentserving_controlplane.table.states import Outcome
-
-log = structlog.get_logger()
+from agentserving_controlplane.table.rows import CallRow, ProgramRow
+from agentserving_controlplane.table.tries import MAX_FALLBACKS
 
 TICKET_LIFETIME_S = 600
-# A call whose client is gone ends with its engine's final report, or after this time without one.
-ABANDONED_S = 1.5
+
+
+class NamedEngine(NamedTuple):
+    """An engine that may serve a call; host:port of its front."""
+
+    engine_id: EngineId
+    address: str
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,19 +36,12 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     sidecar_address: str
     ticket: str
     epoch: int
-
-
-class EndOfCall(msgspec.Struct, frozen=True, kw_only=True):
-    """EndCall; `never_started`: no engine has seen the call."""
-
-    tenant: Tenant
-    call_id: CallId
-    outcome: Outcome
-    never_started: bool = False
+    # Engines on which the ticket is good as well, in the order in which to try them.
+    fallbacks: tuple[NamedEngine, ...] = ()
 
 
 class CallOperations:
-    """AdmitCall and EndCall."""
+    """AdmitCall."""
 
     def __init__(self, state: LeaderState) -> None:
         self._state = state
@@ -66,20 +60,29 @@ class CallOperations:
         key = state.settings.ticket_keys()[0]
         # Nothing below refuses.
         chosen = state.balancer.choose(plan.root, request.prompt_tokens, candidates)
-        call = self._commit(plan, chosen.engine_id, now)
+        fallbacks = self._fallbacks(request, chosen.engine_id, [each.engine_id for each in candidates])
+        call = self._commit(plan, chosen.engine_id, fallbacks, now)
         row = state.table.index.rows[plan.key]
         if request.idempotency_key:
             state.keys.add(row, call, now.steady_us)
         state.settle()
         return self._admission(row, call, key)
 
-    def _commit(self, plan: AdmissionPlan, engine_id: EngineId, now: Instant) -> CallRow:
+    def _fallbacks(self, request: AdmissionRequest, chosen: EngineId, candidates: list[EngineId]) -> list[EngineId]:
+        """The least loaded other candidates."""
+        count = min(request.max_fallbacks, MAX_FALLBACKS)
+        if not count:
+            return []
+        others = (engine_id for engine_id in candidates if engine_id != chosen)
+        return sorted(others, key=lambda engine_id: self._state.engines.engines[engine_id].in_flight)[:count]
+
+    def _commit(self, plan: AdmissionPlan, engine_id: EngineId, fallbacks: list[EngineId], now: Instant) -> CallRow:
         state = self._state
         if plan.replaces is not None:
             found = state.table.index.call(plan.replaces[1], plan.request.tenant)
             if found is not None:
                 state.engines.call_failed(found[1].engine_id, now.steady_us)
-        call = state.table.commit(plan, engine_id, now)
+        call = state.table.commit(plan, engine_id, now, fallbacks)
         state.engines.call_admitted(engine_id, call.call_id)
         if plan.ends_tool_wait:
             self._end_tool_wait(plan)
@@ -98,7 +101,8 @@ class CallOperations:
 
     def _admission(self, row: ProgramRow, call: CallRow, key: bytes | None = None) -> Admission:
         state = self._state
-        engine = state.engines.reachable(call.engine_id)
+        # A repeated AdmitCall gets the ticket of the first, wherever the call is by now.
+        engine = state.engines.reachable(call.engines[0] if call.engines else call.engine_id)
         root = state.table.index.root_of(row)
         signed = ticket.sign(
             ticket.Ticket(
@@ -117,6 +121,7 @@ class CallOperations:
                 expires_unix_s=call.admit_us // 1_000_000 + TICKET_LIFETIME_S,
                 program_arrival_us=root.open_us,
                 class_name=root.name,
+                fallbacks=tuple(call.engines[1:]),
             ),
             key if key is not None else state.settings.ticket_keys()[0],
         )
@@ -129,42 +134,9 @@ class CallOperations:
             sidecar_address=engine.sidecar_address,
             ticket=signed,
             epoch=state.epoch,
+            fallbacks=self._named(call.engines[1:]),
         )
 
-    # -- ends ----------------------------------------------------------------------------------------------------
-
-    def end(self, request: EndOfCall) -> None:
-        """Ends a call that no engine will report. Repeating it changes nothing. NotFoundError.
-
-        A call that an engine has reported ends with that engine's final report. Its client is gone, so the engine is
-        asked to abort it; if it does not answer within ABANDONED_S, the call ends with its last report.
-        """
-        state = self._state
-        outcome = request.outcome or Outcome.CANCELLED
-        found = state.table.index.call(request.call_id, request.tenant)
-        if found is None:
-            parts = call_parts(request.call_id)
-            if parts is None or ProgramKey(request.tenant, parts[0]) not in state.table.rows:
-                raise NotFoundError("CALL_NOT_FOUND", f"no call {request.call_id!r}", field="call_id")
-            return
-        row, call = found
-        if request.never_started or not call.boot_id:
-            self._end(row, call, outcome)
-        elif outcome is not Outcome.COMPLETED:
-            state.links.send(call.engine_id, CancelCalls((call.call_id,)))
-            asyncio.get_running_loop().call_later(ABANDONED_S, self._end_abandoned, call.call_id, outcome)
-
-    def _end_abandoned(self, call_id: CallId, outcome: Outcome) -> None:
-        """Runs as a timer: the engine has had its time to report."""
-        key = self._state.table.index.calls.get(call_id)
-        if key is None or self._state.commits.fenced is not None:
-            return
-        row = self._state.table.index.rows[key]
-        log.warning("no final report of an abandoned call", call=call_id, engine=row.calls[call_id].engine_id)
-        self._end(row, row.calls[call_id], outcome)
-
-    def _end(self, row: ProgramRow, call: CallRow, outcome: Outcome) -> None:
-        state, now = self._state, self._state.now()
-        state.engines.call_ended(call.engine_id, row.root_key, outcome, now.steady_us)
-        state.table.end_call(row.key, call.call_id, outcome, now)
-        state.settle()
+    def _named(self, engine_ids: list[EngineId]) -> tuple[NamedEngine, ...]:
+        known = (self._state.engines.engines.get(engine_id) for engine_id in engine_ids)
+        return tuple(NamedEngine(each.engine_id, each.address) for each in known if each is not None)

@@ -1,8 +1,9 @@
 """The leader: its state (state.py) with the operations that change it. Speaks values; `api/` translates messages.
 
-Operations by subject: `calls` (admission and ends), `programs` (their life), `new_session` (one per engine stream), and
-here the policy, drains, recovery and `tick`. Refusals are DomainErrors (errors.py). While too many writes wait for the
-store, new programs and calls are refused before they change anything; changes of known rows are always accepted.
+Operations by subject: `calls` (admission), `ends` (of calls), `programs` (their life), `new_session` (one per engine
+stream), and here the policy, drains, recovery and `tick`. Refusals are DomainErrors (errors.py). While too many writes
+wait for the store, new programs and calls are refused before they change anything; changes of known rows are always
+accepted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 import structlog
 from agentserving.contract.ids import EngineId, ProgramKey
 
+from agentserving_controlplane.call_ends import CallEnds
 from agentserving_controlplane.calls import CallOperations
 from agentserving_controlplane.engine_sessions import EngineSession
 from agentserving_controlplane.engines.directives import ExecutePolicy
@@ -56,6 +58,7 @@ class ControlPlane(LeaderState):
     ) -> None:
         super().__init__(settings, store, epoch, on_fenced)
         self.calls = CallOperations(self)
+        self.ends = CallEnds(self)
         self.programs = ProgramOperations(self)
         self._upkeep = Upkeep(self)
         self.tick = self._upkeep.tick
@@ -84,13 +87,14 @@ class ControlPlane(LeaderState):
             self.engines.ensure(engine_id, now.steady_us)
         self.commits.start()
         self.settle()
+        self.ends.resume(programs)
         log.info("recovered", programs=len(programs), revision=snapshot.revision, seconds=time.monotonic() - began)
 
     # -- engines -------------------------------------------------------------------------------------------------
 
     def new_session(self) -> EngineSession:
         """The conversation with a sidecar that has connected."""
-        return EngineSession(self)
+        return EngineSession(self, self.ends)
 
     async def drain(self, engine_id: EngineId, drained: bool) -> Engine:
         """Begins or ends a drain; durable. NotFoundError for an engine that is not known."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import structlog
 from agentserving.contract.ids import CallId, EngineId, ProgramKey
 
+from agentserving_controlplane.call_ends import CallEnds
 from agentserving_controlplane.engines.directives import (
     Account,
     Accounts,
@@ -76,8 +77,8 @@ class EngineReport:
 class EngineSession:
     """One stream of a sidecar."""
 
-    def __init__(self, state: LeaderState) -> None:
-        self._state = state
+    def __init__(self, state: LeaderState, ends: CallEnds) -> None:
+        self._state, self._ends = state, ends
         self.link = Link()
         self.engine: Engine | None = None
         # (commit number, seq) of reports that wait to be acknowledged.
@@ -195,6 +196,9 @@ class EngineSession:
         moved: dict[ProgramKey, ProgramRow] = {}
         for report in reports:
             adopted = state.table.totals.calls_adopted
+            found = state.table.index.call(report.call_id, report.tenant)
+            if found is not None and found[1].engine_id != engine.engine_id:
+                self._ends.passed_over(found[1], engine.engine_id)
             row = state.table.report(report, now)
             if row is None:
                 continue
@@ -203,6 +207,9 @@ class EngineSession:
                 state.settle()
             if report.outcome:
                 self._learn(engine, row, report, now.steady_us)
+                if report.call_id in row.calls:
+                    self._ends.try_failed(report.call_id)
+                    continue
                 moved[row.root_key] = state.table.index.root_of(row)
         self._spread(engine, moved)
         return state.settle()
@@ -239,7 +246,8 @@ class EngineSession:
             row = state.table.rows.get(key)
             call = row.calls.get(call_id) if row is not None else None
             if call is not None and call.engine_id == engine.engine_id and call.boot_id not in ("", alive):
-                state.table.end_call(key, call_id, Outcome.FAILED, state.now())
+                if state.table.fail_try(key, call_id, state.now()) is not None:
+                    self._ends.try_failed(call_id)
                 state.settle()
 
     def acknowledge_policy(self, version: int, error: str) -> None:

@@ -10,6 +10,7 @@ from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, T
 from agentserving_controlplane.engines.directives import PauseCalls, ToolWait, cancel_in_parts
 from agentserving_controlplane.errors import InvalidError
 from agentserving_controlplane.state import LeaderState, ProgramView
+from agentserving_controlplane.table import tries
 from agentserving_controlplane.table.programs import PROGRAM_ID, OpenRequest
 from agentserving_controlplane.table.rows import MAX_THREAD_BYTES, MAX_TOOL_BYTES, ProgramRow
 from agentserving_controlplane.table.states import Outcome, ProgramState
@@ -97,9 +98,12 @@ class ProgramOperations:
         state, now = self._state, self._state.now()
         row = self._find(key)
         by_engine: dict[EngineId, list[CallId]] = {}
+        count = 0
         for program in state.table.index.tree(row):
             for call in program.calls.values():
-                by_engine.setdefault(call.engine_id, []).append(call.call_id)
+                for engine_id in tries.named(call):
+                    by_engine.setdefault(engine_id, []).append(call.call_id)
+            count += len(program.calls)
             was_paused = program.paused
             state.table.programs.cancel(program, now)
             if was_paused:
@@ -108,7 +112,7 @@ class ProgramOperations:
             for directive in cancel_in_parts(call_ids):
                 state.links.send(engine_id, directive)
         await state.settled()
-        return state.describe(row), sum(map(len, by_engine.values()))
+        return state.describe(row), count
 
     async def pause(self, key: ProgramKey, paused: bool) -> ProgramView:
         """Pauses or resumes the tree of a program on every engine."""

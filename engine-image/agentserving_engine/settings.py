@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,36 @@ class PluginSettings:
         if directory and not Path(directory).is_dir():
             raise PluginConfigError(f"AGENTSERVING_CHANNEL_DIR={directory} is not a directory")
         return cls(engine_id, Path(directory) if directory else None, _keys(env))
+
+
+# Proxies give up on a silent connection after 60 s (nginx, AWS ALB, HAProxy's examples) or earlier (30 s: Heroku).
+SSE_KEEP_ALIVE_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """`sse_keep_alive_s`: the longest silence of an event stream, seconds; 0 = no limit."""
+
+    sse_keep_alive_s: float = SSE_KEEP_ALIVE_S
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> HttpSettings:
+        """Reads AGENTSERVING_SSE_KEEP_ALIVE_S. Raises PluginConfigError."""
+        text = env.get("AGENTSERVING_SSE_KEEP_ALIVE_S", "")
+        try:
+            return cls(keep_alive_seconds(text)) if text else cls()
+        except ValueError:
+            raise PluginConfigError(
+                f"AGENTSERVING_SSE_KEEP_ALIVE_S={text}: give seconds, or 0 for no keep-alive comments"
+            ) from None
+
+
+def keep_alive_seconds(text: str) -> float:
+    """Raises ValueError for what is no finite number of seconds from 0 on."""
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{text} is no number of seconds")
+    return seconds
 
 
 def _keys(env: Mapping[str, str]) -> TicketKeys | None:

@@ -16,15 +16,14 @@ from agentserving_process.options import option
 from agentserving_process.probes import Answer, ProbeOptions
 from agentserving_process.supervision import Supervisor
 from agentserving_process.tls import LeaderOptions
+from aiohttp import web
 
+from agentserving_gateway.drain import SETTLE_S
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 from agentserving_gateway.ext_proc.service import ExtProcOptions
 from agentserving_gateway.front_picker import FrontPicker
 
 log = structlog.get_logger()
-
-# Until the last node knows that the pod is leaving.
-SETTLE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +60,12 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
                 return Answer(False, "Envoy does not serve yet")
             return Answer(True, "ok") if front.admission.ready else Answer(False, "no engine known yet")
 
-        async with probes.served(probes.application(ready=ready), settings.probes):
+        async def envoy_metrics(_: web.Request) -> web.Response:
+            text = await front.admin.metrics()
+            return web.Response(status=503 if text is None else 200, text=text or "Envoy does not answer\n")
+
+        routes = [web.get("/envoy/metrics", envoy_metrics)]
+        async with probes.served(probes.application(ready=ready, routes=routes), settings.probes):
             log.info("serving", run_dir=str(front.run_dir), control_plane=settings.leader.control_plane)
             await supervisor.stop_requested()
             envoy.leaving = True

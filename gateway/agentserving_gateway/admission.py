@@ -13,15 +13,15 @@ import uuid
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 
-from agentserving.contract.ids import CallId, EngineId, Tenant
+from agentserving.contract.ids import EngineId
 from agentserving.transport.leader_channel import LeaderChannel
 
 from agentserving_gateway import metrics
-from agentserving_gateway.calls import Admitted, CallRequest, Ending, Refusal
+from agentserving_gateway.calls import Admitted, CallRequest, Ending, EndOfCall, Refusal
 from agentserving_gateway.engines import Engine, Engines
 from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.errors import HttpError, from_refusal
-from agentserving_gateway.leader import Leader
+from agentserving_gateway.leader import MAX_FALLBACKS, Leader
 
 ADMIT_DEADLINE_S = 1.0
 # From the loss of the leader: another one leads within a lease (5 s) and three seconds. Later calls do not wait.
@@ -146,7 +146,11 @@ class Admission:
                 try:
                     await self._in_force(answer)
                 except asyncio.CancelledError:
-                    self.end_by_id(answer.call_id, answer.tenant, Ending.CANCELLED, True)
+                    self.end(
+                        EndOfCall(
+                            call_id=answer.call_id, tenant=answer.tenant, ending=Ending.CANCELLED, never_started=True
+                        )
+                    )
                     raise
                 return answer
             if answer is None:
@@ -193,9 +197,9 @@ class Admission:
             return True
         return False
 
-    def end_by_id(self, call_id: CallId, tenant: Tenant, ending: Ending, never_started: bool) -> None:
+    def end(self, end: EndOfCall) -> None:
         """Ends an admitted call that no engine is sure to report."""
-        self._leader.end(call_id, tenant, ending, never_started)
+        self._leader.end(end)
 
     def _without_leader(self, request: CallRequest) -> Admitted:
         key = request.program_id or uuid.uuid4().hex
@@ -208,6 +212,7 @@ class Admission:
         return Admitted(
             engine_id=engine.engine_id,
             engine_address=engine.address,
+            fallbacks=tuple(other.address for other in self.others(request.model, engine.address)[:MAX_FALLBACKS]),
             tenant=request.tenant,
             program_id=request.program_id,
         )

@@ -13,8 +13,10 @@ from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 
 
 class Ending(Enum):
-    """How a call ends that no engine ends; a metric label."""
+    """How the exchange of a call has ended; a metric label."""
 
+    # An engine's answer was passed on whole; sent only after a retry, because the engine reports it.
+    COMPLETED = "completed"
     # The client left, or the admission came too late for it.
     CANCELLED = "cancelled"
     # The connection to the engine failed, or the engine answered 5xx.
@@ -43,11 +45,25 @@ class CallRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndOfCall:
+    """One EndCall. `never_started`: no engine can have seen it. `engine_id`, `tries`: who answered, after how many."""
+
+    call_id: CallId
+    tenant: Tenant
+    ending: Ending
+    never_started: bool = False
+    engine_id: EngineId = EngineId("")
+    tries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
     """Where a call goes. `call_id` and `ticket` are empty for an unmanaged call."""
 
     engine_id: EngineId
     engine_address: str
+    # Addresses of the engines that may be tried next; the ticket is good on them, too.
+    fallbacks: tuple[str, ...] = ()
     tenant: Tenant
     call_id: CallId = CallId("")
     program_id: ProgramId = ProgramId("")

@@ -52,6 +52,10 @@ class EnvoyAdmin:
         text = await self.ask("GET", f"/stats?filter=^{_ACTIVE}$")
         return int(text.rpartition(":")[2]) if text else None
 
+    async def metrics(self) -> str | None:
+        """Envoy's own metrics, in Prometheus' text format; None when it does not answer."""
+        return await self.ask("GET", "/stats/prometheus?usedonly")
+
     async def drain(self, settle_s: float, limit_s: float) -> None:
         """Returns when no request is being served, after `limit_s` at the latest.
 

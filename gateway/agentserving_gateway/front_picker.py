@@ -7,11 +7,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
 
-from agentserving.contract.ids import CallId, Tenant
+from agentserving.contract.ids import CallId, EngineId, Tenant
 from agentserving.transport.leader_channel import LeaderChannel
 
 from agentserving_gateway import authz, metrics, model_lists
 from agentserving_gateway.admission import Admission
+from agentserving_gateway.calls import EndOfCall
 from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.envoy import FrontSettings
 from agentserving_gateway.envoy_admin import EnvoyAdmin
@@ -67,5 +68,16 @@ class FrontPicker:
         for address in failed_engines(exchange):
             self.admission.avoid_address(address)
         ending = ending_of(exchange)
-        if ending is not None and exchange.call_id:
-            self.admission.end_by_id(CallId(exchange.call_id), Tenant("default"), ending, not exchange.was_sent)
+        if ending is None or not exchange.call_id:
+            return
+        last = self.admission.engine_at(exchange.last)
+        self.admission.end(
+            EndOfCall(
+                call_id=CallId(exchange.call_id),
+                tenant=Tenant("default"),
+                ending=ending,
+                never_started=not exchange.was_sent,
+                engine_id=last.engine_id if last is not None else EngineId(""),
+                tries=exchange.attempts,
+            )
+        )

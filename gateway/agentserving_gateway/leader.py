@@ -19,13 +19,16 @@ from agentserving.v1 import types_pb2
 from agentserving_process.leader_stream import LeaderStream
 
 from agentserving_gateway import metrics
-from agentserving_gateway.calls import Admitted, CallRequest, Ending, Refusal
+from agentserving_gateway.calls import Admitted, CallRequest, Ending, EndOfCall, Refusal
 from agentserving_gateway.engines import Engine
 
+# Engines that Envoy may try after the chosen one.
+MAX_FALLBACKS = 2
 # Ends that no leader has acknowledged: beyond this the oldest are left to expire in the table.
 MAX_UNACKNOWLEDGED = 5_000
 
 _OUTCOMES = {
+    Ending.COMPLETED: types_pb2.OUTCOME_COMPLETED,
     Ending.CANCELLED: types_pb2.OUTCOME_CANCELLED,
     Ending.FAILED: types_pb2.OUTCOME_FAILED,
     Ending.REJECTED: types_pb2.OUTCOME_REJECTED,
@@ -102,14 +105,19 @@ class Leader:
         if future.done() and not future.cancelled():
             answer = future.result()
             if isinstance(answer, Admitted):
-                self.end(answer.call_id, answer.tenant, Ending.CANCELLED, True)
+                self.end(_never_sent(answer))
 
-    def end(self, call_id: CallId, tenant: Tenant, ending: Ending, never_started: bool) -> None:
+    def end(self, end: EndOfCall) -> None:
         """Ends an admitted call that no engine is sure to report: now, or once there is a leader again."""
-        metrics.ENDED.labels(ending.value).inc()
+        metrics.ENDED.labels(end.ending.value).inc()
         self._last_id += 1
         message = pb.EndCallRequest(
-            call_id=call_id, outcome=_OUTCOMES[ending], never_started=never_started, tenant=tenant
+            call_id=end.call_id,
+            outcome=_OUTCOMES[end.ending],
+            never_started=end.never_started,
+            tenant=end.tenant,
+            engine_id=end.engine_id,
+            tries=end.tries,
         )
         request = self._ends[self._last_id] = pb.AdmissionsRequest(stream_id=self._last_id, end=message)
         if len(self._ends) > MAX_UNACKNOWLEDGED:
@@ -163,7 +171,11 @@ class Leader:
         if future is not None and not future.done():
             future.set_result(answer)
         elif isinstance(answer, Admitted):
-            self.end(answer.call_id, answer.tenant, Ending.CANCELLED, True)
+            self.end(_never_sent(answer))
+
+
+def _never_sent(call: Admitted) -> EndOfCall:
+    return EndOfCall(call_id=call.call_id, tenant=call.tenant, ending=Ending.CANCELLED, never_started=True)
 
 
 _HELLO = pb.AdmissionsRequest(hello=pb.GatewayHello())
@@ -183,6 +195,7 @@ def _admit_message(request: CallRequest) -> pb.AdmitCallRequest:
         tenant=request.tenant,
         retry_of_call_id=request.retry_of_call_id,
         exclude_engine_ids=request.exclude,
+        max_fallbacks=MAX_FALLBACKS,
     )
 
 
@@ -190,6 +203,7 @@ def _admitted(message: pb.AdmitCallResponse, tenant: Tenant) -> Admitted:
     return Admitted(
         engine_id=EngineId(message.engine_id),
         engine_address=message.engine_address,
+        fallbacks=tuple(engine.address for engine in message.fallbacks),
         tenant=tenant,
         call_id=CallId(message.call_id),
         program_id=ProgramId(message.program_id),

@@ -16,14 +16,12 @@ from agentserving_process.listening import split_address
 from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.body import Body, read_body
-from agentserving_gateway.calls import Admitted, CallRequest, Ending
-from agentserving_gateway.engines import Engine
+from agentserving_gateway.calls import Admitted, CallRequest, Ending, EndOfCall
 from agentserving_gateway.errors import HttpError
 from agentserving_gateway.identity import from_body, from_headers
+from agentserving_gateway.leader import MAX_FALLBACKS
 from agentserving_gateway.routes import Kind, Route
 
-# The engines named for a request: the chosen one, and those that a retry may go to.
-MAX_ENDPOINTS = 3
 # Choices of the leader outside a subset before the request is refused.
 MAX_FOREIGN = 3
 _RESPONSES = "/v1/responses"
@@ -84,7 +82,7 @@ class Picker:
     def drop(self, pick: Pick) -> None:
         """The client has left before the request was sent, as far as can be known: a report of an engine prevails."""
         if pick.call_id:
-            self._admission.end_by_id(pick.call_id, pick.tenant, Ending.CANCELLED, False)
+            self._admission.end(EndOfCall(call_id=pick.call_id, tenant=pick.tenant, ending=Ending.CANCELLED))
 
     def _needs_body(self, head: Head) -> bool:
         if head.route.methods != ("POST",) or head.route.kind is Kind.RESPONSE:
@@ -111,7 +109,7 @@ class Picker:
         admitted = await self._admit(head, request)
         metrics.ADMIT_SECONDS.observe(time.perf_counter() - began)
         return Pick(
-            addresses=(admitted.engine_address, *self._others(head, body.model_name, admitted.engine_address)),
+            addresses=(admitted.engine_address, *(each for each in admitted.fallbacks if head.allows(each))),
             program_id=admitted.program_id,
             call_id=admitted.call_id,
             tenant=admitted.tenant,
@@ -132,7 +130,11 @@ class Picker:
             if head.allows(admitted.engine_address):
                 return admitted
             if admitted.call_id:
-                self._admission.end_by_id(admitted.call_id, admitted.tenant, Ending.CANCELLED, True)
+                self._admission.end(
+                    EndOfCall(
+                        call_id=admitted.call_id, tenant=admitted.tenant, ending=Ending.CANCELLED, never_started=True
+                    )
+                )
             foreign.append(admitted.engine_id)
         raise no_engine()
 
@@ -145,12 +147,8 @@ class Picker:
         engine = self._admission.engine_in_turn(model, self._not_allowed(head))
         if engine is None:
             raise no_engine()
-        return Pick(addresses=(engine.address, *self._others(head, model, engine.address)))
-
-    def _others(self, head: Head, model: str, chosen: str) -> list[str]:
-        """Engines for a retry."""
-        others: list[Engine] = self._admission.others(model, chosen)
-        return [engine.address for engine in others if head.allows(engine.address)][: MAX_ENDPOINTS - 1]
+        others = [other.address for other in self._admission.others(model, engine.address)]
+        return Pick(addresses=(engine.address, *[each for each in others if head.allows(each)][:MAX_FALLBACKS]))
 
 
 def no_engine() -> HttpError:

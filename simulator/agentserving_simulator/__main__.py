@@ -12,7 +12,7 @@ import agentserving
 from agentserving.contract.channel import EngineHello
 from agentserving_engine.calls import CallBook, Outbox
 from agentserving_engine.channel_server import ChannelServer
-from agentserving_engine.settings import PluginConfigError, PluginSettings
+from agentserving_engine.settings import SSE_KEEP_ALIVE_S, PluginConfigError, PluginSettings, keep_alive_seconds
 from agentserving_process import logs, supervision
 from agentserving_process.listening import split_address
 from agentserving_process.supervision import CannotStartError, Supervisor
@@ -34,6 +34,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--num-blocks", type=int, default=Limits().num_blocks)
     parser.add_argument("--max-model-len", type=int, default=Limits().max_model_len)
     parser.add_argument("--speed", type=float, default=1.0, help="speed as a multiple of an A100's with an 8B model")
+    parser.add_argument(
+        "--sse-keep-alive-s", type=keep_alive_seconds, default=SSE_KEEP_ALIVE_S, metavar="SECONDS",
+        help="longest silence of a stream; then a comment is sent (default %(default)s, 0 = never)",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     for name in ("max_num_seqs", "num_blocks", "max_model_len", "speed"):
         if getattr(arguments, name) <= 0:
@@ -88,7 +92,9 @@ async def _serve(arguments: argparse.Namespace, supervisor: Supervisor) -> None:
     except (PluginConfigError, OSError) as error:
         raise CannotStartError(str(error)) from None
     # A client that disconnects cancels its handler, which cancels its requests.
-    runner = web.AppRunner(Front(engine, arguments.model).app(), handler_cancellation=True, access_log=None)
+    runner = web.AppRunner(
+        Front(engine, arguments.model, arguments.sse_keep_alive_s).app(), handler_cancellation=True, access_log=None
+    )
     await runner.setup()
     host, port = split_address(arguments.listen)
     try:

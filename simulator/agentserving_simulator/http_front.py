@@ -1,4 +1,8 @@
-"""The OpenAI paths of the simulated engine: completions and chat completions, streamed or not."""
+"""The OpenAI paths of the simulated engine: completions and chat completions, streamed or not.
+
+Calls are answered as an ASGI application, so that they go through the middleware that vLLM's do: keep-alive comments,
+error events, refused bodies.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,26 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from agentserving_engine.clock import now_us
+from agentserving_engine.http.middleware import Receive, Send
+from agentserving_engine.settings import SSE_KEEP_ALIVE_S
 from aiohttp import web
 
+from agentserving_simulator.aiohttp_exchange import respond
 from agentserving_simulator.completion_request import BadRequestError, CompletionRequest, parse
 from agentserving_simulator.engine import SimulatedEngine
 from agentserving_simulator.requests import Finished, Outputs, SimRequest
 
-MAX_BODY_BYTES = 16 << 20
-
 
 class Front:
-    """HTTP handlers of one engine."""
+    """HTTP handlers of one engine. `keep_alive_s` is the longest silence of a stream; 0 = no limit."""
 
-    def __init__(self, engine: SimulatedEngine, model: str) -> None:
-        self._engine, self._model = engine, model
+    def __init__(self, engine: SimulatedEngine, model: str, keep_alive_s: float = SSE_KEEP_ALIVE_S) -> None:
+        self._engine, self._model, self._keep_alive_s = engine, model, keep_alive_s
 
     def app(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_enveloped])
+        # No limit, as in vLLM: the front has one.
+        app = web.Application(client_max_size=0, middlewares=[_enveloped])
         app.add_routes(
             [
                 web.get("/health", self._health),
@@ -53,12 +59,23 @@ class Front:
         return await self._answer(request, "chat")
 
     async def _answer(self, request: web.Request, kind: str) -> web.StreamResponse:
+        session = request.headers.get("X-Session-ID")
+
+        async def application(_: object, receive: Receive, send: Send) -> None:
+            await self._call(kind, session, receive, send)
+
+        return await respond(request, application, self._keep_alive_s)
+
+    async def _call(self, kind: str, session: str | None, receive: Receive, send: Send) -> None:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
         try:
-            body = parse(await _json(request), kind, self._model, self._engine.limits.max_model_len)
+            body = parse(_document(message["body"]), kind, self._model, self._engine.limits.max_model_len)
         except BadRequestError as error:
             detail = {"message": str(error), "type": "invalid_request_error", "param": error.param}
-            return web.json_response({"error": {**detail, "code": error.status}}, status=error.status)
-        session = request.headers.get("X-Session-ID")
+            await _send_json(send, {"error": {**detail, "code": error.status}}, error.status)
+            return
         base = uuid.uuid4()
         head = _head(kind, f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{base.hex}", self._model)
         requests = self._requests(body, head["id"], base.int)
@@ -66,8 +83,9 @@ class Front:
             for each in requests:
                 self._engine.add(each, session, now_us(), time.time())
             if body.stream:
-                return await _stream(request, body, kind, head, requests)
-            return await _whole(body, kind, head, requests)
+                await _stream(send, body, kind, head, requests)
+            else:
+                await _send_json(send, await _whole(body, kind, head, requests))
         finally:
             for each in requests:
                 self._engine.cancel(each.request_id, now_us())
@@ -84,7 +102,9 @@ class Front:
         ]  # fmt: skip
 
 
-async def _whole(body: CompletionRequest, kind: str, head: dict[str, Any], requests: list[SimRequest]) -> web.Response:
+async def _whole(
+    body: CompletionRequest, kind: str, head: dict[str, Any], requests: list[SimRequest]
+) -> dict[str, Any]:
     words: list[list[str]] = [[] for _ in requests]
     reasons = [""] * len(requests)
     async for choice, item in _outputs(requests):
@@ -96,22 +116,21 @@ async def _whole(body: CompletionRequest, kind: str, head: dict[str, Any], reque
         _choice(kind, index, "".join(text), reason, delta=False)
         for index, (text, reason) in enumerate(zip(words, reasons, strict=True))
     ]
-    return web.json_response({**head, "choices": choices, "usage": _usage(body, requests)})
+    return {**head, "choices": choices, "usage": _usage(body, requests)}
 
 
 async def _stream(
-    request: web.Request, body: CompletionRequest, kind: str, head: dict[str, Any], requests: list[SimRequest]
-) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-    await response.prepare(request)
+    send: Send, body: CompletionRequest, kind: str, head: dict[str, Any], requests: list[SimRequest]
+) -> None:
+    headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     head = {**head, "object": "chat.completion.chunk" if kind == "chat" else "text_completion"}
     async for choice, item in _outputs(requests):
         reason, text = (item.reason, "") if isinstance(item, Finished) else (None, item)
-        await _event(response, {**head, "choices": [_choice(kind, choice, text, reason, delta=True)]})
+        await _event(send, {**head, "choices": [_choice(kind, choice, text, reason, delta=True)]})
     if body.include_usage:
-        await _event(response, {**head, "choices": [], "usage": _usage(body, requests)})
-    await response.write(b"data: [DONE]\n\n")
-    return response
+        await _event(send, {**head, "choices": [], "usage": _usage(body, requests)})
+    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
 
 
 async def _outputs(requests: list[SimRequest]) -> AsyncIterator[tuple[int, str | Finished]]:
@@ -123,16 +142,16 @@ async def _outputs(requests: list[SimRequest]) -> AsyncIterator[tuple[int, str |
         yield choice, item
 
 
-async def _json(request: web.Request) -> object:
+def _document(body: bytes) -> object:
     try:
-        return await request.json()
+        return json.loads(body)
     except ValueError as error:
         raise BadRequestError(f"the body is not JSON: {error}", "") from error
 
 
 @web.middleware
 async def _enveloped(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
-    """Puts errors of aiohttp itself (unknown path, body too large) into OpenAI's envelope."""
+    """Puts errors of aiohttp itself (an unknown path) into OpenAI's envelope."""
     try:
         return await handler(request)
     except web.HTTPException as error:
@@ -165,5 +184,13 @@ def _usage(body: CompletionRequest, requests: list[SimRequest]) -> dict[str, Any
     }
 
 
-async def _event(response: web.StreamResponse, document: dict[str, Any]) -> None:
-    await response.write(b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n")
+async def _send_json(send: Send, document: dict[str, Any], status: int = 200) -> None:
+    body = json.dumps(document).encode()
+    headers = [(b"content-type", b"application/json; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def _event(send: Send, document: dict[str, Any]) -> None:
+    data = b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
+    await send({"type": "http.response.body", "body": data, "more_body": True})

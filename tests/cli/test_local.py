@@ -17,6 +17,7 @@ from agentserving_cli.local.layout import ClusterSpec, gpus_of, memory_share, po
 from agentserving_cli.local.process import Child, StartFailedError
 from agentserving_cli.local.state_dir import StateDir, StateDirError, is_claimed, read_addresses
 from agentserving_cli.up import proxy_in_the_way
+from agentserving_engine.http.middleware import EngineMiddleware
 
 
 def test_a_port_with_a_listener_is_not_free() -> None:
@@ -98,6 +99,7 @@ def test_a_flag_of_the_user_comes_last_and_a_real_model_is_not_a_dummy(tmp_path:
     spec = ClusterSpec(tmp_path, model="org/model", engine_args=("--gpu-memory-utilization=0.3",))
     argv = vllm_argv(Path("python"), spec.model, 1, spec, "--gpu-memory-utilization", "0.45")
     assert argv[-1] == "--gpu-memory-utilization=0.3"
+    assert argv[argv.index("--middleware") + 1] == f"{EngineMiddleware.__module__}.{EngineMiddleware.__qualname__}"
     assert "dummy" not in argv
     assert argv[argv.index("--served-model-name") + 1] == "org/model"
 

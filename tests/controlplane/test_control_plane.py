@@ -3,89 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from agentserving.contract.ids import EngineId, ProgramId, Tenant
-from agentserving_controlplane import calls as call_operations
-from agentserving_controlplane.calls import Admission, EndOfCall
+from agentserving.contract.ids import EngineId, ProgramId
+from agentserving_controlplane import call_ends
 from agentserving_controlplane.control_plane import ControlPlane
-from agentserving_controlplane.engine_sessions import EngineHello, EngineReport, EngineSession
 from agentserving_controlplane.engines.directives import Accounts, CancelCalls, PauseCalls, Welcome
 from agentserving_controlplane.engines.facts import Capabilities
 from agentserving_controlplane.engines.health import EngineState
 from agentserving_controlplane.errors import DomainError, OverloadedError
 from agentserving_controlplane.store.memory import MemoryStore
-from agentserving_controlplane.table.admission_plan import AdmissionRequest
 from agentserving_controlplane.table.program_index import ProgramIndex
 from agentserving_controlplane.table.programs import OpenRequest
-from agentserving_controlplane.table.reports import CallReport
 from agentserving_controlplane.table.states import Outcome
-from controlplane.table_builders import check_invariants, key, snapshot
-from support.served_plane import SETTINGS
-
-ACME, GLOBEX = Tenant("acme"), Tenant("globex")
-
-
-@asynccontextmanager
-async def leader(store: MemoryStore | None = None, **settings: Any) -> AsyncIterator[ControlPlane]:
-    store = store or MemoryStore()
-    plane = ControlPlane(replace(SETTINGS, **settings), store, await store.acquire("t"), lambda error: None)
-    await plane.recover(store)
-    yield plane
-    check_invariants(plane.table)
-    await plane.commits.close(1)
-
-
-async def attach(plane: ControlPlane, name: str = "e1", **fields: Any) -> EngineSession:
-    session = plane.new_session()
-    address = f"{name}:8000"
-    hello = {"engine_id": name, "boot_id": "b", "address": address, "sidecar_address": address, **fields}
-    await session.hello(EngineHello(**hello))
-    return session
-
-
-def admit(plane: ControlPlane, program_id: str = "", tenant: Tenant = ACME, **fields: Any) -> Admission:
-    request = AdmissionRequest(tenant=tenant, program_id=ProgramId(program_id), **{"implicit": True, **fields})
-    return plane.calls.admit(request)
-
-
-def end(plane: ControlPlane, admission: Admission, outcome: Outcome, tenant: Tenant = ACME, **fields: Any) -> None:
-    plane.calls.end(EndOfCall(tenant=tenant, call_id=admission.call_id, outcome=outcome, **fields))
-
-
-async def report(session: EngineSession, admission: Admission, tenant: Tenant = ACME, **fields: Any) -> None:
-    assert session.engine is not None
-    call = CallReport(
-        call_id=admission.call_id,
-        program_id=admission.program_id,
-        engine_id=session.engine.engine_id,
-        tenant=tenant,
-        root=admission.program_id,
-        attempt=admission.attempt,
-        boot_id="b",
-        **fields,
-    )
-    await session.report(EngineReport(calls=(call,)))
-
-
-def sent(session: EngineSession, kind: type) -> list[Any]:
-    """Messages of a kind that are queued for an engine; all others are dropped."""
-    found = []
-    while not session.link.outgoing.empty():
-        message = session.link.outgoing.get_nowait()
-        if isinstance(message, kind):
-            found.append(message)
-    return found
-
-
-async def until(condition: Any, bound_s: float = 20.0) -> None:
-    async with asyncio.timeout(bound_s):
-        while not condition():
-            await asyncio.sleep(0.01)
+from controlplane.leader_builders import ACME, GLOBEX, admit, attach, end, leader, report, sent, until
+from controlplane.table_builders import key, snapshot
 
 
 def facts(plane: ControlPlane) -> Any:
@@ -149,15 +82,39 @@ async def test_refused_calls_are_subject_to_backpressure_and_cost_the_next_one_n
 # -- ends ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.REJECTED, Outcome.CANCELLED])
-async def test_a_call_that_no_engine_reported_ends_at_once_and_says_how(outcome: Outcome) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "never_started"),
+    [(Outcome.FAILED, True), (Outcome.REJECTED, False), (Outcome.CANCELLED, True)],
+)
+async def test_a_call_that_no_engine_can_report_ends_at_once_and_says_how(
+    outcome: Outcome, never_started: bool
+) -> None:
     async with leader() as plane:
         await attach(plane)
         admission = admit(plane)
-        end(plane, admission, outcome)
-        end(plane, admission, outcome)
+        end(plane, admission, outcome, never_started=never_started)
+        end(plane, admission, outcome, never_started=never_started)
         assert (plane.table.open_calls, plane.table.totals.outcomes) == (0, {outcome: 1})
         assert not plane.engines.get(EngineId("e1")).in_flight
+
+
+@pytest.mark.parametrize("outcome", [Outcome.COMPLETED, Outcome.FAILED, Outcome.CANCELLED])
+async def test_a_call_that_was_sent_ends_once_whether_its_report_comes_after_the_exchange_or_never(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call_ends.EXCHANGE_OVER_S < 2
+    async with leader() as plane:
+        session = await attach(plane)
+        reported, silent = admit(plane, "p"), admit(plane, "p")
+        end(plane, reported, outcome)
+        await report(session, reported, service_us=7, outcome=Outcome.COMPLETED)
+        assert (plane.table.open_calls, plane.table.totals.outcomes) == (1, {Outcome.COMPLETED: 1})
+        monkeypatch.setattr(call_ends, "EXCHANGE_OVER_S", 0.05)
+        end(plane, silent, outcome)
+        await until(lambda: not plane.table.open_calls)
+        assert plane.table.totals.calls_completed == 2
+        assert not plane.engines.get(EngineId("e1")).in_flight
+        assert plane.table.rows[key("p", "acme")].total_service_us == 7
 
 
 async def test_another_tenants_call_cannot_be_ended() -> None:
@@ -182,7 +139,7 @@ async def test_a_call_that_an_engine_runs_ends_with_that_engines_report() -> Non
 
 
 async def test_a_call_whose_client_is_gone_ends_within_two_seconds_although_its_engine_is_silent() -> None:
-    assert call_operations.ABANDONED_S < 2
+    assert call_ends.EXCHANGE_OVER_S < 2
     async with leader() as plane:
         session = await attach(plane)
         admission = admit(plane, "p")
@@ -200,12 +157,12 @@ async def test_a_retry_counts_against_the_engine_that_failed() -> None:
         await attach(plane, "broken")
         for _ in range(5):
             first = admit(plane, exclude_engine_ids=frozenset({EngineId("works")}))
-            await attach(plane, "works")
+            works = await attach(plane, "works")
             retry = {"retry_of_call_id": first.call_id, "exclude_engine_ids": frozenset({first.engine_id})}
             second = admit(plane, first.program_id, **retry)
             assert (second.engine_id, second.program_id, second.attempt) == ("works", first.program_id, 2)
             assert not plane.engines.get(EngineId("broken")).in_flight
-            end(plane, second, Outcome.COMPLETED)
+            await report(works, second, outcome=Outcome.COMPLETED)
         assert plane.table.open_calls == 0
         assert plane.engines.get(EngineId("broken")).state is EngineState.FAILING
 

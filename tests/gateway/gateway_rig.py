@@ -190,14 +190,14 @@ class Rig:
         """Calls that the load balancer counts."""
         return sum(engine.in_flight for engine in self.plane.engines.engines.values())
 
-    async def send(self, data: bytes, *, eof: bool = False) -> bytes:
+    async def send(self, data: bytes, *, eof: bool = False, bound_s: float = 20) -> bytes:
         """Raw bytes in; everything until the gateway closes, or one whole answer, out."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(data)
             if eof:
                 writer.write_eof()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(bound_s):
                 head = await reader.readuntil(b"\r\n\r\n")
                 lower = head.lower()
                 if b"content-length:" in lower:
@@ -207,10 +207,12 @@ class Rig:
         finally:
             writer.close()
 
-    async def post(self, path: str = "/v1/completions", body: bytes = b"{}", headers: str = "") -> bytes:
+    async def post(
+        self, path: str = "/v1/completions", body: bytes = b"{}", headers: str = "", bound_s: float = 20
+    ) -> bytes:
         """A whole request."""
         head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
-        return await self.send(head.encode() + body)
+        return await self.send(head.encode() + body, bound_s=bound_s)
 
 
 async def start_envoy(run_dir: Path, max_body: int = 1 << 20, port: int = 0) -> asyncio.subprocess.Process:

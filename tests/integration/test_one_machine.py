@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -23,9 +24,9 @@ import pytest
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
 from agentserving.v1 import program_service_pb2, program_service_pb2_grpc
-from agentserving_cli.local.layout import free_ports
 from integration.local_cluster import Cluster
 from prometheus_client.parser import text_string_to_metric_families
+from support.front import Front
 
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(120)]
 
@@ -135,19 +136,15 @@ def test_metrics_have_our_prefix_and_a_unit(cluster: Cluster) -> None:
 
 
 @contextmanager
-def gateway(cluster: Cluster, state_dir: Path) -> Iterator[tuple[str, str]]:
+def gateway(cluster: Cluster, directory: Path, run_dir: Path) -> Iterator[tuple[str, str]]:
     """Another gateway of the same cluster: its base URL and its metrics page."""
-    port, http = free_ports(2)
-    argv = [
-        sys.executable, "-m", "agentserving_gateway", "--listen", f"127.0.0.1:{port}", "--http-port", str(http),
-        "--control-plane", cluster.addresses["control_plane"], "--state-dir", str(state_dir),
-    ]  # fmt: skip
-    with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as started:
-        try:
-            Cluster.wait(lambda: _answers(f"http://127.0.0.1:{http}/healthz"), 30)
-            yield f"http://127.0.0.1:{port}/v1", f"http://127.0.0.1:{http}"
-        finally:
-            started.terminate()
+    front = Front(directory, run_dir, control_plane=cluster.addresses["control_plane"]).start()
+    try:
+        front.picker.wait_ready(path="/healthz")
+        Cluster.wait(lambda: _answers(f"http://127.0.0.1:{front.port}/health"), 30)
+        yield front.url, f"http://127.0.0.1:{front.picker.http_port}"
+    finally:
+        front.kill()
 
 
 def _answers(url: str) -> bool:
@@ -180,8 +177,15 @@ def _can_list(cluster: Cluster) -> bool:
         return False
 
 
-def test_two_gateways_share_programs(cluster: Cluster, tmp_path: Path) -> None:
-    with gateway(cluster, tmp_path) as (second, page):
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    """A short path."""
+    with tempfile.TemporaryDirectory(prefix="as-") as directory:
+        yield Path(directory)
+
+
+def test_two_gateways_share_programs(cluster: Cluster, tmp_path: Path, run_dir: Path) -> None:
+    with gateway(cluster, tmp_path, run_dir) as (second, page):
         cluster.wait(lambda: _answers(f"{page}/readyz"))
         for url in (cluster.addresses["gateway"], second):
             with client(cluster, "shared", url) as agent:
@@ -189,8 +193,10 @@ def test_two_gateways_share_programs(cluster: Cluster, tmp_path: Path) -> None:
         cluster.wait(lambda: cluster.program("shared")["calls_completed"] == "2")
 
 
-def test_calls_are_served_and_counted_while_the_control_plane_is_away(cluster: Cluster, tmp_path: Path) -> None:
-    with gateway(cluster, tmp_path) as (_, page):
+def test_calls_are_served_and_counted_while_the_control_plane_is_away(
+    cluster: Cluster, tmp_path: Path, run_dir: Path
+) -> None:
+    with gateway(cluster, tmp_path, run_dir) as (_, page):
         cluster.wait(lambda: _answers(f"{page}/readyz"))
     with without_control_plane(cluster):
         with client(cluster, "orphan") as agent:
@@ -201,10 +207,10 @@ def test_calls_are_served_and_counted_while_the_control_plane_is_away(cluster: C
             counted = re.search(r"^agentserving_gateway_unmanaged_calls_total (\S+)$", answer.read().decode(), re.M)
         assert counted is not None
         assert float(counted[1]) >= 1
-        with gateway(cluster, tmp_path) as (again, page), client(cluster, "orphan", again) as agent:
+        with gateway(cluster, tmp_path, run_dir) as (again, page), client(cluster, "orphan", again) as agent:
             assert _answers(f"{page}/readyz"), "it knows the engines of its last run"
             agent.completions.create(model="tiny", prompt="x", max_tokens=2)
-        with gateway(cluster, tmp_path / "new") as (fresh, page), client(cluster, "orphan", fresh) as agent:
+        with gateway(cluster, tmp_path, run_dir / "new") as (fresh, page), client(cluster, "orphan", fresh) as agent:
             assert not _answers(f"{page}/readyz")
             with pytest.raises(openai.InternalServerError, match="control plane has not been reached yet") as refused:
                 agent.completions.create(model="tiny", prompt="x", max_tokens=2)

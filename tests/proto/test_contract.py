@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
+
+import msgspec
 import pytest
 from agentserving.contract.accounting import account_at_admit, charge_call
 from agentserving.contract.channel import AckCalls, FrameSplitter, frame, to_engine_decoder
@@ -107,3 +111,22 @@ def test_parallel_calls_count_once_on_the_critical_path_and_twice_in_the_sum() -
         total = charge_call(Accounting.SUM, total, 0, service)
     assert (path, total) == (5, 8)
     assert account_at_admit(Accounting.NONE, 8) == 0
+
+
+def test_a_ticket_is_good_on_each_engine_that_it_names_and_on_no_other() -> None:
+    text = sign(msgspec.structs.replace(TICKET, engine_id="e1", fallbacks=("e2", "e3")), KEY)
+    for engine_id in ("e1", "e2", "e3"):
+        assert verify(text, KEY, engine_id=engine_id, now_unix_s=0).engine_ids == ("e1", "e2", "e3")
+    with pytest.raises(InvalidTicketError, match="wrong_engine"):
+        verify(text, KEY, engine_id="e4", now_unix_s=0)
+
+
+def test_tickets_of_the_version_before_fallbacks_are_read_and_read_ours_as_for_one_engine() -> None:
+    *before, fallbacks = msgspec.structs.astuple(TICKET)
+    assert fallbacks == ()
+    old_ticket = msgspec.defstruct("OldTicket", Ticket.__struct_fields__[:-1], array_like=True)
+    body = b"\x01" + msgspec.msgpack.encode(old_ticket(*before))
+    text = base64.urlsafe_b64encode(body + hmac.digest(KEY, body, "sha256")[:16]).rstrip(b"=").decode()
+    assert verify(text, KEY, engine_id=TICKET.engine_id, now_unix_s=0) == TICKET
+    ours = msgspec.msgpack.encode(msgspec.structs.replace(TICKET, fallbacks=("e2",)))
+    assert msgspec.msgpack.decode(ours, type=old_ticket) == old_ticket(*before)

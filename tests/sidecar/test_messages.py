@@ -60,12 +60,14 @@ def test_a_load_is_passed_on_field_by_field() -> None:
 
 def test_a_record_is_passed_on_field_by_field_with_its_boot() -> None:
     sent = record(service_us=7, wait_us=8, prompt_tokens=9, cached_tokens=10, output_tokens=11, preemptions=12,
-                  level=2, running=True, outcome="completed")  # fmt: skip
+                  level=2, running=True, outcome="completed", engine_ids=("e1", "e2"))  # fmt: skip
     message = call_report(msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=CallRecord), "boot")
     assert message.boot_id == "boot"
     assert message.outcome == types_pb2.OUTCOME_COMPLETED
     for name in CallRecord.__struct_fields__:
-        assert name == "outcome" or getattr(message, name) == getattr(sent, name), name
+        expected = getattr(sent, name)
+        found = getattr(message, name)
+        assert name == "outcome" or (tuple(found) if isinstance(expected, tuple) else found) == expected, name
 
 
 def test_an_engine_that_has_not_booted_introduces_itself_without_a_boot() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 from agentserving_cli.local.layout import free_ports
 from support.component import Component
+from support.front import Front
 from support.killable_cluster import KillableCluster
 
 CALL_ID = "x-agentserving-call-id"
@@ -33,7 +34,7 @@ class StreamingCluster(KillableCluster):
     def __init__(self, *args: Any, **flags: Any) -> None:
         super().__init__(*args, **flags)
         self.simulators: dict[str, Simulator] = {}
-        self.gateway: Component | None = None
+        self.gateway: Front | None = None
 
     async def _engine(self, engine_id: str) -> None:
         home = self.directory / engine_id
@@ -51,12 +52,8 @@ class StreamingCluster(KillableCluster):
         ).start()  # fmt: skip
 
     async def _start(self) -> None:
-        (port,) = free_ports(1)
-        self.url = f"http://127.0.0.1:{port}/v1"
-        self.gateway = Component(
-            "agentserving_gateway", self.directory, listen=f"127.0.0.1:{port}", control_plane=self.addresses,
-            **self.client_flags,
-        ).start()  # fmt: skip
+        self.gateway = Front(self.directory, control_plane=self.addresses, **self.client_flags).start()
+        self.url = self.gateway.url
         await super()._start()
         await asyncio.to_thread(self.gateway.wait_ready)
 

@@ -152,6 +152,7 @@ def vllm_argv(python: Path, model: Path | str, port: int, spec: ClusterSpec, *mo
         "--model", str(model), "--served-model-name", spec.model,
         "--host", "127.0.0.1", "--port", str(port),
         "--scheduler-cls", "agentserving_engine.scheduler.ProgramScheduler",
+        "--middleware", "agentserving_engine.http.middleware.EngineMiddleware",
         *(tiny if spec.model == TINY else []), *tool_flags(spec), *more, *spec.engine_args,
     ]  # fmt: skip
 

@@ -47,7 +47,7 @@ class CallServicer(rpc.CallServiceServicer):
 
     @unary
     async def EndCall(self, request: pb.EndCallRequest, tenant: Tenant) -> pb.EndCallResponse:
-        self._plane.calls.end(conversion.end_of_call(request, own_tenant(request.tenant, tenant)))
+        self._plane.ends.end(conversion.end_of_call(request, own_tenant(request.tenant, tenant)))
         return pb.EndCallResponse()
 
     async def Admissions(self, requests: Any, context: Any) -> None:
@@ -91,7 +91,7 @@ class CallServicer(rpc.CallServiceServicer):
                 return pb.AdmissionsResponse(stream_id=number, epoch=epoch, admitted=admitted)
             case "end":
                 end = conversion.end_of_call(request.end, gateway_tenant(request.end.tenant, tenant))
-                self._plane.calls.end(end)
+                self._plane.ends.end(end)
                 ended = pb.EndCallResponse()
                 return pb.AdmissionsResponse(stream_id=number, epoch=epoch, ended=ended) if number else None
         return None

@@ -14,7 +14,8 @@ from agentserving.contract.policy_message import policy_from, policy_to
 from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
 from google.protobuf.message import Message
 
-from agentserving_controlplane.calls import Admission, EndOfCall
+from agentserving_controlplane.call_ends import EndOfCall
+from agentserving_controlplane.calls import Admission
 from agentserving_controlplane.errors import InvalidError
 from agentserving_controlplane.policy.in_force import PolicyChange
 from agentserving_controlplane.policy.version import Balancer, PolicyVersion
@@ -145,6 +146,7 @@ def admission_request(request: call_service_pb2.AdmitCallRequest, tenant: Tenant
         retry_of_call_id=CallId(request.retry_of_call_id),
         exclude_engine_ids=frozenset(map(EngineId, request.exclude_engine_ids)),
         final=request.final,
+        max_fallbacks=request.max_fallbacks,
         idempotency_key=request.idempotency_key,
         digest=_digest_if_keyed(request, request.idempotency_key),
     )
@@ -157,6 +159,8 @@ def end_of_call(request: call_service_pb2.EndCallRequest, tenant: Tenant) -> End
         call_id=CallId(request.call_id),
         outcome=outcome(request.outcome),
         never_started=request.never_started,
+        engine_id=EngineId(request.engine_id),
+        tries=request.tries,
     )
 
 
@@ -171,6 +175,10 @@ def admission_to_message(admission: Admission) -> call_service_pb2.AdmitCallResp
         ticket=admission.ticket,
         sidecar_address=admission.sidecar_address,
         epoch=admission.epoch,
+        fallbacks=[
+            call_service_pb2.NamedEngine(engine_id=engine.engine_id, address=engine.address)
+            for engine in admission.fallbacks
+        ],
     )
 
 

@@ -76,6 +76,7 @@ def call_report(report: engine_service_pb2.CallReport, engine_id: EngineId) -> C
         level=report.level,
         running=report.running,
         outcome=outcome(report.outcome),
+        engine_ids=tuple(map(EngineId, report.engine_ids)),
     )
 
 

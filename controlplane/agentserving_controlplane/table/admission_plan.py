@@ -45,6 +45,7 @@ class AdmissionRequest(msgspec.Struct, frozen=True, kw_only=True):
     retry_of_call_id: CallId = NO_CALL
     exclude_engine_ids: frozenset[EngineId] = frozenset()
     final: bool = False
+    max_fallbacks: int = 0
     idempotency_key: str = ""
     # Identifies the rest of the request; set with the key.
     digest: str = ""

@@ -10,13 +10,14 @@ Call ids are `<program>.<epoch>.<number>`. Numbers count all calls of this proce
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from agentserving.contract.accounting import account_at_admit, charge_call
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import Accounting
 
 from agentserving_controlplane.instant import Instant
+from agentserving_controlplane.table import tries
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionPlanner, AdmissionRequest
 from agentserving_controlplane.table.call_chunks import ROW
 from agentserving_controlplane.table.changes import Changes, Item
@@ -117,21 +118,24 @@ class ProcessTable:
         """Everything about an admission but the engine. Raises DomainError; changes nothing."""
         return self._planner.plan(request)
 
-    def commit(self, plan: AdmissionPlan, engine_id: EngineId, now: Instant) -> CallRow:
+    def commit(
+        self, plan: AdmissionPlan, engine_id: EngineId, now: Instant, fallbacks: Sequence[EngineId] = ()
+    ) -> CallRow:
         """Applies a plan made since the last change: opens what it opens, admits the call, ends the attempt before."""
         for opening in plan.opens:
             self.programs.commit_open(opening, now)
         row = self.index.rows[plan.key]
         if plan.reopens:
             self.programs.reopen(row, now)
-        call = self._admit(row, plan, engine_id, now)
+        call = self._admit(row, plan, (engine_id, *fallbacks), now)
         row.closing |= plan.closing
         # Last: a closing program must not lose its last call before it has the new one.
         if plan.replaces is not None:
             self.end_call(*plan.replaces, Outcome.FAILED, now)
         return call
 
-    def _admit(self, row: ProgramRow, plan: AdmissionPlan, engine_id: EngineId, now: Instant) -> CallRow:
+    def _admit(self, row: ProgramRow, plan: AdmissionPlan, engines: Sequence[EngineId], now: Instant) -> CallRow:
+        engine_id = engines[0]
         number, self._next_number = self._next_number, self._next_number + 1
         row.admitted[self.epoch] = number + 1
         call = CallRow(
@@ -144,6 +148,7 @@ class ProcessTable:
             parents=list(plan.parents),
             idempotency_key=plan.request.idempotency_key,
             request=plan.request.digest,
+            engines=list(engines) if len(engines) > 1 else [],
         )
         self._changes.call(row.key, self.index.add_call(row, call, now.steady_us))
         self._thread(row, plan.thread_id).calls += 1
@@ -182,13 +187,15 @@ class ProcessTable:
                 self.totals.reports_ignored += 1
                 return None
             row, call = adopted
-        if report.attempt < call.attempt:
+        if report.attempt < call.attempt or tries.is_stale(call, report):
             return None
+        if call.engines and report.engine_id != call.engine_id:
+            tries.begin(call, report.engine_id)
         self.index.move_call(row, call, report.engine_id, report.running)
         raise_counters(call, report)
         self.index.heard_us[call.call_id] = now.steady_us
         self._changes.progress(row.key, self.index.place_of(row, call))
-        if report.outcome:
+        if report.outcome and tries.ends(call, report):
             self._charge_and_end(row, call, report.outcome, now)
         return row
 
@@ -216,6 +223,7 @@ class ProcessTable:
             attained_service_us=min(report.attained_service_us, MAX_COUNTER),
             admit_us=now.unix_us,
         )
+        tries.adopt(call, report)
         self._changes.call(row.key, self.index.add_call(row, call, now.steady_us))
         self._thread(row, call.thread_id).calls += 1
         self.totals.calls_adopted += 1
@@ -261,6 +269,25 @@ class ProcessTable:
         del row.missing[:-MAX_MISSING_KEPT]
         self._end(row, call, outcome, now)
         return call
+
+    def fail_try(self, key: ProgramKey, call_id: CallId, now: Instant) -> CallRow | None:
+        """The engine that has a call is gone. Returns the call if another engine may run it, else ends it as FAILED."""
+        row = self.index.rows[key]
+        call = row.calls[call_id]
+        if tries.fail(call, call.engine_id, Outcome.FAILED):
+            self.end_call(key, call_id, Outcome.FAILED, now)
+            return None
+        self.index.move_call(row, call, call.engine_id, running=False)
+        self._changes.progress(key, self.index.place_of(row, call))
+        return call
+
+    def end_exchange(self, row: ProgramRow, call: CallRow, outcome: Outcome, engine_id: EngineId) -> None:
+        """The HTTP exchange of a call is over; `engine_id` has answered, if one did. The call goes on."""
+        call.exchange = outcome
+        if tries.has_moved(call, engine_id):
+            tries.begin(call, engine_id)
+            self.index.move_call(row, call, engine_id, running=False)
+        self._changes.progress(row.key, self.index.place_of(row, call))
 
     def _charge_and_end(self, row: ProgramRow, call: CallRow, outcome: Outcome, now: Instant) -> None:
         root = self.index.root_of(row)

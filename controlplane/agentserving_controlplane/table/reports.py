@@ -36,6 +36,8 @@ class CallReport(msgspec.Struct, frozen=True, kw_only=True):
     level: int = 0
     running: bool = False
     outcome: Outcome = Outcome.NONE
+    # All engines that the ticket names, in order; empty when it names only this one.
+    engine_ids: tuple[EngineId, ...] = ()
 
     @property
     def key(self) -> ProgramKey:

@@ -62,13 +62,21 @@ class CallRow(msgspec.Struct, omit_defaults=True):
     idempotency_key: str = ""
     # Digest of the admission request that carried the key.
     request: str = ""
+    # Engines that the ticket names, in order; empty when it is good on one engine only (tries.py).
+    engines: list[EngineId] = []
+    # Engines on which the call's try is over: how it ended there, NONE = a later engine is known to have been tried.
+    failed: dict[EngineId, Outcome] = {}
+    # How the HTTP exchange ended; NONE = it goes on, or its end is not known.
+    exchange: Outcome = Outcome.NONE
 
 
 def call_bytes(call: CallRow) -> int:
     """Upper bound on the encoded size of a call, whatever its counters become."""
-    # A character is at most four bytes.
-    named = 2 * len(call.call_id) + 4 * (len(call.thread_id) + len(call.idempotency_key) + len(call.engine_id))
-    return 450 + named + (sum(map(len, call.parents)) + 3 * len(call.parents) if call.parents else 0)
+    # A character is at most four bytes. The call may move to any of its engines, and fail on each.
+    engines = call.engines or (call.engine_id,)
+    ids = max(map(len, engines)) + (2 * sum(map(len, engines)) if call.engines else 0)
+    named = 2 * len(call.call_id) + 4 * (len(call.thread_id) + len(call.idempotency_key) + ids)
+    return 500 + named + (sum(map(len, call.parents)) + 3 * len(call.parents) if call.parents else 0)
 
 
 class ThreadRow(msgspec.Struct, omit_defaults=True):

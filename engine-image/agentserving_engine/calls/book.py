@@ -272,6 +272,7 @@ def _opened(ticket: Ticket, base: str) -> OpenCall:
         tenant=ticket.tenant,
         thread_id=ticket.thread_id,
         attained_service_us=ticket.attained_service_us,
+        engine_ids=ticket.engine_ids if ticket.fallbacks else (),
     )
     return OpenCall(
         record=record,

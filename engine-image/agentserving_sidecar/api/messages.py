@@ -110,6 +110,7 @@ def call_report(record: CallRecord, boot_id: str) -> pb.CallReport:
         running=record.running,
         outcome=_OUTCOMES.get(record.outcome, types_pb2.OUTCOME_FAILED),
         boot_id=boot_id,
+        engine_ids=record.engine_ids,
     )
 
 

@@ -12,6 +12,10 @@ ENGINES, READS, LOG = "engines", "reads", "log"
 ENGINE_IDLE_S = 4.0
 CONNECT_S = 2.0
 MANY = 100_000
+# TCP_USER_TIMEOUT: data that stays unacknowledged for so long breaks a connection; keepalive does not probe it. Linux
+# also counts a body that a busy engine has not read yet: longer than any pause of an engine's HTTP server.
+UNACKNOWLEDGED_MS = 30_000
+_LOST_PEER: Json = {"level": 6, "name": 18, "int_value": UNACKNOWLEDGED_MS, "state": "STATE_PREBIND"}
 
 _HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
@@ -38,9 +42,11 @@ def _engines(settings: FrontSettings) -> Json:
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "load_balancing_policy": {"policies": [{"typed_extension_config": _named_engine()}]},
         "circuit_breakers": _unbounded(),
+        # A node that is gone answers neither probes nor data.
         "upstream_connection_options": {
             "tcp_keepalive": {"keepalive_probes": 3, "keepalive_time": 4, "keepalive_interval": 2}
         },
+        "upstream_bind_config": {"socket_options": [_LOST_PEER]},
         "typed_extension_protocol_options": _http1(idle_timeout=seconds(ENGINE_IDLE_S)),
     }
 

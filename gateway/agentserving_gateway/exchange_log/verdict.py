@@ -26,12 +26,14 @@ class Exchange:
 
 
 def ending_of(exchange: Exchange) -> Ending | None:
-    """How the call ends; None when its engine has answered it and reports it."""
+    """How the call ends; None when the engine that was chosen has answered it, and reports it."""
     if exchange.client_left:
         return Ending.CANCELLED
     if exchange.engine_failed or exchange.status >= 500 or not exchange.status:
         return Ending.FAILED
-    return Ending.REJECTED if exchange.status >= 300 else None
+    if exchange.status >= 300:
+        return Ending.REJECTED
+    return Ending.COMPLETED if exchange.attempts > 1 else None
 
 
 def failed_engines(exchange: Exchange) -> tuple[str, ...]:

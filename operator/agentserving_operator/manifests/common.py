@@ -201,6 +201,12 @@ def _fits(request: str | None, limit: str | None) -> bool:
     return request is None or limit is None or bool(parse_quantity(request) <= parse_quantity(limit))
 
 
+def memory_limit(given: Resources) -> int | None:
+    """The user's memory limit in bytes; None when there is none."""
+    limit = dict(plain(given)).get("limits", {}).get("memory")
+    return None if limit is None else int(parse_quantity(limit))
+
+
 # On a node where many pods start together each gets little CPU. Killing the slow ones would only add more starts: with
 # a liveness probe alone, twenty clusters that started together on two cores never became ready.
 STARTED = {"periodSeconds": 1, "failureThreshold": 180}

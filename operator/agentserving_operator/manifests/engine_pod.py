@@ -23,6 +23,7 @@ from agentserving_operator.spec.cluster import EngineType
 from agentserving_operator.spec.parts import SecretKey
 
 SCHEDULER = "agentserving_engine.scheduler.ProgramScheduler"
+MIDDLEWARE = "agentserving_engine.http.middleware.EngineMiddleware"
 CHANNEL_DIR, KEY_DIR, MODELS_DIR = "/run/agentserving", "/etc/agentserving/ticket", "/models"
 KEY_FILE = f"{KEY_DIR}/key"
 PROBE_EVERY_S = 10
@@ -99,6 +100,7 @@ def _simulator_arguments(cluster: AgentServingCluster) -> list[str]:
     return [
         "--listen", f"0.0.0.0:{Port.ENGINE}", "--engine-id", "$(POD_NAME)", "--channel-dir", CHANNEL_DIR,
         "--ticket-key-file", KEY_FILE, "--model", served_name(cluster),
+        "--sse-keep-alive-s", str(cluster.spec.engine.sse_keep_alive_seconds),
         *settings, *_limits(cluster), *cluster.spec.engine.extra_args,
     ]  # fmt: skip
 
@@ -108,7 +110,7 @@ def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
     parallel = engine.accelerator.tensor_parallel_size or engine.accelerator.count
     found = [
         "--model", cluster.spec.model.name, "--served-model-name", served_name(cluster),
-        "--host", "0.0.0.0", "--port", str(Port.ENGINE), "--scheduler-cls", SCHEDULER,
+        "--host", "0.0.0.0", "--port", str(Port.ENGINE), "--scheduler-cls", SCHEDULER, "--middleware", MIDDLEWARE,
     ]  # fmt: skip
     if parallel > 1:
         found += ["--tensor-parallel-size", str(parallel)]
@@ -131,6 +133,7 @@ def _vllm_env(cluster: AgentServingCluster) -> list[Manifest]:
         {"name": "AGENTSERVING_ENGINE_ID", "value": "$(POD_NAME)"},
         {"name": "AGENTSERVING_CHANNEL_DIR", "value": CHANNEL_DIR},
         {"name": "AGENTSERVING_TICKET_KEY_FILE", "value": KEY_FILE},
+        {"name": "AGENTSERVING_SSE_KEEP_ALIVE_S", "value": str(cluster.spec.engine.sse_keep_alive_seconds)},
         {"name": "HF_HOME", "value": MODELS_DIR},
         {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
     ]

@@ -1,4 +1,4 @@
-"""The Deployment of the gateways. Pure."""
+"""The Deployment of the gateways: in each pod an Envoy and its picker. Pure."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from agentserving_operator.manifests.common import (
     child_object,
     container,
     http_probe,
+    memory_limit,
     pod,
     port,
     python,
@@ -21,9 +22,14 @@ from agentserving_operator.manifests.common import (
     spread,
 )
 from agentserving_operator.manifests.tls import Leaf, client_flags, mounts, volumes
+from agentserving_operator.spec.parsing import plain
+from agentserving_operator.spec.parts import Resources
 
-STATE_DIR = "/var/lib/agentserving"
+# Sockets and files that Envoy and the picker share.
+RUN_DIR = "/run/agentserving"
 GRACE_AFTER_DRAIN_S = 15
+# Of a container's memory limit; the rest is what Envoy has outside of its heap.
+HEAP_SHARE_PERCENT = 80
 
 
 def gateway_deployment(cluster: AgentServingCluster) -> Manifest:
@@ -39,40 +45,79 @@ def gateway_deployment(cluster: AgentServingCluster) -> Manifest:
 
 def _template(cluster: AgentServingCluster) -> Manifest:
     gateway = cluster.spec.gateway
-    command = python(
-        "agentserving_gateway",
-        "--listen", f"0.0.0.0:{Port.GATEWAY}",
-        "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
-        "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP),
-        "--state-dir", STATE_DIR, "--max-body-bytes", str(gateway.max_body_bytes),
-        "--drain-s", str(gateway.drain_seconds), *client_flags(cluster),
-    )  # fmt: skip
-    one = container(
-        cluster,
-        "gateway",
-        cluster.images.agentserving,
-        resources_of(gateway.resources, requests={"cpu": "250m", "memory": "128Mi"}),
-        **command,
-        env=[*PYTHON_ENV],
-        ports=[port("http", Port.GATEWAY), port("probes", Port.GATEWAY_HTTP)],
-        volumeMounts=[
-            {"name": "state", "mountPath": STATE_DIR},
-            {"name": "tmp", "mountPath": "/tmp"},
-            *mounts(cluster, Leaf.CLIENT),
-        ],
-        startupProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", **STARTED),
-        readinessProbe=http_probe(Port.GATEWAY_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
-        livenessProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", **ALIVE),
-    )
     return pod(
         cluster,
         Component.GATEWAY,
-        containers=[one],
+        containers=[_envoy(cluster), _picker(cluster)],
         volumes=[
-            {"name": "state", "emptyDir": {}},
+            {"name": "run", "emptyDir": {}},
             {"name": "tmp", "emptyDir": {}},
             *volumes(cluster, Leaf.CLIENT),
         ],
         terminationGracePeriodSeconds=gateway.drain_seconds + GRACE_AFTER_DRAIN_S,
         topologySpreadConstraints=spread(cluster, Component.GATEWAY),
     )
+
+
+def _envoy(cluster: AgentServingCluster) -> Manifest:
+    gateway = cluster.spec.gateway
+    drain = ["python", "-m", "agentserving_gateway.drain"]
+    return container(
+        cluster,
+        "gateway",
+        cluster.images.agentserving,
+        resources_of(gateway.resources, requests={"cpu": "250m", "memory": "128Mi"}),
+        **python(
+            "agentserving_gateway.front",
+            "--listen", f"0.0.0.0:{Port.GATEWAY}", "--run-dir", RUN_DIR,
+            "--max-body-bytes", str(gateway.max_body_bytes), *_heap(gateway.resources),
+        ),
+        env=[*PYTHON_ENV],
+        ports=[port("http", Port.GATEWAY)],
+        volumeMounts=[{"name": "run", "mountPath": RUN_DIR}],
+        # A SIGTERM alone cuts Envoy's streams.
+        lifecycle={
+            "preStop": {
+                "exec": {"command": [*drain, "--run-dir", RUN_DIR, "--drain-s", str(gateway.drain_seconds)]}
+            }
+        },
+        startupProbe=http_probe(Port.GATEWAY, "/health", **STARTED),
+        readinessProbe=http_probe(Port.GATEWAY, "/health", periodSeconds=2, timeoutSeconds=2),
+        livenessProbe=http_probe(Port.GATEWAY, "/health", **ALIVE),
+    )  # fmt: skip
+
+
+def _heap(given: Resources) -> list[str]:
+    """Envoy refuses requests before its container's limit kills it; without a limit its own default applies."""
+    limit = memory_limit(given)
+    return [] if limit is None else ["--max-heap-mib", str(max(64, limit * HEAP_SHARE_PERCENT // 100 >> 20))]
+
+
+def _picker(cluster: AgentServingCluster) -> Manifest:
+    gateway = cluster.spec.gateway
+    return container(
+        cluster,
+        "picker",
+        cluster.images.agentserving,
+        # A quota on limits that admits the one must admit the other.
+        resources_of(
+            gateway.picker_resources if plain(gateway.picker_resources) else gateway.resources,
+            requests={"cpu": "250m", "memory": "128Mi"},
+        ),
+        **python(
+            "agentserving_gateway",
+            "--run-dir", RUN_DIR, "--drain-s", str(gateway.drain_seconds),
+            "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
+            "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP), *client_flags(cluster),
+        ),
+        env=[*PYTHON_ENV],
+        ports=[port("probes", Port.GATEWAY_HTTP)],
+        volumeMounts=[
+            {"name": "run", "mountPath": RUN_DIR},
+            {"name": "tmp", "mountPath": "/tmp"},
+            *mounts(cluster, Leaf.CLIENT),
+        ],
+        startupProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", **STARTED),
+        readinessProbe=http_probe(Port.GATEWAY_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
+        livenessProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", **ALIVE),
+    )  # fmt: skip

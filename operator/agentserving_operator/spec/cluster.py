@@ -233,6 +233,12 @@ class Engine:
         default=5,
     )
     drain_seconds: int = integer("How long a leaving engine may finish its calls.", 1, 86_400, default=300)
+    sse_keep_alive_seconds: int = integer(
+        "A stream that is silent for this long gets a comment, so that proxies keep it open; 0: never.",
+        0,
+        3_600,
+        default=15,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,14 +252,17 @@ class ControlPlane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """The OpenAI-compatible front."""
+    """The OpenAI-compatible front: in each pod an Envoy and its picker."""
 
     replicas: int = integer("Number of gateways; they are stateless.", 1, 64, default=1)
     service_type: ServiceType = choice("Type of its Service.", default=ServiceType.CLUSTER_IP)
     port: int = integer("Port of the Service.", 1, 65_535, default=80)
-    max_body_bytes: int = integer("Size limit of a request body.", 1_024, 1 << 30, default=8 << 20)
+    max_body_bytes: int = integer("Size limit of a request body.", 1_024, 1 << 30, default=64 << 20)
     drain_seconds: int = integer("How long a leaving gateway may finish its calls.", 0, 3_600, default=300)
-    resources: Resources = struct("Requests and limits.", default=Resources)
+    resources: Resources = struct("Requests and limits of Envoy.", default=Resources)
+    picker_resources: Resources = struct(
+        "Requests and limits of the picker; by default those of Envoy.", default=Resources
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -193,8 +193,19 @@ class Endings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NamedEngine:
+    """An engine that may serve a call; host:port of its OpenAI front."""
+
+    engine_id: EngineId
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """An admitted call: its engine, and the ticket to send there as X-Session-ID."""
+    """An admitted call: its engine, and the ticket to send there as X-Session-ID.
+
+    fallbacks: engines on which the ticket is good as well, in the order in which to try them.
+    """
 
     call_id: CallId
     attempt: int
@@ -204,6 +215,7 @@ class Admission:
     ticket: str
     sidecar_address: str
     epoch: int
+    fallbacks: tuple[NamedEngine, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

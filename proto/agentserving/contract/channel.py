@@ -40,6 +40,8 @@ class CallRecord(msgspec.Struct, array_like=True, kw_only=True):
     running: bool = False
     # Empty while the call is open, then "completed", "cancelled" or "failed".
     outcome: str = ""
+    # All engines that the ticket names, in order; empty when it names only this one.
+    engine_ids: tuple[str, ...] = ()
 
 
 class Load(msgspec.Struct, array_like=True, kw_only=True):

@@ -51,6 +51,14 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     program_arrival_us: int = 0
     # Class of the root program: selects the levels its calls go through.
     class_name: str = ""
+    # Engines that may run the call if `engine_id` fails, in the order in which they are tried. Readers of versions that
+    # know no fallbacks ignore it: to them the ticket is good on `engine_id` alone.
+    fallbacks: tuple[str, ...] = ()
+
+    @property
+    def engine_ids(self) -> tuple[str, ...]:
+        """All engines on which the ticket is good, in order."""
+        return (self.engine_id, *self.fallbacks)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -88,6 +96,6 @@ def verify(text: str, *keys: bytes, engine_id: str, now_unix_s: float) -> Ticket
         raise InvalidTicketError("malformed") from None
     if ticket.expires_unix_s < now_unix_s:
         raise InvalidTicketError("expired", now_unix_s - ticket.expires_unix_s)
-    if ticket.engine_id != engine_id:
+    if engine_id != ticket.engine_id and engine_id not in ticket.fallbacks:
         raise InvalidTicketError("wrong_engine")
     return ticket

@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"agentserving/v1/call_service.proto\x12\x0f\x61gentserving.v1\x1a\x1b\x61gentserving/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x02\n\x10\x41\x64mitCallRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x17\n\x0fparent_call_ids\x18\x03 \x03(\t\x12\x10\n\x08implicit\x18\x04 \x01(\x08\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x19\n\x11parent_program_id\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x03\x12\r\n\x05model\x18\x08 \x01(\t\x12\x18\n\x10retry_of_call_id\x18\t \x01(\t\x12\x1a\n\x12\x65xclude_engine_ids\x18\n \x03(\t\x12\r\n\x05\x66inal\x18\x0b \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x0c \x01(\t\x12\x0e\n\x06tenant\x18\r \x01(\t\"\xac\x01\n\x11\x41\x64mitCallResponse\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x12\n\nprogram_id\x18\x03 \x01(\t\x12\x11\n\tengine_id\x18\x04 \x01(\t\x12\x16\n\x0e\x65ngine_address\x18\x05 \x01(\t\x12\x0e\n\x06ticket\x18\x06 \x01(\t\x12\x17\n\x0fsidecar_address\x18\x07 \x01(\t\x12\r\n\x05\x65poch\x18\x08 \x01(\x03\"s\n\x0e\x45ndCallRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12\x15\n\rnever_started\x18\x03 \x01(\x08\x12\x0e\n\x06tenant\x18\x04 \x01(\t\"\x11\n\x0f\x45ndCallResponse\"\xc5\x01\n\x11\x41\x64missionsRequest\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x32\n\x05\x61\x64mit\x18\x02 \x01(\x0b\x32!.agentserving.v1.AdmitCallRequestH\x00\x12.\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1f.agentserving.v1.EndCallRequestH\x00\x12.\n\x05hello\x18\x04 \x01(\x0b\x32\x1d.agentserving.v1.GatewayHelloH\x00\x42\t\n\x07request\" \n\x0cGatewayHelloJ\x04\x08\x01\x10\x02R\ngateway_id\"5\n\tEngineSet\x12(\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x17.agentserving.v1.Engine\"o\n\x0e\x41\x64missionError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8e\x02\n\x12\x41\x64missionsResponse\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x36\n\x08\x61\x64mitted\x18\x02 \x01(\x0b\x32\".agentserving.v1.AdmitCallResponseH\x00\x12\x30\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1f.agentserving.v1.AdmissionErrorH\x00\x12-\n\x07\x65ngines\x18\x04 \x01(\x0b\x32\x1a.agentserving.v1.EngineSetH\x00\x12\x31\n\x05\x65nded\x18\x05 \x01(\x0b\x32 .agentserving.v1.EndCallResponseH\x00\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x42\n\n\x08response\"N\n\x0fGenerateRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\"L\n\x10GenerateResponse\x12\x13\n\x0bhttp_status\x18\x01 \x01(\x05\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\"-\n\x13WatchEndingsRequest\x12\x16\n\x0e\x61\x66ter_position\x18\x01 \x01(\x03\"\xc8\x01\n\rProgramOrigin\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x19\n\x11parent_program_id\x18\x03 \x01(\t\x12\x17\n\x0froot_program_id\x18\x04 \x01(\t\x12-\n\topen_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0eroot_open_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xba\x01\n\tEndedCall\x12#\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x15.agentserving.v1.Call\x12/\n\x07program\x18\x02 \x01(\x0b\x32\x1e.agentserving.v1.ProgramOrigin\x12)\n\x07outcome\x18\x03 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb4\x01\n\rClosedProgram\x12/\n\x07program\x18\x01 \x01(\x0b\x32\x1e.agentserving.v1.ProgramOrigin\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12.\n\nclose_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x63\x61lls_in_flight\x18\x04 \x01(\r\"q\n\x06\x45nding\x12*\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1a.agentserving.v1.EndedCallH\x00\x12\x31\n\x07program\x18\x02 \x01(\x0b\x32\x1e.agentserving.v1.ClosedProgramH\x00\x42\x08\n\x06\x65nding\"\xa2\x01\n\x14WatchEndingsResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12(\n\x07\x65ndings\x18\x02 \x03(\x0b\x32\x17.agentserving.v1.Ending\x12\x0c\n\x04lost\x18\x03 \x01(\x04\x12\x11\n\trestarted\x18\x04 \x01(\x08\x12-\n\tsend_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xbc\x03\n\x0b\x43\x61llService\x12R\n\tAdmitCall\x12!.agentserving.v1.AdmitCallRequest\x1a\".agentserving.v1.AdmitCallResponse\x12L\n\x07\x45ndCall\x12\x1f.agentserving.v1.EndCallRequest\x1a .agentserving.v1.EndCallResponse\x12Y\n\nAdmissions\x12\".agentserving.v1.AdmissionsRequest\x1a#.agentserving.v1.AdmissionsResponse(\x01\x30\x01\x12]\n\x0cWatchEndings\x12$.agentserving.v1.WatchEndingsRequest\x1a%.agentserving.v1.WatchEndingsResponse0\x01\x12Q\n\x08Generate\x12 .agentserving.v1.GenerateRequest\x1a!.agentserving.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"agentserving/v1/call_service.proto\x12\x0f\x61gentserving.v1\x1a\x1b\x61gentserving/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x02\n\x10\x41\x64mitCallRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x17\n\x0fparent_call_ids\x18\x03 \x03(\t\x12\x10\n\x08implicit\x18\x04 \x01(\x08\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x19\n\x11parent_program_id\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x03\x12\r\n\x05model\x18\x08 \x01(\t\x12\x18\n\x10retry_of_call_id\x18\t \x01(\t\x12\x1a\n\x12\x65xclude_engine_ids\x18\n \x03(\t\x12\r\n\x05\x66inal\x18\x0b \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x0c \x01(\t\x12\x0e\n\x06tenant\x18\r \x01(\t\x12\x15\n\rmax_fallbacks\x18\x0e \x01(\r\"1\n\x0bNamedEngine\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xdd\x01\n\x11\x41\x64mitCallResponse\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x12\n\nprogram_id\x18\x03 \x01(\t\x12\x11\n\tengine_id\x18\x04 \x01(\t\x12\x16\n\x0e\x65ngine_address\x18\x05 \x01(\t\x12\x0e\n\x06ticket\x18\x06 \x01(\t\x12\x17\n\x0fsidecar_address\x18\x07 \x01(\t\x12\r\n\x05\x65poch\x18\x08 \x01(\x03\x12/\n\tfallbacks\x18\t \x03(\x0b\x32\x1c.agentserving.v1.NamedEngine\"\x95\x01\n\x0e\x45ndCallRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12\x15\n\rnever_started\x18\x03 \x01(\x08\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x11\n\tengine_id\x18\x05 \x01(\t\x12\r\n\x05tries\x18\x06 \x01(\r\"\x11\n\x0f\x45ndCallResponse\"\xc5\x01\n\x11\x41\x64missionsRequest\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x32\n\x05\x61\x64mit\x18\x02 \x01(\x0b\x32!.agentserving.v1.AdmitCallRequestH\x00\x12.\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1f.agentserving.v1.EndCallRequestH\x00\x12.\n\x05hello\x18\x04 \x01(\x0b\x32\x1d.agentserving.v1.GatewayHelloH\x00\x42\t\n\x07request\" \n\x0cGatewayHelloJ\x04\x08\x01\x10\x02R\ngateway_id\"5\n\tEngineSet\x12(\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x17.agentserving.v1.Engine\"o\n\x0e\x41\x64missionError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8e\x02\n\x12\x41\x64missionsResponse\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x36\n\x08\x61\x64mitted\x18\x02 \x01(\x0b\x32\".agentserving.v1.AdmitCallResponseH\x00\x12\x30\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1f.agentserving.v1.AdmissionErrorH\x00\x12-\n\x07\x65ngines\x18\x04 \x01(\x0b\x32\x1a.agentserving.v1.EngineSetH\x00\x12\x31\n\x05\x65nded\x18\x05 \x01(\x0b\x32 .agentserving.v1.EndCallResponseH\x00\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x42\n\n\x08response\"N\n\x0fGenerateRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\"L\n\x10GenerateResponse\x12\x13\n\x0bhttp_status\x18\x01 \x01(\x05\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\"-\n\x13WatchEndingsRequest\x12\x16\n\x0e\x61\x66ter_position\x18\x01 \x01(\x03\"\xc8\x01\n\rProgramOrigin\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x19\n\x11parent_program_id\x18\x03 \x01(\t\x12\x17\n\x0froot_program_id\x18\x04 \x01(\t\x12-\n\topen_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0eroot_open_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xba\x01\n\tEndedCall\x12#\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x15.agentserving.v1.Call\x12/\n\x07program\x18\x02 \x01(\x0b\x32\x1e.agentserving.v1.ProgramOrigin\x12)\n\x07outcome\x18\x03 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb4\x01\n\rClosedProgram\x12/\n\x07program\x18\x01 \x01(\x0b\x32\x1e.agentserving.v1.ProgramOrigin\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12.\n\nclose_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x63\x61lls_in_flight\x18\x04 \x01(\r\"q\n\x06\x45nding\x12*\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1a.agentserving.v1.EndedCallH\x00\x12\x31\n\x07program\x18\x02 \x01(\x0b\x32\x1e.agentserving.v1.ClosedProgramH\x00\x42\x08\n\x06\x65nding\"\xa2\x01\n\x14WatchEndingsResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12(\n\x07\x65ndings\x18\x02 \x03(\x0b\x32\x17.agentserving.v1.Ending\x12\x0c\n\x04lost\x18\x03 \x01(\x04\x12\x11\n\trestarted\x18\x04 \x01(\x08\x12-\n\tsend_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xbc\x03\n\x0b\x43\x61llService\x12R\n\tAdmitCall\x12!.agentserving.v1.AdmitCallRequest\x1a\".agentserving.v1.AdmitCallResponse\x12L\n\x07\x45ndCall\x12\x1f.agentserving.v1.EndCallRequest\x1a .agentserving.v1.EndCallResponse\x12Y\n\nAdmissions\x12\".agentserving.v1.AdmissionsRequest\x1a#.agentserving.v1.AdmissionsResponse(\x01\x30\x01\x12]\n\x0cWatchEndings\x12$.agentserving.v1.WatchEndingsRequest\x1a%.agentserving.v1.WatchEndingsResponse0\x01\x12Q\n\x08Generate\x12 .agentserving.v1.GenerateRequest\x1a!.agentserving.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,39 +35,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentserving.v1.call_servic
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ADMITCALLREQUEST']._serialized_start=150
-  _globals['_ADMITCALLREQUEST']._serialized_end=439
-  _globals['_ADMITCALLRESPONSE']._serialized_start=442
-  _globals['_ADMITCALLRESPONSE']._serialized_end=614
-  _globals['_ENDCALLREQUEST']._serialized_start=616
-  _globals['_ENDCALLREQUEST']._serialized_end=731
-  _globals['_ENDCALLRESPONSE']._serialized_start=733
-  _globals['_ENDCALLRESPONSE']._serialized_end=750
-  _globals['_ADMISSIONSREQUEST']._serialized_start=753
-  _globals['_ADMISSIONSREQUEST']._serialized_end=950
-  _globals['_GATEWAYHELLO']._serialized_start=952
-  _globals['_GATEWAYHELLO']._serialized_end=984
-  _globals['_ENGINESET']._serialized_start=986
-  _globals['_ENGINESET']._serialized_end=1039
-  _globals['_ADMISSIONERROR']._serialized_start=1041
-  _globals['_ADMISSIONERROR']._serialized_end=1152
-  _globals['_ADMISSIONSRESPONSE']._serialized_start=1155
-  _globals['_ADMISSIONSRESPONSE']._serialized_end=1425
-  _globals['_GENERATEREQUEST']._serialized_start=1427
-  _globals['_GENERATEREQUEST']._serialized_end=1505
-  _globals['_GENERATERESPONSE']._serialized_start=1507
-  _globals['_GENERATERESPONSE']._serialized_end=1583
-  _globals['_WATCHENDINGSREQUEST']._serialized_start=1585
-  _globals['_WATCHENDINGSREQUEST']._serialized_end=1630
-  _globals['_PROGRAMORIGIN']._serialized_start=1633
-  _globals['_PROGRAMORIGIN']._serialized_end=1833
-  _globals['_ENDEDCALL']._serialized_start=1836
-  _globals['_ENDEDCALL']._serialized_end=2022
-  _globals['_CLOSEDPROGRAM']._serialized_start=2025
-  _globals['_CLOSEDPROGRAM']._serialized_end=2205
-  _globals['_ENDING']._serialized_start=2207
-  _globals['_ENDING']._serialized_end=2320
-  _globals['_WATCHENDINGSRESPONSE']._serialized_start=2323
-  _globals['_WATCHENDINGSRESPONSE']._serialized_end=2485
-  _globals['_CALLSERVICE']._serialized_start=2488
-  _globals['_CALLSERVICE']._serialized_end=2932
+  _globals['_ADMITCALLREQUEST']._serialized_end=462
+  _globals['_NAMEDENGINE']._serialized_start=464
+  _globals['_NAMEDENGINE']._serialized_end=513
+  _globals['_ADMITCALLRESPONSE']._serialized_start=516
+  _globals['_ADMITCALLRESPONSE']._serialized_end=737
+  _globals['_ENDCALLREQUEST']._serialized_start=740
+  _globals['_ENDCALLREQUEST']._serialized_end=889
+  _globals['_ENDCALLRESPONSE']._serialized_start=891
+  _globals['_ENDCALLRESPONSE']._serialized_end=908
+  _globals['_ADMISSIONSREQUEST']._serialized_start=911
+  _globals['_ADMISSIONSREQUEST']._serialized_end=1108
+  _globals['_GATEWAYHELLO']._serialized_start=1110
+  _globals['_GATEWAYHELLO']._serialized_end=1142
+  _globals['_ENGINESET']._serialized_start=1144
+  _globals['_ENGINESET']._serialized_end=1197
+  _globals['_ADMISSIONERROR']._serialized_start=1199
+  _globals['_ADMISSIONERROR']._serialized_end=1310
+  _globals['_ADMISSIONSRESPONSE']._serialized_start=1313
+  _globals['_ADMISSIONSRESPONSE']._serialized_end=1583
+  _globals['_GENERATEREQUEST']._serialized_start=1585
+  _globals['_GENERATEREQUEST']._serialized_end=1663
+  _globals['_GENERATERESPONSE']._serialized_start=1665
+  _globals['_GENERATERESPONSE']._serialized_end=1741
+  _globals['_WATCHENDINGSREQUEST']._serialized_start=1743
+  _globals['_WATCHENDINGSREQUEST']._serialized_end=1788
+  _globals['_PROGRAMORIGIN']._serialized_start=1791
+  _globals['_PROGRAMORIGIN']._serialized_end=1991
+  _globals['_ENDEDCALL']._serialized_start=1994
+  _globals['_ENDEDCALL']._serialized_end=2180
+  _globals['_CLOSEDPROGRAM']._serialized_start=2183
+  _globals['_CLOSEDPROGRAM']._serialized_end=2363
+  _globals['_ENDING']._serialized_start=2365
+  _globals['_ENDING']._serialized_end=2478
+  _globals['_WATCHENDINGSRESPONSE']._serialized_start=2481
+  _globals['_WATCHENDINGSRESPONSE']._serialized_end=2643
+  _globals['_CALLSERVICE']._serialized_start=2646
+  _globals['_CALLSERVICE']._serialized_end=3090
 # @@protoc_insertion_point(module_scope)

@@ -32,6 +32,7 @@ class AdmitCallRequest(google.protobuf.message.Message):
     FINAL_FIELD_NUMBER: builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
     TENANT_FIELD_NUMBER: builtins.int
+    MAX_FALLBACKS_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     """Empty = a program of one call. Unknown = opened on the fly when `implicit` is set, else NOT_FOUND."""
     thread_id: builtins.str
@@ -60,6 +61,10 @@ class AdmitCallRequest(google.protobuf.message.Message):
     """From the credential, set by the gateway on its stream; empty = that of the connection. AdmitCall refuses another
     than its connection's.
     """
+    max_fallbacks: builtins.int
+    """Fallback engines that the sender tries by itself, in the order of the answer, when an engine fails before its
+    answer begins; at most 2 are named. Such a sender ends each of its calls with EndCall when the HTTP exchange is over.
+    """
     @property
     def parent_call_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Earlier calls of the same program whose results this one uses, at most 64; NOT_FOUND for any other id."""
@@ -82,10 +87,32 @@ class AdmitCallRequest(google.protobuf.message.Message):
         final: builtins.bool = ...,
         idempotency_key: builtins.str = ...,
         tenant: builtins.str = ...,
+        max_fallbacks: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["exclude_engine_ids", b"exclude_engine_ids", "final", b"final", "idempotency_key", b"idempotency_key", "implicit", b"implicit", "model", b"model", "name", b"name", "parent_call_ids", b"parent_call_ids", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "retry_of_call_id", b"retry_of_call_id", "tenant", b"tenant", "thread_id", b"thread_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exclude_engine_ids", b"exclude_engine_ids", "final", b"final", "idempotency_key", b"idempotency_key", "implicit", b"implicit", "max_fallbacks", b"max_fallbacks", "model", b"model", "name", b"name", "parent_call_ids", b"parent_call_ids", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "retry_of_call_id", b"retry_of_call_id", "tenant", b"tenant", "thread_id", b"thread_id"]) -> None: ...
 
 global___AdmitCallRequest = AdmitCallRequest
+
+@typing.final
+class NamedEngine(google.protobuf.message.Message):
+    """An engine that may serve a call."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENGINE_ID_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    engine_id: builtins.str
+    address: builtins.str
+    """host:port of its OpenAI front."""
+    def __init__(
+        self,
+        *,
+        engine_id: builtins.str = ...,
+        address: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "engine_id", b"engine_id"]) -> None: ...
+
+global___NamedEngine = NamedEngine
 
 @typing.final
 class AdmitCallResponse(google.protobuf.message.Message):
@@ -99,6 +126,7 @@ class AdmitCallResponse(google.protobuf.message.Message):
     TICKET_FIELD_NUMBER: builtins.int
     SIDECAR_ADDRESS_FIELD_NUMBER: builtins.int
     EPOCH_FIELD_NUMBER: builtins.int
+    FALLBACKS_FIELD_NUMBER: builtins.int
     call_id: builtins.str
     attempt: builtins.int
     program_id: builtins.str
@@ -111,6 +139,10 @@ class AdmitCallResponse(google.protobuf.message.Message):
     """gRPC address of the engine's sidecar, for Generate."""
     epoch: builtins.int
     """Of the control plane's leadership."""
+    @property
+    def fallbacks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NamedEngine]:
+        """Engines on which the ticket is good as well, in the order in which to try them."""
+
     def __init__(
         self,
         *,
@@ -122,15 +154,16 @@ class AdmitCallResponse(google.protobuf.message.Message):
         ticket: builtins.str = ...,
         sidecar_address: builtins.str = ...,
         epoch: builtins.int = ...,
+        fallbacks: collections.abc.Iterable[global___NamedEngine] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "call_id", b"call_id", "engine_address", b"engine_address", "engine_id", b"engine_id", "epoch", b"epoch", "program_id", b"program_id", "sidecar_address", b"sidecar_address", "ticket", b"ticket"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "call_id", b"call_id", "engine_address", b"engine_address", "engine_id", b"engine_id", "epoch", b"epoch", "fallbacks", b"fallbacks", "program_id", b"program_id", "sidecar_address", b"sidecar_address", "ticket", b"ticket"]) -> None: ...
 
 global___AdmitCallResponse = AdmitCallResponse
 
 @typing.final
 class EndCallRequest(google.protobuf.message.Message):
-    """Repeating it changes nothing. A call that an engine has reported ends with that engine's word, unless
-    `never_started` is set; one that was ended here and is reported after all is charged all the same.
+    """The HTTP exchange of a call is over. Repeating it changes nothing. A call that an engine runs ends with that engine's
+    final report; one that no engine reports within two seconds ends without one, and is charged if it is reported later.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -139,12 +172,19 @@ class EndCallRequest(google.protobuf.message.Message):
     OUTCOME_FIELD_NUMBER: builtins.int
     NEVER_STARTED_FIELD_NUMBER: builtins.int
     TENANT_FIELD_NUMBER: builtins.int
+    ENGINE_ID_FIELD_NUMBER: builtins.int
+    TRIES_FIELD_NUMBER: builtins.int
     call_id: builtins.str
     outcome: agentserving.v1.types_pb2.Outcome.ValueType
+    """COMPLETED: an engine's answer was passed on whole. REJECTED: its HTTP front refused the call (4xx)."""
     never_started: builtins.bool
     """True when no engine ever saw the call: nothing to wait for."""
     tenant: builtins.str
     """As in AdmitCallRequest."""
+    engine_id: builtins.str
+    """Engine whose answer was passed on; those named before it have failed. Empty = the sender does not know."""
+    tries: builtins.int
+    """Engines that were tried, in the order of the ticket; 0 = the sender does not know."""
     def __init__(
         self,
         *,
@@ -152,8 +192,10 @@ class EndCallRequest(google.protobuf.message.Message):
         outcome: agentserving.v1.types_pb2.Outcome.ValueType = ...,
         never_started: builtins.bool = ...,
         tenant: builtins.str = ...,
+        engine_id: builtins.str = ...,
+        tries: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["call_id", b"call_id", "never_started", b"never_started", "outcome", b"outcome", "tenant", b"tenant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["call_id", b"call_id", "engine_id", b"engine_id", "never_started", b"never_started", "outcome", b"outcome", "tenant", b"tenant", "tries", b"tries"]) -> None: ...
 
 global___EndCallRequest = EndCallRequest
 

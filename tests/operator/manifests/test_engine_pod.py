@@ -6,8 +6,9 @@ import ast
 from pathlib import Path
 
 import agentserving_engine
-from agentserving_engine.settings import PluginSettings
-from agentserving_operator.manifests.engine_pod import SCHEDULER, engine_container
+from agentserving_engine.http.middleware import EngineMiddleware
+from agentserving_engine.settings import HttpSettings, PluginSettings
+from agentserving_operator.manifests.engine_pod import MIDDLEWARE, SCHEDULER, engine_container
 from agentserving_simulator import __main__ as simulator
 from support.operator_objects import env_of, make_cluster, value_after
 
@@ -35,6 +36,21 @@ def test_vllm_gets_our_scheduler_which_exists() -> None:
     # Read, not imported: vLLM is not in this environment. It is a function that chooses one of two classes.
     made = (ast.ClassDef, ast.FunctionDef)
     assert name in [node.name for node in ast.parse(source.read_text()).body if isinstance(node, made)]
+
+
+def test_vllm_gets_our_middleware_which_exists() -> None:
+    arguments = engine_container(make_cluster())["args"]
+    assert value_after(arguments, "--middleware") == MIDDLEWARE
+    assert f"{EngineMiddleware.__module__}.{EngineMiddleware.__qualname__}" == MIDDLEWARE
+
+
+def test_the_longest_silence_of_a_stream_is_a_field_of_the_spec_for_both_kinds_of_engine() -> None:
+    for seconds in (0, 15, 40):
+        given = {} if seconds == 15 else {"sseKeepAliveSeconds": seconds}
+        env = {name: str(value) for name, value in env_of(engine_container(make_cluster(engine=given))).items()}
+        assert HttpSettings.from_env(env).sse_keep_alive_s == seconds
+        simulated = engine_container(make_cluster(engine={**SIMULATED, **given}))
+        assert simulator._arguments(simulated["args"]).sse_keep_alive_s == seconds
 
 
 def test_the_plugin_finds_its_settings(tmp_path: Path) -> None:

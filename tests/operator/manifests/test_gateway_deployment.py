@@ -1,29 +1,53 @@
-"""The gateway's pod has a valid command line, and time to finish its calls."""
+"""The gateway's pod has valid command lines, and time to finish its calls."""
 
 from __future__ import annotations
 
-from agentserving_gateway.__main__ import Settings
+from typing import Any
+
+from agentserving_gateway import __main__ as picker_main
+from agentserving_gateway import drain, front
 from agentserving_operator.manifests.gateway_deployment import gateway_deployment
 from agentserving_process import options
-from support.operator_objects import make_cluster, only_container, pod_spec
+from support.operator_objects import make_cluster, pod_spec
 
 
-def test_its_command_line_is_valid() -> None:
-    one = only_container(gateway_deployment(make_cluster(gateway={"maxBodyBytes": 4096})))
-    assert one["command"] == ["python", "-m", "agentserving_gateway"]
-    given = options.parse(Settings, prog="test", argv=one["args"], environment={})
-    assert (given.serving.listen, given.probes.http_host, given.probes.http_port) == ("0.0.0.0:8080", "0.0.0.0", 8081)
+def containers(**gateway: Any) -> dict[str, Any]:
+    made = gateway_deployment(make_cluster(gateway=gateway))
+    return {one["name"]: one for one in pod_spec(made)["containers"]}
+
+
+def test_their_command_lines_are_valid() -> None:
+    made = containers(maxBodyBytes=4096)
+    assert made["gateway"]["command"] == ["python", "-m", "agentserving_gateway.front"]
+    envoy = options.parse(front.Settings, prog="test", argv=made["gateway"]["args"], environment={}).front
+    assert (envoy.listen, envoy.max_body_bytes) == ("0.0.0.0:8080", 4096)
+    assert made["picker"]["command"] == ["python", "-m", "agentserving_gateway"]
+    given = options.parse(picker_main.Settings, prog="test", argv=made["picker"]["args"], environment={})
+    assert (given.probes.http_host, given.probes.http_port) == ("0.0.0.0", 8081)
     assert given.leader.control_plane == "demo-control-plane.ns.svc:7070"
-    assert given.serving.max_body_bytes == 4096
+    assert given.serving.run_dir == envoy.run_dir
 
 
 def test_a_leaving_gateway_may_finish_its_calls() -> None:
-    made = gateway_deployment(make_cluster(gateway={"drainSeconds": 20}))
-    arguments = only_container(made)["args"]
-    assert arguments[arguments.index("--drain-s") + 1] == "20"
-    # It drains after SIGTERM; a preStop hook would only delay that.
-    assert "lifecycle" not in only_container(made)
-    assert pod_spec(made)["terminationGracePeriodSeconds"] > 20
+    made = containers(drainSeconds=20)
+    # Envoy cuts its streams when it gets a SIGTERM, so something must drain it before; the picker drains after its own.
+    hook = made["gateway"]["lifecycle"]["preStop"]["exec"]["command"]
+    assert hook[:3] == ["python", "-m", "agentserving_gateway.drain"]
+    waits = options.parse(drain.Settings, prog="test", argv=hook[3:], environment={}).drain
+    given = options.parse(picker_main.Settings, prog="test", argv=made["picker"]["args"], environment={})
+    assert waits.drain_s == given.serving.drain_s == 20
+    assert (
+        pod_spec(gateway_deployment(make_cluster(gateway={"drainSeconds": 20})))["terminationGracePeriodSeconds"] > 20
+    )
+
+
+def test_envoy_refuses_requests_before_its_memory_limit_kills_it() -> None:
+    def heap(**resources: Any) -> int:
+        arguments = containers(resources=resources)["gateway"]["args"]
+        return options.parse(front.Settings, prog="test", argv=arguments, environment={}).front.max_heap_mib
+
+    assert heap(limits={"memory": "512Mi"}) == 409
+    assert heap() == 1024
 
 
 def test_a_new_gateway_starts_before_an_old_one_ends() -> None:

@@ -66,7 +66,7 @@ def test_gateways_and_sidecars_verify_a_name_that_control_planes_have() -> None:
     front, engine = gateway_deployment(cluster), engine_statefulset(cluster)
     (beside,) = pod_spec(engine)["initContainers"]
     for workload, container, settings, secret in (
-        (front, only_container(front), GatewaySettings, "demo-client-tls"),
+        (front, pod_spec(front)["containers"][1], GatewaySettings, "demo-client-tls"),
         (engine, beside, SidecarSettings, "demo-engine-tls"),
     ):
         given = options.parse(settings, prog="test", argv=container["args"], environment={}).leader  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ PAIRS: list[tuple[type[Any], Any]] = [
     (values.Engine, types_pb2.Engine),
     (values.EngineLoad, types_pb2.EngineLoad),
     (values.EngineCapabilities, types_pb2.EngineCapabilities),
+    (values.NamedEngine, call_service_pb2.NamedEngine),
     (values.Admission, call_service_pb2.AdmitCallResponse),
     (values.Overview, admin_service_pb2.GetOverviewResponse),
     (values.ProgramOrigin, call_service_pb2.ProgramOrigin),

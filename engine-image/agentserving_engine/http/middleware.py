@@ -1,0 +1,185 @@
+"""The ASGI shell around `Answer`: vLLM loads `EngineMiddleware` by `--middleware`, the simulator calls `serve`.
+
+vLLM's disconnect detection reads `receive` itself, so `receive` stays a plain pass-through once the body has arrived.
+The timer of a stream is not restarted for each chunk: when it fires it looks at the time of the last chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from agentserving_engine.http.answer import Answer, Chunk, Head
+from agentserving_engine.http.dialects import Dialect, dialect_of
+from agentserving_engine.http.request_body import RefusedBodyError, asks_for_a_stream
+from agentserving_engine.settings import HttpSettings
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+class EngineMiddleware:
+    """Starlette constructs it when the server starts. Reads AGENTSERVING_SSE_KEEP_ALIVE_S; raises PluginConfigError."""
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+        self._keep_alive_s = HttpSettings.from_env(os.environ).sse_keep_alive_s
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        dialect = dialect_of(_route(scope)) if scope["type"] == "http" else None
+        if dialect is None:
+            await self._app(scope, receive, send)
+        else:
+            await serve(self._app, scope, receive, send, dialect=dialect, keep_alive_s=self._keep_alive_s)
+
+
+def _route(scope: MutableMapping[str, Any]) -> str:
+    """The path without vLLM's `--root-path`, as Starlette's router matches it."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(root + "/") else path
+
+
+async def serve(
+    app: Application,
+    scope: MutableMapping[str, Any],
+    receive: Receive,
+    send: Send,
+    *,
+    dialect: Dialect,
+    keep_alive_s: float,
+) -> None:
+    """Runs `app` for one request of a generating route. Exceptions of `app` propagate, after the stream was ended."""
+    exchange = _Exchange(Answer(dialect, keep_alive_s), receive, send)
+    try:
+        await app(scope, exchange.receive, exchange.send)
+    finally:
+        await exchange.end()
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    __slots__ = (
+        "_answer",
+        "_busy",
+        "_chunks",
+        "_comment",
+        "_complete",
+        "_loop",
+        "_receive",
+        "_send",
+        "_time",
+        "_timer",
+    )
+
+    def __init__(self, answer: Answer, receive: Receive, send: Send) -> None:
+        self._answer, self._receive, self._send = answer, receive, send
+        self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
+        self._chunks: list[bytes] = []
+        # The request's body has arrived.
+        self._complete = False
+        # The application is in `send`, perhaps waiting for a slow client.
+        self._busy = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._comment: asyncio.Task[None] | None = None
+
+    async def receive(self) -> Message:
+        """The application's `receive`."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._answer.client_left()
+        elif not self._complete:
+            if data := message.get("body", b""):
+                self._chunks.append(data)
+            if not message.get("more_body", False):
+                return await self._body_complete(message)
+        return message
+
+    async def _body_complete(self, message: Message) -> Message:
+        self._complete = True
+        chunks, self._chunks = self._chunks, []
+        try:
+            stream = asks_for_a_stream(chunks)
+        except RefusedBodyError as error:
+            for each in self._answer.refuse(error):
+                await self._send(_message(each))
+            # The application gives up, and whatever it still sends is dropped.
+            return {"type": "http.disconnect"}
+        self._answer.request_complete(stream=stream, now=self._time())
+        self._arm()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """The application's `send`."""
+        if self._comment is not None:
+            await self._comment_sent(self._comment)
+        kind = message["type"]
+        if kind == "http.response.body":
+            data = message.get("body", b"")
+            passed = self._answer.chunk(data, last=not message.get("more_body", False), now=self._time())
+            if passed is None:
+                return
+            if passed is not data:
+                message = {**message, "body": passed}
+        elif kind == "http.response.start":
+            passed_on = self._answer.head(message["status"], message.get("headers", ()), self._time())
+            self._arm()
+            if not passed_on:
+                return
+        self._busy = True
+        await self._send(message)
+        self._busy = False
+
+    async def end(self) -> None:
+        """The application is done: ends a stream that it has left open."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        # Servers may raise it when the client has left.
+        with contextlib.suppress(OSError):
+            if self._comment is not None:
+                await self._comment_sent(self._comment)
+            closing = self._answer.application_ended()
+            if closing is not None:
+                await self._send(_message(closing))
+
+    def _arm(self) -> None:
+        due = self._answer.due_at
+        if self._timer is None and due is not None:
+            self._timer = self._loop.call_at(due, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        due = self._answer.due_at
+        if due is None:
+            return
+        now = self._time()
+        if now < due:
+            self._arm()
+        elif self._busy:
+            # The client does not read: it has bytes to come, and a comment could split an event.
+            self._timer = self._loop.call_at(now + 1.0, self._fire)
+        else:
+            self._comment = self._loop.create_task(self._send_due(now))
+
+    async def _send_due(self, now: float) -> None:
+        for each in self._answer.tick(now):
+            await self._send(_message(each))
+        self._arm()
+
+    async def _comment_sent(self, comment: asyncio.Task[None]) -> None:
+        """Messages are sent one at a time; a failure to send a comment is the application's, as its own would be."""
+        self._comment = None
+        await comment
+
+
+def _message(item: Head | Chunk) -> Message:
+    if isinstance(item, Head):
+        return {"type": "http.response.start", "status": item.status, "headers": list(item.headers)}
+    return {"type": "http.response.body", "body": item.data, "more_body": not item.last}

@@ -1,0 +1,53 @@
+"""``python -m agentserving_gateway.drain``: returns when the Envoy of a run directory serves nothing any more.
+
+The preStop hook of Envoy's container: a SIGTERM alone would cut its streams.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import agentserving
+import uvloop
+from agentserving_process import logs, options
+from agentserving_process.options import option
+
+from agentserving_gateway.envoy import FrontSettings
+from agentserving_gateway.envoy_admin import EnvoyAdmin
+
+# Until the last node knows that the pod is leaving.
+SETTLE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Drain"""
+
+    run_dir: Path = option(Path("run"), "directory that Envoy and the picker share")
+    drain_s: float = option(300.0, "seconds that requests may go on", least=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All of them."""
+
+    drain: Drain
+
+
+async def drained(run_dir: Path, drain_s: float) -> None:
+    """Drains the Envoy of a run directory."""
+    socket = FrontSettings(listen=":0", run_dir=run_dir.absolute()).admin_socket
+    async with EnvoyAdmin(Path(socket)) as admin:
+        await admin.drain(SETTLE_S, drain_s)
+
+
+def main() -> None:
+    """Entry point."""
+    settings = options.parse(Settings, prog="agentserving-drain", description=__doc__, version=agentserving.__version__)
+    logs.configure()
+    uvloop.run(drained(settings.drain.run_dir, settings.drain.drain_s))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Runs an ASGI application behind aiohttp, with the engine's middleware around it.
+
+aiohttp cancels the handler of a client that has left, so `receive` gives the body and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from agentserving_engine.http.dialects import dialect_of
+from agentserving_engine.http.middleware import Application, Message, serve
+from aiohttp import web
+
+
+async def respond(request: web.Request, application: Application, keep_alive_s: float) -> web.StreamResponse:
+    """The application's answer to a request of a generating route."""
+    dialect = dialect_of(request.path)
+    assert dialect is not None, request.path
+    exchange = _Exchange(request)
+    scope: Message = {"type": "http", "path": request.path, "method": request.method}
+    await serve(application, scope, exchange.receive, exchange.send, dialect=dialect, keep_alive_s=keep_alive_s)
+    assert exchange.response is not None, "the application has sent no head"
+    return exchange.response
+
+
+class _Exchange:
+    """`response` exists once its head was sent."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._received = False
+        self.response: web.StreamResponse | None = None
+
+    async def receive(self) -> Message:
+        if self._received:
+            await asyncio.get_running_loop().create_future()
+        self._received = True
+        return {"type": "http.request", "body": await self._request.read(), "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = {name.decode(): value.decode() for name, value in message["headers"]}
+            self.response = web.StreamResponse(status=message["status"], headers=headers)
+            await self.response.prepare(self._request)
+            return
+        assert self.response is not None, "a body before the head"
+        if message["body"]:
+            await self.response.write(message["body"])
+        if not message["more_body"]:
+            await self.response.write_eof()
