@@ -23,7 +23,12 @@ trap 'rm -rf "$scratch"' EXIT
 scripts/proto.sh "$scratch" >/dev/null
 generated() { diff -r --exclude=__pycache__ --exclude=__init__.py --exclude='*.proto' "$scratch/agentserving/v1" proto/agentserving/v1; }
 generated_etcd() { diff "$scratch/etcd/wire_pb2.py" controlplane/agentserving_controlplane/store/etcd/wire_pb2.py; }
+generated_envoy() {
+  diff "$scratch/envoy/envoy_access_log_pb2.py" gateway/agentserving_gateway/exchange_log/envoy_access_log_pb2.py &&
+    diff "$scratch/ext_proc/envoy_ext_proc_pb2.py" gateway/agentserving_gateway/ext_proc/envoy_ext_proc_pb2.py
+}
 step "generated" generated
+step "generated envoy" generated_envoy
 step "generated etcd" generated_etcd
 crd() {
   python -m agentserving_operator.spec.crd "$scratch/crd.yaml"

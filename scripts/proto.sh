@@ -23,3 +23,9 @@ envoy=gateway/agentserving_gateway/exchange_log
 if [ "$out" = proto ]; then envoy_out=$envoy; else envoy_out=$out/envoy; fi
 mkdir -p "$envoy_out"
 run -I"$envoy" --python_out="$envoy_out" --mypy_out="quiet:$envoy_out" "$envoy/envoy_access_log.proto"
+
+# And the subset of Envoy's external processing API, for gateways of others.
+ext_proc=gateway/agentserving_gateway/ext_proc
+if [ "$out" = proto ]; then ext_proc_out=$ext_proc; else ext_proc_out=$out/ext_proc; fi
+mkdir -p "$ext_proc_out"
+run -I"$ext_proc" --python_out="$ext_proc_out" --mypy_out="quiet:$ext_proc_out" "$ext_proc/envoy_ext_proc.proto"

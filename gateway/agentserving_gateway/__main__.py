@@ -20,6 +20,7 @@ from aiohttp import web
 
 from agentserving_gateway.drain import SETTLE_S
 from agentserving_gateway.envoy_admin import EnvoyAdmin
+from agentserving_gateway.ext_proc.service import ExtProcOptions
 from agentserving_gateway.front_picker import FrontPicker
 
 log = structlog.get_logger()
@@ -38,6 +39,7 @@ class Settings:
     """All of them."""
 
     serving: Serving
+    ext_proc: ExtProcOptions
     probes: ProbeOptions
     leader: LeaderOptions
 
@@ -46,7 +48,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     """Runs until SIGTERM or SIGINT, then drains Envoy: a SIGTERM alone would cut its streams."""
     serving = settings.serving
     channel = LeaderChannel(settings.leader.control_plane, settings.leader.client_settings())
-    async with FrontPicker(serving.run_dir, channel) as front:
+    async with FrontPicker(serving.run_dir, channel, settings.ext_proc) as front:
         supervisor.start("admissions", front.admission.run)
         envoy = _EnvoyWatch(front.admin)
         supervisor.start("watch of Envoy", envoy.run)
@@ -67,7 +69,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
             log.info("serving", run_dir=str(front.run_dir), control_plane=settings.leader.control_plane)
             await supervisor.stop_requested()
             envoy.leaving = True
-            await front.admin.drain(SETTLE_S, serving.drain_s)
+            await front.drain(SETTLE_S, serving.drain_s)
             await front.admission.flush()
 
 

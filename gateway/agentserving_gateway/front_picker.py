@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
@@ -17,6 +18,8 @@ from agentserving_gateway.envoy import FrontSettings
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 from agentserving_gateway.exchange_log import service as exchange_log
 from agentserving_gateway.exchange_log.verdict import Exchange, ending_of, failed_engines
+from agentserving_gateway.ext_proc import service as ext_proc_service
+from agentserving_gateway.ext_proc.service import ExtProc, ExtProcOptions
 from agentserving_gateway.picker import Picker
 from agentserving_gateway.responses import Responses
 
@@ -24,12 +27,15 @@ from agentserving_gateway.responses import Responses
 class FrontPicker:
     """Serves one Envoy over the sockets in `run_dir`. `admission.run` is the task that its owner supervises."""
 
-    def __init__(self, run_dir: Path, channel: LeaderChannel) -> None:
+    def __init__(self, run_dir: Path, channel: LeaderChannel, ext_proc: ExtProcOptions | None = None) -> None:
+        """`ext_proc`: also serves gateways of others."""
         self.run_dir = run_dir.absolute()
         self._paths = FrontSettings(listen=":0", run_dir=self.run_dir)
         self.admin = EnvoyAdmin(Path(self._paths.admin_socket))
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.admission = Admission(channel, EnginesFile(self._paths.engines_file), self.admin.knows)
+        self._ext_proc = ext_proc if ext_proc is not None and ext_proc.ext_proc_listen else None
+        self._endpoint_picker: ExtProc | None = None
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -39,8 +45,22 @@ class FrontPicker:
         await stack.enter_async_context(model_lists.served(self.admission, Path(paths.reads_socket)))
         responses = Responses()
         stack.push_async_callback(responses.close)
-        await stack.enter_async_context(authz.served(Picker(self.admission, responses), Path(paths.picker_socket)))
+        picker = Picker(self.admission, responses)
+        await stack.enter_async_context(authz.served(picker, Path(paths.picker_socket)))
+        if self._ext_proc is not None:
+            self._endpoint_picker = ExtProc(
+                picker, ended=self._ended, ready=lambda: self.admission.ready,
+                max_body_bytes=self._ext_proc.ext_proc_max_body_bytes,
+            )  # fmt: skip
+            await stack.enter_async_context(ext_proc_service.served(self._endpoint_picker, self._ext_proc))
         return self
+
+    async def drain(self, settle_s: float, limit_s: float) -> None:
+        """Returns when no request is being served, after `limit_s` at the latest."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.admin.drain(settle_s, limit_s))
+            if self._endpoint_picker is not None:
+                group.create_task(self._endpoint_picker.drain(limit_s))
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()

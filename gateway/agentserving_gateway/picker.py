@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
+from agentserving_process.listening import split_address
 
 from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.body import Body, read_body
-from agentserving_gateway.calls import CallRequest, Ending, EndOfCall
+from agentserving_gateway.calls import Admitted, CallRequest, Ending, EndOfCall
 from agentserving_gateway.engines import Engine
 from agentserving_gateway.errors import HttpError
 from agentserving_gateway.identity import from_body, from_headers
@@ -23,16 +24,27 @@ from agentserving_gateway.leader import MAX_FALLBACKS
 from agentserving_gateway.responses import Responses
 from agentserving_gateway.routes import RESPONSES, Kind, Route, is_response_id, response_id_of
 
+# Choices of the leader outside a subset before the request is refused.
+MAX_FOREIGN = 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """A request without its body; names of headers in lower case. `length`: bytes of the body, 0 = unknown."""
+    """A request without its body; names of headers in lower case. `length`: bytes of the body, 0 = unknown.
+
+    `among`: the addresses (host:port, or a host for all its ports) that may be chosen; None = every engine.
+    """
 
     route: Route
     path: str
     headers: Mapping[str, str]
     tenant: Tenant
     length: int = 0
+    among: frozenset[str] | None = None
+
+    def allows(self, address: str) -> bool:
+        """Whether the engine at an address may be chosen."""
+        return self.among is None or address in self.among or split_address(address)[0] in self.among
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,18 +68,21 @@ class Picker:
     def __init__(self, admission: Admission, responses: Responses) -> None:
         self._admission, self._responses = admission, responses
 
-    async def pick(self, head: Head, content: bytes | None) -> Pick:
-        """Raises HttpError for a refusal, NeedsBodyError when `content` is None and has to be read."""
-        if content is None and self._needs_body(head):
+    async def pick(self, head: Head, content: bytes | None, *, body_follows: bool = True) -> Pick:
+        """Raises HttpError for a refusal, NeedsBodyError when `content` is None and has to be read.
+
+        Without `body_follows` there is no body to be had, and the head decides.
+        """
+        if content is None and body_follows and self._needs_body(head):
             raise NeedsBodyError
         body = Body() if content is None else read_body(content)
         if head.route.kind is Kind.CALL:
             return await self._call(head, body, len(content) if content is not None else head.length)
         if head.route.kind is Kind.RESPONSE:
             holder = await self._holder(head, response_id_of(head.path))
-            if holder is not None:
+            if holder is not None and head.allows(holder.address):
                 return Pick(addresses=(holder.address,))
-        return self._any_engine(body.model_name)
+        return self._any_engine(head, body.model_name)
 
     def drop(self, pick: Pick) -> None:
         """The client has left before the request was sent, as far as can be known: a report of an engine prevails."""
@@ -101,10 +116,10 @@ class Picker:
             final=identity.final,
             exclude=self._all_but(holder),
         )
-        admitted = await self._admission.admit(request)
+        admitted = await self._admit(head, request)
         metrics.ADMIT_SECONDS.observe(time.perf_counter() - began)
         return Pick(
-            addresses=(admitted.engine_address, *admitted.fallbacks),
+            addresses=(admitted.engine_address, *(each for each in admitted.fallbacks if head.allows(each))),
             program_id=admitted.program_id,
             call_id=admitted.call_id,
             tenant=admitted.tenant,
@@ -121,12 +136,39 @@ class Picker:
             return ()
         return tuple(e.engine_id for e in self._admission.known_engines if e.engine_id != engine.engine_id)
 
-    def _any_engine(self, model: str) -> Pick:
-        engine = self._admission.engine_in_turn(model, ())
+    async def _admit(self, head: Head, request: CallRequest) -> Admitted:
+        """Within the addresses that the head allows."""
+        if head.among is None:
+            return await self._admission.admit(request)
+        foreign: list[EngineId] = []
+        # The leader may choose an engine that has attached since it sent its list.
+        for _ in range(MAX_FOREIGN):
+            exclude = {*self._not_allowed(head), *foreign}
+            if not any(engine.engine_id not in exclude for engine in self._admission.ready_engines()):
+                break
+            admitted = await self._admission.admit(replace(request, exclude=(*request.exclude, *sorted(exclude))))
+            if head.allows(admitted.engine_address):
+                return admitted
+            if admitted.call_id:
+                self._admission.end(
+                    EndOfCall(
+                        call_id=admitted.call_id, tenant=admitted.tenant, ending=Ending.CANCELLED, never_started=True
+                    )
+                )
+            foreign.append(admitted.engine_id)
+        raise no_engine()
+
+    def _not_allowed(self, head: Head) -> list[EngineId]:
+        if head.among is None:
+            return []
+        return [engine.engine_id for engine in self._admission.known_engines if not head.allows(engine.address)]
+
+    def _any_engine(self, head: Head, model: str) -> Pick:
+        engine = self._admission.engine_in_turn(model, self._not_allowed(head))
         if engine is None:
             raise no_engine()
-        others = self._admission.others(model, engine.address)[:MAX_FALLBACKS]
-        return Pick(addresses=(engine.address, *(other.address for other in others)))
+        others = [other.address for other in self._admission.others(model, engine.address)]
+        return Pick(addresses=(engine.address, *[each for each in others if head.allows(each)][:MAX_FALLBACKS]))
 
 
 def no_engine() -> HttpError:

@@ -92,3 +92,14 @@ def route_of(method: str, path: str) -> Route | None:
         if method in route.methods and pattern.fullmatch(path):
             return route
     return None
+
+
+def route_under(method: str, path: str) -> Route | None:
+    """As `route_of`, below any prefix: other gateways may put one before the path, and cut it off after the picker."""
+    while path:
+        found = route_of(method, path)
+        if found is not None:
+            return found
+        slash = path.find("/", 1)
+        path = path[slash:] if slash > 0 else ""
+    return None
