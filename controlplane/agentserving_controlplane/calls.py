@@ -10,6 +10,7 @@ from agentserving.contract import ticket
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
 from agentserving_controlplane.engines.directives import CancelCalls, ToolWait
+from agentserving_controlplane.engines.load_balancer import Wanted
 from agentserving_controlplane.errors import NotFoundError
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.state import LeaderState
@@ -62,11 +63,17 @@ class CallOperations:
             if known is not None:
                 return self._admission(known.row, known.call)
         plan = state.table.plan_admission(request)
-        candidates = state.engines.candidates(request.exclude_engine_ids, request.model, plan.engines, now.steady_us)
         key = state.settings.ticket_keys()[0]
+        wanted = Wanted(
+            program=plan.root,
+            prompt_tokens=request.prompt_tokens,
+            model=request.model,
+            exclude=request.exclude_engine_ids,
+            holding=plan.engines,
+        )
+        engines = state.balancer.choose_many(wanted, now.steady_us)
         # Nothing below refuses.
-        chosen = state.balancer.choose(plan.root, request.prompt_tokens, candidates)
-        call = self._commit(plan, chosen.engine_id, now)
+        call = self._commit(plan, engines[0].engine_id, now)
         row = state.table.index.rows[plan.key]
         if request.idempotency_key:
             state.keys.add(row, call, now.steady_us)

@@ -43,6 +43,8 @@ class ProgramIndex:
         self._ids: dict[Tenant, list[ProgramId]] = {}
         self._children: dict[ProgramKey, set[ProgramId]] = {}
         self._on_engine: dict[EngineId, dict[CallId, ProgramKey]] = {}
+        # Engines whose calls have changed; whoever uses them empties the set.
+        self.engines_changed: set[EngineId] = set()
         # Calls in flight of each tree, by engine.
         self._engines_of_tree: dict[ProgramKey, dict[EngineId, int]] = {}
 
@@ -227,11 +229,13 @@ class ProgramIndex:
 
     def _to_engine(self, row: ProgramRow, call: CallRow) -> None:
         self._on_engine.setdefault(call.engine_id, {})[call.call_id] = row.key
+        self.engines_changed.add(call.engine_id)
         engines = self._engines_of_tree.setdefault(row.root_key, {})
         engines[call.engine_id] = engines.get(call.engine_id, 0) + 1
 
     def _off_engine(self, row: ProgramRow, call: CallRow) -> None:
         self._on_engine[call.engine_id].pop(call.call_id, None)
+        self.engines_changed.add(call.engine_id)
         engines = self._engines_of_tree[row.root_key]
         engines[call.engine_id] -= 1
         if not engines[call.engine_id]:
