@@ -17,7 +17,10 @@ SMOOTHING = 0.1
 PREFILL_US_PER_TOKEN, CALL_US = 50.0, 500_000.0
 
 # Fields that neither the choice of an engine nor what gateways know of it depends on.
-_UNRANKED = frozenset({"heard_us", "heard_unix_us", "health_reason", "policy_version", "policy_error"})
+_UNRANKED = frozenset({
+    "engine_id", "changed", "heard_us", "heard_unix_us", "health_reason", "policy_version", "policy_error",
+})  # fmt: skip
+_set = object.__setattr__
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -53,8 +56,8 @@ class Engine:
     outliers: OutlierRecord = field(default_factory=OutlierRecord)
 
     def __setattr__(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
-        if name not in _UNRANKED and name != "engine_id" and name != "changed":
+        _set(self, name, value)
+        if name not in _UNRANKED:
             self.changed.add(self.engine_id)
 
     @property
@@ -63,13 +66,19 @@ class Engine:
         return len(self.calls)
 
     @property
-    def _serves(self) -> bool:
-        return self.attached and bool(self.address) and self.health <= Health.SERVING
+    def is_ready(self) -> bool:
+        """True when its state is READY."""
+        return (
+            self.attached
+            and self.health <= Health.SERVING
+            and bool(self.address)
+            and not (self.drained or self.leaving or self.outliers.cause is not None)
+        )
 
     @property
     def condition(self) -> Condition:
         """Its state, and why."""
-        if self._serves and not (self.drained or self.leaving or self.outliers.is_ejected):
+        if self.is_ready:
             return READY
         draining = "drained by an administrator" if self.drained else "its pod is leaving" if self.leaving else ""
         return condition_of(

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Set
-from dataclasses import dataclass, replace
 from itertools import islice
 
+import msgspec
 from agentserving.contract.ids import EngineId, ProgramKey
 
 from agentserving_controlplane.engines.contexts import MAX_REMEMBERED, Context, Contexts
@@ -34,8 +34,7 @@ CHOICES = 3
 MAX_NAMED = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine is chosen for. `holding`: engines that ran calls of the program, and may be draining."""
 
     program: ProgramKey
@@ -76,6 +75,7 @@ class LoadBalancer:
         if not places:
             raise self._refusal(wanted, now_us)
         self._ranking.choose(places[0])
+        self._engines.changed.add(places[0].engine.engine_id)
         if self._prefers_home(wanted):
             self._settle(wanted.program, places[0].engine.engine_id)
         return [place.engine for place in places]
@@ -96,6 +96,8 @@ class LoadBalancer:
         """A due trial first, then the best of the first of: ready, draining, failing, stuck engines."""
         pools = self._ranking.pools(wanted.model)
         trial = _due_trial(pools, wanted.exclude, now_us)
+        if trial is None and (found := self._best(Standing.READY, pools, wanted, now_us, count)):
+            return found
         first = [] if trial is None else [trial]
         for standing in (Standing.READY, Standing.DRAINING, Standing.FAILING, Standing.STUCK):
             found = self._best(standing, pools, wanted, now_us, count)
@@ -105,27 +107,32 @@ class LoadBalancer:
 
     def _best(self, standing: Standing, pools: list[Pool], wanted: Wanted, now_us: int, count: int) -> list[Place]:
         """At most `count` engines of one standing, the best first."""
-        apart = self._apart(wanted, standing)
+        exclude, apart = wanted.exclude, self._apart(wanted, standing)
+        # A stuck engine must have been heard since; all others pass.
+        heard_after_us = now_us - BEAT_US if standing is Standing.STUCK else -1
         found: list[Rank] = []
         for pool in pools if standing in RANKED else ():
             for us_per_token, group in pool.groups[standing].items():
                 prefill_us, room = int(wanted.prompt_tokens * us_per_token), count
                 for load, chosen, joined, place in group:
-                    engine_id = place.engine.engine_id
-                    if engine_id in wanted.exclude or engine_id in apart or not _answers(place, now_us):
+                    engine = place.engine
+                    engine_id = engine.engine_id
+                    if engine_id in exclude or engine_id in apart or engine.heard_us < heard_after_us:
                         continue
-                    found.append(Rank(load + prefill_us, chosen, joined, place))
+                    found.append((load + prefill_us, chosen, joined, place))
                     room -= 1
                     if not room:
                         break
+        places = self._ranking.places
         for engine_id in apart:
-            known = self._ranking.places.get(engine_id)
-            if known is None or known.standing is not standing or engine_id in wanted.exclude:
+            known = places.get(engine_id)
+            if known is None or known.standing is not standing or engine_id in exclude:
                 continue
-            if known.pool.serves(wanted.model) and _answers(known, now_us):
-                found.append(self._rank(known, wanted))
-        found.sort()
-        return [rank.place for rank in found[:count]]
+            if known.pool.serves(wanted.model) and known.engine.heard_us >= heard_after_us:
+                found.append((self._load(known, wanted), known.chosen, known.joined, known))
+        if len(found) > 1:
+            found.sort()
+        return [rank[3] for rank in found[:count]]
 
     def _apart(self, wanted: Wanted, standing: Standing) -> Collection[EngineId]:
         """Engines whose place in their group says too little: those with context, and draining ones."""
@@ -136,23 +143,23 @@ class LoadBalancer:
         home = self._homes.get(wanted.program) if self._prefers_home(wanted) else None
         return () if home is None else (home,)
 
-    def _rank(self, place: Place, wanted: Wanted) -> Rank:
-        """Rank of an engine for this call, its context included."""
-        engine, load = place.engine, place.load
+    def _load(self, place: Place, wanted: Wanted) -> int:
+        """What the engine's load is for this call, which may find context of its program there."""
+        engine = place.engine
         if self._kind is Balancer.PREFIX_AWARE:
+            tokens = wanted.prompt_tokens
             context = self.contexts.of(wanted.program).get(engine.engine_id)
-            hit_tokens = context.hit_tokens(wanted.prompt_tokens, engine) if context is not None else 0.0
-            load += int((wanted.prompt_tokens - hit_tokens) * place.us_per_token)
-        elif self._prefers_home(wanted) and self._homes.get(wanted.program) == engine.engine_id:
-            load = -1
-        return Rank(load, place.chosen, place.joined, place)
+            missing = tokens - context.hit_tokens(tokens, engine) if context is not None else tokens
+            return place.load + int(missing * place.us_per_token)
+        is_home = self._prefers_home(wanted) and self._homes.get(wanted.program) == engine.engine_id
+        return -1 if is_home else place.load
 
     def _prefers_home(self, wanted: Wanted) -> bool:
         return self._kind is Balancer.PROGRAM_LOCALITY and wanted.prompt_tokens > SHORT_PROMPT_TOKENS
 
     def _refusal(self, wanted: Wanted, now_us: int) -> NotFoundError | UnavailableError:
         """Why no engine can take a call."""
-        others = self._places(replace(wanted, model=""), now_us, 1) if wanted.model else []
+        others = self._places(msgspec.structs.replace(wanted, model=""), now_us, 1) if wanted.model else []
         if others:
             standing = others[-1].standing
             pools = [
@@ -170,11 +177,6 @@ class LoadBalancer:
             f"no engine can take a call ({', '.join(states) or 'none has attached'})",
             retry_after_s=RETRY_S,
         )
-
-
-def _answers(place: Place, now_us: int) -> bool:
-    """False for a stuck engine whose sidecar has not been heard either."""
-    return place.standing is not Standing.STUCK or now_us - place.engine.heard_us <= BEAT_US
 
 
 def _due_trial(pools: list[Pool], exclude: Set[EngineId], now_us: int) -> Place | None:

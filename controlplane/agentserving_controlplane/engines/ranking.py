@@ -24,6 +24,11 @@ from agentserving_controlplane.policy.version import Balancer
 COST_RATIO = 1.05
 
 
+# Position of an engine: load, number of the choice that took it last, number of its arrival (no two have the same), and
+# its place. Smaller is better. A plain tuple, because several are made for each call.
+Rank = tuple[int, int, int, "Place"]
+
+
 class Standing(IntEnum):
     """Which engines are given calls. DRAINING ones are in no group: only programs that ran there use them."""
 
@@ -49,28 +54,18 @@ def cost_class(us_per_token: float) -> float:
     return float(COST_RATIO ** round(math.log(max(us_per_token, 1e-3), COST_RATIO)))
 
 
-class Rank(NamedTuple):
-    """Position of an engine within its group, smaller is better. No two engines have the same `joined`."""
-
-    load: int
-    chosen: int
-    joined: int
-    place: Place
-
-
 @dataclass(slots=True, eq=False)
 class Place:
-    """Where an engine is in the order. `chosen`: number of the last choice that took it; `joined`: of its arrival."""
+    """Where an engine is in the order."""
 
     engine: Engine
     joined: int
     pool: Pool
     chosen: int = 0
-    state: EngineState = EngineState.LOST
     standing: Standing = Standing.UNUSABLE
     load: int = 0
     # Prefill cost as measured, and its class.
-    measured: float = 0.0
+    measured: float = -1.0
     us_per_token: float = 0.0
     rank: Rank | None = None
     group: list[Rank] | None = None
@@ -115,7 +110,8 @@ class Ranking:
 
     def pools(self, model: str) -> list[Pool]:
         """Pools whose engines may serve a model."""
-        return [pool for pool in self._pools.values() if pool.serves(model)]
+        pools = self._pools.values()
+        return [pool for pool in pools if pool.serves(model)] if model else list(pools)
 
     # -- changing ------------------------------------------------------------------------------------------------
 
@@ -148,10 +144,9 @@ class Ranking:
             self.ready -= place.standing is Standing.READY
 
     def choose(self, place: Place) -> None:
-        """The engine has been chosen: it goes behind its equals."""
+        """The engine has been chosen: when it is put next, it goes behind its equals."""
         self._choices += 1
         place.chosen = self._choices
-        self._move(place)
 
     def _enter(self, models: tuple[str, ...]) -> Pool:
         pool = self._pools.get(models)
@@ -167,29 +162,37 @@ class Ranking:
 
     def _move(self, place: Place) -> None:
         engine, kind = place.engine, self._kind
-        us_per_token, load = 0.0, 0
+        cost, load = 0.0, 0
         if kind is Balancer.PREFIX_AWARE:
-            measured = engine.prefill_us_per_token
+            measured = engine.load.prefill_us_per_token
             if measured != place.measured:
-                place.measured, place.us_per_token = measured, cost_class(measured)
-            us_per_token, load = place.us_per_token, engine.load_us
+                place.measured, place.us_per_token = measured, cost_class(engine.prefill_us_per_token)
+            cost, load = place.us_per_token, engine.load_us
         elif kind is not Balancer.ROUND_ROBIN:
             load = len(engine.calls)
-        place.state = engine.state
-        # A stuck engine without an address cannot even queue calls.
-        standing = _STANDINGS.get(place.state, Standing.UNUSABLE) if engine.address else Standing.UNUSABLE
+        standing = Standing.READY if engine.is_ready else self._other_standing(place)
         self.ready += (standing is Standing.READY) - (place.standing is Standing.READY)
-        place.standing = standing
-        place.load = load
-        group = place.pool.groups[standing].setdefault(us_per_token, []) if standing in RANKED else None
-        rank = Rank(load, place.chosen, place.joined, place)
+        groups = place.pool.groups[standing] if standing in RANKED else None
+        group = groups.get(cost) if groups is not None else None
+        if groups is not None and group is None:
+            group = groups[cost] = []
+        rank = (load, place.chosen, place.joined, place)
         if group is not place.group or rank != place.rank:
             if place.group is not None:
                 _remove(place.group, place.rank)
-            place.group, place.rank = group, rank
+            place.standing, place.load, place.group, place.rank = standing, load, group, rank
             if group is not None:
                 insort(group, rank)
-        self._schedule_trial(place)
+        elif group is None:
+            place.standing = standing
+        if place.trial is not None or standing is Standing.FAILING:
+            self._schedule_trial(place)
+
+    @staticmethod
+    def _other_standing(place: Place) -> Standing:
+        # A stuck engine without an address cannot even queue calls.
+        engine = place.engine
+        return _STANDINGS.get(engine.state, Standing.UNUSABLE) if engine.address else Standing.UNUSABLE
 
     def _schedule_trial(self, place: Place) -> None:
         outliers = place.engine.outliers

@@ -100,7 +100,9 @@ class EngineRegistry:
         gone = []
         while self._forget_due and self._forget_due[0][0] < now_us:
             engine = self.engines.get(heapq.heappop(self._forget_due)[1])
-            if engine is not None and _is_lost(engine) and engine.lost_us + FORGET_LOST_US < now_us:
+            if engine is None or engine.attached or engine.calls:
+                continue
+            if engine.lost_us + FORGET_LOST_US < now_us:
                 gone.append(engine)
                 self._forget(engine.engine_id)
         return gone
@@ -130,14 +132,20 @@ class EngineRegistry:
 
     def _examine(self, engine: Engine) -> None:
         engine_id, outliers = engine.engine_id, engine.outliers
-        place = self.ranking.put(engine)
-        serves = engine.calls or engine.call_us != CALL_US
-        proven = place.standing is Standing.READY and not outliers.rejections and serves
-        (self._proven.add if proven else self._proven.discard)(engine_id)
+        is_ready = self.ranking.put(engine).standing is Standing.READY
+        if is_ready and not outliers.rejections and (engine.calls or engine.call_us != CALL_US):
+            self._proven.add(engine_id)
+        else:
+            self._proven.discard(engine_id)
+        if is_ready:
+            if self._facts.get(engine_id) != (facts := (engine.address, EngineState.READY)):
+                self._rejecting.discard(engine_id)
+                self._note_facts(engine_id, facts)
+            return
         (self._rejecting.add if outliers.cause is Cause.REJECTIONS else self._rejecting.discard)(engine_id)
-        if _is_lost(engine):
+        self._note_facts(engine_id, (engine.address, engine.state) if engine.attached else None)
+        if not engine.attached and not engine.calls:
             heapq.heappush(self._forget_due, (engine.lost_us + FORGET_LOST_US, engine_id))
-        self._note_facts(engine_id, (engine.address, place.state) if engine.attached else None)
 
     def _note_facts(self, engine_id: EngineId, facts: tuple[str, EngineState] | None) -> None:
         if self._facts.get(engine_id) != facts:
@@ -186,7 +194,3 @@ class EngineRegistry:
         if engine.outliers.is_ejected:
             engine.outliers.tries(call_id)
             self.changed.add(engine_id)
-
-
-def _is_lost(engine: Engine) -> bool:
-    return not engine.attached and not engine.calls
