@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from agentserving.contract.ids import EngineId, Tenant
+from agentserving.contract.ids import Tenant
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
 
@@ -22,7 +22,6 @@ from agentserving_controlplane.api.servicing import (
 )
 from agentserving_controlplane.api.streams import Outlet, until_first_end, woken_by
 from agentserving_controlplane.control_plane import ControlPlane
-from agentserving_controlplane.engines.health import EngineState
 
 # Endings, and changes of engines, within this time are sent together.
 ENDINGS_INTERVAL_S, ENGINES_INTERVAL_S = 0.1, 0.1
@@ -60,15 +59,14 @@ class CallServicer(rpc.CallServiceServicer):
         await outlet.close()
 
     async def _send_engines(self, outlet: Outlet) -> None:
-        """Sends the engines that a gateway may fall back to, first and whenever they change."""
-        sent: list[tuple[EngineId, str, EngineState]] | None = None
+        """Sends the engines that a gateway may fall back to, first and whenever one of them changes."""
+        registry, sent = self._plane.engines, -1
         with woken_by(self._plane.listeners) as wake:
             while True:
                 wake.clear()
-                engines = [engine for engine in self._plane.engines if engine.attached]
-                facts = [(engine.engine_id, engine.address, engine.state) for engine in engines]
-                if facts != sent:
-                    sent = facts
+                if registry.facts_revision != sent:
+                    sent = registry.facts_revision
+                    engines = [engine for engine in registry if engine.attached]
                     message = pb.EngineSet(engines=map(engine_to_message, engines), reads_more=True)
                     await outlet.write(pb.AdmissionsResponse(engines=message, epoch=self._plane.epoch))
                 await wake.wait()
