@@ -9,6 +9,7 @@ from agentserving.contract import ticket
 from agentserving.contract.ids import CallId, EngineId, ProgramId
 
 from agentserving_controlplane.engines.directives import ToolWait
+from agentserving_controlplane.engines.load_balancer import Wanted
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.state import LeaderState
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
@@ -56,34 +57,31 @@ class CallOperations:
             if known is not None:
                 return self._admission(known.row, known.call)
         plan = state.table.plan_admission(request)
-        candidates = state.engines.candidates(request.exclude_engine_ids, request.model, plan.engines, now.steady_us)
         key = state.settings.ticket_keys()[0]
+        wanted = Wanted(
+            program=plan.root,
+            prompt_tokens=request.prompt_tokens,
+            model=request.model,
+            exclude=request.exclude_engine_ids,
+            holding=plan.engines,
+        )
+        engines = state.balancer.choose_many(wanted, now.steady_us, 1 + min(request.max_fallbacks, MAX_FALLBACKS))
         # Nothing below refuses.
-        chosen = state.balancer.choose(plan.root, request.prompt_tokens, candidates)
-        fallbacks = self._fallbacks(request, chosen.engine_id, [each.engine_id for each in candidates])
-        call = self._commit(plan, chosen.engine_id, fallbacks, now)
+        call = self._commit(plan, [each.engine_id for each in engines], now)
         row = state.table.index.rows[plan.key]
         if request.idempotency_key:
             state.keys.add(row, call, now.steady_us)
         state.settle()
         return self._admission(row, call, key)
 
-    def _fallbacks(self, request: AdmissionRequest, chosen: EngineId, candidates: list[EngineId]) -> list[EngineId]:
-        """The least loaded other candidates."""
-        count = min(request.max_fallbacks, MAX_FALLBACKS)
-        if not count:
-            return []
-        others = (engine_id for engine_id in candidates if engine_id != chosen)
-        return sorted(others, key=lambda engine_id: self._state.engines.engines[engine_id].in_flight)[:count]
-
-    def _commit(self, plan: AdmissionPlan, engine_id: EngineId, fallbacks: list[EngineId], now: Instant) -> CallRow:
+    def _commit(self, plan: AdmissionPlan, engines: list[EngineId], now: Instant) -> CallRow:
         state = self._state
         if plan.replaces is not None:
             found = state.table.index.call(plan.replaces[1], plan.request.tenant)
             if found is not None:
                 state.engines.call_failed(found[1].engine_id, now.steady_us)
-        call = state.table.commit(plan, engine_id, now, fallbacks)
-        state.engines.call_admitted(engine_id, call.call_id)
+        call = state.table.commit(plan, engines[0], now, engines[1:])
+        state.engines.call_admitted(engines[0], call.call_id)
         if plan.ends_tool_wait:
             self._end_tool_wait(plan)
         return call

@@ -21,7 +21,7 @@ from agentserving_controlplane.call_ends import CallEnds
 from agentserving_controlplane.calls import CallOperations
 from agentserving_controlplane.engine_sessions import EngineSession
 from agentserving_controlplane.engines.directives import ExecutePolicy
-from agentserving_controlplane.engines.registry import Engine
+from agentserving_controlplane.engines.engine import Engine
 from agentserving_controlplane.policy.in_force import POLICY_KEY, REQUESTS_KEY, PolicyChange
 from agentserving_controlplane.policy.version import PolicyVersion
 from agentserving_controlplane.program_operations import ProgramOperations

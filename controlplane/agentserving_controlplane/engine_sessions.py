@@ -23,10 +23,10 @@ from agentserving_controlplane.engines.directives import (
     Welcome,
     cancel_in_parts,
 )
+from agentserving_controlplane.engines.engine import Engine
 from agentserving_controlplane.engines.facts import Capabilities, Load
 from agentserving_controlplane.engines.health import Health
 from agentserving_controlplane.engines.links import Link
-from agentserving_controlplane.engines.registry import Engine
 from agentserving_controlplane.errors import ConflictError, InvalidError, NotLeaderError
 from agentserving_controlplane.state import LeaderState
 from agentserving_controlplane.table.reports import CallReport
@@ -220,7 +220,7 @@ class EngineSession:
         else:
             self._state.engines.call_ended(engine.engine_id, row.root_key, report.outcome, now_us)
         tokens = report.prompt_tokens + report.output_tokens
-        self._state.balancer.ran(row.root_key, engine.engine_id, tokens, engine.load.prefilled_tokens)
+        self._state.balancer.ran(row.root_key, engine, tokens)
 
     def _spread(self, reporter: Engine, moved: dict[ProgramKey, ProgramRow]) -> None:
         """Sends accounts that moved to the other engines that run calls of these trees."""

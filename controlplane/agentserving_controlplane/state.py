@@ -56,8 +56,8 @@ class LeaderState:
         self._store = store
         self.policy_in_force = PolicyInForce(preset(settings.policy), settings.balancer)
         self.table = ProcessTable(epoch)
-        self.engines = EngineRegistry(self.table.index.calls_on)
-        self.balancer = LoadBalancer()
+        self.engines = EngineRegistry(self.table.index.calls_on, self.table.index.engines_changed)
+        self.balancer = LoadBalancer(self.engines)
         self.commits = GroupCommit(store, epoch, on_fenced=on_fenced, max_pending=settings.max_pending_writes)
         self.links = Links()
         self.keys = AdmissionKeys()

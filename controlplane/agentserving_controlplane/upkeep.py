@@ -1,6 +1,7 @@
 """What the leader does from time to time: expiry, levels from finished programs, forgetting engines.
 
-A walk over all rows yields to other tasks every few rows, so it never delays an admission for long.
+A round costs what is due and what has changed since the last one (table/deadlines.py); only levels are computed from
+all rows. Work on many rows yields to other tasks every few rows, so it never delays an admission for long.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from agentserving_controlplane.state import LeaderState
 from agentserving_controlplane.store.port import Write
 from agentserving_controlplane.table import rows
 from agentserving_controlplane.table.expiry import Limits
+from agentserving_controlplane.table.rows import ProgramRow
 from agentserving_controlplane.table.states import Outcome, ProgramState
 
 log = structlog.get_logger()
@@ -46,30 +48,42 @@ class Upkeep:
             log.info("engine forgotten", engine=engine.engine_id)
             self._state.wake()
         await self._relevel()
-        for count, key in enumerate(list(self._state.table.rows), start=1):
-            if count % ROWS_PER_SLICE == 0:
-                await asyncio.sleep(0)
-            await self._expire(key)
+        await self._expire_calls()
+        await self._expire_programs()
 
-    async def _expire(self, key: ProgramKey) -> None:
-        state = self._state
+    async def _expire_calls(self) -> None:
+        """Ends the calls that no engine has reported for too long, charged with their last report."""
+        state, count = self._state, 0
         table = state.table
-        row = table.rows.get(key)
-        if row is None:
-            return
-        for count, call_id in enumerate(table.silent_calls(row, self._limits, state.now()), start=1):
+        while (call_id := table.silent_call(self._limits, state.now())) is not None:
+            table.end_call(table.index.calls[call_id], call_id, Outcome.EXPIRED, state.now())
+            table.totals.calls_expired += 1
+            state.settle()
+            count += 1
             if count % ENDS_PER_SLICE == 0:
                 await asyncio.sleep(0)
-            call = table.end_call(key, call_id, Outcome.EXPIRED, state.now())
-            if call is not None:
-                table.totals.calls_expired += 1
-                state.settle()
-        was_paused = row.paused
-        if key in table.rows and table.expire(row, self._limits, state.now()):
-            self._forget(key)
+
+    async def _expire_programs(self) -> None:
+        """Closes abandoned programs, and forgets those that have been closed for long enough."""
+        state = self._state
+        examined = ROWS_PER_SLICE
+        while examined == ROWS_PER_SLICE:
+            examined = state.table.schedule_marked(self._limits, ROWS_PER_SLICE)
+            await asyncio.sleep(0)
+        examined = ROWS_PER_SLICE
+        while examined == ROWS_PER_SLICE:
+            examined, expired = state.table.take_due(self._limits, state.now(), ROWS_PER_SLICE)
+            for row in expired:
+                self._expire(row)
+            await asyncio.sleep(0)
+
+    def _expire(self, row: ProgramRow) -> None:
+        state, was_paused = self._state, row.paused
+        if state.table.expire(row, self._limits, state.now()):
+            self._forget(row.key)
         state.settle()
         if was_paused and not row.paused:
-            state.links.send_all(PauseCalls(key, False))
+            state.links.send_all(PauseCalls(row.key, False))
 
     def _forget(self, key: ProgramKey) -> None:
         state = self._state

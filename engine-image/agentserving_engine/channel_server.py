@@ -163,8 +163,10 @@ class ChannelServer:
                     self._drop(selector)
 
     def _make_messages(self) -> None:
-        """Heartbeats, and terminal records whose delay is over."""
+        """Terminal records whose delay is over, and a heartbeat when nothing else says that the engine is alive."""
         now_s = time.monotonic()
+        if any(isinstance(message, EngineReport) for message in self._out):
+            self._beat_s = now_s
         if now_s - self._beat_s >= HEARTBEAT_S * 0.9:
             self._beat_s = now_s
             self._out.append(self._heartbeat(now_s))

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from agentserving.contract.channel import (
     AckCalls,
+    CallRecord,
     Cancel,
     EngineReport,
     FromEngine,
@@ -89,6 +90,10 @@ class EngineSession:
         self._last_step_end_us = 0
         self._last_report_us = 0
         self._computed_tokens = 0
+        # Records of calls that a step has ended, until its report.
+        self._step_is_ending = False
+        self._is_idle = False
+        self._final: list[CallRecord] = []
 
     @property
     def calls(self) -> CallQueue:
@@ -105,6 +110,7 @@ class EngineSession:
         for line in self.book.rejections.take_lines():
             logger.warning("agentserving: %s", line)
         self.policy.arrive(facts, now_us)
+        self._is_idle = False
         call = self.book.call_of(key)
         if call is not None:
             call.record.prompt_tokens += prompt_tokens
@@ -156,7 +162,10 @@ class EngineSession:
             account = self.book.accounts.of(call.program)
             self.calls.set_account(call.program, account.attained_us, account.wait_us)
         if record is not None and self.channel is not None:
-            self.channel.post(EngineReport(self._load_now(), [record], self.policy_version))
+            self._final.append(record)
+            # A step is followed by its report, an abort between steps by nothing.
+            if not self._step_is_ending:
+                self._post_report([])
 
     def rebuild(self, requests: Iterable[str], running: Iterable[str], now_us: int) -> None:
         """Restores the queue from the engine's own lists, after a failure in the middle of its work.
@@ -205,7 +214,11 @@ class EngineSession:
         self._steps_in_flight.append(now_us)
 
     def step_ended(self, tokens: Mapping[str, int], now_us: int) -> None:
-        """Charges a step's requests with its time, which is counted once however many steps overlap."""
+        """Charges a step's requests with its time, which is counted once however many steps overlap.
+
+        The requests that it finishes end next, and then its `report` follows.
+        """
+        self._step_is_ending = True
         began_us = self._steps_in_flight.popleft() if self._steps_in_flight else now_us
         dt_us = now_us - max(began_us, self._last_step_end_us)
         self._last_step_end_us = now_us
@@ -271,12 +284,19 @@ class EngineSession:
     # -- reports -------------------------------------------------------------------------------------------------
 
     def report(self, now_us: int, *, idle: bool) -> None:
-        """Reports progress every REPORT_INTERVAL_US, and when the engine has become `idle`."""
+        """Reports the calls that the step has ended, progress every REPORT_INTERVAL_US, and that the engine is `idle`.
+
+        All of it is one message: each wakes the sidecar.
+        """
+        self._step_is_ending = False
         self.book.sweep(now_us)
         if self.channel is None:
             return
         self.channel.step_ended()
-        if now_us - self._last_report_us < REPORT_INTERVAL_US and not idle:
+        becomes_idle, self._is_idle = idle and not self._is_idle, idle
+        if now_us - self._last_report_us < REPORT_INTERVAL_US and not becomes_idle:
+            if self._final:
+                self._post_report([])
             return
         self._last_report_us = now_us
         self.channel.ensure_running()
@@ -287,7 +307,13 @@ class EngineSession:
                 if stats is not None:
                     self.book.observe(call, stats)
             records.append(copy_record(call.record))
+        self._post_report(records)
+
+    def _post_report(self, progress: list[CallRecord]) -> None:
+        """Sends the records of ended calls and of those in progress, and the load."""
+        assert self.channel is not None
         load = self._load_now()
+        records, self._final = self._final + progress, []
         self.channel.set_load(load, self.policy_version)
         self.channel.post(EngineReport(load, records, self.policy_version))
 

@@ -118,7 +118,10 @@ class Sidecar:
             if record.outcome:
                 self.recorder.take(boot_id, record)
         self._evaluate()
-        self._report(*((boot_id, record) for record in report.calls if not record.outcome))
+        progress = [(boot_id, record) for record in report.calls if not record.outcome]
+        # The report of a recorded call says how busy the engine is, milliseconds later: one message, not two.
+        if progress or not report.calls:
+            self._report(*progress)
 
     def engine_policy(self, result: PolicyResult) -> None:
         """The leader counts who follows."""

@@ -93,8 +93,14 @@ class LeaderStream(Generic[Request, Response]):
         events: StreamEvents[Request, Response],
         *,
         max_queued: int = MAX_QUEUED,
+        take: Callable[[deque[Request]], Request] = deque.popleft,
     ) -> None:
-        """`name` is the label of metrics and logs; `open_stream` calls the stub's method, with metadata if need be."""
+        """`name` is the label of metrics and logs; `open_stream` calls the stub's method, with metadata if need be.
+
+        `take` removes from the queue what the next message carries, at least one; everything that was sent in the same
+        turn of the loop, or while the last message was written, is there.
+        """
+        self._take = take
         self._name, self._channel, self._open_stream, self._events = name, channel, open_stream, events
         self._max_queued = max_queued
         self._outgoing: deque[Request] = deque()
@@ -210,7 +216,7 @@ class LeaderStream(Generic[Request, Response]):
         try:
             while True:
                 while self._outgoing:
-                    await stream.write(self._outgoing.popleft())
+                    await stream.write(self._take(self._outgoing))
                 self._wake.clear()
                 await self._wake.wait()
         except (grpc.RpcError, asyncio.InvalidStateError):

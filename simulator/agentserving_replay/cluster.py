@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.policy import Policy, Source
+from agentserving_controlplane.engines.engine import Engine
 from agentserving_controlplane.engines.facts import Capabilities, Load
 from agentserving_controlplane.engines.health import Health
-from agentserving_controlplane.engines.load_balancer import Balancer, LoadBalancer
-from agentserving_controlplane.engines.registry import Engine, EngineRegistry
+from agentserving_controlplane.engines.load_balancer import Balancer, LoadBalancer, Wanted
+from agentserving_controlplane.engines.registry import EngineRegistry
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
@@ -130,8 +131,8 @@ class VirtualCluster:
         self.now_us = 0
         self.results: list[ProgramResult] = []
         self._table = ProcessTable(1, spec.policy.accounting)
-        self._registry = EngineRegistry(self._table.index.calls_on)
-        self._balancer = LoadBalancer(spec.balancer)
+        self._registry = EngineRegistry(self._table.index.calls_on, self._table.index.engines_changed)
+        self._balancer = LoadBalancer(self._registry, spec.balancer)
         self._engines = {engine.engine_id: engine for engine in map(self._attached, range(spec.engines))}
         self.engines = list(self._engines.values())
         self._live: dict[ProgramId, _Live] = {}
@@ -285,8 +286,8 @@ class VirtualCluster:
             return self.engines[0]
         for engine in self.engines:
             engine.report_load()
-        candidates = [engine.known.candidate() for engine in self.engines]
-        chosen = self._balancer.choose(plan.root, plan.request.prompt_tokens, candidates)
+        wanted = Wanted(program=plan.root, prompt_tokens=plan.request.prompt_tokens)
+        chosen = self._balancer.choose_many(wanted, self.now_us, count=1)[0]
         return self._engines[chosen.engine_id]
 
     # -- engines -------------------------------------------------------------------------------------------------
@@ -311,7 +312,7 @@ class VirtualCluster:
         self._table.report(report, self._now)
         engine.report_load()
         known.learn(report.service_us)
-        self._balancer.ran(root, known.engine_id, ended.request.total, known.load.prefilled_tokens)
+        self._balancer.ran(root, known, ended.request.total)
         for each in self.engines:
             each.model.queue.set_account(root, row.attained_service_us, row.account_wait_us)
         live.open -= 1

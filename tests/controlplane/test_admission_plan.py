@@ -165,9 +165,30 @@ class Model:
     def step(self) -> None:
         self.now += 1
         (act,) = self.dice.choices(
-            [self.admit, self.report, self.end, self.change_a_program, self.settle], [10, 4, 2, 3, 3]
+            [self.admit, self.report, self.end, self.change_a_program, self.settle, self.upkeep], [10, 4, 2, 3, 3, 1]
         )
         act()
+
+    def upkeep(self) -> None:
+        """Upkeep looks at few rows, and misses none that a look at all of them would find."""
+        self.now += self.dice.choice([1, 3, 7, 12, 40]) * S
+        table, now = self.table, at(self.now)
+        while (call_id := table.silent_call(limits(), now)) is not None:
+            table.end_call(table.index.calls[call_id], call_id, Outcome.EXPIRED, now)
+        for call_id, heard_us in table.index.heard_us.items():
+            assert now.steady_us - heard_us <= limits().call_idle_us, call_id
+        while (table.schedule_marked(limits(), 10)) == 10:
+            pass
+        examined = 10
+        while examined == 10:
+            examined, expired = table.take_due(limits(), now, 10)
+            for row in expired:
+                assert table.expire(row, limits(), now) == (row.key not in table.rows)
+        # What has just been closed or has lost its last child is marked, and comes next time.
+        marked = table.index.deadlines._marked
+        assert not [
+            row.key for row in table.rows.values() if row.key not in marked and table.expire(row, limits(), now)
+        ]
 
     def settle(self) -> None:
         self.disk.write(self.table)

@@ -24,9 +24,10 @@ from controlplane.table_builders import key, snapshot
 def facts(plane: ControlPlane) -> Any:
     """Everything that a refused admission could have changed."""
     balancer = plane.balancer
+    plane.engines.refresh()
     return (
         snapshot(plane.table),
-        (balancer._turn, dict(balancer._home), dict(balancer._contexts)),
+        (dict(balancer._homes), {each: (p.load, p.chosen) for each, p in plane.engines.ranking.places.items()}),
         {e.engine_id: (dict(e.calls), e.call_us, e.outliers.failures, e.condition) for e in plane.engines},
         (plane.commits.pending, plane.commits.number, plane.revision, len(plane.keys._admissions)),
     )
@@ -207,10 +208,11 @@ async def test_contexts_and_homes_of_two_tenants_are_apart_in_the_balancer() -> 
         session = await attach(plane, capabilities=Capabilities(num_blocks=1000, block_size=16))
         admission = admit(plane, "triage", ACME)
         await report(session, admission, ACME, prompt_tokens=5000, outcome=Outcome.COMPLETED)
-        candidate = plane.engines.get(EngineId("e1")).candidate()
-        assert candidate.capacity_tokens == 16_000
-        assert plane.balancer.expected_hit(key("triage", "acme"), 5000, candidate) == 4500
-        assert plane.balancer.expected_hit(key("triage", "globex"), 5000, candidate) == 0
+        engine = plane.engines.get(EngineId("e1"))
+        assert engine.capacity_tokens == 16_000
+        (context,) = plane.balancer.contexts.of(key("triage", "acme")).values()
+        assert context.hit_tokens(5000, engine) == 4500
+        assert not plane.balancer.contexts.of(key("triage", "globex"))
 
 
 # -- accounts --------------------------------------------------------------------------------------------------------

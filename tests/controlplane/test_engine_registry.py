@@ -7,32 +7,28 @@ from typing import Any
 import pytest
 from agentserving.contract.ids import CallId, EngineId
 from agentserving_controlplane.engines import outliers, registry
+from agentserving_controlplane.engines.engine import PREFILL_US_PER_TOKEN, SMOOTHING
 from agentserving_controlplane.engines.facts import Capabilities, Load
 from agentserving_controlplane.engines.health import EngineState, Health
-from agentserving_controlplane.engines.load_balancer import PREFILL_US_PER_TOKEN
-from agentserving_controlplane.engines.registry import Engine, EngineRegistry
+from agentserving_controlplane.engines.load_balancer import MAX_NAMED, LoadBalancer, Wanted
+from agentserving_controlplane.engines.registry import EngineRegistry
 from agentserving_controlplane.errors import NotFoundError, UnavailableError
 from agentserving_controlplane.table.states import Outcome
+from controlplane.engine_builders import attached
 from controlplane.table_builders import S, key
 from hypothesis import given
 from hypothesis import strategies as st
 
 
-def attached(engines: EngineRegistry, name: str, **fields: Any) -> Engine:
-    engine = engines.ensure(EngineId(name))
-    given_fields = {"attached": True, "address": f"{name}:8000", "health": Health.SERVING, "boot_id": "b", **fields}
-    for field, value in given_fields.items():
-        setattr(engine, field, value)
-    return engine
-
-
 def usable(
     engines: EngineRegistry, *, exclude: str = "", model: str = "", holding: str = "", now: int = 0
 ) -> list[str]:
-    """Ids of the candidates; engines have names of one letter."""
-    ids = frozenset(map(EngineId, exclude)), frozenset(map(EngineId, holding))
+    """Ids of the engines that may take a call, in order of names; engines have names of one letter."""
+    wanted = Wanted(
+        program=key("p"), model=model, exclude=frozenset(map(EngineId, exclude)), holding=list(map(EngineId, holding))
+    )
     try:
-        return [c.engine_id for c in engines.candidates(ids[0], model, ids[1], now)]
+        return sorted(engine.engine_id for engine in LoadBalancer(engines).choose_many(wanted, now, count=10))
     except UnavailableError:
         return []
 
@@ -128,28 +124,55 @@ def test_a_lost_engine_is_forgotten_after_a_while_but_not_with_calls_in_flight()
     assert not engines.forget_lost(10 * S + registry.FORGET_LOST_US)
     assert [e.engine_id for e in engines.forget_lost(10 * S + registry.FORGET_LOST_US + 1)] == ["a"]
     calls[EngineId("b")].clear()
+    engines.changed.add(EngineId("b"))
     assert [e.engine_id for e in engines.forget_lost(100 * S)] == ["b"]
     assert [e.engine_id for e in engines] == ["c"]
 
 
-def test_the_prefill_cost_that_an_engine_measures_reaches_the_balancer() -> None:
-    engines = EngineRegistry()
-    engine = attached(engines, "a")
-    assert engine.candidate().prefill_us_per_token == PREFILL_US_PER_TOKEN
+def test_an_engine_counts_with_a_default_cost_until_it_has_measured_its_own() -> None:
+    engine = attached(EngineRegistry(), "a")
+    assert engine.prefill_us_per_token == PREFILL_US_PER_TOKEN
     engine.load = Load(prefill_us_per_token=239.4, prompt_tokens=100, cached_tokens=40)
-    assert engine.candidate().prefill_us_per_token == 239.4
-    assert engine.candidate().prefilled_tokens == 60
+    assert engine.prefill_us_per_token == 239.4
+    assert engine.load.prefilled_tokens == 60
     before = engine.call_us
     engine.learn(8_000_000)
-    assert engine.candidate().call_us == before + registry.SMOOTHING * (8_000_000 - before)
+    assert engine.call_us == before + SMOOTHING * (8_000_000 - before)
 
 
 def test_no_engine_is_a_refusal_that_names_the_states_and_when_to_retry() -> None:
     engines = EngineRegistry()
     attached(engines, "a", health=Health.DOWN)
-    with pytest.raises(UnavailableError, match="a DOWN") as caught:
-        engines.candidates(frozenset(), "", frozenset(), 0)
+    with pytest.raises(UnavailableError, match=r"\(a DOWN\)") as caught:
+        LoadBalancer(engines).choose_many(Wanted(program=key("p")), 0)
     assert (caught.value.reason, caught.value.retry_after_s) == ("NO_ENGINE", 1.0)
+    for number in range(MAX_NAMED):
+        attached(engines, f"b{number}", health=Health.DOWN)
+    with pytest.raises(UnavailableError, match="b6 DOWN, and 1 more"):
+        LoadBalancer(engines).choose_many(Wanted(program=key("p")), 0)
+
+
+def test_gateways_learn_of_engines_that_appear_move_change_their_state_or_go_and_of_nothing_else() -> None:
+    engines = EngineRegistry()
+    seen = [engines.facts_revision]
+
+    def is_news() -> bool:
+        seen.append(engines.facts_revision)
+        return seen[-1] != seen[-2]
+
+    engine = attached(engines, "a")
+    assert is_news()
+    engine.load = Load(running=7)
+    engine.call_us = 7.0
+    assert not is_news()
+    engine.address = "elsewhere:8000"
+    assert is_news()
+    engine.health = Health.STUCK
+    assert is_news()
+    engines.detach(engine, 0)
+    assert is_news()
+    engines.forget_lost(registry.FORGET_LOST_US + 1)
+    assert not is_news()
 
 
 # -- outliers --------------------------------------------------------------------------------------------------------
@@ -165,13 +188,13 @@ def test_failures_in_a_row_eject_an_engine_and_one_trial_decides_when_it_comes_b
     ended(engines, "a", Outcome.FAILED)
     assert engines.get(EngineId("a")).state is EngineState.FAILING
     assert usable(engines, now=outliers.EJECTION_US - 1) == ["b"]
-    assert usable(engines, now=outliers.EJECTION_US) == ["a"]
+    assert usable(engines, now=outliers.EJECTION_US) == ["a", "b"]
     calls[CallId("trial")] = key("p")
     engines.call_admitted(EngineId("a"), CallId("trial"))
     assert usable(engines, now=outliers.EJECTION_US) == ["b"], "one trial at a time"
     ended(engines, "a", Outcome.FAILED, now=outliers.EJECTION_US)
     assert usable(engines, now=3 * outliers.EJECTION_US - 1) == ["b"], "the second ejection is twice as long"
-    assert usable(engines, now=3 * outliers.EJECTION_US) == ["a"]
+    assert usable(engines, now=3 * outliers.EJECTION_US) == ["a", "b"], "the trial, and an engine to fall back to"
     engines.call_admitted(EngineId("a"), CallId("trial"))
     ended(engines, "a", Outcome.COMPLETED)
     assert usable(engines) == ["a", "b"]
@@ -186,8 +209,9 @@ def test_a_trial_that_ends_without_evidence_is_followed_by_another() -> None:
     engines.call_admitted(EngineId("a"), CallId("trial"))
     assert usable(engines, now=outliers.EJECTION_US) == ["b"]
     calls.clear()
+    engines.changed.add(EngineId("a"))
     ended(engines, "a", Outcome.CANCELLED)
-    assert usable(engines, now=outliers.EJECTION_US) == ["a"]
+    assert usable(engines, now=outliers.EJECTION_US) == ["a", "b"]
 
 
 def test_a_success_between_failures_is_no_reason_to_eject() -> None:

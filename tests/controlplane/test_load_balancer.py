@@ -6,93 +6,122 @@ from collections import Counter
 
 import pytest
 from agentserving.contract.ids import EngineId
-from agentserving_controlplane.engines.load_balancer import SHORT_PROMPT_TOKENS, Balancer, Candidate, LoadBalancer
+from agentserving_controlplane.engines.contexts import MAX_OF_PROGRAM, Context, Contexts
+from agentserving_controlplane.engines.facts import Load
+from agentserving_controlplane.engines.load_balancer import SHORT_PROMPT_TOKENS, Balancer, LoadBalancer, Wanted
+from agentserving_controlplane.engines.registry import EngineRegistry
+from controlplane.engine_builders import loaded
 from controlplane.table_builders import key
 from hypothesis import given
 from hypothesis import strategies as st
 
 
-def engine(name: str, in_flight: int = 0, *, prefilled: int = 0, slots: int = 8, **fields: float) -> Candidate:
-    return Candidate(
-        engine_id=EngineId(name),
-        in_flight=in_flight,
-        max_num_seqs=slots,
-        capacity_tokens=100_000,
-        prefilled_tokens=prefilled,
-        **fields,
-    )
+def cluster(kind: Balancer, **in_flight: int) -> LoadBalancer:
+    """A balancer over engines with so many calls in flight."""
+    engines = EngineRegistry()
+    for name, calls in in_flight.items():
+        loaded(engines, name, calls)
+    return LoadBalancer(engines, kind)
 
 
-candidates = st.lists(
-    st.tuples(st.integers(0, 60), st.integers(0, 10**6)), min_size=1, max_size=6
-).map(lambda drawn: [engine(f"e{i}", load, prefilled=tokens) for i, (load, tokens) in enumerate(drawn)])  # fmt: skip
+def becomes(balancer: LoadBalancer, **in_flight: int) -> None:
+    """Changes the number of calls in flight."""
+    for name, calls in in_flight.items():
+        loaded(balancer._engines, name, calls)
 
 
-@pytest.mark.parametrize("kind", list(Balancer))
-@given(engines=candidates, calls=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 10**6)), max_size=20))
-def test_every_choice_is_one_of_the_candidates(
-    kind: Balancer, engines: list[Candidate], calls: list[tuple[str, int]]
-) -> None:
-    balancer = LoadBalancer(kind)
-    for program, tokens in calls:
-        chosen = balancer.choose(key(program), tokens, engines)
-        assert chosen in engines
-        balancer.ran(key(program), chosen.engine_id, tokens, chosen.prefilled_tokens)
+def chosen(balancer: LoadBalancer, program: str = "p", tokens: int = 10, *, exclude: str = "") -> str:
+    wanted = Wanted(program=key(program), prompt_tokens=tokens, exclude=frozenset(map(EngineId, exclude)))
+    return balancer.choose_many(wanted, 0)[0].engine_id
 
 
 def test_round_robin_takes_turns() -> None:
-    balancer = LoadBalancer(Balancer.ROUND_ROBIN)
-    engines = [engine("a", 50), engine("b"), engine("c")]
-    assert [balancer.choose(key("p"), 0, engines).engine_id for _ in range(4)] == ["a", "b", "c", "a"]
+    balancer = cluster(Balancer.ROUND_ROBIN, a=50, b=0, c=0)
+    assert [chosen(balancer) for _ in range(4)] == ["a", "b", "c", "a"]
 
 
-@given(engines=candidates)
-def test_least_used_never_takes_a_busier_engine(engines: list[Candidate]) -> None:
-    chosen = LoadBalancer(Balancer.LEAST_USED).choose(key("p"), 10, engines)
-    assert chosen.in_flight == min(e.in_flight for e in engines)
+@given(loads=st.lists(st.integers(0, 60), min_size=1, max_size=6))
+def test_least_used_never_takes_a_busier_engine(loads: list[int]) -> None:
+    engines = EngineRegistry()
+    for number, load in enumerate(loads):
+        loaded(engines, f"e{number}", load)
+    (best, *_) = LoadBalancer(engines, Balancer.LEAST_USED).choose_many(Wanted(program=key("p")), 0)
+    assert best.in_flight == min(loads)
 
 
 @pytest.mark.parametrize("kind", [Balancer.LEAST_USED, Balancer.PREFIX_AWARE])
 def test_an_idle_cluster_is_used_evenly(kind: Balancer) -> None:
-    balancer = LoadBalancer(kind)
-    engines = [engine("a"), engine("b"), engine("c")]
-    chosen = Counter(balancer.choose(key(f"p{n}"), 100, engines).engine_id for n in range(30))
-    assert set(chosen.values()) == {10}
+    balancer = cluster(kind, a=0, b=0, c=0)
+    assert set(Counter(chosen(balancer, f"p{n}", 100) for n in range(30)).values()) == {10}
+
+
+@pytest.mark.parametrize("kind", list(Balancer))
+def test_fallbacks_are_the_next_best_engines(kind: Balancer) -> None:
+    balancer = cluster(kind, a=0, b=1, c=2, d=3)
+    engines = balancer.choose_many(Wanted(program=key("p"), prompt_tokens=10), 0)
+    assert [engine.engine_id for engine in engines] == ["a", "b", "c"]
+    only = balancer.choose_many(Wanted(program=key("p"), exclude=frozenset(map(EngineId, "abc"))), 0)
+    assert [engine.engine_id for engine in only] == ["d"]
+
+
+def test_another_kind_of_balancer_applies_from_the_next_choice_on() -> None:
+    balancer = cluster(Balancer.ROUND_ROBIN, a=9, b=0)
+    assert chosen(balancer) == "a"
+    balancer.kind = Balancer.LEAST_USED
+    assert [chosen(balancer) for _ in range(2)] == ["b", "b"]
 
 
 def test_algorithm_2_keeps_long_calls_of_a_program_on_its_engine_and_short_ones_anywhere() -> None:
-    balancer = LoadBalancer(Balancer.PROGRAM_LOCALITY)
+    balancer = cluster(Balancer.PROGRAM_LOCALITY, a=3, b=1)
     long, short = SHORT_PROMPT_TOKENS + 1, SHORT_PROMPT_TOKENS
-    home = balancer.choose(key("p"), long, [engine("a", 3), engine("b", 1)])
-    assert home.engine_id == "b"
-    crowded = [engine("a"), engine("b", 50)]
-    assert balancer.choose(key("p"), long, crowded).engine_id == "b"
-    assert balancer.choose(key("p"), short, crowded).engine_id == "a"
-    assert balancer.choose(key("other"), long, crowded).engine_id == "a"
+    assert chosen(balancer, "p", long) == "b"
+    becomes(balancer, a=0, b=50)
+    assert chosen(balancer, "p", long) == "b"
+    assert chosen(balancer, "p", short) == "a"
+    assert chosen(balancer, "other", long) == "a"
 
 
 def test_algorithm_2_gives_a_program_a_new_engine_when_its_own_is_gone() -> None:
-    balancer = LoadBalancer(Balancer.PROGRAM_LOCALITY)
-    assert balancer.choose(key("p"), 5000, [engine("a"), engine("b", 1)]).engine_id == "a"
-    assert balancer.choose(key("p"), 5000, [engine("b", 9), engine("c")]).engine_id == "c"
-    assert balancer.choose(key("p"), 5000, [engine("b"), engine("c", 9)]).engine_id == "c"
+    balancer = cluster(Balancer.PROGRAM_LOCALITY, a=0, b=1, c=2)
+    assert chosen(balancer, "p", 5000) == "a"
+    becomes(balancer, b=9, c=0)
+    assert chosen(balancer, "p", 5000, exclude="a") == "c"
+    becomes(balancer, b=0, c=9)
+    assert chosen(balancer, "p", 5000) == "c"
 
 
 def test_prefix_aware_returns_to_the_engine_that_holds_the_context() -> None:
-    balancer = LoadBalancer(Balancer.PREFIX_AWARE)
-    balancer.ran(key("p"), EngineId("b"), 20_000, prefilled_tokens=0)
-    assert balancer.choose(key("p"), 20_000, [engine("a"), engine("b", 7)]).engine_id == "b"
+    balancer = cluster(Balancer.PREFIX_AWARE, a=0, b=7)
+    balancer.contexts.ran(key("p"), EngineId("b"), Context(20_000, 0))
+    assert chosen(balancer, "p", 20_000) == "b"
 
 
 def test_prefix_aware_leaves_a_context_behind_when_the_queue_costs_more_than_the_prefill() -> None:
-    balancer = LoadBalancer(Balancer.PREFIX_AWARE)
-    balancer.ran(key("p"), EngineId("b"), 2_000, prefilled_tokens=0)
+    balancer = cluster(Balancer.PREFIX_AWARE, a=0, b=40)
+    balancer.contexts.ran(key("p"), EngineId("b"), Context(2_000, 0))
     # 2,000 tokens are 0.1 s of prefill; 40 calls ahead on 8 slots are seconds.
-    assert balancer.choose(key("p"), 2_000, [engine("a"), engine("b", 40)]).engine_id == "a"
+    assert chosen(balancer, "p", 2_000) == "a"
+
+
+def test_prefix_aware_gives_long_prompts_to_the_engine_that_prefills_faster_and_short_ones_to_the_idle_one() -> None:
+    balancer = cluster(Balancer.PREFIX_AWARE, slow=0, fast=2)
+    balancer._engines.get(EngineId("fast")).load = Load(prefill_us_per_token=25.0)
+    assert [chosen(balancer, f"p{tokens}", tokens) for tokens in (100_000, 10)] == ["fast", "slow"]
 
 
 def test_a_context_is_forgotten_as_the_engine_prefills_others() -> None:
-    balancer = LoadBalancer(Balancer.PREFIX_AWARE)
-    balancer.ran(key("p"), EngineId("b"), 10_000, prefilled_tokens=5_000)
-    hits = [balancer.expected_hit(key("p"), 10_000, engine("b", prefilled=5_000 + n)) for n in (0, 50_000, 100_000)]
-    assert hits == [9_000, 5_000, 0]
+    engines = EngineRegistry()
+    context = Context(10_000, 5_000)
+    hits = [context.hit_tokens(10_000, loaded(engines, "b", prefilled=5_000 + n)) for n in (0, 50_000, 100_000, -1)]
+    assert hits == [9_000, 5_000, 0, 0]
+
+
+def test_contexts_are_bounded_per_program_and_in_all_and_the_least_recently_used_go_first() -> None:
+    contexts = Contexts(limit=40)
+    for number in range(MAX_OF_PROGRAM + 1):
+        contexts.ran(key("wide"), EngineId(f"e{number}"), Context(1, 0))
+    assert list(contexts.of(key("wide"))) == [f"e{number}" for number in range(1, MAX_OF_PROGRAM + 1)]
+    for number in range(40):
+        contexts.ran(key(f"p{number}"), EngineId("e"), Context(1, 0))
+    assert not contexts.of(key("wide"))
+    assert all(contexts.of(key(f"p{number}")) for number in range(40))

@@ -84,7 +84,8 @@ def test_an_abandoned_call_is_charged_with_its_last_report() -> None:
     row = open_program(table, "p")
     call = admit(table, "p")
     table.report(report_of(call, "p", 3, Outcome.NONE), at(1))
-    (silent,) = table.silent_calls(row, limits(), at(100 * S))
+    silent = table.silent_call(limits(), at(100 * S))
+    assert silent == call.call_id
     end(table, "p", silent, Outcome.EXPIRED)
     assert row.attained_service_us == 3
     assert not row.calls
@@ -105,7 +106,7 @@ def test_a_step_of_the_wall_clock_expires_nothing() -> None:
     row = open_program(table, "p")
     call = admit(table, "p")
     stepped = at(S)._replace(unix_us=3600 * S)
-    assert not table.silent_calls(row, limits(), stepped)
+    assert table.silent_call(limits(), stepped) is None
     end(table, "p", call.call_id, now=S)
     assert not table.expire(row, limits(), stepped)
     assert row.state is ProgramState.ACTIVE

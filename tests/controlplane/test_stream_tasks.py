@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from agentserving.v1 import call_service_pb2, engine_service_pb2, program_service_pb2
+from agentserving_controlplane.api import admissions, engine_conversion, streams
 from agentserving_controlplane.api import call as call_api
-from agentserving_controlplane.api import engine_conversion, streams
 from agentserving_controlplane.engine_sessions import EngineSession
 from grpc import StatusCode
 from structlog.testing import capture_logs
@@ -69,7 +69,7 @@ async def test_a_failing_task_ends_a_gateways_stream_and_the_next_one_works(
         if task == "engines":
             broken.setattr(call_api, "engine_to_message", fail)
         else:
-            broken.setattr(call_api.CallServicer, "_answer", fail)
+            broken.setattr(admissions.Admissions, "_answer", fail)
         await served.attach("e1")
         await stream.write(call_service_pb2.AdmissionsRequest(stream_id=1))
         ended = await refusal(until_end(stream))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -273,3 +274,26 @@ async def test_a_channel_that_something_else_closes_is_a_lost_stream_and_no_end_
         await until(lambda: stream.is_connected, "not connected")
         await stream._channel.close()
         await until(lambda: leader.streams == 2 and stream.is_connected, "no second stream")
+
+
+async def test_what_is_sent_in_one_turn_of_the_loop_may_be_taken_as_one_message() -> None:
+    heard: list[list[int]] = []
+
+    async def listening(context: Any) -> None:
+        await context.write(WELCOME)
+        while (message := await context.read()) is not grpc.aio.EOF:
+            request = pb.AdmissionsRequest.FromString(message)
+            heard.append([each.stream_id for each in request.more] or [request.stream_id])
+
+    def take(waiting: deque[pb.AdmissionsRequest]) -> pb.AdmissionsRequest:
+        if len(waiting) == 1:
+            return waiting.popleft()
+        return pb.AdmissionsRequest(more=[waiting.popleft() for _ in range(min(3, len(waiting)))])
+
+    owner = Owner()
+    async with Leader(listening).serving() as address, running(address, owner, take=take) as stream:
+        await until(lambda: bool(owner.got) and heard == [[1000]], "not connected")
+        for number in range(5):
+            assert stream.send(pb.AdmissionsRequest(stream_id=number))
+        await until(lambda: len(heard) == 3, "messages are missing")
+        assert heard[1:] == [[0, 1, 2], [3, 4]]

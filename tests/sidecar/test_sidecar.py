@@ -39,6 +39,21 @@ async def test_a_terminal_record_is_on_disk_before_the_plugin_may_forget_it(tmp_
         assert [call.call_id for _, call in progress.calls] == ["p.1.2"]
 
 
+async def test_an_ended_call_costs_one_message_to_the_leader_and_it_says_how_busy_the_engine_is(tmp_path: Path) -> None:
+    async with running_sidecar(tmp_path) as rig:
+        rig.leader.sent.clear()
+        load = Load(running=3)
+        rig.sidecar.engine_report(report(record("p.1.0"), load=load))
+        await until(lambda: bool(rig.leader.recorded))
+        (only,) = rig.leader.sent
+        assert isinstance(only, Report)
+        assert only.load == load
+        rig.sidecar.engine_report(report(load=Load(running=2)))
+        heartbeat = rig.leader.sent[-1]
+        assert isinstance(heartbeat, Report)
+        assert heartbeat.load == Load(running=2)
+
+
 async def test_an_acknowledged_report_leaves_the_journal(tmp_path: Path) -> None:
     async with running_sidecar(tmp_path) as rig:
         rig.sidecar.engine_report(report(record("p.1.0")))

@@ -308,3 +308,29 @@ def test_reports_carry_records_loads_and_the_measured_cost_of_prefill() -> None:
     assert (ended[f"a.{TENANT}.0"].prompt_tokens, ended[f"a.{TENANT}.0"].output_tokens) == (320, 40)
     assert 50 < reports[-1].load.prefill_us_per_token < 200
     assert (reports[-1].load.running, reports[-1].load.waiting) == (0, 0)
+
+
+def test_a_step_that_ends_calls_costs_the_sidecar_one_message_also_when_the_engine_becomes_idle() -> None:
+    engine = engine_with(limits=Limits())
+    channel = engine.session.channel = RecordedChannel()
+    for name in ("a", "b"):
+        engine.add(request(name, 16, 1), ticket(name), 0, 0.0)
+    now = drive(engine)
+    engine.session.report(now, idle=True)
+    (report,) = [message for message in channel.sent if isinstance(message, EngineReport)]
+    assert {call.call_id: call.outcome for call in report.calls} == {
+        f"{name}.{TENANT}.0": "completed" for name in ("a", "b")
+    }
+    assert report.load == channel.load
+    assert (report.load.running, report.load.steps) == (0, 1)
+
+
+def test_a_call_that_is_aborted_between_steps_is_reported_although_no_step_follows() -> None:
+    engine = engine_with(limits=Limits())
+    channel = engine.session.channel = RecordedChannel()
+    engine.add(request("a", 16, 40), ticket("a"), 0, 0.0)
+    _, now = step(engine, 0)
+    channel.sent.clear()
+    engine.session.execute(Cancel([f"a.{TENANT}.0"]), now)
+    (report,) = [message for message in channel.sent if isinstance(message, EngineReport)]
+    assert [(call.call_id, call.outcome) for call in report.calls] == [(f"a.{TENANT}.0", "cancelled")]

@@ -6,29 +6,22 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import grpc
-import structlog
-from agentserving.contract.ids import EngineId, Tenant
+from agentserving.contract.ids import Tenant
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
 
 from agentserving_controlplane.api import conversion
+from agentserving_controlplane.api.admissions import Admissions
 from agentserving_controlplane.api.engine_conversion import engine_to_message
 from agentserving_controlplane.api.servicing import (
-    EXPECTED_ERRORS,
     end_with,
-    gateway_tenant,
     own_tenant,
     server_stream,
     tenant_of,
     unary,
 )
-from agentserving_controlplane.api.status_codes import admission_error
 from agentserving_controlplane.api.streams import Outlet, until_first_end, woken_by
 from agentserving_controlplane.control_plane import ControlPlane
-from agentserving_controlplane.engines.health import EngineState
-
-log = structlog.get_logger()
 
 # Endings, and changes of engines, within this time are sent together.
 ENDINGS_INTERVAL_S, ENGINES_INTERVAL_S = 0.1, 0.1
@@ -51,12 +44,13 @@ class CallServicer(rpc.CallServiceServicer):
         return pb.EndCallResponse()
 
     async def Admissions(self, requests: Any, context: Any) -> None:
-        """One task answers all requests of a stream, in order: a task for each call would cost more than the call."""
+        """See `Admissions`."""
         outlet = Outlet(context)
         try:
-            tenant = tenant_of(context)
+            admissions = Admissions(self._plane, outlet, tenant_of(context))
             await until_first_end(
-                answers=self._answer_all(context, outlet, tenant),
+                requests=admissions.read(context),
+                answers=admissions.write(),
                 engines=self._send_engines(outlet),
             )
         except Exception as error:
@@ -64,49 +58,16 @@ class CallServicer(rpc.CallServiceServicer):
             await end_with(context, error)
         await outlet.close()
 
-    async def _answer_all(self, context: Any, outlet: Outlet, tenant: Tenant) -> None:
-        while (request := await context.read()) is not grpc.aio.EOF:
-            response = self._answer(request, tenant)
-            if response is not None:
-                await outlet.write(response)
-
-    def _answer(self, request: pb.AdmissionsRequest, tenant: Tenant) -> pb.AdmissionsResponse | None:
-        try:
-            return self._admit_or_end(request, tenant)
-        except Exception as error:
-            if not isinstance(error, EXPECTED_ERRORS):
-                log.exception("admission failed")
-            if not request.stream_id:
-                return None
-            return pb.AdmissionsResponse(
-                stream_id=request.stream_id, epoch=self._plane.epoch, error=admission_error(error)
-            )
-
-    def _admit_or_end(self, request: pb.AdmissionsRequest, tenant: Tenant) -> pb.AdmissionsResponse | None:
-        number, epoch = request.stream_id, self._plane.epoch
-        match request.WhichOneof("request"):
-            case "admit":
-                admit = conversion.admission_request(request.admit, gateway_tenant(request.admit.tenant, tenant))
-                admitted = conversion.admission_to_message(self._plane.calls.admit(admit))
-                return pb.AdmissionsResponse(stream_id=number, epoch=epoch, admitted=admitted)
-            case "end":
-                end = conversion.end_of_call(request.end, gateway_tenant(request.end.tenant, tenant))
-                self._plane.ends.end(end)
-                ended = pb.EndCallResponse()
-                return pb.AdmissionsResponse(stream_id=number, epoch=epoch, ended=ended) if number else None
-        return None
-
     async def _send_engines(self, outlet: Outlet) -> None:
-        """Sends the engines that a gateway may fall back to, first and whenever they change."""
-        sent: list[tuple[EngineId, str, EngineState]] | None = None
+        """Sends the engines that a gateway may fall back to, first and whenever one of them changes."""
+        registry, sent = self._plane.engines, -1
         with woken_by(self._plane.listeners) as wake:
             while True:
                 wake.clear()
-                engines = [engine for engine in self._plane.engines if engine.attached]
-                facts = [(engine.engine_id, engine.address, engine.state) for engine in engines]
-                if facts != sent:
-                    sent = facts
-                    message = pb.EngineSet(engines=map(engine_to_message, engines))
+                if registry.facts_revision != sent:
+                    sent = registry.facts_revision
+                    engines = [engine for engine in registry if engine.attached]
+                    message = pb.EngineSet(engines=map(engine_to_message, engines), reads_more=True)
                     await outlet.write(pb.AdmissionsResponse(engines=message, epoch=self._plane.epoch))
                 await wake.wait()
                 await asyncio.sleep(ENGINES_INTERVAL_S)

@@ -13,7 +13,11 @@ from agentserving_controlplane.api.servicing import end_with
 from agentserving_controlplane.api.streams import Outlet, until_first_end
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engine_sessions import EngineSession
+from agentserving_controlplane.engines.directives import together
 from agentserving_controlplane.errors import ConflictError, ReplacedError
+
+# Messages taken at a time from what waits for an engine.
+MAX_TOGETHER = 1000
 
 
 class EngineServicer(rpc.EngineServiceServicer):
@@ -45,8 +49,12 @@ class EngineServicer(rpc.EngineServiceServicer):
 
     async def _write(self, outlet: Outlet, session: EngineSession) -> None:
         while True:
-            message = await session.link.outgoing.get()
-            await outlet.write(conversion.to_engine(message, self._plane.epoch))
+            queue = session.link.outgoing
+            waiting = [await queue.get()]
+            while not queue.empty() and len(waiting) < MAX_TOGETHER:
+                waiting.append(queue.get_nowait())
+            for message in together(waiting):
+                await outlet.write(conversion.to_engine(message, self._plane.epoch))
 
 
 async def _read(context: Any, session: EngineSession) -> None:

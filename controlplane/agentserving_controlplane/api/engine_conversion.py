@@ -8,9 +8,9 @@ from agentserving.v1 import engine_service_pb2, types_pb2
 from agentserving_controlplane.api.conversion import outcome, policy_version_to_message
 from agentserving_controlplane.engine_sessions import EngineHello, EngineReport
 from agentserving_controlplane.engines import directives
+from agentserving_controlplane.engines.engine import Engine
 from agentserving_controlplane.engines.facts import Capabilities, Load
 from agentserving_controlplane.engines.health import Health
-from agentserving_controlplane.engines.registry import Engine
 from agentserving_controlplane.table.reports import CallReport
 
 _HEALTH = frozenset(map(int, Health))

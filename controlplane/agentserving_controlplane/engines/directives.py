@@ -10,6 +10,8 @@ from agentserving_controlplane.policy.version import PolicyVersion
 
 # Call ids in one CancelCalls: about 200 kB at their longest.
 MAX_CALLS_CANCELLED = 1000
+# Accounts in one message: about 200 kB at their longest.
+MAX_ACCOUNTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,21 @@ class ToolWait:
 
 Directive = Accounts | ExecutePolicy | PauseCalls | CancelCalls | ToolWait
 ToEngine = Welcome | Acknowledgement | Directive
+
+
+def together(messages: list[ToEngine]) -> list[ToEngine]:
+    """The same messages as fewer: accounts in one, and the last acknowledgement for all. The order of others stays.
+
+    Neither depends on its place: an engine keeps the largest account, and an acknowledgement covers those before it.
+    """
+    if len(messages) == 1:
+        return messages
+    accounts = [account for message in messages if isinstance(message, Accounts) for account in message.accounts]
+    acks = [message for message in messages if isinstance(message, Acknowledgement)]
+    others: list[ToEngine] = [each for each in messages if not isinstance(each, Accounts | Acknowledgement)]
+    parts = range(0, len(accounts), MAX_ACCOUNTS)
+    others += [Accounts(tuple(accounts[start : start + MAX_ACCOUNTS])) for start in parts]
+    return others + acks[-1:]
 
 
 def cancel_in_parts(call_ids: list[CallId]) -> list[CancelCalls]:

@@ -25,14 +25,13 @@ class Limits:
     closed_retention_us: int
 
 
-def is_idle(row: ProgramRow, age_us: int, limits: Limits) -> bool:
-    """True for an open program without calls that has been abandoned."""
+def idle_limit_us(row: ProgramRow, limits: Limits) -> int:
+    """Age at which an open program without calls has been abandoned."""
     if row.state is not ProgramState.TOOL_WAIT:
-        return age_us > limits.program_idle_us
-    expected_us = min(2 * row.tool_expected_us, MAX_TOOL_WAIT_US)
-    return age_us > max(TOOL_WAIT_PATIENCE * limits.program_idle_us, expected_us)
+        return limits.program_idle_us
+    return max(TOOL_WAIT_PATIENCE * limits.program_idle_us, min(2 * row.tool_expected_us, MAX_TOOL_WAIT_US))
 
 
-def is_forgettable(row: ProgramRow, age_us: int, limits: Limits) -> bool:
-    """True for a closed program without calls whose row is no longer needed."""
-    return age_us > limits.closed_retention_us * (CANCELLED_RETENTION if row.cancelled else 1)
+def retention_us(row: ProgramRow, limits: Limits) -> int:
+    """Age at which the row of a closed program is no longer needed."""
+    return limits.closed_retention_us * (CANCELLED_RETENTION if row.cancelled else 1)

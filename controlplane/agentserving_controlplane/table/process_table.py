@@ -22,7 +22,7 @@ from agentserving_controlplane.table.admission_plan import AdmissionPlan, Admiss
 from agentserving_controlplane.table.call_chunks import ROW
 from agentserving_controlplane.table.changes import Changes, Item
 from agentserving_controlplane.table.endings import EndedCall, origin_of
-from agentserving_controlplane.table.expiry import Limits, is_forgettable, is_idle
+from agentserving_controlplane.table.expiry import Limits, idle_limit_us, retention_us
 from agentserving_controlplane.table.numbering import count_adopted, is_counted
 from agentserving_controlplane.table.program_index import ProgramIndex
 from agentserving_controlplane.table.programs import PROGRAM_ID, Programs, Totals
@@ -153,7 +153,7 @@ class ProcessTable:
         self._changes.call(row.key, self.index.add_call(row, call, now.steady_us))
         self._thread(row, plan.thread_id).calls += 1
         row.last_arrival_us = now.unix_us
-        self.index.active_us[row.key] = now.steady_us
+        self.index.active(row, now.steady_us)
         self.programs.end_tool_wait(row, now)
         if engine_id in row.engines:
             row.engines.remove(engine_id)
@@ -193,7 +193,7 @@ class ProcessTable:
             tries.begin(call, report.engine_id)
         self.index.move_call(row, call, report.engine_id, report.running)
         raise_counters(call, report)
-        self.index.heard_us[call.call_id] = now.steady_us
+        self.index.heard(call, now.steady_us)
         self._changes.progress(row.key, self.index.place_of(row, call))
         if report.outcome and tries.ends(call, report):
             self._charge_and_end(row, call, report.outcome, now)
@@ -312,7 +312,7 @@ class ProcessTable:
         self._changes.call(row.key, self.index.drop_call(row, call))
         row.last_completion_us = now.unix_us
         if row.state is not ProgramState.CLOSED:
-            self.index.active_us[row.key] = now.steady_us
+            self.index.active(row, now.steady_us)
         self.totals.calls_completed += 1
         self.totals.outcomes[outcome] = self.totals.outcomes.get(outcome, 0) + 1
         if self.programs.endings is not None:
@@ -323,24 +323,65 @@ class ProcessTable:
 
     # -- expiry --------------------------------------------------------------------------------------------------
 
-    def silent_calls(self, row: ProgramRow, limits: Limits, now: Instant) -> list[CallId]:
-        """Calls that no engine has reported for too long: to be ended as EXPIRED, one by one."""
-        heard = self.index.heard_us
-        return [call_id for call_id in row.calls if now.steady_us - heard[call_id] > limits.call_idle_us]
+    def silent_call(self, limits: Limits, now: Instant) -> CallId | None:
+        """A call that no engine has reported for too long: to be ended as EXPIRED."""
+        for call_id, heard_us in self.index.heard_us.items():
+            return call_id if now.steady_us - heard_us > limits.call_idle_us else None
+        return None
+
+    def schedule_marked(self, limits: Limits, at_most: int) -> int:
+        """Schedules rows that have changed since the last time, at most so many; returns how many."""
+        for count in range(at_most):
+            key = self.index.deadlines.pop_marked()
+            if key is None:
+                return count
+            self._schedule(key, limits)
+        return at_most
+
+    def _schedule(self, key: ProgramKey, limits: Limits) -> None:
+        row = self.index.rows.get(key)
+        limit_us = self._limit_us(row, limits) if row is not None else None
+        if limit_us is not None:
+            self.index.deadlines.schedule(key, self.index.active_us[key] + limit_us)
+
+    def _limit_us(self, row: ProgramRow, limits: Limits) -> int | None:
+        """Age at which a row expires; None while it cannot, which ends with a mark."""
+        if row.calls:
+            return None
+        if row.state is ProgramState.CLOSED:
+            return None if self.index.has_children(row) else retention_us(row, limits)
+        return None if self.index.state_of(row) is ProgramState.PAUSED else idle_limit_us(row, limits)
+
+    def take_due(self, limits: Limits, now: Instant, at_most: int) -> tuple[int, list[ProgramRow]]:
+        """Looks at rows whose time has come, at most so many; returns how many, and those to be passed to `expire`.
+
+        Rows that have been active since are scheduled again.
+        """
+        expired: list[ProgramRow] = []
+        for count in range(at_most):
+            key = self.index.deadlines.pop_due(now.steady_us)
+            if key is None:
+                return count, expired
+            row = self.index.rows.get(key)
+            if row is not None and self._is_due(row, limits, now):
+                expired.append(row)
+            else:
+                self._schedule(key, limits)
+        return at_most, expired
+
+    def _is_due(self, row: ProgramRow, limits: Limits, now: Instant) -> bool:
+        limit_us = self._limit_us(row, limits)
+        return limit_us is not None and now.steady_us - self.index.active_us[row.key] > limit_us
 
     def expire(self, row: ProgramRow, limits: Limits, now: Instant) -> bool:
         """Closes an idle program, removes one that has been closed for long enough; True when the row is gone."""
-        if row.calls:
+        if not self._is_due(row, limits, now):
             return False
-        age_us = now.steady_us - self.index.active_us[row.key]
         if row.state is ProgramState.CLOSED:
-            if not is_forgettable(row, age_us, limits) or self.index.has_children(row):
-                return False
             self._changes.forget(row.key)
             self.index.remove(row)
             return True
-        if self.index.state_of(row) is not ProgramState.PAUSED and is_idle(row, age_us, limits):
-            self.programs.close(row, Outcome.EXPIRED, now)
+        self.programs.close(row, Outcome.EXPIRED, now)
         return False
 
     def find(self, tenant: Tenant, program_id: str) -> ProgramRow:

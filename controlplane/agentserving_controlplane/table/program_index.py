@@ -7,12 +7,14 @@ calls on each engine, the engines of each tree, ids in order.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
 from agentserving_controlplane.errors import NotFoundError
 from agentserving_controlplane.table.call_chunks import CallChunks
+from agentserving_controlplane.table.deadlines import Deadlines
 from agentserving_controlplane.table.rows import CallRow, ProgramRow
 from agentserving_controlplane.table.states import ProgramState
 
@@ -36,13 +38,17 @@ class ProgramIndex:
         # Roots whose trees are paused.
         self.paused: set[ProgramKey] = set()
         # Steady time of the last sign of life: of a call in flight; of a program, or when it closed.
-        self.heard_us: dict[CallId, int] = {}
+        # Calls are in the order of it.
+        self.heard_us: OrderedDict[CallId, int] = OrderedDict()
         self.active_us: dict[ProgramKey, int] = {}
+        self.deadlines = Deadlines()
         # (tenant, idempotency key of OpenProgram) -> program id.
         self._opened_with: dict[tuple[Tenant, str], ProgramId] = {}
         self._ids: dict[Tenant, list[ProgramId]] = {}
         self._children: dict[ProgramKey, set[ProgramId]] = {}
         self._on_engine: dict[EngineId, dict[CallId, ProgramKey]] = {}
+        # Engines whose calls have changed; whoever uses them empties the set.
+        self.engines_changed: set[EngineId] = set()
         # Calls in flight of each tree, by engine.
         self._engines_of_tree: dict[ProgramKey, dict[EngineId, int]] = {}
 
@@ -147,7 +153,7 @@ class ProgramIndex:
         """Adds a row without calls."""
         key = row.key
         self.rows[key] = row
-        self.active_us[key] = steady_us
+        self.active(row, steady_us)
         ids = self._ids.setdefault(row.tenant, [])
         if ordered:
             insort(ids, row.program_id)
@@ -159,6 +165,16 @@ class ProgramIndex:
         if row.paused:
             self.paused.add(key)
         self.live += row.state is not ProgramState.CLOSED
+
+    def active(self, row: ProgramRow, steady_us: int) -> None:
+        """Records a sign of life of a program, or its end."""
+        self.active_us[row.key] = steady_us
+        self.deadlines.mark(row.key)
+
+    def heard(self, call: CallRow, steady_us: int) -> None:
+        """Records a sign of life of a call."""
+        self.heard_us[call.call_id] = steady_us
+        self.heard_us.move_to_end(call.call_id)
 
     def name_opening(self, row: ProgramRow) -> None:
         """Makes a row findable by the idempotency key that opened it."""
@@ -186,6 +202,7 @@ class ProgramIndex:
             siblings.discard(row.program_id)
             if not siblings:
                 self._children.pop(parent, None)
+                self.deadlines.mark(parent)
         self.unname_opening(row)
 
     def add_call(self, row: ProgramRow, call: CallRow, steady_us: int) -> int:
@@ -202,7 +219,9 @@ class ProgramIndex:
         del self.calls[call.call_id]
         del self.heard_us[call.call_id]
         self.running_calls -= call.running
-        self.busy -= not row.calls
+        if not row.calls:
+            self.busy -= 1
+            self.deadlines.mark(row.key)
         self._off_engine(row, call)
         return self.chunks.remove(row, call)
 
@@ -227,11 +246,13 @@ class ProgramIndex:
 
     def _to_engine(self, row: ProgramRow, call: CallRow) -> None:
         self._on_engine.setdefault(call.engine_id, {})[call.call_id] = row.key
+        self.engines_changed.add(call.engine_id)
         engines = self._engines_of_tree.setdefault(row.root_key, {})
         engines[call.engine_id] = engines.get(call.engine_id, 0) + 1
 
     def _off_engine(self, row: ProgramRow, call: CallRow) -> None:
         self._on_engine[call.engine_id].pop(call.call_id, None)
+        self.engines_changed.add(call.engine_id)
         engines = self._engines_of_tree[row.root_key]
         engines[call.engine_id] -= 1
         if not engines[call.engine_id]:

@@ -229,7 +229,7 @@ class Programs:
             return
         row.state, row.outcome, row.close_us = ProgramState.CLOSED, outcome, now.unix_us
         row.tool, row.tool_expected_us = "", 0
-        self._index.active_us[row.key] = now.steady_us
+        self._index.active(row, now.steady_us)
         self._index.live -= 1
         self._totals.programs_completed += 1
         if row.paused:
@@ -245,7 +245,7 @@ class Programs:
             row.cancel_requested = True
             self.touch(row)
         if row.state is ProgramState.CLOSED:
-            self._index.active_us[row.key] = now.steady_us
+            self._index.active(row, now.steady_us)
         else:
             self.close(row, Outcome.CANCELLED, now)
 
@@ -256,13 +256,13 @@ class Programs:
         row.state, row.outcome, row.close_us = ProgramState.ACTIVE, Outcome.NONE, 0
         row.closing = row.cancel_requested = False
         self._index.live += 1
-        self._index.active_us[row.key] = now.steady_us
+        self._index.active(row, now.steady_us)
         self.touch(row)
 
     def begin_tool_wait(self, row: ProgramRow, tool: str, expected_us: int, now: Instant) -> None:
         """The program waits for a tool; ConflictError when it is closed."""
         check_open(row)
-        self._index.active_us[row.key] = now.steady_us
+        self._index.active(row, now.steady_us)
         if (row.state, row.tool, row.tool_expected_us) != (ProgramState.TOOL_WAIT, tool, expected_us):
             row.state, row.tool, row.tool_expected_us = ProgramState.TOOL_WAIT, tool, expected_us
             self.touch(row)
@@ -272,7 +272,7 @@ class Programs:
         if row.state is not ProgramState.TOOL_WAIT:
             return False
         row.state, row.tool, row.tool_expected_us = ProgramState.ACTIVE, "", 0
-        self._index.active_us[row.key] = now.steady_us
+        self._index.active(row, now.steady_us)
         self.touch(row)
         return True
 
@@ -284,6 +284,9 @@ class Programs:
             check_open(root)
         if root.paused != paused:
             root.paused = paused
+            # A paused program does not expire.
+            for program in () if paused else self._index.tree(root):
+                self._index.deadlines.mark(program.key)
             (self._index.paused.add if paused else self._index.paused.discard)(root.key)
             self.touch(root)
         return root

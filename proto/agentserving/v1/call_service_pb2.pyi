@@ -217,6 +217,7 @@ class AdmissionsRequest(google.protobuf.message.Message):
     ADMIT_FIELD_NUMBER: builtins.int
     END_FIELD_NUMBER: builtins.int
     HELLO_FIELD_NUMBER: builtins.int
+    MORE_FIELD_NUMBER: builtins.int
     stream_id: builtins.int
     """Comes back in the answer. 0 on `end` = no answer wanted."""
     @property
@@ -225,6 +226,10 @@ class AdmissionsRequest(google.protobuf.message.Message):
     def end(self) -> global___EndCallRequest: ...
     @property
     def hello(self) -> global___GatewayHello: ...
+    @property
+    def more(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AdmissionsRequest]:
+        """Further requests, without `more` of their own; only to a control plane whose EngineSet says reads_more."""
+
     def __init__(
         self,
         *,
@@ -232,9 +237,10 @@ class AdmissionsRequest(google.protobuf.message.Message):
         admit: global___AdmitCallRequest | None = ...,
         end: global___EndCallRequest | None = ...,
         hello: global___GatewayHello | None = ...,
+        more: collections.abc.Iterable[global___AdmissionsRequest] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["admit", b"admit", "end", b"end", "hello", b"hello", "request", b"request"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["admit", b"admit", "end", b"end", "hello", b"hello", "request", b"request", "stream_id", b"stream_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["admit", b"admit", "end", b"end", "hello", b"hello", "more", b"more", "request", b"request", "stream_id", b"stream_id"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["request", b"request"]) -> typing.Literal["admit", "end", "hello"] | None: ...
 
 global___AdmissionsRequest = AdmissionsRequest
@@ -245,9 +251,15 @@ class GatewayHello(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    READS_MORE_FIELD_NUMBER: builtins.int
+    reads_more: builtins.bool
+    """The gateway reads AdmissionsResponse.more."""
     def __init__(
         self,
+        *,
+        reads_more: builtins.bool = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["reads_more", b"reads_more"]) -> None: ...
 
 global___GatewayHello = GatewayHello
 
@@ -258,14 +270,18 @@ class EngineSet(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ENGINES_FIELD_NUMBER: builtins.int
+    READS_MORE_FIELD_NUMBER: builtins.int
+    reads_more: builtins.bool
+    """The control plane reads AdmissionsRequest.more."""
     @property
     def engines(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[agentserving.v1.types_pb2.Engine]: ...
     def __init__(
         self,
         *,
         engines: collections.abc.Iterable[agentserving.v1.types_pb2.Engine] | None = ...,
+        reads_more: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["engines", b"engines"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["engines", b"engines", "reads_more", b"reads_more"]) -> None: ...
 
 global___EngineSet = EngineSet
 
@@ -308,6 +324,7 @@ class AdmissionsResponse(google.protobuf.message.Message):
     ENGINES_FIELD_NUMBER: builtins.int
     ENDED_FIELD_NUMBER: builtins.int
     EPOCH_FIELD_NUMBER: builtins.int
+    MORE_FIELD_NUMBER: builtins.int
     stream_id: builtins.int
     epoch: builtins.int
     @property
@@ -318,6 +335,10 @@ class AdmissionsResponse(google.protobuf.message.Message):
     def engines(self) -> global___EngineSet: ...
     @property
     def ended(self) -> global___EndCallResponse: ...
+    @property
+    def more(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AdmissionsResponse]:
+        """Further answers, without `more` of their own; only to a gateway whose hello says reads_more."""
+
     def __init__(
         self,
         *,
@@ -327,9 +348,10 @@ class AdmissionsResponse(google.protobuf.message.Message):
         engines: global___EngineSet | None = ...,
         ended: global___EndCallResponse | None = ...,
         epoch: builtins.int = ...,
+        more: collections.abc.Iterable[global___AdmissionsResponse] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["admitted", b"admitted", "ended", b"ended", "engines", b"engines", "error", b"error", "response", b"response"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["admitted", b"admitted", "ended", b"ended", "engines", b"engines", "epoch", b"epoch", "error", b"error", "response", b"response", "stream_id", b"stream_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["admitted", b"admitted", "ended", b"ended", "engines", b"engines", "epoch", b"epoch", "error", b"error", "more", b"more", "response", b"response", "stream_id", b"stream_id"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["response", b"response"]) -> typing.Literal["admitted", "error", "engines", "ended"] | None: ...
 
 global___AdmissionsResponse = AdmissionsResponse

@@ -80,7 +80,8 @@ class CallServiceServicer(object):
 
     def Admissions(self, request_iterator, context):
         """The same two on one open stream, for gateways: ten times cheaper than unary calls. Answers carry the request's
-        stream_id and may come in any order.
+        stream_id and may come in any order. A message costs more than what is in it, so requests and answers that are there
+        together travel together (`more`), once each side has said that it reads that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

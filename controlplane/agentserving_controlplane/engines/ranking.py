@@ -1,0 +1,219 @@
+"""Engines in the order in which they take calls, maintained as they change. Pure.
+
+Engines of one standing, one set of models and one class of prefill costs form a group. Whatever the call, the engines
+of a group have the same order: by load, then least recently chosen. So a choice reads the first engines of each group,
+and a change moves one engine within its group. There are as many groups as kinds of engines, not as engines: measured
+prefill costs differ a little between equal engines, hence the classes.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from agentserving.contract.ids import EngineId
+
+from agentserving_controlplane.engines.engine import Engine
+from agentserving_controlplane.engines.health import EngineState
+from agentserving_controlplane.policy.version import Balancer
+
+# Ratio of neighbouring classes of prefill cost: less than what two measurements of one engine differ by.
+COST_RATIO = 1.05
+
+
+# Position of an engine: load, number of the choice that took it last, number of its arrival (no two have the same), and
+# its place. Smaller is better. A plain tuple, because several are made for each call.
+Rank = tuple[int, int, int, "Place"]
+
+
+class Standing(IntEnum):
+    """Which engines are given calls. DRAINING ones are in no group: only programs that ran there use them."""
+
+    READY = 0
+    FAILING = 1
+    STUCK = 2
+    DRAINING = 3
+    UNUSABLE = 4
+
+
+# Standings whose engines are in groups.
+RANKED = (Standing.READY, Standing.FAILING, Standing.STUCK)
+_STANDINGS = {
+    EngineState.READY: Standing.READY,
+    EngineState.FAILING: Standing.FAILING,
+    EngineState.STUCK: Standing.STUCK,
+    EngineState.DRAINING: Standing.DRAINING,
+}
+
+
+def cost_class(us_per_token: float) -> float:
+    """The prefill cost that stands for all costs near this one."""
+    return float(COST_RATIO ** round(math.log(max(us_per_token, 1e-3), COST_RATIO)))
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """Where an engine is in the order."""
+
+    engine: Engine
+    joined: int
+    pool: Pool
+    chosen: int = 0
+    standing: Standing = Standing.UNUSABLE
+    load: int = 0
+    # Prefill cost as measured, and its class.
+    measured: float = -1.0
+    us_per_token: float = 0.0
+    rank: Rank | None = None
+    group: list[Rank] | None = None
+    trial: Trial | None = None
+
+
+class Trial(NamedTuple):
+    """An ejected engine without a trial call under way may get one after this time."""
+
+    after_us: int
+    joined: int
+    place: Place
+
+
+@dataclass(slots=True, eq=False)
+class Pool:
+    """Engines that serve the same models; none named: any model."""
+
+    models: tuple[str, ...]
+    # By standing, the groups of its engines by prefill cost. A group that is empty stays until its pool is.
+    groups: tuple[dict[float, list[Rank]], ...] = field(default_factory=lambda: ({}, {}, {}))
+    trials: list[Trial] = field(default_factory=list)
+    engines: int = 0
+
+    def serves(self, model: str) -> bool:
+        """False when its engines are known not to have the model; empty = any."""
+        return not model or not self.models or model in self.models
+
+
+class Ranking:
+    """All engines, each in its place for the load balancer's `kind`."""
+
+    def __init__(self, kind: Balancer = Balancer.PREFIX_AWARE) -> None:
+        self.places: dict[EngineId, Place] = {}
+        self._pools: dict[tuple[str, ...], Pool] = {}
+        self._kind = kind
+        self._joined = self._choices = 0
+        # Number of READY engines.
+        self.ready = 0
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def pools(self, model: str) -> list[Pool]:
+        """Pools whose engines may serve a model."""
+        pools = self._pools.values()
+        return [pool for pool in pools if pool.serves(model)] if model else list(pools)
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    def use(self, kind: Balancer) -> None:
+        """Ranks all engines for another load balancer."""
+        if kind is not self._kind:
+            self._kind = kind
+            for place in self.places.values():
+                self._move(place)
+
+    def put(self, engine: Engine) -> Place:
+        """Puts an engine where it belongs now."""
+        place, models = self.places.get(engine.engine_id), engine.capabilities.models
+        if place is None:
+            self._joined += 1
+            place = self.places[engine.engine_id] = Place(engine, self._joined, self._enter(models))
+        elif place.pool.models != models:
+            self._take_out(place)
+            self._leave(place.pool)
+            place.pool = self._enter(models)
+        self._move(place)
+        return place
+
+    def drop(self, engine_id: EngineId) -> None:
+        """Removes an engine."""
+        place = self.places.pop(engine_id, None)
+        if place is not None:
+            self._take_out(place)
+            self._leave(place.pool)
+            self.ready -= place.standing is Standing.READY
+
+    def choose(self, place: Place) -> None:
+        """The engine has been chosen: when it is put next, it goes behind its equals."""
+        self._choices += 1
+        place.chosen = self._choices
+
+    def _enter(self, models: tuple[str, ...]) -> Pool:
+        pool = self._pools.get(models)
+        if pool is None:
+            pool = self._pools[models] = Pool(models)
+        pool.engines += 1
+        return pool
+
+    def _leave(self, pool: Pool) -> None:
+        pool.engines -= 1
+        if not pool.engines:
+            del self._pools[pool.models]
+
+    def _move(self, place: Place) -> None:
+        engine, kind = place.engine, self._kind
+        cost, load = 0.0, 0
+        if kind is Balancer.PREFIX_AWARE:
+            measured = engine.load.prefill_us_per_token
+            if measured != place.measured:
+                place.measured, place.us_per_token = measured, cost_class(engine.prefill_us_per_token)
+            cost, load = place.us_per_token, engine.load_us
+        elif kind is not Balancer.ROUND_ROBIN:
+            load = len(engine.calls)
+        standing = Standing.READY if engine.is_ready else self._other_standing(place)
+        self.ready += (standing is Standing.READY) - (place.standing is Standing.READY)
+        groups = place.pool.groups[standing] if standing in RANKED else None
+        group = groups.get(cost) if groups is not None else None
+        if groups is not None and group is None:
+            group = groups[cost] = []
+        rank = (load, place.chosen, place.joined, place)
+        if group is not place.group or rank != place.rank:
+            if place.group is not None:
+                _remove(place.group, place.rank)
+            place.standing, place.load, place.group, place.rank = standing, load, group, rank
+            if group is not None:
+                insort(group, rank)
+        elif group is None:
+            place.standing = standing
+        if place.trial is not None or standing is Standing.FAILING:
+            self._schedule_trial(place)
+
+    @staticmethod
+    def _other_standing(place: Place) -> Standing:
+        # A stuck engine without an address cannot even queue calls.
+        engine = place.engine
+        return _STANDINGS.get(engine.state, Standing.UNUSABLE) if engine.address else Standing.UNUSABLE
+
+    def _schedule_trial(self, place: Place) -> None:
+        outliers = place.engine.outliers
+        trial = None
+        if place.standing is Standing.FAILING and outliers.trial not in place.engine.calls:
+            trial = Trial(outliers.until_us, place.joined, place)
+        if trial != place.trial:
+            if place.trial is not None:
+                _remove(place.pool.trials, place.trial)
+            place.trial = trial
+            if trial is not None:
+                insort(place.pool.trials, trial)
+
+    @staticmethod
+    def _take_out(place: Place) -> None:
+        if place.group is not None:
+            _remove(place.group, place.rank)
+        if place.trial is not None:
+            _remove(place.pool.trials, place.trial)
+        place.group = place.trial = None
+
+
+def _remove(ordered: list[Any], item: object) -> None:
+    del ordered[bisect_left(ordered, item)]
