@@ -28,16 +28,15 @@ from agentserving_gateway.client_connection import ClientConnection
 from agentserving_gateway.draining import Connections
 from agentserving_gateway.exchange import Backends
 from agentserving_gateway.upstream_pool import UpstreamPool
+from support.eventually import DEADLINE_S, eventually_async
 
 KEY = b"0123456789abcdef"
 Script = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
-async def until(condition: Callable[[], bool], bound_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], bound_s: float = DEADLINE_S) -> None:
     """Waits for a condition."""
-    async with asyncio.timeout(bound_s):
-        while not condition():
-            await asyncio.sleep(0.01)
+    await eventually_async(condition, deadline_s=bound_s)
 
 
 def value(message: bytes, name: str) -> str:
@@ -179,7 +178,7 @@ class Rig:
     control_plane: str
     programs: prpc.ProgramServiceStub
 
-    async def until_idle(self, bound_s: float = 10.0) -> None:
+    async def until_idle(self, bound_s: float = DEADLINE_S) -> None:
         """Waits until the table and the engines hold no call."""
         await until(lambda: not self.plane.table.open_calls and not self.in_flight, bound_s)
 
@@ -195,7 +194,7 @@ class Rig:
             writer.write(data)
             if eof:
                 writer.write_eof()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE_S):
                 head = await reader.readuntil(b"\r\n\r\n")
                 lower = head.lower()
                 if b"content-length:" in lower:

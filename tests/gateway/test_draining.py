@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from agentserving_gateway import draining
 from gateway.gateway_rig import answer_json, rig, until
+from support.eventually import DEADLINE_S
 
 REQUEST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
 
@@ -18,7 +19,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def whole_answer(reader: asyncio.StreamReader) -> bytes:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_S):
         return await reader.readuntil(b"\r\n\r\n") + await reader.readexactly(2)
 
 
@@ -35,12 +36,12 @@ async def test_a_running_call_completes_and_its_answer_closes_the_connection() -
         await until(lambda: bool(made.engines[0].requests))
         stopped = asyncio.Event()
         drained = asyncio.create_task(made.connections.drain(60, stopped.set))
-        await asyncio.wait_for(stopped.wait(), 20)
+        await asyncio.wait_for(stopped.wait(), DEADLINE_S)
         assert not drained.done()
         go_on.set()
         # The answer announces the end of the connection, so the client sends nothing into a closed one.
         assert b"connection: close" in (await whole_answer(reader)).lower()
-        await asyncio.wait_for(drained, 20)
+        await asyncio.wait_for(drained, DEADLINE_S)
         writer.close()
 
 
@@ -51,11 +52,11 @@ async def test_a_request_on_an_idle_connection_is_answered_with_connection_close
         assert b"connection: close" not in (await whole_answer(reader)).lower()
         stopped = asyncio.Event()
         drained = asyncio.create_task(made.connections.drain(60, stopped.set))
-        await asyncio.wait_for(stopped.wait(), 20)
+        await asyncio.wait_for(stopped.wait(), DEADLINE_S)
         writer.write(REQUEST)
         assert b"connection: close" in (await whole_answer(reader)).lower()
-        assert await asyncio.wait_for(reader.read(), 20) == b""
-        await asyncio.wait_for(drained, 20)
+        assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b""
+        await asyncio.wait_for(drained, DEADLINE_S)
         writer.close()
 
 
@@ -68,9 +69,9 @@ async def test_idle_connections_are_closed_and_calls_over_the_limit_are_cut_off(
         busy, busy_writer = await asyncio.open_connection("127.0.0.1", made.port)
         busy_writer.write(REQUEST)
         await until(lambda: bool(made.engines[0].requests))
-        await asyncio.wait_for(made.connections.drain(0.5, lambda: None), 20)
-        assert await asyncio.wait_for(idle.read(), 20) == b""
-        assert await asyncio.wait_for(busy.read(), 20) == b""
+        await asyncio.wait_for(made.connections.drain(0.5, lambda: None), DEADLINE_S)
+        assert await asyncio.wait_for(idle.read(), DEADLINE_S) == b""
+        assert await asyncio.wait_for(busy.read(), DEADLINE_S) == b""
         for writer in (idle_writer, busy_writer):
             writer.close()
 
@@ -79,5 +80,5 @@ async def test_a_limit_of_zero_closes_everything_immediately() -> None:
     async with rig(answer_json) as made:
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         await made.connections.drain(0, lambda: None)
-        assert await asyncio.wait_for(reader.read(), 20) == b""
+        assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b""
         writer.close()

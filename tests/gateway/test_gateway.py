@@ -8,6 +8,7 @@ import json
 import pytest
 from agentserving.contract.ticket import verify
 from gateway.gateway_rig import KEY, Script, answer_json, rig, until
+from support.eventually import DEADLINE_S
 
 
 def header(request: bytes, name: bytes) -> bytes:
@@ -111,7 +112,7 @@ async def test_a_connection_serves_one_call_after_another() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         for _ in range(3):
             writer.write(POST + b"content-length: 2\r\n\r\n{}")
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
             assert head.startswith(b"HTTP/1.1 200")
             assert await reader.readexactly(2) == b"{}"
         writer.close()
@@ -131,7 +132,7 @@ async def test_a_request_that_comes_before_the_engine_has_hung_up_is_served_next
         body = b"{" + b" " * (size - 2) + b"}"
         whole = POST + b"content-length: %d\r\n\r\n" % size + body
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE_S):
                 for _ in range(2):
                     writer.write(whole)
                     asyncio.get_running_loop().call_later(0.05, hang_up.set)
@@ -147,7 +148,7 @@ async def test_a_whole_answer_ends_the_call_though_the_engine_does_not_hang_up()
     async with rig(kept_alive(answer_json)) as made:
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE_S):
                 for _ in range(2):
                     writer.write(POST + b"content-length: 2\r\n\r\n{}")
                     assert (await reader.readuntil(b"\r\n\r\n{}")).startswith(b"HTTP/1.1 200")
@@ -201,7 +202,7 @@ async def test_an_answer_ends_where_its_framing_says(head: bytes, sent: bytes, w
     async with rig(kept_alive(script)) as made:
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE_S):
                 for _ in range(2):
                     writer.write(POST + b"content-length: 2\r\n\r\n{}")
                     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
@@ -216,16 +217,16 @@ async def test_a_streamed_chunk_is_passed_on_before_the_next_is_sent() -> None:
     async def script(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n")
         await writer.drain()
-        await asyncio.wait_for(seen.wait(), 10)
+        await asyncio.wait_for(seen.wait(), DEADLINE_S)
         writer.write(b"6\r\nsecond\r\n0\r\n\r\n")
         await writer.drain()
 
     async with rig(script) as made:
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         writer.write(POST + b"content-length: 2\r\n\r\n{}")
-        await asyncio.wait_for(reader.readuntil(b"first\r\n"), 10)
+        await asyncio.wait_for(reader.readuntil(b"first\r\n"), DEADLINE_S)
         seen.set()
-        assert await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 10) == b"6\r\nsecond\r\n0\r\n\r\n"
+        assert await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), DEADLINE_S) == b"6\r\nsecond\r\n0\r\n\r\n"
         writer.close()
 
 
@@ -238,7 +239,7 @@ async def test_half_an_answer_never_looks_whole() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         writer.write(POST + b"content-length: 2\r\n\r\n{}")
         try:
-            data = await asyncio.wait_for(reader.read(), 10)
+            data = await asyncio.wait_for(reader.read(), DEADLINE_S)
         except ConnectionResetError:
             data = b""
         assert not data.endswith(b"0\r\n\r\n")
@@ -255,7 +256,7 @@ async def test_a_client_that_leaves_closes_the_connection_to_the_engine() -> Non
     async with rig(script) as made:
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         writer.write(POST + b"content-length: 2\r\n\r\n{}")
-        await asyncio.wait_for(reader.readuntil(b"first"), 10)
+        await asyncio.wait_for(reader.readuntil(b"first"), DEADLINE_S)
         writer.close()
         await until(lambda: made.engines[0].closed_by_peer == 1)
 

@@ -15,6 +15,7 @@ from agentserving_gateway import client_connection
 from gateway.gateway_rig import Rig, Script, answer_json, rig, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.eventually import DEADLINE_S
 
 POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
 WHOLE = POST + b"content-length: 2\r\n\r\n{}"
@@ -46,7 +47,7 @@ async def send_all(port: int, data: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(data)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             return await reader.read()
     except ConnectionError:
         return b""
@@ -191,7 +192,7 @@ async def test_a_trickle_of_header_lines_does_not_extend_the_deadline(monkeypatc
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         writer.write(POST)
         answer = asyncio.create_task(reader.readuntil(b"\r\n"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_S):
             while not answer.done():
                 writer.write(b"x: y\r\n")
                 await asyncio.sleep(0.02)
@@ -308,7 +309,7 @@ def test_the_gateway_keeps_serving_whatever_bytes_it_receives() -> None:
                 writer.write(part)
                 await asyncio.sleep(0)
             writer.write_eof()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(DEADLINE_S):
                 answer = await reader.read()
             assert not answer or answer.startswith(b"HTTP/1.1 ")
         except ConnectionError:
