@@ -23,6 +23,7 @@ from agentserving_controlplane.engine_sessions import EngineSession
 from agentserving_controlplane.engines.directives import ExecutePolicy
 from agentserving_controlplane.engines.engine import Engine
 from agentserving_controlplane.policy.in_force import POLICY_KEY, REQUESTS_KEY, PolicyChange
+from agentserving_controlplane.policy.stored import UnreadablePolicyError, refuse_message
 from agentserving_controlplane.policy.version import PolicyVersion
 from agentserving_controlplane.program_operations import ProgramOperations
 from agentserving_controlplane.settings import PlaneSettings
@@ -63,8 +64,13 @@ class ControlPlane(LeaderState):
         self._upkeep = Upkeep(self)
         self.tick = self._upkeep.tick
 
-    async def recover(self, store: Store) -> None:
-        """Reads the store and starts to write. StoreUnavailableError, NewerSchemaError."""
+    async def recover(
+        self, store: Store, decode_policy_message: Callable[[bytes], PolicyVersion] = refuse_message
+    ) -> None:
+        """Reads the store and starts to write. StoreUnavailableError, NewerSchemaError.
+
+        `decode_policy_message`: see policy/stored.py.
+        """
         began = time.monotonic()
         snapshot = await store.load()
         programs, now = [], self.now()
@@ -78,8 +84,13 @@ class ControlPlane(LeaderState):
             elif key.startswith(ENGINES_PREFIX) and msgspec.msgpack.decode(value, type=_EngineSetting).drained:
                 self.engines.drained.add(EngineId(key.removeprefix(ENGINES_PREFIX)))
         self.table.restore(programs, chunks, now)
-        if not self.policy_in_force.restore(snapshot.items.get(POLICY_KEY), snapshot.items.get(REQUESTS_KEY)):
-            log.error("the stored policy cannot be read: apply it again", in_force=self.policy.policy.name)
+        try:
+            self.policy_in_force.restore(
+                snapshot.items.get(POLICY_KEY), snapshot.items.get(REQUESTS_KEY), decode_policy_message
+            )
+        except UnreadablePolicyError as error:
+            in_force = self.policy.policy.name
+            log.error("the stored policy cannot be read: apply it again", in_force=in_force, error=str(error))
         self.use_policy()
         for row in programs:
             self.keys.restore(row, now.steady_us)

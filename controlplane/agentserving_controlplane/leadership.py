@@ -19,6 +19,7 @@ from agentserving_process.backoff import Backoff
 from agentserving_process.probes import Answer
 from agentserving_process.supervision import Supervisor
 
+from agentserving_controlplane.api.conversion import policy_version_from_bytes
 from agentserving_controlplane.api.gate import Gate
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.settings import PlaneSettings, Settings
@@ -101,7 +102,7 @@ class Leadership:
         failures = 0
         while True:
             try:
-                return await plane.recover(self._store)
+                return await plane.recover(self._store, policy_version_from_bytes)
             except StoreUnavailableError as error:
                 log.warning("store unavailable, reading it again", error=str(error))
             failures += 1

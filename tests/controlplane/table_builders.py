@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
+from types import MethodType
 from typing import Any
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
@@ -76,20 +78,23 @@ def end(table: ProcessTable, program_id: str, call_id: str, outcome: Outcome = O
 class Disk:
     """What the store holds of a table: `write` takes the changes, `restored` is what a new process reads."""
 
-    def __init__(self) -> None:
-        self.items: dict[str, bytes] = {}
+    def __init__(self, items: Mapping[str, bytes] | None = None) -> None:
+        self.items: dict[str, bytes] = dict(items or {})
         self.largest_group_bytes = self.largest_group = 0
 
     def write(self, table: ProcessTable) -> None:
         for group in table.take_changes():
-            values = [(table.store_key(item), table.encode(item)) for item in group]
-            self.largest_group = max(self.largest_group, len(values))
-            self.largest_group_bytes = max(self.largest_group_bytes, sum(len(k) + len(v or b"") for k, v in values))
-            for store_key, value in values:
-                if value is None:
-                    self.items.pop(store_key, None)
-                else:
-                    self.items[store_key] = value
+            self.put([(table.store_key(item), table.encode(item)) for item in group])
+
+    def put(self, group: Sequence[tuple[str, bytes | None]]) -> None:
+        """Stores what must land together."""
+        self.largest_group = max(self.largest_group, len(group))
+        self.largest_group_bytes = max(self.largest_group_bytes, sum(len(k) + len(v or b"") for k, v in group))
+        for store_key, value in group:
+            if value is None:
+                self.items.pop(store_key, None)
+            else:
+                self.items[store_key] = value
 
     def remove(self, program_id: str) -> None:
         del self.items[rows.row_key("default", program_id)]
@@ -116,6 +121,8 @@ def _plain(value: Any) -> Any:
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, MethodType):
+        return value.__name__
     if type(value).__module__.startswith("agentserving_controlplane.table") and not isinstance(value, int):
         names = getattr(value, "__struct_fields__", None) or getattr(type(value), "__slots__", None) or vars(value)
         return {name: _plain(getattr(value, name)) for name in names}

@@ -30,16 +30,15 @@ from agentserving_gateway.admission import Admission
 from agentserving_gateway.envoy import FrontSettings
 from agentserving_gateway.front import command
 from agentserving_gateway.front_picker import FrontPicker
+from support.eventually import DEADLINE_S, eventually_async
 
 KEY = b"0123456789abcdef"
 Script = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
-async def until(condition: Callable[[], bool], bound_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], bound_s: float = DEADLINE_S) -> None:
     """Waits for a condition."""
-    async with asyncio.timeout(bound_s):
-        while not condition():
-            await asyncio.sleep(0.01)
+    await eventually_async(condition, deadline_s=bound_s)
 
 
 def value(message: bytes, name: str) -> str:
@@ -204,7 +203,7 @@ class Rig:
             engine.requests.clear()
             engine.closed_by_peer = 0
 
-    async def until_idle(self, bound_s: float = 10.0) -> None:
+    async def until_idle(self, bound_s: float = DEADLINE_S) -> None:
         """Waits until the table and the engines hold no call."""
         await until(lambda: not self.plane.table.open_calls and not self.in_flight, bound_s)
 
@@ -213,7 +212,7 @@ class Rig:
         """Calls that the load balancer counts."""
         return sum(engine.in_flight for engine in self.plane.engines.engines.values())
 
-    async def send(self, data: bytes, *, eof: bool = False, bound_s: float = 20) -> bytes:
+    async def send(self, data: bytes, *, eof: bool = False, bound_s: float = DEADLINE_S) -> bytes:
         """Raw bytes in; everything until the gateway closes, or one whole answer, out."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
@@ -231,7 +230,7 @@ class Rig:
             writer.close()
 
     async def post(
-        self, path: str = "/v1/completions", body: bytes = b"{}", headers: str = "", bound_s: float = 20
+        self, path: str = "/v1/completions", body: bytes = b"{}", headers: str = "", bound_s: float = DEADLINE_S
     ) -> bytes:
         """A whole request."""
         head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
@@ -246,7 +245,7 @@ async def start_envoy(settings: FrontSettings) -> asyncio.subprocess.Process:
 
 async def port_of(picker: FrontPicker, envoy: asyncio.subprocess.Process) -> int:
     """The port of an Envoy, once it serves."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_S):
         while envoy.returncode is None:
             listeners = await picker.admin.ask("GET", "/listeners?format=json")
             if listeners and (found := json.loads(listeners).get("listener_statuses")):
@@ -257,7 +256,7 @@ async def port_of(picker: FrontPicker, envoy: asyncio.subprocess.Process) -> int
 
 async def all_in_force(picker: FrontPicker, engines: Sequence[Engine]) -> None:
     """Envoy knows the engines."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_S):
         for engine in engines:
             while not await picker.admin.knows(engine.address):
                 await asyncio.sleep(0.01)

@@ -20,6 +20,7 @@ from agentserving.v1 import call_service_pb2_grpc as rpc
 from agentserving.v1 import types_pb2
 from agentserving_gateway import admission as admission_module
 from gateway.gateway_rig import Engine, Rig, Script, answer_json, rig, until, value
+from support.eventually import DEADLINE_S
 
 # The promise is 2 s; this machine may be busy, and the fault that the bound detects lasts 120 s.
 WITHIN_S = 20.0
@@ -61,7 +62,7 @@ async def outcomes(made: Rig, count: int) -> AsyncIterator[Counter[str]]:
         stream = rpc.CallServiceStub(channel).WatchEndings(pb.WatchEndingsRequest())
         await stream.read()
         yield found
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_S):
             while found.total() < count:
                 news = await stream.read()
                 found.update(

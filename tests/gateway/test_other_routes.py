@@ -16,6 +16,7 @@ from agentserving_gateway.routes import ROUTES
 from gateway.gateway_rig import Rig, Script, answer_json, rig, until, value
 from gateway.test_every_call_ends_once import hangs_up, never_answers, refuses
 from gateway.test_hostile import send_all
+from support.eventually import DEADLINE_S
 
 EMBEDDINGS = ("/v1/embeddings", b'{"model":"m","input":"x"}')
 COUNT = ("/v1/messages/count_tokens", b'{"model":"m","messages":[]}')
@@ -151,6 +152,6 @@ async def test_an_answer_that_breaks_off_never_looks_whole_to_an_http_1_0_client
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         writer.write(b"POST /v1/completions HTTP/1.0\r\ncontent-length: 2\r\n\r\n{}")
         with pytest.raises(ConnectionResetError):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(DEADLINE_S):
                 await reader.read()
         writer.close()

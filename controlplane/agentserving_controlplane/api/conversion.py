@@ -12,7 +12,7 @@ from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.policy import InvalidPolicyError, Policy
 from agentserving.contract.policy_message import policy_from, policy_to
 from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from agentserving_controlplane.call_ends import EndOfCall
 from agentserving_controlplane.calls import Admission
@@ -114,6 +114,16 @@ def policy_version_to_message(version: PolicyVersion) -> types_pb2.PolicyVersion
         policy=policy_to(version.policy),
         balancer=balancer_to_number(version.balancer),
     )
+
+
+def policy_version_from_bytes(data: bytes) -> PolicyVersion:
+    """A policy version as version 0.1 stored it: the message. ValueError."""
+    try:
+        message = types_pb2.PolicyVersion.FromString(data)
+        policy, balancer = policy_from(message.policy), balancer_from_number(message.balancer)
+    except (DecodeError, InvalidError) as error:
+        raise ValueError(str(error)) from error
+    return PolicyVersion(message.version, policy, balancer)
 
 
 # -- requests --------------------------------------------------------------------------------------------------------

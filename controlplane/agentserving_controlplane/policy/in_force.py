@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import msgspec
 from agentserving.contract.policy import Policy
 
 from agentserving_controlplane.errors import ConflictError
+from agentserving_controlplane.policy import stored
 from agentserving_controlplane.policy.version import Balancer, PolicyVersion
 from agentserving_controlplane.table.programs import check_key, key_reused
 
 # Store keys.
 POLICY_KEY, REQUESTS_KEY = "policy", "policy-requests"
 MAX_REQUESTS_KEPT = 16
+# Requests are forgotten earlier when their policies take more than this; the newest one is always kept.
+MAX_REQUESTS_BYTES = 400_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +32,8 @@ class PolicyChange:
     digest: str = ""
 
 
-class _Applied(msgspec.Struct, array_like=True):
+@dataclass(frozen=True, slots=True)
+class _Applied:
     """A change that carried a key, and the version that it made."""
 
     key: str
@@ -37,8 +42,7 @@ class _Applied(msgspec.Struct, array_like=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_version_decoder = msgspec.msgpack.Decoder(PolicyVersion)
-_applied_decoder = msgspec.msgpack.Decoder(list[_Applied])
+_applied_decoder = msgspec.msgpack.Decoder(list[tuple[str, str, bytes]])
 
 
 class PolicyInForce:
@@ -48,16 +52,17 @@ class PolicyInForce:
         self.current = self.for_engines = PolicyVersion(1, policy, balancer)
         self._applied: list[_Applied] = []
 
-    def restore(self, stored: bytes | None, requests: bytes | None) -> bool:
-        """Takes over what the store holds; False when it cannot be read (version 0.1 stored another format)."""
+    def restore(
+        self, policy: bytes | None, requests: bytes | None, decode_message: Callable[[bytes], PolicyVersion]
+    ) -> None:
+        """Takes over what the store holds. UnreadablePolicyError, which changes nothing (stored.py)."""
+        version = self.current if policy is None else stored.decode(policy, decode_message)
         try:
-            if stored is not None:
-                self._use(_version_decoder.decode(stored))
-            if requests is not None:
-                self._applied = _applied_decoder.decode(requests)
-        except msgspec.DecodeError:
-            return False
-        return True
+            kept = [] if requests is None else _applied_decoder.decode(requests)
+        except msgspec.DecodeError as error:
+            raise stored.UnreadablePolicyError(f"{REQUESTS_KEY}: {error}") from error
+        self._applied = [_Applied(key, digest, stored.decode(data, decode_message)) for key, digest, data in kept]
+        self._use(version)
 
     def _use(self, version: PolicyVersion) -> None:
         self.current = self.for_engines = version
@@ -90,9 +95,21 @@ class PolicyInForce:
             change.balancer if change.balancer is not None else self.current.balancer,
         )
         self._use(version)
-        items = [(POLICY_KEY, _encoder.encode(version))]
+        items = [(POLICY_KEY, stored.encode(version))]
         if change.idempotency_key:
-            applied = _Applied(change.idempotency_key, change.digest, version)
-            self._applied = [*self._applied[1 - MAX_REQUESTS_KEPT :], applied]
-            items.append((REQUESTS_KEY, _encoder.encode(self._applied)))
+            self._applied.append(_Applied(change.idempotency_key, change.digest, version))
+            items.append((REQUESTS_KEY, self._encode_applied()))
         return version, items
+
+    def _encode_applied(self) -> bytes:
+        """The newest requests, as many as are kept; forgets the others."""
+        kept: list[tuple[str, str, bytes]] = []
+        size = 0
+        for applied in reversed(self._applied[-MAX_REQUESTS_KEPT:]):
+            data = stored.encode(applied.version)
+            size += len(data)
+            if kept and size > MAX_REQUESTS_BYTES:
+                break
+            kept.append((applied.key, applied.digest, data))
+        self._applied = self._applied[-len(kept) :]
+        return _encoder.encode(kept[::-1])

@@ -54,7 +54,7 @@ class ProcessTable:
         self.epoch, self.accounting = epoch, accounting
         self.totals = Totals()
         self.index = ProgramIndex()
-        self._changes = Changes()
+        self._changes = Changes(self.encode)
         self.programs = Programs(epoch, self.index, self._changes, self.totals)
         self._planner = AdmissionPlanner(self.index, self.programs)
         self._next_number = 0
@@ -95,7 +95,7 @@ class ProcessTable:
         self.index.sort_ids()
 
     def take_changes(self) -> list[list[Item]]:
-        """Changed items since the last time, in groups that must land in one transaction."""
+        """Changed items since the last time, in groups that must each land in one transaction, and in this order."""
         return self._changes.take()
 
     @staticmethod
@@ -105,7 +105,9 @@ class ProcessTable:
         return row_key(tenant, program_id) if item.place == ROW else chunk_key(tenant, program_id, item.place)
 
     def encode(self, item: Item) -> bytes | None:
-        """Present value of an item for the store; None deletes it."""
+        """Value of an item for the store; None deletes it."""
+        if item.sealed is not None:
+            return item.sealed[0]
         if item.place == ROW:
             row = self.index.rows.get(item.key)
             return encode(row, self.index.chunks.in_row(row)) if row is not None else None
@@ -122,6 +124,7 @@ class ProcessTable:
         self, plan: AdmissionPlan, engine_id: EngineId, now: Instant, fallbacks: Sequence[EngineId] = ()
     ) -> CallRow:
         """Applies a plan made since the last change: opens what it opens, admits the call, ends the attempt before."""
+        self._changes.begin()
         for opening in plan.opens:
             self.programs.commit_open(opening, now)
         row = self.index.rows[plan.key]
@@ -131,7 +134,7 @@ class ProcessTable:
         row.closing |= plan.closing
         # Last: a closing program must not lose its last call before it has the new one.
         if plan.replaces is not None:
-            self.end_call(*plan.replaces, Outcome.FAILED, now)
+            self._end_early(*plan.replaces, Outcome.FAILED, now)
         return call
 
     def _admit(self, row: ProgramRow, plan: AdmissionPlan, engines: Sequence[EngineId], now: Instant) -> CallRow:
@@ -176,6 +179,7 @@ class ProcessTable:
 
     def report(self, report: CallReport, now: Instant) -> ProgramRow | None:
         """Applies an engine's report; returns the row when it changed something."""
+        self._changes.begin()
         row = self.index.rows.get(report.key)
         call = row.calls.get(report.call_id) if row is not None else None
         if call_parts(report.call_id) is None or report.is_negative:
@@ -258,6 +262,10 @@ class ProcessTable:
         A call that was reported is charged with its last report. One that was never reported is taken back: if an
         engine reports it after all, it is counted as if its admission had been lost.
         """
+        self._changes.begin()
+        return self._end_early(key, call_id, outcome, now)
+
+    def _end_early(self, key: ProgramKey, call_id: CallId, outcome: Outcome, now: Instant) -> CallRow | None:
         row = self.index.rows.get(key)
         call = row.calls.get(call_id) if row is not None else None
         if row is None or call is None:

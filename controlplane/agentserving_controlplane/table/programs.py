@@ -175,7 +175,10 @@ class Programs:
     def open(self, request: OpenRequest, now: Instant) -> ProgramRow:
         """Plans and commits in one step: the row that this request opens, or has opened before. Raises refusals."""
         plan = self.plan_open(request)
-        return plan if isinstance(plan, ProgramRow) else self.commit_open(plan, now)
+        if isinstance(plan, ProgramRow):
+            return plan
+        self._changes.begin()
+        return self.commit_open(plan, now)
 
     def adopt(self, row: ProgramRow, now: Instant) -> None:
         """Inserts a program that is known from an engine's report only."""

@@ -22,6 +22,8 @@ from support.etcd_server import EtcdServer
 
 pytestmark = pytest.mark.etcd
 _numbers = itertools.count()
+# Longer than any test waits: no test passes because a lease has expired.
+LEASE_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     if request.param == "memory":
         store: Store = MemoryStore()
     else:
-        store = EtcdStore((request.getfixturevalue("etcd").endpoint,), f"/t/{next(_numbers)}")
+        store = EtcdStore((request.getfixturevalue("etcd").endpoint,), f"/t/{next(_numbers)}", lease_s=LEASE_S)
     yield store
     await store.close()
 
@@ -45,7 +47,7 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
 def another(store: Store) -> Store:
     """The same data in another process; in memory there is only one."""
     if isinstance(store, EtcdStore):
-        return EtcdStore(store.endpoints, store.prefix)
+        return EtcdStore(store.endpoints, store.prefix, lease_s=LEASE_S)
     return store
 
 
@@ -71,14 +73,14 @@ async def test_a_candidate_waits_until_the_holder_resigns_and_fences_it(store: S
     holders: list[str] = []
     candidate = another(store)
     campaign = asyncio.create_task(candidate.acquire("b 2", holders.append))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not holders:
             await asyncio.sleep(0.01)
     await store.commit(old, [Write("k", b"old")])
     assert not campaign.done()
     assert holders == ["a 1"]
     await store.resign()
-    new = await asyncio.wait_for(campaign, 10)
+    new = await asyncio.wait_for(campaign, 60)
     assert new > old
     assert candidate.holds(new)
     assert not store.holds(old)
@@ -99,7 +101,7 @@ async def test_a_holder_that_resigned_is_fenced_even_without_a_successor(store: 
 async def test_a_process_takes_over_the_lease_of_its_predecessor_without_waiting(store: Store) -> None:
     old = await store.acquire("same name")
     successor = another(store)
-    new = await asyncio.wait_for(successor.acquire("same name"), 4)
+    new = await asyncio.wait_for(successor.acquire("same name"), LEASE_S / 2)
     assert new > old
     with pytest.raises(FencedError):
         await store.commit(old, [Write("k", b"old")])
@@ -134,7 +136,7 @@ async def test_a_holder_that_loses_its_lease_is_notified(store: Store) -> None:
     successor = another(store)
     await successor.acquire("same name")
     with pytest.raises(FencedError):
-        await asyncio.wait_for(keeping, 20)
+        await asyncio.wait_for(keeping, 60)
     await successor.close()
 
 
