@@ -63,6 +63,8 @@ class _State(Enum):
 
 
 _COMMENTED = (_State.OPENED, _State.STREAMING, _State.TRANSLATING)
+# A global, because this one is read for each chunk and attributes of an Enum are slow.
+_STREAMING = _State.STREAMING
 
 
 class Answer:
@@ -118,7 +120,7 @@ class Answer:
 
     def chunk(self, data: bytes, *, last: bool, now: float) -> bytes | None:
         """A chunk of the application's body: what to send for it, nearly always the same object. None = nothing."""
-        if self._state is _State.STREAMING:
+        if self._state is _STREAMING:
             self._quiet_since = now
             if data:
                 self._last = data
