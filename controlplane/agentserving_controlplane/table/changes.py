@@ -60,6 +60,9 @@ class Changes:
         """The groups of changed items, which are then forgotten."""
         if not self._rows and not self._alone:
             return []
+        if len(self._rows) == 1 and not self._roots and not self._with_row and not self._alone:
+            # Nearly always.
+            return [[Item(self._rows.popitem()[0], ROW)]]
         groups: dict[ProgramKey, list[Item]] = {}
         for key in self._rows:
             group = groups.setdefault(self._roots.get(key, key), [])
