@@ -179,11 +179,15 @@ class EngineSession:
         await self._give_up(engine)
 
     def _note_health(self, engine: Engine, report: EngineReport) -> None:
-        now, before = self._state.now(), engine.condition
+        now = self._state.now()
         engine.heard_us, engine.heard_unix_us = now.steady_us, now.unix_us
         if report.load is not None:
             engine.load = report.load
-        engine.health, engine.health_reason = report.health, report.health_reason[:MAX_REASON_CHARS]
+        reason = report.health_reason[:MAX_REASON_CHARS]
+        if (report.health, reason) == (engine.health, engine.health_reason):
+            return
+        before = engine.condition
+        engine.health, engine.health_reason = report.health, reason
         if engine.condition != before:
             log.warning(
                 "engine changed", engine=engine.engine_id, state=engine.state.name, reason=engine.condition.reason

@@ -29,8 +29,9 @@ from agentserving_controlplane.table.states import Outcome, ProgramState
 # Calls in flight in one Program message: about 200 kB. A program may have more.
 MAX_CALLS_SHOWN = 1024
 
-# Python 3.11 has no test whether an integer is a value of an enum.
-_OUTCOMES, _STATES = frozenset(map(int, Outcome)), frozenset(map(int, ProgramState))
+# Python 3.11 has no test whether an integer is a value of an enum, and making one of a number is slow.
+_OUTCOMES = {int(each): each for each in Outcome}
+_STATES = frozenset(map(int, ProgramState))
 _BALANCER = {
     types_pb2.BALANCER_ROUND_ROBIN: Balancer.ROUND_ROBIN,
     types_pb2.BALANCER_LEAST_USED: Balancer.LEAST_USED,
@@ -56,14 +57,14 @@ def _digest_if_keyed(request: Message, key: str) -> str:
 
 def outcome(number: int) -> Outcome:
     """An outcome; one that only newer senders know counts as FAILED."""
-    return Outcome(number) if number in _OUTCOMES else Outcome.FAILED
+    return _OUTCOMES.get(number, Outcome.FAILED)
 
 
 def known_outcome(number: int) -> Outcome:
     """An outcome. InvalidError for a number that is none."""
     if number not in _OUTCOMES:
         raise InvalidError("BAD_OUTCOME", f"outcome: unknown value {number}", field="outcome")
-    return Outcome(number)
+    return _OUTCOMES[number]
 
 
 def states(numbers: list[int]) -> list[ProgramState]:

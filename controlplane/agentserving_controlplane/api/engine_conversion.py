@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 from agentserving.v1 import engine_service_pb2, types_pb2
 
@@ -15,6 +17,7 @@ from agentserving_controlplane.table.reports import CallReport
 
 _HEALTH = frozenset(map(int, Health))
 _LOAD_FIELDS = Load.__struct_fields__
+_load_values = attrgetter(*_LOAD_FIELDS)
 _CAPABILITY_FIELDS = tuple(name for name in Capabilities.__dataclass_fields__ if name != "models")
 
 
@@ -46,7 +49,9 @@ def engine_report(report: engine_service_pb2.Report, engine_id: EngineId) -> Eng
     """A report of an engine."""
     return EngineReport(
         seq=report.seq,
-        load=Load(**{name: getattr(report.load, name) for name in _LOAD_FIELDS}) if report.HasField("load") else None,
+        load=Load(**dict(zip(_LOAD_FIELDS, _load_values(report.load), strict=True)))
+        if report.HasField("load")
+        else None,
         calls=tuple(call_report(call, engine_id) for call in report.calls),
         health=health(report.health, report.stuck),
         health_reason=report.health_reason,

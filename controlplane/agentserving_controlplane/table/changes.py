@@ -88,6 +88,9 @@ class Changes:
         """The groups of changed items, which are then forgotten."""
         if not (self._rows or self._alone or self._sealed):
             return []
+        if len(self._rows) == 1 and not (self._roots or self._with_row or self._alone or self._sealed):
+            # Nearly always.
+            return [[Item(self._rows.popitem()[0], ROW)]]
         taken = [group for group in self._sealed if group] if self._sealed else []
         taken += self._groups()
         taken += [[item] for item in self._alone if item.place not in self._with_row.get(item.key, ())]

@@ -180,11 +180,11 @@ class ProcessTable:
     def report(self, report: CallReport, now: Instant) -> ProgramRow | None:
         """Applies an engine's report; returns the row when it changed something."""
         self._changes.begin()
-        row = self.index.rows.get(report.key)
-        call = row.calls.get(report.call_id) if row is not None else None
-        if call_parts(report.call_id) is None or report.is_negative:
+        if report.is_negative:
             self.totals.reports_ignored += 1
             return None
+        row = self.index.rows.get(report.key)
+        call = row.calls.get(report.call_id) if row is not None else None
         if row is None or call is None:
             adopted = self._adopt(row, report, now)
             if adopted is None:
