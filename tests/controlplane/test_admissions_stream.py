@@ -21,7 +21,7 @@ from agentserving_controlplane.engines.directives import (
     ToEngine,
     together,
 )
-from agentserving_gateway.calls import Admitted, CallRequest, Ending
+from agentserving_gateway.calls import Admitted, CallRequest, Ending, EndOfCall
 from agentserving_gateway.engines import Engine
 from agentserving_gateway.leader import Leader
 from hypothesis import given
@@ -168,7 +168,9 @@ async def test_calls_that_arrive_in_one_turn_of_the_loop_are_one_message_there_a
             assert sizes == [20]
             for each in admitted:
                 assert isinstance(each, Admitted)
-                leader.end(each, Ending.CANCELLED, True)
+                leader.end(
+                    EndOfCall(call_id=each.call_id, tenant=each.tenant, ending=Ending.CANCELLED, never_started=True)
+                )
             await leader.flush(10)
         assert sizes == [20, 20]
         assert served.plane.table.open_calls == 0
