@@ -17,7 +17,7 @@ import openai
 import psutil
 import pytest
 from agentserving_cli.local import vllm_env
-from agentserving_cli.local.layout import ClusterSpec, engine_env, free_ports, vllm_argv
+from agentserving_cli.local.layout import ClusterSpec, engine_env, vllm_argv
 from support.eventually import eventually
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -45,23 +45,27 @@ class Engine:
     def __init__(self, home: Path) -> None:
         python = vllm_env.ensure_vllm()
         (home / "key").write_text(os.urandom(32).hex())
-        (port,) = free_ports(1)
-        argv = vllm_argv(python, vllm_env.ensure_model(python), port, ClusterSpec(home, max_num_seqs=1))
+        # A free port could be another process's by the time vLLM listens.
+        self.socket, self.log = str(home / "http.sock"), home / "log"
+        spec = ClusterSpec(home, max_num_seqs=1)
+        argv = vllm_argv(python, vllm_env.ensure_model(python), 0, spec, "--uds", self.socket)
         env = {**engine_env("e0", home, home / "key", 0), "AGENTSERVING_SSE_KEEP_ALIVE_S": str(KEEP_ALIVE_S)}
-        self.url, self.log = f"http://127.0.0.1:{port}", home / "log"
+        self.http = self.client()
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(argv, env={**os.environ, **env}, stdout=out, stderr=out)
 
+    def client(self) -> httpx.Client:
+        """A client with connections of its own."""
+        return httpx.Client(transport=httpx.HTTPTransport(uds=self.socket), base_url="http://engine", timeout=60)
+
     def is_ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()[-3000:]
-        try:
-            return httpx.get(f"{self.url}/health", timeout=5).status_code == 200
-        except httpx.HTTPError:
-            return False
+        # Not by connecting: httpx leaks the socket of a refused connection to a Unix socket.
+        return "Application startup complete" in self.log.read_text()
 
     def requests(self, kind: str) -> float:
         """The gauge of `running` or `waiting` requests."""
-        text = httpx.get(f"{self.url}/metrics", timeout=5).text
+        text = self.http.get("/metrics").text
         found = re.search(rf"^vllm:num_requests_{kind}\{{.*\}} (\S+)$", text, re.MULTILINE)
         assert found, text
         return float(found[1])
@@ -70,12 +74,12 @@ class Engine:
         return not self.requests("running") and not self.requests("waiting")
 
     def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        return httpx.post(self.url + path, json={"model": "tiny", **body}, timeout=60)
+        return self.http.post(path, json={"model": "tiny", **body})
 
     @contextmanager
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[httpx.Response]:
         document = {"model": "tiny", "stream": True, **body}
-        with httpx.stream("POST", self.url + path, json=document, timeout=60) as response:
+        with self.http.stream("POST", path, json=document) as response:
             yield response
 
     @contextmanager
@@ -91,8 +95,12 @@ class Engine:
         core.kill()
 
     def close(self) -> None:
-        tree = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        self.process.terminate()
+        self.http.close()
+        tree = []
+        if self.process.poll() is None:
+            parent = psutil.Process(self.process.pid)
+            tree = [parent, *parent.children(recursive=True)]
+            self.process.terminate()
         _, alive = psutil.wait_procs(tree, timeout=30)
         for each in alive:
             each.kill()
@@ -106,8 +114,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         eventually(made.is_ready, "vLLM serves", START_BOUND_S, poll_s=0.5)
         yield made
     finally:
-        if made.process.poll() is None:
-            made.close()
+        made.close()
 
 
 @pytest.fixture
@@ -139,12 +146,13 @@ def test_a_call_that_waits_gets_comments_and_then_its_tokens(idle: Engine, path:
 
 
 def test_the_sdk_reads_a_stream_with_comments(idle: Engine) -> None:
-    client = openai.OpenAI(base_url=f"{idle.url}/v1", api_key="none", max_retries=0)
-    with idle.busy() as hog:
-        stream = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=3, stream=True)  # type: ignore[call-overload]
-        eventually(lambda: idle.requests("waiting"), "the call waits")
-        read_until(hog, b"data: ")
-    assert [chunk.choices[0].finish_reason for chunk in stream][-1] in ("length", "stop")
+    with idle.client() as http:
+        client = openai.OpenAI(base_url="http://engine/v1", api_key="none", max_retries=0, http_client=http)
+        with idle.busy() as hog:
+            stream = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=3, stream=True)  # type: ignore[call-overload]
+            eventually(lambda: idle.requests("waiting"), "the call waits")
+            read_until(hog, b"data: ")
+        assert [chunk.choices[0].finish_reason for chunk in stream][-1] in ("length", "stop")
 
 
 def test_a_stream_whose_head_is_late_is_opened_early(idle: Engine) -> None:
@@ -190,9 +198,9 @@ def abandon_stream(engine: Engine) -> None:
 
 
 def abandon_whole_answer(engine: Engine) -> None:
-    with ThreadPoolExecutor(1) as pool, httpx.Client(timeout=60) as client:
+    with ThreadPoolExecutor(1) as pool, engine.client() as client:
         body = {"model": "tiny", "prompt": "hi", **ENDLESS}
-        call = pool.submit(client.post, f"{engine.url}/v1/completions", json=body)
+        call = pool.submit(client.post, "/v1/completions", json=body)
         eventually(lambda: engine.requests("running"), "the call runs")
         _leave(client)
         with pytest.raises((httpx.HTTPError, RuntimeError, OSError)):
