@@ -58,7 +58,6 @@ class SteppedEngine:
     # -- agentserving_engine.policy.Engine -----------------------------------------------------------------------
 
     def slots(self) -> int:
-        """The batch."""
         return BATCH
 
     def free_blocks(self) -> int:
@@ -66,27 +65,21 @@ class SteppedEngine:
         return FREE_BLOCKS
 
     def coming_blocks(self) -> int:
-        """None."""
         return 0
 
     def running_tokens(self) -> int:
-        """A full batch."""
         return BATCH * CONTEXT_TOKENS
 
     def tokens(self, key: str) -> int:
-        """Equal contexts."""
         return CONTEXT_TOKENS
 
     def computed_tokens(self, key: str) -> int:
-        """The whole context."""
         return CONTEXT_TOKENS
 
     def released_blocks(self, key: str) -> int:
-        """The whole context."""
         return CONTEXT_BLOCKS
 
     def preemptable(self, key: str) -> bool:
-        """Every call."""
         return True
 
     def admission_check(self) -> Callable[[str], bool]:
@@ -111,7 +104,7 @@ class SteppedEngine:
         )
 
     def step_us(self) -> float:
-        """Runs one step; gives the microseconds of CPU that the policy took: other processes do not count."""
+        """Runs one step; returns the microseconds of CPU that the policy took."""
         policy, queue = self._policy, self._policy.queue
         self._now_us += STEP_US
         ended = [key for key in queue.running_keys if self._rng.random() < ENDS]

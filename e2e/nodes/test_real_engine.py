@@ -87,7 +87,7 @@ def cluster(image: str) -> dict[str, Any]:
         "cache": {"type": "ExistingClaim", "claimName": "models"},
     }  # fmt: skip
     spec = {"model": model, "engine": engine, "scheduling": {"policy": "atlas"}, "store": {"type": "Memory"}}
-    # Beside the demo, on a node of two cores.
+    # Next to the demo, on a node of two cores.
     little = {"resources": {"requests": {"cpu": "100m", "memory": "64Mi"}}}
     kind = {"apiVersion": "agentserving.io/v1alpha1", "kind": "AgentServingCluster", "metadata": {"name": "demo"}}
     return {**kind, "spec": {**spec, "controlPlane": little, "gateway": little | {"drainSeconds": 0}}}

@@ -299,7 +299,7 @@ async def test_a_watcher_that_never_reads_costs_no_memory_and_lists_again(served
         served.plane.table.programs.begin_tool_wait(row, f"tool {number}", 0, served.plane.now())
         served.plane.settle()
         if number < 200:
-            # Time for a server that would buffer to do so; then a burst that nobody can follow.
+            # Time for a server that would buffer to do so; then a burst that no reader can keep up with.
             await asyncio.sleep(0)
     assert len(served.plane.history._changes) == 50
     refused = await refusal(until_end(stream))

@@ -55,9 +55,9 @@ def test_the_cost_is_the_service_for_the_worth_of_ends_at_the_best_horizon(finis
 def test_programs_that_go_on_make_others_of_their_class_look_longer(
     finished: list[int], live: list[int], service: float
 ) -> None:
-    alone, beside = Survival.of(finished, ()), Survival.of(finished, live)
-    assert beside.at(service)[0] >= alone.at(service)[0] - 1e-6
-    assert list(beside.lasting) == sorted(beside.lasting, reverse=True)
+    alone, together = Survival.of(finished, ()), Survival.of(finished, live)
+    assert together.at(service)[0] >= alone.at(service)[0] - 1e-6
+    assert list(together.lasting) == sorted(together.lasting, reverse=True)
 
 
 def test_of_programs_of_like_sizes_the_one_that_has_had_most_goes_first() -> None:

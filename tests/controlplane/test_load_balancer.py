@@ -1,4 +1,4 @@
-"""Which engine runs a call: Algorithm 2 of the paper and the choices beside it."""
+"""Which engine runs a call: Algorithm 2 of the paper and the alternatives to it."""
 
 from __future__ import annotations
 

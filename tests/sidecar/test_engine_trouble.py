@@ -1,4 +1,4 @@
-"""A sidecar process beside an engine that crashes, hangs or loads: the leader knows within two seconds."""
+"""The sidecar process of an engine that crashes, hangs or loads: the leader knows within two seconds."""
 
 from __future__ import annotations
 

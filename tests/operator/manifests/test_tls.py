@@ -64,10 +64,10 @@ def test_an_external_etcd_has_the_users_certificates(tmp_path: Path) -> None:
 def test_gateways_and_sidecars_verify_a_name_that_control_planes_have() -> None:
     cluster = make_cluster(tls=TLS)
     front, engine = gateway_deployment(cluster), engine_statefulset(cluster)
-    (beside,) = pod_spec(engine)["initContainers"]
+    (sidecar,) = pod_spec(engine)["initContainers"]
     for workload, container, settings, secret in (
         (front, pod_spec(front)["containers"][1], GatewaySettings, "demo-client-tls"),
-        (engine, beside, SidecarSettings, "demo-engine-tls"),
+        (engine, sidecar, SidecarSettings, "demo-engine-tls"),
     ):
         given = options.parse(settings, prog="test", argv=container["args"], environment={}).leader  # type: ignore[attr-defined]
         for path in (given.tls_ca, given.tls_cert, given.tls_key):
