@@ -6,6 +6,7 @@ Between the picker and the control plane lies a `Link` that can be stalled and c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -48,6 +49,15 @@ def value(message: bytes, name: str) -> str:
         if key.lower() == name:
             return found
     return ""
+
+
+async def _dechunked(reader: asyncio.StreamReader) -> bytes:
+    """The content of a chunked body."""
+    pieces: list[bytes] = []
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        pieces.append((await reader.readexactly(size + 2))[:-2])
+    await reader.readuntil(b"\r\n")
+    return b"".join(pieces)
 
 
 class Link:
@@ -151,7 +161,8 @@ class Engine:
                 ),
                 0,
             )
-            request = head + await reader.readexactly(length)
+            chunked = b"transfer-encoding: chunked" in head.lower()
+            request = head + (await _dechunked(reader) if chunked else await reader.readexactly(length))
             self.requests.append(request)
             await self.script(request, reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -203,6 +214,9 @@ class Rig:
                 if b"content-length:" in lower:
                     size = int(lower.split(b"content-length:")[1].split(b"\r\n")[0])
                     return head + await reader.readexactly(size)
+                if b"transfer-encoding: chunked" in lower:
+                    with contextlib.suppress(asyncio.IncompleteReadError):
+                        return head + await _dechunked(reader)
                 return head + await reader.read()
         finally:
             writer.close()
