@@ -50,9 +50,10 @@ PATHS = {
     "Pod": ("/api/v1", "pods"),
     "Event": ("/apis/events.k8s.io/v1", "events"),
     "Certificate": ("/apis/cert-manager.io/v1", "certificates"),
+    "InferencePool": ("/apis/inference.networking.k8s.io/v1", "inferencepools"),
 }
 # The kinds of a cluster's objects that visits list and watches follow. Secrets are read by name only, so the operator
-# needs no right to list them. cert-manager's Certificates are left out because that kind may not exist.
+# needs no right to list them. Certificates and InferencePools are left out because those kinds may not exist.
 CHILD_KINDS = ("ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet", "Deployment")
 
 

@@ -19,6 +19,7 @@ from agentserving_operator.errors import RefusedError
 from agentserving_operator.issuing import Issued, issue
 from agentserving_operator.manifests import AgentServingCluster, Component, Images, Manifest, desired
 from agentserving_operator.manifests.common import Port
+from agentserving_operator.manifests.inference_pool import goes_with
 from agentserving_operator.manifests.ticket_key_secret import (
     KEY_BYTES,
     ROTATE,
@@ -146,11 +147,23 @@ class Reconciler:
         for key, each in list(live.items()):
             if key not in wanted and is_owned(each, cluster):
                 log.info("deleting, no longer wanted", kind=key[0], name=key[1], namespace=cluster.namespace)
+                await self._delete_with(cluster, each)
                 await self.api.delete(each)
                 self.settled.forget(each)
                 del live[key]
         pods = await self.api.find("Pod", cluster.namespace, labels_of(cluster.name))
         return Observed(objects=live, pods=pods, troubles=troubles)
+
+    async def _delete_with(self, cluster: AgentServingCluster, live: Manifest) -> None:
+        """Deletes what goes with an object that is about to be deleted."""
+        companion = goes_with(cluster, live)
+        if companion is None:
+            return
+        found = await self.api.get(companion[0], cluster.namespace, companion[1])
+        if found is not None and is_owned(found, cluster):
+            log.info("deleting, no longer wanted", kind=companion[0], name=companion[1], namespace=cluster.namespace)
+            await self.api.delete(found)
+            self.settled.forget(found)
 
     async def _ensure(
         self, cluster: AgentServingCluster, manifest: Manifest, live: Manifest | None

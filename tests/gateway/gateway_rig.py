@@ -6,6 +6,7 @@ Between the picker and the control plane lies a `Link` that can be stalled and c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -225,6 +226,9 @@ class Rig:
                 if b"content-length:" in lower:
                     size = int(lower.split(b"content-length:")[1].split(b"\r\n")[0])
                     return head + await reader.readexactly(size)
+                if b"transfer-encoding: chunked" in lower:
+                    with contextlib.suppress(asyncio.IncompleteReadError):
+                        return head + await _dechunked(reader)
                 return head + await reader.read()
         finally:
             writer.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from typing import Any
@@ -158,7 +159,7 @@ async def test_a_leader_that_sheds_load_is_429() -> None:
         assert answer.startswith(b"HTTP/1.1 429")
         assert value(answer, "retry-after") == "1"
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "rate_limit_error"
-        assert not made.engines[0].requests
+        assert not [each for each in made.engines[0].requests if each.startswith(b"POST")]
 
 
 # -- every call ends once --------------------------------------------------------------------------------------------
@@ -209,8 +210,9 @@ async def test_a_client_that_leaves_while_the_leader_is_asked_leaves_no_call() -
 async def test_an_answer_that_breaks_off_ends_its_call() -> None:
     async with foreign(breaks_off) as (made, _):
         async with outcomes(made, 1) as ended:
-            with pytest.raises(asyncio.IncompleteReadError):
-                await made.post(headers=PROGRAM)
+            # The gateway has passed the head on when the engine breaks off, or it has not yet.
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                assert (await made.post(headers=PROGRAM)).startswith(b"HTTP/1.1 50")
         assert ended.total() == 1
         await made.until_idle()
 

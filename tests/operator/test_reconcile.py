@@ -221,3 +221,13 @@ async def test_a_webhook_that_rewrites_our_fields_costs_one_write(api: MemoryApi
     api.put_cluster("ns", "demo", OTHER)
     await reconciler.visit("ns", "demo")
     assert api.objects["StatefulSet", "ns", "demo-engine"]["spec"]["replicas"] == 3
+
+
+async def test_an_inference_pool_goes_when_it_is_no_longer_wanted() -> None:
+    api = MemoryApi()
+    api.put_cluster("ns", "demo", {**SPEC, "gateway": {"inferencePool": {"enabled": True}}})
+    await visit(api)
+    assert ("InferencePool", "ns", "demo") in api.objects
+    api.put_cluster("ns", "demo", SPEC)
+    await visit(api)
+    assert not [key for key in api.objects if key[0] == "InferencePool" or "endpoint-picker" in key[2]]

@@ -109,7 +109,7 @@ class Conversation:
             pick = await self._picked(opening, None, body_follows=follows)
         except NeedsBodyError:
             return await self._by_body(opening)
-        return await self._choose(opening, pick, in_body=False)
+        return await self._choose(pick, in_body=False)
 
     async def _by_body(self, opening: Opening) -> Pick | None:
         duplex = opening.request_body is BodyMode.FULL_DUPLEX
@@ -126,16 +126,16 @@ class Conversation:
             if size > self._max_body:
                 raise HttpError(413, f"the body is larger than {self._max_body} bytes: send a smaller one")
         content = b"".join(piece.request_body.body for piece in pieces)
-        pick = await self._choose(opening, await self._picked(opening, content), in_body=not duplex)
+        pick = await self._choose(await self._picked(opening, content), in_body=not duplex)
         if pick is not None and duplex:
             for piece in pieces:
                 await self._stream.write(messages.passed_on(piece, opening.request_body))
         return pick
 
-    async def _choose(self, opening: Opening, pick: Pick | None, *, in_body: bool) -> Pick | None:
+    async def _choose(self, pick: Pick | None, *, in_body: bool) -> Pick | None:
         if pick is not None:
             self._pick = pick
-            await self._stream.write(messages.chosen(pick, opening, in_body=in_body))
+            await self._stream.write(messages.chosen(pick, in_body=in_body))
         return pick
 
     async def _picked(self, opening: Opening, content: bytes | None, *, body_follows: bool = True) -> Pick | None:
@@ -181,7 +181,6 @@ class Conversation:
         added = {names.PROGRAM_ID: pick.program_id, names.CALL_ID: pick.call_id}
         if pick.call_id:
             added[names.REQUEST_ID] = opening.head.headers.get(names.REQUEST_ID, "")
-        added |= messages.kept_length(given, opening.response_body)
         await self._stream.write(messages.answered({name: value for name, value in added.items() if value}))
 
     def _settle(self, pick: Pick, *, status: int, served: str = "", client_left: bool = False) -> None:

@@ -115,16 +115,10 @@ def _subset(message: pb.ProcessingRequest) -> frozenset[str] | None:
 # -- responses -----------------------------------------------------------------------------------------------------
 
 
-def kept_length(headers: Mapping[str, str], mode: BodyMode) -> dict[str, str]:
-    """The length of a body that is passed on unchanged: Envoy forgets it when the body goes through the picker."""
-    length = headers.get("content-length", "")
-    return {"content-length": length} if length and mode is BodyMode.FULL_DUPLEX else {}
-
-
-def chosen(pick: Pick, opening: Opening, *, in_body: bool) -> pb.ProcessingResponse:
+def chosen(pick: Pick, *, in_body: bool) -> pb.ProcessingResponse:
     """The engines for a request, in its headers and in the metadata; `in_body`: in response to its buffered body."""
     addresses = ",".join(pick.addresses)
-    setting = {names.ENDPOINTS: addresses, **kept_length(opening.head.headers, opening.request_body)}
+    setting = {names.ENDPOINTS: addresses}
     if pick.program_id:
         setting[names.PROGRAM_ID] = pick.program_id
     if pick.call_id:

@@ -12,6 +12,7 @@ from agentserving_operator.manifests.disruption_budgets import disruption_budget
 from agentserving_operator.manifests.engine_statefulset import engine_statefulset
 from agentserving_operator.manifests.etcd_statefulset import etcd_statefulset
 from agentserving_operator.manifests.gateway_deployment import gateway_deployment
+from agentserving_operator.manifests.inference_pool import endpoint_picker_service, inference_pool
 from agentserving_operator.manifests.network_policies import network_policy
 from agentserving_operator.manifests.service_accounts import service_account
 from agentserving_operator.manifests.services import (
@@ -48,6 +49,8 @@ def desired(cluster: AgentServingCluster) -> list[Manifest]:
     found += [control_plane_service(cluster), control_plane_deployment(cluster)]
     found += [engine_service(cluster), engine_statefulset(cluster)]
     found += [gateway_service(cluster), gateway_deployment(cluster)]
+    if cluster.spec.gateway.inference_pool.enabled:
+        found += [endpoint_picker_service(cluster), inference_pool(cluster)]
     for each in found:
         each["metadata"]["annotations"] = {HASH_ANNOTATION: _hash(each)}
     return found

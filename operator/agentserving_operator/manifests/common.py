@@ -44,6 +44,8 @@ class Port:
     CONTROL_PLANE_HTTP = 7080
     GATEWAY = 8080
     GATEWAY_HTTP = 8081
+    # As the Gateway API Inference Extension's own endpoint picker.
+    EXT_PROC = 9002
     ETCD_CLIENT = 2379
     ETCD_PEER = 2380
     ETCD_HTTP = 2381

@@ -21,6 +21,7 @@ from agentserving_operator.manifests.common import (
     selector,
     spread,
 )
+from agentserving_operator.manifests.inference_pool import picker_flags
 from agentserving_operator.manifests.tls import Leaf, client_flags, mounts, volumes
 from agentserving_operator.spec.parsing import plain
 from agentserving_operator.spec.parts import Resources
@@ -108,10 +109,14 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
             "agentserving_gateway",
             "--run-dir", RUN_DIR, "--drain-s", str(gateway.drain_seconds),
             "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
-            "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP), *client_flags(cluster),
+            "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP), *picker_flags(cluster),
+            *client_flags(cluster),
         ),
         env=[*PYTHON_ENV],
-        ports=[port("probes", Port.GATEWAY_HTTP)],
+        ports=[
+            port("probes", Port.GATEWAY_HTTP),
+            *([port("ext-proc", Port.EXT_PROC)] if gateway.inference_pool.enabled else []),
+        ],
         volumeMounts=[
             {"name": "run", "mountPath": RUN_DIR},
             {"name": "tmp", "mountPath": "/tmp"},

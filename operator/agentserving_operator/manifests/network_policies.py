@@ -16,6 +16,7 @@ from agentserving_operator.manifests.common import (
     child_object,
     selector,
 )
+from agentserving_operator.manifests.inference_pool import gateway_peers
 
 
 def _rule(ports: list[int], peers: list[Manifest] | None = None) -> Manifest:
@@ -40,9 +41,10 @@ def network_policy(cluster: AgentServingCluster, component: Component) -> Manife
     parts = {part: {"podSelector": {"matchLabels": selector(cluster.name, part)}} for part in Component}
     clients = {"podSelector": {"matchLabels": {CLIENT_LABEL: "true"}}}
     operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": MANAGER}}}
+    ext_proc = [Port.EXT_PROC] if cluster.spec.gateway.inference_pool.enabled else []
     rules = {
         Component.ENGINE: [
-            _rule([Port.ENGINE], [parts[Component.GATEWAY], clients]),
+            _rule([Port.ENGINE], [parts[Component.GATEWAY], clients, *gateway_peers(cluster)]),
             _rule([Port.SIDECAR], [clients]),
             _rule([Port.SIDECAR_HTTP]),
         ],
@@ -50,7 +52,7 @@ def network_policy(cluster: AgentServingCluster, component: Component) -> Manife
             _rule([Port.CONTROL_PLANE], [parts[Component.ENGINE], parts[Component.GATEWAY], clients, operator]),
             _rule([Port.CONTROL_PLANE_HTTP]),
         ],
-        Component.GATEWAY: [_rule([Port.GATEWAY, Port.GATEWAY_HTTP])],
+        Component.GATEWAY: [_rule([Port.GATEWAY, Port.GATEWAY_HTTP, *ext_proc])],
         Component.ETCD: [
             # Members also need each other's client port: one that lost its volume replaces its former self there.
             _rule([Port.ETCD_CLIENT], [parts[Component.CONTROL_PLANE], parts[Component.ETCD]]),

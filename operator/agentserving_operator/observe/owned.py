@@ -7,6 +7,19 @@ from agentserving_operator.manifests import AgentServingCluster, Manifest
 from agentserving_operator.manifests.common import MANAGED_BY, MANAGER
 from agentserving_operator.observe.reasons import Reason, Trouble
 
+# Kinds of others, and what it means that they are not installed.
+_OPTIONAL = {
+    "Certificate": Trouble(
+        Reason.CERT_MANAGER_MISSING,
+        "cert-manager is not installed in this Kubernetes cluster: install it, or use spec.tls.issuer Operator",
+    ),
+    "InferencePool": Trouble(
+        Reason.INFERENCE_EXTENSION_MISSING,
+        "the Gateway API Inference Extension is not installed in this Kubernetes cluster: install its CRDs "
+        "(inference.networking.k8s.io/v1), or set spec.gateway.inferencePool.enabled to false",
+    ),
+}
+
 
 def labels_of(name: str) -> dict[str, str]:
     """Labels that all objects of a cluster have, and by which they are listed."""
@@ -41,10 +54,7 @@ def refused(kind: str, name: str, error: RefusedError) -> Trouble:
         return Trouble(Reason.NAMESPACE_TERMINATING, message)
     if "exceeded quota" in message:
         return Trouble(Reason.QUOTA_EXCEEDED, message)
-    if kind == "Certificate" and error.status == 404 and not error.reason:
+    if kind in _OPTIONAL and error.status == 404 and not error.reason:
         # A missing object is answered with a Status that has a reason; a missing kind is not.
-        message = (
-            "cert-manager is not installed in this Kubernetes cluster: install it, or use spec.tls.issuer Operator"
-        )
-        return Trouble(Reason.CERT_MANAGER_MISSING, message)
+        return _OPTIONAL[kind]
     return Trouble(Reason.APPLY_REFUSED, message)

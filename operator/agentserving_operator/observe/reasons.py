@@ -86,6 +86,8 @@ class Reason(StrEnum):
     NAME_TAKEN = "NameTaken"
     # spec.tls.issuer is CertManager, but cert-manager is not installed.
     CERT_MANAGER_MISSING = "CertManagerMissing"
+    # spec.gateway.inferencePool is enabled, but the Gateway API Inference Extension is not installed.
+    INFERENCE_EXTENSION_MISSING = "InferenceExtensionMissing"
     # The namespace is being deleted.
     NAMESPACE_TERMINATING = "NamespaceTerminating"
 

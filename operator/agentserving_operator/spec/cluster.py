@@ -250,6 +250,33 @@ class ControlPlane:
     resources: Resources = struct("Requests and limits.", default=Resources)
 
 
+class FailureMode(StrEnum):
+    """As in the Gateway API Inference Extension."""
+
+    OPEN = "FailOpen"
+    CLOSE = "FailClose"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferencePool:
+    """The engines as a backend of a gateway of yours (Gateway API Inference Extension)."""
+
+    enabled: bool = flag("Creates an InferencePool of the cluster's name, with the picker behind it.", default=False)
+    failure_mode: FailureMode = choice(
+        "What the gateway does while no picker answers. FailOpen: it chooses an engine itself, and the call is served "
+        "without its program's account. FailClose: it refuses the call.",
+        default=FailureMode.OPEN,
+    )
+    tls: bool = flag(
+        "Whether the picker serves TLS with a self-signed certificate, as most gateways expect.", default=True
+    )
+    gateway_cidrs: tuple[str, ...] = items(
+        "Addresses of gateways outside of the pod network, such as GKE's proxy-only subnet, that may connect to "
+        "engines. Pods of gateways are allowed by the label agentserving.io/client: \"true\".",
+        16, list_type="set", max_length=43, pattern=r"^[0-9a-fA-F:.]+/[0-9]{1,3}$",
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
     """The OpenAI-compatible front: in each pod an Envoy and its picker."""
@@ -262,6 +289,9 @@ class Gateway:
     resources: Resources = struct("Requests and limits of Envoy.", default=Resources)
     picker_resources: Resources = struct(
         "Requests and limits of the picker; by default those of Envoy.", default=Resources
+    )
+    inference_pool: InferencePool = struct(
+        "For users of another gateway that supports InferencePools.", default=InferencePool
     )
 
 
