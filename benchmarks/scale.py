@@ -25,18 +25,24 @@ from typing import Any
 import click
 import httpx
 import psutil
+from agentserving.contract.ids import ProgramId, Tenant
 from agentserving_cli.local.cluster import find_etcd
 from agentserving_cli.local.layout import free_ports
+from agentserving_controlplane.control_plane import ControlPlane
+from agentserving_controlplane.store.etcd.store import EtcdStore
+from agentserving_controlplane.table.programs import OpenRequest
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import records
+from benchmarks.recovery import settings
 
 RATE = 200
 # Cores for the load and for what is measured, where there are two: neither waits for the other.
 LOAD_CORES, MEASURED_CORES = {0}, {1}
 START_S = 60.0
 LEASE_S = 5
+PREFIX = "/agentserving/scale"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +129,7 @@ class Deployment:
 
     def __init__(self, home: Path, planes: int) -> None:
         (client, peer), self._home = free_ports(2), home
+        self.endpoint = f"127.0.0.1:{client}"
         etcd, peers = f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
         argv = [
             find_etcd(), "--name", "scale", "--data-dir", str(home / "etcd"), "--log-level", "error",
@@ -133,27 +140,47 @@ class Deployment:
         (home / "ticket.key").write_text(secrets.token_hex(32))
         (home / "ticket.key").chmod(0o600)
         self.addresses: list[str] = []
-        self.planes = [self._plane(number, client) for number in range(planes)]
+        self.planes = [self._plane(number) for number in range(planes)]
 
-    def _plane(self, number: int, etcd: int) -> Part:
+    def _plane(self, number: int) -> Part:
         grpc_port, http_port = free_ports(2)
         self.addresses.append(f"127.0.0.1:{grpc_port}")
         argv = [
             sys.executable, "-m", "agentserving_controlplane", "--listen", self.addresses[-1],
-            "--http-port", str(http_port), "--store", "etcd", "--etcd-endpoints", f"127.0.0.1:{etcd}",
-            "--ticket-key-file", str(self._home / "ticket.key"), "--lease-s", str(LEASE_S),
+            "--http-port", str(http_port), "--store", "etcd", "--etcd-endpoints", self.endpoint,
+            "--etcd-prefix", PREFIX, "--ticket-key-file", str(self._home / "ticket.key"), "--lease-s", str(LEASE_S),
             "--program-idle-s", "86400",
         ]  # fmt: skip
         return Part(argv, f"http://127.0.0.1:{http_port}/readyz", self._home / f"plane-{number}.log", MEASURED_CORES)
 
 
+async def populate(endpoint: str, programs: int) -> None:
+    """Stores live programs, as an earlier leader would have left them."""
+    store = EtcdStore((endpoint,), PREFIX)
+    plane = ControlPlane(settings(), store, await store.acquire("bench"), lambda error: None)
+    plane.commits.start()
+    lease = asyncio.create_task(store.keep_lease())
+    for number in range(programs):
+        opening = OpenRequest(tenant=Tenant("default"), program_id=ProgramId(f"live-{number}"))
+        plane.table.programs.open(opening, plane.now())
+        if number % 1000 == 999:
+            await plane.commits.durable(plane.settle())
+    plane.settle()
+    await plane.commits.close()
+    lease.cancel()
+    await asyncio.gather(lease, return_exceptions=True)
+    await store.resign()
+    await store.close()
+
+
 @contextlib.asynccontextmanager
-async def deployed(planes: int = 1) -> AsyncIterator[Deployment]:
-    """A running deployment: its first control plane leads, the others stand by."""
+async def deployed(programs: int, planes: int = 1) -> AsyncIterator[Deployment]:
+    """A running deployment with live programs: its first control plane leads, the others stand by."""
     with tempfile.TemporaryDirectory(prefix="agentserving-scale-") as home:
         deployment = Deployment(Path(home), planes)
         try:
             await deployment.etcd.start()
+            await populate(deployment.endpoint, programs)
             await deployment.planes[0].start()
             for standby in deployment.planes[1:]:
                 await standby.launch()
@@ -211,8 +238,7 @@ async def driving(addresses: list[str], engines: int) -> AsyncIterator[Driver]:
 async def point(plan: Plan, programs: int, engines: int) -> dict[str, Any]:
     """All runs of one number of programs and engines, on a fresh deployment."""
     runs = []
-    async with deployed() as deployment, driving(deployment.addresses, engines) as driver:
-        opened = await driver.do(do="open", first=0, programs=programs)
+    async with deployed(programs) as deployment, driving(deployment.addresses, engines) as driver:
         plane = deployment.planes[0]
         load = {"do": "load", "programs": programs}
         # Warms up: contexts, caches, connections.
@@ -222,7 +248,7 @@ async def point(plan: Plan, programs: int, engines: int) -> dict[str, Any]:
             closed = await measured(plane, driver, **load, rate=0, seconds=plan.seconds, seed=seed)
             runs.append({"steady": steady, "closed": closed})
         memory = {"rss_mb": plane.rss_mb, "etcd_rss_mb": deployment.etcd.rss_mb}
-    return {"programs": programs, "engines": engines, "open_s": opened["seconds"], **memory, "runs": runs}
+    return {"programs": programs, "engines": engines, **memory, "runs": runs}
 
 
 async def measured(plane: Part, driver: Driver, **load: Any) -> dict[str, float]:
@@ -238,8 +264,10 @@ async def outages(plan: Plan) -> dict[str, list[float]]:
     """Seconds without admissions when the only control plane is killed and started again, and when the leader is
     killed beside a standby. Both include the lease that the dead leader holds."""
     seconds: dict[str, list[float]] = {"recovery_s": [], "failover_s": []}
-    async with deployed(planes=2) as deployment, driving(deployment.addresses, plan.outage_engines) as driver:
-        await driver.do(do="open", first=0, programs=plan.outage_programs)
+    async with (
+        deployed(plan.outage_programs, planes=2) as deployment,
+        driving(deployment.addresses, plan.outage_engines) as driver,
+    ):
         leader, standby = deployment.planes
         for _ in range(plan.outages):
             await driver.send(do="outage", programs=plan.outage_programs)

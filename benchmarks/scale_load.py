@@ -4,9 +4,9 @@ Speaks the real contract: each engine has its Attach stream, says hello, beats o
 of a call some milliseconds after its admission, several in one message when they are there together. Reads commands as
 lines of JSON and answers each with one:
 
-    {"do": "open", "first": 0, "programs": 1000}     opens programs; durable when answered
     {"do": "load", "rate": 200, "seconds": 10, "programs": 1000, "seed": 1}    rate 0: closed loop of CONCURRENCY
-    {"do": "outage", "programs": 1000}               admits until it fails and works again; gives the seconds between
+    {"do": "outage", "programs": 1000}    admits until it fails and works again; gives the seconds between
+    {"do": "attached"}                    waits until every sidecar is attached
 """
 
 from __future__ import annotations
@@ -24,16 +24,14 @@ import uvloop
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving.v1 import call_service_pb2 as calls
 from agentserving.v1 import engine_service_pb2 as engines
-from agentserving.v1 import program_service_pb2 as programs
 from agentserving.v1 import types_pb2 as types
 from agentserving.v1.call_service_pb2_grpc import CallServiceStub
 from agentserving.v1.engine_service_pb2_grpc import EngineServiceStub
-from agentserving.v1.program_service_pb2_grpc import ProgramServiceStub
 
 from benchmarks import open_loop
 
-# Callers of a closed loop; streams of gateways; programs opened at a time.
-CONCURRENCY, GATEWAYS, OPENING = 64, 2, 500
+# Callers of a closed loop; streams of gateways.
+CONCURRENCY, GATEWAYS = 64, 2
 BEAT_S, SERVICE_S, PROMPT_TOKENS = 1.0, 0.005, 500
 # Between two attempts while there is no leader.
 RETRY_S = 0.02
@@ -159,19 +157,7 @@ class Load:
         """Returns when every sidecar is attached."""
         await asyncio.gather(*(sidecar.attached.wait() for sidecar in self._sidecars.values()))
 
-    async def open(self, first: int, programs_: int) -> dict[str, float]:
-        """Opens programs `live-<number>`; gives the seconds it took."""
-        stub, remaining = ProgramServiceStub(await self._channel.channel()), iter(range(first, first + programs_))
-        began = time.perf_counter()
-
-        async def work() -> None:
-            for number in remaining:
-                await stub.OpenProgram(programs.OpenProgramRequest(program_id=f"live-{number}"), timeout=60)
-
-        await asyncio.gather(*(work() for _ in range(OPENING)))
-        return {"seconds": time.perf_counter() - began}
-
-    async def load(self, rate: float, seconds: float, programs_: int, seed: int) -> dict[str, float]:
+    async def load(self, rate: float, seconds: float, programs: int, seed: int) -> dict[str, float]:
         """Admissions for programs drawn at random: calls, refusals, seconds, and quantiles of the time until admitted,
         in milliseconds from when a call was due."""
         stub, dice = CallServiceStub(await self._channel.channel()), random.Random(seed)
@@ -181,7 +167,7 @@ class Load:
 
         async def call(number: int, due: float) -> None:
             nonlocal refused
-            refused += not await gateways[number % GATEWAYS].admit(f"live-{dice.randrange(programs_)}")
+            refused += not await gateways[number % GATEWAYS].admit(f"live-{dice.randrange(programs)}")
             times.append(time.perf_counter() - due)
 
         async def caller(number: int, ends: float) -> None:
@@ -197,13 +183,13 @@ class Load:
         await asyncio.gather(*(gateway.close() for gateway in gateways))
         return {"calls": len(times), "refused": refused, "seconds": took, **open_loop.quantiles_ms(times)}
 
-    async def outage(self, programs_: int) -> dict[str, float]:
+    async def outage(self, programs: int) -> dict[str, float]:
         """Seconds between the last admission before an outage and the first one after it. TimeoutError."""
         last, failed, number = time.perf_counter(), False, 0
         ends = last + OUTAGE_BOUND_S
         while time.perf_counter() < ends:
             number += 1
-            request = calls.AdmitCallRequest(program_id=f"live-{number % programs_}", implicit=True)
+            request = calls.AdmitCallRequest(program_id=f"live-{number % programs}", implicit=True)
             try:
                 stub = CallServiceStub(await self._channel.channel())
                 admitted = await stub.AdmitCall(request, timeout=1.0)
@@ -227,8 +213,6 @@ async def main(addresses: str, count: int) -> None:
     while line := await asyncio.to_thread(sys.stdin.readline):
         command = json.loads(line)
         match command["do"]:
-            case "open":
-                figures = await load.open(command["first"], command["programs"])
             case "load":
                 figures = await load.load(command["rate"], command["seconds"], command["programs"], command["seed"])
             case "outage":

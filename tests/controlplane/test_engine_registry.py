@@ -129,7 +129,7 @@ def test_a_lost_engine_is_forgotten_after_a_while_but_not_with_calls_in_flight()
     assert [e.engine_id for e in engines] == ["c"]
 
 
-def test_an_engine_counts_with_a_default_cost_until_it_has_measured_its_own() -> None:
+def test_the_prefill_cost_that_an_engine_measures_reaches_the_balancer() -> None:
     engine = attached(EngineRegistry(), "a")
     assert engine.prefill_us_per_token == PREFILL_US_PER_TOKEN
     engine.load = Load(prefill_us_per_token=239.4, prompt_tokens=100, cached_tokens=40)

@@ -228,7 +228,7 @@ class Rig:
                     return head + await reader.readexactly(size)
                 if b"transfer-encoding: chunked" in lower:
                     with contextlib.suppress(asyncio.IncompleteReadError):
-                        return head + await _dechunked(reader)
+                        return head + await dechunked(reader)
                 return head + await reader.read()
         finally:
             writer.close()

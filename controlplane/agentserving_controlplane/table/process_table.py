@@ -81,18 +81,18 @@ class ProcessTable:
         A row whose calls outgrow it (older versions stored up to 1,024 in it) is marked as changed, so that its calls
         are stored in chunks.
         """
-        for row in rows:
-            stored = list(row.calls.values())
+        stored_in_rows = [(row, row.calls) for row in rows]
+        for row, _ in stored_in_rows:
             row.calls = {}
-            self.index.insert(row, now.steady_us, ordered=False)
+        self.index.restore([row for row, _ in stored_in_rows], now.steady_us)
+        for row, stored in stored_in_rows:
             for number, calls in chunks.get(row.key, {}).items():
                 for call in calls:
                     self.index.restore_call(row, number, call, now.steady_us)
-            for call in stored:
+            for call in stored.values():
                 place = self.index.add_call(row, call, now.steady_us)
                 if place != ROW:
                     self._changes.call(row.key, place)
-        self.index.sort_ids()
 
     def take_changes(self) -> list[list[Item]]:
         """Changed items since the last time, in groups that must each land in one transaction, and in this order."""

@@ -6,9 +6,8 @@ calls on each engine, the engines of each tree, ids in order.
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
@@ -16,6 +15,7 @@ from agentserving_controlplane.errors import NotFoundError
 from agentserving_controlplane.table.call_chunks import CallChunks
 from agentserving_controlplane.table.deadlines import Deadlines
 from agentserving_controlplane.table.rows import CallRow, ProgramRow
+from agentserving_controlplane.table.sorted_ids import SortedIds
 from agentserving_controlplane.table.states import ProgramState
 
 # Rows that one page examines at most: a page may be short, but it never blocks the event loop for long.
@@ -44,7 +44,7 @@ class ProgramIndex:
         self.deadlines = Deadlines()
         # (tenant, idempotency key of OpenProgram) -> program id.
         self._opened_with: dict[tuple[Tenant, str], ProgramId] = {}
-        self._ids: dict[Tenant, list[ProgramId]] = {}
+        self._ids: dict[Tenant, SortedIds] = {}
         self._children: dict[ProgramKey, set[ProgramId]] = {}
         self._on_engine: dict[EngineId, dict[CallId, ProgramKey]] = {}
         # Engines whose calls have changed; whoever uses them empties the set.
@@ -112,16 +112,17 @@ class ProgramIndex:
 
         Without `wanted` states: all but CLOSED.
         """
-        ids = self._ids.get(tenant, [])
+        ids = self._ids.get(tenant)
         found: list[ProgramRow] = []
-        at = begin = bisect_right(ids, after)
-        while at < len(ids) and len(found) < size and at - begin < MAX_PAGE_SCAN:
-            row = self.rows[ProgramKey(tenant, ids[at])]
+        last = ""
+        for scanned, program_id in enumerate(ids.after(after) if ids is not None else ()):
+            if len(found) == size or scanned == MAX_PAGE_SCAN:
+                return found, last
+            row, last = self.rows[ProgramKey(tenant, program_id)], program_id
             state = self.state_of(row)
             if state in wanted if wanted else state is not ProgramState.CLOSED:
                 found.append(row)
-            at += 1
-        return found, ids[at - 1] if begin < at < len(ids) else ""
+        return found, ""
 
     def calls_on(self, engine_id: EngineId) -> Mapping[CallId, ProgramKey]:
         """A live view of the calls in flight on an engine."""
@@ -137,11 +138,6 @@ class ProgramIndex:
 
     # -- changing ------------------------------------------------------------------------------------------------
 
-    def sort_ids(self) -> None:
-        """Restores the order of ids after unordered insertions."""
-        for ids in self._ids.values():
-            ids.sort()
-
     def restore_call(self, row: ProgramRow, number: int, call: CallRow, steady_us: int) -> None:
         """Adds a call that the store holds in a chunk."""
         self.busy += not row.calls
@@ -149,16 +145,24 @@ class ProgramIndex:
         self.chunks.restore(row, number, call)
         self._count_call(row, call, steady_us)
 
-    def insert(self, row: ProgramRow, steady_us: int, *, ordered: bool = True) -> None:
+    def insert(self, row: ProgramRow, steady_us: int) -> None:
         """Adds a row without calls."""
+        self._ids.setdefault(row.tenant, SortedIds()).add(row.program_id)
+        self._insert(row, steady_us)
+
+    def restore(self, rows: Sequence[ProgramRow], steady_us: int) -> None:
+        """Adds many rows without calls."""
+        ids: dict[Tenant, list[ProgramId]] = {}
+        for row in rows:
+            ids.setdefault(row.tenant, []).append(row.program_id)
+            self._insert(row, steady_us)
+        for tenant, of_tenant in ids.items():
+            self._ids.setdefault(tenant, SortedIds()).extend(of_tenant)
+
+    def _insert(self, row: ProgramRow, steady_us: int) -> None:
         key = row.key
         self.rows[key] = row
         self.active(row, steady_us)
-        ids = self._ids.setdefault(row.tenant, [])
-        if ordered:
-            insort(ids, row.program_id)
-        else:
-            ids.append(row.program_id)
         if row.parent:
             self._children.setdefault(ProgramKey(row.tenant, row.parent), set()).add(row.program_id)
         self.name_opening(row)
@@ -192,7 +196,7 @@ class ProgramIndex:
         del self.rows[key]
         del self.active_us[key]
         ids = self._ids[row.tenant]
-        del ids[bisect_right(ids, row.program_id) - 1]
+        ids.remove(row.program_id)
         if not ids:
             del self._ids[row.tenant]
         self._children.pop(key, None)
