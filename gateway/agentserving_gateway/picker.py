@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 
 from agentserving_gateway import metrics
-from agentserving_gateway.admission import Admission
+from agentserving_gateway.admission import Admission, HoldError
 from agentserving_gateway.body import Body, read_body
 from agentserving_gateway.calls import CallRequest, Ending
 from agentserving_gateway.engines import Engine
@@ -49,7 +49,7 @@ class Pick:
 
 
 class NeedsBodyError(Exception):
-    """The head does not decide: ask again with the body."""
+    """Ask again, with the body."""
 
 
 class Picker:
@@ -59,12 +59,13 @@ class Picker:
         self._admission, self._responses = admission, responses
 
     async def pick(self, head: Head, content: bytes | None) -> Pick:
-        """Raises HttpError for a refusal, NeedsBodyError when `content` is None and has to be read."""
+        """Raises HttpError for a refusal; NeedsBodyError when `content` is None and either has to be read, or the call
+        has to be held while a leader is elected: only the question with the body may take that long."""
         if content is None and self._needs_body(head):
             raise NeedsBodyError
-        body = Body() if content is None else read_body(content)
         if head.route.kind is Kind.CALL:
-            return await self._call(head, body, len(content) if content is not None else head.length)
+            return await self._call(head, content)
+        body = Body() if content is None else read_body(content)
         if head.route.kind is Kind.RESPONSE:
             holder = await self._holder(head, response_id_of(head.path))
             if holder is not None:
@@ -84,8 +85,9 @@ class Picker:
             return True
         return head.route.kind is Kind.CALL and from_headers(head.headers) is None
 
-    async def _call(self, head: Head, body: Body, length: int) -> Pick:
+    async def _call(self, head: Head, content: bytes | None) -> Pick:
         began = time.perf_counter()
+        body = Body() if content is None else read_body(content)
         identity = from_headers(head.headers) or from_body(body)
         holder = None
         if head.path == RESPONSES and is_response_id(body.previous_response_id):
@@ -98,12 +100,16 @@ class Picker:
             thread_id=identity.thread_id,
             parent_call_ids=identity.parent_call_ids,
             program_name=identity.name,
-            prompt_tokens=length // 4,
+            prompt_tokens=(head.length if content is None else len(content)) // 4,
             model=body.model_name,
             final=identity.final,
             exclude=self._all_but(holder),
         )
-        admitted = await self._admission.admit(request)
+        try:
+            # The question without the body is answered soon, so that a picker that hangs is noticed.
+            admitted = await self._admission.admit(request, may_hold=content is not None)
+        except HoldError:
+            raise NeedsBodyError from None
         metrics.ADMIT_SECONDS.observe(time.perf_counter() - began)
         others = self._others(body.model_name, admitted.engine_address) if holder is None else ()
         return Pick(
