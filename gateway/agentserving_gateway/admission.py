@@ -36,6 +36,10 @@ FLUSH_S = 1.0
 _FOR_WANT_OF_ENGINES = ("NO_ENGINE", "MODEL_NOT_FOUND")
 
 
+class HoldError(Exception):
+    """The call has to wait for a leader, or for its engines."""
+
+
 class Admission:
     """One per gateway process; `run` is its supervised task."""
 
@@ -134,11 +138,14 @@ class Admission:
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
-    async def admit(self, request: CallRequest) -> Admitted:
-        """The engine for a call. HttpError when the leader refuses; never because it is away."""
+    async def admit(self, request: CallRequest, *, may_hold: bool = True) -> Admitted:
+        """The engine for a call. HttpError when the leader refuses; never because it is away.
+
+        Takes up to AWAY_WAIT_S while a leader is elected; HoldError instead when it must not be held.
+        """
         give_up_at = _now() + AWAY_WAIT_S
         avoided = self._engines.avoided(_now())
-        while await self._leader_is_there() and _now() < give_up_at:
+        while await self._leader_is_there(may_hold) and _now() < give_up_at:
             exclude = (*request.exclude, *(avoided.difference(request.exclude)))
             asked = replace(request, exclude=exclude) if avoided else request
             answer = await self._leader.admit(asked, ADMIT_DEADLINE_S)
@@ -158,7 +165,7 @@ class Admission:
                     break  # it is there and silent
             elif avoided and answer.reason in _FOR_WANT_OF_ENGINES:
                 avoided = frozenset()
-            elif not await self._may_change(answer):
+            elif not await self._may_change(answer, may_hold):
                 raise from_refusal(answer)
         return self._without_leader(request)
 
@@ -175,13 +182,15 @@ class Admission:
                 while not await self._is_in_force(address):  # noqa: ASYNC110 - it does not tell
                     await asyncio.sleep(IN_FORCE_POLL_S)
 
-    async def _leader_is_there(self) -> bool:
+    async def _leader_is_there(self, may_hold: bool) -> bool:
         """Waits for a leader; False when none has been there for too long."""
         if self._there.is_set():
             return True
         left = self._wait_until - _now()
         if left <= 0:
             return False
+        if not may_hold:
+            raise HoldError
         try:
             async with asyncio.timeout(left):
                 await self._there.wait()
@@ -189,10 +198,12 @@ class Admission:
             return False
         return True
 
-    async def _may_change(self, refusal: Refusal) -> bool:
+    async def _may_change(self, refusal: Refusal, may_hold: bool) -> bool:
         """True for a former leader's refusal, or one whose engines still attach, after the time it takes to change."""
         is_new = refusal.reason == "NO_ENGINE" and _now() < self._settled_at
         if refusal.reason == "NOT_LEADER" or is_new:
+            if not may_hold:
+                raise HoldError
             await asyncio.sleep(ASK_AGAIN_S)
             return True
         return False

@@ -38,7 +38,7 @@ class EnginesFile:
             engines = list(_parsed(json.loads(self._path.read_text())))
         except FileNotFoundError:
             engines = []
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             log.warning("cannot read the engines file", path=str(self._path), error=str(error))
             engines = []
         self.save(engines, even_empty=True)

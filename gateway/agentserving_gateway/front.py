@@ -93,13 +93,14 @@ def main() -> None:
     """Entry point."""
     settings = options.parse(Settings, prog="agentserving-front", description=__doc__, version=agentserving.__version__)
     logs.configure()
+    front = settings.front
+    argv = []
     try:
-        front = settings.front
         argv = command(settings_of(front), envoy=front.envoy, workers=front.workers)
+        os.execv(argv[0], argv)
     except OSError as error:
-        log.error("cannot start", reason=str(error))
+        log.error("cannot start", reason=str(error), command=argv[:1])
         sys.exit(1)
-    os.execv(argv[0], argv)
 
 
 if __name__ == "__main__":

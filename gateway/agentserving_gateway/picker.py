@@ -14,7 +14,7 @@ from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving_process.listening import split_address
 
 from agentserving_gateway import metrics
-from agentserving_gateway.admission import Admission
+from agentserving_gateway.admission import Admission, HoldError
 from agentserving_gateway.body import Body, read_body
 from agentserving_gateway.calls import Admitted, CallRequest, Ending, EndOfCall
 from agentserving_gateway.engines import Engine
@@ -59,7 +59,7 @@ class Pick:
 
 
 class NeedsBodyError(Exception):
-    """The head does not decide: ask again with the body."""
+    """Ask again, with the body."""
 
 
 class Picker:
@@ -69,15 +69,16 @@ class Picker:
         self._admission, self._responses = admission, responses
 
     async def pick(self, head: Head, content: bytes | None, *, body_follows: bool = True) -> Pick:
-        """Raises HttpError for a refusal, NeedsBodyError when `content` is None and has to be read.
+        """Raises HttpError for a refusal; NeedsBodyError when `content` is None and either has to be read, or the call
+        has to be held while a leader is elected: only the question with the body may take that long.
 
-        Without `body_follows` there is no body to be had, and the head decides.
+        Without `body_follows` there is no body to be had, and the head decides, however long that takes.
         """
         if content is None and body_follows and self._needs_body(head):
             raise NeedsBodyError
-        body = Body() if content is None else read_body(content)
         if head.route.kind is Kind.CALL:
-            return await self._call(head, body, len(content) if content is not None else head.length)
+            return await self._call(head, content, may_hold=content is not None or not body_follows)
+        body = Body() if content is None else read_body(content)
         if head.route.kind is Kind.RESPONSE:
             holder = await self._holder(head, response_id_of(head.path))
             if holder is not None and head.allows(holder.address):
@@ -97,8 +98,9 @@ class Picker:
             return True
         return head.route.kind is Kind.CALL and from_headers(head.headers) is None
 
-    async def _call(self, head: Head, body: Body, length: int) -> Pick:
+    async def _call(self, head: Head, content: bytes | None, *, may_hold: bool) -> Pick:
         began = time.perf_counter()
+        body = Body() if content is None else read_body(content)
         identity = from_headers(head.headers) or from_body(body)
         holder = None
         if head.path == RESPONSES and is_response_id(body.previous_response_id):
@@ -111,12 +113,16 @@ class Picker:
             thread_id=identity.thread_id,
             parent_call_ids=identity.parent_call_ids,
             program_name=identity.name,
-            prompt_tokens=length // 4,
+            prompt_tokens=(head.length if content is None else len(content)) // 4,
             model=body.model_name,
             final=identity.final,
             exclude=self._all_but(holder),
         )
-        admitted = await self._admit(head, request)
+        try:
+            # The question without the body is answered soon, so that a picker that hangs is noticed.
+            admitted = await self._admit(head, request, may_hold=may_hold)
+        except HoldError:
+            raise NeedsBodyError from None
         metrics.ADMIT_SECONDS.observe(time.perf_counter() - began)
         return Pick(
             addresses=(admitted.engine_address, *(each for each in admitted.fallbacks if head.allows(each))),
@@ -136,17 +142,18 @@ class Picker:
             return ()
         return tuple(e.engine_id for e in self._admission.known_engines if e.engine_id != engine.engine_id)
 
-    async def _admit(self, head: Head, request: CallRequest) -> Admitted:
+    async def _admit(self, head: Head, request: CallRequest, *, may_hold: bool) -> Admitted:
         """Within the addresses that the head allows."""
         if head.among is None:
-            return await self._admission.admit(request)
+            return await self._admission.admit(request, may_hold=may_hold)
         foreign: list[EngineId] = []
         # The leader may choose an engine that has attached since it sent its list.
         for _ in range(MAX_FOREIGN):
             exclude = {*self._not_allowed(head), *foreign}
             if not any(engine.engine_id not in exclude for engine in self._admission.ready_engines()):
                 break
-            admitted = await self._admission.admit(replace(request, exclude=(*request.exclude, *sorted(exclude))))
+            within = replace(request, exclude=(*request.exclude, *sorted(exclude)))
+            admitted = await self._admission.admit(within, may_hold=may_hold)
             if head.allows(admitted.engine_address):
                 return admitted
             if admitted.call_id:

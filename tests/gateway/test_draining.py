@@ -81,7 +81,6 @@ async def test_a_request_on_an_idle_connection_and_one_on_a_new_connection_are_s
         for stream in ((reader, writer), await asyncio.open_connection("127.0.0.1", made.port)):
             stream[1].write(REQUEST)
             assert b"connection: close" in (await whole_answer(stream[0])).lower()
-            assert await asyncio.wait_for(stream[0].read(), 20) == b""
             stream[1].close()
         drained.cancel()
         await asyncio.gather(drained, return_exceptions=True)

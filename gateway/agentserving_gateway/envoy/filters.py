@@ -17,8 +17,10 @@ PICKER = "picker"
 PICK, PICK_BY_BODY = "agentserving.pick", "agentserving.pick_by_body"
 # Paths of the picker's socket; the request's own path follows.
 HEAD_PREFIX, BODY_PREFIX = "/head", "/body"
-# The picker holds calls while a leader is elected (8 s). One that hangs is found by its health check within a second.
-PICKER_S = 10.0
+# A picker that hangs delays a call so long at most; its health check spares the next ones.
+PICK_S = 2.0
+# The picker holds calls while a leader is elected (8 s): only here.
+PICK_BY_BODY_S = 10.0
 
 _AUTHZ = "extensions.filters.http.ext_authz.v3."
 
@@ -33,10 +35,11 @@ def http_filters(settings: FrontSettings) -> list[Json]:
             max_request_bytes=settings.max_body_bytes,
         ),
         _remove_reserved(),
-        _ask(PICK, HEAD_PREFIX),
+        _ask(PICK, HEAD_PREFIX, PICK_S),
         _ask(
             PICK_BY_BODY,
             BODY_PREFIX,
+            PICK_BY_BODY_S,
             with_request_body={"max_request_bytes": settings.max_body_bytes, "pack_as_bytes": True},
         ),
         extension(
@@ -62,7 +65,7 @@ def _remove_reserved() -> Json:
     )
 
 
-def _ask(name: str, prefix: str, **fields: object) -> Json:
+def _ask(name: str, prefix: str, bound_s: float, **fields: object) -> Json:
     """An ext_authz filter in front of the picker: HTTP/1.1, because grpc.aio costs five times as much a call."""
     config = typed(
         _AUTHZ + "ExtAuthz",
@@ -72,7 +75,7 @@ def _ask(name: str, prefix: str, **fields: object) -> Json:
         clear_route_cache=True,
         allowed_headers=_exact((*IDENTITY_HEADERS, *names.PICKER_READS)),
         http_service={
-            "server_uri": {"uri": "http://picker", "cluster": PICKER, "timeout": seconds(PICKER_S)},
+            "server_uri": {"uri": "http://picker", "cluster": PICKER, "timeout": seconds(bound_s)},
             "path_prefix": prefix,
             "authorization_response": {
                 "allowed_upstream_headers": _exact(names.PICKER_SETS),
