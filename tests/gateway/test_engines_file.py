@@ -28,13 +28,17 @@ E1 = Engine(EngineId("e1"), "[::1]:8000", False, frozenset({"m"}))
 
 
 @given(ENGINES)
-def test_the_next_process_finds_what_the_last_one_wrote(tmp_path_factory: pytest.TempPathFactory, engines: list[Engine]) -> None:
+def test_the_next_process_finds_what_the_last_one_wrote(
+    tmp_path_factory: pytest.TempPathFactory, engines: list[Engine]
+) -> None:
     path = tmp_path_factory.mktemp("run") / "engines" / "eds.json"
     EnginesFile(path).save(engines, even_empty=True)
     assert EnginesFile(path).load() == engines
 
 
-@pytest.mark.parametrize("bad", ["engine-0:8000", "127.0.0.1", "127.0.0.1:0x", "::1:80", "", "300.1.1.1:80", "[::1]:99999"])
+@pytest.mark.parametrize(
+    "bad", ["engine-0:8000", "127.0.0.1", "127.0.0.1:0x", "::1:80", "", "300.1.1.1:80", "[::1]:99999"]
+)
 def test_an_address_that_envoy_would_refuse_does_not_spoil_the_others(bad: str, tmp_path: Path) -> None:
     document = rendered([E0, Engine(EngineId("bad"), bad), E1])
     endpoints = document["resources"][0]["endpoints"][0]["lb_endpoints"]
@@ -46,7 +50,9 @@ def test_an_engine_that_is_not_ready_stays_and_is_marked() -> None:
     assert [each["health_status"] for each in endpoints] == ["HEALTHY", "UNHEALTHY"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"resources": []}', '{"resources": [{"endpoints": [{"lb_endpoints": [{}]}]}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"resources": []}', '{"resources": [{"endpoints": [{"lb_endpoints": [{}]}]}]}']
+)
 def test_a_file_that_cannot_be_read_is_replaced_by_an_empty_one_that_envoy_can_read(text: str, tmp_path: Path) -> None:
     path = tmp_path / "engines" / "eds.json"
     path.parent.mkdir()

@@ -117,7 +117,11 @@ def test_a_refusal_of_5xx_is_turned_back_into_itself(status: int) -> None:
     assert 400 <= travels < 500
     for mapper in local_reply_config(1, 1, ())["mappers"]:
         filters = mapper["filter"].get("and_filter", {}).get("filters", [])
-        codes = [f["status_code_filter"]["comparison"]["value"]["default_value"] for f in filters if "status_code_filter" in f]
+        codes = [
+            f["status_code_filter"]["comparison"]["value"]["default_value"]
+            for f in filters
+            if "status_code_filter" in f
+        ]
         if codes == [travels]:
             assert mapper["status_code"] == status
             return
@@ -133,5 +137,3 @@ def test_prompts_and_credentials_are_in_no_log_line(tmp_path: Path) -> None:
     line = json.dumps(manager(tmp_path)["access_log"])
     for word in ("%REQ(AUTHORIZATION", "%REQ(:PATH)%", "PATH(WQ)", "REQUEST_BODY", "RESPONSE_BODY", names.TICKET + ")"):
         assert word.lower() not in line.lower()
-
-

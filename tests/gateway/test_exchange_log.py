@@ -15,7 +15,9 @@ A, B = "10.0.0.1:1", "[::1]:2"
 
 
 def exchange(**chosen: Any) -> Exchange:
-    return Exchange(**{"call_id": "c", "status": 200, "engine_failed": False, "client_left": False, "was_sent": True, **chosen})
+    return Exchange(
+        **{"call_id": "c", "status": 200, "engine_failed": False, "client_left": False, "was_sent": True, **chosen}
+    )
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,8 @@ async def test_a_session_id_cannot_be_hidden_in_the_body(made: Rig, body: bytes)
         pytest.param(b"POST /v1/completions HTTP/1.1\nhost: x\ncontent-length: 2\n\n{}", b"{}", id="bare line feeds"),
         pytest.param(POST + b"x: a\r\n b\r\ncontent-length: 2\r\n\r\n{}", b"{}", id="a folded header"),
         pytest.param(
-            b"POST http://a/v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}", b"{}",
+            b"POST http://a/v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}",
+            b"{}",
             id="an absolute target",
         ),
     ],
