@@ -150,7 +150,9 @@ async def test_an_answer_that_breaks_off_never_looks_whole_to_an_http_1_0_client
     async with rig(breaks) as made:
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         writer.write(b"POST /v1/completions HTTP/1.0\r\ncontent-length: 2\r\n\r\n{}")
-        with pytest.raises(ConnectionResetError):
-            async with asyncio.timeout(10):
-                await reader.read()
-        writer.close()
+        try:
+            with pytest.raises(ConnectionResetError):
+                async with asyncio.timeout(10):
+                    await reader.read()
+        finally:
+            writer.close()
