@@ -8,6 +8,8 @@ from typing import Self
 
 import aiohttp
 
+from agentserving_gateway.envoy.filters import PICKER
+
 # A stop must not wait for an Envoy that hangs.
 ASK_S = 2.0
 POLL_S = 0.05
@@ -40,8 +42,11 @@ class EnvoyAdmin:
             return None
 
     async def is_ready(self) -> bool:
-        """True once Envoy serves."""
-        return await self.ask("GET", "/ready") is not None
+        """True once Envoy serves, and asks the picker: until its first health check, calls would get no tickets."""
+        if await self.ask("GET", "/ready") is None:
+            return False
+        lines = (await self.ask("GET", "/clusters") or "").splitlines()
+        return any(line.startswith(f"{PICKER}::") and line.endswith("::health_flags::healthy") for line in lines)
 
     async def knows(self, address: str) -> bool:
         """True once the engine at an address is in force."""

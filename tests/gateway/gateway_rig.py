@@ -322,3 +322,5 @@ async def rig(*scripts: Script, models: Sequence[Sequence[str]] = (), **front: A
         for engine in engines:
             if engine.server is not None:
                 engine.server.close()
+            for writer in engine.connections:
+                writer.transport.abort()

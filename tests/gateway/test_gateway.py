@@ -51,6 +51,7 @@ async def test_a_call_carries_a_ticket_and_the_answer_says_who_served_it(made: R
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert value(answer, "x-agentserving-program-id") == "p1"
     assert value(answer, "x-agentserving-engine") == "e0"
+    assert value(answer, "x-accel-buffering") == "no"
     (request,) = made.engines[0].requests
     ticket = verify(value(request, "x-session-id"), KEY, engine_id="e0", now_unix_s=0)
     assert ticket.program_id == "p1"

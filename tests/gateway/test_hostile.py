@@ -88,6 +88,14 @@ BIG = b"x" * (1 << 20)
 @pytest.mark.parametrize(
     ("data", "status"),
     [
+        pytest.param(CHUNKED[:-2] + b"content-length: 2\r\n\r\n0\r\n\r\n", 400, id="both framings"),
+        pytest.param(POST + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}", 400, id="two lengths"),
+        pytest.param(POST + b"content-length: 2000000\r\n\r\n", 413, id="a body over the limit"),
+        pytest.param(CHUNKED + b"186a00\r\n" + b"x" * 0x186A00 + b"\r\n", 413, id="chunks over the limit"),
+        pytest.param(b"POST /v1/nothing HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n", 404, id="no route"),
+        pytest.param(b"GET /v1/completions HTTP/1.1\r\nhost: x\r\n\r\n", 405, id="no such method"),
+        pytest.param(POST + b'content-length: 18\r\n\r\n{"session_id":"x"}', 400, id="a session id"),
+        pytest.param(POST + b'content-length: 24\r\n\r\n{"sessio\\u006e_id": "x"}', 400, id="an escaped session id"),
         pytest.param(POST + b"x: " + BIG + b"\r\ncontent-length: 2\r\n\r\n{}", 431, id="a head of 1 MB"),
         pytest.param(POST + b"x: y\r\n" * 20_000 + b"content-length: 2\r\n\r\n{}", 431, id="20,000 headers"),
         pytest.param(b"POST /" + BIG + b" HTTP/1.1\r\n\r\n", 431, id="a target of 1 MB"),

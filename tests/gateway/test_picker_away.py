@@ -37,7 +37,7 @@ class Front:
     async def start_envoy(self) -> None:
         self.envoy = await start_envoy(FrontSettings(listen="127.0.0.1:0", run_dir=self.run_dir))
         async with EnvoyAdmin(self.run_dir / "admin.sock") as admin, asyncio.timeout(30):
-            while not await admin.is_ready() or not (text := await admin.ask("GET", "/listeners")):
+            while await admin.ask("GET", "/ready") is None or not (text := await admin.ask("GET", "/listeners")):
                 await asyncio.sleep(0.02)
         self.made.port = int(text.rpartition(":")[2])
 
@@ -92,6 +92,19 @@ async def test_calls_are_served_without_a_ticket_while_the_picker_is_gone_and_ma
             assert not ticket
         await found.start_picker()
         await found.until_managed()
+
+
+async def test_a_front_is_not_ready_while_its_envoy_does_not_ask_the_picker(tmp_path: Path) -> None:
+    async with EnvoyAdmin(tmp_path / "admin.sock") as admin:
+        alone = await start_envoy(FrontSettings(listen="127.0.0.1:0", run_dir=tmp_path))
+        try:
+            async with asyncio.timeout(30):
+                while await admin.ask("GET", "/ready") is None:
+                    await asyncio.sleep(0.02)
+            assert not await admin.is_ready()
+        finally:
+            alone.kill()
+            await alone.wait()
 
 
 async def test_calls_wait_two_seconds_at_most_for_a_picker_that_is_stopped(tmp_path: Path) -> None:

@@ -63,9 +63,8 @@ async def create(made: Rig, headers: str = "", **fields: object) -> tuple[int, s
 
 
 async def ask(made: Rig, method: str, path: str) -> tuple[int, Any]:
-    answer = await made.send(f"{method} /v1/responses/{path} HTTP/1.1\r\nhost: x\r\n{KEY}content-length: 0\r\n\r\n".encode()
-                             if method == "POST" else
-                             f"{method} /v1/responses/{path} HTTP/1.1\r\nhost: x\r\n{KEY}\r\n".encode())  # fmt: skip
+    length = "content-length: 0\r\n" if method == "POST" else ""
+    answer = await made.send(f"{method} /v1/responses/{path} HTTP/1.1\r\nhost: x\r\n{KEY}{length}\r\n".encode())
     return int(answer.split(b" ")[1]), json.loads(answer.partition(b"\r\n\r\n")[2])
 
 

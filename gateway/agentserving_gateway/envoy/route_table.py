@@ -133,6 +133,8 @@ def _heads() -> Json:
             header(names.CALL_ID, f"%REQ({names.CALL_ID})%"),
             header(names.ENGINE, "%UPSTREAM_METADATA(agentserving:engine)%"),
             header(names.REQUEST_ID, f"%REQ({names.CLIENT_REQUEST_ID})%"),
+            # nginx would hold a stream back.
+            header("x-accel-buffering", "no"),
         ],
     }  # fmt: skip
 
