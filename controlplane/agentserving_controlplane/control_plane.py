@@ -8,6 +8,7 @@ accepted.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -36,6 +37,8 @@ log = structlog.get_logger()
 
 # Store key of what an administrator has set for an engine.
 ENGINES_PREFIX = "engines/"
+# Items recovered before other tasks run: some ten milliseconds of work.
+ITEMS_PER_SLICE = 1000
 
 
 class _EngineSetting(msgspec.Struct):
@@ -75,7 +78,10 @@ class ControlPlane(LeaderState):
         snapshot = await store.load()
         programs, now = [], self.now()
         chunks: dict[ProgramKey, dict[int, list[rows.CallRow]]] = defaultdict(dict)
-        for key, value in snapshot.items.items():
+        for count, (key, value) in enumerate(snapshot.items.items(), start=1):
+            # The lease is renewed meanwhile, however many rows there are.
+            if count % ITEMS_PER_SLICE == 0:
+                await asyncio.sleep(0)
             if key.startswith(rows.ROWS_PREFIX):
                 programs.append(rows.decode(value))
             elif key.startswith(rows.CHUNKS_PREFIX):
@@ -83,7 +89,9 @@ class ControlPlane(LeaderState):
                 chunks[program][number] = rows.decode_calls(value)
             elif key.startswith(ENGINES_PREFIX) and msgspec.msgpack.decode(value, type=_EngineSetting).drained:
                 self.engines.drained.add(EngineId(key.removeprefix(ENGINES_PREFIX)))
-        self.table.restore(programs, chunks, now)
+        for begin in range(0, len(programs), ITEMS_PER_SLICE):
+            self.table.restore(programs[begin : begin + ITEMS_PER_SLICE], chunks, now)
+            await asyncio.sleep(0)
         try:
             self.policy_in_force.restore(
                 snapshot.items.get(POLICY_KEY), snapshot.items.get(REQUESTS_KEY), decode_policy_message

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from agentserving.contract.ids import EngineId, ProgramId
 from agentserving_controlplane import call_ends
-from agentserving_controlplane.control_plane import ControlPlane
+from agentserving_controlplane.control_plane import ITEMS_PER_SLICE, ControlPlane
 from agentserving_controlplane.engines.directives import Accounts, CancelCalls, PauseCalls, Welcome
 from agentserving_controlplane.engines.facts import Capabilities
 from agentserving_controlplane.engines.health import EngineState
@@ -292,3 +292,25 @@ async def test_calls_of_a_wide_program_expire_without_one_large_transaction() ->
         await plane.commits.flush()
         assert plane.table.totals.outcomes == {Outcome.EXPIRED: 5000}
         assert [k for k in (await store.load()).items if k.startswith("calls/")] == []
+
+
+async def test_a_long_recovery_lets_other_tasks_run_so_that_the_lease_is_renewed() -> None:
+    store = MemoryStore()
+    async with leader(store) as plane:
+        for number in range(3 * ITEMS_PER_SLICE):
+            plane.table.programs.open(OpenRequest(tenant=ACME, program_id=ProgramId(f"p{number}")), plane.now())
+        plane.settle()
+        await plane.commits.flush()
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    async with leader(store) as plane:
+        task.cancel()
+        assert plane.table.index.live == 3 * ITEMS_PER_SLICE
+        assert turns >= 6

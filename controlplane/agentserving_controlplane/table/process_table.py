@@ -76,16 +76,14 @@ class ProcessTable:
     def restore(
         self, rows: Iterable[ProgramRow], chunks: Mapping[ProgramKey, Mapping[int, list[CallRow]]], now: Instant
     ) -> None:
-        """Fills an empty table with what the store holds. Ages count from now.
+        """Adds rows that the store holds to a table that serves nothing yet. Ages count from now.
 
         A row whose calls outgrow it (older versions stored up to 1,024 in it) is marked as changed, so that its calls
         are stored in chunks.
         """
-        stored_in_rows = [(row, row.calls) for row in rows]
-        for row, _ in stored_in_rows:
-            row.calls = {}
-        self.index.restore([row for row, _ in stored_in_rows], now.steady_us)
-        for row, stored in stored_in_rows:
+        for row in rows:
+            stored, row.calls = row.calls, {}
+            self.index.insert(row, now.steady_us)
             for number, calls in chunks.get(row.key, {}).items():
                 for call in calls:
                     self.index.restore_call(row, number, call, now.steady_us)

@@ -7,7 +7,7 @@ calls on each engine, the engines of each tree, ids in order.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
@@ -148,18 +148,6 @@ class ProgramIndex:
     def insert(self, row: ProgramRow, steady_us: int) -> None:
         """Adds a row without calls."""
         self._ids.setdefault(row.tenant, SortedIds()).add(row.program_id)
-        self._insert(row, steady_us)
-
-    def restore(self, rows: Sequence[ProgramRow], steady_us: int) -> None:
-        """Adds many rows without calls."""
-        ids: dict[Tenant, list[ProgramId]] = {}
-        for row in rows:
-            ids.setdefault(row.tenant, []).append(row.program_id)
-            self._insert(row, steady_us)
-        for tenant, of_tenant in ids.items():
-            self._ids.setdefault(tenant, SortedIds()).extend(of_tenant)
-
-    def _insert(self, row: ProgramRow, steady_us: int) -> None:
         key = row.key
         self.rows[key] = row
         self.active(row, steady_us)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from agentserving.contract.ids import ProgramId
 
@@ -21,12 +21,6 @@ class SortedIds:
 
     def __bool__(self) -> bool:
         return bool(self._blocks)
-
-    def extend(self, ids: Iterable[ProgramId]) -> None:
-        """Adds many ids."""
-        ordered = sorted([*ids, *(each for block in self._blocks for each in block)])
-        self._blocks = [ordered[start : start + BLOCK] for start in range(0, len(ordered), BLOCK)]
-        self._firsts = [block[0] for block in self._blocks]
 
     def add(self, program_id: ProgramId) -> None:
         """Adds an id that is not there."""
