@@ -141,15 +141,19 @@ class Conversation:
     async def _picked(self, opening: Opening, content: bytes | None, *, body_follows: bool = True) -> Pick | None:
         """None when the gateway ended the stream before the leader answered; HttpError, NeedsBodyError."""
         picking = asyncio.ensure_future(self._picker.pick(opening.head, content, body_follows=body_follows))
+        is_taken = False
         try:
             while not picking.done() and self._ahead_bytes < READ_AHEAD_BYTES and not self._has_ended:
                 await asyncio.wait({picking, self._read_task()}, return_when=asyncio.FIRST_COMPLETED)
                 self._stash()
             if self._has_ended:
                 return None
-            return await picking
+            pick = await picking
+            is_taken = True
+            return pick
         finally:
-            if self._has_ended or not picking.done():
+            # A cancellation may come in the turn of the loop in which the leader has answered.
+            if not is_taken:
                 await self._abandon(picking)
 
     async def _abandon(self, picking: asyncio.Future[Pick]) -> None:
