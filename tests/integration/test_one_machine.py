@@ -208,7 +208,8 @@ def test_calls_are_served_and_counted_while_the_control_plane_is_away(
         assert counted is not None
         assert float(counted[1]) >= 1
         with gateway(cluster, tmp_path, run_dir) as (again, page), client(cluster, "orphan", again) as agent:
-            assert _answers(f"{page}/readyz"), "it knows the engines of its last run"
+            # It knows the engines of its last run.
+            cluster.wait(lambda: _answers(f"{page}/readyz"))
             agent.completions.create(model="tiny", prompt="x", max_tokens=2)
         with gateway(cluster, tmp_path, run_dir / "new") as (fresh, page), client(cluster, "orphan", fresh) as agent:
             assert not _answers(f"{page}/readyz")

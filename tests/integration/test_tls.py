@@ -114,7 +114,8 @@ async def test_a_new_ca_replaces_the_old_one_under_load() -> None:
     async with StreamingCluster(engines=2, planes=2, tls=True, lease_s=8) as cluster:
         files = cluster.certificates
         assert files is not None
-        kept = [cluster.gateway, *cluster.sidecars.values()]
+        assert cluster.gateway is not None
+        kept = [cluster.gateway.picker, *cluster.sidecars.values()]
         processes = [component.process for component in kept]
         agents = Agents(cluster.url, "agent", PROGRAMS, tokens=40)
         running = asyncio.create_task(agents.run())
