@@ -16,7 +16,7 @@ from benchmarks.http_load import Connection, completion, drive
 from benchmarks.local import cluster, cpu_seconds, pids
 
 RUNS, CALLS, CHUNKS = 5, 600, 200
-COMPONENTS = {"control-plane": ["control-plane"], "gateway": ["gateway"], "sidecar": ["engine-0-sidecar"]}
+COMPONENTS = {"control-plane": ["control-plane"], "gateway": ["gateway", "picker"], "sidecar": ["engine-0-sidecar"]}
 
 
 async def per_call(url: str, running: LocalCluster, tokens: int, calls: int, name: str) -> dict[str, float]:

@@ -26,7 +26,8 @@ def test_probes_are_served_on_the_configured_address_only(module: str, tmp_path:
         "agentserving_controlplane": {"listen": "127.0.0.1:0", "ticket_key_file": tmp_path / "key"},
         "agentserving_gateway": {"run_dir": tmp_path},
         "agentserving_sidecar": {
-            "listen": "127.0.0.1:0", "engine_id": "e", "engine_address": "127.0.0.1:9", "channel_dir": tmp_path, "state_dir": tmp_path / "s",
+            "listen": "127.0.0.1:0", "engine_id": "e",
+            "engine_address": "127.0.0.1:9", "channel_dir": tmp_path, "state_dir": tmp_path / "s",
         },
     }  # fmt: skip
     component = Component(module, tmp_path, http_host="127.0.0.2", **flags[module]).start()
