@@ -26,6 +26,7 @@ from agentserving_gateway.engines import Engine
 from agentserving_gateway.leader import Leader
 from hypothesis import given
 from hypothesis import strategies as st
+from support.eventually import eventually_async
 from support.served_plane import ServedPlane
 
 
@@ -91,6 +92,36 @@ async def test_what_a_gateway_asked_before_it_closed_its_side_is_answered(served
     await stream.write(pb.AdmissionsRequest(more=[admit(number) for number in range(1, 100)]))
     await stream.done_writing()
     assert sum(map(len, await answers_to(stream, 99))) == 99
+
+
+class SlowOutlet:
+    """Writes nothing until `go_on` is set."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.written: list[pb.AdmissionsResponse] = []
+
+    async def write(self, message: pb.AdmissionsResponse) -> None:
+        await self.go_on.wait()
+        self.written += list(message.more) or [message]
+
+
+async def test_answers_that_come_while_another_one_is_written_are_written_too(served: ServedPlane) -> None:
+    await served.attach()
+    outlet = SlowOutlet()
+    stream = admissions.Admissions(served.plane, outlet, Tenant("default"))  # type: ignore[arg-type]
+    stream._take(pb.AdmissionsRequest(hello=pb.GatewayHello(reads_more=True)))
+    writing = asyncio.create_task(stream.write())
+    try:
+        for number in (1, 2, 3):
+            stream._take(admit(number))
+            await asyncio.sleep(0)
+        outlet.go_on.set()
+        await eventually_async(lambda: len(outlet.written) == 3)
+        assert [answer.stream_id for answer in outlet.written] == [1, 2, 3]
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
 
 
 async def test_a_gateway_that_does_not_read_is_not_read_either(

@@ -63,7 +63,7 @@ class Pods:
     def _resolved(self, container: Manifest, text: str) -> str:
         places: dict[str, str] = {}
         for mount in container["volumeMounts"]:
-            shared = mount["name"] in ("channel", "ticket-key") or mount["name"].endswith("-tls")
+            shared = mount["name"] in ("channel", "ticket-key", "run") or mount["name"].endswith("-tls")
             path = self._directory / (mount["name"] if shared else f"{container['name']}-{mount['name']}")
             path.mkdir(parents=True, exist_ok=True)
             places[mount["mountPath"]] = str(path)
@@ -136,7 +136,7 @@ async def test_the_generated_containers_serve_calls_drain_and_exit(pods: Pods) -
         pods.start(name)
     # The development environment has etcd 3.5, whose probe paths differ from those of the manifests.
     pods.until_ready(*(name for name in pods.containers if name != "etcd"))
-    for name in ("engine", "sidecar", "control-plane", "gateway"):
+    for name in ("engine", "sidecar", "control-plane", "gateway", "picker"):
         assert pods.probe(name, "livenessProbe") == 200, name
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
     # With a program id: a program without one ends with its call.
@@ -154,6 +154,6 @@ async def test_the_generated_containers_serve_calls_drain_and_exit(pods: Pods) -
     assert pods.probe("sidecar", "readinessProbe") == 503
     status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body)
     assert status == 503, text
-    for name in ("engine", "sidecar", "gateway", "control-plane"):
+    for name in ("engine", "sidecar", "picker", "gateway", "control-plane"):
         pods.processes[name].terminate()
         assert pods.processes[name].wait(30) == 0, (name, pods.log(name))

@@ -60,7 +60,8 @@ class Admissions:
                 count = MAX_TOGETHER if self._reads_more else 1
                 answers = self._answers[:count]
                 await self._outlet.write(answers[0] if len(answers) == 1 else pb.AdmissionsResponse(more=answers))
-                del self._answers[:count]
+                # More may have come meanwhile.
+                del self._answers[: len(answers)]
                 self._has_room.set()
 
     def _take(self, request: pb.AdmissionsRequest) -> None:
