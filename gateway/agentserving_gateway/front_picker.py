@@ -45,7 +45,7 @@ class FrontPicker:
         await stack.enter_async_context(model_lists.served(self.admission, Path(paths.reads_socket)))
         responses = Responses()
         stack.push_async_callback(responses.close)
-        picker = Picker(self.admission, responses)
+        picker = self.core = Picker(self.admission, responses)
         await stack.enter_async_context(authz.served(picker, Path(paths.picker_socket)))
         if self._ext_proc is not None:
             self._endpoint_picker = ExtProc(

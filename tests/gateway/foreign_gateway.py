@@ -19,7 +19,6 @@ from agentserving_gateway.envoy_admin import EnvoyAdmin
 from agentserving_gateway.ext_proc import messages
 from agentserving_gateway.ext_proc.service import Encryption, ExtProc, ExtProcOptions, served
 from agentserving_gateway.front import find_envoy
-from agentserving_gateway.picker import Picker
 from gateway.gateway_rig import Rig, Script, rig
 
 Json = dict[str, Any]
@@ -136,7 +135,7 @@ async def foreign(
     """A rig whose `port` is the foreign gateway's. `subset`: engines by number, `outside`: addresses that are none."""
     async with rig(*scripts) as made:
         service = ExtProc(
-            Picker(made.admission), ended=made.picker._ended, ready=lambda: made.admission.ready,
+            made.picker.core, ended=made.picker._ended, ready=lambda: made.admission.ready,
             max_body_bytes=max_body,
         )  # fmt: skip
         options = ExtProcOptions(
