@@ -24,7 +24,7 @@ def test_idle_connections_to_engines_break_ten_seconds_after_their_machine_disap
 async def test_an_engine_that_is_slow_to_read_a_large_body_is_not_disconnected() -> None:
     body = b'{"x":"' + b"a" * (48 << 20) + b'"}'
 
-    async with rig(answer_json, max_body=64 << 20) as made:
+    async with rig(answer_json, max_body_bytes=64 << 20) as made:
         server, made.engines[0].server = made.engines[0].server, None
         assert server is not None
         server.close()
