@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from agentserving.contract.ids import CallId, EngineId
 from agentserving.contract.policy import Accounting
@@ -45,6 +46,23 @@ def test_a_first_engine_that_failed_before_a_retry_does_not_end_the_call() -> No
     assert (call.engine_id, call.service_us, list(table.index.calls_on(E1))) == (E2, 3, [])
     table.report(said(call, E2, 8, Outcome.COMPLETED), at(3))
     assert (table.open_calls, row.calls_completed, row.total_service_us) == (0, 1, 8)
+    check_invariants(table)
+
+
+def test_a_cancelled_program_is_charged_when_its_engine_aborts_the_call() -> None:
+    table, row, call = table_with_call([E1, E2])
+    table.report(said(call, E1, 3), at(1))
+    table.programs.cancel(row, at(2))
+    table.report(said(call, E1, 5, Outcome.CANCELLED), at(3))
+    assert (table.open_calls, row.total_service_us, table.totals.outcomes) == (0, 5, {Outcome.CANCELLED: 1})
+    check_invariants(table)
+
+
+def test_a_client_that_leaves_while_tokens_come_ends_the_call() -> None:
+    table, row, call = table_with_call([E1, E2])
+    left = msgspec.structs.replace(said(call, E1, 5, Outcome.CANCELLED), output_tokens=2)
+    table.report(left, at(1))
+    assert (table.open_calls, row.total_service_us, row.output_tokens) == (0, 5, 2)
     check_invariants(table)
 
 

@@ -197,7 +197,7 @@ class ProcessTable:
         raise_counters(call, report)
         self.index.heard(call, now.steady_us)
         self._changes.progress(row.key, self.index.place_of(row, call))
-        if report.outcome and tries.ends(call, report):
+        if report.outcome and tries.ends(call, report, program_cancelled=row.cancelled):
             self._charge_and_end(row, call, report.outcome, now)
         return row
 

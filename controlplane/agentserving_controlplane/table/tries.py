@@ -5,6 +5,7 @@ its answer begins. Each engine that sees the ticket reports its own try. One try
 ends the call:
 
 - COMPLETED from any named engine ends the call.
+- CANCELLED by the program's owner, or after tokens have come, ends the call.
 - Another final outcome ends only that engine's try, as long as a named engine remains that may run the call.
 - A report of an engine means that those named before it have failed, whether or not they ever report. The call moves to
   the reporter. What a try that is over still reports changes nothing, unless it reports COMPLETED.
@@ -86,9 +87,16 @@ def adopt(call: CallRow, report: CallReport) -> None:
         call.failed = dict.fromkeys(engines[: engines.index(report.engine_id)], Outcome.NONE)
 
 
-def ends(call: CallRow, report: CallReport) -> bool:
-    """True when an engine's final report ends the call, not only the try there."""
-    return report.outcome is Outcome.COMPLETED or fail(call, report.engine_id, report.outcome)
+def ends(call: CallRow, report: CallReport, *, program_cancelled: bool) -> bool:
+    """True when an engine's final report ends the call, not only the try there.
+
+    A call that was cancelled is tried nowhere else: by its owner, or by a client that leaves while tokens come.
+    """
+    if report.outcome is Outcome.COMPLETED:
+        return True
+    if report.outcome is Outcome.CANCELLED and (program_cancelled or report.output_tokens):
+        return True
+    return fail(call, report.engine_id, report.outcome)
 
 
 def fail(call: CallRow, engine_id: EngineId, outcome: Outcome) -> bool:
