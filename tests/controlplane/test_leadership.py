@@ -135,7 +135,7 @@ FAIL_COMMIT = """
 """
 FAIL_RECOVERY = """
     from agentserving_controlplane.control_plane import ControlPlane
-    async def recover(self, store): raise ValueError("injected")
+    async def recover(self, store, decode_policy_message): raise ValueError("injected")
     ControlPlane.recover = recover
 """
 
