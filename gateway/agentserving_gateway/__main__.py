@@ -76,7 +76,8 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
 class _EnvoyWatch:
     """Knows whether Envoy serves; `run` is its supervised task."""
 
-    EVERY_S = 0.5
+    # Often while it starts: the front is not ready before.
+    STARTING_S, EVERY_S = 0.05, 0.5
 
     def __init__(self, admin: EnvoyAdmin) -> None:
         self._admin = admin
@@ -87,7 +88,7 @@ class _EnvoyWatch:
         """Asks until it is cancelled."""
         while True:
             self.serves = await self._admin.is_ready()
-            await asyncio.sleep(self.EVERY_S)
+            await asyncio.sleep(self.EVERY_S if self.serves else self.STARTING_S)
 
 
 def main() -> None:
