@@ -88,7 +88,6 @@ class Part:
         pin(self.process, self._cores)
 
     def kill(self) -> None:
-        """SIGKILL."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -101,7 +100,7 @@ class Part:
 
     @property
     def rss_mb(self) -> float:
-        """Resident memory, MiB."""
+        """Resident memory of the process, MiB (psutil: rss)."""
         assert self.process is not None
         return float(self.process.memory_info().rss) / 2**20
 
@@ -197,7 +196,6 @@ class Driver:
         self._process = process
 
     async def send(self, **command: Any) -> None:
-        """Begins a command."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command).encode() + b"\n")
         await self._process.stdin.drain()
@@ -262,7 +260,7 @@ async def measured(plane: Part, driver: Driver, **load: Any) -> dict[str, float]
 
 async def outages(plan: Plan) -> dict[str, list[float]]:
     """Seconds without admissions when the only control plane is killed and started again, and when the leader is
-    killed beside a standby. Both include the lease that the dead leader holds."""
+    killed while a standby waits. Both include the lease that the dead leader holds."""
     seconds: dict[str, list[float]] = {"recovery_s": [], "failover_s": []}
     async with (
         deployed(plan.outage_programs, planes=2) as deployment,
@@ -297,7 +295,6 @@ async def run(plan: Plan, console: Console) -> dict[str, Any]:
 
 
 def middle(values: list[float]) -> float:
-    """Median."""
     return sorted(values)[len(values) // 2]
 
 

@@ -49,7 +49,6 @@ class Sidecar:
         self.attached = asyncio.Event()
 
     def serve(self, admitted: calls.AdmitCallResponse) -> None:
-        """Runs a call."""
         self._ended.put_nowait(
             engines.CallReport(
                 call_id=admitted.call_id, attempt=admitted.attempt, program_id=admitted.program_id,
@@ -59,7 +58,6 @@ class Sidecar:
         )  # fmt: skip
 
     async def run(self) -> None:
-        """Stays attached."""
         while True:
             channel = await self._channel.channel()
             try:
@@ -138,7 +136,6 @@ class Gateway:
         return await answer
 
     async def close(self) -> None:
-        """Ends the stream."""
         for task in self._tasks:
             task.cancel()
         self._stream.cancel()

@@ -14,7 +14,7 @@ from benchmarks.probes.worker import answer_rounds
 REPLAY = (
     "replay", "--workload", "mixed", "--engines", "2", "--programs", "60", "--rate", "0.8", "--policy", "program-plas",
 )  # fmt: skip
-# Replays a round, of which the quickest counts: a replay is short beside the pauses of a shared machine.
+# Replays a round, of which the quickest counts: a replay is short compared with the pauses of a shared machine.
 REPLAYS = 3
 
 

@@ -110,7 +110,7 @@ class Engine:
 
     @property
     def load_us(self) -> int:
-        """Time that a further call would wait here, and cost the calls beside it."""
+        """Time that a further call would wait here, and cost the other calls there."""
         slots, in_flight = self.capabilities.max_num_seqs or 1, len(self.calls)
         # Each call slows its batch a little, even a batch that is not full: spread out when all else is equal.
         if in_flight < slots:

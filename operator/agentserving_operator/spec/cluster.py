@@ -23,6 +23,7 @@ from agentserving_operator.spec.fields import (
     struct,
     text,
 )
+from agentserving_operator.spec.inference_pool import InferencePool
 from agentserving_operator.spec.parts import Resources, SecretKey, TaintEffect, Toleration
 from agentserving_operator.spec.scheduling import Scheduling
 from agentserving_operator.spec.tls import Tls
@@ -248,33 +249,6 @@ class ControlPlane:
     replicas: int = integer("One leads, the others stand by. More than 1 need an etcd.", 1, 5, default=1)
     program_idle_seconds: int = integer("A program without calls for this long expires.", 1, 604_800, default=600)
     resources: Resources = struct("Requests and limits.", default=Resources)
-
-
-class FailureMode(StrEnum):
-    """As in the Gateway API Inference Extension."""
-
-    OPEN = "FailOpen"
-    CLOSE = "FailClose"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferencePool:
-    """The engines as a backend of a gateway of yours (Gateway API Inference Extension)."""
-
-    enabled: bool = flag("Creates an InferencePool of the cluster's name, with the picker behind it.", default=False)
-    failure_mode: FailureMode = choice(
-        "What the gateway does while no picker answers. FailOpen: it chooses an engine itself, and the call is served "
-        "without its program's account. FailClose: it refuses the call.",
-        default=FailureMode.OPEN,
-    )
-    tls: bool = flag(
-        "Whether the picker serves TLS with a self-signed certificate, as most gateways expect.", default=True
-    )
-    gateway_cidrs: tuple[str, ...] = items(
-        "Addresses of gateways outside of the pod network, such as GKE's proxy-only subnet, that may connect to "
-        "engines. Pods of gateways are allowed by the label agentserving.io/client: \"true\".",
-        16, list_type="set", max_length=43, pattern=r"^[0-9a-fA-F:.]+/[0-9]{1,3}$",
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,35 @@
+"""The part of the spec about gateways of the user's own (Gateway API Inference Extension)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from agentserving_operator.spec.fields import choice, flag, items
+
+
+class FailureMode(StrEnum):
+    """As in the Gateway API Inference Extension."""
+
+    OPEN = "FailOpen"
+    CLOSE = "FailClose"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferencePool:
+    """The engines as a backend of a gateway of yours (Gateway API Inference Extension)."""
+
+    enabled: bool = flag("Creates an InferencePool of the cluster's name, with the picker behind it.", default=False)
+    failure_mode: FailureMode = choice(
+        "What the gateway does while no picker answers. FailOpen: it chooses an engine itself, and the call is served "
+        "without its program's account. FailClose: it refuses the call.",
+        default=FailureMode.OPEN,
+    )
+    tls: bool = flag(
+        "Whether the picker serves TLS with a self-signed certificate, as most gateways expect.", default=True
+    )
+    gateway_cidrs: tuple[str, ...] = items(
+        "Addresses of gateways outside of the pod network, such as GKE's proxy-only subnet, that may connect to "
+        "engines. Pods of gateways are allowed by the label agentserving.io/client: \"true\".",
+        16, list_type="set", max_length=43, pattern=r"^[0-9a-fA-F:.]+/[0-9]{1,3}$",
+    )  # fmt: skip
