@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
 
 from agentserving_gateway.calls import Refusal
@@ -23,23 +21,6 @@ class HttpError(Exception):
     param: str | None = None
     retry_after_s: float = 0.0
 
-
-_REASONS = {
-    200: "OK",
-    400: "Bad Request",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    409: "Conflict",
-    408: "Request Timeout",
-    413: "Content Too Large",
-    429: "Too Many Requests",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    502: "Bad Gateway",
-    503: "Service Unavailable",
-    504: "Gateway Timeout",
-}
 
 # google.rpc.Code -> (HTTP status, OpenAI type)
 _STATUS = {
@@ -85,25 +66,3 @@ def envelope(error: HttpError, path: str) -> dict[str, object]:
     if path.startswith("/v1/messages"):
         return {"type": "error", "error": {"type": anthropic_type(error.status), "message": error.message}}
     return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code or None}}
-
-
-def render(error: HttpError, path: str, *, close: bool) -> bytes:
-    """The response with head and body."""
-    body = json.dumps(envelope(error, path)).encode()
-    return response(error.status, body, retry_after_s=error.retry_after_s, close=close)
-
-
-def response(
-    status: int, body: bytes, *, content_type: bytes = b"application/json", retry_after_s: float = 0.0, close: bool
-) -> bytes:
-    """A response with head and body."""
-    lines = [
-        b"HTTP/1.1 %d %s" % (status, _REASONS.get(status, "Error").encode()),
-        b"content-type: " + content_type,
-        b"content-length: %d" % len(body),
-    ]
-    if retry_after_s:
-        lines.append(b"retry-after: %d" % max(1, math.ceil(retry_after_s)))
-    if close:
-        lines.append(b"connection: close")
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
