@@ -86,7 +86,7 @@ class CallEnds:
         state.settle()
 
     def passed_on(self, tenant: Tenant, call_ids: Iterable[str]) -> None:
-        """The answers of these calls were passed on whole, as planned. Most have ended by a report; others are ignored."""
+        """The answers of these calls were passed on whole, as planned. Most have ended by a report."""
         for call_id in call_ids:
             if self._state.table.index.call(CallId(call_id), tenant) is not None:
                 self.end(EndOfCall(tenant=tenant, call_id=CallId(call_id), outcome=Outcome.COMPLETED))
