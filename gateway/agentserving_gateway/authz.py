@@ -160,9 +160,13 @@ def _allowed(pick: Pick) -> bytes:
     # An engine may close an idle connection at the moment a request comes on it. The only engine is then asked again;
     # without its name Envoy would try any.
     addresses = pick.addresses if others else pick.addresses * 2
-    lines = ["HTTP/1.1 200 OK", f"{names.ENDPOINTS}: {','.join(addresses)}", "content-length: 0"]
-    if others:
-        lines.append(f"{names.RETRY_ON}: retriable-status-codes")
+    retry_on = names.RETRY_SERVER_ERRORS if others else names.RETRY_NOTHING_ELSE
+    lines = [
+        "HTTP/1.1 200 OK",
+        f"{names.ENDPOINTS}: {','.join(addresses)}",
+        f"{names.RETRY_ON}: {retry_on}",
+        "content-length: 0",
+    ]
     if pick.program_id:
         lines.append(f"{names.PROGRAM_ID}: {pick.program_id}")
     if pick.call_id:

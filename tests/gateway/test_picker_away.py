@@ -14,6 +14,7 @@ from pathlib import Path
 from agentserving_gateway.envoy import FrontSettings
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 from gateway.gateway_rig import Rig, answer_json, rig, start_envoy, until, value
+from gateway.test_every_call_ends_once import refuses
 
 PROGRAM = "x-agentserving-program-id: p\r\n"
 
@@ -92,6 +93,20 @@ async def test_calls_are_served_without_a_ticket_while_the_picker_is_gone_and_ma
             assert not ticket
         await found.start_picker()
         await found.until_managed()
+
+
+async def test_a_server_error_is_tried_elsewhere_while_the_picker_is_gone(tmp_path: Path) -> None:
+    async with front(tmp_path, engines=2) as found:
+        assert found.picker is not None
+        found.picker.kill()
+        await found.picker.wait()
+        for broken in (0, 1):
+            found.made.play(*(refuses(503) if each == broken else answer_json for each in range(2)))
+            answers = [
+                await found.made.post(headers=f"x-agentserving-program-id: p{program}\r\n") for program in range(12)
+            ]
+            assert {answer.split(b" ")[1] for answer in answers} == {b"200"}
+            assert all(engine.requests for engine in found.made.engines)
 
 
 async def test_a_front_is_not_ready_while_its_envoy_does_not_ask_the_picker(tmp_path: Path) -> None:
