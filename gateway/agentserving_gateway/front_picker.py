@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
@@ -41,7 +42,7 @@ class FrontPicker:
     async def __aenter__(self) -> Self:
         paths, stack = self._paths, self._stack
         await stack.enter_async_context(self.admin)
-        await stack.enter_async_context(exchange_log.served(paths.log_socket, self._ended))
+        await stack.enter_async_context(exchange_log.served(paths.log_socket, self._ended, self._passed_on))
         await stack.enter_async_context(model_lists.served(self.admission, Path(paths.reads_socket)))
         responses = Responses()
         stack.push_async_callback(responses.close)
@@ -64,6 +65,10 @@ class FrontPicker:
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
+
+    def _passed_on(self, call_ids: Sequence[CallId]) -> None:
+        """Envoy has logged exchanges of calls that went as planned."""
+        self.admission.passed_on(Tenant("default"), call_ids)
 
     def _ended(self, exchange: Exchange) -> None:
         """Envoy has logged the end of an exchange that did not go as planned."""

@@ -20,8 +20,9 @@ LOOK = "x-agentserving-look"
 TENANT = "x-agentserving-tenant"
 # Envoy believes a client that is on a private network, and tells engines its own view of a client's address.
 ENVOYS_OWN = "x-envoy-"
-# Added by the picker to what the route retries on.
+# Added to what the route retries on: by the picker, or else by Envoy.
 RETRY_ON = "x-envoy-retry-on"
+RETRY_SERVER_ERRORS, RETRY_NOTHING_ELSE = "retriable-status-codes", "reset"
 
 # Believed by an engine or by Envoy, so never taken from a client.
 RESERVED = (

@@ -6,13 +6,15 @@ Nothing waits for it: the log is off the way of the calls. The only module of th
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import grpc
 import structlog
+from agentserving.contract.ids import CallId
 
 from agentserving_gateway.envoy import names
+from agentserving_gateway.envoy.access_log import PASSED_ON
 from agentserving_gateway.exchange_log import envoy_access_log_pb2 as pb
 from agentserving_gateway.exchange_log.verdict import Exchange
 
@@ -49,11 +51,19 @@ def _joined(host: str, port: int) -> str:
 
 
 @asynccontextmanager
-async def served(path: str, ended: Callable[[Exchange], None]) -> AsyncIterator[None]:
-    """Receives on a Unix socket while the block runs."""
+async def served(
+    path: str, ended: Callable[[Exchange], None], passed_on: Callable[[Sequence[CallId]], None]
+) -> AsyncIterator[None]:
+    """Receives on a Unix socket while the block runs. `passed_on`: calls whose exchanges went as planned."""
 
     async def receive(messages: AsyncIterator[pb.LogMessage], context: object) -> pb.LogResponse:
+        planned = False
         async for message in messages:
+            if message.HasField("identifier"):
+                planned = message.identifier.log_name == PASSED_ON
+            if planned:
+                passed_on([CallId(each.request.request_headers[names.CALL_ID]) for each in message.http_logs.log_entry])
+                continue
             for entry in message.http_logs.log_entry:
                 ended(exchange_of(entry))
         return pb.LogResponse()
