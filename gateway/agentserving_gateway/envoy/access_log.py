@@ -26,6 +26,8 @@ LINE: Json = {
     "program": f"%REQ({names.PROGRAM_ID})%",
     "call": f"%REQ({names.CALL_ID})%",
     "request_id": f"%REQ({names.CLIENT_REQUEST_ID})%",
+    "tenant": f"%REQ({names.TENANT})%",
+    "key": f"%REQ({names.CREDENTIAL})%",
     "engine": "%UPSTREAM_METADATA(agentserving:engine)%",
     "upstream": "%UPSTREAM_HOST%",
     "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
@@ -58,7 +60,7 @@ def loggers() -> list[Json]:
                     "buffer_flush_interval": seconds(BATCH_S),
                     "grpc_service": {"envoy_grpc": {"cluster_name": LOG}},
                 },
-                additional_request_headers_to_log=[names.CALL_ID, names.ENDPOINTS],
+                additional_request_headers_to_log=[names.CALL_ID, names.ENDPOINTS, names.TENANT],
             ),
             "filter": {
                 "extension_filter": extension(

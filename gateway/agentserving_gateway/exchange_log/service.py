@@ -34,6 +34,7 @@ def exchange_of(entry: pb.Entry) -> Exchange:
     flags, address = common.response_flags, common.upstream_remote_address.socket_address
     return Exchange(
         call_id=headers.get(names.CALL_ID, ""),
+        tenant=headers.get(names.TENANT, ""),
         status=entry.response.response_code.value,
         engine_failed=any(getattr(flags, name) for name in _ENGINE_FLAGS),
         client_left=any(getattr(flags, name) for name in _CLIENT_FLAGS),
