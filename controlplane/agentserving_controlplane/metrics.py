@@ -38,6 +38,7 @@ def _programs(plane: ControlPlane) -> Iterator[Metric]:
     for name, text, count in (
         ("agentserving_programs_completed", "Programs ended", totals.programs_completed),
         ("agentserving_reports_ignored", "Reports that changed nothing", totals.reports_ignored),
+        ("agentserving_reports_refused", "Reports about calls of other engines", totals.reports_refused),
         ("agentserving_calls_adopted", "Calls found running after a crash", totals.calls_adopted),
         ("agentserving_endings_lost", "Endings that a watcher read too slowly to get", plane.endings.lost),
     ):

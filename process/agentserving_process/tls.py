@@ -34,10 +34,17 @@ class TlsOptions:
 
         CannotStartError when a file cannot be read.
         """
+        return self._server(self.tls_ca)
+
+    def server_for_clients(self) -> grpc.ServerCredentials | None:
+        """The same for a server whose clients have no certificates, but keys."""
+        return self._server("")
+
+    def _server(self, ca: str) -> grpc.ServerCredentials | None:
         if not self.tls_cert:
             return None
         try:
-            return server_credentials(Tls.of(self.tls_ca, self.tls_cert, self.tls_key), log)
+            return server_credentials(Tls.of(ca, self.tls_cert, self.tls_key), log)
         except OSError as error:
             raise CannotStartError(str(error)) from None
 

@@ -11,11 +11,13 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 import structlog
+from agentserving.contract.identity import Caller, Role
 from agentserving.contract.ids import Tenant
 from google.protobuf.message import DecodeError
 
+from agentserving_controlplane.api.authentication import Metadata, admitted
 from agentserving_controlplane.api.status_codes import abort
-from agentserving_controlplane.errors import DomainError, InvalidError, LateError
+from agentserving_controlplane.errors import DomainError, ForbiddenError, InvalidError, LateError
 from agentserving_controlplane.store.port import StoreError
 
 log = structlog.get_logger()
@@ -39,11 +41,21 @@ def check_tenant(tenant: str) -> Tenant:
 
 
 def tenant_of(context: Any) -> Tenant:
-    """The tenant that the connection claims in its metadata. The claim is not verified: see SECURITY. InvalidError."""
-    for key, value in context.invocation_metadata() or ():
-        if key == "x-agentserving-tenant" and value:
-            return check_tenant(str(value))
-    return DEFAULT_TENANT
+    """The tenant of an RPC: its credential's; a control plane without keys believes the metadata. InvalidError."""
+    known = admitted()
+    return known.tenant if known is not None else claimed_tenant(None, context.invocation_metadata() or ())
+
+
+def claimed_tenant(caller: Caller | None, metadata: Metadata) -> Tenant:
+    """The tenant that a caller may act for: clients for their own, others for the one in the metadata. DomainError."""
+    claimed = next((str(value) for key, value in metadata if key == "x-agentserving-tenant" and value), "")
+    if caller is None or caller.role is not Role.CLIENT:
+        return check_tenant(claimed) if claimed else DEFAULT_TENANT
+    if claimed and claimed != caller.tenant:
+        raise ForbiddenError(
+            "FOREIGN_TENANT", f"x-agentserving-tenant: this key belongs to tenant {caller.tenant!r}", field="tenant"
+        )
+    return caller.tenant
 
 
 def own_tenant(named: str, tenant: Tenant) -> Tenant:
@@ -53,9 +65,14 @@ def own_tenant(named: str, tenant: Tenant) -> Tenant:
     return tenant
 
 
-def gateway_tenant(named: str, tenant: Tenant) -> Tenant:
-    """On a gateway's stream each message may name the tenant of the gateway's client. InvalidError."""
-    return check_tenant(named) if named else tenant
+def gateway_tenant(named: str, default: Tenant | None) -> Tenant:
+    """On a gateway's stream each message names the tenant of the gateway's client; it must where there is no default.
+
+    InvalidError.
+    """
+    if not named and default is not None:
+        return default
+    return check_tenant(named)
 
 
 async def end_with(context: Any, error: BaseException) -> NoReturn:
