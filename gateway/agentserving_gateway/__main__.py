@@ -33,7 +33,7 @@ class Serving:
 
     run_dir: Path = option(Path("run"), "directory that Envoy and the picker share")
     client_auth: ClientAuth = option(
-        ClientAuth.KEYS, "how clients show who they are; none: everybody who reaches the port is served"
+        ClientAuth.NONE, "keys: each request needs a key of a client; none: everybody who reaches the port is served"
     )
     drain_s: float = option(0.0, "seconds that requests may go on after SIGTERM", least=0)
 
@@ -56,7 +56,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     )
     has_keys = serving.client_auth is ClientAuth.KEYS
     if not has_keys:
-        log.warning("--client-auth none: anyone who reaches the gateway's port is served, as tenant default")
+        log.warning("no authentication: whoever reaches the gateway's port is served (--client-auth keys closes it)")
     made = FrontPicker(
         serving.run_dir, channel, settings.ext_proc, keys_channel=keys_channel if has_keys else None
     )  # fmt: skip

@@ -33,7 +33,7 @@ class Front:
     listen: str = option("127.0.0.1:8080", "address for clients, host:port or [IPv6]:port")
     run_dir: Path = option(Path("run"), "directory that Envoy and the picker share")
     client_auth: ClientAuth = option(
-        ClientAuth.KEYS, "how clients show who they are; none: everybody who reaches the port is served"
+        ClientAuth.NONE, "keys: each request needs a key of a client; none: everybody who reaches the port is served"
     )
     max_body_bytes: int = option(64 << 20, "largest request body", least=1)
     max_connections: int = option(20_000, "client connections at a time", least=1)

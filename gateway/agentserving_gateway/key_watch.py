@@ -34,7 +34,10 @@ class KeyWatch:
         # A set that is not complete yet.
         self._coming: list[KeyRow] | None = None
         self._stream: LeaderStream[pb.WatchKeysRequest, pb.WatchKeysResponse] = LeaderStream(
-            "keys", channel, lambda to: rpc.KeyServiceStub(to).WatchKeys(pb.WatchKeysRequest()), self
+            "keys",
+            channel,
+            lambda to: rpc.KeyServiceStub(to).WatchKeys(pb.WatchKeysRequest(), metadata=channel.metadata()),
+            self,
         )
 
     def current(self) -> KeySet | None:

@@ -15,7 +15,7 @@ class FrontSettings:
     listen: str
     run_dir: Path
     # Clients have keys: they are removed, and nothing is served without the picker, which verifies them.
-    client_keys: bool = True
+    client_keys: bool = False
     # OpenAI's own limit for images is 50 MB; base64 of several screenshots exceeds 8 MiB.
     max_body_bytes: int = 64 << 20
     # Above vLLM's and uvicorn's own 64 KiB no engine would take the head anyway.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
@@ -50,9 +51,14 @@ class Run(Generic[P, R]):
 class AsyncClient:
     """A client of one cluster: its control planes, and the sidecars of its engines. Belongs to one event loop."""
 
-    def __init__(self, address: str | None = None, *, settings: Settings | None = None) -> None:
+    def __init__(
+        self, address: str | None = None, *, api_key: str | None = None, settings: Settings | None = None
+    ) -> None:
+        """`api_key`: in place of the one in `settings`, which by default is the environment's."""
         self._leader = find_leader(address)
         self.settings = settings or Settings()
+        if api_key is not None:
+            self.settings = replace(self.settings, api_key=api_key)
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     @property

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
@@ -60,9 +61,14 @@ class Run(Generic[P, R]):
 class Client:
     """A client of one cluster: its control planes, and the sidecars of its engines. Safe for use by many OS threads."""
 
-    def __init__(self, address: str | None = None, *, settings: Settings | None = None) -> None:
+    def __init__(
+        self, address: str | None = None, *, api_key: str | None = None, settings: Settings | None = None
+    ) -> None:
+        """`api_key`: in place of the one in `settings`, which by default is the environment's."""
         self._leader = find_leader(address)
         self.settings = settings or Settings()
+        if api_key is not None:
+            self.settings = replace(self.settings, api_key=api_key)
         self._channels: dict[str, grpc.Channel] = {}
 
     @property
