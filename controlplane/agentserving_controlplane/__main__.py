@@ -159,7 +159,7 @@ class Servers:
         if not access.required:
             return None
         authenticator = Authenticator(
-            verify_key=plane.api_keys.keys.verify,
+            plane.api_keys.keys,
             has_certificates=has_certificates and bool(self._settings.tls.tls_cert),
             cluster=access.cluster,
         )
