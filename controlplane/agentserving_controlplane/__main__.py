@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -122,6 +123,11 @@ class Servers:
         self._servers: list[grpc.aio.Server] = []
         self._health: list[Any] = []
 
+    @property
+    def refusals(self) -> Mapping[str, int]:
+        """Callers who were not let in, by reason."""
+        return self._audit.refusals
+
     async def start(self) -> None:
         """Serves health, and refuses everything else until `open`. CannotStartError."""
         serving, tls = self._settings.serving, self._settings.tls
@@ -159,7 +165,7 @@ class Servers:
         if not access.required:
             return None
         authenticator = Authenticator(
-            verify_key=plane.api_keys.keys.verify,
+            plane.api_keys.keys,
             has_certificates=has_certificates and bool(self._settings.tls.tls_cert),
             cluster=access.cluster,
         )
@@ -189,7 +195,9 @@ async def serve(settings: Settings, supervisor: Supervisor) -> int:
         await servers.start()
         store = make_store(settings.store)
         leadership = Leadership(settings, store, servers.parts, servers.open, servers.clients)
-        page = probes.application(ready=leadership.readiness, metrics=lambda: exposition(leadership.plane))
+        page = probes.application(
+            ready=leadership.readiness, metrics=lambda: exposition(leadership.plane, servers.refusals)
+        )
         try:
             async with probes.served(page, settings.probes):
                 return await _lead(leadership, servers, supervisor)

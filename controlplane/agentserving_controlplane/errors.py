@@ -24,6 +24,9 @@ class DomainError(Exception):
     `retry_after_s` is in seconds, 0 when a retry is pointless.
     """
 
+    # Id of the key that was refused, if it is one of ours.
+    credential = ""
+
     def __init__(self, reason: str, message: str, *, field: str = "", retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.reason, self.field, self.retry_after_s = reason, field, retry_after_s
@@ -48,7 +51,7 @@ class ForbiddenError(DomainError):
 
 
 class UnauthenticatedError(DomainError):
-    """It is not known who the caller is. `credential`: id of the key that was refused, if it is one of ours."""
+    """It is not known who the caller is."""
 
     def __init__(self, reason: str, message: str, *, credential: str = "") -> None:
         super().__init__(reason, message)

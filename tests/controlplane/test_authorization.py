@@ -12,9 +12,11 @@ import grpc
 import msgspec
 import pytest
 from agentserving.contract.identity import Role
+from agentserving.contract.ids import Tenant
 from agentserving.contract.keys import NewKey
 from agentserving.v1 import admin_service_pb2 as admin
 from agentserving.v1 import call_service_pb2 as call
+from agentserving.v1 import call_service_pb2_grpc, program_service_pb2_grpc
 from agentserving.v1 import engine_service_pb2 as engine
 from agentserving.v1 import key_service_pb2 as key
 from agentserving.v1 import program_service_pb2 as program
@@ -279,6 +281,34 @@ async def test_a_gateway_names_the_tenant_of_each_call(plane: GuardedPlane) -> N
     await stream.write(call.AdmissionsRequest(stream_id=2, admit=admit))
     # No engine is attached: it got past the tenant.
     assert (await stream.read()).error.reason == "NO_ENGINE"
+
+
+async def test_a_clients_word_that_its_call_never_started_makes_it_free_of_nothing(plane: GuardedPlane) -> None:
+    attached: Any = (await plane.parts("sidecar/e1")).stream_stream(
+        f"/{PACKAGE}.EngineService/Attach",
+        engine.AttachRequest.SerializeToString,
+        engine.AttachResponse.FromString,
+    )()
+    hello = engine.EngineHello(engine_id="e1", boot_id="b", address="127.0.0.1:9")
+    await attached.write(engine.AttachRequest(hello=hello))
+    await attached.read()
+    calls = call_service_pb2_grpc.CallServiceStub(await plane.clients())
+    opening = program_service_pb2_grpc.ProgramServiceStub(await plane.clients())
+    await opening.OpenProgram(program.OpenProgramRequest(program_id="p"), metadata=OWNERS)
+    admitted = await calls.AdmitCall(call.AdmitCallRequest(program_id="p"), metadata=OWNERS)
+    await calls.EndCall(call.EndCallRequest(call_id=admitted.call_id, never_started=True), metadata=OWNERS)
+    while (directive := (await attached.read()).directive).WhichOneof("directive") != "cancel":
+        pass
+    assert list(directive.cancel.call_ids) == [admitted.call_id]
+    ran = engine.CallReport(
+        call_id=admitted.call_id, attempt=1, program_id="p", tenant="acme", root_program_id="p", boot_id="b",
+        service_us=7, outcome=types.OUTCOME_CANCELLED,
+    )  # fmt: skip
+    await attached.write(engine.AttachRequest(report=engine.Report(seq=1, calls=[ran])))
+    while (await attached.read()).WhichOneof("message") != "ack":
+        pass
+    assert plane.plane.table.find(Tenant("acme"), "p").attained_service_us == 7
+    attached.cancel()
 
 
 async def test_without_certificates_the_same_rules_hold_on_one_port() -> None:

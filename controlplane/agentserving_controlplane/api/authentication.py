@@ -7,19 +7,21 @@ has a task of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from agentserving.contract.identity import Caller, Identity
+from agentserving.contract.identity import Caller, Identity, Role
 from agentserving.contract.ids import Tenant
-from agentserving.contract.keys import KeyRefusal, KeyRefusedError, KeyRow, from_authorization
+from agentserving.contract.keys import KeyRefusal, KeyRefusedError, KeyRow, KeySet, from_authorization
 
-from agentserving_controlplane.errors import UnauthenticatedError
+from agentserving_controlplane.errors import ForbiddenError, InvalidError, UnauthenticatedError
 
-_URIS = "peer_uri"
+_URIS, _TENANT_CLAIM = "peer_uri", "x-agentserving-tenant"
+# Keys in use at a time; the text of valid ones only is remembered, in memory.
+MAX_VERIFIED = 20_000
 
 
 class Admitted(NamedTuple):
@@ -44,36 +46,84 @@ def current_caller() -> Caller | None:
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
-# (text of a key, Unix seconds) -> its row; raises KeyRefusedError.
-VerifyKey = Callable[[str, float], KeyRow]
+# Tenants are part of store keys, next to a NUL.
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+DEFAULT_TENANT = Tenant("default")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def check_tenant(tenant: str) -> Tenant:
+    """InvalidError for text that cannot name a tenant."""
+    if _TENANT.fullmatch(tenant) is None:
+        raise InvalidError("BAD_TENANT", "tenant: 1 to 64 of A-Z a-z 0-9 . _ -", field="tenant")
+    return Tenant(tenant)
+
+
+def claimed_tenant(caller: Caller | None, metadata: Metadata) -> Tenant:
+    """The tenant that a caller may act for: clients for their own, others for the one in the metadata. DomainError."""
+    claimed = next((str(value) for key, value in metadata if key == _TENANT_CLAIM and value), "")
+    if caller is None or caller.role is not Role.CLIENT:
+        return check_tenant(claimed) if claimed else DEFAULT_TENANT
+    if claimed and claimed != caller.tenant:
+        raise ForbiddenError(
+            "FOREIGN_TENANT", f"x-agentserving-tenant: this key belongs to tenant {caller.tenant!r}", field="tenant"
+        )
+    return caller.tenant
+
+
 class Authenticator:
-    """Identifies callers on one port. `has_certificates`: its peers present some."""
+    """Identifies callers on one port."""
 
-    verify_key: VerifyKey
-    has_certificates: bool
-    # <namespace>/<cluster> that certificates must name; empty = every certificate of the CA is of this cluster.
-    cluster: str = ""
+    def __init__(self, keys: KeySet, *, has_certificates: bool, cluster: str = "") -> None:
+        """`has_certificates`: peers present some, which must name the cluster <namespace>/<name>, if it is given."""
+        self._keys, self._has_certificates, self._cluster = keys, has_certificates, cluster
+        # What was found for values of `authorization`. Verifying a key again costs more than the rest of the guard.
+        self._verified: dict[str, tuple[KeyRow, Admitted]] = {}
 
-    def caller(self, context: Any, metadata: Metadata, now_unix_s: float) -> Caller:
-        """The caller of an RPC with this metadata. UnauthenticatedError."""
-        if self.has_certificates:
+    def admit(self, context: Any, metadata: Metadata, now_unix_s: float) -> Admitted:
+        """The caller of an RPC with this metadata, and the tenant it acts for. DomainError."""
+        if self._has_certificates:
             identity = self._identity(context)
             if identity is not None:
-                return identity.caller()
+                caller = identity.caller()
+                return Admitted(caller, claimed_tenant(caller, metadata))
+        value, claims = "", False
+        for name, each in metadata:
+            if name == "authorization" and isinstance(each, str):
+                value = each
+            elif name == _TENANT_CLAIM:
+                claims = True
+        found = self._by_key(value, now_unix_s)
+        if not claims:
+            return found
+        # If the claim is refused, the audit log says whose it was.
+        set_admitted(found)
+        return Admitted(found.caller, claimed_tenant(found.caller, metadata))
+
+    def _by_key(self, value: str, now_unix_s: float) -> Admitted:
+        known = self._verified.get(value)
+        if known is not None:
+            row = known[0]
+            # The same object: a key that is revoked or removed has another row, or none.
+            if self._keys.get(row.key_id) is row and row.refusal(now_unix_s) is None:
+                return known[1]
+            del self._verified[value]
         try:
-            return self.verify_key(key_of(metadata), now_unix_s).caller()
+            row = self._keys.verify(from_authorization(value), now_unix_s)
         except KeyRefusedError as error:
             raise refused(error) from None
+        caller = row.caller()
+        found = Admitted(caller, claimed_tenant(caller, ()))
+        if len(self._verified) >= MAX_VERIFIED:
+            self._verified.clear()
+        self._verified[value] = (row, found)
+        return found
 
     def _identity(self, context: Any) -> Identity | None:
         uris = context.auth_context().get(_URIS, ())
         if len(uris) != 1:
             return None
         identity = Identity.of_uri(uris[0].decode("utf-8", "replace"))
-        if identity is None or (self.cluster and f"{identity.namespace}/{identity.cluster}" != self.cluster):
+        if identity is None or (self._cluster and f"{identity.namespace}/{identity.cluster}" != self._cluster):
             raise UnauthenticatedError(
                 "FOREIGN_CERTIFICATE", "the URI in this certificate is not an identity of this cluster"
             )
@@ -88,14 +138,6 @@ def refused(error: KeyRefusedError) -> UnauthenticatedError:
 def revoked(key_id: str, reason: KeyRefusal) -> UnauthenticatedError:
     """Why an open stream ends when its key does."""
     return refused(KeyRefusedError(reason, key_id))
-
-
-def key_of(metadata: Metadata) -> str:
-    """The key in an RPC's metadata; empty without one."""
-    for name, value in metadata:
-        if name == "authorization" and isinstance(value, str):
-            return from_authorization(value)
-    return ""
 
 
 def peer_host(context: Any) -> str:

@@ -103,13 +103,12 @@ def short(path: str) -> str:
     return path.removeprefix(_PACKAGE).replace("/", ".")
 
 
-def authorize(caller: Caller, path: str, port: Port) -> None:
-    """ForbiddenError unless this caller may use the RPC here."""
+def not_allowed(caller: Caller, path: str, port: Port) -> ForbiddenError:
+    """The refusal of a caller who may not use an RPC on this port."""
     access = access_to(path)
     if port is Port.CLIENTS and not access.for_clients:
-        raise ForbiddenError(
-            "NOT_ALLOWED", f"{short(path)} is not served on the clients' port: use the port of the cluster's parts"
-        )
-    if caller.role not in access.roles:
+        text = f"{short(path)} is not served on the clients' port: use the port of the cluster's parts"
+    else:
         allowed = ", ".join(sorted(access.roles)) or "nobody"
-        raise ForbiddenError("NOT_ALLOWED", f"role {caller.role} may not use {short(path)}; allowed: {allowed}")
+        text = f"role {caller.role} may not use {short(path)}; allowed: {allowed}"
+    return ForbiddenError("NOT_ALLOWED", text)

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import grpc
+import msgspec
+from agentserving.contract.identity import Role
 from agentserving.contract.ids import Tenant
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
@@ -42,7 +44,12 @@ class CallServicer(rpc.CallServiceServicer):
 
     @unary
     async def EndCall(self, request: pb.EndCallRequest, tenant: Tenant) -> pb.EndCallResponse:
-        self._plane.ends.end(conversion.end_of_call(request, own_tenant(request.tenant, tenant)))
+        end = conversion.end_of_call(request, own_tenant(request.tenant, tenant))
+        caller = current_caller()
+        if caller is not None and caller.role is Role.CLIENT:
+            # A client's own word would make its calls free: its engine says whether the call ran.
+            end = msgspec.structs.replace(end, never_started=False)
+        self._plane.ends.end(end)
         return pb.EndCallResponse()
 
     async def Admissions(self, requests: Any, context: Any) -> None:

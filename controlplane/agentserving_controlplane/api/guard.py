@@ -14,15 +14,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NoReturn
 
 import grpc
-from agentserving.contract.identity import ANONYMOUS, Caller
+from agentserving.contract.identity import Caller, Role
 from agentserving.contract.keys import KeyRefusal
 
 from agentserving_controlplane.api.audit import Audit, object_of
-from agentserving_controlplane.api.authentication import Admitted, Authenticator, revoked, set_admitted
-from agentserving_controlplane.api.authorization import Port, access_to, authorize, short
-from agentserving_controlplane.api.servicing import claimed_tenant
+from agentserving_controlplane.api.authentication import Admitted, Authenticator, admitted, revoked, set_admitted
+from agentserving_controlplane.api.authorization import Port, access_to, not_allowed, short
 from agentserving_controlplane.api.status_codes import abort, code_of
-from agentserving_controlplane.errors import DomainError, UnauthenticatedError
+from agentserving_controlplane.errors import DomainError
 
 _Inner = Callable[[Any, Any], Any]
 
@@ -86,39 +85,41 @@ class Guard:
             self._both_ways(path, handler.stream_stream), handler.request_deserializer, handler.response_serializer
         )
 
-    async def _admit(self, path: str, context: Any, request: Any = None) -> Admitted:
-        """The caller, which may use the RPC; ends the RPC otherwise."""
-        caller, metadata = ANONYMOUS, context.invocation_metadata() or ()
-        try:
-            caller = self._authenticator.caller(context, metadata, time.time())
-            authorize(caller, path, self._port)
-            admitted = Admitted(caller, claimed_tenant(caller, metadata))
-        except DomainError as error:
-            await self._refuse(caller, path, context, error, request)
-        set_admitted(admitted)
-        return admitted
+    def _enter(self, path: str, roles: frozenset[Role], context: Any) -> Admitted:
+        """Lets a caller in, or raises DomainError."""
+        entered = self._authenticator.admit(context, context.invocation_metadata() or (), time.time())
+        # Also when it is refused: the audit log says who it was.
+        set_admitted(entered)
+        if entered.caller.role not in roles:
+            raise not_allowed(entered.caller, path, self._port)
+        return entered
 
-    async def _refuse(
-        self, caller: Caller, path: str, context: Any, error: DomainError, request: Any = None
-    ) -> NoReturn:
-        if isinstance(error, UnauthenticatedError) and caller is ANONYMOUS:
-            caller = Caller(role=caller.role, credential=error.credential)
+    def _roles(self, path: str) -> frozenset[Role]:
+        access = access_to(path)
+        return frozenset() if self._port is Port.CLIENTS and not access.for_clients else access.roles
+
+    async def _refuse(self, path: str, context: Any, error: DomainError, request: Any = None) -> NoReturn:
+        known = admitted()
+        caller = known.caller if known is not None else Caller(role=Role.ANONYMOUS, credential=error.credential)
         outcome = grpc_name(error)
         self._audit.refused(caller, short(path), context, outcome, error.reason, object_of(request), time.monotonic())
         await abort(context, error)
 
     def _unary(self, path: str, inner: _Inner) -> _Inner:
-        audited = access_to(path).audited
+        audited, roles = access_to(path).audited, self._roles(path)
 
         async def guarded(request: Any, context: Any) -> Any:
-            admitted = await self._admit(path, context, request)
+            try:
+                entered = self._enter(path, roles, context)
+            except DomainError as error:
+                await self._refuse(path, context, error, request)
             if not audited:
                 return await inner(request, context)
-            return await self._audited(path, admitted, inner(request, context), request, context)
+            return await self._audited(path, entered, inner(request, context), request, context)
 
         return guarded
 
-    async def _audited(self, path: str, admitted: Admitted, call: Awaitable[Any], request: Any, context: Any) -> Any:
+    async def _audited(self, path: str, entered: Admitted, call: Awaitable[Any], request: Any, context: Any) -> Any:
         response, outcome = None, "CANCELLED"
         try:
             response = await call
@@ -129,34 +130,36 @@ class Guard:
             raise
         finally:
             about = object_of(request, response)
-            self._audit.changed(admitted.caller, short(path), context, outcome, about, admitted.tenant)
+            self._audit.changed(entered.caller, short(path), context, outcome, about, entered.tenant)
 
     def _server_stream(self, path: str, inner: _Inner) -> _Inner:
+        roles = self._roles(path)
+
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
-            caller = (await self._admit(path, context, request)).caller
             try:
+                caller = self._enter(path, roles, context).caller
                 with self.streams.open(caller.credential):
                     async with contextlib.aclosing(inner(request, context)) as responses:
                         async for response in responses:
                             yield response
-            except UnauthenticatedError as error:
-                await self._refuse(caller, path, context, error, request)
+            except DomainError as error:
+                await self._refuse(path, context, error, request)
 
         return guarded
 
     def _both_ways(self, path: str, inner: _Inner) -> _Inner:
-        audited = access_to(path).audited
+        audited, roles = access_to(path).audited, self._roles(path)
 
         async def guarded(requests: Any, context: Any) -> None:
-            caller = (await self._admit(path, context)).caller
-            if audited:
-                about = f"engine/{caller.name}" if caller.name else ""
-                self._audit.changed(caller, short(path), context, "OK", about, "")
             try:
+                caller = self._enter(path, roles, context).caller
+                if audited:
+                    about = f"engine/{caller.name}" if caller.name else ""
+                    self._audit.changed(caller, short(path), context, "OK", about, "")
                 with self.streams.open(caller.credential):
                     await inner(requests, context)
-            except UnauthenticatedError as error:
-                await self._refuse(caller, path, context, error)
+            except DomainError as error:
+                await self._refuse(path, context, error)
 
         return guarded
 

@@ -11,8 +11,8 @@ from agentserving.v1 import key_service_pb2 as pb
 from agentserving.v1 import key_service_pb2_grpc as rpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from agentserving_controlplane.api.authentication import current_caller
-from agentserving_controlplane.api.servicing import check_tenant, server_stream, unary
+from agentserving_controlplane.api.authentication import check_tenant, current_caller
+from agentserving_controlplane.api.servicing import server_stream, unary
 from agentserving_controlplane.api.streams import woken_by
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.errors import InvalidError

@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
 import grpc
 import structlog
-from agentserving.contract.identity import Caller, Role
 from agentserving.contract.ids import Tenant
 from google.protobuf.message import DecodeError
 
-from agentserving_controlplane.api.authentication import Metadata, admitted
+from agentserving_controlplane.api.authentication import admitted, check_tenant, claimed_tenant
 from agentserving_controlplane.api.status_codes import abort
-from agentserving_controlplane.errors import DomainError, ForbiddenError, InvalidError, LateError
+from agentserving_controlplane.errors import DomainError, InvalidError, LateError
 from agentserving_controlplane.store.port import StoreError
 
 log = structlog.get_logger()
@@ -27,35 +25,13 @@ Response = TypeVar("Response")
 # A mutation stops waiting for the store after this, also for clients that set no deadline.
 DEFAULT_DEADLINE_S = 30.0
 
-# Tenants are part of store keys, next to a NUL.
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
-DEFAULT_TENANT = Tenant("default")
 EXPECTED_ERRORS = (DomainError, StoreError, DecodeError)
-
-
-def check_tenant(tenant: str) -> Tenant:
-    """InvalidError for text that cannot name a tenant."""
-    if _TENANT.fullmatch(tenant) is None:
-        raise InvalidError("BAD_TENANT", "tenant: 1 to 64 of A-Z a-z 0-9 . _ -", field="tenant")
-    return Tenant(tenant)
 
 
 def tenant_of(context: Any) -> Tenant:
     """The tenant of an RPC: its credential's; a control plane without keys believes the metadata. InvalidError."""
     known = admitted()
     return known.tenant if known is not None else claimed_tenant(None, context.invocation_metadata() or ())
-
-
-def claimed_tenant(caller: Caller | None, metadata: Metadata) -> Tenant:
-    """The tenant that a caller may act for: clients for their own, others for the one in the metadata. DomainError."""
-    claimed = next((str(value) for key, value in metadata if key == "x-agentserving-tenant" and value), "")
-    if caller is None or caller.role is not Role.CLIENT:
-        return check_tenant(claimed) if claimed else DEFAULT_TENANT
-    if claimed and claimed != caller.tenant:
-        raise ForbiddenError(
-            "FOREIGN_TENANT", f"x-agentserving-tenant: this key belongs to tenant {caller.tenant!r}", field="tenant"
-        )
-    return caller.tenant
 
 
 def own_tenant(named: str, tenant: Tenant) -> Tenant:
