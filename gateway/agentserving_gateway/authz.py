@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import cast
 
 import httptools
 import structlog
-from agentserving.contract.ids import Tenant
 
 from agentserving_gateway.envoy import names
 from agentserving_gateway.envoy.filters import BODY_PREFIX, HEAD_PREFIX
@@ -132,7 +130,6 @@ class Conversation(asyncio.Protocol):
             route=route,
             path=path,
             headers=headers,
-            tenant=Tenant("default"),
             length=int(length) if length.isdigit() else 0,
         )
         try:
@@ -166,6 +163,10 @@ def _allowed(pick: Pick) -> bytes:
         f"{names.RETRY_ON}: {retry_on}",
         "content-length: 0",
     ]
+    if pick.tenant:
+        lines.append(f"{names.TENANT}: {pick.tenant}")
+    if pick.credential:
+        lines.append(f"{names.CREDENTIAL}: {pick.credential}")
     if pick.program_id:
         lines.append(f"{names.PROGRAM_ID}: {pick.program_id}")
     if pick.call_id:
@@ -179,11 +180,9 @@ def _refused(error: HttpError, path: str) -> bytes:
     body = json.dumps(envelope(error, path)).encode()
     lines = [
         f"HTTP/1.1 {as_refusal(error.status)} Refused",
-        "content-type: application/json",
         f"content-length: {len(body)}",
+        *(f"{name}: {value}" for name, value in error.headers.items()),
     ]
-    if error.retry_after_s:
-        lines.append(f"retry-after: {max(1, math.ceil(error.retry_after_s))}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
 

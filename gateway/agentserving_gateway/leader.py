@@ -60,7 +60,11 @@ class Leader:
     def __init__(self, channel: LeaderChannel, listener: Listener) -> None:
         self._listener = listener
         self._stream: LeaderStream[pb.AdmissionsRequest, pb.AdmissionsResponse] = LeaderStream(
-            "admissions", channel, lambda to: rpc.CallServiceStub(to).Admissions(), self, take=self._take
+            "admissions",
+            channel,
+            lambda to: rpc.CallServiceStub(to).Admissions(metadata=channel.metadata()),
+            self,
+            take=self._take,
         )
         # The current leader reads several requests in one message.
         self._reads_more = False

@@ -37,6 +37,8 @@ class ClusterSpec:
     max_num_seqs: int = 8
     # TINY, or what vLLM's --model takes; engines serve it under this name.
     model: str = TINY
+    # Clients, commands and parts need keys; without, anyone who reaches a port is served.
+    auth: bool = True
     # vLLM's parser of tool calls; empty = that of the tiny model, none for others.
     tool_parser: str = ""
     # Flags for every engine; they come last, so they win.

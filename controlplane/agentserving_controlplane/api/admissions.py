@@ -31,7 +31,8 @@ MAX_WAITING = 1000
 class Admissions:
     """`read` and `write` run together until the stream ends."""
 
-    def __init__(self, plane: ControlPlane, outlet: Outlet, tenant: Tenant) -> None:
+    def __init__(self, plane: ControlPlane, outlet: Outlet, tenant: Tenant | None) -> None:
+        """`tenant`: of messages that name none; None = each must name its own."""
         self._plane, self._outlet, self._tenant = plane, outlet, tenant
         self._reads_more = False
         self._answers: list[pb.AdmissionsResponse] = []

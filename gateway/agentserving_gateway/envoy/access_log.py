@@ -28,6 +28,8 @@ LINE: Json = {
     "program": f"%REQ({names.PROGRAM_ID})%",
     "call": f"%REQ({names.CALL_ID})%",
     "request_id": f"%REQ({names.CLIENT_REQUEST_ID})%",
+    "tenant": f"%REQ({names.TENANT})%",
+    "key": f"%REQ({names.CREDENTIAL})%",
     "engine": "%UPSTREAM_METADATA(agentserving:engine)%",
     "upstream": "%UPSTREAM_HOST%",
     "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
@@ -48,8 +50,8 @@ def loggers() -> list[Json]:
             "extensions.access_loggers.stream.v3.StdoutAccessLog",
             log_format={"json_format": LINE},
         ),
-        _to_picker(UNPLANNED, _IS_UNPLANNED, UNPLANNED_FLUSH_S, 0, [names.CALL_ID, names.ENDPOINTS]),
-        _to_picker(PASSED_ON, _IS_PASSED_ON, PASSED_ON_FLUSH_S, PASSED_ON_BYTES, [names.CALL_ID]),
+        _to_picker(UNPLANNED, _IS_UNPLANNED, UNPLANNED_FLUSH_S, 0, [names.CALL_ID, names.ENDPOINTS, names.TENANT]),
+        _to_picker(PASSED_ON, _IS_PASSED_ON, PASSED_ON_FLUSH_S, PASSED_ON_BYTES, [names.CALL_ID, names.TENANT]),
     ]
 
 

@@ -16,6 +16,7 @@ class Exchange:
     """
 
     call_id: str
+    tenant: str = ""
     status: int
     engine_failed: bool
     client_left: bool

@@ -178,7 +178,7 @@ class EndCallRequest(google.protobuf.message.Message):
     outcome: agentserving.v1.types_pb2.Outcome.ValueType
     """COMPLETED: an engine's answer was passed on whole. REJECTED: its HTTP front refused the call (4xx)."""
     never_started: builtins.bool
-    """True when no engine ever saw the call: nothing to wait for."""
+    """True when no engine ever saw the call: nothing to wait for. Believed of gateways, not of clients with keys."""
     tenant: builtins.str
     """As in AdmitCallRequest."""
     engine_id: builtins.str
