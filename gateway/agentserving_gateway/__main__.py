@@ -10,11 +10,12 @@ from pathlib import Path
 import agentserving
 import structlog
 import uvloop
+from agentserving.contract.ticket_keys import signing_keys
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving_process import logs, options, probes, supervision
 from agentserving_process.options import option
 from agentserving_process.probes import Answer, ProbeOptions
-from agentserving_process.supervision import Supervisor
+from agentserving_process.supervision import CannotStartError, Supervisor
 from agentserving_process.tls import LeaderOptions
 from aiohttp import web
 
@@ -22,6 +23,7 @@ from agentserving_gateway.drain import SETTLE_S
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 from agentserving_gateway.ext_proc.service import ExtProcOptions
 from agentserving_gateway.front_picker import FrontPicker
+from agentserving_gateway.own_tickets import OwnTickets
 
 log = structlog.get_logger()
 
@@ -31,6 +33,9 @@ class Serving:
     """Envoy"""
 
     run_dir: Path = option(Path("run"), "directory that Envoy and the picker share")
+    ticket_key_file: Path | None = option(
+        None, "file of the secret that signs tickets while no control plane can be reached; none: calls have none then"
+    )
     drain_s: float = option(0.0, "seconds that requests may go on after SIGTERM", least=0)
 
 
@@ -48,7 +53,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     """Runs until SIGTERM or SIGINT, then drains Envoy: a SIGTERM alone would cut its streams."""
     serving = settings.serving
     channel = LeaderChannel(settings.leader.control_plane, settings.leader.client_settings())
-    async with FrontPicker(serving.run_dir, channel, settings.ext_proc) as front:
+    async with FrontPicker(serving.run_dir, channel, settings.ext_proc, _own_tickets(serving)) as front:
         supervisor.start("admissions", front.admission.run)
         envoy = _EnvoyWatch(front.admin)
         supervisor.start("watch of Envoy", envoy.run)
@@ -71,6 +76,16 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
             envoy.leaving = True
             await front.drain(SETTLE_S, serving.drain_s)
             await front.admission.flush()
+
+
+def _own_tickets(serving: Serving) -> OwnTickets | None:
+    if serving.ticket_key_file is None:
+        return None
+    try:
+        return OwnTickets(signing_keys(serving.ticket_key_file))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CannotStartError(f"--ticket-key-file: {serving.ticket_key_file}: {reason}") from None
 
 
 class _EnvoyWatch:

@@ -20,6 +20,7 @@ from agentserving_gateway.exchange_log import service as exchange_log
 from agentserving_gateway.exchange_log.verdict import Exchange, ending_of, failed_engines
 from agentserving_gateway.ext_proc import service as ext_proc_service
 from agentserving_gateway.ext_proc.service import ExtProc, ExtProcOptions
+from agentserving_gateway.own_tickets import OwnTickets
 from agentserving_gateway.picker import Picker
 from agentserving_gateway.responses import Responses
 
@@ -27,13 +28,19 @@ from agentserving_gateway.responses import Responses
 class FrontPicker:
     """Serves one Envoy over the sockets in `run_dir`. `admission.run` is the task that its owner supervises."""
 
-    def __init__(self, run_dir: Path, channel: LeaderChannel, ext_proc: ExtProcOptions | None = None) -> None:
-        """`ext_proc`: also serves gateways of others."""
+    def __init__(
+        self,
+        run_dir: Path,
+        channel: LeaderChannel,
+        ext_proc: ExtProcOptions | None = None,
+        own_tickets: OwnTickets | None = None,
+    ) -> None:
+        """`ext_proc`: also serves gateways of others. `own_tickets`: for calls while there is no leader."""
         self.run_dir = run_dir.absolute()
         self._paths = FrontSettings(listen=":0", run_dir=self.run_dir)
         self.admin = EnvoyAdmin(Path(self._paths.admin_socket))
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.admission = Admission(channel, EnginesFile(self._paths.engines_file), self.admin.knows)
+        self.admission = Admission(channel, EnginesFile(self._paths.engines_file), self.admin.knows, own_tickets)
         self._ext_proc = ext_proc if ext_proc is not None and ext_proc.ext_proc_listen else None
         self._endpoint_picker: ExtProc | None = None
         self._stack = AsyncExitStack()

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 import pytest
 import uvicorn
+from agentserving_engine.calls import TicketCheck
 from agentserving_engine.http.answer import COMMENT
 from agentserving_engine.http.dialects import Dialect
+from agentserving_engine.http.entrance import Entrance
 from agentserving_engine.http.middleware import Application, EngineMiddleware, Message, Receive, Send, serve
 from agentserving_engine.settings import PluginConfigError
 from support.eventually import eventually_async
@@ -23,6 +25,7 @@ STREAM = json.dumps({"stream": True, "messages": []}).encode()
 EVENT = b'data: {"token": 1}\n\n'
 EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
 KEEP_ALIVE_S = 0.05
+OPEN = Entrance(lambda: TicketCheck(engine_id="e", keys=None), separate_caches=True)
 
 
 @dataclass
@@ -74,6 +77,7 @@ class Played:
 async def serving(app: Application, monkeypatch: pytest.MonkeyPatch, keep_alive_s: float) -> AsyncIterator[int]:
     """The port of a uvicorn that has loaded the middleware as vLLM does."""
     monkeypatch.setenv("AGENTSERVING_SSE_KEEP_ALIVE_S", str(keep_alive_s))
+    monkeypatch.setenv("AGENTSERVING_ENGINE_ID", "e")
     config = uvicorn.Config(EngineMiddleware(app), lifespan="off", log_level="critical", ws="none")
     server = uvicorn.Server(config)
     with socket.socket() as listener:
@@ -256,7 +260,7 @@ async def test_a_comment_is_not_sent_while_the_application_waits_for_a_slow_clie
         sending.clear()
 
     app = Played([200, b"data: {", b"}\n\n", b""])
-    await serve(app, {"type": "http"}, receive, send, dialect=Dialect.OPENAI, keep_alive_s=KEEP_ALIVE_S)
+    await serve(app, {"type": "http"}, receive, send, dialect=Dialect.OPENAI, keep_alive_s=KEEP_ALIVE_S, entrance=OPEN)
     assert sent == [b"", b"data: {", b"}\n\n", b""]
 
 
@@ -271,7 +275,9 @@ async def test_a_comment_that_cannot_be_sent_fails_as_the_applications_own_chunk
 
     app = Played([200, "wait", EVENT, b""])
     with pytest.raises(BrokenPipeError, match="the client has left"):
-        await serve(app, {"type": "http"}, receive, send, dialect=Dialect.OPENAI, keep_alive_s=KEEP_ALIVE_S)
+        await serve(
+            app, {"type": "http"}, receive, send, dialect=Dialect.OPENAI, keep_alive_s=KEEP_ALIVE_S, entrance=OPEN
+        )
 
 
 def test_a_wrong_setting_ends_the_start_and_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
