@@ -246,10 +246,11 @@ class LocalCluster:
         home, channel = self._state.home, self._state.socket_dir(engine.engine_id)
         if self.spec.engine == "simulator":
             return self._child(commands.simulator(self.spec, home, engine, channel))
-        count, key = self.spec.engines, home / "ticket.key"
+        count = self.spec.engines
         argv = vllm_argv(python, model, engine.http, self.spec, *memory_share(count, self._gpus))
         core = index % (os.cpu_count() or 1) if self._cpu_build else None
-        env = engine_env(engine.engine_id, channel, key, core, gpus_of(index, count, self._gpus))
+        gpus = gpus_of(index, count, self._gpus)
+        env = engine_env(engine.engine_id, channel, home, core, gpus, self.spec.unticketed)
         return self._child(commands.vllm(self.spec, engine, argv, env))
 
     # -- life and end --------------------------------------------------------------------------------------------

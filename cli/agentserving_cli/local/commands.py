@@ -97,6 +97,7 @@ def picker(spec: ClusterSpec, home: Path, run_dir: Path, ports: Ports) -> Comman
         "agentserving_gateway", "--run-dir", str(run_dir),
         "--control-plane", ports.control_plane, "--http-port", str(ports.gateway_http),
         _auth(spec), *_token(spec, home, "gateway"),
+        "--ticket-key-file", str(home / "gateway.key"),
     )  # fmt: skip
     return _ours("picker", argv, f"http://127.0.0.1:{ports.gateway_http}/readyz", ports.gateway_http)
 
@@ -105,7 +106,8 @@ def simulator(spec: ClusterSpec, home: Path, engine: EngineAddresses, channel: P
     """An engine without a model."""
     argv = component(
         "agentserving_simulator", "--listen", f"127.0.0.1:{engine.http}", "--engine-id", engine.engine_id,
-        "--channel-dir", str(channel), "--ticket-key-file", str(home / "ticket.key"), "--model", spec.model,
+        "--channel-dir", str(channel), "--ticket-key-file", str(home / "ticket.pub"),
+        "--gateway-key-file", str(home / "gateway.pub"), "--unticketed", spec.unticketed, "--model", spec.model,
         "--max-num-seqs", str(spec.max_num_seqs), *spec.engine_args,
     )  # fmt: skip
     return _ours(engine.engine_id, argv, f"http://127.0.0.1:{engine.http}/health", engine.http)

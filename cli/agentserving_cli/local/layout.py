@@ -41,6 +41,8 @@ class ClusterSpec:
     auth: bool = True
     # vLLM's parser of tool calls; empty = that of the tiny model, none for others.
     tool_parser: str = ""
+    # What becomes of calls without a valid ticket: "refuse", or "last".
+    unticketed: str = "refuse"
     # Flags for every engine; they come last, so they win.
     engine_args: tuple[str, ...] = ()
 
@@ -144,12 +146,16 @@ def tool_flags(spec: ClusterSpec) -> list[str]:
     return ["--enable-auto-tool-choice", "--tool-call-parser", parser] if parser else []
 
 
-def engine_env(engine_id: str, channel: Path, key: Path, core: int | None, gpus: Sequence[str] = ()) -> dict[str, str]:
+def engine_env(
+    engine_id: str, channel: Path, home: Path, core: int | None, gpus: Sequence[str] = (), unticketed: str = "refuse"
+) -> dict[str, str]:
     """Environment of an engine. Engines share no cores and GPUs: `core` binds a CPU vLLM, `gpus` are this engine's."""
     env = {
         "AGENTSERVING_ENGINE_ID": engine_id,
         "AGENTSERVING_CHANNEL_DIR": str(channel),
-        "AGENTSERVING_TICKET_KEY_FILE": str(key),
+        "AGENTSERVING_TICKET_KEY_FILE": str(home / "ticket.pub"),
+        "AGENTSERVING_GATEWAY_KEY_FILE": str(home / "gateway.pub"),
+        "AGENTSERVING_UNTICKETED": unticketed,
         "PYTHONPATH": source_path(),
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
