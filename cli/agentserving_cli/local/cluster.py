@@ -25,7 +25,7 @@ from agentserving_cli.local.commands import Command
 from agentserving_cli.local.credentials import Credentials
 from agentserving_cli.local.engine_states import watch_states
 from agentserving_cli.local.layout import (
-    TINY,
+    BUILT_IN_CONTEXT,
     ClusterSpec,
     EngineAddresses,
     Ports,
@@ -140,8 +140,8 @@ class LocalCluster:
         if self.spec.engine == "vllm":
             self._tell("vLLM environment")
             python = await asyncio.to_thread(vllm_env.ensure_vllm)
-            if self.spec.model == TINY:
-                model = str(await asyncio.to_thread(vllm_env.ensure_model, python))
+            if model in BUILT_IN_CONTEXT:
+                model = str(await asyncio.to_thread(vllm_env.ensure_model, python, model))
             if not self._cpu_build:
                 self._gpus = await asyncio.to_thread(vllm_env.visible_gpus)
         engines = [self._engine(index, engine, python, model) for index, engine in enumerate(self.ports.engines)]
