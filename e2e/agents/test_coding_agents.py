@@ -121,7 +121,7 @@ def binaries() -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("agents") / "state", "--engines", "1", "--store", "memory", bound_s=800)
+    made = Cluster(tmp_path_factory.mktemp("agents") / "state", "--engines", "1", "--store", "memory", auth=True, bound_s=800)
     try:
         yield made
     finally:
@@ -144,7 +144,7 @@ def test_an_agent_runs_a_tool_and_answers(name: str, cluster: Cluster, binaries:
     work.mkdir()
     done = subprocess.run(
         [str(binaries / agent.binary), *agent.arguments],
-        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), **agent.environment(base_url, "none")},
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), **agent.environment(base_url, cluster.key)},
         cwd=work,
         stdin=subprocess.DEVNULL,
         capture_output=True,

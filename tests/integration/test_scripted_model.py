@@ -28,7 +28,7 @@ WEATHER: Any = {
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("scripted") / "state", "--engines", "1", "--store", "memory", bound_s=800)
+    made = Cluster(tmp_path_factory.mktemp("scripted") / "state", "--engines", "1", "--store", "memory", auth=True, bound_s=800)
     try:
         yield made
     finally:
@@ -37,7 +37,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def sdk(cluster: Cluster) -> openai.OpenAI:
-    return openai.OpenAI(base_url=cluster.addresses["gateway"], api_key="none", max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=cluster.addresses["gateway"], api_key=cluster.key, max_retries=0, timeout=120)
 
 
 def chat(sdk: openai.OpenAI, tools: list[Any], *messages: Any) -> Any:
@@ -82,7 +82,7 @@ def test_without_a_known_tool_it_answers(sdk: openai.OpenAI) -> None:
 
 def test_claude_codes_dialect_calls_tools_too(cluster: Cluster) -> None:
     base_url = cluster.addresses["gateway"].removesuffix("/v1")
-    sdk = anthropic.Anthropic(base_url=base_url, api_key="none", max_retries=0, timeout=120)
+    sdk = anthropic.Anthropic(base_url=base_url, api_key=cluster.key, max_retries=0, timeout=120)
     tools: Any = [{"name": "Bash", "description": "Runs a command.", "input_schema": SCHEMA}]
     answer = sdk.messages.create(
         model="scripted", max_tokens=200, messages=[{"role": "user", "content": "hi"}], tools=tools
