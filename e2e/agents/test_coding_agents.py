@@ -121,7 +121,9 @@ def binaries() -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("agents") / "state", "--engines", "1", "--store", "memory", auth=True, bound_s=800)
+    made = Cluster(
+        tmp_path_factory.mktemp("agents") / "state", "--engines", "1", "--store", "memory", auth=True, bound_s=800
+    )
     try:
         yield made
     finally:

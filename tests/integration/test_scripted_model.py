@@ -28,7 +28,9 @@ WEATHER: Any = {
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("scripted") / "state", "--engines", "1", "--store", "memory", auth=True, bound_s=800)
+    made = Cluster(
+        tmp_path_factory.mktemp("scripted") / "state", "--engines", "1", "--store", "memory", auth=True, bound_s=800
+    )
     try:
         yield made
     finally:
