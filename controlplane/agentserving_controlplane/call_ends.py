@@ -39,6 +39,8 @@ class EndOfCall(msgspec.Struct, frozen=True, kw_only=True):
     never_started: bool = False
     engine_id: EngineId = EngineId("")
     tries: int = 0
+    # The sender cannot know whether an engine has the call.
+    if_unseen: bool = False
 
 
 class CallEnds:
@@ -72,6 +74,9 @@ class CallEnds:
             return
         row, call = found
         if call.exchange:
+            return
+        if request.if_unseen:
+            asyncio.get_running_loop().call_later(EXCHANGE_OVER_S, self._end_unseen, call.call_id, outcome)
             return
         answered = _answered(call, request)
         self.passed_over(call, answered)
@@ -127,6 +132,16 @@ class CallEnds:
         elif call.exchange and (call.exchange is not Outcome.COMPLETED or not call.boot_id):
             log.warning("no final report of a call whose exchange is over", call=call_id, engine=call.engine_id)
             self._end(row, call, call.exchange)
+
+    def _end_unseen(self, call_id: CallId, outcome: Outcome) -> None:
+        """Runs as a timer: ends a call of which no engine and no one else has said anything."""
+        key = self._state.table.index.calls.get(call_id)
+        if key is None or self._state.commits.fenced is not None:
+            return
+        row = self._state.table.index.rows[key]
+        call = row.calls[call_id]
+        if not (call.boot_id or call.exchange or call.failed):
+            self._end(row, call, outcome)
 
     def _end(self, row: ProgramRow, call: CallRow, outcome: Outcome) -> None:
         state, now = self._state, self._state.now()

@@ -12,7 +12,7 @@ import structlog
 import uvloop
 from agentserving.contract.ticket_keys import signing_keys
 from agentserving.transport.leader_channel import LeaderChannel
-from agentserving_process import logs, options, probes, supervision
+from agentserving_process import logs, open_files, options, probes, supervision
 from agentserving_process.options import option
 from agentserving_process.probes import Answer, ProbeOptions
 from agentserving_process.supervision import CannotStartError, Supervisor
@@ -127,6 +127,7 @@ def main() -> None:
         Settings, prog="agentserving-picker", description=__doc__, version=agentserving.__version__
     )
     logs.configure()
+    open_files.raise_limit()
     sys.exit(supervision.run(lambda supervisor: serve(settings, supervisor), loop_factory=uvloop.new_event_loop))
 
 

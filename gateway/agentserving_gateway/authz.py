@@ -31,18 +31,23 @@ _ALIVE = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 _FAILED = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"
 
 
+# A call whose answer was read this long ago has reached its engine, or Envoy has logged its end.
+READ_S = 5.0
+
+
 class Conversation(asyncio.Protocol):
     """One connection of Envoy; one request at a time.
 
     Envoy closes it when the client of the question has left, and also for reasons of its own (a health check of this
-    process has failed, a drain). So a call is dropped only if its answer was not read: the kernel then reports an
-    error. After it was read, Envoy's log says how the exchange ended.
+    process has failed). If the answer was not read, the kernel reports an error, and the call is dropped. If it was,
+    the call may be on its engine, or its client left at that very moment: it ends if no engine has seen it.
     """
 
     def __init__(self, picker: Picker) -> None:
         self._picker = picker
-        # The newest answer, if it let a call pass.
+        # The newest answer, if it let a call pass, and the loop time of it.
         self._passed: Pick | None = None
+        self._passed_at = 0.0
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         self._begin()
@@ -72,8 +77,12 @@ class Conversation(asyncio.Protocol):
         self._transport = None
         if self._task is not None:
             self._task.cancel()
-        if self._passed is not None and error is not None:
+        if self._passed is None:
+            return
+        if error is not None:
             self._picker.drop(self._passed)
+        elif asyncio.get_running_loop().time() - self._passed_at < READ_S:
+            self._picker.drop(self._passed, was_read=True)
 
     # -- httptools -----------------------------------------------------------------------------------------------
 
@@ -109,7 +118,7 @@ class Conversation(asyncio.Protocol):
         try:
             answer = await self._decide(method, target, headers, pieces)
             if isinstance(answer, Pick):
-                self._passed = answer
+                self._passed, self._passed_at = answer, asyncio.get_running_loop().time()
                 answer = _allowed(answer)
             self._write(answer)
         except Exception:

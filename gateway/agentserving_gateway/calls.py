@@ -55,6 +55,8 @@ class EndOfCall:
     never_started: bool = False
     engine_id: EngineId = EngineId("")
     tries: int = 0
+    # Nothing is to be aborted: an engine may have it.
+    if_unseen: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

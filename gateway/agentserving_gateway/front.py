@@ -15,7 +15,7 @@ from pathlib import Path
 
 import agentserving
 import structlog
-from agentserving_process import logs, options
+from agentserving_process import logs, open_files, options
 from agentserving_process.listening import split_address
 from agentserving_process.options import option
 
@@ -101,6 +101,7 @@ def main() -> None:
     front = settings.front
     argv = []
     try:
+        open_files.raise_limit()
         argv = command(settings_of(front), envoy=front.envoy, workers=front.workers)
         os.execv(argv[0], argv)
     except OSError as error:

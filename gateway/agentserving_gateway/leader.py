@@ -128,6 +128,7 @@ class Leader:
             tenant=end.tenant,
             engine_id=end.engine_id,
             tries=end.tries,
+            if_unseen=end.if_unseen,
         )
         self._send_end(pb.AdmissionsRequest(stream_id=self._last_id, end=message))
 

@@ -101,10 +101,11 @@ class Picker:
                 return Pick(addresses=(holder.address,))
         return self._any_engine(head, body.model_name)
 
-    def drop(self, pick: Pick) -> None:
-        """The client has left before the request was sent, as far as can be known: a report of an engine prevails."""
+    def drop(self, pick: Pick, *, was_read: bool = False) -> None:
+        """The client has left before the request was sent; `was_read`: perhaps, so that an engine's report prevails."""
         if pick.call_id:
-            self._admission.end(EndOfCall(call_id=pick.call_id, tenant=pick.tenant, ending=Ending.CANCELLED))
+            end = EndOfCall(call_id=pick.call_id, tenant=pick.tenant, ending=Ending.CANCELLED, if_unseen=was_read)
+            self._admission.end(end)
 
     def _needs_body(self, head: Head) -> bool:
         if head.route.methods != ("POST",) or head.route.kind is Kind.RESPONSE:

@@ -159,6 +159,23 @@ async def test_an_answer_of_a_later_engine_outweighs_a_failure_that_is_reported_
         )  # fmt: skip
 
 
+async def test_a_call_that_may_be_on_an_engine_ends_only_if_none_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_ends, "EXCHANGE_OVER_S", 0.05)
+    async with leader() as plane:
+        sessions = await attach_all(plane)
+        unseen, early, late = (admit(plane, name) for name in ("unseen", "early", "late"))
+        await report(sessions[early.engine_id], early, service_us=3, running=True)
+        for each in (unseen, early, late):
+            end(plane, each, Outcome.CANCELLED, if_unseen=True)
+        await report(sessions[late.engine_id], late, service_us=3, running=True)
+        await until(lambda: not plane.table.rows[key("unseen", ACME)].calls)
+        assert not any(sent(session, CancelCalls) for session in sessions.values())
+        for name, admission in (("early", early), ("late", late)):
+            assert plane.table.rows[key(name, ACME)].calls
+            await report(sessions[admission.engine_id], admission, service_us=9, outcome=Outcome.COMPLETED)
+            assert not plane.table.rows[key(name, ACME)].calls
+
+
 async def test_answered_calls_without_a_report_end_and_the_others_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_ends, "EXCHANGE_OVER_S", 0.05)
     async with leader() as plane:

@@ -30,6 +30,7 @@ class Scripted:
     script: Callable[[Head, bytes | None], Pick] = lambda head, content: PICK
     asked: list[tuple[Head, bytes | None]] = field(default_factory=list)
     dropped: list[Pick] = field(default_factory=list)
+    unsure: list[Pick] = field(default_factory=list)
     cancelled: int = 0
     hold: asyncio.Event | None = None
 
@@ -43,8 +44,8 @@ class Scripted:
             raise
         return self.script(head, content)
 
-    def drop(self, pick: Pick) -> None:
-        self.dropped.append(pick)
+    def drop(self, pick: Pick, *, was_read: bool = False) -> None:
+        (self.unsure if was_read else self.dropped).append(pick)
 
 
 @dataclass
@@ -208,7 +209,7 @@ async def test_a_call_whose_answer_was_not_read_is_dropped() -> None:
         await until(lambda: picker.dropped == [PICK])
 
 
-async def test_a_call_whose_answer_was_read_is_not_dropped_when_envoy_closes_the_connection() -> None:
+async def test_a_call_whose_answer_was_read_is_not_aborted_when_envoy_closes_the_connection() -> None:
     picker = Scripted()
     async with serving(picker) as connect:
         for _ in range(20):
@@ -221,6 +222,7 @@ async def test_a_call_whose_answer_was_read_is_not_dropped_when_envoy_closes_the
         last.ask(authz.HEALTH.decode())
         await last.answer()
         last.writer.close()
+        await until(lambda: len(picker.unsure) == 20)
     assert picker.dropped == []
 
 

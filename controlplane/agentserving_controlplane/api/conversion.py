@@ -172,6 +172,7 @@ def end_of_call(request: call_service_pb2.EndCallRequest, tenant: Tenant) -> End
         never_started=request.never_started,
         engine_id=EngineId(request.engine_id),
         tries=request.tries,
+        if_unseen=request.if_unseen,
     )
 
 

@@ -174,6 +174,7 @@ class EndCallRequest(google.protobuf.message.Message):
     TENANT_FIELD_NUMBER: builtins.int
     ENGINE_ID_FIELD_NUMBER: builtins.int
     TRIES_FIELD_NUMBER: builtins.int
+    IF_UNSEEN_FIELD_NUMBER: builtins.int
     call_id: builtins.str
     outcome: agentserving.v1.types_pb2.Outcome.ValueType
     """COMPLETED: an engine's answer was passed on whole. REJECTED: its HTTP front refused the call (4xx)."""
@@ -185,6 +186,10 @@ class EndCallRequest(google.protobuf.message.Message):
     """Engine whose answer was passed on; those named before it have failed. Empty = the sender does not know."""
     tries: builtins.int
     """Engines that were tried, in the order of the ticket; 0 = the sender does not know."""
+    if_unseen: builtins.bool
+    """The sender cannot know whether an engine has the call: nothing is aborted, and a call that an engine has reported, or
+    reports within two seconds, goes on.
+    """
     def __init__(
         self,
         *,
@@ -194,8 +199,9 @@ class EndCallRequest(google.protobuf.message.Message):
         tenant: builtins.str = ...,
         engine_id: builtins.str = ...,
         tries: builtins.int = ...,
+        if_unseen: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["call_id", b"call_id", "engine_id", b"engine_id", "never_started", b"never_started", "outcome", b"outcome", "tenant", b"tenant", "tries", b"tries"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["call_id", b"call_id", "engine_id", b"engine_id", "if_unseen", b"if_unseen", "never_started", b"never_started", "outcome", b"outcome", "tenant", b"tenant", "tries", b"tries"]) -> None: ...
 
 global___EndCallRequest = EndCallRequest
 

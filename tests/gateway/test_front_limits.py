@@ -1,0 +1,101 @@
+"""The front refuses what is too much, and serves on: connections, memory. HTTP/2 without TLS is served."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from gateway.gateway_rig import answer_json, rig, until
+from support.eventually import DEADLINE_S
+
+PROGRAM = "x-agentserving-program-id: p\r\n"
+
+
+async def test_connections_beyond_the_limit_are_closed_and_the_others_are_served() -> None:
+    async with rig(answer_json, max_connections=5) as made:
+        held = [await asyncio.open_connection("127.0.0.1", made.port) for _ in range(5)]
+        request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+        for reader, writer in held:
+            writer.write(request)
+            assert (await reader.readuntil(b"ok\n")).startswith(b"HTTP/1.1 200")
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(DEADLINE_S):
+                writer.write(request)
+                assert await reader.read() == b""
+        writer.close()
+        held.pop()[1].close()
+
+        async def served() -> bool:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                return (await made.post(headers=PROGRAM)).startswith(b"HTTP/1.1 200")
+            return False
+
+        async with asyncio.timeout(DEADLINE_S):
+            while not await served():
+                await asyncio.sleep(0.02)
+        for _, writer in held:
+            writer.close()
+
+
+async def test_uploads_that_exceed_the_memory_are_refused_and_envoy_lives() -> None:
+    size = 4 << 20
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {size + 1}\r\n\r\n".encode()
+    async with rig(answer_json, max_heap_bytes=64 << 20, max_body_bytes=8 << 20) as made:
+        refused: list[bytes] = []
+
+        async def upload() -> None:
+            """All but the last byte of a body, and then whatever the front says."""
+            reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+            try:
+                writer.write(head + b"x" * size)
+                refused.append((await reader.read(1 << 16)).partition(b"\r\n")[0])
+            except ConnectionError:
+                refused.append(b"closed")
+            finally:
+                writer.close()
+
+        # Six times the memory of Envoy.
+        uploads = [asyncio.create_task(upload()) for _ in range(100)]
+        await until(lambda: len(refused) >= 10)
+        assert not [answer for answer in refused if b" 200 " in answer], refused
+        for each in uploads:
+            each.cancel()
+        await asyncio.gather(*uploads, return_exceptions=True)
+        async with asyncio.timeout(DEADLINE_S):
+            while not (await made.post(headers=PROGRAM)).startswith(b"HTTP/1.1 200"):
+                await asyncio.sleep(0.05)
+        assert made.envoy.returncode is None
+
+
+async def test_http_2_without_tls_is_served_and_cannot_forge_what_engines_trust() -> None:
+    """Frames by hand (RFC 9113): HPACK literals without indexing need no library."""
+    headers = [
+        (b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/v1/completions"), (b":authority", b"x"),
+        (b"x-agentserving-program-id", b"p"), (b"x-vllm-priority", b"-9"), (b"x-agentserving-call-id", b"forged"),
+    ]  # fmt: skip
+    block = b"".join(b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in headers)
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+    async with rig(answer_json) as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0))
+        for stream in (1, 3):
+            writer.write(frame(1, 4, stream, block) + frame(0, 1, stream, b"{}"))
+        bodies: dict[int, bytes] = {}
+        async with asyncio.timeout(DEADLINE_S):
+            while len(bodies) < 2:
+                length, kind = (prefix := await reader.readexactly(9))[:3], prefix[3]
+                payload = await reader.readexactly(int.from_bytes(length, "big"))
+                assert kind not in (3, 7), f"RST_STREAM or GOAWAY: {payload!r}"
+                if kind == 0 and payload:
+                    bodies[int.from_bytes(prefix[5:], "big")] = payload
+        writer.close()
+        assert bodies == {1: b"{}", 3: b"{}"}
+        assert len(made.engines[0].requests) == 2
+        for request in made.engines[0].requests:
+            assert request.startswith(b"POST /v1/completions HTTP/1.1\r\n")
+            assert b"forged" not in request
+            assert b"x-vllm-priority" not in request
