@@ -82,6 +82,9 @@ def tls_from_environment() -> Tls | None:
     return Tls.of(ca, cert, key, os.environ.get("AGENTSERVING_TLS_SERVER_NAME", "")) if ca or cert or key else None
 
 
+MAX_RESPONSE_BYTES = 64 << 20
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a client behaves.
@@ -91,6 +94,8 @@ class Settings:
     attempts: 3 survive a gateway or control plane that restarts in about a second.
     first_delay_s: seconds before the second attempt, doubled for each further one, half of them random.
     metadata: sent with every RPC: the credential and its tenant.
+    max_response_bytes: a longer response fails with RESOURCE_EXHAUSTED before it is read into memory. The default fits
+        lists of thousands of programs.
     """
 
     tls: Tls | Pem | None = field(default_factory=tls_from_environment)
@@ -98,6 +103,7 @@ class Settings:
     attempts: int = 3
     first_delay_s: float = 0.2
     metadata: Mapping[str, str] = field(default_factory=dict)
+    max_response_bytes: int = MAX_RESPONSE_BYTES
 
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """Metadata as gRPC takes it."""
