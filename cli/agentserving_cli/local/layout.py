@@ -1,9 +1,9 @@
-"""What runs where on one machine: ports, directories, command lines. Pure, except for free ports and CPU flags."""
+"""What runs where on one machine: ports, directories, command lines. Pure, except for the CPU's flags and the
+choice of ports."""
 
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -11,9 +11,14 @@ from pathlib import Path
 
 from agentserving.contract.policy import DEFAULT
 
-TINY = "tiny"
-# It needs no special tokens, of which the tiny model's tokenizer has none.
-TINY_TOOL_PARSER = "hermes"
+from agentserving_cli.local.ports import free_ports
+
+# Models that are made on this machine. TINY has random weights and a token for each byte: for measurements. SCRIPTED
+# calls tools and has the context that coding agents need.
+TINY, SCRIPTED = "tiny", "scripted"
+BUILT_IN_CONTEXT = {TINY: 8192, SCRIPTED: 131_072}
+# Of both; it needs no special tokens, of which TINY's tokenizer has none.
+BUILT_IN_TOOL_PARSER = "hermes"
 REPOSITORY_ROOTS = ("proto", "process", "controlplane", "gateway", "cli", "engine-image", "simulator")
 
 
@@ -31,12 +36,16 @@ class ClusterSpec:
     policy: str = DEFAULT.name
     balancer: str = "prefix_aware"
     gateway_port: int = 0
-    # For the tiny model and the simulator; other models get vLLM's default.
+    # For the built-in models and the simulator; other models get vLLM's default.
     max_num_seqs: int = 8
-    # TINY, or what vLLM's --model takes; engines serve it under this name.
+    # TINY, SCRIPTED, or what vLLM's --model takes; engines serve it under this name.
     model: str = TINY
-    # vLLM's parser of tool calls; empty = that of the tiny model, none for others.
+    # Clients, commands and parts need keys; without, anyone who reaches a port is served.
+    auth: bool = True
+    # vLLM's parser of tool calls; empty = that of the built-in models, none for others.
     tool_parser: str = ""
+    # What becomes of calls without a valid ticket: "refuse", or "last".
+    unticketed: str = "refuse"
     # Flags for every engine; they come last, so they win.
     engine_args: tuple[str, ...] = ()
 
@@ -75,29 +84,6 @@ class Ports:
     def control_plane(self) -> str:
         """host:port of all control planes, separated by commas."""
         return ",".join(f"127.0.0.1:{plane.grpc}" for plane in self.control_planes)
-
-
-def free_ports(count: int) -> list[int]:
-    """Free ports; all are open at the same time, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
-def port_is_free(port: int) -> bool:
-    """True when a server could listen on it. A port in TIME_WAIT is free."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 def choose_ports(spec: ClusterSpec) -> Ports:
@@ -143,9 +129,10 @@ def cpu_dtype() -> str:
 
 def vllm_argv(python: Path, model: Path | str, port: int, spec: ClusterSpec, *more: str) -> list[str]:
     """Command line of a vLLM with our scheduler (started as a module: the `vllm` script looks for another name)."""
-    tiny = [
-        "--load-format", "dummy", "--enforce-eager", "--dtype", cpu_dtype(), "--max-model-len", "8192",
-        "--max-num-seqs", str(spec.max_num_seqs),
+    context = BUILT_IN_CONTEXT.get(spec.model)
+    built_in = [
+        "--enforce-eager", "--dtype", cpu_dtype(), "--max-model-len", str(context),
+        "--max-num-seqs", str(spec.max_num_seqs), *(["--load-format", "dummy"] if spec.model == TINY else []),
     ]  # fmt: skip
     return [
         str(python), "-m", "vllm.entrypoints.openai.api_server",
@@ -153,22 +140,26 @@ def vllm_argv(python: Path, model: Path | str, port: int, spec: ClusterSpec, *mo
         "--host", "127.0.0.1", "--port", str(port),
         "--scheduler-cls", "agentserving_engine.scheduler.ProgramScheduler",
         "--middleware", "agentserving_engine.http.middleware.EngineMiddleware",
-        *(tiny if spec.model == TINY else []), *tool_flags(spec), *more, *spec.engine_args,
+        *(built_in if context else []), *tool_flags(spec), *more, *spec.engine_args,
     ]  # fmt: skip
 
 
 def tool_flags(spec: ClusterSpec) -> list[str]:
     """Without a parser vLLM refuses requests with tools. The right one depends on the model."""
-    parser = spec.tool_parser or (TINY_TOOL_PARSER if spec.model == TINY else "")
+    parser = spec.tool_parser or (BUILT_IN_TOOL_PARSER if spec.model in BUILT_IN_CONTEXT else "")
     return ["--enable-auto-tool-choice", "--tool-call-parser", parser] if parser else []
 
 
-def engine_env(engine_id: str, channel: Path, key: Path, core: int | None, gpus: Sequence[str] = ()) -> dict[str, str]:
+def engine_env(
+    engine_id: str, channel: Path, home: Path, core: int | None, gpus: Sequence[str] = (), unticketed: str = "refuse"
+) -> dict[str, str]:
     """Environment of an engine. Engines share no cores and GPUs: `core` binds a CPU vLLM, `gpus` are this engine's."""
     env = {
         "AGENTSERVING_ENGINE_ID": engine_id,
         "AGENTSERVING_CHANNEL_DIR": str(channel),
-        "AGENTSERVING_TICKET_KEY_FILE": str(key),
+        "AGENTSERVING_TICKET_KEY_FILE": str(home / "ticket.pub"),
+        "AGENTSERVING_GATEWAY_KEY_FILE": str(home / "gateway.pub"),
+        "AGENTSERVING_UNTICKETED": unticketed,
         "PYTHONPATH": source_path(),
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
