@@ -123,14 +123,14 @@ async def test_a_cluster_with_certificates_is_reached_with_the_clients_secret(an
         (answers / "ports").write_text(str(port))
         await served.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id="p1", name="agent"))
         done = await run("ps")
-        assert "Secret demo-client-tls has no tls.key yet" in done.output
+        assert "Secret demo-admin-tls has no tls.key yet" in done.output
         data["tls.key"] = base64.b64encode(secret["key"]).decode()
         (answers / "secrets.json").write_text(json.dumps({"data": data}))
         done = await run("ps")
         assert done.exit_code == 0, done.output
         assert done.output.splitlines()[1].split()[0] == "p1"
         asked = [json.loads(line) for line in (answers / "asked").read_text().splitlines()]
-        assert ["get", "secrets", "demo-client-tls", "-o", "json"] in asked
+        assert ["get", "secrets", "demo-admin-tls", "-o", "json"] in asked
         await server.stop(0)
 
 

@@ -174,6 +174,8 @@ def member(index: int) -> str:
 def etcd_members(directory: Path, files: CertificateFiles) -> Iterator[list[subprocess.Popen[bytes]]]:
     """etcd members with the flags of the manifests, each at its own loopback address."""
     flags = etcd_flags(make_cluster(tls={"issuer": "Operator"}, store={"etcd": {"members": 3}}))
+    # A single member also looks at the names of clients; with all others, the flags are those of three.
+    flags += [each for each in etcd_flags(make_cluster()) if "client-cert-allowed" in each]
     members = []
     try:
         for index in range(3):

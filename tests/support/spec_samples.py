@@ -82,7 +82,11 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({**MINIMAL, "tls": {"issuer": "Operator", "issuerRef": {"name": "ca"}}}, "spec.tls.issuerRef", "with no other"),
     ({**MINIMAL, "tls": {"issuerRef": {"name": "ca"}}}, "spec.tls.issuerRef", "with no other"),
     ({**MINIMAL, "auth": {"clients": "Keys"}, "tls": {"issuer": "None"}}, "spec.auth.clients", "needs spec.tls"),
-    ({**MINIMAL, "network": {"modelSources": [{"cidr": "example.com"}]}}, "cidr", "does not match"),
+    (
+        {**MINIMAL, "network": {"modelSources": [{"cidr": "example.com"}]}},
+        "spec.network.modelSources[0].cidr",
+        "does not match",
+    ),
     ({**MINIMAL, "network": {"metricsNamespaces": ["a", "a"]}}, "spec.network.metricsNamespaces[1]", "twice"),
     ({**MINIMAL, "tls": {"issuer": "Vault"}}, "spec.tls.issuer", "None, Operator, CertManager"),
     (
