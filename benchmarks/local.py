@@ -16,7 +16,8 @@ from agentserving import Client
 from agentserving.contract.policy import Policy
 from agentserving_cli.local import vllm_env
 from agentserving_cli.local.cluster import LocalCluster
-from agentserving_cli.local.layout import ClusterSpec, engine_env, free_ports, vllm_argv
+from agentserving_cli.local.layout import ClusterSpec, engine_env, vllm_argv
+from agentserving_cli.local.ports import free_ports
 from agentserving_cli.local.process import Child
 
 COUNTERS = (

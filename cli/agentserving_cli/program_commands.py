@@ -42,7 +42,6 @@ def program_commands(where: Where) -> list[click.Command]:
         _get(where, "get"),
         _get(where, "describe"),
         *_changes(where),
-        *_drains(where),
         _policy(where),
     ]
 
@@ -138,55 +137,39 @@ def _get(where: Where, name: str) -> click.Command:
     return get
 
 
-def _change(where: Where, name: str, text: str, operation: Callable[[str], Operation[Any]], done: str) -> click.Command:
+def _action(
+    where: Where, name: str, text: str, operation: Callable[[str], Operation[Any]], on: str, done: str
+) -> click.Command:
+    """A command that changes one object. `on` is "program" or "engine"; `done` is formatted with its fields."""
+
     @click.command(name, help=text)
-    @click.argument("program_id")
+    @click.argument(f"{on}_id")
     @output_option
     @where
-    def command(connect: Connect, program_id: str, output: str) -> None:
+    def command(connect: Connect, output: str, **argument: str) -> None:
         with connect() as client:
-            document = client.run(as_data(operation(program_id), "program"))
+            document = client.run(as_data(operation(argument[f"{on}_id"]), on))
         if is_data(output):
             print_data(document, output)
         else:
-            click.echo(f"program {document['program_id']} {done}")
+            click.echo(done.format_map(document))
 
     return command
 
 
 def _changes(where: Where) -> list[click.Command]:
     return [
-        _change(where, "cancel", "Abort the calls of a program and its sub-agents. Its next calls are refused until it "
-                "is opened again.", operations.cancel_program, "is cancelled"),
-        _change(where, "pause", "Pause a program's tree: its calls queue and do not run.",
-                operations.pause_program, "is paused"),
-        _change(where, "resume", "Resume a paused program's tree.", operations.resume_program, "goes on"),
-    ]  # fmt: skip
-
-
-def _drain(where: Where, name: str, text: str, operation: Callable[[str], Operation[Any]], done: str) -> click.Command:
-    @click.command(name, help=text)
-    @click.argument("engine_id")
-    @output_option
-    @where
-    def command(connect: Connect, engine_id: str, output: str) -> None:
-        with connect() as client:
-            document = client.run(as_data(operation(engine_id), "engine"))
-        if is_data(output):
-            print_data(document, output)
-        else:
-            calls = document["calls_in_flight"]
-            click.echo(f"engine {document['engine_id']} {done}; {calls} calls are in flight")
-
-    return command
-
-
-def _drains(where: Where) -> list[click.Command]:
-    return [
-        _drain(where, "drain", "Take an engine out for new calls; its calls finish. It lasts until undrain.",
-               operations.drain_engine, "is draining: it gets no new programs"),
-        _drain(where, "undrain", "End a drain: the engine gets new calls again.",
-               operations.undrain_engine, "gets new calls again"),
+        _action(where, "cancel", "Abort the calls of a program and its sub-agents. Its next calls are refused until it "
+                "is opened again.", operations.cancel_program, "program", "program {program_id} is cancelled"),
+        _action(where, "pause", "Pause a program's tree: its calls queue and do not run.",
+                operations.pause_program, "program", "program {program_id} is paused"),
+        _action(where, "resume", "Resume a paused program's tree.",
+                operations.resume_program, "program", "program {program_id} goes on"),
+        _action(where, "drain", "Take an engine out for new calls; its calls finish. It lasts until undrain.",
+                operations.drain_engine, "engine",
+                "engine {engine_id} is draining: it gets no new programs; {calls_in_flight} calls are in flight"),
+        _action(where, "undrain", "End a drain: the engine gets new calls again.", operations.undrain_engine, "engine",
+                "engine {engine_id} gets new calls again; {calls_in_flight} calls are in flight"),
     ]  # fmt: skip
 
 

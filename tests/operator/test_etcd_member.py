@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from agentserving_cli.local.cluster import find_etcd
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 from agentserving_operator.certificates.renewal import renewed
 from agentserving_operator.etcd_member import (
     EXISTING,

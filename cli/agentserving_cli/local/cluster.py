@@ -32,9 +32,9 @@ from agentserving_cli.local.layout import (
     engine_env,
     gpus_of,
     memory_share,
-    port_is_free,
     vllm_argv,
 )
+from agentserving_cli.local.ports import port_is_free
 from agentserving_cli.local.process import Child, StartFailedError
 from agentserving_cli.local.state_dir import StateDir
 from agentserving_cli.local.supervision import supervise
