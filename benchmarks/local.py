@@ -30,7 +30,7 @@ COUNTERS = (
 async def cluster(**spec: object) -> AsyncIterator[tuple[LocalCluster, Client]]:
     """A running cluster with a state directory of its own, and a client of its control plane."""
     with tempfile.TemporaryDirectory(prefix="agentserving-bench-") as directory:
-        async with LocalCluster(ClusterSpec(Path(directory), **spec)) as running:  # type: ignore[arg-type]
+        async with LocalCluster(ClusterSpec(Path(directory), auth=False, **spec)) as running:  # type: ignore[arg-type]
             with Client(running.control_plane) as client:
                 yield running, client
 

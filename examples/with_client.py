@@ -1,6 +1,6 @@
 """The plain OpenAI SDK with the client library, which gives the cluster more than headers can.
 
-    export OPENAI_BASE_URL=... OPENAI_API_KEY=none AGENTSERVING_CONTROL_PLANE=...       # `agentserving up` prints them
+    export OPENAI_BASE_URL=... OPENAI_API_KEY=... AGENTSERVING_CONTROL_PLANE=...       # `agentserving up` prints them
     python -m examples.with_client
 
 The calls below do not mention programs. The library derives from the tasks that they belong to one program, that the
@@ -11,17 +11,17 @@ the sub-agent a child program. Engines learn of tool waits: for how long the pro
 from __future__ import annotations
 
 import asyncio
+import os
 
 import agentserving
 import openai
 
-MODEL = "tiny"
-
 
 async def ask(sdk: openai.AsyncOpenAI, question: str) -> str:
     """One LLM call."""
+    model = os.environ.get("MODEL") or (await sdk.models.list()).data[0].id
     answer = await sdk.chat.completions.create(
-        model=MODEL, messages=[{"role": "user", "content": question}], max_tokens=40
+        model=model, messages=[{"role": "user", "content": question}], max_tokens=40
     )
     return answer.choices[0].message.content or ""
 

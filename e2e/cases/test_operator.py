@@ -118,7 +118,7 @@ def test_it_is_healthy_while_it_visits(running: OperatorProcess) -> None:
 
 def test_certificates_are_issued_and_repaired(admin: Kube, namespace: str, running: OperatorProcess) -> None:
     make(admin, namespace, {**SIMULATED, "tls": {"issuer": "Operator"}})
-    eventually("all objects are there, and five Secrets more", lambda: objects(admin, namespace) == 26)
+    eventually("all objects are there, and eight Secrets more", lambda: objects(admin, namespace) == 29)
     path = path_of("Secret", namespace, "demo-client-tls")
     before = admin.get(path)["data"]
     admin.must("PATCH", path, {"data": {"tls.key": "bm9uZQ=="}}, MERGE)

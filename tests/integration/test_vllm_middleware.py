@@ -16,6 +16,8 @@ import httpx
 import openai
 import psutil
 import pytest
+from agentserving.contract.response_ids import engine_of
+from agentserving.contract.signatures import public_bytes
 from agentserving_cli.local import vllm_env
 from agentserving_cli.local.layout import ClusterSpec, engine_env, vllm_argv
 from support.eventually import eventually
@@ -44,12 +46,13 @@ class Engine:
 
     def __init__(self, home: Path) -> None:
         python = vllm_env.ensure_vllm()
-        (home / "key").write_text(os.urandom(32).hex())
+        for signer in ("ticket", "gateway"):
+            (home / f"{signer}.pub").write_bytes(public_bytes(os.urandom(32)))
         # A free port could be another process's by the time vLLM listens.
         self.socket, self.log = str(home / "http.sock"), home / "log"
         spec = ClusterSpec(home, max_num_seqs=1)
         argv = vllm_argv(python, vllm_env.ensure_model(python), 0, spec, "--uds", self.socket)
-        env = {**engine_env("e0", home, home / "key", 0), "AGENTSERVING_SSE_KEEP_ALIVE_S": str(KEEP_ALIVE_S)}
+        env = {**engine_env("e0", home, home, 0, unticketed="last"), "AGENTSERVING_SSE_KEEP_ALIVE_S": str(KEEP_ALIVE_S)}
         self.http = self.client()
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(argv, env={**os.environ, **env}, stdout=out, stderr=out)
@@ -143,6 +146,15 @@ def test_a_call_that_waits_gets_comments_and_then_its_tokens(idle: Engine, path:
         whole = b"".join(served.iter_raw())
     assert seen.replace(COMMENT, b"")[:20] == (whole[:20] if path == "/v1/responses" else b"")
     assert whole.replace(COMMENT, b"").endswith(b"\n\n")
+
+
+def test_the_id_of_a_response_names_its_engine(idle: Engine) -> None:
+    path = "/v1/responses"
+    answered = idle.post(path, BODIES[path]).json()
+    assert engine_of(answered["id"]) == "e0"
+    with idle.stream(path, BODIES[path]) as served:
+        event = read_until(served.iter_raw(), b"\n\n").split(b"data: ")[1].split(b"\n")[0]
+    assert engine_of(json.loads(event)["response"]["id"]) == "e0"
 
 
 def test_the_sdk_reads_a_stream_with_comments(idle: Engine) -> None:

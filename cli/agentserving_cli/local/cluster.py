@@ -22,9 +22,10 @@ import httpx
 
 from agentserving_cli.local import commands, vllm_env
 from agentserving_cli.local.commands import Command
+from agentserving_cli.local.credentials import Credentials
 from agentserving_cli.local.engine_states import watch_states
 from agentserving_cli.local.layout import (
-    TINY,
+    BUILT_IN_CONTEXT,
     ClusterSpec,
     EngineAddresses,
     Ports,
@@ -66,6 +67,7 @@ class LocalCluster:
         # The reason, once the cluster cannot go on.
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._state = StateDir(spec.state_dir)
+        self.keys = Credentials(self._state.home)
         self._watchdog: Watchdog | None = None
         self._client = httpx.AsyncClient(timeout=2.0, trust_env=False)
         self._tasks: list[asyncio.Task[None]] = []
@@ -83,10 +85,16 @@ class LocalCluster:
         """host:port for gRPC; several are separated by commas."""
         return self.ports.control_plane
 
+    def key(self, name: str) -> str:
+        """The user's key as `client` or `admin`; empty without authentication."""
+        return self.keys.read(name) if self.spec.auth else ""
+
     async def __aenter__(self) -> LocalCluster:
         self._check_port()
         self._state.claim()
         try:
+            if self.spec.auth:
+                self.keys.make()
             self._watchdog = Watchdog()
             await self._start()
         except BaseException as error:
@@ -132,8 +140,8 @@ class LocalCluster:
         if self.spec.engine == "vllm":
             self._tell("vLLM environment")
             python = await asyncio.to_thread(vllm_env.ensure_vllm)
-            if self.spec.model == TINY:
-                model = str(await asyncio.to_thread(vllm_env.ensure_model, python))
+            if model in BUILT_IN_CONTEXT:
+                model = str(await asyncio.to_thread(vllm_env.ensure_model, python, model))
             if not self._cpu_build:
                 self._gpus = await asyncio.to_thread(vllm_env.visible_gpus)
         engines = [self._engine(index, engine, python, model) for index, engine in enumerate(self.ports.engines)]
@@ -145,10 +153,10 @@ class LocalCluster:
             await self._up(self._child(commands.control_plane(self.spec, self._state.home, self.ports, plane)))
         for engine in self.ports.engines:
             channel = self._state.socket_dir(engine.engine_id)
-            await self._launch(self._child(commands.sidecar(self._state.home, self.ports, engine, channel)))
+            await self._launch(self._child(commands.sidecar(self.spec, self._state.home, self.ports, engine, channel)))
         run_dir = self._state.socket_dir("front")
-        await self._launch(self._child(commands.picker(run_dir, self.ports)))
-        await self._launch(self._child(commands.gateway(run_dir, self.ports)))
+        await self._launch(self._child(commands.picker(self.spec, self._state.home, run_dir, self.ports)))
+        await self._launch(self._child(commands.gateway(self.spec, run_dir, self.ports)))
         self._tell("engines (loading the model)" if self.spec.engine == "vllm" else "engines")
         await self._await_ready(*engines)
         self._tell("sidecars and gateway")
@@ -156,7 +164,7 @@ class LocalCluster:
         self._state.write_addresses(self._describe())
         for child in self.children.values():
             self._start_task(f"supervision of {child.name}", self._supervise(child))
-        self._start_task("watch of the engines", watch_states(self.control_plane, self._tell))
+        self._start_task("watch of the engines", watch_states(self.control_plane, self.key("admin"), self._tell))
 
     def _start_task(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """A background task whose failure ends the cluster with a reason."""
@@ -238,10 +246,11 @@ class LocalCluster:
         home, channel = self._state.home, self._state.socket_dir(engine.engine_id)
         if self.spec.engine == "simulator":
             return self._child(commands.simulator(self.spec, home, engine, channel))
-        count, key = self.spec.engines, home / "ticket.key"
+        count = self.spec.engines
         argv = vllm_argv(python, model, engine.http, self.spec, *memory_share(count, self._gpus))
         core = index % (os.cpu_count() or 1) if self._cpu_build else None
-        env = engine_env(engine.engine_id, channel, key, core, gpus_of(index, count, self._gpus))
+        gpus = gpus_of(index, count, self._gpus)
+        env = engine_env(engine.engine_id, channel, home, core, gpus, self.spec.unticketed)
         return self._child(commands.vllm(self.spec, engine, argv, env))
 
     # -- life and end --------------------------------------------------------------------------------------------

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
 
+from agentserving_operator.spec.auth import ClientAuth
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.crd import API_VERSION, GROUP, KIND
 from agentserving_operator.spec.parsing import plain
@@ -21,6 +22,7 @@ MANAGED_BY = "app.kubernetes.io/managed-by"
 NAME = "agentserving"
 # Pods with this label may connect to control planes, sidecars and engines.
 CLIENT_LABEL = f"{GROUP}/client"
+NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 # User and group of distroless images. Volumes of all pods belong to this group.
 USER = 65_532
 
@@ -41,6 +43,8 @@ class Port:
     SIDECAR = 7071
     SIDECAR_HTTP = 7072
     CONTROL_PLANE = 7070
+    # Of clients with keys, and without certificates.
+    CONTROL_PLANE_CLIENTS = 7075
     CONTROL_PLANE_HTTP = 7080
     GATEWAY = 8080
     GATEWAY_HTTP = 8081
@@ -73,6 +77,8 @@ class AgentServingCluster:
     generation: int = 0
     # Identifies the set of trusted CAs; "" = not known. etcd reads its CAs only at its start.
     trust: str = ""
+    # Where the operator runs; "" = outside Kubernetes.
+    operator_namespace: str = ""
     # A value that differs from the last one requests a new ticket key; "" = no request.
     key_request: str = ""
 
@@ -232,9 +238,30 @@ def spread(cluster: AgentServingCluster, component: Component) -> list[Manifest]
     ]
 
 
+def keys_are_needed(cluster: AgentServingCluster) -> bool:
+    """Whether clients have keys, and a port of their own at control planes."""
+    return cluster.spec.auth.clients is ClientAuth.KEYS
+
+
+def namespaces(names: Sequence[str]) -> list[Manifest]:
+    """A NetworkPolicy's peer for all pods of these namespaces; no peer without any: an empty selector means all."""
+    if not names:
+        return []
+    # The API server sets this label, and nobody can give it to another namespace.
+    chosen = {"key": NAMESPACE_LABEL, "operator": "In", "values": list(names)}
+    return [{"namespaceSelector": {"matchExpressions": [chosen]}}]
+
+
 def secret_volume(name: str, secret: str) -> Manifest:
     """A Secret as files that only the pod's group can read."""
     return {"name": name, "secret": {"secretName": secret, "defaultMode": 0o440}}
+
+
+def secret_files(name: str, secret: str, files: Iterable[str]) -> Manifest:
+    """As `secret_volume`, but of these files only, as far as they exist."""
+    volume = secret_volume(name, secret)
+    volume["secret"] |= {"items": [{"key": each, "path": each} for each in files], "optional": True}
+    return volume
 
 
 def port(name: str, number: int) -> Manifest:

@@ -11,7 +11,6 @@ import base64
 import enum
 import hashlib
 import hmac
-import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -20,8 +19,8 @@ import msgspec
 
 from agentserving.contract.identity import NO_TENANT, Caller, Role
 from agentserving.contract.ids import Tenant
+from agentserving.contract.key_text import parse as parse
 
-_KEY = re.compile(r"as_([a-z0-9]{8})_[A-Za-z0-9_-]{43}")
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _ID_CHARS, _SECRET_BYTES, _HASH_BYTES = 8, 32, 32
 _BEARER = "bearer "
@@ -124,12 +123,6 @@ def new_key(
         expires_unix_s=int(now_unix_s + lifetime_s) if lifetime_s else 0,
     )
     return NewKey(text, row)
-
-
-def parse(text: str) -> str | None:
-    """The id of a key; None for text that is no key."""
-    match = _KEY.fullmatch(text)
-    return match[1] if match is not None else None
 
 
 def hash_of(text: str) -> bytes:
