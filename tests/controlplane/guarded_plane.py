@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from agentserving.contract.identity import Role
 from agentserving.contract.keys import NewKey, new_key
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 from agentserving_controlplane.__main__ import Servers
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.settings import AccessOptions, ClientAuth, Serving, Settings

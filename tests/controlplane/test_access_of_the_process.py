@@ -10,7 +10,7 @@ import pytest
 from agentserving.contract.identity import Role
 from agentserving.contract.keys import encode_rows
 from agentserving.v1 import key_service_pb2, key_service_pb2_grpc, program_service_pb2, program_service_pb2_grpc
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 from controlplane.guarded_plane import a_key, bearer
 from support.component import Component
 from support.etcd_server import EtcdServer

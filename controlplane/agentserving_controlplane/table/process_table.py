@@ -176,10 +176,7 @@ class ProcessTable:
     # -- reports -------------------------------------------------------------------------------------------------
 
     def report(self, report: CallReport, now: Instant, *, may_adopt: bool = True) -> ProgramRow | None:
-        """Applies an engine's report; returns the row when it changed something.
-
-        Refused: reports of a call that was placed on other engines, and unknown calls unless `may_adopt`.
-        """
+        """Applies an engine's report; returns the row when it changed something. Unknown calls need `may_adopt`."""
         self._changes.begin()
         if report.is_negative:
             self.totals.reports_ignored += 1
