@@ -167,11 +167,9 @@ class ProcessTable:
     @staticmethod
     def _thread(row: ProgramRow, thread_id: str) -> ThreadRow:
         """The thread, created when new and marked as used last; the least recently used one makes room."""
-        thread = row.threads.pop(thread_id, None)
-        if thread is None:
-            while len(row.threads) >= MAX_THREADS_KEPT:
-                del row.threads[next(iter(row.threads))]
-            thread = ThreadRow(thread_id)
+        thread = row.threads.pop(thread_id, None) or ThreadRow(thread_id)
+        while len(row.threads) >= MAX_THREADS_KEPT:
+            del row.threads[next(iter(row.threads))]
         row.threads[thread_id] = thread
         return thread
 
