@@ -52,6 +52,7 @@ OPTIONAL_SCHEDULER_SYMBOLS = {
 REQUEST_ATTRIBUTES = (
     "arrival_time",
     "block_hashes",
+    "cache_salt",
     "client_index",
     "get_finished_reason",
     "lora_request",
@@ -65,6 +66,7 @@ REQUEST_ATTRIBUTES = (
     "resumable",
     "session_id",
     "status",
+    "update_block_hashes",
 )
 
 

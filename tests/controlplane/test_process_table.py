@@ -51,6 +51,29 @@ def test_counters_only_grow() -> None:
     assert row.attained_service_us == 9
 
 
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=6), st.integers(0, 5), st.sampled_from(Accounting))
+def test_ending_a_call_before_its_engine_does_saves_nothing(
+    progress: list[int], ended_after: int, accounting: Accounting
+) -> None:
+    """EndCall(never_started) or a retry while the call runs: the engine's later reports still count."""
+    honest, early = ProcessTable(1, accounting), ProcessTable(1, accounting)
+    accounts = []
+    for table in (honest, early):
+        row = open_program(table, "p")
+        call = admit(table, "p")
+        last = len(progress) - 1
+        for step, service_us in enumerate(sorted(progress)):
+            outcome = Outcome.COMPLETED if step == last else Outcome.NONE
+            table.report(report_of(call, "p", service_us, outcome), at(step))
+            if table is early and step == ended_after and step != last:
+                assert table.end_call(key("p"), call.call_id, Outcome.CANCELLED, at(step))
+        check_invariants(table)
+        accounts.append((row.attained_service_us, row.total_service_us))
+        table.report(report_of(call, "p", 10_000), at(99))
+        assert (row.attained_service_us, row.total_service_us) == accounts[-1], "the last report is final"
+    assert accounts[0] == accounts[1]
+
+
 def test_a_sub_agent_charges_the_root() -> None:
     table = ProcessTable(1, Accounting.SUM)
     root = open_program(table, "p")

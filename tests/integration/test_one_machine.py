@@ -138,7 +138,8 @@ def test_metrics_have_our_prefix_and_a_unit(cluster: Cluster) -> None:
 @contextmanager
 def gateway(cluster: Cluster, directory: Path, run_dir: Path) -> Iterator[tuple[str, str]]:
     """Another gateway of the same cluster: its base URL and its metrics page."""
-    front = Front(directory, run_dir, control_plane=cluster.addresses["control_plane"]).start()
+    key = cluster.directory / "gateway.key"
+    front = Front(directory, run_dir, control_plane=cluster.addresses["control_plane"], ticket_key_file=key).start()
     try:
         front.picker.wait_ready(path="/healthz")
         Cluster.wait(lambda: _answers(f"http://127.0.0.1:{front.port}/health"), 30)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import grpc
+from agentserving.contract.signatures import public_bytes
 from agentserving.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,
@@ -56,6 +57,7 @@ class KillableCluster:
         listens = [f"127.0.0.1:{port}" for port in free_ports(planes)]
         self.listen, self.addresses = listens[0], ",".join(listens)
         (self.directory / "key").write_bytes(KEY)
+        (self.directory / "public").write_bytes(public_bytes(KEY))
         self.planes = {listen: self.another_control_plane(**{"listen": listen, **flags}) for listen in listens}
         self.control_plane = self.planes[self.listen]
         self._count = engines

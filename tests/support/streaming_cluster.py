@@ -40,7 +40,7 @@ class StreamingCluster(KillableCluster):
         home = self.directory / engine_id
         home.mkdir()
         engine, listen = (f"127.0.0.1:{port}" for port in free_ports(2))
-        key = self.directory / "key"
+        key = self.directory / "public"
         simulator = self.simulators[engine_id] = Simulator(
             self.directory, listen=engine, engine_id=engine_id, channel_dir=home, ticket_key_file=key, max_num_seqs=32
         )

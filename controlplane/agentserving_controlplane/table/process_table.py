@@ -23,6 +23,7 @@ from agentserving_controlplane.table.call_chunks import ROW
 from agentserving_controlplane.table.changes import Changes, Item
 from agentserving_controlplane.table.endings import EndedCall, origin_of
 from agentserving_controlplane.table.expiry import Limits, idle_limit_us, retention_us
+from agentserving_controlplane.table.late_charges import LateCharges
 from agentserving_controlplane.table.numbering import count_adopted, is_counted
 from agentserving_controlplane.table.program_index import ProgramIndex
 from agentserving_controlplane.table.programs import PROGRAM_ID, Programs, Totals
@@ -58,6 +59,7 @@ class ProcessTable:
         self.programs = Programs(epoch, self.index, self._changes, self.totals)
         self._planner = AdmissionPlanner(self.index, self.programs)
         self._next_number = 0
+        self._late = LateCharges()
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -165,11 +167,9 @@ class ProcessTable:
     @staticmethod
     def _thread(row: ProgramRow, thread_id: str) -> ThreadRow:
         """The thread, created when new and marked as used last; the least recently used one makes room."""
-        thread = row.threads.pop(thread_id, None)
-        if thread is None:
-            while len(row.threads) >= MAX_THREADS_KEPT:
-                del row.threads[next(iter(row.threads))]
-            thread = ThreadRow(thread_id)
+        thread = row.threads.pop(thread_id, None) or ThreadRow(thread_id)
+        while len(row.threads) >= MAX_THREADS_KEPT:
+            del row.threads[next(iter(row.threads))]
         row.threads[thread_id] = thread
         return thread
 
@@ -183,6 +183,9 @@ class ProcessTable:
             return None
         row = self.index.rows.get(report.key)
         call = row.calls.get(report.call_id) if row is not None else None
+        if row and not call and self._late.charge(row, self.index.root_of(row), report, self.accounting):
+            self.programs.touch(row, with_root=True)
+            return row
         if row is None or call is None:
             adopted = self._adopt(row, report, now) if may_adopt else None
             if adopted is None:
@@ -261,8 +264,8 @@ class ProcessTable:
     def end_call(self, key: ProgramKey, call_id: CallId, outcome: Outcome, now: Instant) -> CallRow | None:
         """Ends a call without its engine's final report; returns the call, or None when it is not in flight.
 
-        A call that was reported is charged with its last report. One that was never reported is taken back: if an
-        engine reports it after all, it is counted as if its admission had been lost.
+        A call that was reported is charged with its last report, and what comes later is added. One that was never
+        reported is taken back: if an engine reports it after all, it is counted as if its admission had been lost.
         """
         self._changes.begin()
         return self._end_early(key, call_id, outcome, now)
@@ -274,6 +277,7 @@ class ProcessTable:
             return None
         if call.boot_id:
             self._charge_and_end(row, call, outcome, now)
+            self._late.note(call)
             return call
         row.missing.append(call_id)
         del row.missing[:-MAX_MISSING_KEPT]

@@ -108,7 +108,9 @@ class CustomPolicy:
     )
     max_preemptions: int = integer("Running calls preempted per decision; 0: none.", 0, 4_096, default=0)
     decision_interval_steps: int = integer("Engine steps between decisions.", 1, 10_000, default=1)
-    unmanaged_level: int = integer("Level of calls without a ticket.", 0, values.MAX_LEVELS - 1, default=0)
+    unmanaged_level: int = integer(
+        "Has no effect: calls without a ticket run behind all levels.", 0, values.MAX_LEVELS - 1, default=0
+    )
     retention_milli: int = integer(
         "KV is retained during a tool wait for this share of the time to compute it again, in thousandths; 0: off.",
         0,

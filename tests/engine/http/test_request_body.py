@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from agentserving_engine.http.request_body import RefusedBodyError, asks_for_a_stream
+from agentserving_engine.http.request_body import RefusedBodyError, asks_for_a_stream, with_salt
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,3 +102,53 @@ def test_the_answer_is_that_of_pythons_json(document: dict[str, Any], ascii_only
             asks_for_a_stream([body[:cut], body[cut:]])
     else:
         assert asks_for_a_stream([body[:cut], body[cut:]]) is (document.get("stream") is True)
+
+
+@pytest.mark.parametrize("field", ["priority", "kv_transfer_params", "ec_transfer_params", "cache_salt", "request_id"])
+@pytest.mark.parametrize("shape", ['{"%s": %s}', '{"vllm_xargs": {"%s": %s}}', '{"t": NaN, "%s": %s}'])
+def test_fields_that_order_or_route_are_not_taken_from_clients(field: str, shape: str) -> None:
+    for said in ("5", '"x"', '{"do_remote_prefill": true}', "[1]"):
+        with pytest.raises(RefusedBodyError, match="set by agentserving") as caught:
+            asks_for_a_stream([(shape % (field, said)).encode()])
+        assert (caught.value.code, caught.value.status) == ("reserved_field", 400)
+    for unsaid in ("null", "0", '""', "{}"):
+        assert not asks_for_a_stream([(shape % (field, unsaid)).encode()])
+    assert not asks_for_a_stream([json.dumps({"metadata": {field: "mine"}}).encode()])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text() | st.just("cache_salt"), JSON, max_size=5), st.sampled_from(["", " ", "\n\t"]))
+def test_the_salt_is_what_python_reads_last_and_nothing_else_changes(document: dict[str, Any], tail: str) -> None:
+    for text in (json.dumps(document), json.dumps(document, ensure_ascii=False, indent=1)):
+        try:
+            body = (text + tail).encode()
+        except UnicodeEncodeError:
+            continue
+        salted = json.loads(with_salt(body, "s"))
+        assert repr(salted) == repr({**document, "cache_salt": "s"}) or salted == {**document, "cache_salt": "s"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"cache_salt": null}',
+        b'{"cache_salt": "", "cache\\u005fsalt": null}',
+        b'\xef\xbb\xbf{"prompt": "x"}',
+        '{"prompt": "x"}'.encode("utf-16"),
+        b'{"prompt": "x", "temperature": NaN}',
+    ],
+)
+def test_no_spelling_of_a_body_escapes_the_salt(body: bytes) -> None:
+    assert not asks_for_a_stream([body])
+    assert json.loads(with_salt(body, "s"))["cache_salt"] == "s"
+
+
+@pytest.mark.parametrize("body", [b"", b"[1]", b"no json", b'{"a": 1} x'])
+def test_what_vllm_refuses_stays_as_it_is(body: bytes) -> None:
+    assert with_salt(body, "s") == body

@@ -79,6 +79,9 @@ class Options:
     queue: str = "fcfs"
     # As with a KV connector that loads: what a step in flight may still write to is freed when that step is over.
     late_frees: bool = False
+    # The plugin's settings of the same names.
+    unticketed: str = "last"
+    tenant_cache: str = "separate"
 
 
 @dataclass
@@ -136,6 +139,8 @@ class Engine:
         os.environ["AGENTSERVING_ENGINE_ID"] = ENGINE_ID
         os.environ["AGENTSERVING_TICKET_KEY_FILE"] = str(directory / "key")
         os.environ["AGENTSERVING_CHANNEL_DIR"] = str(directory)
+        os.environ["AGENTSERVING_UNTICKETED"] = options.unticketed
+        os.environ["AGENTSERVING_TENANT_CACHE"] = options.tenant_cache
         config = self.config = make_config(options, asynchronous)
         self.structured_output = StructuredOutputManager(config)
         attention = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=16, dtype=torch.float32)
