@@ -232,3 +232,33 @@ async def test_nobody_is_served_while_no_keys_are_known() -> None:
                 assert value(answer, "retry-after")
                 assert "has not received the API keys" in body(answer)["error"]["message"]
         assert made.engines[0].requests == []
+
+
+@pytest.mark.parametrize("by_body", [False, True])
+async def test_a_keys_calls_a_minute_are_bounded_and_each_is_counted_once(doors: Doors, by_body: bool) -> None:
+    text, other = await doors.make("a", calls_per_minute=3), await doors.make("a")
+    program = "" if by_body else PROGRAM
+    for left in (2, 1, 0):
+        answer = await doors.made.post(body=b'{"prompt_cache_key": "p"}', headers=bearer(text) + program)
+        assert status(answer) == 200
+        assert value(answer, "x-ratelimit-limit-requests") == "3"
+        assert value(answer, "x-ratelimit-remaining-requests") == str(left)
+    for path in ("/v1/completions", "/v1/messages"):
+        answer = await doors.made.post(path, headers=bearer(text) + program)
+        assert status(answer) == 429
+        assert 0 < int(value(answer, "retry-after")) <= 20
+        assert value(answer, "x-ratelimit-remaining-requests") == "0"
+        assert "3 requests a minute" in body(answer)["error"]["message"]
+        assert body(answer)["error"]["type"] == "rate_limit_error"
+    answer = await doors.made.post(headers=bearer(other) + program)
+    assert status(answer) == 200
+    assert not value(answer, "x-ratelimit-limit-requests")
+
+
+async def test_a_keys_prompt_tokens_a_minute_are_bounded(doors: Doors) -> None:
+    text = await doors.make("a", prompt_tokens_per_minute=1000)
+    large = b'{"prompt": "%s"}' % (b"x" * 3200)
+    assert status(await doors.made.post(body=large, headers=bearer(text) + PROGRAM)) == 200
+    answer = await doors.made.post(body=large, headers=bearer(text) + PROGRAM)
+    assert status(answer) == 429
+    assert "1000 prompt tokens a minute" in body(answer)["error"]["message"]
