@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
@@ -50,7 +51,7 @@ class FrontPicker:
     async def __aenter__(self) -> Self:
         paths, stack = self._paths, self._stack
         await stack.enter_async_context(self.admin)
-        await stack.enter_async_context(exchange_log.served(paths.log_socket, self._ended))
+        await stack.enter_async_context(exchange_log.served(paths.log_socket, self._ended, self._passed_on))
         await stack.enter_async_context(
             model_lists.served(self.admission, self.authenticator, Path(paths.reads_socket))
         )
@@ -82,6 +83,11 @@ class FrontPicker:
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
+
+    def _passed_on(self, calls: Mapping[Tenant, Sequence[CallId]]) -> None:
+        """Envoy has logged exchanges of calls that went as planned."""
+        for tenant, call_ids in calls.items():
+            self.admission.passed_on(tenant, call_ids)
 
     def _ended(self, exchange: Exchange) -> None:
         """Envoy has logged the end of an exchange that did not go as planned."""

@@ -95,6 +95,10 @@ class Admissions:
                 self._plane.ends.end(end)
                 ended = pb.EndCallResponse()
                 return pb.AdmissionsResponse(stream_id=number, epoch=epoch, ended=ended) if number else None
+            case "over":
+                self._plane.ends.passed_on(gateway_tenant(request.over.tenant, tenant), request.over.call_ids)
+                ended = pb.EndCallResponse()
+                return pb.AdmissionsResponse(stream_id=number, epoch=epoch, ended=ended) if number else None
             case "hello":
                 self._reads_more = request.hello.reads_more
         return None

@@ -1,7 +1,7 @@
 """The HTTP filters of the front, in their order, and what a route may switch off. Pure.
 
 A request passes: CORS, the limit of its body, the removal of headers that clients must not set, `pick` (the picker
-decides by the head), `pick by body` (only when the picker could not), the router.
+decides by the head), `pick by body` (only when the picker could not), what holds when no picker answered, the router.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def http_filters(settings: FrontSettings) -> list[Json]:
             PICK_BY_BODY_S,
             with_request_body={"max_request_bytes": settings.max_body_bytes, "pack_as_bytes": True},
         ),
+        _retry_unasked(),
         extension(
             "filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
         ),
@@ -64,6 +65,16 @@ def _remove_reserved() -> Json:
         "filters.http.header_mutation",
         "extensions.filters.http.header_mutation.v3.HeaderMutation",
         mutations={"request_mutations": mutations},
+    )
+
+
+def _retry_unasked() -> Json:
+    """While the picker is away nothing is known of other engines: another one, if there is any, may do better."""
+    one = {"append": header(names.RETRY_ON, names.RETRY_SERVER_ERRORS, "ADD_IF_ABSENT")}
+    return extension(
+        "filters.http.header_mutation",
+        "extensions.filters.http.header_mutation.v3.HeaderMutation",
+        mutations={"request_mutations": [one]},
     )
 
 

@@ -26,8 +26,9 @@ TENANT, CREDENTIAL = "x-agentserving-tenant", "x-agentserving-credential"
 ENVOYS_OWN = "x-envoy-"
 # What the picker tells clients: of a refusal, and (prefix, OpenAI's) of their key's rates.
 REFUSAL, RATES = ("content-type", "retry-after", "www-authenticate"), "x-ratelimit-"
-# Added by the picker to what the route retries on.
+# Added to what the route retries on: by the picker, or else by Envoy.
 RETRY_ON = "x-envoy-retry-on"
+RETRY_SERVER_ERRORS, RETRY_NOTHING_ELSE = "retriable-status-codes", "reset"
 
 # Believed by an engine or by Envoy, so never taken from a client.
 RESERVED = (

@@ -115,7 +115,8 @@ def _retries(route: Route) -> Json:
         "retry_on": RETRY_ON,
         "retriable_status_codes": SERVER_ERRORS,
         "num_retries": RETRIES,
-        "host_selection_retry_max_attempts": 5,
+        # Without names, the ring is asked for another engine so often: 5 found none of two in one call of seven.
+        "host_selection_retry_max_attempts": 30,
         "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": predicate}],
         "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.1s"},
     }

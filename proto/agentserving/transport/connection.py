@@ -83,6 +83,7 @@ def tls_from_environment() -> Tls | None:
     return Tls.of(ca, cert, key, os.environ.get("AGENTSERVING_TLS_SERVER_NAME", "")) if ca or cert or key else None
 
 
+MAX_RESPONSE_BYTES = 64 << 20
 # In this order: the first that holds a key of ours. The SDKs' variables may hold those of other services.
 KEY_VARIABLES = ("AGENTSERVING_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 
@@ -105,6 +106,8 @@ class Settings:
     api_key: the caller's credential, by default from the environment; "" = none.
     key_file: a file with the credential, read for each RPC; it is used when `api_key` is "".
     metadata: also sent with every RPC.
+    max_response_bytes: a longer response fails with RESOURCE_EXHAUSTED before it is read into memory. The default fits
+        lists of thousands of programs.
     """
 
     tls: Tls | Pem | None = field(default_factory=tls_from_environment)
@@ -114,6 +117,7 @@ class Settings:
     metadata: Mapping[str, str] = field(default_factory=dict)
     api_key: str = field(default_factory=key_from_environment, repr=False, kw_only=True)
     key_file: Path | None = field(default=None, kw_only=True)
+    max_response_bytes: int = field(default=MAX_RESPONSE_BYTES, kw_only=True)
 
     def pairs(self) -> Metadata:
         """Metadata as gRPC takes it. OSError when the key's file cannot be read."""
