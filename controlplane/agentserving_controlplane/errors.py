@@ -5,6 +5,7 @@ DomainError
  +- InvalidError        INVALID_ARGUMENT; `field` names the field
  +- ConflictError       FAILED_PRECONDITION
  +- ForbiddenError      PERMISSION_DENIED
+ +- NotAllowedError     PERMISSION_DENIED; of the caller, not of the state
  +- UnauthenticatedError  UNAUTHENTICATED
  +- ExistsError         ALREADY_EXISTS
  +- OverloadedError     RESOURCE_EXHAUSTED; retry after `retry_after_s`
@@ -45,9 +46,11 @@ class ConflictError(DomainError):
 
 
 class ForbiddenError(DomainError):
-    """This caller may not do this; or the owner has cancelled the program, whose calls are refused until it is opened
-    again.
-    """
+    """The owner has cancelled this program: its calls are refused until it is opened again."""
+
+
+class NotAllowedError(DomainError):
+    """This caller may not do this, whatever the state: written to the audit log."""
 
 
 class UnauthenticatedError(DomainError):

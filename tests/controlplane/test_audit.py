@@ -8,7 +8,14 @@ from typing import Any
 import grpc
 import pytest
 from agentserving.contract.identity import ANONYMOUS, Role
-from agentserving.v1 import admin_service_pb2, admin_service_pb2_grpc, program_service_pb2, program_service_pb2_grpc
+from agentserving.v1 import (
+    admin_service_pb2,
+    admin_service_pb2_grpc,
+    call_service_pb2,
+    call_service_pb2_grpc,
+    program_service_pb2,
+    program_service_pb2_grpc,
+)
 from agentserving_controlplane.api.audit import BURST, MAX_CHARS, REFUSALS_PER_S, Audit, object_of
 from controlplane.guarded_plane import a_key, bearer, guarded
 from structlog.testing import capture_logs
@@ -46,6 +53,9 @@ async def test_a_change_a_failed_change_and_a_refusal_are_one_line_each_and_a_re
             for sent in (
                 programs.PauseProgram(program_service_pb2.PauseProgramRequest(program_id="none"), metadata=mine),
                 admin.DrainEngine(admin_service_pb2.DrainEngineRequest(engine_id="e1"), metadata=mine),
+                call_service_pb2_grpc.CallServiceStub(channel).AdmitCall(
+                    call_service_pb2.AdmitCallRequest(program_id="p", tenant="globex"), metadata=mine
+                ),
                 programs.CancelProgram(
                     program_service_pb2.CancelProgramRequest(program_id="p"),
                     metadata=bearer("as_stolen"),
@@ -60,9 +70,10 @@ async def test_a_change_a_failed_change_and_a_refusal_are_one_line_each_and_a_re
         ("ProgramService.OpenProgram", "program/p", key, "client", "OK"),
         ("ProgramService.PauseProgram", "program/none", key, "client", "NOT_FOUND"),
         ("AdminService.DrainEngine", "engine/e1", key, "client", "PERMISSION_DENIED"),
+        ("CallService.AdmitCall", "program/p", key, "client", "PERMISSION_DENIED"),
         ("ProgramService.CancelProgram", "program/p", "", "anonymous", "UNAUTHENTICATED"),
     ]
-    assert [each.get("reason", "") for each in lines] == ["", "", "NOT_ALLOWED", "UNKNOWN_KEY"]
+    assert [each.get("reason", "") for each in lines] == ["", "", "NOT_ALLOWED", "FOREIGN_TENANT", "UNKNOWN_KEY"]
     assert (lines[0]["tenant"], lines[0]["request_id"]) == ("acme", "r-7")
     assert all(each["peer"].startswith("ipv4:127.0.0.1:") for each in lines)
     written = json.dumps(logs)

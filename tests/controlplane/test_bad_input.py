@@ -68,7 +68,7 @@ EXISTS, CONFLICT = StatusCode.ALREADY_EXISTS, StatusCode.FAILED_PRECONDITION
 BAD = [
     (admit(program_id="nobody"), NOT_FOUND, "PROGRAM_NOT_FOUND", "program_id"),
     (admit(program_id="foreign"), NOT_FOUND, "PROGRAM_NOT_FOUND", "program_id"),
-    (admit(program_id="p", tenant="other"), INVALID, "FOREIGN_TENANT", "tenant"),
+    (admit(program_id="p", tenant="other"), StatusCode.PERMISSION_DENIED, "FOREIGN_TENANT", "tenant"),
     (admit(program_id="closed"), CONFLICT, "PROGRAM_CLOSED", "program_id"),
     (admit(program_id="p", prompt_tokens=-1), INVALID, "NEGATIVE", "prompt_tokens"),
     (admit(program_id="p", prompt_tokens=-(2**63)), INVALID, "NEGATIVE", "prompt_tokens"),

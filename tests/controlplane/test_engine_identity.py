@@ -9,10 +9,11 @@ from agentserving.contract.identity import Role
 from agentserving.v1 import engine_service_pb2, engine_service_pb2_grpc
 from agentserving_controlplane import engine_sessions
 from agentserving_controlplane.engines.identity import EngineIdentity
-from agentserving_controlplane.errors import ForbiddenError
+from agentserving_controlplane.errors import NotAllowedError
 from agentserving_controlplane.table.states import Outcome
 from controlplane.guarded_plane import a_key, bearer, guarded
 from controlplane.leader_builders import ACME, admit, attach, leader, report
+from structlog.testing import capture_logs
 from support.served_plane import refusal
 
 
@@ -49,13 +50,13 @@ def test_an_engine_is_where_its_sidecar_connects_from_or_where_the_operator_says
     if allowed:
         identity.check("e1", address=address)
     else:
-        with pytest.raises(ForbiddenError) as caught:
+        with pytest.raises(NotAllowedError) as caught:
             identity.check("e1", address=address)
         assert (caught.value.reason, caught.value.field) == ("FOREIGN_ADDRESS", "address")
 
 
 def test_a_sidecar_speaks_for_the_engine_of_its_credential_only() -> None:
-    with pytest.raises(ForbiddenError, match="'e1'") as caught:
+    with pytest.raises(NotAllowedError, match="'e1'") as caught:
         EngineIdentity(engine_id="e1", peer_host="10.0.0.5").check("e2", address="10.0.0.5:1")
     assert caught.value.field == "engine_id"
     EngineIdentity(engine_id="", peer_host="10.0.0.5").check("e2", address="10.0.0.5:1")
@@ -63,7 +64,8 @@ def test_a_sidecar_speaks_for_the_engine_of_its_credential_only() -> None:
 
 async def test_a_stranger_replaces_no_engine_and_moves_none() -> None:
     tokens = [a_key(role=Role.SIDECAR, name=name) for name in ("e1", "e2")]
-    async with guarded(None, two_ports=False, bootstrap_keys=tuple(each.row for each in tokens)) as plane:
+    given = tuple(each.row for each in tokens)
+    async with guarded(None, two_ports=False, bootstrap_keys=given) as plane:
         stub = engine_service_pb2_grpc.EngineServiceStub(await plane.parts())
 
         async def attaches(text: str, **fields: Any) -> Any:
@@ -74,14 +76,20 @@ async def test_a_stranger_replaces_no_engine_and_moves_none() -> None:
             return stream, answer
 
         stream, _ = await attaches(tokens[0].text)
-        foreign = await refusal(attaches(tokens[1].text))
-        assert (foreign.reason, foreign.field) == ("NOT_ALLOWED", "engine_id")
-        for field in ("address", "sidecar_address"):
-            moved = await refusal(attaches(tokens[0].text, **{field: "169.254.169.254:80"}))
-            assert (moved.reason, moved.field) == ("FOREIGN_ADDRESS", field)
+        with capture_logs() as logs:
+            foreign = await refusal(attaches(tokens[1].text))
+            assert (foreign.reason, foreign.field) == ("NOT_ALLOWED", "engine_id")
+            for field in ("address", "sidecar_address"):
+                moved = await refusal(attaches(tokens[0].text, **{field: "169.254.169.254:80"}))
+                assert (moved.reason, moved.field) == ("FOREIGN_ADDRESS", field)
         engine = plane.plane.engines.engines["e1"]  # type: ignore[index]
         assert (engine.attached, engine.address) == (True, "127.0.0.1:9")
         assert not stream.done()
+        refused = [(each["who"], each["reason"]) for each in logs if "reason" in each and each["event"] == "audit"]
+        assert refused == [
+            (tokens[1].row.key_id, "NOT_ALLOWED"), (tokens[0].row.key_id, "FOREIGN_ADDRESS"),
+            (tokens[0].row.key_id, "FOREIGN_ADDRESS"),
+        ]  # fmt: skip
         stream.cancel()
 
 

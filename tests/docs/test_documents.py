@@ -62,6 +62,17 @@ def test_each_test_in_the_table_of_bugs_exists() -> None:
     assert missing == []
 
 
+def test_each_control_has_a_state_and_names_tests_that_exist() -> None:
+    rows = re.findall(
+        r"^\| (\d+) \| [^|]+ \| ([^|]+) \| [^|]* \| ([^|]*)\|$", (ROOT / "docs/security.md").read_text(), re.M
+    )
+    assert [int(number) for number, _, _ in rows] == list(range(1, 25))
+    assert {state for _, state, _ in rows} <= {"met", "partly", "not met"}
+    named = {number: re.findall(r"`([^`]+)`", tests) for number, _, tests in rows}
+    assert [path for tests in named.values() for path in tests if not (ROOT / path).exists()] == []
+    assert [number for number, state, _ in rows if state == "met" and not named[number]] == []
+
+
 def functions(path: Path) -> set[str]:
     """Names of the functions defined anywhere in a file; empty when there is no such file."""
     if not path.exists():

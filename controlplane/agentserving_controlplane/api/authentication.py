@@ -17,7 +17,7 @@ from agentserving.contract.identity import Caller, Identity, Role
 from agentserving.contract.ids import Tenant
 from agentserving.contract.keys import KeyRefusal, KeyRefusedError, KeyRow, KeySet, from_authorization
 
-from agentserving_controlplane.errors import ForbiddenError, InvalidError, UnauthenticatedError
+from agentserving_controlplane.errors import InvalidError, NotAllowedError, UnauthenticatedError
 
 _URIS, _TENANT_CLAIM = "peer_uri", "x-agentserving-tenant"
 # Keys in use at a time; the text of valid ones only is remembered, in memory.
@@ -36,6 +36,12 @@ _ADMITTED: ContextVar[Admitted | None] = ContextVar("admitted", default=None)
 
 admitted = _ADMITTED.get
 set_admitted = _ADMITTED.set
+
+# What a servicer has refused to the caller of the RPC of this task, for the audit log.
+_REFUSAL: ContextVar[NotAllowedError | None] = ContextVar("refusal", default=None)
+
+noted_refusal = _REFUSAL.get
+note_refusal = _REFUSAL.set
 
 
 def current_caller() -> Caller | None:
@@ -64,7 +70,7 @@ def claimed_tenant(caller: Caller | None, metadata: Metadata) -> Tenant:
     if caller is None or caller.role is not Role.CLIENT:
         return check_tenant(claimed) if claimed else DEFAULT_TENANT
     if claimed and claimed != caller.tenant:
-        raise ForbiddenError(
+        raise NotAllowedError(
             "FOREIGN_TENANT", f"x-agentserving-tenant: this key belongs to tenant {caller.tenant!r}", field="tenant"
         )
     return caller.tenant

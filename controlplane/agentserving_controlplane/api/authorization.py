@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from agentserving.contract.identity import Caller, Role
 
-from agentserving_controlplane.errors import ForbiddenError
+from agentserving_controlplane.errors import NotAllowedError
 
 
 class Port(enum.Enum):
@@ -103,7 +103,7 @@ def short(path: str) -> str:
     return path.removeprefix(_PACKAGE).replace("/", ".")
 
 
-def not_allowed(caller: Caller, path: str, port: Port) -> ForbiddenError:
+def not_allowed(caller: Caller, path: str, port: Port) -> NotAllowedError:
     """The refusal of a caller who may not use an RPC on this port."""
     access = access_to(path)
     if port is Port.CLIENTS and not access.for_clients:
@@ -111,4 +111,4 @@ def not_allowed(caller: Caller, path: str, port: Port) -> ForbiddenError:
     else:
         allowed = ", ".join(sorted(access.roles)) or "nobody"
         text = f"role {caller.role} may not use {short(path)}; allowed: {allowed}"
-    return ForbiddenError("NOT_ALLOWED", text)
+    return NotAllowedError("NOT_ALLOWED", text)

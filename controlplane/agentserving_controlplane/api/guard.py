@@ -18,7 +18,14 @@ from agentserving.contract.identity import Caller, Role
 from agentserving.contract.keys import KeyRefusal
 
 from agentserving_controlplane.api.audit import Audit, object_of
-from agentserving_controlplane.api.authentication import Admitted, Authenticator, admitted, revoked, set_admitted
+from agentserving_controlplane.api.authentication import (
+    Admitted,
+    Authenticator,
+    admitted,
+    noted_refusal,
+    revoked,
+    set_admitted,
+)
 from agentserving_controlplane.api.authorization import Port, access_to, not_allowed, short
 from agentserving_controlplane.api.status_codes import abort, code_of
 from agentserving_controlplane.errors import DomainError
@@ -105,6 +112,13 @@ class Guard:
         self._audit.refused(caller, short(path), context, outcome, error.reason, object_of(request), time.monotonic())
         await abort(context, error)
 
+    def _note(self, path: str, caller: Caller, context: Any, request: Any = None) -> None:
+        """Writes a refusal of the servicer itself to the audit log, if there was one."""
+        error = noted_refusal()
+        if error is not None:
+            about, now_s = object_of(request), time.monotonic()
+            self._audit.refused(caller, short(path), context, grpc_name(error), error.reason, about, now_s)
+
     def _unary(self, path: str, inner: _Inner) -> _Inner:
         audited, roles = access_to(path).audited, self._roles(path)
 
@@ -113,9 +127,13 @@ class Guard:
                 entered = self._enter(path, roles, context)
             except DomainError as error:
                 await self._refuse(path, context, error, request)
-            if not audited:
-                return await inner(request, context)
-            return await self._audited(path, entered, inner(request, context), request, context)
+            try:
+                if not audited:
+                    return await inner(request, context)
+                return await self._audited(path, entered, inner(request, context), request, context)
+            except grpc.aio.AbortError:
+                self._note(path, entered.caller, context, request)
+                raise
 
         return guarded
 
@@ -160,6 +178,9 @@ class Guard:
                     await inner(requests, context)
             except DomainError as error:
                 await self._refuse(path, context, error)
+            except grpc.aio.AbortError:
+                self._note(path, caller, context)
+                raise
 
         return guarded
 

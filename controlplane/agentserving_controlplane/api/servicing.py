@@ -13,9 +13,9 @@ import structlog
 from agentserving.contract.ids import Tenant
 from google.protobuf.message import DecodeError
 
-from agentserving_controlplane.api.authentication import admitted, check_tenant, claimed_tenant
+from agentserving_controlplane.api.authentication import admitted, check_tenant, claimed_tenant, note_refusal
 from agentserving_controlplane.api.status_codes import abort
-from agentserving_controlplane.errors import DomainError, InvalidError, LateError
+from agentserving_controlplane.errors import DomainError, LateError, NotAllowedError
 from agentserving_controlplane.store.port import StoreError
 
 log = structlog.get_logger()
@@ -35,9 +35,9 @@ def tenant_of(context: Any) -> Tenant:
 
 
 def own_tenant(named: str, tenant: Tenant) -> Tenant:
-    """The connection's tenant; a message may repeat it but not name another. InvalidError."""
+    """The connection's tenant; a message may repeat it but not name another. NotAllowedError."""
     if named and named != tenant:
-        raise InvalidError("FOREIGN_TENANT", f"tenant: this connection belongs to {tenant!r}", field="tenant")
+        raise NotAllowedError("FOREIGN_TENANT", f"tenant: this connection belongs to {tenant!r}", field="tenant")
     return tenant
 
 
@@ -58,6 +58,8 @@ async def end_with(context: Any, error: BaseException) -> NoReturn:
         raise error
     if not isinstance(error, EXPECTED_ERRORS):
         log.error("servicer failed", error=type(error).__name__, exc_info=error)
+    if isinstance(error, NotAllowedError):
+        note_refusal(error)
     await abort(context, error)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from agentserving_controlplane.errors import ForbiddenError
+from agentserving_controlplane.errors import NotAllowedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +26,9 @@ class EngineIdentity:
     hosts: Sequence[str] = ()
 
     def check(self, engine_id: str, **addresses: str) -> None:
-        """ForbiddenError unless the sidecar may attach this engine at these addresses, host:port by field."""
+        """NotAllowedError unless the sidecar may attach this engine at these addresses, host:port by field."""
         if self.engine_id and engine_id != self.engine_id:
-            raise ForbiddenError(
+            raise NotAllowedError(
                 "NOT_ALLOWED",
                 f"engine_id: this credential is of engine {self.engine_id!r}, not of {engine_id!r}",
                 field="engine_id",
@@ -36,7 +36,7 @@ class EngineIdentity:
         for field, address in addresses.items():
             host = host_of(address)
             if address and not self._allows(host):
-                raise ForbiddenError(
+                raise NotAllowedError(
                     "FOREIGN_ADDRESS",
                     f"{field}: {host!r} is neither where this sidecar connects from ({self.peer_host or 'unknown'})"
                     " nor among the control plane's --engine-hosts",
