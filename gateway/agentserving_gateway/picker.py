@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from agentserving.contract import response_ids
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving_process.listening import split_address
 
@@ -159,7 +160,9 @@ class Picker:
         )
 
     async def _holder(self, client: Client, response_id: str) -> Engine | None:
-        """The engine that has a stored response; None: any engine says that there is none."""
+        """The engine that has a stored response; None: any engine says that there is none. HttpError for others'."""
+        if client.credential and response_ids.is_of_another(response_id, client.tenant):
+            raise HttpError(404, f"Response with id '{response_id}' not found.", code="not_found", param="response_id")
         return await self._responses.engine_of(response_id, self._admission.known_engines, client.for_engines)
 
     def _all_but(self, engine: Engine | None) -> tuple[EngineId, ...]:

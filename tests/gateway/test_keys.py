@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from agentserving.contract.response_ids import response_id
 from agentserving.contract.ticket import verify
 from agentserving_gateway.routes import SHOWN, route_of
 from gateway.gateway_rig import KEY, Rig, answer_json, rig, until, value
@@ -262,3 +263,18 @@ async def test_a_keys_prompt_tokens_a_minute_are_bounded(doors: Doors) -> None:
     answer = await doors.made.post(body=large, headers=bearer(text) + PROGRAM)
     assert status(answer) == 429
     assert "1000 prompt tokens a minute" in body(answer)["error"]["message"]
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("POST", None)])
+async def test_a_response_opens_to_its_own_tenant_only(doors: Doors, method: str, path: str | None) -> None:
+    made = response_id("e0", "0" * 32, "mine")
+    for tenant, expected in (("mine", 200), ("theirs", 404)):
+        doors.made.play(answer_json, answer_json)
+        text = await doors.make(tenant)
+        content = json.dumps({"previous_response_id": made}) if path is None else "{}" if method == "POST" else ""
+        length = f"content-length: {len(content)}\r\n" if content else ""
+        target = "/v1/responses" if path is None else f"/v1/responses/{made}{path}"
+        request = f"{method} {target} HTTP/1.1\r\nhost: x\r\n{length}{bearer(text)}{PROGRAM}\r\n{content}"
+        answer = await doors.made.send(request.encode())
+        assert status(answer) == expected
+        assert bool(doors.served) == (expected == 200)

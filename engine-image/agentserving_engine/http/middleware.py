@@ -24,6 +24,7 @@ from agentserving_engine.settings import HttpSettings
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+TENANT = b"x-agentserving-tenant"
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
@@ -41,8 +42,13 @@ class EngineMiddleware:
         if dialect is None:
             await self._app(scope, receive, send)
             return
-        named = response_id(self._engine_id, uuid.uuid4().hex) if path == RESPONSES else ""
+        named = response_id(self._engine_id, uuid.uuid4().hex, _tenant(scope)) if path == RESPONSES else ""
         await serve(self._app, scope, receive, send, dialect=dialect, keep_alive_s=self._keep_alive_s, response=named)
+
+
+def _tenant(scope: MutableMapping[str, Any]) -> str:
+    """Whom the gateway has let in; it takes the header from no client. ASGI's names are in lower case."""
+    return next((value.decode("latin-1") for name, value in scope.get("headers", ()) if name == TENANT), "")
 
 
 def _route(scope: MutableMapping[str, Any]) -> str:
