@@ -42,13 +42,30 @@ def _create(where: Where) -> click.Command:
     @click.option("--for", "name", default="", help="What the key is for: a person, a program, a CI job.")
     @click.option("--days", type=click.FloatRange(0.001, 3650), help="When it expires; by default never.")
     @click.option("--admin", is_flag=True, help="An administrator's: opens every tenant, policies, engines and keys.")
+    @click.option("--calls-per-minute", type=click.IntRange(0), default=0, help="At each gateway; 0: unbounded.")
+    @click.option(
+        "--tokens-per-minute",
+        type=click.IntRange(0),
+        default=0,
+        help="Of prompts, estimated from the length of requests; at each gateway; 0: unbounded.",
+    )
     @output_option
     @where
-    def create(connect: Connect, tenant: str, name: str, days: float | None, admin: bool, output: str) -> None:
+    def create(
+        connect: Connect, tenant: str, name: str, days: float | None, admin: bool, output: str,
+        calls_per_minute: int, tokens_per_minute: int,
+    ) -> None:  # fmt: skip
         """Make a key for the programs of TENANT. It is printed once: the cluster stores only its hash."""
         if admin == bool(tenant):
             raise click.UsageError("name the TENANT that the key opens, or give --admin for an administrator's key")
-        operation = operations.create_key(tenant, name=name, lifetime_s=(days or 0) * DAY_S, admin=admin)
+        operation = operations.create_key(
+            tenant,
+            name=name,
+            lifetime_s=(days or 0) * DAY_S,
+            admin=admin,
+            calls_per_minute=calls_per_minute,
+            prompt_tokens_per_minute=tokens_per_minute,
+        )
         with connect() as client:
             if is_data(output):
                 print_data(client.run(as_data(operation)), output)

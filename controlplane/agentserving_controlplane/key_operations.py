@@ -46,6 +46,9 @@ class CreateKey:
     lifetime_s: float = 0.0
     idempotency_key: str = ""
     caller: str = ""
+    # 0 = unbounded.
+    calls_per_minute: int = 0
+    prompt_tokens_per_minute: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,10 @@ class KeyOperations:
             raise InvalidError("NAME_TOO_LONG", f"name: at most {MAX_NAME_BYTES} bytes", field="name")
         if request.lifetime_s and not MIN_LIFETIME_S <= request.lifetime_s <= MAX_LIFETIME_S:
             raise InvalidError("BAD_LIFETIME", "lifetime: one minute to ten years", field="lifetime")
+        for field in ("calls_per_minute", "prompt_tokens_per_minute"):
+            bound = getattr(request, field)
+            if bound < 0 or (bound and request.role is not Role.CLIENT):
+                raise InvalidError("BAD_RATE", f"{field}: at least 0, and for clients only", field=field)
         self._state.check_room()
         if len(self.keys) >= MAX_KEYS:
             raise OverloadedError("TOO_MANY_KEYS", f"a cluster has at most {MAX_KEYS} keys: revoke unused ones")
@@ -178,7 +185,12 @@ class KeyOperations:
                 request.role, request.tenant, request.name, now_unix_s=now_unix_s, lifetime_s=request.lifetime_s
             )
             if self.keys.get(made.row.key_id) is None:
-                return made
+                row = msgspec.structs.replace(
+                    made.row,
+                    calls_per_minute=request.calls_per_minute,
+                    prompt_tokens_per_minute=request.prompt_tokens_per_minute,
+                )
+                return NewKey(made.text, row)
 
     async def revoke(self, key_id: str) -> KeyRow:
         """Ends a key; in force at once, durable when this returns. NotFoundError, ConflictError."""

@@ -17,6 +17,7 @@ from agentserving.contract.keys import KeyRefusal, KeyRefusedError, KeySet, from
 from agentserving_gateway import metrics
 from agentserving_gateway.envoy.names import API_KEY, AUTHORIZATION, CREDENTIALS
 from agentserving_gateway.errors import HttpError
+from agentserving_gateway.rates import UNLIMITED, Limits
 
 # A gateway that starts has the keys as soon as a leader answers.
 KEYS_COME_S = 2.0
@@ -37,6 +38,7 @@ class Client:
     tenant: Tenant
     credential: str = ""
     for_engines: str = ""
+    limits: Limits = UNLIMITED
 
 
 _WHERE = "send `Authorization: Bearer as_...` (OPENAI_API_KEY) or `x-api-key: as_...` (ANTHROPIC_API_KEY)"
@@ -85,7 +87,12 @@ class Authenticator:
         except KeyRefusedError as error:
             metrics.UNAUTHENTICATED.labels(error.reason.value).inc()
             raise _refused(error) from None
-        return Client(tenant=row.tenant, credential=row.key_id)
+        limits = UNLIMITED
+        if row.calls_per_minute or row.prompt_tokens_per_minute:
+            limits = Limits(
+                calls_per_minute=row.calls_per_minute, prompt_tokens_per_minute=row.prompt_tokens_per_minute
+            )
+        return Client(tenant=row.tenant, credential=row.key_id, limits=limits)
 
 
 def _sent(headers: Mapping[str, str]) -> str:

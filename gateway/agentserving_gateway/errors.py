@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from agentserving_gateway.calls import Refusal
 
@@ -23,11 +24,12 @@ class HttpError(Exception):
     param: str | None = None
     retry_after_s: float = 0.0
     challenge: str = ""
+    more_headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def headers(self) -> dict[str, str]:
         """Of the answer."""
-        found = {"content-type": "application/json"}
+        found = {"content-type": "application/json", **self.more_headers}
         if self.retry_after_s:
             found["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
         if self.challenge:

@@ -120,4 +120,6 @@ def _row(message: pb.VerifiableKey) -> KeyRow:
         created_unix_s=key.create_time.seconds,
         expires_unix_s=key.expire_time.seconds,
         revoked_unix_s=key.revoke_time.seconds,
+        calls_per_minute=key.calls_per_minute,
+        prompt_tokens_per_minute=key.prompt_tokens_per_minute,
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from agentserving.contract import response_ids
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving_process.listening import split_address
 
@@ -22,6 +23,7 @@ from agentserving_gateway.engines import Engine
 from agentserving_gateway.errors import HttpError
 from agentserving_gateway.identity import from_body, from_headers
 from agentserving_gateway.leader import MAX_FALLBACKS
+from agentserving_gateway.rates import Rates
 from agentserving_gateway.responses import Responses
 from agentserving_gateway.routes import RESPONSES, Kind, Route, is_response_id, response_id_of
 
@@ -52,6 +54,7 @@ class Pick:
     """`addresses` in the order in which they are tried; empty strings for what a request without a ticket has not.
 
     `credential`: the id of the client's key. `removed_headers`: what engines must not see of the request's head.
+    `rates`: headers for the client, which say what is left of its key's rates.
     """
 
     addresses: tuple[str, ...]
@@ -61,6 +64,7 @@ class Pick:
     ticket: str = ""
     credential: str = ""
     removed_headers: tuple[str, ...] = ()
+    rates: Mapping[str, str] = field(default_factory=dict)
 
 
 class NeedsBodyError(Exception):
@@ -72,6 +76,7 @@ class Picker:
 
     def __init__(self, admission: Admission, responses: Responses, authenticator: Authenticator) -> None:
         self._admission, self._responses, self._authenticator = admission, responses, authenticator
+        self._rates = Rates()
 
     async def pick(self, head: Head, content: bytes | None, *, body_follows: bool = True) -> Pick:
         """Raises HttpError for a refusal, 401 before anything else is looked at; NeedsBodyError when `content` is None
@@ -83,12 +88,19 @@ class Picker:
         client = self._authenticator.client_of(head.headers)
         if content is None and body_follows and self._needs_body(head):
             raise NeedsBodyError
-        pick = await self._pick(head, client, content, body_follows)
+        tokens = _prompt_tokens(head, content)
+        rates = self._rates.take(client.credential, client.limits, tokens, time.monotonic())
+        try:
+            pick = await self._pick(head, client, content, body_follows)
+        except NeedsBodyError:
+            self._rates.give_back(client.credential, tokens, time.monotonic())
+            raise
         return replace(
             pick,
             tenant=client.tenant,
             credential=client.credential,
             removed_headers=self._authenticator.removed_headers,
+            rates=rates,
         )
 
     async def _pick(self, head: Head, client: Client, content: bytes | None, body_follows: bool) -> Pick:
@@ -130,7 +142,7 @@ class Picker:
             thread_id=identity.thread_id,
             parent_call_ids=identity.parent_call_ids,
             program_name=identity.name,
-            prompt_tokens=(head.length if content is None else len(content)) // 4,
+            prompt_tokens=_prompt_tokens(head, content),
             model=body.model_name,
             final=identity.final,
             exclude=self._all_but(holder),
@@ -149,7 +161,9 @@ class Picker:
         )
 
     async def _holder(self, client: Client, response_id: str) -> Engine | None:
-        """The engine that has a stored response; None: any engine says that there is none."""
+        """The engine that has a stored response; None: any engine says that there is none. HttpError for others'."""
+        if client.credential and response_ids.is_of_another(response_id, client.tenant):
+            raise HttpError(404, f"Response with id '{response_id}' not found.", code="not_found", param="response_id")
         return await self._responses.engine_of(response_id, self._admission.known_engines, client.for_engines)
 
     def _all_but(self, engine: Engine | None) -> tuple[EngineId, ...]:
@@ -191,6 +205,11 @@ class Picker:
             raise no_engine()
         others = [other.address for other in self._admission.others(model, engine.address)]
         return Pick(addresses=(engine.address, *[each for each in others if head.allows(each)][:MAX_FALLBACKS]))
+
+
+def _prompt_tokens(head: Head, content: bytes | None) -> int:
+    """An estimate: a token has about four bytes."""
+    return (head.length if content is None else len(content)) // 4
 
 
 def no_engine() -> HttpError:

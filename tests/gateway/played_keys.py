@@ -21,6 +21,7 @@ def verifiable(row: KeyRow) -> pb.VerifiableKey:
     key = message.key
     key.key_id, key.role, key.tenant, key.name = row.key_id, pb.ROLE_CLIENT, row.tenant, row.name
     key.create_time.FromSeconds(row.created_unix_s)
+    key.calls_per_minute, key.prompt_tokens_per_minute = row.calls_per_minute, row.prompt_tokens_per_minute
     if row.expires_unix_s:
         key.expire_time.FromSeconds(row.expires_unix_s)
     if row.revoked_unix_s:
@@ -40,10 +41,10 @@ class PlayedKeys(rpc.KeyServiceServicer):
         """Adds the service to a server."""
         rpc.add_KeyServiceServicer_to_server(self, server)
 
-    def make(self, tenant: str, lifetime_s: float = 0, age_s: float = 0) -> str:
+    def make(self, tenant: str, lifetime_s: float = 0, age_s: float = 0, **limits: int) -> str:
         """A key's text."""
         key = new_key(Role.CLIENT, tenant, now_unix_s=time.time() - age_s, lifetime_s=lifetime_s)
-        self._put(key.row)
+        self._put(msgspec.structs.replace(key.row, **limits))
         return key.text
 
     def revoke(self, text: str) -> None:

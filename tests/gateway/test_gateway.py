@@ -88,7 +88,11 @@ async def test_no_header_that_an_engine_or_envoy_believes_is_taken_from_a_client
         head = request.partition(b"\r\n\r\n")[0].decode().lower().split("\r\n")[1:]
         arrived = [line.partition(":")[0] for line in head]
         assert not [name for name in arrived if name.startswith("x-envoy-")]
-        set_by_us = {"x-session-id", "x-request-id", "x-agentserving-call-id", "x-gateway-destination-endpoint"}
+        assert value(request, "x-agentserving-tenant") == "default"
+        set_by_us = {
+            "x-session-id", "x-request-id", "x-agentserving-call-id", "x-gateway-destination-endpoint",
+            "x-agentserving-tenant",
+        }  # fmt: skip
         kept = {"x-client-request-id", *set_by_us}
         assert not [name for name in arrived if name in forged and name not in kept]
         assert all(arrived.count(name) == 1 for name in set_by_us)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from agentserving.contract.response_ids import response_id
 from agentserving.contract.ticket import verify
 from agentserving_gateway.routes import SHOWN, route_of
 from gateway.gateway_rig import KEY, Rig, answer_json, rig, until, value
@@ -232,3 +233,48 @@ async def test_nobody_is_served_while_no_keys_are_known() -> None:
                 assert value(answer, "retry-after")
                 assert "has not received the API keys" in body(answer)["error"]["message"]
         assert made.engines[0].requests == []
+
+
+@pytest.mark.parametrize("by_body", [False, True])
+async def test_a_keys_calls_a_minute_are_bounded_and_each_is_counted_once(doors: Doors, by_body: bool) -> None:
+    text, other = await doors.make("a", calls_per_minute=3), await doors.make("a")
+    program = "" if by_body else PROGRAM
+    for left in (2, 1, 0):
+        answer = await doors.made.post(body=b'{"prompt_cache_key": "p"}', headers=bearer(text) + program)
+        assert status(answer) == 200
+        assert value(answer, "x-ratelimit-limit-requests") == "3"
+        assert value(answer, "x-ratelimit-remaining-requests") == str(left)
+    for path in ("/v1/completions", "/v1/messages"):
+        answer = await doors.made.post(path, headers=bearer(text) + program)
+        assert status(answer) == 429
+        assert 0 < int(value(answer, "retry-after")) <= 20
+        assert value(answer, "x-ratelimit-remaining-requests") == "0"
+        assert "3 requests a minute" in body(answer)["error"]["message"]
+        assert body(answer)["error"]["type"] == "rate_limit_error"
+    answer = await doors.made.post(headers=bearer(other) + program)
+    assert status(answer) == 200
+    assert not value(answer, "x-ratelimit-limit-requests")
+
+
+async def test_a_keys_prompt_tokens_a_minute_are_bounded(doors: Doors) -> None:
+    text = await doors.make("a", prompt_tokens_per_minute=1000)
+    large = b'{"prompt": "%s"}' % (b"x" * 3200)
+    assert status(await doors.made.post(body=large, headers=bearer(text) + PROGRAM)) == 200
+    answer = await doors.made.post(body=large, headers=bearer(text) + PROGRAM)
+    assert status(answer) == 429
+    assert "1000 prompt tokens a minute" in body(answer)["error"]["message"]
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("POST", None)])
+async def test_a_response_opens_to_its_own_tenant_only(doors: Doors, method: str, path: str | None) -> None:
+    made = response_id("e0", "0" * 32, "mine")
+    for tenant, expected in (("mine", 200), ("theirs", 404)):
+        doors.made.play(answer_json, answer_json)
+        text = await doors.make(tenant)
+        content = json.dumps({"previous_response_id": made}) if path is None else "{}" if method == "POST" else ""
+        length = f"content-length: {len(content)}\r\n" if content else ""
+        target = "/v1/responses" if path is None else f"/v1/responses/{made}{path}"
+        request = f"{method} {target} HTTP/1.1\r\nhost: x\r\n{length}{bearer(text)}{PROGRAM}\r\n{content}"
+        answer = await doors.made.send(request.encode())
+        assert status(answer) == expected
+        assert bool(doors.served) == (expected == 200)

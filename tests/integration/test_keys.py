@@ -124,6 +124,14 @@ def test_a_revoked_key_opens_nothing_within_five_seconds(cluster: Cluster) -> No
     assert key[12:] not in cluster.cli("key", "list", "-o", "json")
 
 
+def test_a_key_may_be_made_for_a_few_calls_a_minute(cluster: Cluster) -> None:
+    key = make(cluster, "green", "--calls-per-minute", "2")
+    cluster.wait(lambda: call(cluster, key, path="/models")[0] != 401)
+    statuses = [call(cluster, key)[0] for _ in range(3)]
+    assert statuses == [200, 200, 429]
+    assert "2 requests a minute" in call(cluster, key)[1]["error"]["message"]
+
+
 def test_nobody_attaches_as_an_engine_without_a_sidecars_token(cluster: Cluster) -> None:
     for metadata in ((), (("authorization", f"Bearer {cluster.key}"),)):
         with grpc.insecure_channel(cluster.addresses["control_plane"]) as channel:

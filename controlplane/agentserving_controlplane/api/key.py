@@ -92,6 +92,8 @@ def _create_request(request: pb.CreateKeyRequest) -> CreateKey:
         lifetime_s=lifetime_s,
         idempotency_key=request.idempotency_key,
         caller=caller.credential if caller is not None else "",
+        calls_per_minute=request.calls_per_minute,
+        prompt_tokens_per_minute=request.prompt_tokens_per_minute,
     )
 
 
@@ -105,6 +107,8 @@ def key_to_message(row: KeyRow) -> pb.Key:
         create_time=_time(row.created_unix_s),
         expire_time=_time(row.expires_unix_s),
         revoke_time=_time(row.revoked_unix_s),
+        calls_per_minute=row.calls_per_minute,
+        prompt_tokens_per_minute=row.prompt_tokens_per_minute,
     )
 
 

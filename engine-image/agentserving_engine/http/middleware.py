@@ -34,6 +34,7 @@ TICKET_HEADER = b"x-session-id"
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+TENANT = b"x-agentserving-tenant"
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
@@ -52,7 +53,7 @@ class EngineMiddleware:
         if dialect is None:
             await self._app(scope, receive, send)
             return
-        named = response_id(self._engine_id, uuid.uuid4().hex) if path == RESPONSES else ""
+        named = response_id(self._engine_id, uuid.uuid4().hex, _tenant(scope)) if path == RESPONSES else ""
         await serve(
             self._app, scope, receive, send,
             dialect=dialect, keep_alive_s=self._keep_alive_s, entrance=self._entrance, response=named,
@@ -70,6 +71,11 @@ def entrance_of(settings: PluginSettings) -> Entrance:
         return check
 
     return Entrance(current, separate_caches=settings.separate_caches)
+
+
+def _tenant(scope: MutableMapping[str, Any]) -> str:
+    """Whom the gateway has let in; it takes the header from no client. ASGI's names are in lower case."""
+    return next((value.decode("latin-1") for name, value in scope.get("headers", ()) if name == TENANT), "")
 
 
 def _route(scope: MutableMapping[str, Any]) -> str:

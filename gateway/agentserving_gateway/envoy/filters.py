@@ -93,7 +93,8 @@ def _ask(settings: FrontSettings, name: str, prefix: str, bound_s: float, **fiel
             "path_prefix": prefix,
             "authorization_response": {
                 "allowed_upstream_headers": _exact(names.PICKER_SETS),
-                "allowed_client_headers": _exact(("content-type", "retry-after", "www-authenticate")),
+                "allowed_client_headers": {"patterns": [*_exact(names.REFUSAL)["patterns"], {"prefix": names.RATES}]},
+                "allowed_client_headers_on_success": {"patterns": [{"prefix": names.RATES}]},
             },
         },
         **fields,

@@ -308,15 +308,27 @@ def get_overview() -> Operation[Overview]:
 
 
 def create_key(
-    tenant: str = "", *, name: str = "", lifetime_s: float = 0.0, admin: bool = False
+    tenant: str = "",
+    *,
+    name: str = "",
+    lifetime_s: float = 0.0,
+    admin: bool = False,
+    calls_per_minute: int = 0,
+    prompt_tokens_per_minute: int = 0,
 ) -> Operation[NewApiKey]:
     """Makes an API key of a tenant's clients, or of an administrator (no tenant); durable when it returns.
 
-    `lifetime_s` 0 = it does not expire. For administrators.
+    `lifetime_s` 0 = it does not expire. Calls and prompt tokens a minute (estimated from the length of requests) are
+    bounded at each gateway; 0 = unbounded. For administrators.
     """
     pb = key_service_pb2
     request = pb.CreateKeyRequest(
-        role=pb.ROLE_ADMIN if admin else pb.ROLE_CLIENT, tenant=tenant, name=name, idempotency_key=_key()
+        role=pb.ROLE_ADMIN if admin else pb.ROLE_CLIENT,
+        tenant=tenant,
+        name=name,
+        idempotency_key=_key(),
+        calls_per_minute=calls_per_minute,
+        prompt_tokens_per_minute=prompt_tokens_per_minute,
     )
     if lifetime_s:
         request.lifetime.FromMilliseconds(round(lifetime_s * 1000))

@@ -338,6 +338,9 @@ class ApiKey:
     create_time: datetime | None
     expire_time: datetime | None
     revoke_time: datetime | None
+    # 0 = unbounded.
+    calls_per_minute: int
+    prompt_tokens_per_minute: int
 
 
 @dataclass(frozen=True, slots=True)

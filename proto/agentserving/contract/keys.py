@@ -67,6 +67,9 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
     expires_unix_s: int = 0
     # 0 = not revoked.
     revoked_unix_s: int = 0
+    # For clients; 0 = unbounded. Each gateway counts for itself.
+    calls_per_minute: int = 0
+    prompt_tokens_per_minute: int = 0
 
     def __post_init__(self) -> None:
         if len(self.sha256) != _HASH_BYTES:

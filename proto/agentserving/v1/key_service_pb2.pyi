@@ -70,6 +70,8 @@ class Key(google.protobuf.message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     EXPIRE_TIME_FIELD_NUMBER: builtins.int
     REVOKE_TIME_FIELD_NUMBER: builtins.int
+    CALLS_PER_MINUTE_FIELD_NUMBER: builtins.int
+    PROMPT_TOKENS_PER_MINUTE_FIELD_NUMBER: builtins.int
     key_id: builtins.str
     """8 of [a-z0-9]: the part of the text between its underscores."""
     role: global___Role.ValueType
@@ -77,6 +79,9 @@ class Key(google.protobuf.message.Message):
     """Whose programs it opens; empty for administrators."""
     name: builtins.str
     """Free text: what the key is for. At most 128 bytes."""
+    calls_per_minute: builtins.int
+    """Bounds on its use over HTTP, at each gateway; 0 = unbounded. Prompt tokens are estimated from the body's length."""
+    prompt_tokens_per_minute: builtins.int
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -97,9 +102,11 @@ class Key(google.protobuf.message.Message):
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         expire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         revoke_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        calls_per_minute: builtins.int = ...,
+        prompt_tokens_per_minute: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "revoke_time", b"revoke_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "key_id", b"key_id", "name", b"name", "revoke_time", b"revoke_time", "role", b"role", "tenant", b"tenant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls_per_minute", b"calls_per_minute", "create_time", b"create_time", "expire_time", b"expire_time", "key_id", b"key_id", "name", b"name", "prompt_tokens_per_minute", b"prompt_tokens_per_minute", "revoke_time", b"revoke_time", "role", b"role", "tenant", b"tenant"]) -> None: ...
 
 global___Key = Key
 
@@ -135,6 +142,8 @@ class CreateKeyRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     LIFETIME_FIELD_NUMBER: builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
+    CALLS_PER_MINUTE_FIELD_NUMBER: builtins.int
+    PROMPT_TOKENS_PER_MINUTE_FIELD_NUMBER: builtins.int
     role: global___Role.ValueType
     """CLIENT (default) or ADMIN."""
     tenant: builtins.str
@@ -145,6 +154,9 @@ class CreateKeyRequest(google.protobuf.message.Message):
     control plane leads; after that ALREADY_EXISTS (reason KEY_EXISTS) names the key, whose text is gone: revoke it and
     make another. With another request ALREADY_EXISTS (reason IDEMPOTENCY_KEY_REUSED).
     """
+    calls_per_minute: builtins.int
+    """For clients; 0 = unbounded."""
+    prompt_tokens_per_minute: builtins.int
     @property
     def lifetime(self) -> google.protobuf.duration_pb2.Duration:
         """At least a minute; absent = the key does not expire."""
@@ -157,9 +169,11 @@ class CreateKeyRequest(google.protobuf.message.Message):
         name: builtins.str = ...,
         lifetime: google.protobuf.duration_pb2.Duration | None = ...,
         idempotency_key: builtins.str = ...,
+        calls_per_minute: builtins.int = ...,
+        prompt_tokens_per_minute: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["lifetime", b"lifetime"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["idempotency_key", b"idempotency_key", "lifetime", b"lifetime", "name", b"name", "role", b"role", "tenant", b"tenant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls_per_minute", b"calls_per_minute", "idempotency_key", b"idempotency_key", "lifetime", b"lifetime", "name", b"name", "prompt_tokens_per_minute", b"prompt_tokens_per_minute", "role", b"role", "tenant", b"tenant"]) -> None: ...
 
 global___CreateKeyRequest = CreateKeyRequest
 

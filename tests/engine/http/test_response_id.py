@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from agentserving.contract.response_ids import engine_of, response_id
+from agentserving.contract.response_ids import engine_of, is_of_another, response_id
 from agentserving_engine.http.response_id import marked
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,3 +72,17 @@ def test_a_name_that_cannot_stand_in_a_path_makes_no_id(engine: str) -> None:
 )
 def test_other_ids_name_no_engine(other: str) -> None:
     assert engine_of(other) is None
+
+
+@given(st.text(min_size=1, max_size=64), st.text(min_size=1, max_size=64))
+def test_an_id_shows_whose_the_response_is(tenant: str, other: str) -> None:
+    made = response_id("e-0", UNIQUE, tenant)
+    assert engine_of(made) == "e-0"
+    assert not is_of_another(made, tenant)
+    assert is_of_another(made, other) == (tenant != other)
+    assert made.endswith(UNIQUE[12:])
+
+
+@pytest.mark.parametrize("other", ["resp_" + UNIQUE, "resp_mine", "", "x"])
+def test_ids_of_other_forms_show_no_tenant(other: str) -> None:
+    assert not is_of_another(other, "a")

@@ -1,0 +1,83 @@
+"""Rates of a key: what passes stays within the bound, and what is refused passes after the time it was told."""
+
+from __future__ import annotations
+
+import pytest
+from agentserving_gateway.errors import HttpError
+from agentserving_gateway.rates import UNLIMITED, Bucket, Limits, Rates
+from hypothesis import given
+from hypothesis import strategies as st
+
+BOUND = st.integers(1, 10_000)
+# Seconds until the next request, and its size.
+REQUESTS = st.lists(st.tuples(st.floats(0, 90), st.integers(0, 20_000)), min_size=1, max_size=60)
+
+
+@given(BOUND, REQUESTS)
+def test_no_span_of_time_gets_more_than_the_bound_and_one_request(
+    per_minute: int, requests: list[tuple[float, int]]
+) -> None:
+    bucket, now, taken = Bucket(per_minute, 0.0), 0.0, []
+    for pause, amount in requests:
+        now += pause
+        if bucket.wait_s(amount, now) == 0:
+            bucket.take(amount, now)
+            taken.append((now, amount))
+    for first, (began, _) in enumerate(taken):
+        for last in range(first, len(taken)):
+            ended, largest = taken[last][0], max(amount for _, amount in taken[first : last + 1])
+            total = sum(amount for _, amount in taken[first : last + 1])
+            assert total <= per_minute * (1 + (ended - began) / 60) + largest + 1e-6
+
+
+@given(BOUND, REQUESTS)
+def test_a_refused_request_passes_after_its_wait_and_not_before(
+    per_minute: int, requests: list[tuple[float, int]]
+) -> None:
+    bucket, now = Bucket(per_minute, 0.0), 0.0
+    for pause, amount in requests:
+        now += pause
+        wait = bucket.wait_s(amount, now)
+        if wait:
+            assert bucket.wait_s(amount, now + wait * 0.99) > 0
+        assert bucket.wait_s(amount, now + wait + 1e-6) == 0
+        now += wait + 1e-6
+        bucket.take(amount, now)
+
+
+@given(BOUND, st.integers(0, 20_000), st.floats(0, 100))
+def test_what_is_given_back_was_never_taken(per_minute: int, amount: int, now: float) -> None:
+    bucket, other = Bucket(per_minute, 0.0), Bucket(per_minute, 0.0)
+    bucket.take(amount, now)
+    bucket.take(-amount, now)
+    assert bucket.level(now) == pytest.approx(other.level(now))
+
+
+def test_a_minutes_worth_passes_at_once_and_then_one_at_a_time() -> None:
+    rates, limits = Rates(), Limits(calls_per_minute=6)
+    for left in range(5, -1, -1):
+        headers = rates.take("k", limits, 1, 100.0)
+        assert headers["x-ratelimit-limit-requests"] == "6"
+        assert headers["x-ratelimit-remaining-requests"] == str(left)
+    with pytest.raises(HttpError) as refused:
+        rates.take("k", limits, 1, 100.0)
+    assert (refused.value.status, refused.value.headers["retry-after"]) == (429, "10")
+    assert refused.value.headers["x-ratelimit-remaining-requests"] == "0"
+    assert rates.take("other", limits, 1, 100.0)
+    assert rates.take("k", limits, 1, 110.0)["x-ratelimit-remaining-requests"] == "0"
+
+
+def test_a_refused_request_takes_from_no_bucket() -> None:
+    rates, limits = Rates(), Limits(calls_per_minute=10, prompt_tokens_per_minute=100)
+    rates.take("k", limits, 100, 0.0)
+    for _ in range(20):
+        with pytest.raises(HttpError, match="100 prompt tokens a minute"):
+            rates.take("k", limits, 50, 0.0)
+    assert rates.take("k", limits, 50, 30.0)["x-ratelimit-remaining-requests"] == "9"
+
+
+def test_new_bounds_of_a_key_are_in_force_at_once_and_no_bounds_count_nothing() -> None:
+    rates = Rates()
+    assert rates.take("k", UNLIMITED, 10**9, 0.0) == {}
+    rates.take("k", Limits(calls_per_minute=1), 0, 0.0)
+    assert rates.take("k", Limits(calls_per_minute=5), 0, 0.0)["x-ratelimit-remaining-requests"] == "4"
