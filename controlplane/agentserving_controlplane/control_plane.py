@@ -110,8 +110,9 @@ class ControlPlane(LeaderState):
         for engine_id in self.table.index.engines_with_calls():
             self.engines.ensure(engine_id, now.steady_us)
         self.commits.start()
-        # Before engines attach, so that they go on with what was chosen.
+        # Before engines attach, so that they go on with what was chosen; and again at the first tick.
         await self._upkeep.relevel()
+        self._upkeep.relevel_now()
         self.settle()
         self.ends.resume(programs)
         log.info("recovered", programs=len(programs), revision=snapshot.revision, seconds=time.monotonic() - began)

@@ -76,7 +76,7 @@ def capped_think(program: Program, cap_s: float | None) -> Program:
 def run_loop(
     spec: ClusterSpec, programs: Sequence[Program], loop: Loop, tick: Callable[[float], None] = lambda now_s: None
 ) -> LoopFigures:
-    """Runs a closed loop. ValueError when there are fewer programs than are to be open. `tick` hears the virtual time."""
+    """Runs a closed loop. ValueError when fewer programs exist than are to be open. `tick` is called with the time."""
     if loop.concurrency > len(programs):
         raise ValueError(
             f"--concurrency {loop.concurrency}: only {len(programs)} programs, so as many cannot be open at a time"
@@ -124,7 +124,7 @@ def loop_figures(
 
 
 def agents_per_engine(runs: Iterable[LoopFigures]) -> float:
-    """The largest concurrency per engine with p90 TTFT within the SLO, below which all that were tried are; 0 if none."""
+    """The largest concurrency per engine within the SLO, below which all others that were tried are, too; 0 if none."""
     most = 0.0
     for run in sorted(runs, key=lambda run: run.concurrency):
         if not run.in_time:

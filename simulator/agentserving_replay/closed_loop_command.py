@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import click
 from agentserving.contract.policy import Policy
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from agentserving_replay.closed_loop import Loop, LoopFigures, agents_per_engine, run_loop
@@ -82,10 +83,8 @@ def print_loops(
             runs = []
             for loop in loops:
                 bar = progress.add_task(f"{name}, {loop.concurrency} open", total=loop.duration_s)
-                spec = simulated.under(policy)
-                runs.append(
-                    run_loop(spec, programs, loop, lambda now_s, bar=bar: progress.update(bar, completed=now_s))
-                )
+                tick = partial(_progressed, progress, bar)
+                runs.append(run_loop(simulated.under(policy), programs, loop, tick))
                 table.add_row(name, *_cells(runs[-1]))
             verdicts.append(_verdict(name, runs, slo_s))
     console.print(table)
@@ -94,6 +93,10 @@ def print_loops(
         " wait.\n" + "\n".join(verdicts),
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
+
+
+def _progressed(progress: Progress, bar: TaskID, now_s: float) -> None:
+    progress.update(bar, completed=now_s)
 
 
 def _cells(run: LoopFigures) -> tuple[str, ...]:

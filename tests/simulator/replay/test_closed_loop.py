@@ -102,5 +102,5 @@ def test_contexts_that_left_the_gpu_are_found_in_host_memory() -> None:
 
     without, behind = hits(0), hits(200_000)
     assert without.host_hits == 0
-    assert behind.host_hits > 0.1
+    assert behind.host_hits > 0.05
     assert behind.gpu_hits + behind.host_hits > without.gpu_hits
