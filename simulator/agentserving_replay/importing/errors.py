@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from agentserving_replay.traces.file import MAX_TOKENS
-
-# Times beyond a year are a mistake in the unit.
-MAX_SECONDS = 365 * 86_400.0
+from agentserving_replay.traces.file import MAX_SECONDS, MAX_TOKENS
 
 
 class ImportFailedError(ValueError):
@@ -19,7 +14,7 @@ class ImportFailedError(ValueError):
 
 def checked_seconds(where: str, field: str, value: float) -> float:
     """A time or duration in seconds. ImportFailedError when it is negative, no number, or more than a year."""
-    if not 0 <= value <= MAX_SECONDS or math.isnan(value):
+    if not 0 <= value <= MAX_SECONDS:
         raise ImportFailedError(where, f"{field}: must be 0 to {MAX_SECONDS:.0f} seconds, got {value}")
     return value
 
