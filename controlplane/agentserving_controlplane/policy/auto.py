@@ -44,9 +44,10 @@ class Choice:
     class_name: str | None
     chosen: Chosen
     reason: str
+    # Whether enough programs have finished, now or before, to know the next three.
+    judged: bool = False
     alike: bool = False
-    # Squared coefficient of variation of program service, and the mean residual service of a program, microseconds; 0 =
-    # too few programs have finished.
+    # Squared coefficient of variation of program service, and the mean residual service of a program, microseconds.
     cv2: float = 0.0
     residual_us: int = 0
     finished: int = 0
@@ -96,8 +97,9 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """Whether the sizes of some programs are alike. `residual` and `cv2` are 0 when too few have finished."""
+    """Whether the sizes of some programs are alike. Unless `judged`, too few have finished to know."""
 
+    judged: bool
     alike: bool
     cv2: float
     residual: float
@@ -121,7 +123,9 @@ def decide(policy: Policy, sizes: Sizes, before: Iterable[Choice], now_us: int) 
     """
     known = {choice.class_name: choice for choice in before}
     classes: dict[str, _Judged] = {}
-    for class_name in [*reversed(sizes.finished), *sorted(sizes.live.keys() - sizes.finished.keys())]:
+    present = [*reversed(sizes.finished), *sorted(sizes.live.keys() - sizes.finished.keys())]
+    absent = sorted(name for name in known if name is not None and name not in present)
+    for class_name in [*present, *absent]:
         finished, live = sizes.finished.get(class_name, ()), sizes.live.get(class_name, ())
         if len(classes) < MAX_CHOICES and (len(finished) >= MIN_SAMPLES or class_name in known):
             classes[class_name] = _judge(list(finished), list(live), known.get(class_name))
@@ -131,7 +135,9 @@ def decide(policy: Policy, sizes: Sizes, before: Iterable[Choice], now_us: int) 
         known.get(None),
     )
     unknown = together.finished + together.live - sum(each.finished + each.live for each in classes.values())
-    all_alike = bool(classes) and all(each.alike for each in classes.values())
+    # Right after a restart no program is known, and all classes count.
+    counting = [each for each in classes.values() if each.finished or each.live] or list(classes.values())
+    all_alike = bool(counting) and all(each.alike for each in counting)
     by_class = all_alike and unknown <= UNKNOWN_SHARE * (together.finished + together.live)
     chosen = Chosen.PROGRAM_FCFS if together.alike or by_class else Chosen.PROGRAM_PLAS
     choices = [
@@ -151,17 +157,17 @@ def decide(policy: Policy, sizes: Sizes, before: Iterable[Choice], now_us: int) 
 def _judge(finished: list[int], live: list[int], before: Choice | None) -> _Judged:
     if len(finished) < MIN_SAMPLES:
         if before is None:
-            return _Judged(False, 0.0, 0.0, len(finished), len(live))
-        return _Judged(before.alike, before.cv2, before.residual_us, len(finished), len(live))
+            return _Judged(False, False, 0.0, 0.0, len(finished), len(live))
+        return _Judged(before.judged, before.alike, before.cv2, before.residual_us, len(finished), len(live))
     moments = Moments.of(finished, live)
     limit = SPREAD if before is not None and before.alike else ALIKE
-    return _Judged(moments.cv2 < limit, moments.cv2, moments.residual, len(finished), len(live))
+    return _Judged(True, moments.cv2 < limit, moments.cv2, moments.residual, len(finished), len(live))
 
 
 def _choice(
     class_name: str | None, chosen: Chosen, judged: _Judged, before: Choice | None, now_us: int, where: str
 ) -> Choice:
-    if judged.cv2:
+    if judged.judged:
         reason = f"sizes {'are alike' if judged.alike else 'spread'}{where}: CV^2 of program service {judged.cv2:.2f}"
         reason += f" over {judged.finished} finished and {judged.live} live programs"
         reason += f" (alike below {ALIKE}, spread above {SPREAD})"
@@ -173,6 +179,7 @@ def _choice(
         class_name=class_name,
         chosen=chosen,
         reason=reason,
+        judged=judged.judged,
         alike=judged.alike,
         cv2=judged.cv2,
         residual_us=round(judged.residual),

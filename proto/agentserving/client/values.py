@@ -284,7 +284,7 @@ class PolicyChoice:
     """What the policy `auto` has chosen for a class of programs, and why.
 
     application: the class; None = all programs together. chosen: the preset whose order they get. cv2:
-    squared coefficient of variation of program service; 0 = too few programs have finished.
+    squared coefficient of variation of program service; 0 also while too few programs have finished.
     """
 
     application: str | None

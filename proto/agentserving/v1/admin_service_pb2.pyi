@@ -126,7 +126,7 @@ class PolicyChoice(google.protobuf.message.Message):
     """The preset whose order they get: program-fcfs or program-plas."""
     reason: builtins.str
     cv2: builtins.float
-    """Squared coefficient of variation of program service; 0 = too few programs have finished."""
+    """Squared coefficient of variation of program service; 0 also while too few programs have finished."""
     finished: builtins.int
     """Programs that it was estimated from."""
     live: builtins.int

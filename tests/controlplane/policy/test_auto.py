@@ -159,6 +159,18 @@ def test_every_decision_is_a_policy_that_engines_understand(drawn: dict[str, tup
     assert decide(AUTO, sizes, decided.choices, 6) == decided
 
 
+def test_equal_sizes_are_alike() -> None:
+    choice = choice_of(decide(AUTO, sizes_of({"react": [16.0] * MIN_SAMPLES}), (), 5))
+    assert (choice.chosen, choice.cv2) == (Chosen.PROGRAM_FCFS, 0.0)
+    assert "sizes are alike" in choice.reason
+
+
+def test_a_class_whose_programs_are_gone_does_not_decide_for_others() -> None:
+    before = decide(AUTO, sizes_of({"chat": spread(3.0)}), (), 1).choices
+    finished = {"lookup": spread(0.2, 1.0), "report": spread(0.2, 100.0)}
+    assert len(decide(AUTO, sizes_of(finished), before, 5).policy.classes) >= 2
+
+
 async def run_programs(served: ServedPlane, engine: PlayedEngine, services: list[int], name: str) -> None:
     for number, service_us in enumerate(services):
         program = f"{name}-{number}"
