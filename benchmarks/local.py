@@ -16,7 +16,8 @@ from agentserving import Client
 from agentserving.contract.policy import Policy
 from agentserving_cli.local import vllm_env
 from agentserving_cli.local.cluster import LocalCluster
-from agentserving_cli.local.layout import ClusterSpec, engine_env, free_ports, vllm_argv
+from agentserving_cli.local.layout import ClusterSpec, engine_env, vllm_argv
+from agentserving_cli.local.ports import free_ports
 from agentserving_cli.local.process import Child
 
 COUNTERS = (
@@ -29,7 +30,7 @@ COUNTERS = (
 async def cluster(**spec: object) -> AsyncIterator[tuple[LocalCluster, Client]]:
     """A running cluster with a state directory of its own, and a client of its control plane."""
     with tempfile.TemporaryDirectory(prefix="agentserving-bench-") as directory:
-        async with LocalCluster(ClusterSpec(Path(directory), **spec)) as running:  # type: ignore[arg-type]
+        async with LocalCluster(ClusterSpec(Path(directory), auth=False, **spec)) as running:  # type: ignore[arg-type]
             with Client(running.control_plane) as client:
                 yield running, client
 

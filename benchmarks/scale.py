@@ -27,7 +27,7 @@ import httpx
 import psutil
 from agentserving.contract.ids import ProgramId, Tenant
 from agentserving_cli.local.cluster import find_etcd
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.store.etcd.store import EtcdStore
 from agentserving_controlplane.table.programs import OpenRequest

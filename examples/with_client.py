@@ -1,6 +1,6 @@
 """The plain OpenAI SDK with the client library, which gives the cluster more than headers can.
 
-    export OPENAI_BASE_URL=... OPENAI_API_KEY=none AGENTSERVING_CONTROL_PLANE=...       # `agentserving up` prints them
+    export OPENAI_BASE_URL=... OPENAI_API_KEY=... AGENTSERVING_CONTROL_PLANE=...       # `agentserving up` prints them
     python -m examples.with_client
 
 The calls below do not mention programs. The library derives from the tasks that they belong to one program, that the

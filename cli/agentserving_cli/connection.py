@@ -17,10 +17,11 @@ import grpc
 from agentserving import AgentServingError, Client
 from agentserving.client import operations
 from agentserving.transport.channels import dial
-from agentserving.transport.connection import Pem, Settings
+from agentserving.transport.connection import Pem, Settings, key_from_environment
 from agentserving.transport.errors import DeadlineExceededError, UnavailableError, from_rpc, hint_of
 from agentserving.transport.leader import split
 
+from agentserving_cli.local.credentials import Credentials
 from agentserving_cli.local.state_dir import is_claimed, read_addresses
 
 DEADLINE_S = 10.0
@@ -53,22 +54,38 @@ def fail(message: str) -> NoReturn:
     raise click.ClickException(message)
 
 
-def connect(address: str, tls: Pem | None = None) -> Client:
+def key_of(state_dir: Path, address: str) -> str:
+    """AGENTSERVING_API_KEY, else the administrator's key of the local cluster at this address, else a client's key in
+    the variables of SDKs; empty for none."""
+    if given := os.environ.get("AGENTSERVING_API_KEY", ""):
+        return given
+    if address != read_addresses(state_dir).get("control_plane"):
+        return key_from_environment()
+    try:
+        return Credentials(state_dir).read("admin")
+    except FileNotFoundError:
+        return ""  # --no-auth
+    except OSError as error:
+        fail(f"the administrator's key of the cluster cannot be read: {error}")
+
+
+def connect(address: str, tls: Pem | None = None, api_key: str = "") -> Client:
     """A client of the control planes at these addresses; each operation goes to the one that leads."""
-    return Client(address, settings=Settings(tls=tls, deadline_s=DEADLINE_S))
+    return Client(address, settings=Settings(tls=tls, deadline_s=DEADLINE_S, api_key=api_key))
 
 
 @contextmanager
 def client_of(state_dir: Path, control_plane: str) -> Iterator[Client]:
     """A client of the cluster that the flags name; an error becomes one line."""
-    with connected(address_of(state_dir, control_plane)) as client:
+    address = address_of(state_dir, control_plane)
+    with connected(address, api_key=key_of(state_dir, address)) as client:
         yield client
 
 
 @contextmanager
-def connected(address: str, tls: Pem | None = None) -> Iterator[Client]:
+def connected(address: str, tls: Pem | None = None, api_key: str = "") -> Iterator[Client]:
     """A client; an error becomes one line."""
-    with connect(address, tls) as client:
+    with connect(address, tls, api_key) as client:
         try:
             yield client
         except AgentServingError as error:
@@ -103,6 +120,10 @@ def reason_of(error: AgentServingError, address: str) -> str:
         return f"the control plane at {address} did not answer within {DEADLINE_S:.0f} s: its log may say why"
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return f"{address} is not a control plane of agentserving, or an older one ({details or 'no such method'})"
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return f"{details or error}. Set AGENTSERVING_API_KEY to a key of the cluster at {address}"
+    if code is grpc.StatusCode.PERMISSION_DENIED and error.reason == "NOT_ALLOWED":
+        return f"{details or error}. Set AGENTSERVING_API_KEY to the key of an administrator"
     return details or str(error)
 
 

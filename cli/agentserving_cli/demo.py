@@ -86,7 +86,8 @@ async def _filling_scale(cluster: LocalCluster, plan: DemoPlan) -> float:
     calls, tokens = 2 * plan.slots * cluster.spec.engines, 60
     body = {"model": cluster.spec.model, "prompt": "hello", "max_tokens": tokens, "ignore_eos": True}
     tokens_per_s = 0.0
-    async with httpx.AsyncClient(base_url=cluster.gateway_url, timeout=300, trust_env=False) as client:
+    key = {"authorization": f"Bearer {cluster.key('client')}"}
+    async with httpx.AsyncClient(base_url=cluster.gateway_url, timeout=300, trust_env=False, headers=key) as client:
         # The first round warms the engines up.
         for _ in range(2):
             began = time.monotonic()
@@ -113,6 +114,7 @@ async def _run_policy(
         rate_per_s=plan.rate,
         seed=plan.seed,
         scale=plan.scale,
+        api_key=cluster.key("client"),
         on_progress=progressed,
     )
     for result in [each for each in results if each.failed][:3]:
@@ -172,7 +174,9 @@ async def run_demo(plan: DemoPlan, console: Console) -> None:
                 f"{plan.programs} programs, {plan.rate:g} a second, {plan.scale:g} of the paper's tokens:"
             )
             columns = (TextColumn("{task.description:>20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            async with AsyncClient(cluster.control_plane, settings=Settings(tls=None)) as client:
+            async with AsyncClient(
+                cluster.control_plane, settings=Settings(tls=None, api_key=cluster.key("admin"))
+            ) as client:
                 with ProgressBar(*columns, console=console) as bar:
                     summaries = [await _run_policy(cluster, client, name, plan, bar) for name in POLICIES]
         finally:

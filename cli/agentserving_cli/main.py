@@ -17,6 +17,7 @@ from agentserving.contract.policy import DEFAULT, PRESETS
 from rich.console import Console
 
 from agentserving_cli.connection import client_of, default_state_dir, fail
+from agentserving_cli.key_commands import key_commands
 from agentserving_cli.local.layout import TINY, ClusterSpec
 from agentserving_cli.local.process import StartFailedError
 from agentserving_cli.local.state_dir import StateDirError
@@ -87,6 +88,14 @@ def main() -> None:
     help="One leads, the others are on standby; several need --store etcd.",
 )
 @click.option("--policy", default=DEFAULT.name, show_default=True, help=f"One of {', '.join(PRESETS)}.")
+@click.option(
+    "--no-auth",
+    "auth",
+    flag_value=False,
+    default=True,
+    type=bool,
+    help="No keys: whoever reaches a port of this cluster may do everything.",
+)
 @click.option("--gateway-port", type=click.IntRange(0, 65535), default=0, help="0, the default: any free one.")
 @state_dir_option
 def up(gateway_port: int, state_dir: Path, **chosen: Any) -> None:
@@ -111,7 +120,7 @@ def _failures() -> Iterator[None]:
         fail(str(error))
 
 
-for _command in program_commands(_local):
+for _command in (*program_commands(_local), key_commands(_local)):
     main.add_command(_command)
 
 

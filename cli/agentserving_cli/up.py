@@ -65,10 +65,15 @@ async def _or_immediately(cluster: LocalCluster, ending: asyncio.Task[Any], sign
 
 
 def _greet(cluster: LocalCluster, console: Console) -> None:
+    if not cluster.spec.auth:
+        console.print(
+            "\n[bold red]No authentication[/bold red] (--no-auth): whoever reaches a port of this cluster may use it, "
+            "read and cancel every program, and change the policy.", highlight=False, soft_wrap=True,
+        )  # fmt: skip
     console.print("\n[bold]Ready.[/bold] Point any OpenAI client at it:")
     for name, value in (
         ("OPENAI_BASE_URL", cluster.gateway_url),
-        ("OPENAI_API_KEY", "none"),
+        ("OPENAI_API_KEY", cluster.key("client") or "none"),
         ("AGENTSERVING_CONTROL_PLANE", cluster.control_plane),
     ):
         console.print(f"  export {name}={value}", highlight=False, soft_wrap=True)

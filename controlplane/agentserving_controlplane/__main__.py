@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -18,6 +18,8 @@ from agentserving.v1 import (
     call_service_pb2_grpc,
     engine_service_pb2,
     engine_service_pb2_grpc,
+    key_service_pb2,
+    key_service_pb2_grpc,
     program_service_pb2,
     program_service_pb2_grpc,
 )
@@ -28,9 +30,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from agentserving_controlplane.api.admin import AdminServicer
+from agentserving_controlplane.api.audit import Audit
+from agentserving_controlplane.api.authentication import Authenticator
+from agentserving_controlplane.api.authorization import Port
 from agentserving_controlplane.api.call import CallServicer
 from agentserving_controlplane.api.engine import EngineServicer
 from agentserving_controlplane.api.gate import Gate, Services
+from agentserving_controlplane.api.guard import Guard, OpenStreams
+from agentserving_controlplane.api.key import KeyServicer
 from agentserving_controlplane.api.program import ProgramServicer
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.leadership import Leadership
@@ -77,6 +84,7 @@ SERVICES = tuple(
         (call_service_pb2, "CallService"),
         (engine_service_pb2, "EngineService"),
         (admin_service_pb2, "AdminService"),
+        (key_service_pb2, "KeyService"),
     )
 )
 
@@ -87,13 +95,15 @@ def register(server: Any, plane: ControlPlane) -> None:
     call_service_pb2_grpc.add_CallServiceServicer_to_server(CallServicer(plane), server)
     engine_service_pb2_grpc.add_EngineServiceServicer_to_server(EngineServicer(plane), server)
     admin_service_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(plane), server)
+    key_service_pb2_grpc.add_KeyServiceServicer_to_server(KeyServicer(plane), server)
 
 
-def add_health(server: grpc.aio.Server) -> Any:
-    """Registers health and reflection."""
+def add_health(server: grpc.aio.Server, *, reflect: bool = True) -> Any:
+    """Registers health, which needs no credential, and reflection."""
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    if reflect:
+        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     return healthy
 
 
@@ -103,45 +113,101 @@ def add_services(server: grpc.aio.Server, plane: ControlPlane) -> Any:
     return add_health(server)
 
 
-@asynccontextmanager
-async def rpc_server(settings: Settings, gate: Gate) -> AsyncIterator[tuple[grpc.aio.Server, Any]]:
-    """(server, health servicer), serving behind the gate while the block runs. CannotStartError."""
-    server = grpc.aio.server(options=SERVER_OPTIONS)
-    server.add_generic_rpc_handlers((gate,))
-    healthy = add_health(server)
-    # Before the store is touched: a second process on this address must not take over the first one's lease.
-    listen(server, settings.serving.listen, settings.tls.server())
-    await server.start()
-    await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
-    try:
-        yield server, healthy
-    finally:
-        await server.stop(0)
+class Servers:
+    """The gRPC servers of this process: one for the parts, and one for clients if they have a port of their own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.parts, self.clients = Gate(), Gate() if settings.serving.clients_listen else None
+        self._audit, self._streams = Audit(), OpenStreams()
+        self._servers: list[grpc.aio.Server] = []
+        self._health: list[Any] = []
+
+    @property
+    def refusals(self) -> Mapping[str, int]:
+        """Callers who were not let in, by reason."""
+        return self._audit.refusals
+
+    async def start(self) -> None:
+        """Serves health, and refuses everything else until `open`. CannotStartError."""
+        serving, tls = self._settings.serving, self._settings.tls
+        # Before the store is touched: a second process on this address must not take over the first one's lease.
+        await self._start(self.parts, serving.listen, tls.server())
+        if self.clients is not None:
+            await self._start(self.clients, serving.clients_listen, tls.server_for_clients())
+
+    async def _start(self, gate: Gate, address: str, credentials: grpc.ServerCredentials | None) -> None:
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        server.add_generic_rpc_handlers((gate,))
+        healthy = add_health(server, reflect=not self._settings.access.required)
+        listen(server, address, credentials)
+        await server.start()
+        self._servers.append(server)
+        self._health.append(healthy)
+        await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
+
+    async def open(self, plane: ControlPlane) -> None:
+        """Admits RPCs: this process leads."""
+        services = Services()
+        register(services, plane)
+        plane.api_keys.on_end.add(self._streams.end)
+        if self.clients is None:
+            self.parts.open(services, self._guard(plane, Port.SHARED, has_certificates=True))
+        else:
+            self.parts.open(services, self._guard(plane, Port.PARTS, has_certificates=True))
+            self.clients.open(services, self._guard(plane, Port.CLIENTS, has_certificates=False))
+        for healthy in self._health:
+            for name in SERVICES:
+                await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def _guard(self, plane: ControlPlane, port: Port, *, has_certificates: bool) -> Guard | None:
+        access = self._settings.access
+        if not access.required:
+            return None
+        authenticator = Authenticator(
+            plane.api_keys.keys,
+            has_certificates=has_certificates and bool(self._settings.tls.tls_cert),
+            cluster=access.cluster,
+        )
+        return Guard(authenticator, port, self._audit, self._streams)
+
+    def close(self) -> None:
+        """Refuses new RPCs."""
+        for gate in (self.parts, self.clients):
+            if gate is not None:
+                gate.close()
+
+    async def stop(self, grace_s: float) -> None:
+        """Ends RPCs after so much time, and listens no more."""
+        await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
 
 
 async def serve(settings: Settings, supervisor: Supervisor) -> int:
     """Runs until SIGTERM or SIGINT (0), or until the lease is lost (RESTART)."""
-    gate = Gate()
-    async with rpc_server(settings, gate) as (server, healthy):
-
-        async def open_gate(plane: ControlPlane) -> None:
-            services = Services()
-            register(services, plane)
-            gate.open(services)
-            for name in SERVICES:
-                await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
-
+    if not settings.access.required:
+        log.warning(
+            "no authentication: whoever reaches this port may read, pause and cancel every tenant's programs, attach"
+            " engines and change the policy (--client-auth keys closes it)",
+            listen=settings.serving.listen,
+        )
+    servers = Servers(settings)
+    try:
+        await servers.start()
         store = make_store(settings.store)
-        leadership = Leadership(settings, store, gate, open_gate)
-        page = probes.application(ready=leadership.readiness, metrics=lambda: exposition(leadership.plane))
+        leadership = Leadership(settings, store, servers.parts, servers.open, servers.clients)
+        page = probes.application(
+            ready=leadership.readiness, metrics=lambda: exposition(leadership.plane, servers.refusals)
+        )
         try:
             async with probes.served(page, settings.probes):
-                return await _lead(leadership, gate, server, supervisor)
+                return await _lead(leadership, servers, supervisor)
         finally:
             await store.close()
+    finally:
+        await servers.stop(0)
 
 
-async def _lead(leadership: Leadership, gate: Gate, server: grpc.aio.Server, supervisor: Supervisor) -> int:
+async def _lead(leadership: Leadership, servers: Servers, supervisor: Supervisor) -> int:
     try:
         async with supervisor.child() as tasks:
             tasks.start(
@@ -149,20 +215,20 @@ async def _lead(leadership: Leadership, gate: Gate, server: grpc.aio.Server, sup
             )
             await supervisor.stop_requested()
             # The lease is still renewed meanwhile.
-            gate.close()
-            await server.stop(GRACE_S)
+            servers.close()
+            await servers.stop(GRACE_S)
             await leadership.resign()
         return 0
     except FencedError as error:
         if supervisor.stopping:
             # Our own resignation, or a loss that no longer matters.
             return 0
-        gate.close()
+        servers.close()
         await leadership.lost(error)
         return RESTART
     except Exception as error:
-        gate.close()
-        await server.stop(0)
+        servers.close()
+        await servers.stop(0)
         await leadership.resign()
         if isinstance(error, NewerSchemaError):
             raise CannotStartError(str(error)) from error

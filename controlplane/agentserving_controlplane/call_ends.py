@@ -8,6 +8,7 @@ restart, from what the rows say.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 import msgspec
 import structlog
@@ -83,6 +84,12 @@ class CallEnds:
                 state.links.send(engine_id, CancelCalls((call.call_id,)))
         self._later(EXCHANGE_OVER_S, call.call_id)
         state.settle()
+
+    def passed_on(self, tenant: Tenant, call_ids: Iterable[str]) -> None:
+        """The answers of these calls were passed on whole, as planned. Most have ended by a report."""
+        for call_id in call_ids:
+            if self._state.table.index.call(CallId(call_id), tenant) is not None:
+                self.end(EndOfCall(tenant=tenant, call_id=CallId(call_id), outcome=Outcome.COMPLETED))
 
     @staticmethod
     def _is_settled(call: CallRow, request: EndOfCall) -> bool:

@@ -23,12 +23,14 @@ from agentserving_controlplane.calls import CallOperations
 from agentserving_controlplane.engine_sessions import EngineSession
 from agentserving_controlplane.engines.directives import ExecutePolicy
 from agentserving_controlplane.engines.engine import Engine
+from agentserving_controlplane.engines.identity import EngineIdentity
+from agentserving_controlplane.key_operations import KEYS_PREFIX, KeyOperations
 from agentserving_controlplane.policy.auto import Choice
 from agentserving_controlplane.policy.in_force import CHOICES_KEY, POLICY_KEY, REQUESTS_KEY, PolicyChange
 from agentserving_controlplane.policy.stored import UnreadablePolicyError, refuse_message
 from agentserving_controlplane.policy.version import PolicyVersion
 from agentserving_controlplane.program_operations import ProgramOperations
-from agentserving_controlplane.settings import PlaneSettings
+from agentserving_controlplane.settings import AccessOptions, PlaneSettings
 from agentserving_controlplane.state import LeaderState
 from agentserving_controlplane.store.port import Store, Write
 from agentserving_controlplane.table import rows
@@ -60,14 +62,25 @@ class ControlPlane(LeaderState):
     """One leadership: created when the claim of an epoch is won, discarded when it is lost."""
 
     def __init__(
-        self, settings: PlaneSettings, store: Store, epoch: int, on_fenced: Callable[[Exception], None]
+        self,
+        settings: PlaneSettings,
+        store: Store,
+        epoch: int,
+        on_fenced: Callable[[Exception], None],
+        access: AccessOptions | None = None,
     ) -> None:
         super().__init__(settings, store, epoch, on_fenced)
+        self.access = access or AccessOptions()
+        self.api_keys = KeyOperations(self, self.access.bootstrap_keys)
         self.calls = CallOperations(self)
         self.ends = CallEnds(self)
         self.programs = ProgramOperations(self)
         self._upkeep = Upkeep(self)
-        self.tick = self._upkeep.tick
+
+    async def tick(self) -> None:
+        """What is due every few seconds."""
+        self.api_keys.tick()
+        await self._upkeep.tick()
 
     async def recover(
         self, store: Store, decode_policy_message: Callable[[bytes], PolicyVersion] = refuse_message
@@ -91,6 +104,8 @@ class ControlPlane(LeaderState):
                 chunks[program][number] = rows.decode_calls(value)
             elif key.startswith(ENGINES_PREFIX) and msgspec.msgpack.decode(value, type=_EngineSetting).drained:
                 self.engines.drained.add(EngineId(key.removeprefix(ENGINES_PREFIX)))
+            elif key.startswith(KEYS_PREFIX):
+                self._restore_key(key, value)
         for begin in range(0, len(programs), ITEMS_PER_SLICE):
             self.table.restore(programs[begin : begin + ITEMS_PER_SLICE], chunks, now)
             await asyncio.sleep(0)
@@ -117,11 +132,18 @@ class ControlPlane(LeaderState):
         self.ends.resume(programs)
         log.info("recovered", programs=len(programs), revision=snapshot.revision, seconds=time.monotonic() - began)
 
+    def _restore_key(self, store_key: str, value: bytes) -> None:
+        try:
+            self.api_keys.restore(value)
+        except ValueError as error:
+            # Its holder is refused; all others are served.
+            log.error("a stored API key cannot be read, it stays unknown", key=store_key, error=str(error))
+
     # -- engines -------------------------------------------------------------------------------------------------
 
-    def new_session(self) -> EngineSession:
-        """The conversation with a sidecar that has connected."""
-        return EngineSession(self, self.ends)
+    def new_session(self, identity: EngineIdentity | None = None) -> EngineSession:
+        """The conversation with a sidecar that has connected; `identity` None = whatever it says is believed."""
+        return EngineSession(self, self.ends, identity)
 
     async def drain(self, engine_id: EngineId, drained: bool) -> Engine:
         """Begins or ends a drain; durable. NotFoundError for an engine that is not known."""

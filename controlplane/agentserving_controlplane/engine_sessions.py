@@ -26,6 +26,7 @@ from agentserving_controlplane.engines.directives import (
 from agentserving_controlplane.engines.engine import Engine
 from agentserving_controlplane.engines.facts import Capabilities, Load
 from agentserving_controlplane.engines.health import Health
+from agentserving_controlplane.engines.identity import EngineIdentity
 from agentserving_controlplane.engines.links import Link
 from agentserving_controlplane.errors import ConflictError, InvalidError, NotLeaderError
 from agentserving_controlplane.state import LeaderState
@@ -37,6 +38,9 @@ log = structlog.get_logger()
 
 ENGINE_ID = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
 MAX_BOOT_ID_CHARS, MAX_REASON_CHARS = 128, 1000
+# Unknown calls that one engine may report to one leader. Lost are those admitted in the last 50 ms before a crash, at
+# most as many as an engine queues; all beyond are refused, because each may make a row for any tenant.
+MAX_ADOPTED = 4096
 # Acknowledgements that wait for the store individually; further ones are merged into the newest.
 MAX_WAITING_ACKS = 1000
 # Rows examined, and calls ended, before other tasks run: two or three milliseconds of work.
@@ -77,8 +81,8 @@ class EngineReport:
 class EngineSession:
     """One stream of a sidecar."""
 
-    def __init__(self, state: LeaderState, ends: CallEnds) -> None:
-        self._state, self._ends = state, ends
+    def __init__(self, state: LeaderState, ends: CallEnds, identity: EngineIdentity | None = None) -> None:
+        self._state, self._ends, self._identity = state, ends, identity
         self.link = Link()
         self.engine: Engine | None = None
         # (commit number, seq) of reports that wait to be acknowledged.
@@ -128,6 +132,8 @@ class EngineSession:
             )
         if self.engine is not None and self.engine.engine_id != hello.engine_id:
             raise InvalidError("ENGINE_CHANGED", "engine_id: one stream, one engine", field="engine_id")
+        if self._identity is not None:
+            self._identity.check(hello.engine_id, address=hello.address, sidecar_address=hello.sidecar_address)
         if hello.epoch > self._state.epoch:
             raise NotLeaderError(f"the sidecar has seen epoch {hello.epoch}, this is epoch {self._state.epoch}")
 
@@ -203,7 +209,8 @@ class EngineSession:
             found = state.table.index.call(report.call_id, report.tenant)
             if found is not None and found[1].engine_id != engine.engine_id:
                 self._ends.passed_over(found[1], engine.engine_id)
-            row = state.table.report(report, now)
+            row = state.table.report(report, now, may_adopt=self._may_adopt(engine))
+            engine.adopted += state.table.totals.calls_adopted - adopted
             if row is None:
                 continue
             if report.outcome or state.table.totals.calls_adopted != adopted:
@@ -217,6 +224,10 @@ class EngineSession:
                 moved[row.root_key] = state.table.index.root_of(row)
         self._spread(engine, moved)
         return state.settle()
+
+    def _may_adopt(self, engine: Engine) -> bool:
+        """False once an engine has reported more unknown calls than a crash can have lost, or the store is behind."""
+        return engine.adopted < MAX_ADOPTED and not self._state.commits.full
 
     def _learn(self, engine: Engine, row: ProgramRow, report: CallReport, now_us: int) -> None:
         if report.outcome is Outcome.COMPLETED:

@@ -5,6 +5,7 @@ DomainError
  +- InvalidError        INVALID_ARGUMENT; `field` names the field
  +- ConflictError       FAILED_PRECONDITION
  +- ForbiddenError      PERMISSION_DENIED
+ +- UnauthenticatedError  UNAUTHENTICATED
  +- ExistsError         ALREADY_EXISTS
  +- OverloadedError     RESOURCE_EXHAUSTED; retry after `retry_after_s`
  +- UnavailableError    UNAVAILABLE; retry after `retry_after_s`
@@ -22,6 +23,9 @@ class DomainError(Exception):
 
     `retry_after_s` is in seconds, 0 when a retry is pointless.
     """
+
+    # Id of the key that was refused, if it is one of ours.
+    credential = ""
 
     def __init__(self, reason: str, message: str, *, field: str = "", retry_after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -41,7 +45,17 @@ class ConflictError(DomainError):
 
 
 class ForbiddenError(DomainError):
-    """The owner has cancelled this program: its calls are refused until it is opened again."""
+    """This caller may not do this; or the owner has cancelled the program, whose calls are refused until it is opened
+    again.
+    """
+
+
+class UnauthenticatedError(DomainError):
+    """It is not known who the caller is."""
+
+    def __init__(self, reason: str, message: str, *, credential: str = "") -> None:
+        super().__init__(reason, message)
+        self.credential = credential
 
 
 class ExistsError(DomainError):

@@ -36,8 +36,12 @@ OpenGate = Callable[[ControlPlane], Awaitable[None]]
 class Leadership:
     """One process's. `lead` runs as a supervised task; `readiness` and `plane` are for probes and metrics."""
 
-    def __init__(self, settings: Settings, store: Store, gate: Gate, open_gate: OpenGate) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, gate: Gate, open_gate: OpenGate, clients_gate: Gate | None = None
+    ) -> None:
+        """`clients_gate`: that of the clients' port, if they have one of their own."""
         self._settings, self._store, self._gate = settings, store, gate
+        self._clients_gate = clients_gate or gate
         self._open_gate = open_gate
         self._recovering: ControlPlane | None = None
         self._waits_for = "starting"
@@ -70,7 +74,9 @@ class Leadership:
                 raise RuntimeError(str(error)) from error
 
         tasks.start("group-commit", writing, passes=(FencedError,))
-        plane = self._recovering = ControlPlane(self._settings.plane, self._store, epoch, on_fenced)
+        plane = self._recovering = ControlPlane(
+            self._settings.plane, self._store, epoch, on_fenced, self._settings.access
+        )
         await self._recover(plane)
         await self._open_gate(plane)
         self.plane = plane
@@ -81,11 +87,15 @@ class Leadership:
         """Waits for the store and for its lease; returns the epoch."""
 
         def on_holder(holder: str) -> None:
-            self._gate.leader = holder.partition(" ")[0]
+            # "<address> <host> [<address for clients>]"; versions without a clients' port gave the first two.
+            address, _, clients_address = (*holder.split(" "), "", "")[:3]
+            self._clients_gate.leader = clients_address
+            self._gate.leader = address
             log.info("another control plane leads", leader=self._gate.leader)
 
         self._waits_for = "for the store"
-        name, failures = f"{self._settings.serving.address} {socket.gethostname()}", 0
+        serving, failures = self._settings.serving, 0
+        name = f"{serving.address} {socket.gethostname()} {serving.clients_address}".rstrip()
         while True:
             try:
                 epoch = await self._store.acquire(name, on_holder)
@@ -95,7 +105,8 @@ class Leadership:
                 log.warning("store unavailable, trying again", error=str(error))
             failures += 1
             await asyncio.sleep(STORE_RETRIES.delay_s(failures))
-        self._gate.leader, self._waits_for = "", "reading the store"
+        self._gate.leader = self._clients_gate.leader = ""
+        self._waits_for = "reading the store"
         return epoch
 
     async def _recover(self, plane: ControlPlane) -> None:

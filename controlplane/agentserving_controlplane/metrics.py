@@ -5,7 +5,8 @@ Labels are bounded: outcomes and states are closed enums, and an engine's series
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -19,13 +20,19 @@ from agentserving_controlplane.policy.auto import Chosen
 class Collector(CollectorBase):
     """Reads the leader's state; without one, this process follows."""
 
-    def __init__(self, plane: ControlPlane | None) -> None:
-        self._plane = plane
+    def __init__(self, plane: ControlPlane | None, refusals: Mapping[str, int]) -> None:
+        self._plane, self._refusals = plane, refusals
 
     def collect(self) -> Iterator[Metric]:
         """Metric families."""
         plane = self._plane
         yield GaugeMetricFamily("agentserving_leader", "1 = this control plane leads", int(plane is not None))
+        refused = CounterMetricFamily(
+            "agentserving_access_refusals", "RPCs of callers who were not let in", labels=["reason"]
+        )
+        for reason, count in self._refusals.items():
+            refused.add_metric([reason.lower()], count)
+        yield refused
         if plane is not None:
             yield from _programs(plane)
             yield from _store(plane)
@@ -39,6 +46,7 @@ def _programs(plane: ControlPlane) -> Iterator[Metric]:
     for name, text, count in (
         ("agentserving_programs_completed", "Programs ended", totals.programs_completed),
         ("agentserving_reports_ignored", "Reports that changed nothing", totals.reports_ignored),
+        ("agentserving_reports_refused", "Reports about calls of other engines", totals.reports_refused),
         ("agentserving_calls_adopted", "Calls found running after a crash", totals.calls_adopted),
         ("agentserving_endings_lost", "Endings that a watcher read too slowly to get", plane.endings.lost),
     ):
@@ -78,8 +86,8 @@ def _engines(plane: ControlPlane) -> Iterator[Metric]:
     yield from (in_flight, ready, states)
 
 
-def exposition(plane: ControlPlane | None) -> bytes:
-    """The page: the control plane's own metrics, and those of the process."""
+def exposition(plane: ControlPlane | None, refusals: Mapping[str, int] = MappingProxyType({})) -> bytes:
+    """The page: the control plane's own metrics, and those of the process. `refusals`: of callers, by reason."""
     registry = CollectorRegistry()
-    registry.register(Collector(plane))
+    registry.register(Collector(plane, refusals))
     return generate_latest(registry) + generate_latest(REGISTRY)

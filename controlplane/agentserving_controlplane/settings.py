@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import agentserving
+from agentserving.contract.keys import KeyRow, decode_rows
 from agentserving.contract.policy import DEFAULT, PRESETS
 from agentserving.contract.ticket_keys import TicketKeys
 from agentserving.transport.connection import Tls
@@ -63,13 +65,68 @@ class Serving:
         "", "host:port where clients reach this process, given to them by followers; default: from --listen"
     )
 
+    clients_listen: str = option(
+        "", "host:port for clients with keys, without a certificate of theirs; default: clients use --listen as well"
+    )
+    clients_advertise: str = option("", "host:port where clients reach that port; default: from --clients-listen")
+
     def __post_init__(self) -> None:
         listening.split_address(self.listen)
+        if self.clients_listen:
+            listening.split_address(self.clients_listen)
+
+    @property
+    def clients_address(self) -> str:
+        """Where clients reach this process; empty when they use the port of the parts."""
+        return self.clients_advertise or (listening.reachable(self.clients_listen) if self.clients_listen else "")
 
     @property
     def address(self) -> str:
         """Where clients reach this process; also its name as a candidate for the lease."""
         return self.advertise or listening.reachable(self.listen)
+
+
+class ClientAuth(enum.StrEnum):
+    """Whether callers must say who they are."""
+
+    KEYS = "keys"
+    NONE = "none"
+
+
+def read_key_rows(path: str) -> tuple[KeyRow, ...]:
+    """The rows in a file of --bootstrap-keys. ValueError names the file and what is wrong with it."""
+    try:
+        return tuple(decode_rows(Path(path).read_bytes()))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessOptions:
+    """Who may call"""
+
+    client_auth: ClientAuth = option(
+        ClientAuth.NONE,
+        "keys: every caller needs a key or a certificate that names a role; none: everyone who reaches the port is"
+        " let in, as any tenant",
+    )
+    bootstrap_keys: tuple[KeyRow, ...] = option(
+        (), "JSON file of keys that are valid from the start (agentserving.contract.keys.encode_rows): tokens of parts",
+        read=read_key_rows,
+    )  # fmt: skip
+    cluster: str = option(
+        "", "<namespace>/<name> that the URIs of peers' certificates must have; none: any that the CA has signed"
+    )
+    engine_hosts: tuple[str, ...] = option(
+        (), "IP ranges and names (*.engines.svc) where engines may be, besides the host that their sidecar is on"
+    )
+
+    @property
+    def required(self) -> bool:
+        """True when nobody is let in without a credential."""
+        return self.client_auth is ClientAuth.KEYS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +158,7 @@ class Settings:
 
     plane: PlaneSettings
     serving: Serving = field(default_factory=Serving)
+    access: AccessOptions = field(default_factory=AccessOptions)
     store: StoreOptions = field(default_factory=StoreOptions)
     tls: TlsOptions = field(default_factory=TlsOptions)
     probes: ProbeOptions = field(default_factory=ProbeOptions)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 from agentserving_operator.spec.cluster import ClusterSpec
-from agentserving_operator.spec.crd import API_VERSION, KIND
+from agentserving_operator.spec.crd import API_VERSION, KIND, PLURAL
 from agentserving_operator.spec.parsing import parse, plain
-from kube.client import CLUSTERS, Kube
+from kube.client import CLUSTERS, Kube, eventually
 from kube.paths import ROOT
 from support.spec_samples import INVALID, MINIMAL, VALID
 
@@ -74,7 +74,7 @@ def test_names_that_children_cannot_have_are_refused(admin: Kube, namespace: str
         ({"store": {"etcd": {"members": 3}}}, "spec.store.etcd"),
         ({"store": {"etcd": {"size": "20Gi"}}}, "spec.store.etcd"),
         ({"store": {"etcd": {"storageClassName": "ssd"}}}, "spec.store.etcd"),
-        ({"tls": {"issuer": "Operator"}}, "spec.tls.issuer"),
+        ({"tls": {"issuer": "None"}}, "spec.tls.issuer"),
     ],
 )
 def test_immutable_fields_are_refused(admin: Kube, namespace: str, change: Any, field: str) -> None:
@@ -83,6 +83,35 @@ def test_immutable_fields_are_refused(admin: Kube, namespace: str, change: Any, 
     assert answer.status_code == 422, answer.text
     assert field in answer.json()["message"]
     assert "cannot be changed: create a new AgentServingCluster" in answer.json()["message"]
+
+
+CRD = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{PLURAL}.agentserving.io"
+
+
+def _default_issuer(admin: Kube, issuer: str) -> None:
+    """Changes the default in the CRD, as an upgrade does."""
+    crd = admin.get(CRD)
+    tls = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["tls"]
+    tls["default"]["issuer"] = tls["properties"]["issuer"]["default"] = issuer
+    admin.must("PUT", CRD, crd)
+
+
+def test_a_cluster_from_before_tls_was_the_default_stays_without(admin: Kube, namespace: str) -> None:
+    def of_a_new_one() -> str:
+        return str(create(admin, namespace, cluster(MINIMAL, "probe"), dryRun="All").json()["spec"]["tls"]["issuer"])
+
+    assert of_a_new_one() == "Operator"
+    _default_issuer(admin, "None")
+    try:
+        eventually("the old CRD is served", lambda: of_a_new_one() == "None")
+        assert create(admin, namespace, cluster(MINIMAL, "old")).status_code == 201
+    finally:
+        _default_issuer(admin, "Operator")
+    eventually("the new CRD is served", lambda: of_a_new_one() == "Operator")
+    path = f"{CLUSTERS.format(namespace)}/old"
+    assert admin.get(path)["spec"]["tls"] == {"issuer": "None"}
+    changed = admin.must("PATCH", path, {"spec": {"engine": {"replicas": 2}}}, MERGE)
+    assert changed["spec"]["tls"] == {"issuer": "None"}
 
 
 def test_other_fields_can_be_changed(admin: Kube, namespace: str) -> None:

@@ -11,6 +11,7 @@ import yaml
 from agentserving_operator.api_server import CHILD_KINDS, path_of
 from agentserving_operator.spec.crd import PLURAL
 from kube.client import CLUSTERS, Kube, eventually
+from kube.inference_extension import inference_pool_crd
 from kube.operator_process import OperatorProcess
 from kube.paths import CHART
 from kube.server import ApiServer
@@ -117,7 +118,7 @@ def test_it_is_healthy_while_it_visits(running: OperatorProcess) -> None:
 
 def test_certificates_are_issued_and_repaired(admin: Kube, namespace: str, running: OperatorProcess) -> None:
     make(admin, namespace, {**SIMULATED, "tls": {"issuer": "Operator"}})
-    eventually("all objects are there, and five Secrets more", lambda: objects(admin, namespace) == 26)
+    eventually("all objects are there, and eight Secrets more", lambda: objects(admin, namespace) == 29)
     path = path_of("Secret", namespace, "demo-client-tls")
     before = admin.get(path)["data"]
     admin.must("PATCH", path, {"data": {"tls.key": "bm9uZQ=="}}, MERGE)
@@ -133,6 +134,36 @@ def test_a_missing_cert_manager_is_reported(admin: Kube, namespace: str, running
     assert (ready["status"], ready["reason"]) == ("False", "CertManagerMissing")
     assert "install it, or use spec.tls.issuer Operator" in ready["message"]
     assert objects(admin, namespace) == 21
+
+
+def test_an_inference_pool_appears_with_its_kind_and_goes_with_its_field(
+    admin: Kube, namespace: str, running: OperatorProcess
+) -> None:
+    gateway = {"inferencePool": {"enabled": True, "failureMode": "FailClose"}}
+    make(admin, namespace, {**SIMULATED, "gateway": gateway})
+    eventually("it says what is missing", lambda: _reason(admin, namespace) == "InferenceExtensionMissing")
+    assert "install its CRDs" in conditions(live(admin, namespace))["Ready"]["message"]
+    admin.define(inference_pool_crd())
+    path = path_of("InferencePool", namespace, "demo")
+    pool = eventually("the pool is there", lambda: admin.get(path))
+    assert pool["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"] == "engine"
+    picker = pool["spec"]["endpointPickerRef"]
+    assert (picker["name"], picker["failureMode"]) == ("demo-endpoint-picker", "FailClose")
+    eventually("nothing is missing", lambda: _reason(admin, namespace) not in ("", "InferenceExtensionMissing"))
+
+    admin.must("PATCH", path, {"spec": {"endpointPickerRef": {"name": "other"}}}, MERGE)
+    eventually("it is repaired", lambda: admin.get(path)["spec"] == pool["spec"])
+    admin.must("DELETE", path)
+    eventually("it is made again", lambda: (admin.get(path) or {}).get("spec") == pool["spec"])
+
+    change(admin, namespace, {"gateway": {"inferencePool": {"enabled": False}}})
+    eventually("it is gone", lambda: admin.get(path) is None)
+    service = path_of("Service", namespace, "demo-endpoint-picker")
+    eventually("so is its picker's Service", lambda: admin.get(service) is None)
+
+
+def _reason(admin: Kube, namespace: str) -> str:
+    return str(conditions(live(admin, namespace)).get("Ready", {}).get("reason", ""))
 
 
 def test_a_deleted_cluster_has_no_finalizer(admin: Kube, namespace: str, running: OperatorProcess) -> None:

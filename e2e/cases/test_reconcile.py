@@ -84,8 +84,9 @@ def test_the_first_visit_sets_conditions_and_writes_an_event(admin: Kube, namesp
         },
         {**SIMULATED, "store": {"type": "ExternalEtcd", "external": {"endpoints": ["e:2379"], "tlsSecretName": "t"}}},
         {**SIMULATED, "tls": {"issuer": "Operator"}, "store": {"etcd": {"members": 3}}},
+        {"model": {"name": "m"}, "auth": {"clients": "Keys"}, "network": {"modelSources": [{"cidr": "10.0.0.0/8"}]}},
     ],
-    ids=["simulator", "large", "external", "tls"],
+    ids=["simulator", "large", "external", "tls", "keys"],
 )  # fmt: skip
 def test_a_second_visit_writes_nothing(
     server: ApiServer, admin: Kube, namespace: str, operator: Path, spec: Any
@@ -221,17 +222,43 @@ def test_certificates_are_created_once_cert_manager_is_installed(
     assert conditions(live(admin, namespace))["Ready"]["reason"] == "CertManagerMissing"
     admin.define(CERTIFICATES_KIND)
     try:
-        eventually("the kind is known", lambda: visit(operator, namespace) is VisitResult.SETTLED)
+        # Nobody fills the Secrets here, so the visits that follow are soon.
+        eventually("the kind is known", lambda: visit(operator, namespace) is VisitResult.PENDING)
         found = admin.get(path_of("Certificate", namespace))["items"]
         assert {each["metadata"]["name"] for each in found} == {
-            f"demo-{leaf}-tls" for leaf in ("control-plane", "etcd", "engine", "client")
-        }
+            f"demo-{leaf}-tls"
+            for leaf in (
+                "control-plane", "etcd", "gateway", "operator", "admin", "client", "engine-0", "engine-1",
+            )
+        }  # fmt: skip
         written = writes(server, namespace)
-        assert visit(operator, namespace) is VisitResult.SETTLED
+        assert visit(operator, namespace) is VisitResult.PENDING
         assert writes(server, namespace) == written
     finally:
         admin.must("DELETE", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/certificates.cert-manager.io")
         eventually("the kind is gone", lambda: admin.get(path_of("Certificate", namespace)) is None)
+
+
+def test_without_a_word_about_it_a_cluster_has_certificates(admin: Kube, namespace: str, operator: Path) -> None:
+    make(admin, namespace, {"model": {"name": "m"}, "engine": {"type": "Simulator", "replicas": 2}})
+    assert visit(operator, namespace) is VisitResult.SETTLED
+    found = children(admin, namespace)
+    engines = found["Secret", "demo-engine-identities"]["data"]
+    assert {"demo-engine-0.crt", "demo-engine-1.key", "ca.crt"} <= set(engines)
+    assert ("Secret", "demo-gateway-tls") in found
+    assert (
+        "--tls-cert" in found["Deployment", "demo-control-plane"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    )
+
+
+def test_a_secret_that_was_planted_before_the_cluster_is_not_used(admin: Kube, namespace: str, operator: Path) -> None:
+    named = {"name": "demo-ticket-key", "labels": labels("demo", Component.CONTROL_PLANE)}
+    body = {"apiVersion": "v1", "kind": "Secret", "metadata": named, "data": {"key": "a25vd24ga25vd24ga25vd24="}}
+    admin.must("POST", path_of("Secret", namespace), body)
+    make(admin, namespace)
+    assert visit(operator, namespace) is VisitResult.REFUSED
+    ready = conditions(live(admin, namespace))["Ready"]
+    assert (ready["reason"], "Secret demo-ticket-key exists" in ready["message"]) == ("NameTaken", True)
 
 
 def test_our_unwanted_objects_are_deleted_and_foreign_ones_stay(admin: Kube, namespace: str, operator: Path) -> None:

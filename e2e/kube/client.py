@@ -84,4 +84,7 @@ class Kube:
             return states.get("Established") == "True"
 
         eventually("the CRD is established", established)
-        eventually("the CRD is served", lambda: self.ask("GET", CLUSTERS.format("default")).status_code == 200)
+        group, plural = crd["spec"]["group"], crd["spec"]["names"]["plural"]
+        for version in crd["spec"]["versions"]:
+            path = f"/apis/{group}/{version['name']}/{plural}"
+            eventually("the CRD is served", lambda path=path: self.ask("GET", path).status_code == 200)

@@ -13,9 +13,11 @@ READY_BOUND_S = 180.0
 
 
 def simulator_spec() -> dict[str, Any]:
-    """examples/cluster-simulator.yaml with etcd, and requests that fit a node of two cores."""
+    """examples/cluster-simulator.yaml with etcd and without TLS, and requests that fit a node of two cores."""
     found: dict[str, Any] = yaml.safe_load((ROOT / "examples/cluster-simulator.yaml").read_text())
     found["spec"]["store"] = {"type": "Etcd", "etcd": {"size": "1Gi"}}
+    # Cases speak to control planes as programs without certificates do; test_tls.py is about clusters with TLS.
+    found["spec"]["tls"] = {"issuer": "None"}
     for part in ("controlPlane", "gateway"):
         found["spec"].setdefault(part, {})["resources"] = {"requests": {"cpu": "50m", "memory": "64Mi"}}
     return found

@@ -8,7 +8,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 from kube.server import OPERATOR, ApiServer
 
 

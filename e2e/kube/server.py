@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 from kube.client import Kube
 from support.etcd_server import EtcdServer
 

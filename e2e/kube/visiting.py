@@ -20,7 +20,9 @@ from kube.client import CLUSTERS, Kube
 
 IMAGES = Images(agentserving="registry.test/agentserving:1", vllm="registry.test/vllm:1", etcd="registry.test/etcd:1")
 MERGE = "application/merge-patch+json"
-SIMULATED: dict[str, Any] = {"model": {"name": "tiny"}, "engine": {"type": "Simulator", "replicas": 2}}
+SIMULATED: dict[str, Any] = {
+    "model": {"name": "tiny"}, "engine": {"type": "Simulator", "replicas": 2}, "tls": {"issuer": "None"}
+}  # fmt: skip
 
 
 def make(admin: Kube, namespace: str, spec: dict[str, Any] | None = None, name: str = "demo") -> dict[str, Any]:

@@ -40,16 +40,17 @@ SSE_KEEP_ALIVE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
-    """`sse_keep_alive_s`: the longest silence of an event stream, seconds; 0 = no limit."""
+    """`sse_keep_alive_s`: the longest silence of an event stream, seconds; 0 = no limit. `engine_id` may be empty."""
 
     sse_keep_alive_s: float = SSE_KEEP_ALIVE_S
+    engine_id: str = ""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> HttpSettings:
-        """Reads AGENTSERVING_SSE_KEEP_ALIVE_S. Raises PluginConfigError."""
-        text = env.get("AGENTSERVING_SSE_KEEP_ALIVE_S", "")
+        """Reads AGENTSERVING_SSE_KEEP_ALIVE_S and _ENGINE_ID. Raises PluginConfigError."""
+        text, engine_id = env.get("AGENTSERVING_SSE_KEEP_ALIVE_S", ""), env.get("AGENTSERVING_ENGINE_ID", "")
         try:
-            return cls(keep_alive_seconds(text)) if text else cls()
+            return cls(keep_alive_seconds(text) if text else SSE_KEEP_ALIVE_S, engine_id)
         except ValueError:
             raise PluginConfigError(
                 f"AGENTSERVING_SSE_KEEP_ALIVE_S={text}: give seconds, or 0 for no keep-alive comments"

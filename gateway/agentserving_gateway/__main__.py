@@ -18,6 +18,7 @@ from agentserving_process.supervision import Supervisor
 from agentserving_process.tls import LeaderOptions
 from aiohttp import web
 
+from agentserving_gateway.credentials import ClientAuth
 from agentserving_gateway.drain import SETTLE_S
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 from agentserving_gateway.ext_proc.service import ExtProcOptions
@@ -31,6 +32,9 @@ class Serving:
     """Envoy"""
 
     run_dir: Path = option(Path("run"), "directory that Envoy and the picker share")
+    client_auth: ClientAuth = option(
+        ClientAuth.NONE, "keys: each request needs a key of a client; none: everybody who reaches the port is served"
+    )
     drain_s: float = option(0.0, "seconds that requests may go on after SIGTERM", least=0)
 
 
@@ -47,9 +51,19 @@ class Settings:
 async def serve(settings: Settings, supervisor: Supervisor) -> None:
     """Runs until SIGTERM or SIGINT, then drains Envoy: a SIGTERM alone would cut its streams."""
     serving = settings.serving
-    channel = LeaderChannel(settings.leader.control_plane, settings.leader.client_settings())
-    async with FrontPicker(serving.run_dir, channel, settings.ext_proc) as front:
+    channel, keys_channel = (
+        LeaderChannel(settings.leader.control_plane, settings.leader.client_settings()) for _ in range(2)
+    )
+    has_keys = serving.client_auth is ClientAuth.KEYS
+    if not has_keys:
+        log.warning("no authentication: whoever reaches the gateway's port is served (--client-auth keys closes it)")
+    made = FrontPicker(
+        serving.run_dir, channel, settings.ext_proc, keys_channel=keys_channel if has_keys else None
+    )  # fmt: skip
+    async with made as front:
         supervisor.start("admissions", front.admission.run)
+        if front.keys is not None:
+            supervisor.start("keys", front.keys.run)
         envoy = _EnvoyWatch(front.admin)
         supervisor.start("watch of Envoy", envoy.run)
 
@@ -58,7 +72,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
                 return Answer(False, "leaving")
             if not envoy.serves:
                 return Answer(False, "Envoy does not serve yet")
-            return Answer(True, "ok") if front.admission.ready else Answer(False, "no engine known yet")
+            return front.ready
 
         async def envoy_metrics(_: web.Request) -> web.Response:
             text = await front.admin.metrics()

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
 
-from agentserving.contract.ids import EngineId
+from agentserving.contract.ids import CallId, EngineId, Tenant
 from agentserving.transport.leader_channel import LeaderChannel
 
 from agentserving_gateway import metrics
@@ -211,6 +211,10 @@ class Admission:
     def end(self, end: EndOfCall) -> None:
         """Ends an admitted call that no engine is sure to report."""
         self._leader.end(end)
+
+    def passed_on(self, tenant: Tenant, call_ids: Iterable[CallId]) -> None:
+        """The answers of these calls were passed on whole: those that no scheduler has seen end as well."""
+        self._leader.passed_on(tenant, call_ids)
 
     def _without_leader(self, request: CallRequest) -> Admitted:
         key = request.program_id or uuid.uuid4().hex

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import cast
 
 import httptools
 import structlog
-from agentserving.contract.ids import Tenant
 
 from agentserving_gateway.envoy import names
 from agentserving_gateway.envoy.filters import BODY_PREFIX, HEAD_PREFIX
@@ -33,19 +31,18 @@ _ALIVE = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 _FAILED = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"
 
 
-# Envoy never closes a connection to the picker that is idle, so one that it closes this soon after an answer is that of
-# a client that left before the answer was read.
-UNREAD_S = 5.0
-
-
 class Conversation(asyncio.Protocol):
-    """One connection of Envoy; one request at a time. When Envoy closes it, the client has left."""
+    """One connection of Envoy; one request at a time.
+
+    Envoy closes it when the client of the question has left, and also for reasons of its own (a health check of this
+    process has failed, a drain). So a call is dropped only if its answer was not read: the kernel then reports an
+    error. After it was read, Envoy's log says how the exchange ended.
+    """
 
     def __init__(self, picker: Picker) -> None:
         self._picker = picker
-        # The newest answer that let a call pass, and the loop time of it.
+        # The newest answer, if it let a call pass.
         self._passed: Pick | None = None
-        self._passed_at = 0.0
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         self._begin()
@@ -75,7 +72,7 @@ class Conversation(asyncio.Protocol):
         self._transport = None
         if self._task is not None:
             self._task.cancel()
-        if self._passed is not None and asyncio.get_running_loop().time() - self._passed_at < UNREAD_S:
+        if self._passed is not None and error is not None:
             self._picker.drop(self._passed)
 
     # -- httptools -----------------------------------------------------------------------------------------------
@@ -112,7 +109,7 @@ class Conversation(asyncio.Protocol):
         try:
             answer = await self._decide(method, target, headers, pieces)
             if isinstance(answer, Pick):
-                self._passed, self._passed_at = answer, asyncio.get_running_loop().time()
+                self._passed = answer
                 answer = _allowed(answer)
             self._write(answer)
         except Exception:
@@ -133,7 +130,6 @@ class Conversation(asyncio.Protocol):
             route=route,
             path=path,
             headers=headers,
-            tenant=Tenant("default"),
             length=int(length) if length.isdigit() else 0,
         )
         try:
@@ -160,9 +156,17 @@ def _allowed(pick: Pick) -> bytes:
     # An engine may close an idle connection at the moment a request comes on it. The only engine is then asked again;
     # without its name Envoy would try any.
     addresses = pick.addresses if others else pick.addresses * 2
-    lines = ["HTTP/1.1 200 OK", f"{names.ENDPOINTS}: {','.join(addresses)}", "content-length: 0"]
-    if others:
-        lines.append(f"{names.RETRY_ON}: retriable-status-codes")
+    retry_on = names.RETRY_SERVER_ERRORS if others else names.RETRY_NOTHING_ELSE
+    lines = [
+        "HTTP/1.1 200 OK",
+        f"{names.ENDPOINTS}: {','.join(addresses)}",
+        f"{names.RETRY_ON}: {retry_on}",
+        "content-length: 0",
+    ]
+    if pick.tenant:
+        lines.append(f"{names.TENANT}: {pick.tenant}")
+    if pick.credential:
+        lines.append(f"{names.CREDENTIAL}: {pick.credential}")
     if pick.program_id:
         lines.append(f"{names.PROGRAM_ID}: {pick.program_id}")
     if pick.call_id:
@@ -176,11 +180,9 @@ def _refused(error: HttpError, path: str) -> bytes:
     body = json.dumps(envelope(error, path)).encode()
     lines = [
         f"HTTP/1.1 {as_refusal(error.status)} Refused",
-        "content-type: application/json",
         f"content-length: {len(body)}",
+        *(f"{name}: {value}" for name, value in error.headers.items()),
     ]
-    if error.retry_after_s:
-        lines.append(f"retry-after: {max(1, math.ceil(error.retry_after_s))}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
 

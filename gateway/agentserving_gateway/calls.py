@@ -1,7 +1,8 @@
 """A call between its request and its end, as values: what the picker asks of the leader, and what it answers.
 
-Who ends a call: the engine's report, or one EndCall of this picker, which ends a call whenever it cannot be sure that
-an engine will.
+Who ends a call: the engine's report, or this picker, which names every call whose exchange is over. Ends that did not
+go as planned are sent at once, one by one; the others in batches, since nearly all of them repeat what the engine has
+reported. They end the calls that an engine has answered without its scheduler.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 class Ending(Enum):
     """How the exchange of a call has ended; a metric label."""
 
-    # An engine's answer was passed on whole; sent only after a retry, because the engine reports it.
+    # An engine's answer was passed on whole, after a retry.
     COMPLETED = "completed"
     # The client left, or the admission came too late for it.
     CANCELLED = "cancelled"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from agentserving_gateway.calls import Refusal
@@ -11,7 +12,8 @@ from agentserving_gateway.calls import Refusal
 class HttpError(Exception):
     """The answer to a refused request. The message says what happened, which field, and what to do.
 
-    `type` is OpenAI's word for the kind, `param` the field of the body, `code` a closed word.
+    `type` is OpenAI's word for the kind, `param` the field of the body, `code` a closed word, `challenge` the value of
+    WWW-Authenticate.
     """
 
     status: int
@@ -20,6 +22,17 @@ class HttpError(Exception):
     code: str = ""
     param: str | None = None
     retry_after_s: float = 0.0
+    challenge: str = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the answer."""
+        found = {"content-type": "application/json"}
+        if self.retry_after_s:
+            found["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
+        if self.challenge:
+            found["www-authenticate"] = self.challenge
+        return found
 
 
 # google.rpc.Code -> (HTTP status, OpenAI type)

@@ -19,6 +19,7 @@ from agentserving_process import logs, options
 from agentserving_process.listening import split_address
 from agentserving_process.options import option
 
+from agentserving_gateway.credentials import ClientAuth
 from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.envoy import FrontSettings, bootstrap
 
@@ -31,6 +32,9 @@ class Front:
 
     listen: str = option("127.0.0.1:8080", "address for clients, host:port or [IPv6]:port")
     run_dir: Path = option(Path("run"), "directory that Envoy and the picker share")
+    client_auth: ClientAuth = option(
+        ClientAuth.NONE, "keys: each request needs a key of a client; none: everybody who reaches the port is served"
+    )
     max_body_bytes: int = option(64 << 20, "largest request body", least=1)
     max_connections: int = option(20_000, "client connections at a time", least=1)
     max_heap_mib: int = option(1024, "memory of Envoy; near it requests are refused", least=64)
@@ -70,6 +74,7 @@ def settings_of(front: Front) -> FrontSettings:
     return FrontSettings(
         listen=front.listen,
         run_dir=front.run_dir.absolute(),
+        client_keys=front.client_auth is ClientAuth.KEYS,
         max_body_bytes=front.max_body_bytes,
         max_connections=front.max_connections,
         max_heap_bytes=front.max_heap_mib << 20,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
 
 from agentserving.contract.ids import CallId, EngineId, Tenant
 from agentserving.transport.leader_channel import LeaderChannel
+from agentserving_process.probes import Answer
 
 from agentserving_gateway import authz, metrics, model_lists
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.calls import EndOfCall
+from agentserving_gateway.credentials import Authenticator
 from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.envoy import FrontSettings
 from agentserving_gateway.envoy_admin import EnvoyAdmin
@@ -20,20 +23,27 @@ from agentserving_gateway.exchange_log import service as exchange_log
 from agentserving_gateway.exchange_log.verdict import Exchange, ending_of, failed_engines
 from agentserving_gateway.ext_proc import service as ext_proc_service
 from agentserving_gateway.ext_proc.service import ExtProc, ExtProcOptions
+from agentserving_gateway.key_watch import KeyWatch
 from agentserving_gateway.picker import Picker
 from agentserving_gateway.responses import Responses
 
 
 class FrontPicker:
-    """Serves one Envoy over the sockets in `run_dir`. `admission.run` is the task that its owner supervises."""
+    """Serves one Envoy over the sockets in `run_dir`. `admission.run` and `keys.run` are tasks that its owner
+    supervises."""
 
-    def __init__(self, run_dir: Path, channel: LeaderChannel, ext_proc: ExtProcOptions | None = None) -> None:
-        """`ext_proc`: also serves gateways of others."""
+    def __init__(
+        self, run_dir: Path, channel: LeaderChannel, ext_proc: ExtProcOptions | None = None,
+        *, keys_channel: LeaderChannel | None = None,
+    ) -> None:  # fmt: skip
+        """`ext_proc`: also serves gateways of others. `keys_channel`: clients have keys, which come by it."""
         self.run_dir = run_dir.absolute()
         self._paths = FrontSettings(listen=":0", run_dir=self.run_dir)
         self.admin = EnvoyAdmin(Path(self._paths.admin_socket))
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.admission = Admission(channel, EnginesFile(self._paths.engines_file), self.admin.knows)
+        self.keys = KeyWatch(keys_channel, self._paths.keys_file) if keys_channel is not None else None
+        self.authenticator = Authenticator(self.keys.current if self.keys is not None else None)
         self._ext_proc = ext_proc if ext_proc is not None and ext_proc.ext_proc_listen else None
         self._endpoint_picker: ExtProc | None = None
         self._stack = AsyncExitStack()
@@ -41,19 +51,28 @@ class FrontPicker:
     async def __aenter__(self) -> Self:
         paths, stack = self._paths, self._stack
         await stack.enter_async_context(self.admin)
-        await stack.enter_async_context(exchange_log.served(paths.log_socket, self._ended))
-        await stack.enter_async_context(model_lists.served(self.admission, Path(paths.reads_socket)))
+        await stack.enter_async_context(exchange_log.served(paths.log_socket, self._ended, self._passed_on))
+        await stack.enter_async_context(
+            model_lists.served(self.admission, self.authenticator, Path(paths.reads_socket))
+        )
         responses = Responses()
         stack.push_async_callback(responses.close)
-        picker = self.core = Picker(self.admission, responses)
+        picker = self.core = Picker(self.admission, responses, self.authenticator)
         await stack.enter_async_context(authz.served(picker, Path(paths.picker_socket)))
         if self._ext_proc is not None:
             self._endpoint_picker = ExtProc(
-                picker, ended=self._ended, ready=lambda: self.admission.ready,
+                picker, ended=self._ended, ready=lambda: self.ready.ok,
                 max_body_bytes=self._ext_proc.ext_proc_max_body_bytes,
             )  # fmt: skip
             await stack.enter_async_context(ext_proc_service.served(self._endpoint_picker, self._ext_proc))
         return self
+
+    @property
+    def ready(self) -> Answer:
+        """Whether requests can be served."""
+        if not self.authenticator.is_ready:
+            return Answer(False, "no keys of clients known yet")
+        return Answer(True, "ok") if self.admission.ready else Answer(False, "no engine known yet")
 
     async def drain(self, settle_s: float, limit_s: float) -> None:
         """Returns when no request is being served, after `limit_s` at the latest."""
@@ -64,6 +83,11 @@ class FrontPicker:
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
+
+    def _passed_on(self, calls: Mapping[Tenant, Sequence[CallId]]) -> None:
+        """Envoy has logged exchanges of calls that went as planned."""
+        for tenant, call_ids in calls.items():
+            self.admission.passed_on(tenant, call_ids)
 
     def _ended(self, exchange: Exchange) -> None:
         """Envoy has logged the end of an exchange that did not go as planned."""
@@ -77,7 +101,7 @@ class FrontPicker:
         self.admission.end(
             EndOfCall(
                 call_id=CallId(exchange.call_id),
-                tenant=Tenant("default"),
+                tenant=Tenant(exchange.tenant),
                 ending=ending,
                 never_started=not exchange.was_sent,
                 engine_id=last.engine_id if last is not None else EngineId(""),

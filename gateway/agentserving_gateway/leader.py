@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Iterable
 from typing import Protocol
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
@@ -25,7 +26,7 @@ from agentserving_gateway.engines import Engine
 
 # Engines that Envoy may try after the chosen one.
 MAX_FALLBACKS = 2
-# Ends that no leader has acknowledged: beyond this the oldest are left to expire in the table.
+# Messages about ends that no leader has acknowledged: beyond this the oldest are left to expire in the table.
 MAX_UNACKNOWLEDGED = 5_000
 # Requests in one message: the leader decides them in some 4 ms, in which it does nothing else.
 MAX_TOGETHER = 32
@@ -59,7 +60,11 @@ class Leader:
     def __init__(self, channel: LeaderChannel, listener: Listener) -> None:
         self._listener = listener
         self._stream: LeaderStream[pb.AdmissionsRequest, pb.AdmissionsResponse] = LeaderStream(
-            "admissions", channel, lambda to: rpc.CallServiceStub(to).Admissions(), self, take=self._take
+            "admissions",
+            channel,
+            lambda to: rpc.CallServiceStub(to).Admissions(metadata=channel.metadata()),
+            self,
+            take=self._take,
         )
         # The current leader reads several requests in one message.
         self._reads_more = False
@@ -124,7 +129,16 @@ class Leader:
             engine_id=end.engine_id,
             tries=end.tries,
         )
-        request = self._ends[self._last_id] = pb.AdmissionsRequest(stream_id=self._last_id, end=message)
+        self._send_end(pb.AdmissionsRequest(stream_id=self._last_id, end=message))
+
+    def passed_on(self, tenant: Tenant, call_ids: Iterable[CallId]) -> None:
+        """Exchanges that went as planned. Nearly all of these calls have been reported by their engine."""
+        self._last_id += 1
+        over = pb.ExchangesOver(call_ids=call_ids, tenant=tenant)
+        self._send_end(pb.AdmissionsRequest(stream_id=self._last_id, over=over))
+
+    def _send_end(self, request: pb.AdmissionsRequest) -> None:
+        self._ends[request.stream_id] = request
         if len(self._ends) > MAX_UNACKNOWLEDGED:
             del self._ends[next(iter(self._ends))]
         self._stream.send(request)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 UNMANAGED = Counter("agentserving_gateway_unmanaged_calls_total", "Calls served without the control plane")
 RETRIES = Counter("agentserving_gateway_retries_total", "Calls retried on another engine before their first byte")
 ENDED = Counter("agentserving_gateway_ended_calls_total", "Calls that ended without an engine's report", ["ending"])
 IDENTITIES = Counter("agentserving_gateway_identities_total", "Where program ids came from", ["source"])
+UNAUTHENTICATED = Counter("agentserving_gateway_unauthenticated_total", "Requests without a valid key", ["reason"])
+KEYS = Gauge("agentserving_gateway_keys", "Keys of clients that the leader has sent")
 ADMIT_SECONDS = Histogram(
     "agentserving_gateway_admission_seconds",
     "From the request's head to the choice of an engine",

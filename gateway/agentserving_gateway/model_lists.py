@@ -1,14 +1,13 @@
 """GET /v1/models and /v1/models/{id}: the lists of all ready engines as one. Envoy sends these to `reads.sock`.
 
 A model or an adapter of a single engine is thereby seen. Engines are asked at each request with the client's own
-headers, credentials included.
+headers, a credential for engines included; a key of a client is verified here and goes no further.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import aiohttp
 from aiohttp import web
 
 from agentserving_gateway.admission import Admission
+from agentserving_gateway.credentials import Authenticator
 from agentserving_gateway.errors import HttpError, envelope
 from agentserving_gateway.picker import no_engine
 
@@ -77,8 +77,8 @@ def _models_in(answer: Fetched) -> list[dict[str, Any]] | None:
 class ModelLists:
     """Asks the engines."""
 
-    def __init__(self, admission: Admission, session: aiohttp.ClientSession) -> None:
-        self._admission, self._session = admission, session
+    def __init__(self, admission: Admission, authenticator: Authenticator, session: aiohttp.ClientSession) -> None:
+        self._admission, self._authenticator, self._session = admission, authenticator, session
 
     async def get(self, request: web.Request) -> web.Response:
         """The handler."""
@@ -86,15 +86,17 @@ class ModelLists:
             found = await self._answer(request)
         except HttpError as error:
             body = json.dumps(envelope(error, request.path)).encode()
-            retry = {"retry-after": str(math.ceil(error.retry_after_s))} if error.retry_after_s else {}
-            return web.Response(status=error.status, body=body, content_type="application/json", headers=retry)
+            return web.Response(status=error.status, body=body, headers=error.headers)
         return web.Response(status=found.status, body=found.body, headers={"content-type": found.content_type})
 
     async def _answer(self, request: web.Request) -> Fetched:
+        given = {name.lower(): value for name, value in request.headers.items()}
+        self._authenticator.client_of(given)
         engines = self._admission.ready_engines()
         if not engines:
             raise no_engine()
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
+        left_out = _HOP.union(self._authenticator.removed_headers)
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in left_out}
         answers = await asyncio.gather(*(self._fetch(engine.address, headers) for engine in engines))
         for engine, answer in zip(engines, answers, strict=True):
             if answer is None:
@@ -115,12 +117,12 @@ class ModelLists:
 
 
 @asynccontextmanager
-async def served(admission: Admission, path: Path) -> AsyncIterator[None]:
+async def served(admission: Admission, authenticator: Authenticator, path: Path) -> AsyncIterator[None]:
     """Answers on a Unix socket while the block runs."""
     path.unlink(missing_ok=True)
     timeout = aiohttp.ClientTimeout(total=ASK_S)
     async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
-        lists = ModelLists(admission, session)
+        lists = ModelLists(admission, authenticator, session)
         app = web.Application()
         app.add_routes([web.get(MODELS, lists.get), web.get(MODELS + "/{model:.+}", lists.get)])
         runner = web.AppRunner(app, access_log=None)

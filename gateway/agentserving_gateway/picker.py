@@ -17,6 +17,7 @@ from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission, HoldError
 from agentserving_gateway.body import Body, read_body
 from agentserving_gateway.calls import Admitted, CallRequest, Ending, EndOfCall
+from agentserving_gateway.credentials import Authenticator, Client
 from agentserving_gateway.engines import Engine
 from agentserving_gateway.errors import HttpError
 from agentserving_gateway.identity import from_body, from_headers
@@ -38,7 +39,6 @@ class Head:
     route: Route
     path: str
     headers: Mapping[str, str]
-    tenant: Tenant
     length: int = 0
     among: frozenset[str] | None = None
 
@@ -49,13 +49,18 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pick:
-    """`addresses` in the order in which they are tried; empty strings for what a request without a ticket has not."""
+    """`addresses` in the order in which they are tried; empty strings for what a request without a ticket has not.
+
+    `credential`: the id of the client's key. `removed_headers`: what engines must not see of the request's head.
+    """
 
     addresses: tuple[str, ...]
     program_id: ProgramId = ProgramId("")
     call_id: CallId = CallId("")
     tenant: Tenant = Tenant("")
     ticket: str = ""
+    credential: str = ""
+    removed_headers: tuple[str, ...] = ()
 
 
 class NeedsBodyError(Exception):
@@ -65,22 +70,33 @@ class NeedsBodyError(Exception):
 class Picker:
     """One per process."""
 
-    def __init__(self, admission: Admission, responses: Responses) -> None:
-        self._admission, self._responses = admission, responses
+    def __init__(self, admission: Admission, responses: Responses, authenticator: Authenticator) -> None:
+        self._admission, self._responses, self._authenticator = admission, responses, authenticator
 
     async def pick(self, head: Head, content: bytes | None, *, body_follows: bool = True) -> Pick:
-        """Raises HttpError for a refusal; NeedsBodyError when `content` is None and either has to be read, or the call
-        has to be held while a leader is elected: only the question with the body may take that long.
+        """Raises HttpError for a refusal, 401 before anything else is looked at; NeedsBodyError when `content` is None
+        and either has to be read, or the call has to be held while a leader is elected: only the question with the body
+        may take that long.
 
         Without `body_follows` there is no body to be had, and the head decides, however long that takes.
         """
+        client = self._authenticator.client_of(head.headers)
         if content is None and body_follows and self._needs_body(head):
             raise NeedsBodyError
+        pick = await self._pick(head, client, content, body_follows)
+        return replace(
+            pick,
+            tenant=client.tenant,
+            credential=client.credential,
+            removed_headers=self._authenticator.removed_headers,
+        )
+
+    async def _pick(self, head: Head, client: Client, content: bytes | None, body_follows: bool) -> Pick:
         if head.route.kind is Kind.CALL:
-            return await self._call(head, content, may_hold=content is not None or not body_follows)
+            return await self._call(head, client, content, may_hold=content is not None or not body_follows)
         body = Body() if content is None else read_body(content)
         if head.route.kind is Kind.RESPONSE:
-            holder = await self._holder(head, response_id_of(head.path))
+            holder = await self._holder(client, response_id_of(head.path))
             if holder is not None and head.allows(holder.address):
                 return Pick(addresses=(holder.address,))
         return self._any_engine(head, body.model_name)
@@ -98,16 +114,16 @@ class Picker:
             return True
         return head.route.kind is Kind.CALL and from_headers(head.headers) is None
 
-    async def _call(self, head: Head, content: bytes | None, *, may_hold: bool) -> Pick:
+    async def _call(self, head: Head, client: Client, content: bytes | None, *, may_hold: bool) -> Pick:
         began = time.perf_counter()
         body = Body() if content is None else read_body(content)
         identity = from_headers(head.headers) or from_body(body)
         holder = None
         if head.path == RESPONSES and is_response_id(body.previous_response_id):
-            holder = await self._holder(head, body.previous_response_id)
+            holder = await self._holder(client, body.previous_response_id)
         metrics.IDENTITIES.labels(identity.source).inc()
         request = CallRequest(
-            tenant=head.tenant,
+            tenant=client.tenant,
             program_id=identity.program_id,
             parent_program_id=identity.parent_program_id,
             thread_id=identity.thread_id,
@@ -128,14 +144,12 @@ class Picker:
             addresses=(admitted.engine_address, *(each for each in admitted.fallbacks if head.allows(each))),
             program_id=admitted.program_id,
             call_id=admitted.call_id,
-            tenant=admitted.tenant,
             ticket=admitted.ticket,
         )
 
-    async def _holder(self, head: Head, response_id: str) -> Engine | None:
+    async def _holder(self, client: Client, response_id: str) -> Engine | None:
         """The engine that has a stored response; None: any engine says that there is none."""
-        authorization = head.headers.get("authorization", "")
-        return await self._responses.engine_of(response_id, self._admission.known_engines, authorization)
+        return await self._responses.engine_of(response_id, self._admission.known_engines, client.for_engines)
 
     def _all_but(self, engine: Engine | None) -> tuple[EngineId, ...]:
         if engine is None:

@@ -1,8 +1,9 @@
-"""Which engine has a stored response (OpenAI's Responses API): its id does not say, so the engines are asked.
+"""Which engine has a stored response (OpenAI's Responses API): its id says so, or else the engines are asked.
 
-vLLM makes up the id, and the answer that contains it does not pass through the picker. Asking keeps the picker
-stateless: another one, or this one after a restart, finds the engine as well. What was found is remembered, since the
-next turn of a conversation comes soon.
+Our middleware in the engine makes ids that name the engine. A client may have chosen another id, and an engine may run
+without the middleware. Answers do not pass through the picker, so it asks all engines for such an id: that keeps it
+stateless, and another one, or this one after a restart, finds the engine as well. What was found is remembered, since
+the next turn of a conversation comes soon.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import aiohttp
+from agentserving.contract import response_ids
 
 from agentserving_gateway.engines import Engine
 from agentserving_gateway.routes import RESPONSES
@@ -37,6 +39,10 @@ class Responses:
         by_address = {engine.address: engine for engine in engines}
         if len(engines) < 2:
             return engines[0] if engines else None
+        named = response_ids.engine_of(response_id)
+        for engine in engines if named else ():
+            if engine.engine_id == named:
+                return engine
         address = self._found.get(response_id)
         if address in by_address:
             self._found.move_to_end(response_id)

@@ -1,11 +1,12 @@
 """``python -m agentserving_gateway.smoke URL``: one program makes two calls through a gateway, as `helm test` does.
 
-Uses the standard library only and no secret: it sees what an agent sees that knows just the address.
+Uses the standard library only, and no secret but the API key in OPENAI_API_KEY: it sees what an agent sees.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import urllib.error
@@ -34,16 +35,17 @@ def _ask(url: str, body: dict[str, Any] | None, headers: dict[str, str]) -> str:
         raise SmokeError(f"{url} does not answer: {error}") from error
 
 
-def smoke(base: str) -> list[str]:
+def smoke(base: str, api_key: str = "") -> list[str]:
     """Makes the calls; gives one line for each step. `base` ends in /v1. SmokeError."""
+    credential = {"authorization": f"Bearer {api_key}"} if api_key else {}
     began = time.monotonic()
-    models = json.loads(_ask(f"{base}/models", None, {}))["data"]
+    models = json.loads(_ask(f"{base}/models", None, credential))["data"]
     if not models:
         raise SmokeError(f"{base}/models lists no model: no engine serves yet")
     program, model = f"smoke-{uuid.uuid4().hex[:12]}", models[0]["id"]
     steps = [f"model {model}, program {program}"]
     asked = {"model": model, "max_tokens": 8, "messages": [{"role": "user", "content": "Say something."}]}
-    headers = {"x-agentserving-program-id": program}
+    headers = {"x-agentserving-program-id": program, **credential}
     answer = json.loads(_ask(f"{base}/chat/completions", asked, headers))
     steps.append(f"a call gave {answer['usage']['completion_tokens']} tokens")
     stream = _ask(f"{base}/chat/completions", {**asked, "stream": True}, headers)
@@ -60,7 +62,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m agentserving_gateway.smoke http://gateway/v1", file=sys.stderr)
         return 2
     try:
-        print("\n".join(smoke(arguments[0].rstrip("/"))))
+        print("\n".join(smoke(arguments[0].rstrip("/"), os.environ.get("OPENAI_API_KEY", ""))))
     except SmokeError as error:
         print(error, file=sys.stderr)
         return 1

@@ -67,6 +67,9 @@ class Settings:
     images: ImageOptions
     probes: ProbeOptions
     namespaces: tuple[str, ...] = option((), "namespaces to look after, separated by commas; none: all")
+    own_namespace: str = option(
+        "", "namespace of the operator's pods, which clusters let in; none: the operator runs outside Kubernetes"
+    )
     kubeconfig: str = option("", "path of a kubeconfig; none: the pod's service account, else the user's kubeconfig")
     round_s: float = option(
         30.0, "seconds between rounds: each asks all control planes, each tenth visits all", above=0
@@ -108,6 +111,7 @@ class Operator:
             images=self.settings.images.images(),
             now=now,
             random_bytes=secrets.token_bytes,
+            operator_namespace=self.settings.own_namespace,
         )
         self.visits = Visits(reconciler.visit)
 

@@ -26,6 +26,9 @@ BALANCERS = {
     Balancer.PREFIX_AWARE: values.Balancer.PREFIX_AWARE,
 }
 DEADLINE_S = 3.0
+# An engine has at most about a kilobyte in an overview, so this is for 2,000 of them. In memory a response takes about
+# thirty times as much, and whoever controls a namespace may answer in a control plane's place.
+MAX_RESPONSE_BYTES = 2 << 20
 
 
 class PolicyRefusedError(Exception):
@@ -132,7 +135,10 @@ class ControlPlanes:
 
 
 def _client(target: Target) -> AsyncClient:
-    return AsyncClient(target.address, settings=Settings(tls=target.tls, deadline_s=DEADLINE_S, attempts=1))
+    settings = Settings(
+        tls=target.tls, deadline_s=DEADLINE_S, attempts=1, max_response_bytes=MAX_RESPONSE_BYTES
+    )  # fmt: skip
+    return AsyncClient(target.address, settings=settings)
 
 
 def _engine_view(engine: values.Engine) -> EngineView:

@@ -76,6 +76,9 @@ def config_of(flags: Mapping[str, str], state: str) -> dict[str, Any]:
         if flag.endswith(("cert-file", "key-file", "trusted-ca-file", "client-cert-auth")):
             section, key = ("peer", rest) if prefix == "peer" else ("client", flag)
             config.setdefault(f"{section}-transport-security", {})[key] = typed
+        elif flag.endswith("-cert-allowed-hostname"):
+            # etcd 3.5 does not know this key in files.
+            config.setdefault(f"{prefix}-transport-security", {})["allowed-hostname"] = [value]
         else:
             config[flag] = typed
     return config

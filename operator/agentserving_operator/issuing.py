@@ -1,8 +1,8 @@
 """A cluster's certificates in the API server: checked on each visit, and renewed when they are due.
 
 With issuer Operator the Secrets are ours, and the CA's is written first. With CertManager they belong to cert-manager
-and are only read. They are read one by one, so that the operator needs no right to list Secrets. `renewal` decides
-which are due.
+and are only read, except the one that engine pods mount: it is collected from those of the engines. They are read one
+by one, so that the operator needs no right to list Secrets. `renewal` decides which are due.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ from agentserving.transport.connection import Pem
 from agentserving_operator.errors import RefusedError
 from agentserving_operator.manifests import AgentServingCluster, Manifest
 from agentserving_operator.manifests.certificate_objects import (
+    all_leaves,
     authority_of,
     ca_secret_name,
     content,
+    engine_leaves,
+    engine_secret_name,
+    engines_secret,
+    leaf_of_engine,
     leaves,
     pair_of,
     secrets,
 )
-from agentserving_operator.manifests.tls import Leaf, secret_name, server_name
+from agentserving_operator.manifests.tls import Leaf, engines_secret_name, secret_name, server_name
 from agentserving_operator.observe.drift import matches
 from agentserving_operator.observe.owned import may_take, name_taken, refused
 from agentserving_operator.observe.reasons import Trouble
@@ -44,12 +49,16 @@ class Secrets(Protocol):
         """Server-side apply; returns the object as stored."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Issued:
-    """What the operator itself needs: its client certificate, and an id of the trusted CAs ("" = not known)."""
+    """What the operator itself needs: its client certificate, and an id of the trusted CAs ("" = not known).
+
+    `pending`: certificates are missing that cert-manager will write, which no watch of ours reports.
+    """
 
     client: Pem | None = None
     trust: str = ""
+    pending: bool = False
 
 
 async def issue(api: Secrets, cluster: AgentServingCluster, now: datetime.datetime, troubles: list[Trouble]) -> Issued:
@@ -57,9 +66,11 @@ async def issue(api: Secrets, cluster: AgentServingCluster, now: datetime.dateti
     issuer = cluster.spec.tls.issuer
     if issuer is Issuer.NONE:
         return Issued()
-    names = [secret_name(cluster.name, leaf) for leaf in leaves(cluster)]
+    names = [*(secret_name(cluster.name, leaf) for leaf in leaves(cluster)), engines_secret_name(cluster.name)]
     if issuer is Issuer.OPERATOR:
         names.insert(0, ca_secret_name(cluster))
+    else:
+        names += [engine_secret_name(engine_id) for engine_id in engine_leaves(cluster)]
     live: dict[str, Manifest | None] = {}
     for name in names:
         try:
@@ -69,6 +80,8 @@ async def issue(api: Secrets, cluster: AgentServingCluster, now: datetime.dateti
             return Issued()
     if issuer is Issuer.OPERATOR:
         await _renew(api, cluster, now, live, troubles)
+    else:
+        await _collect(api, cluster, live, troubles)
     return _issued(cluster, live)
 
 
@@ -86,21 +99,51 @@ async def _renew(
     # Imported only when a cluster has certificates of ours, because `cryptography` takes 10 MB.
     from agentserving_operator.certificates.renewal import renewed
 
-    hosts = {leaf.value: names for leaf, names in leaves(cluster).items()}
     old = {leaf.value: pair_of(live[secret_name(cluster.name, leaf)]) for leaf in leaves(cluster)}
-    found = renewed(cluster.name, authority_of(live[ca_secret_name(cluster)]), old, hosts, now)
+    engines = live[engines_secret_name(cluster.name)]
+    old |= {leaf_of_engine(engine_id): pair_of(engines, engine_id) for engine_id in engine_leaves(cluster)}
+    found = renewed(cluster.name, authority_of(live[ca_secret_name(cluster)]), old, all_leaves(cluster), now)
     for manifest in secrets(cluster, found):
-        name = manifest["metadata"]["name"]
-        there = live[name]
-        if there is not None and matches(manifest, {**there, **_kind_of(manifest)}):
-            continue
-        log.info("writing certificates", name=name, namespace=cluster.namespace, new=there is None)
-        try:
-            live[name] = await api.apply(manifest)
-        except RefusedError as error:
-            troubles.append(refused("Secret", name, error))
+        if not await _write(api, cluster, manifest, live, troubles):
             # Certificates that follow would be signed by a CA that is not stored.
             return
+
+
+async def _collect(
+    api: Secrets, cluster: AgentServingCluster, live: dict[str, Manifest | None], troubles: list[Trouble]
+) -> None:
+    """Puts what cert-manager has issued for the engines into the one Secret that their pods mount."""
+    name = engines_secret_name(cluster.name)
+    there = live[name]
+    if there is not None and not may_take(there, cluster):
+        troubles.append(name_taken("Secret", name))
+        return
+    by_id = {engine_id: live[engine_secret_name(engine_id)] for engine_id in engine_leaves(cluster)}
+    pairs = {engine_id: pair for engine_id, each in by_id.items() if (pair := pair_of(each)) is not None}
+    trusted = next((ca for each in by_id.values() if (ca := content(each, "ca.crt")) is not None), None)
+    if pairs and trusted is not None:
+        await _write(api, cluster, engines_secret(cluster, trusted, pairs), live, troubles)
+
+
+async def _write(
+    api: Secrets,
+    cluster: AgentServingCluster,
+    manifest: Manifest,
+    live: dict[str, Manifest | None],
+    troubles: list[Trouble],
+) -> bool:
+    """Writes a Secret that differs from the live one. False when the API server refuses it."""
+    name = manifest["metadata"]["name"]
+    there = live[name]
+    if there is not None and matches(manifest, {**there, **_kind_of(manifest)}):
+        return True
+    log.info("writing certificates", name=name, namespace=cluster.namespace, new=there is None)
+    try:
+        live[name] = await api.apply(manifest)
+    except RefusedError as error:
+        troubles.append(refused("Secret", name, error))
+        return False
+    return True
 
 
 def _kind_of(manifest: Manifest) -> Manifest:
@@ -108,9 +151,9 @@ def _kind_of(manifest: Manifest) -> Manifest:
 
 
 def _issued(cluster: AgentServingCluster, live: dict[str, Manifest | None]) -> Issued:
-    client = live[secret_name(cluster.name, Leaf.CLIENT)]
+    client, engines = live[secret_name(cluster.name, Leaf.OPERATOR)], live[engines_secret_name(cluster.name)]
     pair, ca = pair_of(client), content(client, "ca.crt")
     trust = "" if ca is None else hashlib.sha256(ca).hexdigest()[:16]
-    if pair is None:
-        return Issued(None, trust)
-    return Issued(Pem(ca, pair.cert, pair.key, server_name(cluster)), trust)
+    complete = all(pair_of(engines, engine_id) is not None for engine_id in engine_leaves(cluster))
+    pem = None if pair is None else Pem(ca, pair.cert, pair.key, server_name(cluster))
+    return Issued(client=pem, trust=trust, pending=pem is None or not complete)

@@ -94,6 +94,8 @@ class Reconciler:
     now: Callable[[], str]
     random_bytes: Callable[[int], bytes]
     settled: Settled = field(default_factory=Settled)
+    # Whose pods may connect to control planes; "" = the operator runs outside Kubernetes.
+    operator_namespace: str = ""
 
     async def visit(self, namespace: str, name: str) -> VisitResult:
         """Visits one cluster. UnavailableError when the API server does not respond."""
@@ -115,6 +117,7 @@ class Reconciler:
             spec=spec,
             images=self.images,
             generation=generation,
+            operator_namespace=self.operator_namespace,
             key_request=str((live["metadata"].get("annotations") or {}).get(ROTATE, "")),
         )
         troubles: list[Trouble] = []
@@ -123,7 +126,7 @@ class Reconciler:
         observed = await self._converge(cluster, troubles)
         observed = await self._ask_control_plane(cluster, observed, issued)
         await self._write_status(live, status_of(cluster, observed, previous, self.now()))
-        return _result(cluster, observed)
+        return _result(cluster, observed, issued)
 
     def _now(self) -> datetime.datetime:
         return datetime.datetime.fromisoformat(self.now())
@@ -244,9 +247,11 @@ def _serves(cluster: AgentServingCluster, observed: Observed) -> bool:
     return int(deployment.get("status", {}).get("readyReplicas", 0)) > 0
 
 
-def _result(cluster: AgentServingCluster, observed: Observed) -> VisitResult:
+def _result(cluster: AgentServingCluster, observed: Observed, issued: Issued) -> VisitResult:
     if observed.troubles:
         return VisitResult.REFUSED
+    if issued.pending:
+        return VisitResult.PENDING
     if _serves(cluster, observed) and (observed.overview is None or observed.overview.pending_engines):
         return VisitResult.PENDING
     return VisitResult.SETTLED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import structlog
@@ -34,10 +35,17 @@ class TlsOptions:
 
         CannotStartError when a file cannot be read.
         """
+        return self._server(self.tls_ca)
+
+    def server_for_clients(self) -> grpc.ServerCredentials | None:
+        """The same for a server whose clients have no certificates, but keys."""
+        return self._server("")
+
+    def _server(self, ca: str) -> grpc.ServerCredentials | None:
         if not self.tls_cert:
             return None
         try:
-            return server_credentials(Tls.of(self.tls_ca, self.tls_cert, self.tls_key), log)
+            return server_credentials(Tls.of(ca, self.tls_cert, self.tls_key), log)
         except OSError as error:
             raise CannotStartError(str(error)) from None
 
@@ -49,6 +57,8 @@ class LeaderOptions(TlsOptions):
     control_plane: str = option("127.0.0.1:7070", "host:port of the control planes, separated by commas")
     tls_server_name: str = option("", "name in the control planes' certificates; none: the host of --control-plane")
 
+    part_token_file: str = option("", "file with this process's token; none: its certificate says who it is")
+
     def __post_init__(self) -> None:
         # Zero-argument super() does not work in a dataclass with slots.
         TlsOptions.__post_init__(self)
@@ -59,4 +69,5 @@ class LeaderOptions(TlsOptions):
 
     def client_settings(self) -> Settings:
         """For a LeaderChannel."""
-        return settings_of(self.tls_ca, self.tls_cert, self.tls_key, self.tls_server_name)
+        token = Path(self.part_token_file) if self.part_token_file else None
+        return settings_of(self.tls_ca, self.tls_cert, self.tls_key, self.tls_server_name, token)

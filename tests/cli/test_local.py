@@ -13,7 +13,8 @@ from agentserving.v1 import types_pb2
 from agentserving_cli.local import cluster as cluster_module
 from agentserving_cli.local.cluster import LocalCluster
 from agentserving_cli.local.engine_states import changes
-from agentserving_cli.local.layout import ClusterSpec, gpus_of, memory_share, port_is_free, tool_flags, vllm_argv
+from agentserving_cli.local.layout import ClusterSpec, gpus_of, memory_share, tool_flags, vllm_argv
+from agentserving_cli.local.ports import HIGHEST, LOWEST, free_ports, port_is_free
 from agentserving_cli.local.process import Child, StartFailedError
 from agentserving_cli.local.state_dir import StateDir, StateDirError, is_claimed, read_addresses
 from agentserving_cli.up import proxy_in_the_way
@@ -25,6 +26,13 @@ def test_a_port_with_a_listener_is_not_free() -> None:
         port = taken.getsockname()[1]
         assert not port_is_free(port)
     assert port_is_free(port)
+
+
+def test_free_ports_differ_and_no_outgoing_connection_takes_them() -> None:
+    ports = free_ports(50)
+    assert len(set(ports)) == 50
+    lowest_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert lowest_outgoing <= LOWEST or all(LOWEST <= port <= min(HIGHEST, lowest_outgoing - 1) for port in ports)
 
 
 def test_a_directory_has_one_owner_until_it_is_released(tmp_path: Path) -> None:

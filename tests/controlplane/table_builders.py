@@ -62,7 +62,7 @@ def report_of(
         "thread_id": call.thread_id,
         "root": program_id,
         "attained_service_us": call.attained_service_us,
-        "engine_id": "e1",
+        "engine_id": call.engine_id,
         "boot_id": "b",
         "service_us": service_us,
         "outcome": outcome,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from agentserving.contract import ticket
-from agentserving.contract.ids import EngineId
+from agentserving.contract.ids import EngineId, Tenant
 from agentserving_controlplane import call_ends
 from agentserving_controlplane.calls import Admission
 from agentserving_controlplane.control_plane import ControlPlane
@@ -157,3 +157,18 @@ async def test_an_answer_of_a_later_engine_outweighs_a_failure_that_is_reported_
         assert (plane.table.totals.outcomes, plane.table.rows[key("p", "acme")].total_service_us) == (
             {Outcome.COMPLETED: 1}, 6,
         )  # fmt: skip
+
+
+async def test_answered_calls_without_a_report_end_and_the_others_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_ends, "EXCHANGE_OVER_S", 0.05)
+    async with leader() as plane:
+        sessions = await attach_all(plane)
+        unseen, running, of_another = (admit(plane, name) for name in ("unseen", "running", "other"))
+        await report(sessions[running.engine_id], running, service_us=3, running=True)
+        plane.ends.passed_on(ACME, [unseen.call_id, running.call_id, "no.such.call", "nonsense"])
+        plane.ends.passed_on(Tenant("umbrella"), [of_another.call_id])
+        await until(lambda: not plane.table.rows[key("unseen", ACME)].calls)
+        assert plane.table.rows[key("running", ACME)].calls
+        assert not plane.table.rows[key("other", ACME)].calls[of_another.call_id].exchange
+        await report(sessions[running.engine_id], running, service_us=9, outcome=Outcome.COMPLETED)
+        assert not plane.table.rows[key("running", ACME)].calls

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 from agentserving_controlplane.settings import PlaneSettings, parse
 from agentserving_controlplane.store.etcd.store import EtcdStore
 from agentserving_controlplane.store.port import Write

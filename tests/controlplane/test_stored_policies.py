@@ -14,7 +14,7 @@ import pytest
 from agentserving.contract.policy import PRESETS, Accounting, Level, Order, Policy, Source
 from agentserving.contract.policy_message import policy_to
 from agentserving.v1 import admin_service_pb2, admin_service_pb2_grpc, types_pb2
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 from agentserving_controlplane.api.conversion import policy_version_from_bytes
 from agentserving_controlplane.policy import stored
 from agentserving_controlplane.policy.in_force import POLICY_KEY, REQUESTS_KEY

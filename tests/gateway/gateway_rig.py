@@ -31,6 +31,7 @@ from agentserving_gateway.admission import Admission
 from agentserving_gateway.envoy import FrontSettings
 from agentserving_gateway.front import command
 from agentserving_gateway.front_picker import FrontPicker
+from gateway.played_keys import PlayedKeys
 from support.eventually import DEADLINE_S, eventually_async
 
 KEY = b"0123456789abcdef"
@@ -267,14 +268,21 @@ async def all_in_force(picker: FrontPicker, engines: Sequence[Engine]) -> None:
 
 
 @asynccontextmanager
-async def rig(*scripts: Script, models: Sequence[Sequence[str]] = (), **front: Any) -> AsyncIterator[Rig]:
-    """A front with an engine for each script; `models` of each engine, none by default; `front`: FrontSettings."""
+async def rig(
+    *scripts: Script, models: Sequence[Sequence[str]] = (), keys: PlayedKeys | None = None, **front: Any
+) -> AsyncIterator[Rig]:
+    """A front with an engine for each script; `models` of each engine, none by default; `front`: FrontSettings.
+
+    `keys`: what the leader says of clients' keys; without them everybody is served.
+    """
     settings = PlaneSettings(ticket_keys=lambda: (KEY,), policy="atlas", balancer=Balancer.LEAST_USED)
     store = MemoryStore()
     plane = ControlPlane(settings, store, await store.acquire("test"), lambda error: None)
     await plane.recover(store)
     server = grpc.aio.server(options=SERVER_OPTIONS)
     add_services(server, plane)
+    if keys is not None:
+        keys.serve(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     engines = [Engine(f"e{index}", script) for index, script in enumerate(scripts)]
@@ -292,11 +300,16 @@ async def rig(*scripts: Script, models: Sequence[Sequence[str]] = (), **front: A
     await link.start()
     stack = AsyncExitStack()
     run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="as-")))
-    picker = await stack.enter_async_context(FrontPicker(run_dir, LeaderChannel(f"127.0.0.1:{link.port}")))
+    leader, leader_of_keys = (LeaderChannel(f"127.0.0.1:{link.port}") for _ in range(2))
+    picker = await stack.enter_async_context(
+        FrontPicker(run_dir, leader, keys_channel=leader_of_keys if keys is not None else None)
+    )
     admission = picker.admission
-    running = asyncio.create_task(admission.run())
+    running = [asyncio.create_task(admission.run())]
+    if picker.keys is not None:
+        running.append(asyncio.create_task(picker.keys.run()))
     await until(lambda: admission.connected and len(admission.known_engines) == len(engines))
-    chosen = {"listen": "127.0.0.1:0", "max_body_bytes": 1 << 20, **front}
+    chosen = {"listen": "127.0.0.1:0", "max_body_bytes": 1 << 20, "client_keys": keys is not None, **front}
     envoy = await start_envoy(FrontSettings(run_dir=run_dir, **chosen))
     try:
         front_port = await port_of(picker, envoy)
@@ -310,8 +323,9 @@ async def rig(*scripts: Script, models: Sequence[Sequence[str]] = (), **front: A
         if envoy.returncode is None:
             envoy.kill()
         await envoy.wait()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await stack.aclose()
         await link.close()
         for engine in engines:

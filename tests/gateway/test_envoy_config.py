@@ -62,8 +62,8 @@ def find_all(document: Any, key: str) -> list[Any]:
     return [found for each in document for found in find_all(each, key)] if isinstance(document, list) else []
 
 
-def manager(run_dir: Path) -> Any:
-    (listener,) = bootstrap(settings(run_dir))["static_resources"]["listeners"]
+def manager(run_dir: Path, **chosen: Any) -> Any:
+    (listener,) = bootstrap(settings(run_dir, **chosen))["static_resources"]["listeners"]
     return listener["filter_chains"][0]["filters"][0]["typed_config"]
 
 
@@ -109,6 +109,9 @@ def test_the_picker_gets_every_header_that_names_a_program(tmp_path: Path) -> No
         allowed = {pattern["exact"] for pattern in each["typed_config"]["allowed_headers"]["patterns"]}
         assert allowed >= set(HEADERS)
         assert each["typed_config"]["failure_mode_allow"] is True
+    for each in manager(tmp_path, client_keys=True)["http_filters"]:
+        if each["name"].startswith("agentserving.pick"):
+            assert each["typed_config"]["failure_mode_allow"] is False
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])

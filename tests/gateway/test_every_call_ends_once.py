@@ -18,6 +18,7 @@ import pytest
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
 from agentserving.v1 import types_pb2
+from agentserving_controlplane import call_ends
 from agentserving_gateway import admission as admission_module
 from gateway.gateway_rig import Engine, Rig, Script, answer_json, rig, until, value
 from support.eventually import DEADLINE_S
@@ -109,6 +110,41 @@ async def test_a_call_that_its_engine_does_not_serve_ends_with_what_happened(
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                 assert int((await made.post(headers=PROGRAM)).split(b" ")[1]) == status
         assert ended == {f"OUTCOME_{outcome}": 1}
+        await made.until_idle(WITHIN_S)
+
+
+async def test_an_answer_of_an_engine_whose_scheduler_never_saw_the_request_ends_its_call() -> None:
+    async with rig(answer_json) as made:
+        async with outcomes(made, 20) as ended:
+            await asyncio.gather(*(made.post(headers=PROGRAM) for _ in range(10)))
+            await asyncio.gather(*(made.post() for _ in range(10)))
+        assert ended == {"OUTCOME_COMPLETED": 20}
+        await made.until_idle(WITHIN_S)
+
+
+async def test_ends_of_answered_calls_are_sent_to_the_next_leader() -> None:
+    async with rig(answer_json) as made:
+        await asyncio.gather(*(made.post(headers=PROGRAM) for _ in range(5)))
+        made.link.stall()
+        made.link.cut()
+        await until(lambda: made.admission._leader._ends != {})
+        made.link.flow()
+        await made.until_idle(WITHIN_S)
+
+
+async def test_a_call_that_goes_on_after_its_answer_ends_with_its_engines_report() -> None:
+    """A background response of the Responses API is answered at once and computed later."""
+    async with rig(answer_json) as made:
+        (engine,) = made.engines
+        await made.post(headers=PROGRAM)
+        await engine.report(engine.requests[0], service_us=10, running=True)
+        (key,) = made.plane.table.rows
+        await until(lambda: any(call.exchange for call in made.plane.table.rows[key].calls.values()))
+        await asyncio.sleep(call_ends.EXCHANGE_OVER_S + 0.5)
+        assert made.in_flight == 1
+        async with outcomes(made, 1) as ended:
+            await engine.report(engine.requests[0], service_us=1000, outcome=types_pb2.OUTCOME_FAILED)
+        assert ended == {"OUTCOME_FAILED": 1}
         await made.until_idle(WITHIN_S)
 
 

@@ -142,7 +142,7 @@ async def test_an_http_1_0_client_gets_no_chunks(stream: bool) -> None:
         assert answer.partition(b"\r\n\r\n")[2] == b"hello world"
 
 
-@pytest.mark.xfail(strict=True, reason="Envoy ends a broken answer to HTTP/1.0 with an ordinary close")
+@pytest.mark.xfail(strict=True, reason="Envoy ends a broken answer to HTTP/1.0 with an ordinary close (decision 0109)")
 async def test_an_answer_that_breaks_off_never_looks_whole_to_an_http_1_0_client() -> None:
     async def breaks(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")

@@ -11,9 +11,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentserving_controlplane.table.states import Outcome
 from agentserving_gateway.envoy import FrontSettings
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 from gateway.gateway_rig import Rig, answer_json, rig, start_envoy, until, value
+from gateway.test_every_call_ends_once import refuses
 
 PROGRAM = "x-agentserving-program-id: p\r\n"
 
@@ -94,6 +96,20 @@ async def test_calls_are_served_without_a_ticket_while_the_picker_is_gone_and_ma
         await found.until_managed()
 
 
+async def test_a_server_error_is_tried_elsewhere_while_the_picker_is_gone(tmp_path: Path) -> None:
+    async with front(tmp_path, engines=2) as found:
+        assert found.picker is not None
+        found.picker.kill()
+        await found.picker.wait()
+        for broken in (0, 1):
+            found.made.play(*(refuses(503) if each == broken else answer_json for each in range(2)))
+            answers = [
+                await found.made.post(headers=f"x-agentserving-program-id: p{program}\r\n") for program in range(12)
+            ]
+            assert {answer.split(b" ")[1] for answer in answers} == {b"200"}
+            assert all(engine.requests for engine in found.made.engines)
+
+
 async def test_a_front_is_not_ready_while_its_envoy_does_not_ask_the_picker(tmp_path: Path) -> None:
     async with EnvoyAdmin(tmp_path / "admin.sock") as admin:
         alone = await start_envoy(FrontSettings(listen="127.0.0.1:0", run_dir=tmp_path))
@@ -137,6 +153,40 @@ async def test_a_picker_that_is_stopped_in_the_middle_of_a_call_does_not_hold_it
             assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
         finally:
             found.picker.send_signal(signal.SIGCONT)
+
+
+async def test_calls_in_progress_go_on_when_their_picker_has_hung(tmp_path: Path) -> None:
+    """Envoy then closes its connections to the picker, as it does when a client leaves."""
+    async with front(tmp_path, engines=1) as found, EnvoyAdmin(tmp_path / "admin.sock") as admin:
+        made, go_on = found.made, asyncio.Event()
+        (engine,) = made.engines
+
+        async def slow(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await engine.report(request, service_us=10, running=True)
+            await go_on.wait()
+            await answer_json(request, reader, writer)
+
+        made.play(slow)
+        waiting = [asyncio.create_task(made.post(headers=PROGRAM)) for _ in range(5)]
+        await until(lambda: len(engine.requests) == 5)
+        assert found.picker is not None
+        found.picker.send_signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(30):
+                while await admin.is_ready():
+                    await asyncio.sleep(0.05)
+        finally:
+            found.picker.send_signal(signal.SIGCONT)
+        async with asyncio.timeout(30):
+            while not await admin.is_ready():
+                await asyncio.sleep(0.05)
+        engine.script = answer_json
+        await found.until_managed()
+        exchanges = [call.exchange for row in made.plane.table.rows.values() for call in row.calls.values()]
+        go_on.set()
+        assert all(answer.startswith(b"HTTP/1.1 200") for answer in await asyncio.gather(*waiting))
+        assert len(exchanges) >= 5, "the calls are in the table"
+        assert not any(outcome is Outcome.CANCELLED for outcome in exchanges)
 
 
 async def test_a_call_waits_for_the_next_leader_and_is_managed() -> None:

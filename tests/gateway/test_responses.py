@@ -108,6 +108,24 @@ async def test_another_picker_finds_the_engine_as_well(made: Rig) -> None:
         await fresh.close()
 
 
+async def test_an_id_that_names_its_engine_is_followed_without_asking(made: Rig) -> None:
+    for engine in made.engines:
+        response = f"resp_{engine.name}_{'0' * 32}"
+        engine.script.stored.add(response)  # type: ignore[attr-defined]
+        for each in made.engines:
+            each.requests.clear()
+        assert (await ask(made, "GET", response))[1]["by"] == engine.script.name  # type: ignore[attr-defined]
+        status, _, served = await create(made, previous_response_id=response)
+        assert (status, served) == (200, engine.name)
+        assert {each.name: len(each.requests) for each in made.engines if each.requests} == {engine.name: 2}
+
+
+async def test_an_id_that_names_an_unknown_engine_is_asked_for(made: Rig) -> None:
+    response = f"resp_elsewhere_{'0' * 32}"
+    made.engines[2].script.stored.add(response)  # type: ignore[attr-defined]
+    assert (await ask(made, "GET", response))[0] == 200
+
+
 async def test_an_engine_that_hangs_does_not_hide_the_one_that_has_the_response(made: Rig) -> None:
     async def hangs(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)

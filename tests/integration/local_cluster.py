@@ -18,7 +18,9 @@ from support.eventually import eventually
 class Cluster:
     """`agentserving up` with a state directory of its own."""
 
-    def __init__(self, directory: Path, *flags: str, bound_s: float = 560) -> None:
+    def __init__(self, directory: Path, *flags: str, auth: bool = False, bound_s: float = 560) -> None:
+        """`auth`: with keys, as users have it; most tests are about something else."""
+        flags = (*flags, *(() if auth else ("--no-auth",)))
         self.directory = directory
         self.log = directory.parent / "up.log"
         with self.log.open("ab") as out:
@@ -31,6 +33,11 @@ class Cluster:
         assert self.process.poll() is None, self.log.read_text()[-3000:]
         self.addresses = json.loads((directory / "cluster.json").read_text())
         self.tree = psutil.Process(self.process.pid).children(recursive=True)
+
+    @property
+    def key(self) -> str:
+        """The user's API key, of a cluster with keys."""
+        return (self.directory / "keys" / "client.key").read_text().strip()
 
     @staticmethod
     def wait(condition: Callable[[], Any], bound_s: float = 60) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 from agentserving_controlplane.store.etcd.store import EtcdStore
 from agentserving_controlplane.store.port import Write
 from agentserving_controlplane.table.rows import SCHEMA_VERSION, row_key

@@ -17,15 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agentserving.transport.connection import Tls
 from agentserving_cli.local.cluster import find_etcd
 from agentserving_operator.control_planes import ControlPlanes, Target
 from agentserving_operator.manifests import Manifest, desired
-from agentserving_operator.manifests.certificate_objects import leaves
+from agentserving_operator.manifests.certificate_objects import all_leaves
 from agentserving_operator.manifests.common import Port
+from agentserving_operator.manifests.tls import etcd_client_name, server_name
 from support.certificate_files import CertificateFiles
 from support.eventually import eventually
 from support.operator_objects import make_cluster, pod_spec
 
+# Volumes that several containers mount.
+SHARED = ("channel", "ticket-key", "run", "engine-identities")
 POD_IP = "127.0.77.1"
 HOSTS = re.compile(r"[-a-z0-9.$()_A-Z]+\.ns\.svc|0\.0\.0\.0|\$\(POD_IP\)")
 SPEC: dict[str, Any] = {"model": {"name": "tiny"}, "engine": {"type": "Simulator", "drainSeconds": 20}}
@@ -37,10 +41,12 @@ class Pods:
     def __init__(self, directory: Path, store: dict[str, Any]) -> None:
         self._directory = directory
         self.cluster = make_cluster(**SPEC, **store)
-        hosts = {leaf.value: names for leaf, names in leaves(self.cluster).items()}
+        hosts = all_leaves(self.cluster)
         # There is no DNS here, so the certificates of etcd name an address.
-        hosts["etcd"] = [POD_IP, "localhost"]
+        hosts["etcd"] = [POD_IP, "localhost", etcd_client_name(self.cluster)]
         self.certificates = CertificateFiles(directory, hosts) if self.cluster.spec.tls.on else None
+        if self.certificates is not None:
+            self._mount_identities(self.certificates)
         self.containers: dict[str, Manifest] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         for workload in desired(self.cluster):
@@ -48,6 +54,13 @@ class Pods:
                 spec = pod_spec(workload)
                 for each in [*spec.get("initContainers", []), *spec["containers"]]:
                     self.containers[each["name"]] = {**each, "pod": workload["metadata"]["name"]}
+
+    def _mount_identities(self, files: CertificateFiles) -> None:
+        place = self._directory / "engine-identities"
+        place.mkdir()
+        for name, path in files.paths("engine/demo-engine-0").items():
+            to = {"ca": "ca.crt", "cert": "demo-engine-0.crt", "key": "demo-engine-0.key"}[name]
+            (place / to).write_bytes(path.read_bytes())
 
     def start(self, name: str) -> None:
         """Starts a container's command with its arguments."""
@@ -63,7 +76,7 @@ class Pods:
     def _resolved(self, container: Manifest, text: str) -> str:
         places: dict[str, str] = {}
         for mount in container["volumeMounts"]:
-            shared = mount["name"] in ("channel", "ticket-key", "run") or mount["name"].endswith("-tls")
+            shared = mount["name"] in SHARED or mount["name"].endswith("-tls")
             path = self._directory / (mount["name"] if shared else f"{container['name']}-{mount['name']}")
             path.mkdir(parents=True, exist_ok=True)
             places[mount["mountPath"]] = str(path)
@@ -72,6 +85,12 @@ class Pods:
         text = re.sub("|".join(map(re.escape, places)), lambda found: places[found[0]], text)
         text = HOSTS.sub(POD_IP, text)
         return text.replace("$(POD_NAME)", f"{container['pod']}-0").replace("127.0.0.1:7072", f"{POD_IP}:7072")
+
+    def has_identity(self) -> bool:
+        """Whether the startup probe of the container `identity` succeeds."""
+        words = self.containers["identity"]["startupProbe"]["exec"]["command"]
+        command = [self._resolved(self.containers["identity"], each) for each in words]
+        return subprocess.run([sys.executable, *command[1:]], check=False).returncode == 0
 
     def log(self, name: str) -> str:
         """The end of a container's log."""
@@ -120,7 +139,11 @@ def request(port: int, verb: str, path: str, body: Any = None, program: str = ""
 
 
 @pytest.fixture(
-    params=[{"store": {"type": "Memory"}}, {"store": {"type": "Etcd"}}, {"tls": {"issuer": "Operator"}}],
+    params=[
+        {"store": {"type": "Memory"}, "tls": {"issuer": "None"}},
+        {"tls": {"issuer": "None"}},
+        {"store": {"type": "Etcd"}},
+    ],
     ids=["Memory", "Etcd", "TLS"],
 )
 def pods(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pods]:
@@ -134,8 +157,11 @@ def pods(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pods]:
 async def test_the_generated_containers_serve_calls_drain_and_exit(pods: Pods) -> None:
     for name in pods.containers:
         pods.start(name)
+        if name == "identity":
+            # kubelet starts the next container when this one has started.
+            eventually(pods.has_identity, "the engine has its certificate", deadline_s=60)
     # The development environment has etcd 3.5, whose probe paths differ from those of the manifests.
-    pods.until_ready(*(name for name in pods.containers if name != "etcd"))
+    pods.until_ready(*(name for name in pods.containers if name not in ("etcd", "identity")))
     for name in ("engine", "sidecar", "control-plane", "gateway", "picker"):
         assert pods.probe(name, "livenessProbe") == 200, name
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
@@ -143,7 +169,10 @@ async def test_the_generated_containers_serve_calls_drain_and_exit(pods: Pods) -
     status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body, "asker")
     assert status == 200, text
     address = f"{POD_IP}:{Port.CONTROL_PLANE}"
-    tls = pods.certificates.pem() if pods.certificates else None
+    tls = None
+    if pods.certificates is not None:
+        files = pods.certificates.paths("operator")
+        tls = Tls(**files, server_name=server_name(pods.cluster)).read()
     target = Target(address=address, scheduling=pods.cluster.spec.scheduling, generation=1, tls=tls)
     seen = await ControlPlanes().apply_policy(target)
     assert seen is not None
@@ -154,6 +183,7 @@ async def test_the_generated_containers_serve_calls_drain_and_exit(pods: Pods) -
     assert pods.probe("sidecar", "readinessProbe") == 503
     status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body)
     assert status == 503, text
-    for name in ("engine", "sidecar", "picker", "gateway", "control-plane"):
+    identity = [name for name in pods.containers if name == "identity"]
+    for name in ("engine", "sidecar", *identity, "picker", "gateway", "control-plane"):
         pods.processes[name].terminate()
         assert pods.processes[name].wait(30) == 0, (name, pods.log(name))

@@ -15,7 +15,8 @@ pytestmark = [pytest.mark.etcd, pytest.mark.timeout(120)]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("simulated") / "state", "--engine", "simulator", "--engines", "2")
+    directory = tmp_path_factory.mktemp("simulated") / "state"
+    cluster = Cluster(directory, "--engine", "simulator", "--engines", "2", auth=True)
     try:
         yield cluster
     finally:
@@ -25,7 +26,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def client(cluster: Cluster, program: str) -> openai.OpenAI:
     headers = {"x-agentserving-program-id": program}
     return openai.OpenAI(
-        base_url=cluster.addresses["gateway"], api_key="none", default_headers=headers, max_retries=0, timeout=60
+        base_url=cluster.addresses["gateway"], api_key=cluster.key, default_headers=headers, max_retries=0, timeout=60
     )
 
 
@@ -43,13 +44,15 @@ def test_the_account_includes_streams_and_several_choices(cluster: Cluster) -> N
 
 
 def test_the_smoke_test_of_the_chart_makes_two_calls_and_names_what_does_not_serve(cluster: Cluster) -> None:
-    lines = smoke(cluster.addresses["gateway"])
+    lines = smoke(cluster.addresses["gateway"], cluster.key)
     program = lines[0].split()[-1]
     assert lines[1:3] == ["a call gave 8 tokens", "a stream gave 9 events"]
     cluster.wait(lambda: cluster.program(program).get("calls_completed") == "2")
     gateway = cluster.addresses["gateway"]
     with pytest.raises(SmokeError, match="answered 404"):
-        smoke(gateway.removesuffix("/v1") + "/v9")
+        smoke(gateway.removesuffix("/v1") + "/v9", cluster.key)
+    with pytest.raises(SmokeError, match=r"answered 401.*no API key was sent"):
+        smoke(gateway)
     with pytest.raises(SmokeError, match="does not answer"):
         smoke("http://127.0.0.1:1/v1")
 

@@ -21,7 +21,9 @@ from agentserving.transport.errors import UnavailableError
 from agentserving_cli.local.cluster import find_etcd
 from agentserving_controlplane.store.etcd.store import EtcdStore
 from agentserving_controlplane.store.port import Write
+from agentserving_operator.manifests.certificate_objects import engine_leaves, leaves
 from agentserving_operator.manifests.etcd_statefulset import etcd_flags
+from agentserving_operator.manifests.tls import Leaf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.certificate_files import HOSTS, CertificateFiles
 from support.killable_cluster import until
@@ -190,16 +192,41 @@ def etcd_members(directory: Path, files: CertificateFiles) -> Iterator[list[subp
             process.wait()
 
 
+async def opens(address: str, files: CertificateFiles, leaf: str, port: int = 2379, path: str = "/version") -> bool:
+    """Whether etcd serves a request that is made with a leaf's certificate, or without any."""
+    context = ssl.create_default_context(cafile=str(files.paths("etcd")["ca"]))
+    if leaf:
+        context.load_cert_chain(files.paths(leaf)["cert"], files.paths(leaf)["key"])
+    try:
+        reader, writer = await asyncio.open_connection(address, port, ssl=context)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+        line = await reader.readline()
+        writer.close()
+    except OSError:
+        return False
+    return b" 200 " in line
+
+
 async def test_three_etcd_members_with_tls_form_a_cluster_and_survive_the_loss_of_one(tmp_path: Path) -> None:
     addresses = [member(index) for index in range(3)]
-    files = CertificateFiles(tmp_path, {**HOSTS, "etcd": [*addresses, "127.0.0.1", "localhost"]})
+    cluster = make_cluster(store={"etcd": {"members": 3}})
+    names = leaves(cluster)
+    hosts = {leaf.value: names[leaf] for leaf in (Leaf.CONTROL_PLANE, Leaf.GATEWAY, Leaf.ADMIN, Leaf.CLIENT)}
+    hosts |= {"engine": engine_leaves(cluster)["demo-engine-0"], "etcd": [*addresses, "127.0.0.1", *names[Leaf.ETCD]]}
+    files = CertificateFiles(tmp_path, hosts)
     endpoints = tuple(f"{address}:2379" for address in addresses)
     with etcd_members(tmp_path, files) as processes:
-        store = EtcdStore(endpoints, "/t", files.client())
+        store = EtcdStore(endpoints, "/t", Tls(**files.paths("control-plane")))
         try:
             async with asyncio.timeout(60):
                 epoch = await store.acquire("here")
             await store.commit(epoch, [Write("a", b"1")])
+            for leaf in ("gateway", "admin", "client", "engine", ""):
+                assert not await opens(addresses[0], files, leaf), f"{leaf or 'no'} certificate"
+            assert await opens(addresses[0], files, "control-plane")
+            # Nor may they speak as members.
+            assert not await opens(addresses[0], files, "control-plane", 2380, "/members")
+            assert await opens(addresses[0], files, "etcd", 2380, "/members")
             # New key pairs of the same CA, as a restarted peer finds them.
             files.sign()
             processes[0].kill()

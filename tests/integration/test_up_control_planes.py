@@ -42,7 +42,7 @@ def complete(cluster: Cluster, program: str) -> None:
     """Runs a program of one call, which closes it."""
     headers = {"x-dynamo-session-id": program, "x-dynamo-session-final": "true"}
     url = cluster.addresses["gateway"]
-    with openai.OpenAI(base_url=url, api_key="none", default_headers=headers, max_retries=0, timeout=60) as agent:
+    with openai.OpenAI(base_url=url, api_key=cluster.key, default_headers=headers, max_retries=0, timeout=60) as agent:
         agent.completions.create(model="tiny", prompt="x", max_tokens=3)
     cluster.wait(lambda: cluster.program_or_none(program).get("calls_completed") == "1")
 
@@ -61,7 +61,7 @@ def kill_leader(cluster: Cluster) -> None:
 
 
 def test_commands_and_a_recording_go_on_with_the_other_one_when_the_leader_is_killed(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path / "state", "--engine", "simulator", "--engines", "1", "--control-planes", "2")
+    cluster = Cluster(tmp_path / "state", "--engine", "simulator", "--engines", "1", "--control-planes", "2", auth=True)
     out, log = tmp_path / "trace.jsonl", tmp_path / "record.log"
     argv = [sys.executable, "-m", "agentserving_cli.main", "record", "--out", str(out)]
     argv += ["--control-plane", cluster.addresses["control_plane"]]

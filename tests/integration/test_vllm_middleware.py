@@ -16,6 +16,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from agentserving.contract.response_ids import engine_of
 from agentserving_cli.local import vllm_env
 from agentserving_cli.local.layout import ClusterSpec, engine_env, vllm_argv
 from support.eventually import eventually
@@ -143,6 +144,15 @@ def test_a_call_that_waits_gets_comments_and_then_its_tokens(idle: Engine, path:
         whole = b"".join(served.iter_raw())
     assert seen.replace(COMMENT, b"")[:20] == (whole[:20] if path == "/v1/responses" else b"")
     assert whole.replace(COMMENT, b"").endswith(b"\n\n")
+
+
+def test_the_id_of_a_response_names_its_engine(idle: Engine) -> None:
+    path = "/v1/responses"
+    answered = idle.post(path, BODIES[path]).json()
+    assert engine_of(answered["id"]) == "e0"
+    with idle.stream(path, BODIES[path]) as served:
+        event = read_until(served.iter_raw(), b"\n\n").split(b"data: ")[1].split(b"\n")[0]
+    assert engine_of(json.loads(event)["response"]["id"]) == "e0"
 
 
 def test_the_sdk_reads_a_stream_with_comments(idle: Engine) -> None:

@@ -24,6 +24,7 @@ from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.crd import API_VERSION, KIND
 from agentserving_operator.spec.parsing import parse
 from agentserving_process import options
+from support.network_policies import Host, is_peer
 from support.operator_objects import make_cluster, only_container, pod_spec
 
 ROOT = Path(__file__).parents[2]
@@ -142,18 +143,25 @@ def test_monitors_name_ports_that_the_pods_have_and_that_are_open_to_prometheus(
         numbers = {port["name"]: port["containerPort"] for one in containers for port in one.get("ports", [])}
         names = re.findall(r'"([a-z-]+)"', ports)
         assert set(names) <= numbers.keys(), component
-        assert {numbers[name] for name in names} <= open_to_all(component), component
+        assert {numbers[name] for name in names} <= open_to_prometheus(component), component
 
 
-def open_to_all(component: str) -> set[int]:
-    """Ports of a component that its NetworkPolicy opens to every pod, Prometheus among them."""
-    rules = network_policy(make_cluster(), Component(component))["spec"]["ingress"]
-    return {port["port"] for rule in rules if "from" not in rule for port in rule["ports"]}
+def open_to_prometheus(component: str) -> set[int]:
+    """Ports of a component that its NetworkPolicy opens to pods of namespace `monitoring`."""
+    policy = network_policy(make_cluster(), Component(component))
+    prometheus = Host(name="prometheus", address="10.0.0.1", namespace="monitoring")
+    rules = policy["spec"]["ingress"]
+    peers = {port["port"]: rule.get("from") for rule in rules for port in rule["ports"]}
+
+    def is_open(those: list[Any] | None) -> bool:
+        return those is None or any(is_peer(each, prometheus, "ns") for each in those)
+
+    return {number for number, those in peers.items() if is_open(those)}
 
 
-def test_the_engines_calls_are_not_open_to_all() -> None:
-    """Its metrics are on the same port, so Prometheus gets them from the sidecar."""
-    assert Port.ENGINE not in open_to_all("engine")
+def test_the_engines_calls_are_not_open_to_prometheus() -> None:
+    """vLLM's metrics are on the same port, so Prometheus gets them from the sidecar."""
+    assert Port.ENGINE not in open_to_prometheus("engine")
     assert "path: /engine/metrics" in (CHART / "templates/monitors.yaml").read_text()
 
 

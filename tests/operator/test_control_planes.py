@@ -6,10 +6,14 @@ import copy
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 from agentserving.contract.policy import PLAS
+from agentserving.v1 import admin_service_pb2, admin_service_pb2_grpc, types_pb2
+from agentserving_controlplane.api.admin import AdminServicer
+from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_operator import control_planes
-from agentserving_operator.control_planes import ControlPlanes, PolicyRefusedError, Target
+from agentserving_operator.control_planes import MAX_RESPONSE_BYTES, ControlPlanes, PolicyRefusedError, Target
 from agentserving_operator.observe.overview import EngineState, Overview
 from agentserving_operator.spec.parsing import parse
 from agentserving_operator.spec.scheduling import Scheduling
@@ -121,3 +125,36 @@ async def test_control_planes_of_deleted_clusters_are_forgotten(known: ControlPl
     await served.open("p1")
     known.retain([])
     assert not await known.has_changed("ns", "demo")
+
+
+class Impostor(AdminServicer):
+    """Answers in a control plane's place, with as many engines as it likes."""
+
+    def __init__(self, plane: ControlPlane, engines: int) -> None:
+        super().__init__(plane)
+        wordy = types_pb2.EngineCapabilities(engine_kind="x" * 60, engine_version="x" * 60, models=["x" * 128] * 2)
+        engine = types_pb2.Engine(
+            engine_id="demo-engine-0" + "x" * 50, boot_id="x" * 36, address="x" * 60, state_reason="x" * 200,
+            capabilities=wordy, load=types_pb2.EngineLoad(running=2**31 - 1, waiting=2**31 - 1, steps=2**40),
+        )  # fmt: skip
+        self.overview = admin_service_pb2.GetOverviewResponse(engines=[engine] * engines, store_healthy=True)
+
+    async def GetOverview(self, request: Any, context: Any) -> Any:
+        return self.overview
+
+
+@pytest.mark.parametrize(("engines", "is_read"), [(1_000, True), (100_000, False)])
+async def test_an_answer_for_a_thousand_engines_is_read_and_one_that_would_fill_the_memory_is_not(
+    served: ServedPlane, engines: int, is_read: bool
+) -> None:
+    server = grpc.aio.server(options=[("grpc.max_send_message_length", 1 << 30)])
+    impostor = Impostor(served.plane, engines)
+    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(impostor, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        overview = await ControlPlanes().apply_policy(target(port, policy="fcfs"))
+    finally:
+        await server.stop(0)
+    assert (overview is not None) == is_read
+    assert (impostor.overview.ByteSize() < MAX_RESPONSE_BYTES) == is_read

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from agentserving_cli.local.cluster import find_etcd
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 from agentserving_operator.certificates.renewal import renewed
 from agentserving_operator.etcd_member import (
     EXISTING,
@@ -29,7 +29,9 @@ from agentserving_operator.etcd_member import (
     parse_flags,
     state_of,
 )
+from agentserving_operator.manifests.certificate_objects import leaves
 from agentserving_operator.manifests.etcd_statefulset import CONFIG_FILE, etcd_statefulset
+from agentserving_operator.manifests.tls import Leaf
 from support.eventually import eventually
 from support.operator_objects import make_cluster, only_container, pod_spec
 
@@ -107,10 +109,20 @@ def test_a_cluster_in_which_no_other_member_has_started_is_new() -> None:
 
 
 def test_flags_of_tls_are_nested_in_the_configuration_file() -> None:
-    flags = parse_flags(["--name=a", "--quota-backend-bytes=1024", "--cert-file=/c", "--peer-client-cert-auth"])
+    flags = parse_flags(
+        [
+            "--name=a",
+            "--quota-backend-bytes=1024",
+            "--cert-file=/c",
+            "--peer-client-cert-auth",
+            "--client-cert-allowed-hostname=c",
+            "--peer-cert-allowed-hostname=p",
+        ]
+    )
     assert config_of(flags, EXISTING) == {
         "name": "a", "quota-backend-bytes": 1024, "initial-cluster-state": "existing",
-        "client-transport-security": {"cert-file": "/c"}, "peer-transport-security": {"client-cert-auth": True},
+        "client-transport-security": {"cert-file": "/c", "allowed-hostname": ["c"]},
+        "peer-transport-security": {"client-cert-auth": True, "allowed-hostname": ["p"]},
     }  # fmt: skip
 
 
@@ -119,8 +131,8 @@ class Etcds:
 
     def __init__(self, home: Path, *, tls: bool) -> None:
         self.home, self.tls = home, tls
-        tls_spec = {"issuer": "Operator"} if tls else {}
-        self._set = etcd_statefulset(make_cluster(store={"etcd": {"members": 3}}, tls=tls_spec))
+        cluster = make_cluster(store={"etcd": {"members": 3}}, tls={"issuer": "Operator" if tls else "None"})
+        self._set, self._names = etcd_statefulset(cluster), leaves(cluster)[Leaf.ETCD]
         ports = free_ports(9)
         self._ports = {name: tuple(ports[3 * i : 3 * i + 3]) for i, name in enumerate(NAMES)}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -128,7 +140,7 @@ class Etcds:
             self._issue()
 
     def _issue(self) -> None:
-        hosts = {"etcd": ["localhost", "127.0.0.1"]}
+        hosts = {"etcd": ["127.0.0.1", *self._names]}
         found = renewed("demo", None, {}, hosts, datetime.datetime.now(datetime.UTC))
         for name, data in (
             ("ca.crt", found.authority.trusted), ("tls.crt", found.leaves["etcd"].cert),

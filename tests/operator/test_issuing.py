@@ -23,7 +23,11 @@ from support.operator_objects import IMAGES
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 SPEC: dict[str, Any] = {"model": {"name": "tiny"}, "engine": {"type": "Simulator"}, "tls": {"issuer": "Operator"}}
 CERT_MANAGER: dict[str, Any] = {**SPEC, "tls": {"issuer": "CertManager", "issuerRef": {"name": "ca"}}}
-LEAVES = ("demo-control-plane-tls", "demo-etcd-tls", "demo-engine-tls", "demo-client-tls")
+LEAVES = (
+    "demo-control-plane-tls", "demo-etcd-tls", "demo-gateway-tls", "demo-operator-tls", "demo-admin-tls",
+    "demo-client-tls",
+)  # fmt: skip
+ENGINES = "demo-engine-identities"
 
 
 class Clock:
@@ -94,7 +98,7 @@ async def test_the_first_visit_issues_certificates_and_the_second_writes_nothing
 
 
 async def test_without_tls_the_ticket_key_is_the_only_secret() -> None:
-    visited = Visited({**SPEC, "tls": {}})
+    visited = Visited({**SPEC, "tls": {"issuer": "None"}})
     await visited.visit()
     assert [name for kind, _, name in visited.api.objects if kind == "Secret"] == ["demo-ticket-key"]
 
@@ -107,7 +111,33 @@ async def test_leaves_are_renewed_in_time_and_nothing_restarts() -> None:
     after = visited.certificates()
     assert after["demo-ca"] == before["demo-ca"]
     assert all(after[name]["tls.crt"] != before[name]["tls.crt"] for name in LEAVES)
-    assert sorted(visited.api.writes[written:]) == sorted(f"apply Secret {name}" for name in LEAVES)
+    assert sorted(visited.api.writes[written:]) == sorted(f"apply Secret {name}" for name in (*LEAVES, ENGINES))
+    assert set(visited.data(ENGINES)) == {"ca.crt", "demo-engine-0.crt", "demo-engine-0.key"}
+
+
+async def test_a_new_engine_gets_a_certificate_before_its_pod_exists_and_the_others_keep_theirs() -> None:
+    visited = Visited()
+    await visited.visit()
+    before, written = visited.data(ENGINES), len(visited.api.writes)
+    visited.api.put_cluster("ns", "demo", {**SPEC, "engine": {"type": "Simulator", "replicas": 3}})
+    await visited.visit()
+    after = visited.data(ENGINES)
+    assert before.items() < after.items()
+    assert {f"demo-engine-{number}.key" for number in range(3)} <= after.keys()
+    writes = visited.api.writes[written:]
+    assert writes.index(f"apply Secret {ENGINES}") < writes.index("apply StatefulSet demo-engine")
+
+
+@pytest.mark.parametrize("name", ["demo-ca", "demo-ticket-key", "demo-admin-tls", ENGINES])
+async def test_a_secret_that_was_planted_with_our_labels_is_not_used(name: str) -> None:
+    """Whoever may write Secrets in the namespace would otherwise know the keys of the cluster that is created next."""
+    visited = Visited()
+    labels = {"app.kubernetes.io/instance": "demo", "app.kubernetes.io/managed-by": "agentserving-operator"}
+    planted = {"kind": "Secret", "metadata": {"name": name, "namespace": "ns", "labels": labels}, "data": {}}
+    visited.api._store(planted)
+    assert await visited.visit() is VisitResult.REFUSED
+    assert visited.ready()[0] == "NameTaken"
+    assert visited.api.objects["Secret", "ns", name]["data"] == {}
 
 
 async def test_a_new_ca_is_announced_then_signs_and_etcd_restarts_once() -> None:
@@ -184,12 +214,12 @@ async def test_the_next_visit_completes_one_that_broke_off_at_any_write() -> Non
         assert visited.api.state().keys() == clean.api.state().keys()
 
 
-async def test_the_operator_presents_the_client_certificate_and_verifies_the_services_name() -> None:
+async def test_the_operator_presents_its_own_certificate_and_verifies_the_services_name() -> None:
     visited = Visited()
     await visited.visit()
     visited.serve()
     await visited.visit()
-    data = visited.data("demo-client-tls")
+    data = visited.data("demo-operator-tls")
     assert visited.plane.asked == [
         Pem(data["ca.crt"], data["tls.crt"], data["tls.key"], "demo-control-plane.ns.svc")
     ]  # fmt: skip
@@ -197,8 +227,8 @@ async def test_the_operator_presents_the_client_certificate_and_verifies_the_ser
 
 async def test_secrets_of_cert_manager_are_awaited_and_only_read() -> None:
     visited = Visited(CERT_MANAGER)
-    assert await visited.visit() is VisitResult.SETTLED
-    assert {name for kind, _, name in visited.api.objects if kind == "Certificate"} == set(LEAVES)
+    assert await visited.visit() is VisitResult.PENDING
+    assert {name for kind, _, name in visited.api.objects if kind == "Certificate"} == {*LEAVES, "demo-engine-0-tls"}
     assert [name for kind, _, name in visited.api.objects if kind == "Secret"] == ["demo-ticket-key"]
     visited.serve()
     await visited.visit()
@@ -209,9 +239,16 @@ async def test_secrets_of_cert_manager_are_awaited_and_only_read() -> None:
         secret = issued.api.objects["Secret", "ns", name]
         visited.api._store({**secret, "metadata": {"name": name, "namespace": "ns"}})
     written = len(visited.api.writes)
-    await visited.visit()
+    # The engines' certificate is missing.
+    assert await visited.visit() is VisitResult.PENDING
     assert visited.plane.asked[0] is not None
     assert not [each for each in visited.api.writes[written:] if "Secret" in each]
+    made = issued.api.objects["Secret", "ns", ENGINES]["data"]
+    theirs = {"ca.crt": made["ca.crt"], "tls.crt": made["demo-engine-0.crt"], "tls.key": made["demo-engine-0.key"]}
+    visited.api._store({"kind": "Secret", "metadata": {"name": "demo-engine-0-tls", "namespace": "ns"}, "data": theirs})
+    assert await visited.visit() is VisitResult.SETTLED
+    assert visited.api.objects["Secret", "ns", ENGINES]["data"] == made
+    assert [each for each in visited.api.writes[written:] if "Secret" in each] == [f"apply Secret {ENGINES}"]
 
 
 async def test_a_missing_cert_manager_is_reported_with_what_to_do() -> None:

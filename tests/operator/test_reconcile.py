@@ -20,7 +20,8 @@ from support.memory_api import MemoryApi
 from support.operator_objects import IMAGES
 
 NOW = "2026-01-01T00:00:00Z"
-SPEC: dict[str, Any] = {"model": {"name": "tiny"}, "engine": {"type": "Simulator"}}
+# Without certificates, of which no two are equal; test_issuing is about these.
+SPEC: dict[str, Any] = {"model": {"name": "tiny"}, "engine": {"type": "Simulator"}, "tls": {"issuer": "None"}}
 OTHER: dict[str, Any] = {**SPEC, "engine": {"type": "Simulator", "replicas": 3}, "gateway": {"replicas": 2}}
 
 

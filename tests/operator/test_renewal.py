@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 DAY = datetime.timedelta(days=1)
-HOSTS: dict[str, list[str]] = {"control-plane": ["demo-control-plane.ns.svc", "localhost"], "client": []}
+ADMIN = "spiffe://agentserving/ns/demo/admin"
+HOSTS: dict[str, list[str]] = {
+    "control-plane": ["demo-control-plane.ns.svc", "localhost", "spiffe://agentserving/ns/demo/control-plane"],
+    "client": [],
+    "admin": [ADMIN],
+}
 
 
 def step(before: Certificates | None, now: datetime.datetime, hosts: dict[str, list[str]] = HOSTS) -> Certificates:
@@ -45,12 +50,17 @@ def is_accepted(certificates: Certificates, trusted: bytes, now: datetime.dateti
 
 def test_leaves_have_their_names_purposes_and_a_bounded_life() -> None:
     made = step(None, NOW)
-    server, client = (certificate_of(made.leaves[name]) for name in ("control-plane", "client"))
+    server, client, admin = (certificate_of(made.leaves[name]) for name in ("control-plane", "client", "admin"))
     names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == HOSTS["control-plane"]
+    assert names.get_values_for_type(x509.DNSName) == HOSTS["control-plane"][:2]
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == HOSTS["control-plane"][2:]
+    uris = admin.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert uris.get_values_for_type(x509.UniformResourceIdentifier) == [ADMIN]
     for leaf, wanted in (
         (server, {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH}),
         (client, {ExtendedKeyUsageOID.CLIENT_AUTH}),
+        # A URI is no host: nobody can be a server with it.
+        (admin, {ExtendedKeyUsageOID.CLIENT_AUTH}),
     ):
         assert set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == wanted
         assert leaf.not_valid_after_utc == NOW + LEAF_LIFE
@@ -100,6 +110,12 @@ def test_an_unusable_leaf_is_issued_again_and_the_others_stay(spoilt: Pair | Non
     assert found.leaves["client"] == MADE.leaves["client"]
     assert found.leaves["control-plane"] not in (spoilt, MADE.leaves["control-plane"])
     assert is_accepted(found, found.authority.trusted, NOW)
+
+
+def test_an_engine_with_a_long_name_has_a_certificate() -> None:
+    name = f"engine/{'x' * 51}"
+    made = step(None, NOW, {**HOSTS, name: ["spiffe://agentserving/ns/demo/sidecar/" + "x" * 51]})
+    assert step(made, NOW, {**HOSTS, name: ["spiffe://agentserving/ns/demo/sidecar/" + "x" * 51]}) == made
 
 
 def test_changed_names_cause_a_new_leaf() -> None:

@@ -7,16 +7,11 @@ import socket
 import aiohttp
 import grpc
 import pytest
+from agentserving_cli.local.ports import free_ports
 from agentserving_process import probes
 from agentserving_process.listening import listen, reachable, split_address, why_not
 from agentserving_process.probes import Answer, ProbeOptions
 from agentserving_process.supervision import CannotStartError
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def get(port: int, path: str) -> tuple[int, str]:
@@ -26,7 +21,7 @@ async def get(port: int, path: str) -> tuple[int, str]:
 
 async def test_probes_answer_from_the_state_of_the_process() -> None:
     state = Answer(False, "no engine yet")
-    options = ProbeOptions(http_port=free_port())
+    options = ProbeOptions(http_port=free_ports(1)[0])
     async with probes.served(probes.application(ready=lambda: state), options):
         assert await get(options.http_port, "/healthz") == (200, "ok\n")
         assert await get(options.http_port, "/readyz") == (503, "no engine yet\n")
@@ -39,7 +34,7 @@ async def test_a_probe_that_raises_is_not_ready() -> None:
     def broken() -> Answer:
         raise ValueError("x")
 
-    options = ProbeOptions(http_port=free_port())
+    options = ProbeOptions(http_port=free_ports(1)[0])
     async with probes.served(probes.application(ready=broken), options):
         assert await get(options.http_port, "/readyz") == (503, "the probe failed: ValueError: x\n")
 

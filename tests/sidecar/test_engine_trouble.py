@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import pytest
 from agentserving.v1 import engine_service_pb2 as pb
 from agentserving.v1 import engine_service_pb2_grpc as rpc
 from agentserving.v1 import types_pb2
+from agentserving_cli.local.ports import free_ports
 from sidecar.ports import until
 
 SERVING, LOADING, STUCK, DOWN = (
@@ -95,22 +95,15 @@ class Rig:
             return response.status, await response.text()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def start_sidecar(log: Path, *flags: str) -> subprocess.Popen[bytes]:
-    common = ("--engine-id", "e1", "--listen", f"127.0.0.1:{free_port()}", "--drain-s", "0.1")
+    common = ("--engine-id", "e1", "--listen", f"127.0.0.1:{free_ports(1)[0]}", "--drain-s", "0.1")
     with log.open("wb") as output:
         return subprocess.Popen([sys.executable, "-m", "agentserving_sidecar", *common, *flags], stderr=output)
 
 
 @pytest.fixture
 def engine_port() -> int:
-    return free_port()
+    return free_ports(1)[0]
 
 
 @pytest.fixture
@@ -130,7 +123,7 @@ async def rig(tmp_path: Path, engine: Engine, engine_port: int) -> AsyncIterator
     rpc.add_EngineServiceServicer_to_server(leader, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    http_port, log = free_port(), tmp_path / "sidecar.log"
+    http_port, log = free_ports(1)[0], tmp_path / "sidecar.log"
     sidecar = start_sidecar(
         log, "--engine-address", f"127.0.0.1:{engine_port}", "--channel-dir", str(tmp_path / "channel"),
         "--state-dir", str(tmp_path / "state"), "--control-plane", f"127.0.0.1:{port}", "--http-port", str(http_port),

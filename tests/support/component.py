@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 from support.eventually import DEADLINE_S, eventually
 
 # A process that is stopped answers nothing; one on a busy machine answers late.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import urllib.request
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import grpc
 from agentserving_cli.local.cluster import find_etcd
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 from support.eventually import eventually
 
 
@@ -88,6 +87,4 @@ class EtcdServer:
 
 def unused_endpoint() -> str:
     """host:port without a listener."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_ports(1)[0]}"

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 from support.component import Component
 
 

@@ -18,7 +18,7 @@ from agentserving.v1 import (
     program_service_pb2_grpc,
     types_pb2,
 )
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 from support.certificate_files import CertificateFiles
 from support.component import Component
 from support.etcd_server import EtcdServer

@@ -16,6 +16,10 @@ VALID: list[dict[str, Any]] = [
     {**MINIMAL, "store": {"type": "ExternalEtcd", "external": {"endpoints": ["a:2379"]}}},
     {**MINIMAL, "scheduling": {"policy": "custom", "custom": {"accounting": "Sum"}}},
     {**MINIMAL, "tls": {"issuer": "Operator"}},
+    {**MINIMAL, "tls": {"issuer": "None"}},
+    {**MINIMAL, "auth": {"clients": "Keys"}},
+    {**MINIMAL, "network": {"egress": "Open", "modelSources": [], "metricsNamespaces": []}},
+    {**MINIMAL, "network": {"modelSources": [{"cidr": "10.1.0.0/16", "port": 8080}]}},
     {**MINIMAL, "tls": {"issuer": "CertManager", "issuerRef": {"name": "ca", "kind": "ClusterIssuer"}}},
 ]
 
@@ -77,6 +81,9 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({**MINIMAL, "tls": {"issuer": "CertManager"}}, "spec.tls.issuerRef", "is needed with issuer CertManager"),
     ({**MINIMAL, "tls": {"issuer": "Operator", "issuerRef": {"name": "ca"}}}, "spec.tls.issuerRef", "with no other"),
     ({**MINIMAL, "tls": {"issuerRef": {"name": "ca"}}}, "spec.tls.issuerRef", "with no other"),
+    ({**MINIMAL, "auth": {"clients": "Keys"}, "tls": {"issuer": "None"}}, "spec.auth.clients", "needs spec.tls"),
+    ({**MINIMAL, "network": {"modelSources": [{"cidr": "example.com"}]}}, "cidr", "does not match"),
+    ({**MINIMAL, "network": {"metricsNamespaces": ["a", "a"]}}, "spec.network.metricsNamespaces[1]", "twice"),
     ({**MINIMAL, "tls": {"issuer": "Vault"}}, "spec.tls.issuer", "None, Operator, CertManager"),
     (
         {**MINIMAL, "tls": {"issuer": "CertManager", "issuerRef": {"name": "ca", "kind": "Secret"}}},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 from support.component import Component
 from support.front import Front
 from support.killable_cluster import KillableCluster

@@ -59,7 +59,7 @@ def control_plane_service(cluster: Object) -> str:
 def client_secret(cluster: Object) -> str:
     """The Secret with a client's certificate (the operator's manifests); "" without TLS."""
     issuer = cluster.get("spec", {}).get("tls", {}).get("issuer", "None")
-    return "" if issuer == "None" else f"{cluster['metadata']['name']}-client-tls"
+    return "" if issuer == "None" else f"{cluster['metadata']['name']}-admin-tls"
 
 
 def conditions(cluster: Object) -> dict[str, Object]:

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agentserving_cli.connection import connected, fail, named_leader
+from agentserving_cli.key_commands import key_commands
 from agentserving_cli.kube.clusters import (
     CONTROL_PLANE_PORT,
     RESOURCE,
@@ -116,7 +117,7 @@ def main() -> None:
     """
 
 
-for _command in program_commands(_where):
+for _command in (*program_commands(_where), key_commands(_where)):
     main.add_command(_command)
 
 

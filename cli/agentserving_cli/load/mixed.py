@@ -59,6 +59,7 @@ async def run_mixed_load(
     rate_per_s: float,
     seed: int,
     scale: float = 1.0,
+    api_key: str = "none",
     shapes: Sequence[str] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[ProgramResult]:
@@ -81,7 +82,7 @@ async def run_mixed_load(
     # A proxy of the environment does not reach a server of this machine.
     is_local = httpx.URL(base_url).host in ("127.0.0.1", "localhost", "::1")
     transport = openai.DefaultAsyncHttpxClient(trust_env=not is_local)
-    client = openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=600, http_client=transport)
+    client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, timeout=600, http_client=transport)
     async with client, asyncio.TaskGroup() as group:
         due = 0.0
         for index, shape in enumerate(names):

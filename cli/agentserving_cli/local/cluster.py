@@ -22,6 +22,7 @@ import httpx
 
 from agentserving_cli.local import commands, vllm_env
 from agentserving_cli.local.commands import Command
+from agentserving_cli.local.credentials import Credentials
 from agentserving_cli.local.engine_states import watch_states
 from agentserving_cli.local.layout import (
     TINY,
@@ -32,9 +33,9 @@ from agentserving_cli.local.layout import (
     engine_env,
     gpus_of,
     memory_share,
-    port_is_free,
     vllm_argv,
 )
+from agentserving_cli.local.ports import port_is_free
 from agentserving_cli.local.process import Child, StartFailedError
 from agentserving_cli.local.state_dir import StateDir
 from agentserving_cli.local.supervision import supervise
@@ -66,6 +67,7 @@ class LocalCluster:
         # The reason, once the cluster cannot go on.
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._state = StateDir(spec.state_dir)
+        self.keys = Credentials(self._state.home)
         self._watchdog: Watchdog | None = None
         self._client = httpx.AsyncClient(timeout=2.0, trust_env=False)
         self._tasks: list[asyncio.Task[None]] = []
@@ -83,10 +85,16 @@ class LocalCluster:
         """host:port for gRPC; several are separated by commas."""
         return self.ports.control_plane
 
+    def key(self, name: str) -> str:
+        """The user's key as `client` or `admin`; empty without authentication."""
+        return self.keys.read(name) if self.spec.auth else ""
+
     async def __aenter__(self) -> LocalCluster:
         self._check_port()
         self._state.claim()
         try:
+            if self.spec.auth:
+                self.keys.make()
             self._watchdog = Watchdog()
             await self._start()
         except BaseException as error:
@@ -145,10 +153,10 @@ class LocalCluster:
             await self._up(self._child(commands.control_plane(self.spec, self._state.home, self.ports, plane)))
         for engine in self.ports.engines:
             channel = self._state.socket_dir(engine.engine_id)
-            await self._launch(self._child(commands.sidecar(self._state.home, self.ports, engine, channel)))
+            await self._launch(self._child(commands.sidecar(self.spec, self._state.home, self.ports, engine, channel)))
         run_dir = self._state.socket_dir("front")
-        await self._launch(self._child(commands.picker(run_dir, self.ports)))
-        await self._launch(self._child(commands.gateway(run_dir, self.ports)))
+        await self._launch(self._child(commands.picker(self.spec, self._state.home, run_dir, self.ports)))
+        await self._launch(self._child(commands.gateway(self.spec, run_dir, self.ports)))
         self._tell("engines (loading the model)" if self.spec.engine == "vllm" else "engines")
         await self._await_ready(*engines)
         self._tell("sidecars and gateway")
@@ -156,7 +164,7 @@ class LocalCluster:
         self._state.write_addresses(self._describe())
         for child in self.children.values():
             self._start_task(f"supervision of {child.name}", self._supervise(child))
-        self._start_task("watch of the engines", watch_states(self.control_plane, self._tell))
+        self._start_task("watch of the engines", watch_states(self.control_plane, self.key("admin"), self._tell))
 
     def _start_task(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """A background task whose failure ends the cluster with a reason."""

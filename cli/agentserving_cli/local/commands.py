@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentserving_cli.local.credentials import Credentials
 from agentserving_cli.local.layout import (
     TINY,
     ClusterSpec,
@@ -58,31 +59,44 @@ def etcd(binary: str, home: Path, ports: Ports) -> Command:
     )
 
 
+def _auth(spec: ClusterSpec) -> str:
+    # Said in both cases: the user's environment may say the other.
+    return f"--client-auth={'keys' if spec.auth else 'none'}"
+
+
+def _token(spec: ClusterSpec, home: Path, part: str) -> Sequence[str]:
+    return ("--part-token-file", str(Credentials(home).file(part))) if spec.auth else ()
+
+
 def control_plane(spec: ClusterSpec, home: Path, ports: Ports, plane: ControlPlaneAddress) -> Command:
     """One control plane; its table is in `spec.store`."""
+    keys = Credentials(home)
     argv = component(
         "agentserving_controlplane", "--listen", f"127.0.0.1:{plane.grpc}",
         "--http-port", str(plane.http), "--store", spec.store,
         "--etcd-endpoints", f"127.0.0.1:{ports.etcd_client}", "--etcd-prefix", "/agentserving/local",
         "--ticket-key-file", str(home / "ticket.key"), "--policy", spec.policy, "--balancer", spec.balancer,
         "--lease-s", str(LEASE_S if spec.control_planes > 1 else LEASE_ALONE_S),
+        _auth(spec), *(("--bootstrap-keys", str(keys.bootstrap_file)) if spec.auth else ()),
     )  # fmt: skip
     return _ours(plane.name, argv, f"http://127.0.0.1:{plane.http}/readyz", plane.grpc, plane.http)
 
 
-def gateway(run_dir: Path, ports: Ports) -> Command:
+def gateway(spec: ClusterSpec, run_dir: Path, ports: Ports) -> Command:
     """Envoy, the address for agents."""
     argv = component(
         "agentserving_gateway.front", "--listen", f"127.0.0.1:{ports.gateway}", "--run-dir", str(run_dir),
+        _auth(spec),
     )  # fmt: skip
     return _ours("gateway", argv, f"http://127.0.0.1:{ports.gateway}/health", ports.gateway)
 
 
-def picker(run_dir: Path, ports: Ports) -> Command:
+def picker(spec: ClusterSpec, home: Path, run_dir: Path, ports: Ports) -> Command:
     """Tells Envoy where each request goes."""
     argv = component(
         "agentserving_gateway", "--run-dir", str(run_dir),
         "--control-plane", ports.control_plane, "--http-port", str(ports.gateway_http),
+        _auth(spec), *_token(spec, home, "gateway"),
     )  # fmt: skip
     return _ours("picker", argv, f"http://127.0.0.1:{ports.gateway_http}/readyz", ports.gateway_http)
 
@@ -109,7 +123,7 @@ def vllm(spec: ClusterSpec, engine: EngineAddresses, argv: Sequence[str], env: M
     )
 
 
-def sidecar(home: Path, ports: Ports, engine: EngineAddresses, channel: Path) -> Command:
+def sidecar(spec: ClusterSpec, home: Path, ports: Ports, engine: EngineAddresses, channel: Path) -> Command:
     """The sidecar of an engine."""
     name = f"{engine.engine_id}-sidecar"
     argv = component(
@@ -117,6 +131,7 @@ def sidecar(home: Path, ports: Ports, engine: EngineAddresses, channel: Path) ->
         "--channel-dir", str(channel), "--control-plane", ports.control_plane,
         "--state-dir", str(home / name), "--listen", f"127.0.0.1:{engine.sidecar}",
         "--http-port", str(engine.sidecar_http), "--drain-s", "3",
+        *_token(spec, home, "sidecar"),
     )  # fmt: skip
     url = f"http://127.0.0.1:{engine.sidecar_http}/readyz"
     return _ours(name, argv, url, engine.sidecar, engine.sidecar_http)

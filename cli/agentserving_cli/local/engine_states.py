@@ -12,10 +12,10 @@ from agentserving.transport.connection import Settings
 POLL_S = 0.5
 
 
-async def watch_states(control_plane: str, tell: Callable[[str], None]) -> None:
+async def watch_states(control_plane: str, api_key: str, tell: Callable[[str], None]) -> None:
     """Runs until it is cancelled. A control plane that does not answer has a message of its own."""
     states: dict[str, EngineState] = {}
-    async with AsyncClient(control_plane, settings=Settings(tls=None, attempts=1)) as client:
+    async with AsyncClient(control_plane, settings=Settings(tls=None, attempts=1, api_key=api_key)) as client:
         while True:
             try:
                 engines = await client.list_engines()

@@ -1,15 +1,17 @@
-"""What runs where on one machine: ports, directories, command lines. Pure, except for free ports and CPU flags."""
+"""What runs where on one machine: ports, directories, command lines. Pure, except for the CPU's flags and the
+choice of ports."""
 
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from agentserving.contract.policy import DEFAULT
+
+from agentserving_cli.local.ports import free_ports
 
 TINY = "tiny"
 # It needs no special tokens, of which the tiny model's tokenizer has none.
@@ -35,6 +37,8 @@ class ClusterSpec:
     max_num_seqs: int = 8
     # TINY, or what vLLM's --model takes; engines serve it under this name.
     model: str = TINY
+    # Clients, commands and parts need keys; without, anyone who reaches a port is served.
+    auth: bool = True
     # vLLM's parser of tool calls; empty = that of the tiny model, none for others.
     tool_parser: str = ""
     # Flags for every engine; they come last, so they win.
@@ -75,29 +79,6 @@ class Ports:
     def control_plane(self) -> str:
         """host:port of all control planes, separated by commas."""
         return ",".join(f"127.0.0.1:{plane.grpc}" for plane in self.control_planes)
-
-
-def free_ports(count: int) -> list[int]:
-    """Free ports; all are open at the same time, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
-def port_is_free(port: int) -> bool:
-    """True when a server could listen on it. A port in TIME_WAIT is free."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 def choose_ports(spec: ClusterSpec) -> Ports:

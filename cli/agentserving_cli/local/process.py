@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agentserving_cli.local.layout import port_is_free
+from agentserving_cli.local.ports import port_is_free
 from agentserving_cli.local.reason import ending, reason_in
 
 STOP_BOUND_S = 15.0

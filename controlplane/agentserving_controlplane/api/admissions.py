@@ -31,7 +31,8 @@ MAX_WAITING = 1000
 class Admissions:
     """`read` and `write` run together until the stream ends."""
 
-    def __init__(self, plane: ControlPlane, outlet: Outlet, tenant: Tenant) -> None:
+    def __init__(self, plane: ControlPlane, outlet: Outlet, tenant: Tenant | None) -> None:
+        """`tenant`: of messages that name none; None = each must name its own."""
         self._plane, self._outlet, self._tenant = plane, outlet, tenant
         self._reads_more = False
         self._answers: list[pb.AdmissionsResponse] = []
@@ -92,6 +93,10 @@ class Admissions:
             case "end":
                 end = conversion.end_of_call(request.end, gateway_tenant(request.end.tenant, tenant))
                 self._plane.ends.end(end)
+                ended = pb.EndCallResponse()
+                return pb.AdmissionsResponse(stream_id=number, epoch=epoch, ended=ended) if number else None
+            case "over":
+                self._plane.ends.passed_on(gateway_tenant(request.over.tenant, tenant), request.over.call_ids)
                 ended = pb.EndCallResponse()
                 return pb.AdmissionsResponse(stream_id=number, epoch=epoch, ended=ended) if number else None
             case "hello":

@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import grpc
+import msgspec
+from agentserving.contract.identity import Role
 from agentserving.contract.ids import Tenant
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
 
 from agentserving_controlplane.api import conversion
 from agentserving_controlplane.api.admissions import Admissions
+from agentserving_controlplane.api.authentication import current_caller
 from agentserving_controlplane.api.engine_conversion import engine_to_message
 from agentserving_controlplane.api.servicing import (
     end_with,
@@ -28,7 +32,7 @@ ENDINGS_INTERVAL_S, ENGINES_INTERVAL_S = 0.1, 0.1
 
 
 class CallServicer(rpc.CallServiceServicer):
-    """See call_service.proto. Generate is the sidecar's: here it answers UNIMPLEMENTED."""
+    """See call_service.proto."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
@@ -40,14 +44,20 @@ class CallServicer(rpc.CallServiceServicer):
 
     @unary
     async def EndCall(self, request: pb.EndCallRequest, tenant: Tenant) -> pb.EndCallResponse:
-        self._plane.ends.end(conversion.end_of_call(request, own_tenant(request.tenant, tenant)))
+        end = conversion.end_of_call(request, own_tenant(request.tenant, tenant))
+        caller = current_caller()
+        if caller is not None and caller.role is Role.CLIENT:
+            # A client's own word would make its calls free: its engine says whether the call ran.
+            end = msgspec.structs.replace(end, never_started=False)
+        self._plane.ends.end(end)
         return pb.EndCallResponse()
 
     async def Admissions(self, requests: Any, context: Any) -> None:
         """See `Admissions`."""
         outlet = Outlet(context)
         try:
-            admissions = Admissions(self._plane, outlet, tenant_of(context))
+            # A gateway that has been authenticated has authenticated its clients: it knows the tenant of each.
+            admissions = Admissions(self._plane, outlet, tenant_of(context) if current_caller() is None else None)
             await until_first_end(
                 requests=admissions.read(context),
                 answers=admissions.write(),
@@ -57,6 +67,11 @@ class CallServicer(rpc.CallServiceServicer):
             await outlet.close()
             await end_with(context, error)
         await outlet.close()
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """The sidecar's: here it answers UNIMPLEMENTED."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "sidecars serve Generate: AdmitCall's answer names one")
+        yield pb.GenerateResponse()
 
     async def _send_engines(self, outlet: Outlet) -> None:
         """Sends the engines that a gateway may fall back to, first and whenever one of them changes."""

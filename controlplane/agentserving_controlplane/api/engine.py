@@ -9,11 +9,13 @@ from agentserving.v1 import engine_service_pb2 as pb
 from agentserving.v1 import engine_service_pb2_grpc as rpc
 
 from agentserving_controlplane.api import engine_conversion as conversion
+from agentserving_controlplane.api.authentication import current_caller, peer_host
 from agentserving_controlplane.api.servicing import end_with
 from agentserving_controlplane.api.streams import Outlet, until_first_end
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engine_sessions import EngineSession
 from agentserving_controlplane.engines.directives import together
+from agentserving_controlplane.engines.identity import EngineIdentity
 from agentserving_controlplane.errors import ConflictError, ReplacedError
 
 # Messages taken at a time from what waits for an engine.
@@ -28,13 +30,20 @@ class EngineServicer(rpc.EngineServiceServicer):
 
     async def Attach(self, requests: Any, context: Any) -> None:
         """Four tasks that end together: whichever fails, the stream ends and the sidecar attaches again."""
-        session, outlet = self._plane.new_session(), Outlet(context)
+        session, outlet = self._plane.new_session(self._identity(context)), Outlet(context)
         try:
             await self._converse(context, outlet, session)
         except Exception as error:
             await outlet.close()
             await end_with(context, error)
         await outlet.close()
+
+    def _identity(self, context: Any) -> EngineIdentity | None:
+        caller = current_caller()
+        if caller is None:
+            return None
+        hosts = self._plane.access.engine_hosts
+        return EngineIdentity(engine_id=caller.name, peer_host=peer_host(context), hosts=hosts)
 
     async def _converse(self, context: Any, outlet: Outlet, session: EngineSession) -> None:
         try:

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from agentserving_controlplane.api.guard import Guard
 from agentserving_controlplane.api.status_codes import abort
 from agentserving_controlplane.errors import NotLeaderError
 
@@ -36,11 +37,13 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
     def __init__(self) -> None:
         self.leader = ""
         self._services: Services | None = None
+        self._guard: Guard | None = None
+        self._guarded: dict[str, Any] = {}
         self._refusal: Any = grpc.stream_stream_rpc_method_handler(self._refuse)
 
-    def open(self, services: Services) -> None:
-        """Admits RPCs to the services: this process leads."""
-        self._services = services
+    def open(self, services: Services, guard: Guard | None = None) -> None:
+        """Admits RPCs to the services, behind a guard if there is one: this process leads."""
+        self._services, self._guard, self._guarded = services, guard, {}
 
     def close(self) -> None:
         """Rejects new RPCs; the server ends those under way."""
@@ -51,9 +54,15 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
         if self._services is None:
             # Fits every kind of method: nothing is read, and the refusal is a status.
             return self._refusal if handler_call_details.method.startswith(PACKAGE) else None
+        path = handler_call_details.method
+        guarded = self._guarded.get(path)
+        if guarded is not None:
+            return guarded
         for handler in self._services.handlers:
             found = handler.service(handler_call_details)
             if found is not None:
+                if self._guard is not None:
+                    found = self._guarded[path] = self._guard.wrap(path, found)
                 return found
         return None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -14,6 +13,7 @@ import structlog
 from agentserving.contract.ids import Tenant
 from google.protobuf.message import DecodeError
 
+from agentserving_controlplane.api.authentication import admitted, check_tenant, claimed_tenant
 from agentserving_controlplane.api.status_codes import abort
 from agentserving_controlplane.errors import DomainError, InvalidError, LateError
 from agentserving_controlplane.store.port import StoreError
@@ -25,25 +25,13 @@ Response = TypeVar("Response")
 # A mutation stops waiting for the store after this, also for clients that set no deadline.
 DEFAULT_DEADLINE_S = 30.0
 
-# Tenants are part of store keys, next to a NUL.
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
-DEFAULT_TENANT = Tenant("default")
 EXPECTED_ERRORS = (DomainError, StoreError, DecodeError)
 
 
-def check_tenant(tenant: str) -> Tenant:
-    """InvalidError for text that cannot name a tenant."""
-    if _TENANT.fullmatch(tenant) is None:
-        raise InvalidError("BAD_TENANT", "tenant: 1 to 64 of A-Z a-z 0-9 . _ -", field="tenant")
-    return Tenant(tenant)
-
-
 def tenant_of(context: Any) -> Tenant:
-    """The tenant that the connection claims in its metadata. The claim is not verified: see SECURITY. InvalidError."""
-    for key, value in context.invocation_metadata() or ():
-        if key == "x-agentserving-tenant" and value:
-            return check_tenant(str(value))
-    return DEFAULT_TENANT
+    """The tenant of an RPC: its credential's; a control plane without keys believes the metadata. InvalidError."""
+    known = admitted()
+    return known.tenant if known is not None else claimed_tenant(None, context.invocation_metadata() or ())
 
 
 def own_tenant(named: str, tenant: Tenant) -> Tenant:
@@ -53,9 +41,14 @@ def own_tenant(named: str, tenant: Tenant) -> Tenant:
     return tenant
 
 
-def gateway_tenant(named: str, tenant: Tenant) -> Tenant:
-    """On a gateway's stream each message may name the tenant of the gateway's client. InvalidError."""
-    return check_tenant(named) if named else tenant
+def gateway_tenant(named: str, default: Tenant | None) -> Tenant:
+    """On a gateway's stream each message names the tenant of the gateway's client; it must where there is no default.
+
+    InvalidError.
+    """
+    if not named and default is not None:
+        return default
+    return check_tenant(named)
 
 
 async def end_with(context: Any, error: BaseException) -> NoReturn:

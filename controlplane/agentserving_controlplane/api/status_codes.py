@@ -24,6 +24,7 @@ _CODES: dict[type[Exception], int] = {
     errors.InvalidError: code_pb2.INVALID_ARGUMENT,
     errors.ConflictError: code_pb2.FAILED_PRECONDITION,
     errors.ForbiddenError: code_pb2.PERMISSION_DENIED,
+    errors.UnauthenticatedError: code_pb2.UNAUTHENTICATED,
     errors.ExistsError: code_pb2.ALREADY_EXISTS,
     errors.OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
     errors.UnavailableError: code_pb2.UNAVAILABLE,

@@ -18,7 +18,7 @@ PREFILL_US_PER_TOKEN, CALL_US = 50.0, 500_000.0
 
 # Fields that neither the choice of an engine nor what gateways know of it depends on.
 _UNRANKED = frozenset({
-    "engine_id", "changed", "heard_us", "heard_unix_us", "health_reason", "policy_version", "policy_error",
+    "engine_id", "changed", "adopted", "heard_us", "heard_unix_us", "health_reason", "policy_version", "policy_error",
 })  # fmt: skip
 _set = object.__setattr__
 
@@ -47,6 +47,8 @@ class Engine:
     load: Load = field(default_factory=Load)
     policy_version: int = 0
     policy_error: str = ""
+    # Calls that only its reports have made known (MAX_ADOPTED).
+    adopted: int = 0
     # Last message of its sidecar, by both clocks; and when the sidecar was lost.
     heard_us: int = 0
     heard_unix_us: int = 0

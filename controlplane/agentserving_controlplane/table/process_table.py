@@ -175,8 +175,11 @@ class ProcessTable:
 
     # -- reports -------------------------------------------------------------------------------------------------
 
-    def report(self, report: CallReport, now: Instant) -> ProgramRow | None:
-        """Applies an engine's report; returns the row when it changed something."""
+    def report(self, report: CallReport, now: Instant, *, may_adopt: bool = True) -> ProgramRow | None:
+        """Applies an engine's report; returns the row when it changed something.
+
+        Refused: reports of a call that was placed on other engines, and unknown calls unless `may_adopt`.
+        """
         self._changes.begin()
         if report.is_negative:
             self.totals.reports_ignored += 1
@@ -184,11 +187,15 @@ class ProcessTable:
         row = self.index.rows.get(report.key)
         call = row.calls.get(report.call_id) if row is not None else None
         if row is None or call is None:
-            adopted = self._adopt(row, report, now)
+            adopted = self._adopt(row, report, now) if may_adopt else None
             if adopted is None:
-                self.totals.reports_ignored += 1
+                self.totals.reports_refused += not may_adopt
+                self.totals.reports_ignored += may_adopt
                 return None
             row, call = adopted
+        if report.engine_id not in tries.named(call):
+            self.totals.reports_refused += 1
+            return None
         if report.attempt < call.attempt or tries.is_stale(call, report):
             return None
         if call.engines and report.engine_id != call.engine_id:

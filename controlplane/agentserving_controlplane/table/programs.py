@@ -60,6 +60,8 @@ class Totals:
     programs_completed: int = 0
     calls_completed: int = 0
     reports_ignored: int = 0
+    # Of calls that were placed on other engines, and of more unknown calls than may be adopted.
+    reports_refused: int = 0
     calls_adopted: int = 0
     calls_expired: int = 0
     outcomes: dict[Outcome, int] = field(default_factory=dict)

@@ -22,13 +22,14 @@ class Dialect(Enum):
     MESSAGES = "messages"
 
 
+RESPONSES = "/v1/responses"
 # The routes that generate. The batch and SageMaker's route read the same fields of the body.
 ROUTES = {
     "/v1/chat/completions": Dialect.OPENAI,
     "/v1/chat/completions/batch": Dialect.OPENAI,
     "/v1/completions": Dialect.OPENAI,
     "/invocations": Dialect.OPENAI,
-    "/v1/responses": Dialect.RESPONSES,
+    RESPONSES: Dialect.RESPONSES,
     "/v1/messages": Dialect.MESSAGES,
 }
 # HTTP status -> Anthropic's type (its API's errors page).
@@ -47,7 +48,7 @@ _ANTHROPIC = {
 def dialect_of(path: str) -> Dialect | None:
     """The dialect of a route; None for routes that never generate."""
     found = ROUTES.get(path)
-    if found is None and path.startswith("/v1/responses/"):
+    if found is None and path.startswith(RESPONSES + "/"):
         # GET with `stream=true` replays a response that runs in the background.
         return Dialect.RESPONSES
     return found

@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from agentserving.contract.response_ids import response_id
+
 from agentserving_engine.http.answer import Answer, Chunk, Head
-from agentserving_engine.http.dialects import Dialect, dialect_of
+from agentserving_engine.http.dialects import RESPONSES, Dialect, dialect_of
 from agentserving_engine.http.request_body import RefusedBodyError, asks_for_a_stream
+from agentserving_engine.http.response_id import marked
 from agentserving_engine.settings import HttpSettings
 
 Message = MutableMapping[str, Any]
@@ -24,18 +28,21 @@ Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None
 
 
 class EngineMiddleware:
-    """Starlette constructs it when the server starts. Reads AGENTSERVING_SSE_KEEP_ALIVE_S; raises PluginConfigError."""
+    """Starlette constructs it when the server starts. Reads the environment; raises PluginConfigError."""
 
     def __init__(self, app: Application) -> None:
         self._app = app
-        self._keep_alive_s = HttpSettings.from_env(os.environ).sse_keep_alive_s
+        settings = HttpSettings.from_env(os.environ)
+        self._keep_alive_s, self._engine_id = settings.sse_keep_alive_s, settings.engine_id
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        dialect = dialect_of(_route(scope)) if scope["type"] == "http" else None
+        path = _route(scope) if scope["type"] == "http" else ""
+        dialect = dialect_of(path)
         if dialect is None:
             await self._app(scope, receive, send)
-        else:
-            await serve(self._app, scope, receive, send, dialect=dialect, keep_alive_s=self._keep_alive_s)
+            return
+        named = response_id(self._engine_id, uuid.uuid4().hex) if path == RESPONSES else ""
+        await serve(self._app, scope, receive, send, dialect=dialect, keep_alive_s=self._keep_alive_s, response=named)
 
 
 def _route(scope: MutableMapping[str, Any]) -> str:
@@ -52,9 +59,13 @@ async def serve(
     *,
     dialect: Dialect,
     keep_alive_s: float,
+    response: str = "",
 ) -> None:
-    """Runs `app` for one request of a generating route. Exceptions of `app` propagate, after the stream was ended."""
-    exchange = _Exchange(Answer(dialect, keep_alive_s), receive, send)
+    """Runs `app` for one request of a generating route. Exceptions of `app` propagate, after the stream was ended.
+
+    `response`: the id of the response that the request asks for; empty = the application chooses it.
+    """
+    exchange = _Exchange(Answer(dialect, keep_alive_s), receive, send, response)
     try:
         await app(scope, exchange.receive, exchange.send)
     finally:
@@ -72,13 +83,16 @@ class _Exchange:
         "_complete",
         "_loop",
         "_receive",
+        "_response",
         "_send",
         "_time",
         "_timer",
     )
 
-    def __init__(self, answer: Answer, receive: Receive, send: Send) -> None:
+    def __init__(self, answer: Answer, receive: Receive, send: Send, response: str) -> None:
         self._answer, self._receive, self._send = answer, receive, send
+        # Still to be put into the body.
+        self._response = response
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
         self._chunks: list[bytes] = []
@@ -97,6 +111,9 @@ class _Exchange:
         elif not self._complete:
             if data := message.get("body", b""):
                 self._chunks.append(data)
+                if self._response:
+                    message = {**message, "body": marked(data, self._response)}
+                    self._response = ""
             if not message.get("more_body", False):
                 return await self._body_complete(message)
         return message

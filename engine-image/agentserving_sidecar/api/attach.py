@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import grpc
+from agentserving.transport.connection import Metadata
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving.v1 import engine_service_pb2 as pb
 from agentserving.v1 import engine_service_pb2_grpc as rpc
@@ -40,7 +41,7 @@ class LeaderLink:
     def __init__(self, channel: LeaderChannel, events: LeaderEvents) -> None:
         self._events = events
         self._stream: LeaderStream[pb.AttachRequest, pb.AttachResponse] = LeaderStream(
-            "attach", channel, _open, self, max_queued=100_000
+            "attach", channel, lambda to: _open(to, channel.metadata()), self, max_queued=100_000
         )
         self.attached = False
 
@@ -79,5 +80,5 @@ class LeaderLink:
         self.attached = False
 
 
-def _open(channel: grpc.aio.Channel) -> Any:
-    return rpc.EngineServiceStub(channel).Attach()
+def _open(channel: grpc.aio.Channel, metadata: Metadata) -> Any:
+    return rpc.EngineServiceStub(channel).Attach(metadata=metadata)

@@ -1,7 +1,7 @@
 """The HTTP filters of the front, in their order, and what a route may switch off. Pure.
 
 A request passes: CORS, the limit of its body, the removal of headers that clients must not set, `pick` (the picker
-decides by the head), `pick by body` (only when the picker could not), the router.
+decides by the head), `pick by body` (only when the picker could not), what holds when no picker answered, the router.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from agentserving_gateway.envoy import names
 from agentserving_gateway.envoy.extensions import Json, extension, header, seconds, typed
+from agentserving_gateway.envoy.replies import PICKER_AWAY
 from agentserving_gateway.envoy.settings import FrontSettings
 from agentserving_gateway.identity import HEADERS as IDENTITY_HEADERS
 
@@ -35,13 +36,15 @@ def http_filters(settings: FrontSettings) -> list[Json]:
             max_request_bytes=settings.max_body_bytes,
         ),
         _remove_reserved(),
-        _ask(PICK, HEAD_PREFIX, PICK_S),
+        _ask(settings, PICK, HEAD_PREFIX, PICK_S),
         _ask(
+            settings,
             PICK_BY_BODY,
             BODY_PREFIX,
             PICK_BY_BODY_S,
             with_request_body={"max_request_bytes": settings.max_body_bytes, "pack_as_bytes": True},
         ),
+        _retry_unasked(),
         extension(
             "filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
         ),
@@ -65,13 +68,24 @@ def _remove_reserved() -> Json:
     )
 
 
-def _ask(name: str, prefix: str, bound_s: float, **fields: object) -> Json:
+def _retry_unasked() -> Json:
+    """While the picker is away nothing is known of other engines: another one, if there is any, may do better."""
+    one = {"append": header(names.RETRY_ON, names.RETRY_SERVER_ERRORS, "ADD_IF_ABSENT")}
+    return extension(
+        "filters.http.header_mutation",
+        "extensions.filters.http.header_mutation.v3.HeaderMutation",
+        mutations={"request_mutations": [one]},
+    )
+
+
+def _ask(settings: FrontSettings, name: str, prefix: str, bound_s: float, **fields: object) -> Json:
     """An ext_authz filter in front of the picker: HTTP/1.1, because grpc.aio costs five times as much a call."""
     config = typed(
         _AUTHZ + "ExtAuthz",
         transport_api_version="V3",
-        # While the picker is away, calls are served without tickets.
-        failure_mode_allow=True,
+        # While the picker is away, calls are served without tickets; but never for a client that nobody has verified.
+        failure_mode_allow=not settings.client_keys,
+        status_on_error={"code": PICKER_AWAY},
         clear_route_cache=True,
         allowed_headers=_exact((*IDENTITY_HEADERS, *names.PICKER_READS)),
         http_service={
@@ -79,7 +93,7 @@ def _ask(name: str, prefix: str, bound_s: float, **fields: object) -> Json:
             "path_prefix": prefix,
             "authorization_response": {
                 "allowed_upstream_headers": _exact(names.PICKER_SETS),
-                "allowed_client_headers": _exact(("content-type", "retry-after")),
+                "allowed_client_headers": _exact(("content-type", "retry-after", "www-authenticate")),
             },
         },
         **fields,

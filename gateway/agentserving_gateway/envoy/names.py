@@ -17,18 +17,23 @@ CLIENT_SESSION, CLIENT_REQUEST_ID = "x-client-session-id", "x-client-request-id"
 CLIENT_LENGTH = "x-client-content-length"
 # The picker needs the body: Envoy asks again, with it.
 LOOK = "x-agentserving-look"
-TENANT = "x-agentserving-tenant"
+# Headers in which clients send keys: they never reach an engine where keys are verified.
+AUTHORIZATION, API_KEY = "authorization", "x-api-key"
+CREDENTIALS = (AUTHORIZATION, API_KEY)
+# Who sent the request, as the picker has verified: for the access log and the ends of calls.
+TENANT, CREDENTIAL = "x-agentserving-tenant", "x-agentserving-credential"
 # Envoy believes a client that is on a private network, and tells engines its own view of a client's address.
 ENVOYS_OWN = "x-envoy-"
-# Added by the picker to what the route retries on.
+# Added to what the route retries on: by the picker, or else by Envoy.
 RETRY_ON = "x-envoy-retry-on"
+RETRY_SERVER_ERRORS, RETRY_NOTHING_ELSE = "retriable-status-codes", "reset"
 
 # Believed by an engine or by Envoy, so never taken from a client.
 RESERVED = (
-    TICKET, REQUEST_ID, CALL_ID, ENGINE, ENDPOINTS, LOOK, TENANT, CLIENT_SESSION, CLIENT_REQUEST_ID,
+    TICKET, REQUEST_ID, CALL_ID, ENGINE, ENDPOINTS, LOOK, TENANT, CREDENTIAL, CLIENT_SESSION, CLIENT_REQUEST_ID,
     CLIENT_LENGTH, "x-vllm-priority", "x-data-parallel-rank", "proxy-authorization",
 )  # fmt: skip
 
 # What the picker reads of a request besides the headers that identify programs, and what it sets.
-PICKER_READS = (CLIENT_SESSION, CLIENT_LENGTH, TENANT)
-PICKER_SETS = (ENDPOINTS, TICKET, REQUEST_ID, PROGRAM_ID, CALL_ID, LOOK, RETRY_ON)
+PICKER_READS = (CLIENT_SESSION, CLIENT_LENGTH, *CREDENTIALS)
+PICKER_SETS = (ENDPOINTS, TICKET, REQUEST_ID, PROGRAM_ID, CALL_ID, LOOK, RETRY_ON, TENANT, CREDENTIAL)

@@ -12,6 +12,8 @@ from agentserving_gateway.errors import anthropic_type
 
 # ext_authz takes a 5xx of the picker for its failure: a refusal of 5xx travels as 4xx, and is turned back here.
 _REFUSED_AS = {500: 480, 502: 482, 503: 483, 504: 484}
+# The status of a reply because the picker is away, where nothing is served without it.
+PICKER_AWAY = 503
 # Anthropic's API is the only one with paths of its own.
 ANTHROPIC_PATH = "/v1/messages"
 
@@ -115,8 +117,16 @@ def local_reply_config(max_body_bytes: int, max_head_kib: int, routes: tuple[str
          "body_format_override": _TEXT}
         for status, code in _REFUSED_AS.items()
     ]  # fmt: skip
-    mappers.append({"filter": denied, "body_format_override": _TEXT})
     anthropic = {"header_filter": {"header": {"name": ":path", "string_match": {"prefix": ANTHROPIC_PATH}}}}
+    # The picker's own 503 travels as 483, so this is one that it has not given.
+    away = Reply(
+        when={"and_filter": {"filters": [denied, _status(PICKER_AWAY)]}}, status=PICKER_AWAY, type="server_error",
+        code="unavailable", message="the gateway cannot verify API keys at the moment: try again in a moment",
+        retry_after_s=1,
+    )  # fmt: skip
+    mappers.append(_mapper(away, {"and_filter": {"filters": [anthropic, away.when]}}, _anthropic(away)))
+    mappers.append(_mapper(away, away.when, _openai(away)))
+    mappers.append({"filter": denied, "body_format_override": _TEXT})
     for reply in replies(max_body_bytes, max_head_kib, routes):
         mappers.append(_mapper(reply, {"and_filter": {"filters": [anthropic, reply.when]}}, _anthropic(reply)))
         mappers.append(_mapper(reply, reply.when, _openai(reply)))

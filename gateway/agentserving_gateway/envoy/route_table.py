@@ -26,7 +26,7 @@ def route_config(settings: FrontSettings) -> Json:
         "typed_per_filter_config": {"envoy.filters.http.cors": _cors()},
         # Retries need the whole body; the limit of bodies is a filter's.
         "request_body_buffer_limit": settings.max_body_bytes,
-        "routes": [*_preflights(), *_engine_routes(), *_own_routes(), *_refusals()],
+        "routes": [*_preflights(), *_engine_routes(settings), *_own_routes(), *_refusals()],
     }
     return {"name": "front", "virtual_hosts": [host]}
 
@@ -71,24 +71,24 @@ def _preflights() -> list[Json]:
     ]
 
 
-def _engine_routes() -> list[Json]:
-    return [one for route in ROUTES for one in _two_matches(route)]
+def _engine_routes(settings: FrontSettings) -> list[Json]:
+    return [one for route in ROUTES for one in _two_matches(route, settings)]
 
 
-def _two_matches(route: Route) -> list[Json]:
+def _two_matches(route: Route, settings: FrontSettings) -> list[Json]:
     bodiless = route.methods != ("POST",)
     headers = (_methods(*route.methods), *(_NO_BODY if bodiless else ()))
     after_look = {
         "match": _match(route.path, _present(names.LOOK), *headers),
         "route": _to_engines(route),
         "typed_per_filter_config": filters.only_body(),
-        **_heads(),
+        **_heads(settings),
     }
     first = {
         "match": _match(route.path, *headers),
         "route": _to_engines(route),
         "typed_per_filter_config": filters.only_head(),
-        **_heads(),
+        **_heads(settings),
     }
     return [first] if bodiless else [after_look, first]
 
@@ -115,18 +115,19 @@ def _retries(route: Route) -> Json:
         "retry_on": RETRY_ON,
         "retriable_status_codes": SERVER_ERRORS,
         "num_retries": RETRIES,
-        "host_selection_retry_max_attempts": 5,
+        # Without names, the ring is asked for another engine so often: 5 found none of two in one call of seven.
+        "host_selection_retry_max_attempts": 30,
         "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": predicate}],
         "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.1s"},
     }
 
 
-def _heads() -> Json:
+def _heads(settings: FrontSettings) -> Json:
     """What a client learns of its call, and what is between Envoy and the picker."""
     return {
         "request_headers_to_remove": [
-            names.LOOK, names.CLIENT_SESSION, names.CLIENT_LENGTH, names.TENANT, "x-forwarded-proto",
-            "x-envoy-expected-rq-timeout-ms",
+            names.LOOK, names.CLIENT_SESSION, names.CLIENT_LENGTH, "x-forwarded-proto",
+            "x-envoy-expected-rq-timeout-ms", *(names.CREDENTIALS if settings.client_keys else ()),
         ],
         "response_headers_to_add": [
             header(names.PROGRAM_ID, f"%REQ({names.PROGRAM_ID})%"),

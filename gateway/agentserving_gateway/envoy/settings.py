@@ -14,6 +14,8 @@ class FrontSettings:
 
     listen: str
     run_dir: Path
+    # Clients have keys: they are removed, and nothing is served without the picker, which verifies them.
+    client_keys: bool = False
     # OpenAI's own limit for images is 50 MB; base64 of several screenshots exceeds 8 MiB.
     max_body_bytes: int = 64 << 20
     # Above vLLM's and uvicorn's own 64 KiB no engine would take the head anyway.
@@ -50,6 +52,11 @@ class FrontSettings:
     @property
     def admin_socket(self) -> str:
         return str(self.run_dir / "admin.sock")
+
+    @property
+    def keys_file(self) -> Path:
+        """Hashes of clients' keys, the picker's own."""
+        return self.run_dir / "keys.json"
 
     @property
     def engines_file(self) -> Path:

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x65nvoy_access_log.proto\x12\x1a\x61gentserving.gateway.envoy\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\x90\x01\n\nLogMessage\x12\x41\n\thttp_logs\x18\x02 \x01(\x0b\x32..agentserving.gateway.envoy.LogMessage.Entries\x1a?\n\x07\x45ntries\x12\x34\n\tlog_entry\x18\x01 \x03(\x0b\x32!.agentserving.gateway.envoy.Entry\"\r\n\x0bLogResponse\"\xb4\x01\n\x05\x45ntry\x12=\n\x11\x63ommon_properties\x18\x01 \x01(\x0b\x32\".agentserving.gateway.envoy.Common\x12\x34\n\x07request\x18\x03 \x01(\x0b\x32#.agentserving.gateway.envoy.Request\x12\x36\n\x08response\x18\x04 \x01(\x0b\x32$.agentserving.gateway.envoy.Response\"\xf4\x01\n\x06\x43ommon\x12\x41\n\x1etime_to_first_upstream_tx_byte\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x44\n\x17upstream_remote_address\x18\r \x01(\x0b\x32#.agentserving.gateway.envoy.Address\x12\x39\n\x0eresponse_flags\x18\x10 \x01(\x0b\x32!.agentserving.gateway.envoy.Flags\x12&\n\x1eupstream_request_attempt_count\x18\x18 \x01(\r\"\x8a\x01\n\x07\x41\x64\x64ress\x12I\n\x0esocket_address\x18\x01 \x01(\x0b\x32\x31.agentserving.gateway.envoy.Address.SocketAddress\x1a\x34\n\rSocketAddress\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\nport_value\x18\x03 \x01(\r\"\xd1\x03\n\x05\x46lags\x12\x1b\n\x13no_healthy_upstream\x18\x02 \x01(\x08\x12 \n\x18upstream_request_timeout\x18\x03 \x01(\x08\x12\x13\n\x0blocal_reset\x18\x04 \x01(\x08\x12\x1d\n\x15upstream_remote_reset\x18\x05 \x01(\x08\x12#\n\x1bupstream_connection_failure\x18\x06 \x01(\x08\x12\'\n\x1fupstream_connection_termination\x18\x07 \x01(\x08\x12\x19\n\x11upstream_overflow\x18\x08 \x01(\x08\x12)\n!downstream_connection_termination\x18\x0f \x01(\x08\x12%\n\x1dupstream_retry_limit_exceeded\x18\x10 \x01(\x08\x12\x1b\n\x13stream_idle_timeout\x18\x11 \x01(\x08\x12!\n\x19\x64ownstream_protocol_error\x18\x13 \x01(\x08\x12\x1f\n\x17upstream_protocol_error\x18\x18 \x01(\x08\x12\x18\n\x10overload_manager\x18\x1a \x01(\x08\x12\x1f\n\x17\x64ownstream_remote_reset\x18\x1c \x01(\x08\"\x92\x01\n\x07Request\x12P\n\x0frequest_headers\x18\r \x03(\x0b\x32\x37.agentserving.gateway.envoy.Request.RequestHeadersEntry\x1a\x35\n\x13RequestHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"?\n\x08Response\x12\x33\n\rresponse_code\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Valueb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x65nvoy_access_log.proto\x12\x1a\x61gentserving.gateway.envoy\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xf7\x01\n\nLogMessage\x12\x45\n\nidentifier\x18\x01 \x01(\x0b\x32\x31.agentserving.gateway.envoy.LogMessage.Identifier\x12\x41\n\thttp_logs\x18\x02 \x01(\x0b\x32..agentserving.gateway.envoy.LogMessage.Entries\x1a\x1e\n\nIdentifier\x12\x10\n\x08log_name\x18\x02 \x01(\t\x1a?\n\x07\x45ntries\x12\x34\n\tlog_entry\x18\x01 \x03(\x0b\x32!.agentserving.gateway.envoy.Entry\"\r\n\x0bLogResponse\"\xb4\x01\n\x05\x45ntry\x12=\n\x11\x63ommon_properties\x18\x01 \x01(\x0b\x32\".agentserving.gateway.envoy.Common\x12\x34\n\x07request\x18\x03 \x01(\x0b\x32#.agentserving.gateway.envoy.Request\x12\x36\n\x08response\x18\x04 \x01(\x0b\x32$.agentserving.gateway.envoy.Response\"\xf4\x01\n\x06\x43ommon\x12\x41\n\x1etime_to_first_upstream_tx_byte\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x44\n\x17upstream_remote_address\x18\r \x01(\x0b\x32#.agentserving.gateway.envoy.Address\x12\x39\n\x0eresponse_flags\x18\x10 \x01(\x0b\x32!.agentserving.gateway.envoy.Flags\x12&\n\x1eupstream_request_attempt_count\x18\x18 \x01(\r\"\x8a\x01\n\x07\x41\x64\x64ress\x12I\n\x0esocket_address\x18\x01 \x01(\x0b\x32\x31.agentserving.gateway.envoy.Address.SocketAddress\x1a\x34\n\rSocketAddress\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\nport_value\x18\x03 \x01(\r\"\xd1\x03\n\x05\x46lags\x12\x1b\n\x13no_healthy_upstream\x18\x02 \x01(\x08\x12 \n\x18upstream_request_timeout\x18\x03 \x01(\x08\x12\x13\n\x0blocal_reset\x18\x04 \x01(\x08\x12\x1d\n\x15upstream_remote_reset\x18\x05 \x01(\x08\x12#\n\x1bupstream_connection_failure\x18\x06 \x01(\x08\x12\'\n\x1fupstream_connection_termination\x18\x07 \x01(\x08\x12\x19\n\x11upstream_overflow\x18\x08 \x01(\x08\x12)\n!downstream_connection_termination\x18\x0f \x01(\x08\x12%\n\x1dupstream_retry_limit_exceeded\x18\x10 \x01(\x08\x12\x1b\n\x13stream_idle_timeout\x18\x11 \x01(\x08\x12!\n\x19\x64ownstream_protocol_error\x18\x13 \x01(\x08\x12\x1f\n\x17upstream_protocol_error\x18\x18 \x01(\x08\x12\x18\n\x10overload_manager\x18\x1a \x01(\x08\x12\x1f\n\x17\x64ownstream_remote_reset\x18\x1c \x01(\x08\"\x92\x01\n\x07Request\x12P\n\x0frequest_headers\x18\r \x03(\x0b\x32\x37.agentserving.gateway.envoy.Request.RequestHeadersEntry\x1a\x35\n\x13RequestHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"?\n\x08Response\x12\x33\n\rresponse_code\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Valueb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,25 +36,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUEST_REQUESTHEADERSENTRY']._loaded_options = None
   _globals['_REQUEST_REQUESTHEADERSENTRY']._serialized_options = b'8\001'
   _globals['_LOGMESSAGE']._serialized_start=119
-  _globals['_LOGMESSAGE']._serialized_end=263
-  _globals['_LOGMESSAGE_ENTRIES']._serialized_start=200
-  _globals['_LOGMESSAGE_ENTRIES']._serialized_end=263
-  _globals['_LOGRESPONSE']._serialized_start=265
-  _globals['_LOGRESPONSE']._serialized_end=278
-  _globals['_ENTRY']._serialized_start=281
-  _globals['_ENTRY']._serialized_end=461
-  _globals['_COMMON']._serialized_start=464
-  _globals['_COMMON']._serialized_end=708
-  _globals['_ADDRESS']._serialized_start=711
-  _globals['_ADDRESS']._serialized_end=849
-  _globals['_ADDRESS_SOCKETADDRESS']._serialized_start=797
-  _globals['_ADDRESS_SOCKETADDRESS']._serialized_end=849
-  _globals['_FLAGS']._serialized_start=852
-  _globals['_FLAGS']._serialized_end=1317
-  _globals['_REQUEST']._serialized_start=1320
-  _globals['_REQUEST']._serialized_end=1466
-  _globals['_REQUEST_REQUESTHEADERSENTRY']._serialized_start=1413
-  _globals['_REQUEST_REQUESTHEADERSENTRY']._serialized_end=1466
-  _globals['_RESPONSE']._serialized_start=1468
-  _globals['_RESPONSE']._serialized_end=1531
+  _globals['_LOGMESSAGE']._serialized_end=366
+  _globals['_LOGMESSAGE_IDENTIFIER']._serialized_start=271
+  _globals['_LOGMESSAGE_IDENTIFIER']._serialized_end=301
+  _globals['_LOGMESSAGE_ENTRIES']._serialized_start=303
+  _globals['_LOGMESSAGE_ENTRIES']._serialized_end=366
+  _globals['_LOGRESPONSE']._serialized_start=368
+  _globals['_LOGRESPONSE']._serialized_end=381
+  _globals['_ENTRY']._serialized_start=384
+  _globals['_ENTRY']._serialized_end=564
+  _globals['_COMMON']._serialized_start=567
+  _globals['_COMMON']._serialized_end=811
+  _globals['_ADDRESS']._serialized_start=814
+  _globals['_ADDRESS']._serialized_end=952
+  _globals['_ADDRESS_SOCKETADDRESS']._serialized_start=900
+  _globals['_ADDRESS_SOCKETADDRESS']._serialized_end=952
+  _globals['_FLAGS']._serialized_start=955
+  _globals['_FLAGS']._serialized_end=1420
+  _globals['_REQUEST']._serialized_start=1423
+  _globals['_REQUEST']._serialized_end=1569
+  _globals['_REQUEST_REQUESTHEADERSENTRY']._serialized_start=1516
+  _globals['_REQUEST_REQUESTHEADERSENTRY']._serialized_end=1569
+  _globals['_RESPONSE']._serialized_start=1571
+  _globals['_RESPONSE']._serialized_end=1634
 # @@protoc_insertion_point(module_scope)

@@ -21,6 +21,19 @@ class LogMessage(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     @typing.final
+    class Identifier(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        LOG_NAME_FIELD_NUMBER: builtins.int
+        log_name: builtins.str
+        def __init__(
+            self,
+            *,
+            log_name: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["log_name", b"log_name"]) -> None: ...
+
+    @typing.final
     class Entries(google.protobuf.message.Message):
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -34,16 +47,22 @@ class LogMessage(google.protobuf.message.Message):
         ) -> None: ...
         def ClearField(self, field_name: typing.Literal["log_entry", b"log_entry"]) -> None: ...
 
+    IDENTIFIER_FIELD_NUMBER: builtins.int
     HTTP_LOGS_FIELD_NUMBER: builtins.int
+    @property
+    def identifier(self) -> global___LogMessage.Identifier:
+        """In the first message of a stream."""
+
     @property
     def http_logs(self) -> global___LogMessage.Entries: ...
     def __init__(
         self,
         *,
+        identifier: global___LogMessage.Identifier | None = ...,
         http_logs: global___LogMessage.Entries | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["http_logs", b"http_logs"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["http_logs", b"http_logs"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["http_logs", b"http_logs", "identifier", b"identifier"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["http_logs", b"http_logs", "identifier", b"identifier"]) -> None: ...
 
 global___LogMessage = LogMessage
 

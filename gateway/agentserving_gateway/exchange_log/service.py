@@ -6,13 +6,15 @@ Nothing waits for it: the log is off the way of the calls. The only module of th
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import grpc
 import structlog
+from agentserving.contract.ids import CallId, Tenant
 
 from agentserving_gateway.envoy import names
+from agentserving_gateway.envoy.access_log import PASSED_ON
 from agentserving_gateway.exchange_log import envoy_access_log_pb2 as pb
 from agentserving_gateway.exchange_log.verdict import Exchange
 
@@ -34,6 +36,7 @@ def exchange_of(entry: pb.Entry) -> Exchange:
     flags, address = common.response_flags, common.upstream_remote_address.socket_address
     return Exchange(
         call_id=headers.get(names.CALL_ID, ""),
+        tenant=headers.get(names.TENANT, ""),
         status=entry.response.response_code.value,
         engine_failed=any(getattr(flags, name) for name in _ENGINE_FLAGS),
         client_left=any(getattr(flags, name) for name in _CLIENT_FLAGS),
@@ -48,12 +51,28 @@ def _joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}" if host else ""
 
 
+def _by_tenant(entries: Iterable[pb.Entry]) -> dict[Tenant, list[CallId]]:
+    calls: dict[Tenant, list[CallId]] = {}
+    for entry in entries:
+        headers = entry.request.request_headers
+        calls.setdefault(Tenant(headers.get(names.TENANT, "")), []).append(CallId(headers[names.CALL_ID]))
+    return calls
+
+
 @asynccontextmanager
-async def served(path: str, ended: Callable[[Exchange], None]) -> AsyncIterator[None]:
-    """Receives on a Unix socket while the block runs."""
+async def served(
+    path: str, ended: Callable[[Exchange], None], passed_on: Callable[[Mapping[Tenant, Sequence[CallId]]], None]
+) -> AsyncIterator[None]:
+    """Receives on a Unix socket while the block runs. `passed_on`: calls whose exchanges went as planned."""
 
     async def receive(messages: AsyncIterator[pb.LogMessage], context: object) -> pb.LogResponse:
+        planned = False
         async for message in messages:
+            if message.HasField("identifier"):
+                planned = message.identifier.log_name == PASSED_ON
+            if planned:
+                passed_on(_by_tenant(message.http_logs.log_entry))
+                continue
             for entry in message.http_logs.log_entry:
                 ended(exchange_of(entry))
         return pb.LogResponse()

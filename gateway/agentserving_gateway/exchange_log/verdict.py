@@ -16,6 +16,7 @@ class Exchange:
     """
 
     call_id: str
+    tenant: str = ""
     status: int
     engine_failed: bool
     client_left: bool
@@ -26,7 +27,7 @@ class Exchange:
 
 
 def ending_of(exchange: Exchange) -> Ending | None:
-    """How the call ends; None when the engine that was chosen has answered it, and reports it."""
+    """How the call ends; None when the engine that was chosen has answered it."""
     if exchange.client_left:
         return Ending.CANCELLED
     if exchange.engine_failed or exchange.status >= 500 or not exchange.status:

@@ -192,6 +192,7 @@ class Conversation:
         # Whether an engine has received the request is not known: its report, if there is one, prevails.
         exchange = Exchange(
             call_id=pick.call_id,
+            tenant=pick.tenant,
             status=status,
             engine_failed=False,
             client_left=client_left,

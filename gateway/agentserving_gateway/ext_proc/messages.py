@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-
-from agentserving.contract.ids import Tenant
 
 from agentserving_gateway.envoy import names
 from agentserving_gateway.errors import HttpError, envelope
@@ -59,7 +56,6 @@ def opening_of(message: pb.ProcessingRequest) -> Opening:
         route=route_under(method, path) or Route(kind=Kind.READ, methods=(method,), path="", shown="other"),
         path=path,
         headers=headers,
-        tenant=Tenant("default"),
         length=int(length) if length.isdigit() else 0,
         among=_subset(message),
     )
@@ -119,6 +115,10 @@ def chosen(pick: Pick, *, in_body: bool) -> pb.ProcessingResponse:
     """The engines for a request, in its headers and in the metadata; `in_body`: in response to its buffered body."""
     addresses = ",".join(pick.addresses)
     setting = {names.ENDPOINTS: addresses}
+    if pick.tenant:
+        setting[names.TENANT] = pick.tenant
+    if pick.credential:
+        setting[names.CREDENTIAL] = pick.credential
     if pick.program_id:
         setting[names.PROGRAM_ID] = pick.program_id
     if pick.call_id:
@@ -128,7 +128,8 @@ def chosen(pick: Pick, *, in_body: bool) -> pb.ProcessingResponse:
     kept = {names.REQUEST_ID, *setting}
     common = pb.CommonResponse(
         header_mutation=pb.HeaderMutation(
-            set_headers=_headers(setting), remove_headers=[name for name in _UNTRUSTED if name not in kept]
+            set_headers=_headers(setting),
+            remove_headers=[name for name in (*_UNTRUSTED, *pick.removed_headers) if name not in kept],
         ),
         clear_route_cache=True,
     )
@@ -142,13 +143,10 @@ def chosen(pick: Pick, *, in_body: bool) -> pb.ProcessingResponse:
 
 def refused(error: HttpError, path: str) -> pb.ProcessingResponse:
     """The answer to the client, in the dialect of its path."""
-    headers = {"content-type": "application/json"}
-    if error.retry_after_s:
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     return pb.ProcessingResponse(
         immediate_response=pb.ImmediateResponse(
             status=pb.ImmediateResponse.Status(code=error.status),
-            headers=pb.HeaderMutation(set_headers=_headers(headers)),
+            headers=pb.HeaderMutation(set_headers=_headers(error.headers)),
             body=json.dumps(envelope(error, path)).encode(),
             details="agentserving_refused",
         )

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from agentserving_operator.certificates.values import LEAF_LIFE, Authority, Certificates, Pair
+from agentserving_operator.certificates.values import LEAF_LIFE, Authority, Certificates, Pair, is_uri
 
 # Long, because a new CA restarts etcd members, and clients outside the cluster have to copy it.
 CA_LIFE = datetime.timedelta(days=3650)
@@ -25,6 +25,8 @@ CA_LIFE = datetime.timedelta(days=3650)
 ANNOUNCED_FOR = datetime.timedelta(days=1)
 # Certificates are valid from a little before their issue, because clocks differ.
 BACKDATED = datetime.timedelta(minutes=5)
+# X.520: ub-common-name.
+MAX_COMMON_NAME = 64
 
 
 def certificate_of(pair: Pair) -> x509.Certificate:
@@ -53,8 +55,8 @@ def renewed(
 ) -> Certificates:
     """The required certificates. Those that are still good are returned unchanged.
 
-    `name` of the cluster appears in the CA's subject. `hosts` are the names of each leaf; one without any is a client
-    certificate.
+    `name` of the cluster appears in the CA's subject. `hosts` are the names of each leaf: hosts, IP addresses, and the
+    URI of an identity. A leaf without a host or an address is a client certificate.
     """
     authority = _renewed_authority(name, authority, now)
     signer = signer_of(authority, now)
@@ -106,7 +108,7 @@ def _hosts_of(cert: x509.Certificate) -> list[str]:
 def _ca(name: str, now: datetime.datetime) -> Pair:
     key = ec.generate_private_key(ec.SECP256R1())
     # With the time, because a CA and its successor must differ in name for chains to be found.
-    subject = _subject(f"agentserving {name} {now:%Y-%m-%d %H:%M:%S}"[-64:])
+    subject = _subject(f"agentserving {name} {now:%Y-%m-%d %H:%M:%S}"[-MAX_COMMON_NAME:])
     usage = _usage(key_cert_sign=True, crl_sign=True)
     builder = _builder(subject, subject, key, now, now + CA_LIFE)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -117,9 +119,10 @@ def _leaf(leaf: str, signer: Pair, hosts: Sequence[str], now: datetime.datetime)
     issuer, key = certificate_of(signer), ec.generate_private_key(ec.SECP256R1())
     signing = serialization.load_pem_private_key(signer.key, None)
     assert isinstance(signing, ec.EllipticCurvePrivateKey)
-    purposes = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if hosts else [])]
+    serves = any(not is_uri(host) for host in hosts)
+    purposes = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if serves else [])]
     ends = min(now + LEAF_LIFE, issuer.not_valid_after_utc)
-    builder = _builder(_subject(f"agentserving {leaf}"), issuer.subject, key, now, ends)
+    builder = _builder(_subject(f"agentserving {leaf}"[:MAX_COMMON_NAME]), issuer.subject, key, now, ends)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_usage(digital_signature=True), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
@@ -131,6 +134,8 @@ def _leaf(leaf: str, signer: Pair, hosts: Sequence[str], now: datetime.datetime)
 
 
 def _general_name(host: str) -> x509.GeneralName:
+    if is_uri(host):
+        return x509.UniformResourceIdentifier(host)
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:

@@ -36,3 +36,8 @@ class Certificates:
 
     authority: Authority
     leaves: Mapping[str, Pair]
+
+
+def is_uri(name: str) -> bool:
+    """Whether a name in a certificate is a URI (an identity), and not a host or an address."""
+    return "://" in name

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
-from agentserving_operator.manifests.certificate_objects import certificate, leaves
-from agentserving_operator.manifests.common import AgentServingCluster, Component, Images, Manifest
+from agentserving_operator.manifests.certificate_objects import certificates
+from agentserving_operator.manifests.common import AgentServingCluster, Component, Images, Manifest, keys_are_needed
 from agentserving_operator.manifests.control_plane_deployment import control_plane_deployment
 from agentserving_operator.manifests.disruption_budgets import disruption_budget
 from agentserving_operator.manifests.engine_statefulset import engine_statefulset
@@ -16,6 +16,7 @@ from agentserving_operator.manifests.inference_pool import endpoint_picker_servi
 from agentserving_operator.manifests.network_policies import network_policy
 from agentserving_operator.manifests.service_accounts import service_account
 from agentserving_operator.manifests.services import (
+    clients_service,
     control_plane_service,
     engine_service,
     etcd_services,
@@ -41,12 +42,14 @@ def desired(cluster: AgentServingCluster) -> list[Manifest]:
     parts = components(cluster)
     found = [service_account(cluster, part) for part in parts]
     if cluster.spec.tls.issuer is Issuer.CERT_MANAGER:
-        found += [certificate(cluster, leaf) for leaf in leaves(cluster)]
+        found += certificates(cluster)
     found += [network_policy(cluster, part) for part in parts]
     found += [disruption_budget(cluster, part) for part in parts if part is not Component.ENGINE]
     if Component.ETCD in parts:
         found += [*etcd_services(cluster), etcd_statefulset(cluster)]
     found += [control_plane_service(cluster), control_plane_deployment(cluster)]
+    if keys_are_needed(cluster):
+        found.append(clients_service(cluster))
     found += [engine_service(cluster), engine_statefulset(cluster)]
     found += [gateway_service(cluster), gateway_deployment(cluster)]
     if cluster.spec.gateway.inference_pool.enabled:

@@ -9,17 +9,33 @@ from typing import Any
 
 from agentserving.contract.names import SIDECAR_NAME
 
-from agentserving_operator.certificates.values import LEAF_LIFE, Authority, Certificates, Pair
-from agentserving_operator.manifests.common import AgentServingCluster, Component, Manifest, child_object
+from agentserving_operator.certificates.values import LEAF_LIFE, Authority, Certificates, Pair, is_uri
+from agentserving_operator.manifests.common import (
+    AgentServingCluster,
+    Component,
+    Manifest,
+    child_object,
+    keys_are_needed,
+)
 from agentserving_operator.manifests.etcd_statefulset import etcd_members, peers_service
-from agentserving_operator.manifests.tls import Leaf, secret_name, server_name
+from agentserving_operator.manifests.tls import (
+    Leaf,
+    engine_identity,
+    engines_secret_name,
+    etcd_client_name,
+    identity,
+    secret_name,
+    server_name,
+)
 from agentserving_operator.spec.cluster import StoreType
 from agentserving_operator.spec.parsing import plain
 
 _OWNERS = {
     Leaf.CONTROL_PLANE: Component.CONTROL_PLANE,
     Leaf.ETCD: Component.ETCD,
-    Leaf.ENGINE: Component.ENGINE,
+    Leaf.GATEWAY: Component.GATEWAY,
+    Leaf.OPERATOR: Component.CONTROL_PLANE,
+    Leaf.ADMIN: Component.CONTROL_PLANE,
     Leaf.CLIENT: Component.CONTROL_PLANE,
 }
 
@@ -30,20 +46,42 @@ def ca_secret_name(cluster: AgentServingCluster) -> str:
 
 
 def leaves(cluster: AgentServingCluster) -> dict[Leaf, list[str]]:
-    """The certificates that a cluster needs, with the names in each."""
-    found = {
-        Leaf.CONTROL_PLANE: _service_names(cluster, Component.CONTROL_PLANE),
-        Leaf.ENGINE: [SIDECAR_NAME],
-        Leaf.CLIENT: list[str](),
-    }
+    """The certificates that a cluster needs besides those of its engines, with the names and the URI in each."""
+    found: dict[Leaf, list[str]] = {leaf: identity(cluster, leaf) for leaf in Leaf if leaf is not Leaf.ETCD}
+    with_etcd = cluster.spec.store.type is StoreType.ETCD
     # The name that clients verify comes first.
-    assert found[Leaf.CONTROL_PLANE][0] == server_name(cluster)
-    if cluster.spec.store.type is StoreType.ETCD:
+    names = _service_names(cluster, Component.CONTROL_PLANE)
+    assert names[0] == server_name(cluster)
+    if keys_are_needed(cluster):
+        names.append(f"{cluster.child(Component.CONTROL_PLANE)}-clients.{cluster.namespace}.svc")
+    found[Leaf.CONTROL_PLANE][:0] = [*names, *([etcd_client_name(cluster)] if with_etcd else [])]
+    if with_etcd:
         # etcd accepts a peer only if a name in its certificate resolves to its address, and tries them in this order.
         members = [host for _, host in etcd_members(cluster)]
         names = _service_names(cluster, Component.ETCD)
-        found[Leaf.ETCD] = [*members, *names[:-1], f"{peers_service(cluster)}.{cluster.namespace}.svc", names[-1]]
+        found[Leaf.ETCD] = [
+            *members, *names[:-1], f"{peers_service(cluster)}.{cluster.namespace}.svc", names[-1],
+            etcd_client_name(cluster),
+        ]  # fmt: skip
     return found
+
+
+def engine_leaves(cluster: AgentServingCluster) -> dict[str, list[str]]:
+    """The certificates of the engines by engine id. Sidecars are clients and servers."""
+    name = cluster.child(Component.ENGINE)
+    ids = [f"{name}-{number}" for number in range(cluster.spec.engine.replicas)]
+    return {engine_id: [SIDECAR_NAME, engine_identity(cluster, engine_id)] for engine_id in ids}
+
+
+def all_leaves(cluster: AgentServingCluster) -> dict[str, list[str]]:
+    """Names of all certificates. Those of engines are called engine/<id>."""
+    engines = {leaf_of_engine(each): names for each, names in engine_leaves(cluster).items()}
+    return {leaf.value: names for leaf, names in leaves(cluster).items()} | engines
+
+
+def leaf_of_engine(engine_id: str) -> str:
+    """What the certificate of an engine is called among all certificates."""
+    return f"engine/{engine_id}"
 
 
 def _service_names(cluster: AgentServingCluster, component: Component) -> list[str]:
@@ -53,23 +91,42 @@ def _service_names(cluster: AgentServingCluster, component: Component) -> list[s
     return [*found, "localhost"]
 
 
-def certificate(cluster: AgentServingCluster, leaf: Leaf) -> Manifest:
-    """A Certificate for cert-manager. Each renewal creates a new key, as ours do."""
-    reference = cluster.spec.tls.issuer_ref
-    hosts = leaves(cluster)[leaf]
+def certificates(cluster: AgentServingCluster) -> list[Manifest]:
+    """Certificates for cert-manager, of all leaves."""
+    found = [
+        _certificate(cluster, leaf.value, _OWNERS[leaf], secret_name(cluster.name, leaf), names)
+        for leaf, names in leaves(cluster).items()
+    ]
+    return found + [
+        _certificate(cluster, "engine", Component.ENGINE, engine_secret_name(engine_id), names)
+        for engine_id, names in engine_leaves(cluster).items()
+    ]
+
+
+def engine_secret_name(engine_id: str) -> str:
+    """The Secret that cert-manager fills for one engine; no pod mounts it."""
+    return f"{engine_id}-tls"
+
+
+def _certificate(
+    cluster: AgentServingCluster, leaf: str, owner: Component, secret: str, names: list[str]
+) -> Manifest:  # fmt: skip
+    """Each renewal creates a new key, as ours do."""
+    hosts, uris = [each for each in names if not is_uri(each)], [each for each in names if is_uri(each)]
     spec: Manifest = {
-        "secretName": secret_name(cluster.name, leaf),
+        "secretName": secret,
         "commonName": f"agentserving {leaf}",
         "duration": f"{_hours(1)}h0m0s",
         "renewBefore": f"{_hours(3)}h0m0s",
         "privateKey": {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"},
         "usages": ["digital signature", "client auth", *(["server auth"] if hosts else [])],
-        "issuerRef": {**plain(reference), "group": "cert-manager.io"},
+        "issuerRef": {**plain(cluster.spec.tls.issuer_ref), "group": "cert-manager.io"},
     }
     if hosts:
         spec["dnsNames"] = hosts
-    name = secret_name(cluster.name, leaf)
-    return child_object(cluster, "cert-manager.io/v1", "Certificate", _OWNERS[leaf], name, spec=spec)
+    if uris:
+        spec["uris"] = uris
+    return child_object(cluster, "cert-manager.io/v1", "Certificate", owner, secret, spec=spec)
 
 
 def _hours(divisor: int) -> int:
@@ -86,16 +143,28 @@ def secrets(cluster: AgentServingCluster, found: Certificates) -> list[Manifest]
     for leaf in leaves(cluster):
         data = {**_pair_data(found.leaves[leaf]), "ca.crt": authority.trusted}
         stored.append(_secret(cluster, _OWNERS[leaf], secret_name(cluster.name, leaf), data))
-    return stored
+    pairs = {engine_id: found.leaves[leaf_of_engine(engine_id)] for engine_id in engine_leaves(cluster)}
+    return [*stored, engines_secret(cluster, authority.trusted, pairs)]
+
+
+def engines_secret(cluster: AgentServingCluster, trusted: bytes, pairs: Mapping[str, Pair]) -> Manifest:
+    """The certificates of all engines, by engine id. 256 of them are about 400 kB of the 1 MiB that a Secret holds."""
+    data = {"ca.crt": trusted}
+    for engine_id, pair in pairs.items():
+        data |= {f"{engine_id}.crt": pair.cert, f"{engine_id}.key": pair.key}
+    return _secret(cluster, Component.ENGINE, engines_secret_name(cluster.name), data, "Opaque")
 
 
 def _pair_data(pair: Pair) -> dict[str, bytes]:
     return {"tls.crt": pair.cert, "tls.key": pair.key}
 
 
-def _secret(cluster: AgentServingCluster, component: Component, name: str, data: Mapping[str, bytes]) -> Manifest:
+def _secret(
+    cluster: AgentServingCluster, component: Component, name: str, data: Mapping[str, bytes],
+    kind: str = "kubernetes.io/tls",
+) -> Manifest:  # fmt: skip
     encoded = {key: base64.b64encode(each).decode() for key, each in data.items()}
-    return child_object(cluster, "v1", "Secret", component, name, type="kubernetes.io/tls", data=encoded)
+    return child_object(cluster, "v1", "Secret", component, name, type=kind, data=encoded)
 
 
 def content(secret: Manifest | None, key: str) -> bytes | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
 
+from agentserving_operator.spec.auth import ClientAuth
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.crd import API_VERSION, GROUP, KIND
 from agentserving_operator.spec.parsing import plain
@@ -21,6 +22,7 @@ MANAGED_BY = "app.kubernetes.io/managed-by"
 NAME = "agentserving"
 # Pods with this label may connect to control planes, sidecars and engines.
 CLIENT_LABEL = f"{GROUP}/client"
+NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 # User and group of distroless images. Volumes of all pods belong to this group.
 USER = 65_532
 
@@ -41,6 +43,8 @@ class Port:
     SIDECAR = 7071
     SIDECAR_HTTP = 7072
     CONTROL_PLANE = 7070
+    # Of clients with keys, and without certificates.
+    CONTROL_PLANE_CLIENTS = 7075
     CONTROL_PLANE_HTTP = 7080
     GATEWAY = 8080
     GATEWAY_HTTP = 8081
@@ -73,6 +77,8 @@ class AgentServingCluster:
     generation: int = 0
     # Identifies the set of trusted CAs; "" = not known. etcd reads its CAs only at its start.
     trust: str = ""
+    # Where the operator runs; "" = outside Kubernetes.
+    operator_namespace: str = ""
     # A value that differs from the last one requests a new ticket key; "" = no request.
     key_request: str = ""
 
@@ -230,6 +236,20 @@ def spread(cluster: AgentServingCluster, component: Component) -> list[Manifest]
             "labelSelector": {"matchLabels": selector(cluster.name, component)},
         }
     ]
+
+
+def keys_are_needed(cluster: AgentServingCluster) -> bool:
+    """Whether clients have keys, and a port of their own at control planes."""
+    return cluster.spec.auth.clients is ClientAuth.KEYS
+
+
+def namespaces(names: Sequence[str]) -> list[Manifest]:
+    """A NetworkPolicy's peer for all pods of these namespaces; no peer without any: an empty selector means all."""
+    if not names:
+        return []
+    # The API server sets this label, and nobody can give it to another namespace.
+    chosen = {"key": NAMESPACE_LABEL, "operator": "In", "values": list(names)}
+    return [{"namespaceSelector": {"matchExpressions": [chosen]}}]
 
 
 def secret_volume(name: str, secret: str) -> Manifest:

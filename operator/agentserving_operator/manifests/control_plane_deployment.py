@@ -17,6 +17,7 @@ from agentserving_operator.manifests.common import (
     child_object,
     container,
     http_probe,
+    keys_are_needed,
     pod,
     port,
     python,
@@ -27,7 +28,7 @@ from agentserving_operator.manifests.common import (
 )
 from agentserving_operator.manifests.engine_pod import KEY_DIR, KEY_FILE
 from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints
-from agentserving_operator.manifests.tls import Leaf, flags, mounts, volumes
+from agentserving_operator.manifests.tls import Leaf, directory, flags, mounts, volumes
 from agentserving_operator.spec.cluster import StoreType
 
 # A leader that cannot reach etcd for this long stops leading. A single control plane has no one to hand over to, and a
@@ -57,7 +58,6 @@ def _strategy(cluster: AgentServingCluster) -> Manifest:
 
 
 def _template(cluster: AgentServingCluster) -> Manifest:
-    leaves = [Leaf.CONTROL_PLANE, *([Leaf.CLIENT] if cluster.spec.store.type is StoreType.ETCD else [])]
     there = [secret_volume("ticket-key", cluster.ticket_key_name), {"name": "tmp", "emptyDir": {}}]
     mounted: list[Manifest] = [
         {"name": "ticket-key", "mountPath": KEY_DIR, "readOnly": True},
@@ -74,8 +74,12 @@ def _template(cluster: AgentServingCluster) -> Manifest:
         resources_of(cluster.spec.control_plane.resources, requests={"cpu": "250m", "memory": "256Mi"}),
         **python("agentserving_controlplane", *_arguments(cluster)),
         env=[{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}, *PYTHON_ENV],
-        ports=[port("grpc", Port.CONTROL_PLANE), port("http", Port.CONTROL_PLANE_HTTP)],
-        volumeMounts=[*mounted, *mounts(cluster, *leaves)],
+        ports=[
+            port("grpc", Port.CONTROL_PLANE),
+            *([port("clients", Port.CONTROL_PLANE_CLIENTS)] if keys_are_needed(cluster) else []),
+            port("http", Port.CONTROL_PLANE_HTTP),
+        ],
+        volumeMounts=[*mounted, *mounts(cluster, Leaf.CONTROL_PLANE)],
         startupProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/healthz", **STARTED),
         readinessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
         livenessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/healthz", **ALIVE),
@@ -84,7 +88,7 @@ def _template(cluster: AgentServingCluster) -> Manifest:
         cluster,
         Component.CONTROL_PLANE,
         containers=[one],
-        volumes=[*there, *volumes(cluster, *leaves)],
+        volumes=[*there, *volumes(cluster, Leaf.CONTROL_PLANE)],
         terminationGracePeriodSeconds=30,
         topologySpreadConstraints=spread(cluster, Component.CONTROL_PLANE),
     )
@@ -97,8 +101,20 @@ def _arguments(cluster: AgentServingCluster) -> list[str]:
         "--http-host", "0.0.0.0", "--http-port", str(Port.CONTROL_PLANE_HTTP),
         "--ticket-key-file", KEY_FILE,
         "--program-idle-s", str(cluster.spec.control_plane.program_idle_seconds),
-        *(flags(Leaf.CONTROL_PLANE) if cluster.spec.tls.on else []),
+        *(flags(directory(Leaf.CONTROL_PLANE)) if cluster.spec.tls.on else []),
+        *_access_arguments(cluster),
         *_store_arguments(cluster),
+    ]  # fmt: skip
+
+
+def _access_arguments(cluster: AgentServingCluster) -> list[str]:
+    """Two ports: --listen for the parts, whose certificates name their roles, and one for clients with keys."""
+    if not keys_are_needed(cluster):
+        return []
+    return [
+        "--client-auth", "keys", "--cluster", f"{cluster.namespace}/{cluster.name}",
+        "--clients-listen", f"0.0.0.0:{Port.CONTROL_PLANE_CLIENTS}",
+        "--clients-advertise", f"$(POD_IP):{Port.CONTROL_PLANE_CLIENTS}",
     ]  # fmt: skip
 
 
@@ -111,7 +127,7 @@ def _store_arguments(cluster: AgentServingCluster) -> list[str]:
     endpoints = external.endpoints if external else etcd_endpoints(cluster)
     found = ["--store", "etcd", "--etcd-endpoints", ",".join(endpoints), "--etcd-prefix", prefix]
     if external is None and cluster.spec.tls.on:
-        found += flags(Leaf.CLIENT, "--etcd-tls")
+        found += flags(directory(Leaf.CONTROL_PLANE), "--etcd-tls")
     if external is not None and external.tls_secret_name is not None:
         found += ["--etcd-tls-ca", f"{TLS_DIR}/ca.crt"]
         if external.client_certificate:

@@ -13,9 +13,10 @@ from agentserving_operator.manifests.common import (
     selector,
     spread,
 )
+from agentserving_operator.manifests.engine_identity_container import identity_containers
 from agentserving_operator.manifests.engine_pod import engine_container
 from agentserving_operator.manifests.sidecar import sidecar_container
-from agentserving_operator.manifests.tls import Leaf, volumes
+from agentserving_operator.manifests.tls import engine_volumes
 from agentserving_operator.spec.cluster import CacheType, EngineType, ModelCache
 from agentserving_operator.spec.parsing import plain
 
@@ -49,7 +50,7 @@ def _template(cluster: AgentServingCluster) -> Manifest:
         cluster,
         Component.ENGINE,
         restricted=not vllm,
-        initContainers=[sidecar_container(cluster)],
+        initContainers=[*identity_containers(cluster), sidecar_container(cluster)],
         containers=[engine_container(cluster)],
         terminationGracePeriodSeconds=engine.drain_seconds + GRACE_AFTER_DRAIN_S,
         volumes=_volumes(cluster),
@@ -66,7 +67,7 @@ def _volumes(cluster: AgentServingCluster) -> list[Manifest]:
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": engine.shared_memory}},
         {"name": "tmp", "emptyDir": {}},
         secret_volume("ticket-key", cluster.ticket_key_name),
-        *volumes(cluster, Leaf.ENGINE),
+        *engine_volumes(cluster),
     ]
     if engine.type is EngineType.VLLM:
         if cache.type is CacheType.EMPTY_DIR:

@@ -1,4 +1,6 @@
-"""An etcd of one or three members for one cluster. Pure. The NetworkPolicy shuts others out, with TLS or without.
+"""An etcd of one or three members for one cluster. Pure.
+
+The NetworkPolicy shuts others out; with TLS, so do the names that a certificate needs here.
 
 A member of three that lost its volume joins again by itself: its init container (`etcd_member`) takes etcd's flags and
 writes etcd's configuration file. A single member has no one to join, and takes the flags directly.
@@ -23,7 +25,7 @@ from agentserving_operator.manifests.common import (
     selector,
     spread,
 )
-from agentserving_operator.manifests.tls import Leaf, directory, mounts, volumes
+from agentserving_operator.manifests.tls import Leaf, directory, etcd_client_name, mounts, volumes
 from agentserving_operator.spec.cluster import EtcdStore
 from agentserving_operator.spec.crd import GROUP
 
@@ -97,14 +99,20 @@ def etcd_flags(cluster: AgentServingCluster) -> list[str]:
         "--auto-compaction-mode=periodic",
         "--auto-compaction-retention=5m",
         f"--quota-backend-bytes={etcd_settings(cluster).quota_mib << 20}",
-        *(_tls_flags() if cluster.spec.tls.on else []),
+        *(_tls_flags(cluster) if cluster.spec.tls.on else []),
     ]
 
 
-def _tls_flags() -> list[str]:
-    """Certificates on both sides, for clients and for peers. etcd reads them again for each connection."""
+def _tls_flags(cluster: AgentServingCluster) -> list[str]:
+    """Certificates on both sides, for clients and for peers. etcd reads them again for each connection.
+
+    The CA is not enough: it also signs the certificates of engines, gateways and clients, which open nothing here.
+    """
     at = directory(Leaf.ETCD)
-    found = []
+    found = [
+        f"--client-cert-allowed-hostname={etcd_client_name(cluster)}",
+        f"--peer-cert-allowed-hostname={cluster.child(Component.ETCD)}.{cluster.namespace}.svc",
+    ]
     for prefix in ("", "peer-"):
         found += [
             f"--{prefix}cert-file={at}/tls.crt", f"--{prefix}key-file={at}/tls.key",

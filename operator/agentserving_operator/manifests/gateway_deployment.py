@@ -13,6 +13,7 @@ from agentserving_operator.manifests.common import (
     child_object,
     container,
     http_probe,
+    keys_are_needed,
     memory_limit,
     pod,
     port,
@@ -22,7 +23,7 @@ from agentserving_operator.manifests.common import (
     spread,
 )
 from agentserving_operator.manifests.inference_pool import picker_flags
-from agentserving_operator.manifests.tls import Leaf, client_flags, mounts, volumes
+from agentserving_operator.manifests.tls import Leaf, client_flags, directory, mounts, volumes
 from agentserving_operator.spec.parsing import plain
 from agentserving_operator.spec.parts import Resources
 
@@ -53,7 +54,7 @@ def _template(cluster: AgentServingCluster) -> Manifest:
         volumes=[
             {"name": "run", "emptyDir": {}},
             {"name": "tmp", "emptyDir": {}},
-            *volumes(cluster, Leaf.CLIENT),
+            *volumes(cluster, Leaf.GATEWAY),
         ],
         terminationGracePeriodSeconds=gateway.drain_seconds + GRACE_AFTER_DRAIN_S,
         topologySpreadConstraints=spread(cluster, Component.GATEWAY),
@@ -70,7 +71,7 @@ def _envoy(cluster: AgentServingCluster) -> Manifest:
         resources_of(gateway.resources, requests={"cpu": "250m", "memory": "128Mi"}),
         **python(
             "agentserving_gateway.front",
-            "--listen", f"0.0.0.0:{Port.GATEWAY}", "--run-dir", RUN_DIR,
+            "--listen", f"0.0.0.0:{Port.GATEWAY}", "--run-dir", RUN_DIR, *_client_auth(cluster),
             "--max-body-bytes", str(gateway.max_body_bytes), *_heap(gateway.resources),
         ),
         env=[*PYTHON_ENV],
@@ -86,6 +87,10 @@ def _envoy(cluster: AgentServingCluster) -> Manifest:
         readinessProbe=http_probe(Port.GATEWAY, "/health", periodSeconds=2, timeoutSeconds=2),
         livenessProbe=http_probe(Port.GATEWAY, "/health", **ALIVE),
     )  # fmt: skip
+
+
+def _client_auth(cluster: AgentServingCluster) -> list[str]:
+    return ["--client-auth", "keys"] if keys_are_needed(cluster) else []
 
 
 def _heap(given: Resources) -> list[str]:
@@ -110,7 +115,7 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
             "--run-dir", RUN_DIR, "--drain-s", str(gateway.drain_seconds),
             "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
             "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP), *picker_flags(cluster),
-            *client_flags(cluster),
+            *_client_auth(cluster), *client_flags(cluster, directory(Leaf.GATEWAY)),
         ),
         env=[*PYTHON_ENV],
         ports=[
@@ -120,7 +125,7 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
         volumeMounts=[
             {"name": "run", "mountPath": RUN_DIR},
             {"name": "tmp", "mountPath": "/tmp"},
-            *mounts(cluster, Leaf.CLIENT),
+            *mounts(cluster, Leaf.GATEWAY),
         ],
         startupProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", **STARTED),
         readinessProbe=http_probe(Port.GATEWAY_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),

@@ -6,15 +6,13 @@ unless the spec asks for it.
 
 from __future__ import annotations
 
-from typing import Any
-
 from agentserving_operator.manifests.common import (
-    CLIENT_LABEL,
     AgentServingCluster,
     Component,
     Manifest,
     Port,
     child_object,
+    namespaces,
     selector,
 )
 
@@ -78,12 +76,8 @@ def picker_flags(cluster: AgentServingCluster) -> list[str]:
 
 
 def gateway_peers(cluster: AgentServingCluster) -> list[Manifest]:
-    """Gateways that may connect to engines: labelled pods of any namespace, and the addresses that the spec names."""
+    """Gateways that may connect to engines: those of the namespaces and the addresses that the spec names."""
     pool = cluster.spec.gateway.inference_pool
     if not pool.enabled:
         return []
-    labelled: dict[str, Any] = {
-        "namespaceSelector": {},
-        "podSelector": {"matchLabels": {CLIENT_LABEL: "true"}},
-    }
-    return [labelled, *({"ipBlock": {"cidr": each}} for each in pool.gateway_cidrs)]
+    return [*namespaces(pool.gateway_namespaces), *({"ipBlock": {"cidr": each}} for each in pool.gateway_cidrs)]

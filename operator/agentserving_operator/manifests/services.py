@@ -34,12 +34,20 @@ def engine_service(cluster: AgentServingCluster) -> Manifest:
 
 
 def control_plane_service(cluster: AgentServingCluster) -> Manifest:
-    """For sidecars, gateways, clients and the operator."""
+    """For sidecars, gateways, the operator and administrators; for clients as well where they need no keys."""
     ports = [
         service_port("grpc", Port.CONTROL_PLANE, Port.CONTROL_PLANE),
         service_port("http", Port.CONTROL_PLANE_HTTP, Port.CONTROL_PLANE_HTTP),
     ]
     return _service(cluster, Component.CONTROL_PLANE, ports, type="ClusterIP")
+
+
+def clients_service(cluster: AgentServingCluster) -> Manifest:
+    """For clients with keys: a Service of its own, so that it may be exposed without the port of the parts."""
+    ports = [service_port("grpc", Port.CONTROL_PLANE, Port.CONTROL_PLANE_CLIENTS)]
+    return _service(
+        cluster, Component.CONTROL_PLANE, ports, f"{cluster.child(Component.CONTROL_PLANE)}-clients", type="ClusterIP"
+    )
 
 
 def gateway_service(cluster: AgentServingCluster) -> Manifest:

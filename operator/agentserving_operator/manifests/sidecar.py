@@ -18,7 +18,7 @@ from agentserving_operator.manifests.common import (
     resources_of,
 )
 from agentserving_operator.manifests.engine_pod import CHANNEL_DIR
-from agentserving_operator.manifests.tls import Leaf, client_flags, mounts
+from agentserving_operator.manifests.tls import ENGINE_CURRENT_DIR, ENGINE_DIR, client_flags
 
 STATE_DIR = "/var/lib/agentserving"
 
@@ -33,7 +33,7 @@ def sidecar_container(cluster: AgentServingCluster) -> Manifest:
         "--listen", f"$(POD_IP):{Port.SIDECAR}",
         "--http-host", "0.0.0.0", "--http-port", str(Port.SIDECAR_HTTP),
         "--stuck-s", str(cluster.spec.engine.stuck_seconds),
-        "--drain-s", str(cluster.spec.engine.drain_seconds), *client_flags(cluster, Leaf.ENGINE),
+        "--drain-s", str(cluster.spec.engine.drain_seconds), *client_flags(cluster, ENGINE_CURRENT_DIR),
     )  # fmt: skip
     resources = resources_of(
         cluster.spec.engine.sidecar_resources,
@@ -57,7 +57,7 @@ def sidecar_container(cluster: AgentServingCluster) -> Manifest:
             {"name": "channel", "mountPath": CHANNEL_DIR},
             {"name": "journal", "mountPath": STATE_DIR},
             {"name": "tmp", "mountPath": "/tmp"},
-            *mounts(cluster, Leaf.ENGINE),
+            *([{"name": "engine-tls", "mountPath": ENGINE_DIR, "readOnly": True}] if cluster.spec.tls.on else []),
         ],
         # kubelet starts the engine after this probe succeeds, so it must not depend on the engine; readiness may.
         startupProbe=http_probe(Port.SIDECAR_HTTP, "/healthz", **STARTED),

@@ -34,9 +34,12 @@ def is_owned(live: Manifest, cluster: AgentServingCluster) -> bool:
 def may_take(live: Manifest, cluster: AgentServingCluster) -> bool:
     """Whether the object is ours, or an orphan that was.
 
-    A cluster that was deleted with --cascade=orphan and created again takes its objects back.
+    A cluster that was deleted with --cascade=orphan and created again takes its objects back, but not its Secrets:
+    anyone may have written the labels of an orphan, and whoever knows a CA's or a ticket's key is everyone.
     """
     metadata = live["metadata"]
+    if live["kind"] == "Secret":
+        return is_owned(live, cluster)
     orphan = not any(owner.get("controller") for owner in metadata.get("ownerReferences", []))
     return is_owned(live, cluster) or (orphan and labels_of(cluster.name).items() <= metadata.get("labels", {}).items())
 

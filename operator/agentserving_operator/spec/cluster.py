@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
+from agentserving_operator.spec.auth import Auth, ClientAuth
 from agentserving_operator.spec.fields import (
     CANNOT_BE_CHANGED,
     Rule,
@@ -24,6 +25,7 @@ from agentserving_operator.spec.fields import (
     text,
 )
 from agentserving_operator.spec.inference_pool import InferencePool
+from agentserving_operator.spec.network import Network
 from agentserving_operator.spec.parts import Resources, SecretKey, TaintEffect, Toleration
 from agentserving_operator.spec.scheduling import Scheduling
 from agentserving_operator.spec.tls import Tls
@@ -372,6 +374,12 @@ class ClusterSpec:
             lambda s: s.store.type is not StoreType.MEMORY or s.control_plane.replicas == 1,
             "controlPlane.replicas",
         ),
+        Rule(
+            "self.auth.clients != 'Keys' || self.tls.issuer != 'None'",
+            "auth.clients Keys needs spec.tls: keys must not travel in the clear, and parts show their certificates",
+            lambda s: s.auth.clients is not ClientAuth.KEYS or s.tls.on,
+            "auth.clients",
+        ),
     )
 
     model: Model = struct("The model.")
@@ -381,3 +389,5 @@ class ClusterSpec:
     gateway: Gateway = struct("The front that agents connect to.", default=Gateway)
     store: Store = struct("Where programs' accounts are stored.", default=Store)
     tls: Tls = struct("Certificates between the cluster's parts.", default=Tls)
+    auth: Auth = struct("Who may use the cluster.", default=Auth)
+    network: Network = struct("Which connections NetworkPolicies allow.", default=Network)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from agentserving_operator.spec.fields import choice, flag, items
+from agentserving_operator.spec.network import CIDR, NAMESPACE
 
 
 class FailureMode(StrEnum):
@@ -28,8 +29,13 @@ class InferencePool:
     tls: bool = flag(
         "Whether the picker serves TLS with a self-signed certificate, as most gateways expect.", default=True
     )
+    gateway_namespaces: tuple[str, ...] = items(
+        "Namespaces of gateways' pods that may connect to engines, such as envoy-gateway-system. Pods in the cluster's "
+        "own namespace are allowed by the label agentserving.io/client: \"true\".",
+        16, list_type="set", max_length=63, pattern=NAMESPACE,
+    )  # fmt: skip
     gateway_cidrs: tuple[str, ...] = items(
         "Addresses of gateways outside of the pod network, such as GKE's proxy-only subnet, that may connect to "
-        "engines. Pods of gateways are allowed by the label agentserving.io/client: \"true\".",
-        16, list_type="set", max_length=43, pattern=r"^[0-9a-fA-F:.]+/[0-9]{1,3}$",
+        "engines.",
+        16, list_type="set", max_length=43, pattern=CIDR,
     )  # fmt: skip

@@ -48,9 +48,10 @@ class Tls:
     # Immutable, because an etcd of several members cannot change over in place: members with and without TLS cannot
     # talk to each other, so neither group would have a majority.
     issuer: Issuer = choice(
-        "None: no TLS, only NetworkPolicies. Operator: a CA for this cluster, and certificates of 90 days that are "
-        "renewed. CertManager: your issuer, which must add its CA to each certificate's Secret. Immutable.",
-        default=Issuer.NONE,
+        "Operator: a CA for this cluster, and certificates of 90 days that are renewed. CertManager: your issuer, "
+        "which must add its CA to each certificate's Secret. None: no TLS, only NetworkPolicies. Immutable. A cluster "
+        "that was created when None was the default has it in its spec, and stays without TLS.",
+        default=Issuer.OPERATOR,
         immutable=True,
     )
     issuer_ref: IssuerReference | None = struct("The issuer, with issuer CertManager.", default=None)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
@@ -15,7 +16,7 @@ from agentserving.client import operations, watches
 from agentserving.client.generation import PATH as GENERATE
 from agentserving.client.generation import GenerateCall
 from agentserving.client.operations import Operation
-from agentserving.client.values import Admission, Endings, Program, ProgramChanges, ProgramState
+from agentserving.client.values import Admission, ApiKey, Endings, Program, ProgramChanges, ProgramState
 from agentserving.transport.channels import dial_async
 from agentserving.transport.connection import Attempts, Settings, find_leader, look_elsewhere
 from agentserving.transport.errors import AgentServingError, InternalError, decoded, from_rpc
@@ -50,9 +51,14 @@ class Run(Generic[P, R]):
 class AsyncClient:
     """A client of one cluster: its control planes, and the sidecars of its engines. Belongs to one event loop."""
 
-    def __init__(self, address: str | None = None, *, settings: Settings | None = None) -> None:
+    def __init__(
+        self, address: str | None = None, *, api_key: str | None = None, settings: Settings | None = None
+    ) -> None:
+        """`api_key`: in place of the one in `settings`, which by default is the environment's."""
         self._leader = find_leader(address)
         self.settings = settings or Settings()
+        if api_key is not None:
+            self.settings = replace(self.settings, api_key=api_key)
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     @property
@@ -76,6 +82,8 @@ class AsyncClient:
     drain_engine = Run(operations.drain_engine)
     undrain_engine = Run(operations.undrain_engine)
     get_overview = Run(operations.get_overview)
+    create_key = Run(operations.create_key)
+    revoke_key = Run(operations.revoke_key)
 
     async def list_programs(self, *, states: Iterable[ProgramState] = (), page_size: int = 0) -> AsyncIterator[Program]:
         """All programs in order of their ids, read page by page. No states = all but CLOSED."""
@@ -84,6 +92,17 @@ class AsyncClient:
             page = await self.run(operations.list_page(wanted, page_size=page_size, page_token=token))
             for program in page.programs:
                 yield program
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def list_keys(self, tenant: str = "") -> AsyncIterator[ApiKey]:
+        """API keys of a tenant, "" = of all, in the order of their ids, read page by page. For administrators."""
+        token = ""
+        while True:
+            page = await self.run(operations.list_keys_page(tenant, page_token=token))
+            for key in page.keys:
+                yield key
             token = page.next_page_token
             if not token:
                 return

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
@@ -25,7 +26,7 @@ from agentserving.client import operations, watches
 from agentserving.client.generation import PATH as GENERATE
 from agentserving.client.generation import GenerateCall
 from agentserving.client.operations import Operation
-from agentserving.client.values import Admission, Endings, Program, ProgramChanges, ProgramState
+from agentserving.client.values import Admission, ApiKey, Endings, Program, ProgramChanges, ProgramState
 from agentserving.transport.channels import dial
 from agentserving.transport.connection import Attempts, Settings, find_leader, look_elsewhere
 from agentserving.transport.errors import AgentServingError, InternalError, from_rpc
@@ -60,9 +61,14 @@ class Run(Generic[P, R]):
 class Client:
     """A client of one cluster: its control planes, and the sidecars of its engines. Safe for use by many OS threads."""
 
-    def __init__(self, address: str | None = None, *, settings: Settings | None = None) -> None:
+    def __init__(
+        self, address: str | None = None, *, api_key: str | None = None, settings: Settings | None = None
+    ) -> None:
+        """`api_key`: in place of the one in `settings`, which by default is the environment's."""
         self._leader = find_leader(address)
         self.settings = settings or Settings()
+        if api_key is not None:
+            self.settings = replace(self.settings, api_key=api_key)
         self._channels: dict[str, grpc.Channel] = {}
 
     @property
@@ -86,6 +92,8 @@ class Client:
     drain_engine = Run(operations.drain_engine)
     undrain_engine = Run(operations.undrain_engine)
     get_overview = Run(operations.get_overview)
+    create_key = Run(operations.create_key)
+    revoke_key = Run(operations.revoke_key)
 
     def list_programs(self, *, states: Iterable[ProgramState] = (), page_size: int = 0) -> Iterator[Program]:
         """All programs in order of their ids, read page by page. No states = all but CLOSED."""
@@ -93,6 +101,16 @@ class Client:
         while True:
             page = self.run(operations.list_page(wanted, page_size=page_size, page_token=token))
             yield from page.programs
+            token = page.next_page_token
+            if not token:
+                return
+
+    def list_keys(self, tenant: str = "") -> Iterator[ApiKey]:
+        """API keys of a tenant, "" = of all, in the order of their ids, read page by page. For administrators."""
+        token = ""
+        while True:
+            page = self.run(operations.list_keys_page(tenant, page_token=token))
+            yield from page.keys
             token = page.next_page_token
             if not token:
                 return

@@ -45,6 +45,19 @@ class Outcome(_WireEnum):
     REJECTED = 5
 
 
+class KeyRole(_WireEnum):
+    """Whose key it is. Only clients' and administrators' can be made."""
+
+    UNSPECIFIED = 0
+    CLIENT = 1
+    ADMIN = 2
+    GATEWAY = 3
+    SIDECAR = 4
+    OPERATOR = 5
+    CONTROL_PLANE = 6
+    ENGINE = 7
+
+
 class EngineState(_WireEnum):
     """Whether an engine is given calls; only a READY one is given new programs."""
 
@@ -332,3 +345,24 @@ class Overview:
     store_message: str
     store_pending_writes: int
     policy_choices: tuple[PolicyChoice, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """An API key without its secret. `tenant` is empty for administrators; `expire_time` None = never."""
+
+    key_id: str
+    role: KeyRole
+    tenant: Tenant
+    name: str
+    create_time: datetime | None
+    expire_time: datetime | None
+    revoke_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewApiKey:
+    """A key that was just made. Its text cannot be had again."""
+
+    key: ApiKey
+    text: str

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,22 +30,24 @@ QUIET_S = 10.0
 UNDELIVERED = "UNDELIVERED"
 
 _quiet_until: dict[str, float] = {}
+# Addresses whose refusal of our key was logged.
+_refused_keys: set[str] = set()
 
 
 class Notifier:
     """Sends the notifications of one program; none without an address."""
 
-    def __init__(self, address: str, given: Client | AsyncClient | None) -> None:
-        self._address = address
+    def __init__(self, address: str, given: Client | AsyncClient | None, api_key: str | None = None) -> None:
+        self._address, self._api_key = address, api_key
         self._given = given
         self._sync: Client | None = None
         self._async: AsyncClient | None = None
 
     @classmethod
-    def of(cls, control_plane: str | Client | AsyncClient | None) -> Notifier:
-        """For the control plane that the user names, by default AGENTSERVING_CONTROL_PLANE."""
+    def of(cls, control_plane: str | Client | AsyncClient | None, api_key: str | None = None) -> Notifier:
+        """For the control plane that the user names, by default AGENTSERVING_CONTROL_PLANE; and for the user's key."""
         if control_plane is None or isinstance(control_plane, str):
-            return cls(os.environ.get(ADDRESS, "") if control_plane is None else control_plane, None)
+            return cls(os.environ.get(ADDRESS, "") if control_plane is None else control_plane, None, api_key)
         return cls(control_plane.address, control_plane)
 
     def notify(self, operation: Callable[[], Operation[Any]]) -> str:
@@ -99,7 +102,8 @@ class Notifier:
 
         if self._given is not None:
             return self._given.settings
-        return Settings(deadline_s=DEADLINE_S, attempts=ATTEMPTS)
+        settings = Settings(deadline_s=DEADLINE_S, attempts=ATTEMPTS)
+        return settings if self._api_key is None else replace(settings, api_key=self._api_key)
 
     def _is_quiet(self) -> bool:
         return not self._address or time.monotonic() < _quiet_until.get(self._address, 0.0)
@@ -110,7 +114,12 @@ class Notifier:
         return ""
 
     def _failed(self, error: Exception) -> str:
-        from agentserving.transport.errors import AgentServingError, DeadlineExceededError, UnavailableError
+        from agentserving.transport.errors import (
+            AgentServingError,
+            DeadlineExceededError,
+            PermissionDeniedError,
+            UnavailableError,
+        )
 
         if isinstance(error, UnavailableError | DeadlineExceededError):
             if self._address not in _quiet_until:
@@ -118,5 +127,8 @@ class Notifier:
             _quiet_until[self._address] = time.monotonic() + QUIET_S
             return UNDELIVERED
         reason = error.reason if isinstance(error, AgentServingError) else ""
+        if isinstance(error, PermissionDeniedError) and self._address not in _refused_keys:
+            _refused_keys.add(self._address)
+            log.warning("the control plane refuses this key: programs continue by headers alone (%s)", error)
         log.debug("control plane refused: %s", error)
         return reason or type(error).__name__

@@ -221,13 +221,15 @@ def program(
     program_id: str | None = None,
     parent: ProgramSession | str | None = None,
     control_plane: str | Client | AsyncClient | None = None,
+    api_key: str | None = None,
 ) -> ProgramSession:
     """A program: `with agentserving.program("triage") as p:`, or `async with`.
 
     name: for people; cut at 128 bytes. program_id: 1 to 128 of A-Z a-z 0-9 . _ : @ / -; random when None. A program
     that is open already is continued, and not closed at the end. parent: the program this one is a sub-agent of, by
     default the current one; "" = none. control_plane: its address, or a client to use (Client for `with`, AsyncClient
-    for `async with`); by default AGENTSERVING_CONTROL_PLANE, "" = none. ValueError for an invalid id.
+    for `async with`); by default AGENTSERVING_CONTROL_PLANE, "" = none. api_key: for the control plane; by default the
+    first key of agentserving in AGENTSERVING_API_KEY, OPENAI_API_KEY, ANTHROPIC_API_KEY. ValueError for an invalid id.
     """
     program_id = f"p-{uuid.uuid4().hex}" if program_id is None else program_id
     if not headers.is_program_id(program_id):
@@ -239,7 +241,7 @@ def program(
     if parent_id == program_id:
         raise ValueError(f"parent: program {program_id!r} cannot be its own parent")
     tracker = Tracker(program_id, None, name=headers.short_name(name), parent_program_id=parent_id)
-    return ProgramSession(tracker, depth, Notifier.of(control_plane))
+    return ProgramSession(tracker, depth, Notifier.of(control_plane, api_key))
 
 
 __all__ = ["ProgramSession", "ProgramThread", "ToolWait", "current_program", "program"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import grpc
 
 from agentserving.contract.names import SIDECAR_NAME
-from agentserving.transport.connection import Pem, Settings, Tls
+from agentserving.transport.connection import MAX_RESPONSE_BYTES, Pem, Settings
 
 Options = tuple[tuple[str, int | str], ...]
 
@@ -19,7 +19,7 @@ Options = tuple[tuple[str, int | str], ...]
 DIRECT: Options = (
     ("grpc.enable_http_proxy", 0),
     # Reads of thousands of programs, and watches of etcd, exceed the default of 4 MiB.
-    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
     ("grpc.max_send_message_length", 16 << 20),
 )
 
@@ -49,34 +49,40 @@ def dial(address: str, settings: Settings, *, known: Sequence[str] = ()) -> grpc
 
     OSError when a certificate cannot be read.
     """
-    options, pem = _plan(address, settings.tls, known)
+    options, pem = _plan(address, settings, known)
     if pem is None:
-        return grpc.insecure_channel(address, options=(*DIRECT, *options))
-    return grpc.secure_channel(address, pem.credentials(), options=(*DIRECT, *options))
+        return grpc.insecure_channel(address, options=_merged(options))
+    return grpc.secure_channel(address, pem.credentials(), options=_merged(options))
 
 
 def dial_async(address: str, settings: Settings, *, known: Sequence[str] = ()) -> grpc.aio.Channel:
     """As `dial`, for asyncio."""
-    return channel_async(address, *_plan(address, settings.tls, known))
+    return channel_async(address, *_plan(address, settings, known))
 
 
 def channel_async(address: str, options: Options, pem: Pem | None) -> grpc.aio.Channel:
     """An asyncio channel with these options besides DIRECT; `pem` None = in the clear."""
     if pem is None:
-        return grpc.aio.insecure_channel(address, options=(*DIRECT, *options))
-    return grpc.aio.secure_channel(address, pem.credentials(), options=(*DIRECT, *options))
+        return grpc.aio.insecure_channel(address, options=_merged(options))
+    return grpc.aio.secure_channel(address, pem.credentials(), options=_merged(options))
 
 
-def _plan(address: str, tls: Tls | Pem | None, known: Sequence[str]) -> tuple[Options, Pem | None]:
+def _merged(options: Options) -> Options:
+    """DIRECT, with these options in place of those of the same name."""
+    return tuple(dict((*DIRECT, *options)).items())
+
+
+def _plan(address: str, settings: Settings, known: Sequence[str]) -> tuple[Options, Pem | None]:
     """Options and certificates of a channel.
 
     A control plane that a follower has named is not among the known addresses: its certificate is checked against the
     name of a known one. All sidecars' certificates carry one name.
     """
-    options = (*_RECONNECT, *(_KEEPALIVE if known else ()))
-    if tls is None:
+    bound = (("grpc.max_receive_message_length", settings.max_response_bytes),)
+    options = (*_RECONNECT, *(_KEEPALIVE if known else ()), *bound)
+    if settings.tls is None:
         return options, None
-    pem = tls.read()
+    pem = settings.tls.read()
     if not known:
         name = SIDECAR_NAME
     else:

@@ -13,6 +13,7 @@ from typing import Self
 
 import grpc
 
+from agentserving.contract import key_text
 from agentserving.contract.replaced_files import settled
 from agentserving.transport.errors import (
     NOT_LEADER,
@@ -82,6 +83,18 @@ def tls_from_environment() -> Tls | None:
     return Tls.of(ca, cert, key, os.environ.get("AGENTSERVING_TLS_SERVER_NAME", "")) if ca or cert or key else None
 
 
+MAX_RESPONSE_BYTES = 64 << 20
+# In this order: the first that holds a key of ours. The SDKs' variables may hold those of other services.
+KEY_VARIABLES = ("AGENTSERVING_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+def key_from_environment() -> str:
+    """The API key that agents use as well; empty when none of the variables holds a key of agentserving."""
+    return next((text for name in KEY_VARIABLES if key_text.parse(text := os.environ.get(name, "")) is not None), "")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a client behaves.
@@ -90,7 +103,11 @@ class Settings:
     deadline_s: seconds for one operation with all its attempts; enough for a write that waits for a slow store.
     attempts: 3 survive a gateway or control plane that restarts in about a second.
     first_delay_s: seconds before the second attempt, doubled for each further one, half of them random.
-    metadata: sent with every RPC: the credential and its tenant.
+    api_key: the caller's credential, by default from the environment; "" = none.
+    key_file: a file with the credential, read for each RPC; it is used when `api_key` is "".
+    metadata: also sent with every RPC.
+    max_response_bytes: a longer response fails with RESOURCE_EXHAUSTED before it is read into memory. The default fits
+        lists of thousands of programs.
     """
 
     tls: Tls | Pem | None = field(default_factory=tls_from_environment)
@@ -98,10 +115,14 @@ class Settings:
     attempts: int = 3
     first_delay_s: float = 0.2
     metadata: Mapping[str, str] = field(default_factory=dict)
+    api_key: str = field(default_factory=key_from_environment, repr=False, kw_only=True)
+    key_file: Path | None = field(default=None, kw_only=True)
+    max_response_bytes: int = field(default=MAX_RESPONSE_BYTES, kw_only=True)
 
-    def pairs(self) -> tuple[tuple[str, str], ...]:
-        """Metadata as gRPC takes it."""
-        return tuple(self.metadata.items())
+    def pairs(self) -> Metadata:
+        """Metadata as gRPC takes it. OSError when the key's file cannot be read."""
+        key = self.api_key or (self.key_file.read_text().strip() if self.key_file is not None else "")
+        return (*self.metadata.items(), *((("authorization", f"Bearer {key}"),) if key else ()))
 
 
 def find_leader(given: str | None) -> Leader:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 
 import grpc
 
 from agentserving.transport.channels import dial_async
-from agentserving.transport.connection import Settings, Tls
+from agentserving.transport.connection import Metadata, Settings, Tls
 from agentserving.transport.errors import from_rpc, hint_of
 from agentserving.transport.leader import Leader, split
 
@@ -30,7 +31,7 @@ class LeaderChannel:
 
     def __init__(self, addresses: str, settings: Settings | None = None) -> None:
         self.leader = Leader(split(addresses))
-        self._settings = settings or Settings(tls=None)
+        self._settings = settings or Settings(tls=None, api_key="")
         self._channel: grpc.aio.Channel | None = None
         self._address = ""
 
@@ -40,6 +41,10 @@ class LeaderChannel:
             self._address = self.leader.address
             self._channel = dial_async(self._address, self._settings, known=self.leader.known)
         return self._channel
+
+    def metadata(self) -> Metadata:
+        """Of the calls on it: our credential. OSError when its file cannot be read."""
+        return self._settings.pairs()
 
     @property
     def address(self) -> str:
@@ -67,8 +72,12 @@ class LeaderChannel:
             await channel.close()
 
 
-def settings_of(tls_ca: str, tls_cert: str, tls_key: str, server_name: str = "") -> Settings:
-    """From the flags of a component: TLS when a CA is given, mutual TLS when a certificate is."""
-    if not tls_ca:
-        return Settings(tls=None)
-    return Settings(tls=Tls.of(tls_ca, tls_cert, tls_key if tls_cert else "", server_name))
+def settings_of(
+    tls_ca: str, tls_cert: str, tls_key: str, server_name: str = "", token_file: Path | None = None
+) -> Settings:
+    """From the flags of a component: TLS when a CA is given, mutual TLS when a certificate is.
+
+    The environment's API key is a client's, never a component's.
+    """
+    tls = Tls.of(tls_ca, tls_cert, tls_key if tls_cert else "", server_name) if tls_ca else None
+    return Settings(tls=tls, api_key="", key_file=token_file)

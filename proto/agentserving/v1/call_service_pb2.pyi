@@ -178,7 +178,7 @@ class EndCallRequest(google.protobuf.message.Message):
     outcome: agentserving.v1.types_pb2.Outcome.ValueType
     """COMPLETED: an engine's answer was passed on whole. REJECTED: its HTTP front refused the call (4xx)."""
     never_started: builtins.bool
-    """True when no engine ever saw the call: nothing to wait for."""
+    """True when no engine ever saw the call: nothing to wait for. Believed of gateways, not of clients with keys."""
     tenant: builtins.str
     """As in AdmitCallRequest."""
     engine_id: builtins.str
@@ -217,6 +217,7 @@ class AdmissionsRequest(google.protobuf.message.Message):
     ADMIT_FIELD_NUMBER: builtins.int
     END_FIELD_NUMBER: builtins.int
     HELLO_FIELD_NUMBER: builtins.int
+    OVER_FIELD_NUMBER: builtins.int
     MORE_FIELD_NUMBER: builtins.int
     stream_id: builtins.int
     """Comes back in the answer. 0 on `end` = no answer wanted."""
@@ -226,6 +227,8 @@ class AdmissionsRequest(google.protobuf.message.Message):
     def end(self) -> global___EndCallRequest: ...
     @property
     def hello(self) -> global___GatewayHello: ...
+    @property
+    def over(self) -> global___ExchangesOver: ...
     @property
     def more(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AdmissionsRequest]:
         """Further requests, without `more` of their own; only to a control plane whose EngineSet says reads_more."""
@@ -237,13 +240,38 @@ class AdmissionsRequest(google.protobuf.message.Message):
         admit: global___AdmitCallRequest | None = ...,
         end: global___EndCallRequest | None = ...,
         hello: global___GatewayHello | None = ...,
+        over: global___ExchangesOver | None = ...,
         more: collections.abc.Iterable[global___AdmissionsRequest] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["admit", b"admit", "end", b"end", "hello", b"hello", "request", b"request"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["admit", b"admit", "end", b"end", "hello", b"hello", "more", b"more", "request", b"request", "stream_id", b"stream_id"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["request", b"request"]) -> typing.Literal["admit", "end", "hello"] | None: ...
+    def HasField(self, field_name: typing.Literal["admit", b"admit", "end", b"end", "hello", b"hello", "over", b"over", "request", b"request"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["admit", b"admit", "end", b"end", "hello", b"hello", "more", b"more", "over", b"over", "request", b"request", "stream_id", b"stream_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["request", b"request"]) -> typing.Literal["admit", "end", "hello", "over"] | None: ...
 
 global___AdmissionsRequest = AdmissionsRequest
+
+@typing.final
+class ExchangesOver(google.protobuf.message.Message):
+    """Exchanges of calls that went as planned: the answer of the first engine was passed on whole. The same as EndCall with
+    COMPLETED for each; nearly all of these calls have ended with their engine's report by then.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALL_IDS_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    """As in AdmitCallRequest."""
+    @property
+    def call_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        call_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        tenant: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["call_ids", b"call_ids", "tenant", b"tenant"]) -> None: ...
+
+global___ExchangesOver = ExchangesOver
 
 @typing.final
 class GatewayHello(google.protobuf.message.Message):

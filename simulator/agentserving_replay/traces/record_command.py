@@ -13,7 +13,7 @@ import click
 from agentserving import AgentServingError, AsyncClient
 from agentserving.client.values import EngineState, PolicyVersion
 from agentserving.contract.policy import to_dict
-from agentserving_cli.connection import address_of, default_state_dir, fail
+from agentserving_cli.connection import address_of, default_state_dir, fail, key_of
 from agentserving_controlplane.engines.load_balancer import Balancer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -65,7 +65,9 @@ def record(out: Path, length_s: float | None, closed_only: bool, state_dir: Path
     console = Console(stderr=True)
     try:
         address = address_of(state_dir, control_plane)
-        recorder, failure = asyncio.run(_record(address, out, length_s, closed_only, console))
+        recorder, failure = asyncio.run(
+            _record(address, key_of(state_dir, address), out, length_s, closed_only, console)
+        )
     except AgentServingError as error:
         fail(str(error))
     except FileExistsError:
@@ -119,13 +121,13 @@ async def _head(client: AsyncClient) -> tuple[RecordingLine, PolicyVersion]:
 
 
 async def _record(
-    address: str, out: Path, length_s: float | None, closed_only: bool, console: Console
+    address: str, api_key: str, out: Path, length_s: float | None, closed_only: bool, console: Console
 ) -> tuple[Recorder, str]:
     """The recorder, and why the recording ended early; empty when it did not."""
     recorder, stop = Recorder(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with AsyncClient(address) as client:
+    async with AsyncClient(address, api_key=api_key) as client:
         head, policy = await _head(client)
         with TraceWriter(out, head) as file, _bar(console, length_s) as progress:
             reader = asyncio.create_task(_read(client, recorder, file, progress))

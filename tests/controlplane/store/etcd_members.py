@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from agentserving_cli.local.cluster import find_etcd
-from agentserving_cli.local.layout import free_ports
+from agentserving_cli.local.ports import free_ports
 
 
 class EtcdMembers:

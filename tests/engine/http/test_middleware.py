@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import uvicorn
+from agentserving.contract.response_ids import engine_of
 from agentserving_engine.http.answer import COMMENT
 from agentserving_engine.http.dialects import Dialect
 from agentserving_engine.http.middleware import Application, EngineMiddleware, Message, Receive, Send, serve
@@ -272,6 +273,46 @@ async def test_a_comment_that_cannot_be_sent_fails_as_the_applications_own_chunk
     app = Played([200, "wait", EVENT, b""])
     with pytest.raises(BrokenPipeError, match="the client has left"):
         await serve(app, {"type": "http"}, receive, send, dialect=Dialect.OPENAI, keep_alive_s=KEEP_ALIVE_S)
+
+
+async def test_a_request_for_a_response_gets_an_id_that_names_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTSERVING_ENGINE_ID", "e-0")
+    sent = b'{"input": "x", "n": [1.50, 1e400]}'
+    seen: dict[str, bytes] = {}
+    for path in ("/v1/responses", "/v1/responses/resp_1/cancel", CHAT):
+        app = Played([404, b"{}", b""])
+        async with serving(app, monkeypatch, 0) as port, connected(port, request(path, sent)) as client:
+            await client.rest()
+        seen[path] = app.body
+    assert seen["/v1/responses/resp_1/cancel"] == seen[CHAT] == sent
+    document = json.loads(seen["/v1/responses"])
+    assert engine_of(document.pop("request_id")) == "e-0"
+    assert document == json.loads(sent)
+
+
+async def test_only_the_first_piece_of_a_body_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTSERVING_ENGINE_ID", "e-0")
+    pieces = [b'{"input": [', b'{"a": 1},', b'{"b": 2}], "stream": true}']
+    received: list[bytes] = []
+
+    async def receive() -> Message:
+        body = pieces.pop(0)
+        return {"type": "http.request", "body": body, "more_body": bool(pieces)}
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        more = True
+        while more:
+            message = await receive()
+            received.append(message["body"])
+            more = message["more_body"]
+
+    async def send(message: Message) -> None:
+        raise AssertionError("nothing is sent")
+
+    later = pieces[1:]
+    await EngineMiddleware(app)({"type": "http", "path": "/v1/responses"}, receive, send)
+    assert received[1:] == later
+    assert json.loads(b"".join(received))["input"] == [{"a": 1}, {"b": 2}]
 
 
 def test_a_wrong_setting_ends_the_start_and_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

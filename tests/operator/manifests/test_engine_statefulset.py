@@ -69,7 +69,7 @@ def test_shared_memory_has_the_requested_size() -> None:
 
 def test_only_the_sidecar_shares_the_socket() -> None:
     spec = pod_spec(engine_statefulset(make_cluster()))
-    (sidecar,), (engine,) = spec["initContainers"], spec["containers"]
+    (*_, sidecar), (engine,) = spec["initContainers"], spec["containers"]
     shared = {m["name"]: m["mountPath"] for m in engine["volumeMounts"]}.items() & {
         m["name"]: m["mountPath"] for m in sidecar["volumeMounts"]
     }.items()
@@ -79,4 +79,4 @@ def test_only_the_sidecar_shares_the_socket() -> None:
 def test_a_leaving_engine_has_more_time_than_its_calls() -> None:
     spec = pod_spec(engine_statefulset(make_cluster(engine={"drainSeconds": 900})))
     assert spec["terminationGracePeriodSeconds"] > 900
-    assert "900" in spec["initContainers"][0]["args"]
+    assert "900" in spec["initContainers"][-1]["args"]

@@ -15,16 +15,17 @@ def flags_of(statefulset: Manifest) -> dict[str, str]:
     return dict(each.partition("=")[::2] for each in one["args"])
 
 
+@pytest.mark.parametrize(("issuer", "scheme"), [("None", "http"), ("Operator", "https")])
 @pytest.mark.parametrize("members", [1, 3])
-def test_every_member_knows_all_members(members: int) -> None:
-    cluster = make_cluster(store={"etcd": {"members": members, "quotaMiB": 100}})
+def test_every_member_knows_all_members(members: int, issuer: str, scheme: str) -> None:
+    cluster = make_cluster(store={"etcd": {"members": members, "quotaMiB": 100}}, tls={"issuer": issuer})
     made = etcd_statefulset(cluster)
     arguments = flags_of(made)
     listed = dict(each.split("=", 1) for each in arguments["--initial-cluster"].split(","))
     peers = etcd_services(cluster)[1]["metadata"]["name"]
     assert made["spec"]["serviceName"] == peers
-    assert listed == {f"demo-etcd-{i}": f"http://demo-etcd-{i}.{peers}.ns.svc:2380" for i in range(members)}
-    assert arguments["--initial-advertise-peer-urls"] == f"http://$(POD_NAME).{peers}.ns.svc:2380"
+    assert listed == {f"demo-etcd-{i}": f"{scheme}://demo-etcd-{i}.{peers}.ns.svc:2380" for i in range(members)}
+    assert arguments["--initial-advertise-peer-urls"] == f"{scheme}://$(POD_NAME).{peers}.ns.svc:2380"
     assert arguments["--quota-backend-bytes"] == str(100 << 20)
     assert made["spec"]["replicas"] == members
 

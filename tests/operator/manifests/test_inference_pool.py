@@ -51,13 +51,15 @@ def test_its_endpoint_picker_is_the_pickers_port(tls: bool, given: str) -> None:
     assert value_after(picker["args"], "--ext-proc-tls") == given
 
 
-def test_gateways_reach_the_picker_and_labelled_gateways_of_any_namespace_the_engines() -> None:
-    cluster = make_cluster(gateway={"inferencePool": {"enabled": True, "gatewayCidrs": ["10.1.0.0/24"]}})
+def test_gateways_reach_the_picker_and_gateways_of_named_namespaces_and_addresses_the_engines() -> None:
+    pool = {"enabled": True, "gatewayCidrs": ["10.1.0.0/24"], "gatewayNamespaces": ["istio-system"]}
+    cluster = make_cluster(gateway={"inferencePool": pool})
     picker = network_policy(cluster, Component.GATEWAY)["spec"]["ingress"][0]
     assert 9002 in [each["port"] for each in picker["ports"]]
     peers = network_policy(cluster, Component.ENGINE)["spec"]["ingress"][0]["from"]
     assert {"ipBlock": {"cidr": "10.1.0.0/24"}} in peers
-    assert {"namespaceSelector": {}, "podSelector": {"matchLabels": {"agentserving.io/client": "true"}}} in peers
+    chosen = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["istio-system"]}
+    assert {"namespaceSelector": {"matchExpressions": [chosen]}} in peers
 
 
 def test_the_pool_goes_with_the_pickers_service() -> None:

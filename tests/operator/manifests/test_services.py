@@ -8,11 +8,12 @@ from agentserving_operator.manifests.services import engine_service, gateway_ser
 from support.operator_objects import make_cluster, pod_spec
 
 
-def test_every_service_targets_a_port_of_the_pods_it_selects() -> None:
-    objects = desired(make_cluster())
+@pytest.mark.parametrize(("clients", "count"), [("None", 5), ("Keys", 6)])
+def test_every_service_targets_a_port_of_the_pods_it_selects(clients: str, count: int) -> None:
+    objects = desired(make_cluster(auth={"clients": clients}))
     workloads = [each for each in objects if each["kind"] in ("Deployment", "StatefulSet")]
     services = [each for each in objects if each["kind"] == "Service"]
-    assert len(services) == 5
+    assert len(services) == count
     for service in services:
         wanted = service["spec"]["selector"].items()
         (behind,) = [each for each in workloads if wanted <= each["spec"]["template"]["metadata"]["labels"].items()]

@@ -1,0 +1,77 @@
+"""The keys of a one-machine cluster: those of its user, made once, and the tokens of its parts, new at each start.
+
+All texts are in files that only the user may read, under `keys/` in the state directory; the control plane gets their
+hashes (`bootstrap.json`). `agentserving` reads the administrator's key from there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from agentserving.contract.identity import Role
+from agentserving.contract.keys import KeyRow, decode_rows, encode_rows, hash_of, new_key, parse
+
+# The tenant of this machine's user; administrators' commands show it by default.
+TENANT = "default"
+_DIRECTORY, _ROWS = "keys", "bootstrap.json"
+_USERS = {"client": (Role.CLIENT, TENANT), "admin": (Role.ADMIN, "")}
+_PARTS = {"gateway": (Role.GATEWAY, ""), "sidecar": (Role.SIDECAR, "")}
+
+
+class Credentials:
+    """Files of one state directory. `make` first."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home / _DIRECTORY
+
+    @property
+    def bootstrap_file(self) -> Path:
+        """Rows for --bootstrap-keys."""
+        return self._home / _ROWS
+
+    def file(self, name: str) -> Path:
+        """The key of `client` or `admin`, the token of `gateway` or `sidecar`."""
+        return self._home / f"{name}.key"
+
+    def read(self, name: str) -> str:
+        """A key's text. OSError."""
+        return self.file(name).read_text().strip()
+
+    def make(self, now_unix_s: Callable[[], float] = time.time) -> None:
+        """Makes what is missing; tokens of parts anew. OSError."""
+        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        known = self._known()
+        rows = [known.get(name) or self._new(name, *of, now_unix_s()) for name, of in _USERS.items()]
+        rows += [self._new(name, *of, now_unix_s()) for name, of in _PARTS.items()]
+        _write(self.bootstrap_file, encode_rows(rows))
+
+    def _known(self) -> dict[str, KeyRow]:
+        """The user's keys whose text and row fit together. A user who deletes a file gets a new key."""
+        try:
+            rows = {row.key_id: row for row in decode_rows(self.bootstrap_file.read_bytes())}
+        except (OSError, ValueError):
+            return {}
+        found = {}
+        for name, (role, _) in _USERS.items():
+            text = self.read(name) if self.file(name).exists() else ""
+            row = rows.get(parse(text) or "")
+            if row is not None and row.role is role and row.sha256 == hash_of(text):
+                found[name] = row
+        return found
+
+    def _new(self, name: str, role: Role, tenant: str, now_unix_s: float) -> KeyRow:
+        made = new_key(role, tenant, f"agentserving up: {name}" if role in (Role.CLIENT, Role.ADMIN) else "",
+                       now_unix_s=now_unix_s)  # fmt: skip
+        _write(self.file(name), f"{made.text}\n".encode())
+        return made.row
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole and renamed; only the user may read it."""
+    scratch = path.with_name(f"{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+    scratch.replace(path)

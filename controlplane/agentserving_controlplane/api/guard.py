@@ -1,0 +1,177 @@
+"""What stands before every RPC of a leader: authenticate, authorize, and write the audit log.
+
+`Guard.wrap` puts it around a handler once, when the handler is first used. A stream is checked when it opens and ends
+when its key does (`OpenStreams`); its messages cost nothing more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, NoReturn
+
+import grpc
+from agentserving.contract.identity import Caller, Role
+from agentserving.contract.keys import KeyRefusal
+
+from agentserving_controlplane.api.audit import Audit, object_of
+from agentserving_controlplane.api.authentication import Admitted, Authenticator, admitted, revoked, set_admitted
+from agentserving_controlplane.api.authorization import Port, access_to, not_allowed, short
+from agentserving_controlplane.api.status_codes import abort, code_of
+from agentserving_controlplane.errors import DomainError
+
+_Inner = Callable[[Any, Any], Any]
+
+
+class OpenStreams:
+    """Tasks of open streams by the credential that opened them."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, set[asyncio.Task[Any]]] = {}
+        self._ended: dict[asyncio.Task[Any], KeyRefusal] = {}
+
+    def end(self, credential: str, reason: KeyRefusal) -> None:
+        """Ends all streams of a credential."""
+        for task in self._tasks.get(credential, ()):
+            self._ended[task] = reason
+            task.cancel()
+
+    @contextlib.contextmanager
+    def open(self, credential: str) -> Iterator[None]:
+        """Registers the current task; UnauthenticatedError instead of its cancellation by `end`."""
+        task = asyncio.current_task()
+        assert task is not None, "an RPC runs in a task"
+        tasks = self._tasks.setdefault(credential, set())
+        tasks.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            reason = self._ended.get(task)
+            if reason is None:
+                raise
+            task.uncancel()
+            raise revoked(credential, reason) from None
+        finally:
+            tasks.discard(task)
+            self._ended.pop(task, None)
+            if not tasks:
+                self._tasks.pop(credential, None)
+
+
+class Guard:
+    """Of one port."""
+
+    def __init__(self, authenticator: Authenticator, port: Port, audit: Audit, streams: OpenStreams) -> None:
+        self._authenticator, self._port, self._audit, self.streams = authenticator, port, audit, streams
+
+    def wrap(self, path: str, handler: Any) -> Any:
+        """The handler of an RPC, behind the checks."""
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(
+                self._unary(path, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+            )
+        if handler.unary_stream is not None:
+            assert inspect.isasyncgenfunction(handler.unary_stream), path
+            return grpc.unary_stream_rpc_method_handler(
+                self._server_stream(path, handler.unary_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        assert inspect.iscoroutinefunction(handler.stream_stream), path
+        return grpc.stream_stream_rpc_method_handler(
+            self._both_ways(path, handler.stream_stream), handler.request_deserializer, handler.response_serializer
+        )
+
+    def _enter(self, path: str, roles: frozenset[Role], context: Any) -> Admitted:
+        """Lets a caller in, or raises DomainError."""
+        entered = self._authenticator.admit(context, context.invocation_metadata() or (), time.time())
+        # Also when it is refused: the audit log says who it was.
+        set_admitted(entered)
+        if entered.caller.role not in roles:
+            raise not_allowed(entered.caller, path, self._port)
+        return entered
+
+    def _roles(self, path: str) -> frozenset[Role]:
+        access = access_to(path)
+        return frozenset() if self._port is Port.CLIENTS and not access.for_clients else access.roles
+
+    async def _refuse(self, path: str, context: Any, error: DomainError, request: Any = None) -> NoReturn:
+        known = admitted()
+        caller = known.caller if known is not None else Caller(role=Role.ANONYMOUS, credential=error.credential)
+        outcome = grpc_name(error)
+        self._audit.refused(caller, short(path), context, outcome, error.reason, object_of(request), time.monotonic())
+        await abort(context, error)
+
+    def _unary(self, path: str, inner: _Inner) -> _Inner:
+        audited, roles = access_to(path).audited, self._roles(path)
+
+        async def guarded(request: Any, context: Any) -> Any:
+            try:
+                entered = self._enter(path, roles, context)
+            except DomainError as error:
+                await self._refuse(path, context, error, request)
+            if not audited:
+                return await inner(request, context)
+            return await self._audited(path, entered, inner(request, context), request, context)
+
+        return guarded
+
+    async def _audited(self, path: str, entered: Admitted, call: Awaitable[Any], request: Any, context: Any) -> Any:
+        response, outcome = None, "CANCELLED"
+        try:
+            response = await call
+            outcome = "OK"
+            return response
+        except Exception:
+            outcome = _outcome(context)
+            raise
+        finally:
+            about = object_of(request, response)
+            self._audit.changed(entered.caller, short(path), context, outcome, about, entered.tenant)
+
+    def _server_stream(self, path: str, inner: _Inner) -> _Inner:
+        roles = self._roles(path)
+
+        async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                caller = self._enter(path, roles, context).caller
+                with self.streams.open(caller.credential):
+                    async with contextlib.aclosing(inner(request, context)) as responses:
+                        async for response in responses:
+                            yield response
+            except DomainError as error:
+                await self._refuse(path, context, error, request)
+
+        return guarded
+
+    def _both_ways(self, path: str, inner: _Inner) -> _Inner:
+        audited, roles = access_to(path).audited, self._roles(path)
+
+        async def guarded(requests: Any, context: Any) -> None:
+            try:
+                caller = self._enter(path, roles, context).caller
+                if audited:
+                    about = f"engine/{caller.name}" if caller.name else ""
+                    self._audit.changed(caller, short(path), context, "OK", about, "")
+                with self.streams.open(caller.credential):
+                    await inner(requests, context)
+            except DomainError as error:
+                await self._refuse(path, context, error)
+
+        return guarded
+
+
+def grpc_name(error: DomainError) -> str:
+    """Name of the gRPC code of a refusal."""
+    number = code_of(error)
+    return next((code.name for code in grpc.StatusCode if code.value[0] == number), "UNKNOWN")
+
+
+def _outcome(context: Any) -> str:
+    code = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return code.name
+    return next((each.name for each in grpc.StatusCode if each.value[0] == code), "UNKNOWN")

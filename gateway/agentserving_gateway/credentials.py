@@ -1,0 +1,109 @@
+"""Who sends a request: the key in its head, verified against the keys that the leader has sent. Pure but for the clock.
+
+A key comes as `Authorization: Bearer <key>` (OpenAI) or `x-api-key: <key>` (Anthropic). What a request claims about its
+tenant is never read: a tenant is the key's. Without keys (--client-auth none) everybody is the tenant `default`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from agentserving.contract.ids import Tenant
+from agentserving.contract.keys import KeyRefusal, KeyRefusedError, KeySet, from_authorization, parse
+
+from agentserving_gateway import metrics
+from agentserving_gateway.envoy.names import API_KEY, AUTHORIZATION, CREDENTIALS
+from agentserving_gateway.errors import HttpError
+
+# A gateway that starts has the keys as soon as a leader answers.
+KEYS_COME_S = 2.0
+
+
+class ClientAuth(Enum):
+    """How clients show who they are."""
+
+    KEYS = "keys"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """A client that was let in. `credential`: the id of its key, empty without keys; `for_engines`: a credential that
+    is passed on when engines are asked on the client's behalf."""
+
+    tenant: Tenant
+    credential: str = ""
+    for_engines: str = ""
+
+
+_WHERE = "send `Authorization: Bearer as_...` (OPENAI_API_KEY) or `x-api-key: as_...` (ANTHROPIC_API_KEY)"
+_MAKE = "an administrator makes one with `agentserving key create`"
+_MESSAGES = {
+    KeyRefusal.NO_CREDENTIAL: f"no API key was sent: {_WHERE}; {_MAKE}",
+    KeyRefusal.UNKNOWN_KEY: "this API key is not a client's of this cluster: check that it is complete; " + _MAKE,
+    KeyRefusal.KEY_EXPIRED: "API key {key_id} has expired: use another one; " + _MAKE,
+    KeyRefusal.KEY_REVOKED: "API key {key_id} has been revoked: use another one; " + _MAKE,
+}
+
+
+class Authenticator:
+    """One per process. `keys` gives the current set, None while no leader has sent one; without it everybody comes in.
+
+    `now`: Unix time.
+    """
+
+    def __init__(self, keys: Callable[[], KeySet | None] | None = None, now: Callable[[], float] = time.time) -> None:
+        self._keys, self._now = keys, now
+
+    @property
+    def is_ready(self) -> bool:
+        """False while nobody can be let in, because no keys are known."""
+        return self._keys is None or self._keys() is not None
+
+    @property
+    def removed_headers(self) -> tuple[str, ...]:
+        """Headers that engines must not see."""
+        return () if self._keys is None else CREDENTIALS
+
+    def client_of(self, headers: Mapping[str, str]) -> Client:
+        """Who sends a request with these headers (names in lower case). HttpError 401, or 503 while no keys are known.
+
+        Takes a few microseconds: keys need no slow hash.
+        """
+        if self._keys is None:
+            return Client(tenant=Tenant("default"), for_engines=headers.get(AUTHORIZATION, ""))
+        keys = self._keys()
+        if keys is None:
+            metrics.UNAUTHENTICATED.labels("NO_KEYS_YET").inc()
+            message = "this gateway has not received the API keys of its clients yet: try again in a moment"
+            raise HttpError(503, message, "server_error", "no_keys", retry_after_s=KEYS_COME_S)
+        try:
+            row = keys.verify(_sent(headers), self._now())
+        except KeyRefusedError as error:
+            metrics.UNAUTHENTICATED.labels(error.reason.value).inc()
+            raise _refused(error) from None
+        return Client(tenant=row.tenant, credential=row.key_id)
+
+
+def _sent(headers: Mapping[str, str]) -> str:
+    """The key of a request; some SDKs send both headers, one of them with a placeholder."""
+    bearer = from_authorization(headers.get(AUTHORIZATION, ""))
+    api_key = headers.get(API_KEY, "").strip()
+    if parse(bearer) is None and api_key:
+        return api_key
+    # A credential of another kind is no key, and is not nothing.
+    return bearer or headers.get(AUTHORIZATION, "")
+
+
+def _refused(error: KeyRefusedError) -> HttpError:
+    is_missing = error.reason is KeyRefusal.NO_CREDENTIAL
+    return HttpError(
+        401,
+        _MESSAGES[error.reason].format(key_id=error.key_id),
+        code="missing_api_key" if is_missing else "invalid_api_key",
+        # RFC 6750, section 3: a request without a credential gets no error code.
+        challenge='Bearer realm="agentserving"' + ("" if is_missing else ', error="invalid_token"'),
+    )

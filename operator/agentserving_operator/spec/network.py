@@ -1,0 +1,56 @@
+"""Which connections the NetworkPolicies of a cluster allow, besides those between its own parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from agentserving_operator.spec.fields import choice, integer, items, text
+
+CIDR = r"^[0-9a-fA-F:.]+/[0-9]{1,3}$"
+NAMESPACE = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+
+
+class Egress(StrEnum):
+    """What the cluster's pods may connect to."""
+
+    CLOSED = "Closed"
+    OPEN = "Open"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Addresses from which engines load models."""
+
+    cidr: str = text(
+        "IP range. 0.0.0.0/0 and ::/0 stand for the internet, without private addresses.", 43, pattern=CIDR
+    )
+    port: int = integer("TCP port.", 1, 65_535, default=443)
+
+
+INTERNET = (ModelSource(cidr="0.0.0.0/0"), ModelSource(cidr="::/0"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """NetworkPolicies. They take effect with a network plug-in that enforces them."""
+
+    egress: Egress = choice(
+        "Closed: each part connects to DNS and to the parts that it needs, control planes to their store, and engines "
+        "to modelSources. Open: to anything.",
+        default=Egress.CLOSED,
+    )
+    model_sources: tuple[ModelSource, ...] = items(
+        "Where engines of type VLLM load models from; by default the internet, by HTTPS. Empty: nowhere, for models "
+        "that are on a volume or in the image. A mirror in your network: its IP range and port.",
+        16,
+        default=INTERNET,
+    )
+    metrics_namespaces: tuple[str, ...] = items(
+        "Namespaces whose pods may read metrics, such as Prometheus's. Probes of the kubelet need no permission.",
+        16,
+        list_type="set",
+        default=("monitoring",),
+        max_length=63,
+        pattern=NAMESPACE,
+    )

@@ -1,0 +1,234 @@
+"""Clients show who they are: without a valid key nothing but health is answered, and a tenant is the key's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from agentserving.contract.ticket import verify
+from agentserving_gateway.routes import SHOWN, route_of
+from gateway.gateway_rig import KEY, Rig, answer_json, rig, until, value
+from gateway.played_keys import PlayedKeys
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PROGRAM = "x-agentserving-program-id: p\r\n"
+# Issue 15: a revocation is in force everywhere within this time.
+REVOKED_S = 5.0
+
+
+@dataclass
+class Doors:
+    """The rig, and the leader's keys."""
+
+    made: Rig
+    keys: PlayedKeys
+
+    async def make(self, tenant: str, **chosen: Any) -> str:
+        """A key that the gateway knows."""
+        text = self.keys.make(tenant, **chosen)
+        await until(lambda: self.known(text) is not None)
+        return text
+
+    def known(self, text: str) -> Any:
+        """The gateway's row of a key."""
+        watch = self.made.picker.keys
+        found = watch.current() if watch is not None else None
+        return found.get(text[3:11]) if found is not None else None
+
+    @property
+    def served(self) -> list[bytes]:
+        """What engines were sent."""
+        return [request for engine in self.made.engines for request in engine.requests]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def opened() -> AsyncIterator[Doors]:
+    keys = PlayedKeys()
+    async with rig(answer_json, answer_json, keys=keys) as made:
+        await until(lambda: made.picker.authenticator.is_ready)
+        yield Doors(made, keys)
+
+
+@pytest.fixture
+def doors(opened: Doors) -> Doors:
+    opened.made.play(answer_json, answer_json)
+    return opened
+
+
+def bearer(text: str) -> str:
+    return f"authorization: Bearer {text}\r\n"
+
+
+def api_key(text: str) -> str:
+    return f"x-api-key: {text}\r\n"
+
+
+def both(text: str) -> str:
+    """SDKs that have a placeholder in one of the two headers."""
+    return bearer("none") + api_key(text)
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ")[1])
+
+
+def body(answer: bytes) -> Any:
+    return json.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+PATHS = [shown.replace("{id}", "resp_1") for shown in SHOWN]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "", PROGRAM, bearer("none"), "authorization: Basic YTpi\r\n", api_key("as_x"), "authorization: \r\n",
+        bearer("as_00000000_" + "A" * 43), "x-agentserving-tenant: a\r\n", bearer("a") + bearer("b"),
+    ],
+)  # fmt: skip
+async def test_no_route_answers_without_a_valid_key(doors: Doors, path: str, headers: str) -> None:
+    if path.startswith("/v1/models"):
+        methods = ["GET", "HEAD"]
+    else:
+        methods = [method for method in ("GET", "POST", "DELETE") if route_of(method, path) is not None]
+    assert methods
+    for method in methods:
+        length, content = ("content-length: 2\r\n", "{}") if method == "POST" else ("", "")
+        request = f"{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{length}{headers}\r\n{content}"
+        answer = await doors.made.send(request.encode())
+        assert status(answer) == 401
+        assert value(answer, "www-authenticate").startswith('Bearer realm="agentserving"')
+        if method != "HEAD":
+            error = body(answer)["error"]
+            assert "agentserving key create" in error["message"]
+            dialect = "authentication_error" if path.startswith("/v1/messages") else "invalid_request_error"
+            assert error["type"] == dialect
+    assert doors.served == []
+
+
+async def test_health_needs_no_key(doors: Doors) -> None:
+    assert status(await doors.made.send(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")) == 200
+
+
+async def test_a_refusal_says_whether_a_key_is_missing_unknown_expired_or_revoked(doors: Doors) -> None:
+    expired = await doors.make("a", lifetime_s=60, age_s=120)
+    revoked = await doors.make("a")
+    doors.keys.revoke(revoked)
+    await until(lambda: bool(doors.known(revoked).revoked_unix_s))
+    refused = 'Bearer realm="agentserving", error="invalid_token"'
+    for headers, code, words, challenge in (
+        ("", "missing_api_key", "no API key was sent", 'Bearer realm="agentserving"'),
+        (bearer("none"), "invalid_api_key", "is not a client's", refused),
+        (bearer(expired), "invalid_api_key", f"{expired[3:11]} has expired", refused),
+        (bearer(revoked), "invalid_api_key", f"{revoked[3:11]} has been revoked", refused),
+        # Whoever has not the whole key does not learn its state.
+        (bearer(revoked[:-4] + "AAAA"), "invalid_api_key", "is not a client's", refused),
+    ):
+        answer = await doors.made.post(headers=headers + PROGRAM)
+        assert status(answer) == 401
+        error = body(answer)["error"]
+        assert error["code"] == code
+        assert words in error["message"]
+        assert value(answer, "www-authenticate") == challenge
+        assert expired[12:] not in answer.decode()
+        assert revoked[12:] not in answer.decode()
+
+
+@pytest.mark.parametrize("header", [bearer, api_key, both])
+@pytest.mark.parametrize("by_body", [False, True])
+async def test_a_key_opens_and_never_reaches_an_engine(doors: Doors, header: Any, by_body: bool) -> None:
+    text = await doors.make("a")
+    given = header(text) + ("" if by_body else PROGRAM)
+    answer = await doors.made.post(body=b'{"prompt_cache_key": "p"}', headers=given)
+    assert status(answer) == 200
+    (request,) = doors.served
+    assert text[12:].encode() not in request
+    assert value(request, "authorization") == value(request, "x-api-key") == ""
+
+
+async def test_lists_of_models_are_asked_for_without_the_key(doors: Doors) -> None:
+    text = await doors.make("a")
+    request = "GET /v1/models HTTP/1.1\r\nhost: x\r\n" + bearer(text) + api_key(text) + "\r\n"
+    assert status(await doors.made.send(request.encode())) == 200
+    assert len(doors.served) == 2
+    assert all(text[12:].encode() not in each for each in doors.served)
+
+
+async def test_a_call_belongs_to_its_keys_tenant_whatever_the_request_claims(doors: Doors) -> None:
+    for tenant in ("mine", "theirs"):
+        text = await doors.make(tenant)
+        for claim in ("x-agentserving-tenant: other\r\n", "x-agentserving-credential: other\r\n", ""):
+            doors.made.play(answer_json, answer_json)
+            answer = await doors.made.post(body=b'{"tenant": "other"}', headers=bearer(text) + PROGRAM + claim)
+            assert status(answer) == 200
+            ((engine, request),) = [(engine, each) for engine in doors.made.engines for each in engine.requests]
+            ticket = verify(value(request, "x-session-id"), KEY, engine_id=engine.name, now_unix_s=0)
+            assert ticket.tenant == tenant
+            assert value(request, "x-agentserving-tenant") == tenant
+            assert value(request, "x-agentserving-credential") == text[3:11]
+
+
+async def test_a_revoked_key_opens_nothing_within_five_seconds(doors: Doors) -> None:
+    revoked, forgotten = await doors.make("a"), await doors.make("a")
+    doors.keys.revoke(revoked)
+    doors.keys.forget(forgotten)
+    began = time.monotonic()
+    for text in (revoked, forgotten):
+        async with asyncio.timeout(REVOKED_S):
+            while status(await doors.made.post(headers=bearer(text) + PROGRAM)) != 401:
+                await asyncio.sleep(0.02)
+    assert time.monotonic() - began < REVOKED_S
+
+
+async def test_a_key_revoked_while_the_leader_was_away_opens_nothing_once_it_is_back(doors: Doors) -> None:
+    gone, forgotten, other = [await doors.make("a") for _ in range(3)]
+    watch = doors.made.picker.keys
+    assert watch is not None
+    doors.made.link.stall()
+    doors.made.link.cut()
+    await until(lambda: not watch.is_connected)
+    doors.keys.revoke(gone)
+    del doors.keys.rows[forgotten[3:11]]
+    request = "GET /v1/models HTTP/1.1\r\nhost: x\r\n" + bearer(other) + "\r\n"
+    assert status(await doors.made.send(request.encode())) == 200
+    doors.made.link.flow()
+    began = time.monotonic()
+    for text in (gone, forgotten):
+        async with asyncio.timeout(REVOKED_S):
+            while status(await doors.made.post(headers=bearer(text) + PROGRAM)) != 401:
+                await asyncio.sleep(0.02)
+    assert time.monotonic() - began < REVOKED_S
+    assert status(await doors.made.post(headers=bearer(other) + PROGRAM)) == 200
+
+
+async def test_browsers_may_read_a_refusal(doors: Doors) -> None:
+    answer = await doors.made.post(headers="origin: https://x.example\r\n" + PROGRAM)
+    assert status(answer) == 401
+    assert value(answer, "access-control-allow-origin") == "https://x.example"
+    preflight = (
+        b"OPTIONS /v1/messages HTTP/1.1\r\nhost: x\r\norigin: https://x.example\r\n"
+        b"access-control-request-method: POST\r\n\r\n"
+    )
+    assert status(await doors.made.send(preflight)) == 200
+
+
+async def test_nobody_is_served_while_no_keys_are_known() -> None:
+    keys = PlayedKeys(silent=True)
+    async with rig(answer_json, keys=keys) as made:
+        text = keys.make("a")
+        assert not made.picker.ready.ok
+        for headers in ("", PROGRAM, bearer(text), bearer(text) + PROGRAM):
+            for path in ("/v1/completions", "/v1/messages"):
+                answer = await made.post(path, headers=headers)
+                assert status(answer) == 503
+                assert value(answer, "retry-after")
+                assert "has not received the API keys" in body(answer)["error"]["message"]
+        assert made.engines[0].requests == []
