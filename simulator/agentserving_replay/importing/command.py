@@ -27,10 +27,14 @@ def import_trace() -> None:
     "--start-every", type=click.FloatRange(0, 1e6), default=60.0, show_default=True,
     help="Seconds between two sessions, which have no common clock. A closed loop ignores it.",
 )  # fmt: skip
-def import_weka(folder: Path, start_every: float) -> None:
+@click.option(
+    "--tokens-per-s", type=click.FloatRange(min=0.1, max=1e6),
+    help="Decoding speed to assume for requests without api_time. Default: refuse them.",
+)  # fmt: skip
+def import_weka(folder: Path, start_every: float, tokens_per_s: float | None) -> None:
     """Coding-agent sessions of WEKA (callanjfox/kv-cache-tester, cc-traces-weka-*): the .json or .jsonl files of a
     FOLDER."""
-    _write(str(folder), weka.read(folder, start_every))
+    _write(str(folder), weka.read(folder, start_every, tokens_per_s))
 
 
 @import_trace.command("mooncake")

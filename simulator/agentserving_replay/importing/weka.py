@@ -71,8 +71,14 @@ def _decoded(where: str, data: bytes) -> _Session:
         raise ImportFailedError(where, str(error)) from error
 
 
-def read(folder: Path, start_every_s: float) -> Iterator[list[ProgramLine | CallLine]]:
-    """The lines of each session. Sessions have no common clock: one begins every `start_every_s` seconds."""
+def read(
+    folder: Path, start_every_s: float, tokens_per_s: float | None = None
+) -> Iterator[list[ProgramLine | CallLine]]:
+    """The lines of each session. ImportFailedError.
+
+    Sessions have no common clock: one begins every `start_every_s` seconds. A request without `api_time`, which some of
+    the published ones lack, is assumed to have decoded at `tokens_per_s`, and refused if that is None.
+    """
     seen: set[str] = set()
     for number, (where, session) in enumerate(sessions(folder)):
         if PROGRAM_ID.fullmatch(session.id) is None or session.id in seen:
@@ -80,14 +86,15 @@ def read(folder: Path, start_every_s: float) -> Iterator[list[ProgramLine | Call
         if not 1 <= session.block_size <= 1 << 20:
             raise ImportFailedError(where, f"block_size: must be 1 to {1 << 20}, got {session.block_size}")
         seen.add(session.id)
-        yield _lines(_Reader(where, session), round(number * start_every_s * 1e6))
+        yield _lines(_Reader(where, session, tokens_per_s), round(number * start_every_s * 1e6))
 
 
 class _Reader:
     """A session as a tree of recorded calls, and the hashes of each call with its place in the file."""
 
-    def __init__(self, where: str, session: _Session) -> None:
+    def __init__(self, where: str, session: _Session, tokens_per_s: float | None) -> None:
         root = ProgramId(session.id)
+        self._tokens_per_s = tokens_per_s
         self.block_size = session.block_size
         self.tree = Tree(root=root, open_us=0)
         self.tree.members[root] = Member(program_id=root, name=CLASS, parent=ProgramId(""), open_us=0)
@@ -115,9 +122,15 @@ class _Reader:
         self._walk(where, request.requests, program, start_s, depth + 1)
 
     def _call(self, where: str, request: _Request, program: ProgramId, start_s: float) -> None:
-        if request.api_time is None:
-            raise ImportFailedError(where, "api_time: missing, so it is not known when the call ended")
-        took_s = checked_seconds(where, "api_time", request.api_time)
+        api_time = request.api_time
+        if api_time is None:
+            if self._tokens_per_s is None:
+                raise ImportFailedError(
+                    where,
+                    "api_time: missing, so it is not known when the call ended: --tokens-per-s assumes a decoding speed",
+                )
+            api_time = request.tokens_out / self._tokens_per_s
+        took_s = checked_seconds(where, "api_time", api_time)
         prompt = checked_tokens(where, "in", request.tokens_in, 1)
         check_length(where, request.hash_ids, prompt, self.block_size)
         call_id = CallId(str(len(self.tree.calls)))

@@ -65,6 +65,13 @@ def test_sub_agents_of_weka_share_the_hashes_of_their_caller_who_waits_for_them(
     assert explore.thread == goes_on.thread != first.thread
 
 
+def test_a_request_of_weka_without_an_end_is_imported_only_with_an_assumed_speed(tmp_path: Path) -> None:
+    folder = weka(tmp_path, {**request(0, 130, [1, 2, 3]), "api_time": None}, request(5, 200, [1, 2, 4, 5]))
+    assert "--tokens-per-s assumes a decoding speed" in refused("weka", str(folder))
+    (program,) = imported("weka", str(folder), "--tokens-per-s", "10")
+    assert program.calls[1].gap_s == 3.0
+
+
 def test_sessions_of_weka_begin_one_after_the_other(tmp_path: Path) -> None:
     weka(tmp_path, request(0, 130, [1, 2, 3]), name="a.json")
     lines = [{"id": f"s{number}", "block_size": 64, "requests": [request(0, 64, [1])]} for number in (2, 3)]
