@@ -126,8 +126,9 @@ class ControlPlane(LeaderState):
             self.engines.ensure(engine_id, now.steady_us)
         self.commits.start()
         # Before engines attach, so that they go on with what was chosen; and again at the first tick.
-        await self._upkeep.relevel()
-        self._upkeep.relevel_now()
+        if self.policy_in_force.choices:
+            await self._upkeep.relevel()
+            self._upkeep.relevel_now()
         self.settle()
         self.ends.resume(programs)
         log.info("recovered", programs=len(programs), revision=snapshot.revision, seconds=time.monotonic() - began)

@@ -11,7 +11,7 @@ import click
 
 from agentserving_replay.importing import mooncake, otel, weka
 from agentserving_replay.importing.errors import ImportFailedError
-from agentserving_replay.traces.file import CallLine, ProgramLine, encoded
+from agentserving_replay.traces.file import MAX_TOKENS, CallLine, ProgramLine, encoded
 
 _FILE = click.argument("file", type=click.File("rb"))
 
@@ -31,10 +31,14 @@ def import_trace() -> None:
     "--tokens-per-s", type=click.FloatRange(min=0.1, max=1e6),
     help="Decoding speed to assume for requests without api_time. Default: refuse them.",
 )  # fmt: skip
-def import_weka(folder: Path, start_every: float, tokens_per_s: float | None) -> None:
+@click.option(
+    "--max-context", type=click.IntRange(1, MAX_TOKENS), default=MAX_TOKENS,
+    help="Leave out sessions with a larger context than this, such as the model's. Default: none.",
+)  # fmt: skip
+def import_weka(folder: Path, start_every: float, tokens_per_s: float | None, max_context: int) -> None:
     """Coding-agent sessions of WEKA (callanjfox/kv-cache-tester, cc-traces-weka-*): the .json or .jsonl files of a
     FOLDER."""
-    _write(str(folder), weka.read(folder, start_every, tokens_per_s))
+    _write(str(folder), weka.read(folder, start_every, tokens_per_s, max_context))
 
 
 @import_trace.command("mooncake")

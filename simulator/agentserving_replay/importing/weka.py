@@ -17,7 +17,7 @@ from agentserving_controlplane.table.programs import PROGRAM_ID
 
 from agentserving_replay.importing.errors import ImportFailedError, checked_seconds, checked_tokens
 from agentserving_replay.importing.hashes import Blocks, check_length, shared_tokens
-from agentserving_replay.traces.file import CallLine, ProgramLine
+from agentserving_replay.traces.file import MAX_TOKENS, CallLine, ProgramLine
 from agentserving_replay.traces.lineage import RecordedCall
 from agentserving_replay.traces.recording import Member, Tree, call_lines, in_order, program_lines
 
@@ -72,21 +72,26 @@ def _decoded(where: str, data: bytes) -> _Session:
 
 
 def read(
-    folder: Path, start_every_s: float, tokens_per_s: float | None = None
+    folder: Path, start_every_s: float, tokens_per_s: float | None = None, max_context: int = MAX_TOKENS
 ) -> Iterator[list[ProgramLine | CallLine]]:
     """The lines of each session. ImportFailedError.
 
     Sessions have no common clock: one begins every `start_every_s` seconds. A request without `api_time`, which some of
-    the published ones lack, is assumed to have decoded at `tokens_per_s`, and refused if that is None.
+    the published ones lack, is assumed to have decoded at `tokens_per_s`, and refused if that is None. Sessions with a
+    context of more than `max_context` tokens are left out.
     """
     seen: set[str] = set()
-    for number, (where, session) in enumerate(sessions(folder)):
+    taken = 0
+    for where, session in sessions(folder):
         if PROGRAM_ID.fullmatch(session.id) is None or session.id in seen:
             raise ImportFailedError(where, f"id: unique, 1 to 128 of A-Z a-z 0-9 . _ : @ / -, got {session.id!r}")
         if not 1 <= session.block_size <= 1 << 20:
             raise ImportFailedError(where, f"block_size: must be 1 to {1 << 20}, got {session.block_size}")
         seen.add(session.id)
-        yield _lines(_Reader(where, session, tokens_per_s), round(number * start_every_s * 1e6))
+        reader = _Reader(where, session, tokens_per_s)
+        if all(call.context_tokens <= max_context for call in reader.tree.calls):
+            yield _lines(reader, round(taken * start_every_s * 1e6))
+            taken += 1
 
 
 class _Reader:
@@ -127,7 +132,7 @@ class _Reader:
             if self._tokens_per_s is None:
                 raise ImportFailedError(
                     where,
-                    "api_time: missing, so it is not known when the call ended: --tokens-per-s assumes a decoding speed",
+                    "api_time: missing, so it is unknown when the call ended: --tokens-per-s assumes a decoding speed",
                 )
             api_time = request.tokens_out / self._tokens_per_s
         took_s = checked_seconds(where, "api_time", api_time)

@@ -72,6 +72,14 @@ def test_a_request_of_weka_without_an_end_is_imported_only_with_an_assumed_speed
     assert program.calls[1].gap_s == 3.0
 
 
+def test_sessions_of_weka_that_no_engine_could_run_are_left_out(tmp_path: Path) -> None:
+    weka(tmp_path, request(0, 130, [1, 2, 3]), name="a.json")
+    folder = weka(tmp_path, request(0, 64, [1]), name="b.json", id="s2")
+    programs = imported("weka", str(folder), "--max-context", "149")
+    assert [(each.program_id, each.arrival_s) for each in programs] == [("s2", 0)]
+    assert len(imported("weka", str(folder), "--max-context", "150")) == 2
+
+
 def test_sessions_of_weka_begin_one_after_the_other(tmp_path: Path) -> None:
     weka(tmp_path, request(0, 130, [1, 2, 3]), name="a.json")
     lines = [{"id": f"s{number}", "block_size": 64, "requests": [request(0, 64, [1])]} for number in (2, 3)]
@@ -85,7 +93,7 @@ def test_sessions_of_weka_begin_one_after_the_other(tmp_path: Path) -> None:
     ("requests", "error"),
     [
         ([request(0, 130, [1, 2, 3]), {**request(1, 64, [1]), "api_time": None}],
-         "s1.json, requests[1]: api_time: missing, so it is not known when the call ended"),
+         "s1.json, requests[1]: api_time: missing, so it is unknown when the call ended"),
         ([request(-1, 130, [1, 2, 3])], "requests[0]: t: must be 0 to 31536000 seconds, got -1"),
         ([request(1e12, 130, [1, 2, 3])], "requests[0]: t: must be 0 to 31536000 seconds, got 1000000000000"),
         ([request(0, 130, [1, 2, 3], api_time=-2)], "api_time: must be 0"),
