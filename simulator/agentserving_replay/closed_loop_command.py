@@ -32,7 +32,7 @@ _OPTIONS = (
                  help=f"Closed loop: virtual seconds, the first quarter of which is not counted. Default:"
                  f" {DURATION_S:g}; sessions that last hours want more."),
 )  # fmt: skip
-_COLUMNS = ("policy", "open", "tokens/s", "goodput", "TTFT p50 (s)", "p90", "p99", "GPU hits", "host hits", "ended")
+_COLUMNS = ("policy", "open", "tokens/s", "goodput", "p50 s", "p90 s", "p99 s", "GPU", "host", "ended")
 
 
 def loop_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,9 +72,8 @@ def print_loops(
 ) -> None:
     """Runs every loop under every policy and prints the figures. ValueError (closed_loop.py)."""
     slo_s = loops[0].slo_ttft_s
-    table = Table(
-        *_COLUMNS, title=f"{len(programs)} programs in a closed loop on {simulated}, {loops[0].duration_s:g} s"
-    )
+    title = f"{len(programs)} programs in a closed loop on {simulated}, {loops[0].duration_s:g} s"
+    table = Table(*_COLUMNS, title=title, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     verdicts = []
@@ -89,8 +88,9 @@ def print_loops(
             verdicts.append(_verdict(name, runs, slo_s))
     console.print(table)
     console.print(
-        f"goodput: output tokens a second of calls with TTFT <= {slo_s:g} s. TTFT: of calls, including those that still"
-        " wait.\n" + "\n".join(verdicts),
+        f"goodput: output tokens a second of calls whose first token came within {slo_s:g} s; p50, p90, p99: time to first"
+        " token of calls, including those that still wait; GPU, host: share of prompt tokens cached there; ended:"
+        " programs.\n" + "\n".join(verdicts),
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
 
