@@ -88,8 +88,8 @@ def print_loops(
             verdicts.append(_verdict(name, runs, slo_s))
     console.print(table)
     console.print(
-        f"goodput: output tokens a second of calls whose first token came within {slo_s:g} s; p50, p90, p99: time to first"
-        " token of calls, including those that still wait; GPU, host: share of prompt tokens cached there; ended:"
+        f"goodput: output tokens a second of calls whose first token came within {slo_s:g} s; p50, p90, p99: time to"
+        " first token of calls, including those that still wait; GPU, host: share of prompt tokens cached there; ended:"
         " programs.\n" + "\n".join(verdicts),
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
