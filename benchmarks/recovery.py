@@ -9,6 +9,7 @@ import time
 
 import psutil
 import structlog
+from agentserving.contract.signatures import signing_key
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_controlplane.settings import PlaneSettings
@@ -17,7 +18,7 @@ from agentserving_controlplane.store.etcd.store import EtcdStore
 
 def settings() -> PlaneSettings:
     """Settings of a control plane that serves nothing and only reads its store."""
-    return PlaneSettings(ticket_keys=lambda: (b"0123456789abcdef",), balancer=Balancer.LEAST_USED)
+    return PlaneSettings(ticket_keys=lambda: (signing_key(b"0123456789abcdef"),), balancer=Balancer.LEAST_USED)
 
 
 async def recover(endpoint: str, prefix: str) -> dict[str, float]:

@@ -11,17 +11,17 @@ the sub-agent a child program. Engines learn of tool waits: for how long the pro
 from __future__ import annotations
 
 import asyncio
+import os
 
 import agentserving
 import openai
 
-MODEL = "tiny"
-
 
 async def ask(sdk: openai.AsyncOpenAI, question: str) -> str:
     """One LLM call."""
+    model = os.environ.get("MODEL") or (await sdk.models.list()).data[0].id
     answer = await sdk.chat.completions.create(
-        model=MODEL, messages=[{"role": "user", "content": question}], max_tokens=40
+        model=model, messages=[{"role": "user", "content": question}], max_tokens=40
     )
     return answer.choices[0].message.content or ""
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any
 
+from agentserving.contract.signatures import signing_key
+
 from benchmarks.probes.worker import answer_rounds, attribute
 
 ADMISSIONS, PROGRAMS, WRITES = 1_500, 300, 5_000
@@ -23,7 +25,11 @@ Admit = Callable[[str], Any]
 
 def settings() -> Any:
     """Settings of a control plane on a memory store. Old ones have no defaults: other fields are empty or large."""
-    known = {"ticket_keys": lambda: (b"0123456789abcdef",), "policy": "program-plas", "balancer": Balancer.PREFIX_AWARE}
+    known = {
+        "ticket_keys": lambda: (signing_key(b"0123456789abcdef"),),
+        "policy": "program-plas",
+        "balancer": Balancer.PREFIX_AWARE,
+    }
     try:
         return attribute("PlaneSettings", f"{_CORE}.settings")(**known)
     except AttributeError:

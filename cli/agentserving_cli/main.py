@@ -18,7 +18,7 @@ from rich.console import Console
 
 from agentserving_cli.connection import client_of, default_state_dir, fail
 from agentserving_cli.key_commands import key_commands
-from agentserving_cli.local.layout import TINY, ClusterSpec
+from agentserving_cli.local.layout import SCRIPTED, TINY, ClusterSpec
 from agentserving_cli.local.process import StartFailedError
 from agentserving_cli.local.state_dir import StateDirError
 from agentserving_cli.local.vllm_env import EnvironmentFailedError
@@ -33,10 +33,11 @@ state_dir_option = click.option(
 control_plane_option = click.option(
     "--control-plane", default="", help="host:port of another cluster, or several with commas."
 )
-MODEL_HELP = "A directory or a name that vLLM's --model takes. The default is generated and has random weights."
+MODEL_HELP = "A directory or a name that vLLM's --model takes, or one that is made here: scripted (the default) calls "
+MODEL_HELP += "tools and gives fixed answers in a context of 128k, tiny has random weights."
 ENGINE_ARG_HELP = "A flag for every engine, such as --engine-arg=--max-num-seqs=32; it wins. May be repeated."
 TOOL_PARSER_HELP = "vLLM's parser of tool calls, such as llama3_json; without one, requests with tools are refused. "
-TOOL_PARSER_HELP += "The tiny model has one."
+TOOL_PARSER_HELP += "Models that are made here have one."
 
 
 def _local(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,7 +77,7 @@ def main() -> None:
 @main.command()
 @click.option("--engine", type=click.Choice(["vllm", "simulator"]), default="vllm", show_default=True)
 @click.option("--engines", type=click.IntRange(1, 16), default=2, show_default=True, help="How many.")
-@click.option("--model", default=TINY, show_default=True, help=MODEL_HELP)
+@click.option("--model", default="", help=MODEL_HELP)
 @click.option("--engine-arg", "engine_args", multiple=True, help=ENGINE_ARG_HELP)
 @click.option("--tool-parser", default="", help=TOOL_PARSER_HELP)
 @click.option("--store", type=click.Choice(["etcd", "memory"]), default="etcd", show_default=True)
@@ -101,12 +102,13 @@ def main() -> None:
 def up(gateway_port: int, state_dir: Path, **chosen: Any) -> None:
     """Start a cluster on this machine and stay until Ctrl-C.
 
-    Engines are vLLM: a CPU build with a tiny random model, installed at the first start; or the one of a Python that
-    AGENTSERVING_VLLM_PYTHON names (vLLM 0.28 to 0.33, CUDA for instance) with your --model. GPUs are divided among the
-    engines. --engine simulator needs no vLLM: it replaces the model by a cost model.
+    Engines are vLLM: a CPU build with a scripted model that calls tools, installed at the first start; or the one of a
+    Python that AGENTSERVING_VLLM_PYTHON names (vLLM 0.28 to 0.33, CUDA for instance) with your --model. GPUs are
+    divided among the engines. --engine simulator needs no vLLM: it replaces the model by a cost model.
     """
     if chosen["control_planes"] > 1 and chosen["store"] != "etcd":
         raise click.UsageError("--control-planes: several need --store etcd, which they share")
+    chosen["model"] = chosen["model"] or (SCRIPTED if chosen["engine"] == "vllm" else TINY)
     with _failures():
         sys.exit(asyncio.run(run_up(ClusterSpec(state_dir, gateway_port=gateway_port, **chosen), console)))
 

@@ -70,10 +70,13 @@ def _greet(cluster: LocalCluster, console: Console) -> None:
             "\n[bold red]No authentication[/bold red] (--no-auth): whoever reaches a port of this cluster may use it, "
             "read and cancel every program, and change the policy.", highlight=False, soft_wrap=True,
         )  # fmt: skip
-    console.print("\n[bold]Ready.[/bold] Point any OpenAI client at it:")
+    console.print("\n[bold]Ready.[/bold] Point any OpenAI or Anthropic client at it:")
+    key = cluster.key("client") or "none"
     for name, value in (
         ("OPENAI_BASE_URL", cluster.gateway_url),
-        ("OPENAI_API_KEY", cluster.key("client") or "none"),
+        ("OPENAI_API_KEY", key),
+        ("ANTHROPIC_BASE_URL", cluster.gateway_url.removesuffix("/v1")),
+        ("ANTHROPIC_API_KEY", key),
         ("AGENTSERVING_CONTROL_PLANE", cluster.control_plane),
     ):
         console.print(f"  export {name}={value}", highlight=False, soft_wrap=True)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 from agentserving.contract import ticket
 from agentserving.contract.ids import CallId, EngineId, ProgramId
+from agentserving.contract.signatures import SigningKey
 
 from agentserving_controlplane.engines.directives import ToolWait
 from agentserving_controlplane.engines.load_balancer import Wanted
@@ -97,7 +98,7 @@ class CallOperations:
         for engine_id in plan.engines:
             self._state.links.send(engine_id, directive)
 
-    def _admission(self, row: ProgramRow, call: CallRow, key: bytes | None = None) -> Admission:
+    def _admission(self, row: ProgramRow, call: CallRow, key: SigningKey | None = None) -> Admission:
         state = self._state
         # A repeated AdmitCall gets the ticket of the first, wherever the call is by now.
         engine = state.engines.reachable(call.engines[0] if call.engines else call.engine_id)
@@ -120,6 +121,7 @@ class CallOperations:
                 program_arrival_us=root.open_us,
                 class_name=root.name,
                 fallbacks=tuple(call.engines[1:]),
+                boots=self._boots(engine.engine_id, call),
             ),
             key if key is not None else state.settings.ticket_keys()[0],
         )
@@ -134,6 +136,14 @@ class CallOperations:
             epoch=state.epoch,
             fallbacks=self._named(call.engines[1:]),
         )
+
+    def _boots(self, engine_id: EngineId, call: CallRow) -> tuple[str, ...]:
+        """Of the engines named. That of a call which an engine has reported stays: a used ticket is not signed anew."""
+        known = self._state.engines.engines
+        boots = {each: engine.boot_id for each in (engine_id, *call.engines[1:]) if (engine := known.get(each))}
+        if call.boot_id and call.engine_id in boots:
+            boots[call.engine_id] = call.boot_id
+        return tuple(boots.get(each, "") for each in (engine_id, *call.engines[1:]))
 
     def _named(self, engine_ids: list[EngineId]) -> tuple[NamedEngine, ...]:
         known = (self._state.engines.engines.get(engine_id) for engine_id in engine_ids)

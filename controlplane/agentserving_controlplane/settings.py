@@ -11,7 +11,8 @@ from pathlib import Path
 import agentserving
 from agentserving.contract.keys import KeyRow, decode_rows
 from agentserving.contract.policy import DEFAULT, PRESETS
-from agentserving.contract.ticket_keys import TicketKeys
+from agentserving.contract.signatures import SigningKey
+from agentserving.contract.ticket_keys import TicketKeys, signing_keys
 from agentserving.transport.connection import Tls
 from agentserving_process import listening, options
 from agentserving_process.options import REQUIRED, option
@@ -21,13 +22,13 @@ from agentserving_process.tls import TlsOptions
 from agentserving_controlplane.engines.load_balancer import Balancer
 
 # Keys of tickets, the signing one first; called for each ticket, since the file may be replaced.
-Keys = Callable[[], Sequence[bytes]]
+Keys = Callable[[], Sequence[SigningKey]]
 
 
-def read_keys(path: str) -> TicketKeys:
+def read_keys(path: str) -> TicketKeys[SigningKey]:
     """The keys in a file. ValueError names the file and what is wrong with it."""
     try:
-        return TicketKeys(Path(path))
+        return signing_keys(Path(path))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except ValueError as error:
@@ -39,7 +40,7 @@ class PlaneSettings:
     """Scheduling and limits"""
 
     ticket_keys: Keys = option(
-        REQUIRED, "file of the keys that sign tickets, one a line, the newest first", name="ticket_key_file",
+        REQUIRED, "file of the secret that signs tickets", name="ticket_key_file",
         read=read_keys,
     )  # fmt: skip
     policy: str = option(DEFAULT.name, "policy until one is applied", choices=sorted(PRESETS))

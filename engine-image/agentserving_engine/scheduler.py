@@ -22,7 +22,9 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from agentserving_engine.boot import write_boot
 from agentserving_engine.calls import CallBook, Outbox
+from agentserving_engine.calls.salts import salt_of
 from agentserving_engine.channel_server import ChannelServer
 from agentserving_engine.clock import now_us
 from agentserving_engine.conformance import check_config, check_symbols, check_version
@@ -42,13 +44,16 @@ class SyncProgramScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         check_symbols(vllm.__version__, self, Request("", [0], SamplingParams(max_tokens=1), None))
         settings = PluginSettings.from_env(os.environ)
+        self._separate_caches = settings.separate_caches
         outbox = Outbox() if settings.channel_dir is not None else Outbox(limit=0)
-        book = CallBook(settings.engine_id, settings.ticket_keys, outbox)
+        hello = _hello(self, uuid.uuid4().hex)
+        book = CallBook(settings.ticket_check(hello.boot_id), outbox)
         self._adapter = VllmAdapter(self, lambda: self._session.calls)
         self._session = EngineSession(self._adapter, self._adapter.memory, book)
         self._guard = Guard(self._session.load)
         if settings.channel_dir is not None:
-            self._session.channel = ChannelServer(settings.channel_dir / "rank0.sock", _hello(self._adapter), outbox)
+            write_boot(settings.channel_dir, hello.boot_id)
+            self._session.channel = ChannelServer(settings.channel_dir / "rank0.sock", hello, outbox)
 
     def add_request(self, request: Request) -> None:
         """Scheduler.add_request: the request's ticket is verified and its call joins the queue."""
@@ -68,7 +73,9 @@ class SyncProgramScheduler(Scheduler):
             unix_s=time.time(),
         )
         if call is not None:
-            self._adapter.set_session(request, call.record.program_id)
+            self._adapter.set_session(request, call.record.tenant, call.record.program_id)
+        if self._separate_caches:
+            self._adapter.set_salt(request, salt_of(self._session.calls.facts(request.request_id).program.tenant))
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Scheduler.schedule: directives and the decision, then vLLM's own step in our order."""
@@ -98,6 +105,7 @@ class SyncProgramScheduler(Scheduler):
                 adapter.restore_stock_queues()
         with guard("a directive"):
             session.take_directives(now_us(), steers=not guard.off)
+            session.abort_refused()
         if not guard.off:
             with guard("the decision"):
                 self._decide()
@@ -168,17 +176,17 @@ class AsyncProgramScheduler(SyncProgramScheduler, AsyncScheduler):
     """For engines that overlap scheduling and execution."""
 
 
-def _hello(adapter: VllmAdapter) -> EngineHello:
-    config = adapter.vllm.vllm_config
+def _hello(vllm_scheduler: Scheduler, boot_id: str) -> EngineHello:
+    config = vllm_scheduler.vllm_config
     return EngineHello(
-        boot_id=uuid.uuid4().hex,
+        boot_id=boot_id,
         pid=os.getpid(),
         engine_kind="VLLM",
         engine_version=vllm.__version__,
         plugin_version=agentserving.__version__,
-        max_num_seqs=adapter.vllm.max_num_running_reqs,
+        max_num_seqs=vllm_scheduler.max_num_running_reqs,
         max_model_len=config.model_config.max_model_len,
-        block_size=adapter.kv.block_size,
+        block_size=int(vllm_scheduler.block_size),
         num_blocks=config.cache_config.num_gpu_blocks or 0,
         data_parallel_size=config.parallel_config.data_parallel_size,
         async_scheduling=bool(config.scheduler_config.async_scheduling),

@@ -180,6 +180,11 @@ class EngineSession:
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
+    def abort_refused(self) -> None:
+        """Ends the requests that have come without a ticket although they need one."""
+        if refused := self.book.take_refused():
+            self._engine.abort(refused)
+
     def decide(self, now_us: int) -> None:
         """Executes the policy's decision for the next step, every `decision_interval_steps` steps."""
         if self.load.steps % self.calls.policy.decision_interval_steps:
@@ -227,7 +232,10 @@ class EngineSession:
             self.policy.prefill.observe(dt_us, len(tokens), sum(tokens.values()))
             self.calls.charge(tokens, dt_us)
             for key in tokens:
-                self.book.charge(key, self.load.steps, dt_us)
+                self.book.charge(key, dt_us)
+            # Levels see what the whole call receives, not its sequences one by one.
+            for keys in self.book.together(tokens):
+                self.calls.charge(keys, dt_us * (len(keys) - 1))
 
     def _preempt(self, key: str, now_us: int) -> None:
         if self._engine.preempt(key):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentserving.contract.ticket_keys import TicketKeys
+from agentserving.contract.signatures import VerifyingKey
+from agentserving.contract.ticket import IssuerKeys
+from agentserving.contract.ticket_keys import TicketKeys, verifying_keys
+
+from agentserving_engine.calls.tickets import TicketCheck, Unticketed
 
 
 class PluginConfigError(ValueError):
@@ -20,18 +24,40 @@ class PluginSettings:
 
     engine_id: str
     channel_dir: Path | None
-    ticket_keys: TicketKeys | None
+    # Public keys of the control plane and of gateways; None = there are no tickets.
+    ticket_keys: Callable[[], IssuerKeys] | None
+    # What becomes of calls without a valid ticket.
+    unticketed: Unticketed = Unticketed.LAST
+    # One tenant's prompts are not found in the prefix cache by another's.
+    separate_caches: bool = True
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> PluginSettings:
-        """Reads AGENTSERVING_ENGINE_ID, _CHANNEL_DIR and _TICKET_KEY_FILE. Raises PluginConfigError."""
+        """Reads AGENTSERVING_ENGINE_ID, _CHANNEL_DIR, _TICKET_KEY_FILE, _GATEWAY_KEY_FILE, _UNTICKETED, _TENANT_CACHE.
+
+        Raises PluginConfigError.
+        """
         engine_id = env.get("AGENTSERVING_ENGINE_ID", "")
         if not engine_id:
             raise PluginConfigError("AGENTSERVING_ENGINE_ID is not set: set it to the engine's name")
         directory = env.get("AGENTSERVING_CHANNEL_DIR", "")
         if directory and not Path(directory).is_dir():
             raise PluginConfigError(f"AGENTSERVING_CHANNEL_DIR={directory} is not a directory")
-        return cls(engine_id, Path(directory) if directory else None, _keys(env))
+        keys = _keys(env)
+        unticketed = Unticketed(_choice(env, "AGENTSERVING_UNTICKETED", [each.value for each in Unticketed], "last"))
+        if unticketed is Unticketed.REFUSE and keys is None:
+            raise PluginConfigError("AGENTSERVING_UNTICKETED=refuse needs AGENTSERVING_TICKET_KEY_FILE")
+        return cls(
+            engine_id,
+            Path(directory) if directory else None,
+            keys,
+            unticketed,
+            _choice(env, "AGENTSERVING_TENANT_CACHE", ["separate", "shared"], "separate") == "separate",
+        )
+
+    def ticket_check(self, boot_id: str) -> TicketCheck:
+        """Which tickets this boot of the engine takes."""
+        return TicketCheck(engine_id=self.engine_id, keys=self.ticket_keys, unticketed=self.unticketed, boot_id=boot_id)
 
 
 # Proxies give up on a silent connection after 60 s (nginx, AWS ALB, HAProxy's examples) or earlier (30 s: Heroku).
@@ -65,12 +91,27 @@ def keep_alive_seconds(text: str) -> float:
     return seconds
 
 
-def _keys(env: Mapping[str, str]) -> TicketKeys | None:
-    name = env.get("AGENTSERVING_TICKET_KEY_FILE", "")
+def _choice(env: Mapping[str, str], name: str, choices: Sequence[str], default: str) -> str:
+    found = env.get(name, "") or default
+    if found not in choices:
+        raise PluginConfigError(f"{name}={found}: must be {' or '.join(choices)}")
+    return found
+
+
+def _keys(env: Mapping[str, str]) -> Callable[[], IssuerKeys] | None:
+    control_plane = _public_keys(env, "AGENTSERVING_TICKET_KEY_FILE")
+    if control_plane is None:
+        return None
+    gateway = _public_keys(env, "AGENTSERVING_GATEWAY_KEY_FILE")
+    return lambda: IssuerKeys(control_plane(), gateway() if gateway is not None else ())
+
+
+def _public_keys(env: Mapping[str, str], variable: str) -> TicketKeys[VerifyingKey] | None:
+    name = env.get(variable, "")
     if not name:
         return None
     try:
-        return TicketKeys(Path(name))
+        return verifying_keys(Path(name))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise PluginConfigError(f"AGENTSERVING_TICKET_KEY_FILE={name}: {reason}") from error
+        raise PluginConfigError(f"{variable}={name}: {reason}") from error

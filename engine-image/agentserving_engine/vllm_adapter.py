@@ -244,9 +244,16 @@ class VllmAdapter:
         """The request is in the engine: a streaming session sends more input under the same id."""
         return request.request_id in self.vllm.requests
 
-    def set_session(self, request: Any, session_id: str) -> None:
+    def set_session(self, request: Any, tenant: str, program_id: str) -> None:
         """vLLM keys prefix retention and hints by session: give it the program instead of a one-time ticket."""
-        request.session_id = session_id
+        request.session_id = f"{tenant}/{program_id}"
+
+    def set_salt(self, request: Any, salt: str) -> None:
+        """The salt of the tenant, whatever the request came with: the middleware has set it for the known routes."""
+        if (request.cache_salt or "") != salt:
+            request.cache_salt = salt or None
+            request.block_hashes.clear()
+            request.update_block_hashes()
 
     def ended(self, request: Any) -> Ended:
         """A request that vLLM is about to free."""

@@ -10,11 +10,12 @@ from pathlib import Path
 import agentserving
 import structlog
 import uvloop
+from agentserving.contract.ticket_keys import signing_keys
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving_process import logs, options, probes, supervision
 from agentserving_process.options import option
 from agentserving_process.probes import Answer, ProbeOptions
-from agentserving_process.supervision import Supervisor
+from agentserving_process.supervision import CannotStartError, Supervisor
 from agentserving_process.tls import LeaderOptions
 from aiohttp import web
 
@@ -23,6 +24,7 @@ from agentserving_gateway.drain import SETTLE_S
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 from agentserving_gateway.ext_proc.service import ExtProcOptions
 from agentserving_gateway.front_picker import FrontPicker
+from agentserving_gateway.own_tickets import OwnTickets
 
 log = structlog.get_logger()
 
@@ -34,6 +36,9 @@ class Serving:
     run_dir: Path = option(Path("run"), "directory that Envoy and the picker share")
     client_auth: ClientAuth = option(
         ClientAuth.NONE, "keys: each request needs a key of a client; none: everybody who reaches the port is served"
+    )
+    ticket_key_file: Path | None = option(
+        None, "file of the secret that signs tickets while no control plane can be reached; none: calls have none then"
     )
     drain_s: float = option(0.0, "seconds that requests may go on after SIGTERM", least=0)
 
@@ -58,7 +63,8 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     if not has_keys:
         log.warning("no authentication: whoever reaches the gateway's port is served (--client-auth keys closes it)")
     made = FrontPicker(
-        serving.run_dir, channel, settings.ext_proc, keys_channel=keys_channel if has_keys else None
+        serving.run_dir, channel, settings.ext_proc,
+        keys_channel=keys_channel if has_keys else None, own_tickets=_own_tickets(serving),
     )  # fmt: skip
     async with made as front:
         supervisor.start("admissions", front.admission.run)
@@ -85,6 +91,16 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
             envoy.leaving = True
             await front.drain(SETTLE_S, serving.drain_s)
             await front.admission.flush()
+
+
+def _own_tickets(serving: Serving) -> OwnTickets | None:
+    if serving.ticket_key_file is None:
+        return None
+    try:
+        return OwnTickets(signing_keys(serving.ticket_key_file))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CannotStartError(f"--ticket-key-file: {serving.ticket_key_file}: {reason}") from None
 
 
 class _EnvoyWatch:

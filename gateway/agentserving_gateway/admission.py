@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from agentserving_gateway.engines import Engine, Engines
 from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.errors import HttpError, from_refusal
 from agentserving_gateway.leader import MAX_FALLBACKS, Leader
+from agentserving_gateway.own_tickets import OwnTickets
 
 ADMIT_DEADLINE_S = 1.0
 # From the loss of the leader: another one leads within a lease (5 s) and three seconds. Later calls do not wait.
@@ -44,12 +46,17 @@ class Admission:
     """One per gateway process; `run` is its supervised task."""
 
     def __init__(
-        self, channel: LeaderChannel, file: EnginesFile, is_in_force: Callable[[str], Awaitable[bool]]
+        self,
+        channel: LeaderChannel,
+        file: EnginesFile,
+        is_in_force: Callable[[str], Awaitable[bool]],
+        own_tickets: OwnTickets | None = None,
     ) -> None:
-        """`is_in_force`: True once Envoy knows the engine at an address."""
+        """`is_in_force`: True once Envoy knows the engine at an address. `own_tickets`: for calls without a leader."""
         self._file, self._is_in_force = file, is_in_force
         self._engines = Engines(file.load())
         self._leader = Leader(channel, self)
+        self._own_tickets = own_tickets
         self._there = asyncio.Event()
         # Loop time: until when calls wait for a leader; until when a leader may still find its engines.
         self._wait_until = 0.0
@@ -224,10 +231,16 @@ class Admission:
             message = f"{known}: the control plane has not been reached yet; try again in a moment"
             raise HttpError(503, message, "server_error", "no_engine", retry_after_s=1.0)
         metrics.UNMANAGED.inc()
+        others = self.others(request.model, engine.address)[:MAX_FALLBACKS]
+        ticket = ""
+        if self._own_tickets is not None:
+            named = [each.engine_id for each in (engine, *others)]
+            ticket = self._own_tickets.ticket(request.tenant, request.program_id, named, time.time())
         return Admitted(
             engine_id=engine.engine_id,
             engine_address=engine.address,
-            fallbacks=tuple(other.address for other in self.others(request.model, engine.address)[:MAX_FALLBACKS]),
+            fallbacks=tuple(other.address for other in others),
+            ticket=ticket,
             tenant=request.tenant,
             program_id=request.program_id,
         )

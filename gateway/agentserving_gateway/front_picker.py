@@ -24,6 +24,7 @@ from agentserving_gateway.exchange_log.verdict import Exchange, ending_of, faile
 from agentserving_gateway.ext_proc import service as ext_proc_service
 from agentserving_gateway.ext_proc.service import ExtProc, ExtProcOptions
 from agentserving_gateway.key_watch import KeyWatch
+from agentserving_gateway.own_tickets import OwnTickets
 from agentserving_gateway.picker import Picker
 from agentserving_gateway.responses import Responses
 
@@ -34,14 +35,15 @@ class FrontPicker:
 
     def __init__(
         self, run_dir: Path, channel: LeaderChannel, ext_proc: ExtProcOptions | None = None,
-        *, keys_channel: LeaderChannel | None = None,
+        *, keys_channel: LeaderChannel | None = None, own_tickets: OwnTickets | None = None,
     ) -> None:  # fmt: skip
-        """`ext_proc`: also serves gateways of others. `keys_channel`: clients have keys, which come by it."""
+        """`ext_proc`: also serves gateways of others. `keys_channel`: clients have keys, which come by it.
+        `own_tickets`: for calls while there is no leader."""
         self.run_dir = run_dir.absolute()
         self._paths = FrontSettings(listen=":0", run_dir=self.run_dir)
         self.admin = EnvoyAdmin(Path(self._paths.admin_socket))
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.admission = Admission(channel, EnginesFile(self._paths.engines_file), self.admin.knows)
+        self.admission = Admission(channel, EnginesFile(self._paths.engines_file), self.admin.knows, own_tickets)
         self.keys = KeyWatch(keys_channel, self._paths.keys_file) if keys_channel is not None else None
         self.authenticator = Authenticator(self.keys.current if self.keys is not None else None)
         self._ext_proc = ext_proc if ext_proc is not None and ext_proc.ext_proc_listen else None

@@ -24,6 +24,7 @@ from agentserving_operator.manifests.ticket_key_secret import (
     KEY_BYTES,
     ROTATE,
     TicketKeys,
+    has_public_keys,
     rotated,
     ticket_key_secret,
     ticket_keys_of,
@@ -197,7 +198,7 @@ class Reconciler:
                 troubles.append(name_taken("Secret", cluster.ticket_key_name))
             elif (keys := ticket_keys_of(live)) is not None:
                 wanted = rotated(keys, cluster.key_request, self._now(), self.random_bytes)
-                if wanted != keys:
+                if wanted != keys or not has_public_keys(live):
                     log.info(
                         "ticket key rotation", name=cluster.name, namespace=cluster.namespace, step=_step(wanted)
                     )  # fmt: skip

@@ -10,8 +10,9 @@ import uuid
 
 import agentserving
 from agentserving.contract.channel import EngineHello
-from agentserving_engine.calls import CallBook, Outbox
+from agentserving_engine.calls import CallBook, Outbox, Unticketed
 from agentserving_engine.channel_server import ChannelServer
+from agentserving_engine.http.entrance import Entrance
 from agentserving_engine.settings import SSE_KEEP_ALIVE_S, PluginConfigError, PluginSettings, keep_alive_seconds
 from agentserving_process import logs, supervision
 from agentserving_process.listening import split_address
@@ -28,7 +29,15 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--listen", required=True, help="host:port of the OpenAI paths")
     parser.add_argument("--engine-id", required=True)
     parser.add_argument("--channel-dir", default="", help="directory shared with the sidecar")
-    parser.add_argument("--ticket-key-file", default="")
+    parser.add_argument("--ticket-key-file", default="", help="public key of the control plane's tickets")
+    parser.add_argument("--gateway-key-file", default="", help="public key of the gateways' tickets")
+    parser.add_argument(
+        "--unticketed",
+        choices=[each.value for each in Unticketed],
+        default=Unticketed.LAST.value,
+        help="calls without a valid ticket are refused, or run last (default %(default)s)",
+    )
+    parser.add_argument("--tenant-cache", choices=["separate", "shared"], default="separate")
     parser.add_argument("--model", default="tiny", help="model name that the engine serves")
     parser.add_argument("--max-num-seqs", type=int, default=Limits().max_num_seqs)
     parser.add_argument("--num-blocks", type=int, default=Limits().num_blocks)
@@ -66,35 +75,39 @@ def _hello(limits: Limits) -> EngineHello:
     )
 
 
-def _engine(arguments: argparse.Namespace) -> SimulatedEngine:
+def _engine(arguments: argparse.Namespace) -> tuple[SimulatedEngine, Entrance]:
     """Raises PluginConfigError or OSError."""
     settings = PluginSettings.from_env(
         {
             "AGENTSERVING_ENGINE_ID": arguments.engine_id,
             "AGENTSERVING_CHANNEL_DIR": arguments.channel_dir,
             "AGENTSERVING_TICKET_KEY_FILE": arguments.ticket_key_file,
+            "AGENTSERVING_GATEWAY_KEY_FILE": arguments.gateway_key_file,
+            "AGENTSERVING_UNTICKETED": arguments.unticketed,
+            "AGENTSERVING_TENANT_CACHE": arguments.tenant_cache,
         }
     )
     limits = Limits(
         max_num_seqs=arguments.max_num_seqs, max_model_len=arguments.max_model_len, num_blocks=arguments.num_blocks
     )
     outbox = Outbox() if settings.channel_dir is not None else Outbox(limit=0)
-    book = CallBook(settings.engine_id, settings.ticket_keys, outbox)
+    hello = _hello(limits)
+    check = settings.ticket_check(hello.boot_id)
+    book = CallBook(check, outbox)
     engine = SimulatedEngine(book, limits, CostModel(speed=arguments.speed))
     if settings.channel_dir is not None:
-        engine.session.channel = ChannelServer(settings.channel_dir / "rank0.sock", _hello(limits), outbox)
-    return engine
+        engine.session.channel = ChannelServer(settings.channel_dir / "rank0.sock", hello, outbox)
+    return engine, Entrance(lambda: check, separate_caches=settings.separate_caches)
 
 
 async def _serve(arguments: argparse.Namespace, supervisor: Supervisor) -> None:
     try:
-        engine = _engine(arguments)
+        engine, entrance = _engine(arguments)
     except (PluginConfigError, OSError) as error:
         raise CannotStartError(str(error)) from None
     # A client that disconnects cancels its handler, which cancels its requests.
-    runner = web.AppRunner(
-        Front(engine, arguments.model, arguments.sse_keep_alive_s).app(), handler_cancellation=True, access_log=None
-    )
+    app = Front(engine, arguments.model, entrance, arguments.sse_keep_alive_s).app()
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()
     host, port = split_address(arguments.listen)
     try:

@@ -8,17 +8,24 @@ from __future__ import annotations
 import asyncio
 
 from agentserving_engine.http.dialects import dialect_of
+from agentserving_engine.http.entrance import Entrance
 from agentserving_engine.http.middleware import Application, Message, serve
 from aiohttp import web
 
 
-async def respond(request: web.Request, application: Application, keep_alive_s: float) -> web.StreamResponse:
+async def respond(
+    request: web.Request, application: Application, keep_alive_s: float, entrance: Entrance
+) -> web.StreamResponse:
     """The application's answer to a request of a generating route."""
     dialect = dialect_of(request.path)
     assert dialect is not None, request.path
     exchange = _Exchange(request)
-    scope: Message = {"type": "http", "path": request.path, "method": request.method}
-    await serve(application, scope, exchange.receive, exchange.send, dialect=dialect, keep_alive_s=keep_alive_s)
+    headers = [(name.lower(), value) for name, value in request.raw_headers]
+    scope: Message = {"type": "http", "path": request.path, "method": request.method, "headers": headers}
+    await serve(
+        application, scope, exchange.receive, exchange.send,
+        dialect=dialect, keep_alive_s=keep_alive_s, entrance=entrance,
+    )  # fmt: skip
     assert exchange.response is not None, "the application has sent no head"
     return exchange.response
 

@@ -28,6 +28,7 @@ class CompletionRequest:
     choices: int
     stream: bool
     include_usage: bool
+    cache_salt: str = ""
 
 
 def parse(body: object, kind: str, model: str, max_model_len: int) -> CompletionRequest:
@@ -49,6 +50,7 @@ def parse(body: object, kind: str, model: str, max_model_len: int) -> Completion
         choices=_count(body.get("n") or 1, "n", MAX_CHOICES),
         stream=bool(body.get("stream")),
         include_usage=isinstance(options, dict) and bool(options.get("include_usage")),
+        cache_salt=str(body.get("cache_salt") or ""),
     )
 
 

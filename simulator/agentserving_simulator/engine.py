@@ -145,6 +145,7 @@ class SimulatedEngine:
         self._now_us = now_us
         session = self.session
         session.take_directives(now_us)
+        session.abort_refused()
         session.decide(now_us)
         self._start_waiting(now_us)
         self._preempted.clear()

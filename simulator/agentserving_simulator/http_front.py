@@ -10,11 +10,12 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from agentserving_engine.clock import now_us
-from agentserving_engine.http.middleware import Receive, Send
+from agentserving_engine.http.entrance import Entrance
+from agentserving_engine.http.middleware import TICKET_HEADER, Receive, Send
 from agentserving_engine.settings import SSE_KEEP_ALIVE_S
 from aiohttp import web
 
@@ -27,8 +28,10 @@ from agentserving_simulator.requests import Finished, Outputs, SimRequest
 class Front:
     """HTTP handlers of one engine. `keep_alive_s` is the longest silence of a stream; 0 = no limit."""
 
-    def __init__(self, engine: SimulatedEngine, model: str, keep_alive_s: float = SSE_KEEP_ALIVE_S) -> None:
-        self._engine, self._model, self._keep_alive_s = engine, model, keep_alive_s
+    def __init__(
+        self, engine: SimulatedEngine, model: str, entrance: Entrance, keep_alive_s: float = SSE_KEEP_ALIVE_S
+    ) -> None:
+        self._engine, self._model, self._entrance, self._keep_alive_s = engine, model, entrance, keep_alive_s
 
     def app(self) -> web.Application:
         """The aiohttp application."""
@@ -59,12 +62,11 @@ class Front:
         return await self._answer(request, "chat")
 
     async def _answer(self, request: web.Request, kind: str) -> web.StreamResponse:
-        session = request.headers.get("X-Session-ID")
-
-        async def application(_: object, receive: Receive, send: Send) -> None:
+        async def application(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+            session = dict(scope["headers"]).get(TICKET_HEADER, b"").decode("latin-1")
             await self._call(kind, session, receive, send)
 
-        return await respond(request, application, self._keep_alive_s)
+        return await respond(request, application, self._keep_alive_s, self._entrance)
 
     async def _call(self, kind: str, session: str | None, receive: Receive, send: Send) -> None:
         message = await receive()
@@ -96,7 +98,7 @@ class Front:
         return [
             SimRequest(
                 f"{choice}_{name}", list(prompt), min(body.max_tokens, limit - len(prompt)), seed=seed >> choice,
-                choice=choice, outputs=outputs,
+                choice=choice, outputs=outputs, salt=body.cache_salt,
             )
             for choice, prompt in enumerate(prompt for prompt in body.prompts for _ in range(body.choices))
         ]  # fmt: skip

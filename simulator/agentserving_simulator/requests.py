@@ -29,6 +29,8 @@ class SimRequest:
     _: KW_ONLY
     seed: int = 0
     choice: int = 0
+    # Separates prefix caches, as vLLM's `cache_salt`.
+    salt: str = ""
     # Requests of one HTTP request may share a queue: their tokens arrive as they are produced.
     outputs: Outputs = field(default_factory=asyncio.Queue)
     computed: int = 0
@@ -63,5 +65,6 @@ class SimRequest:
         """Hashes of all full blocks of the tokens so far."""
         known = self._hashes
         for start in range(len(known) * block_size, self.total - block_size + 1, block_size):
-            known.append(block_hash(known[-1] if known else b"", self.tokens[start : start + block_size]))
+            before = known[-1] if known else self.salt.encode()
+            known.append(block_hash(before, self.tokens[start : start + block_size]))
         return known

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from agentserving.contract.ticket import verify
+from agentserving.contract.signatures import signing_key
+from agentserving.contract.ticket import IssuerKeys, verify
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving.v1 import engine_service_pb2 as epb
 from agentserving.v1 import engine_service_pb2_grpc as erpc
@@ -34,7 +35,8 @@ from agentserving_gateway.front_picker import FrontPicker
 from gateway.played_keys import PlayedKeys
 from support.eventually import DEADLINE_S, eventually_async
 
-KEY = b"0123456789abcdef"
+KEY = signing_key(b"0123456789abcdef")
+KEYS = IssuerKeys([KEY.public_key()])
 Script = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
@@ -135,7 +137,7 @@ class Engine:
         text = value(request, "x-session-id")
         if not text:
             return
-        ticket = verify(text, KEY, engine_id=self.name, now_unix_s=0)
+        ticket = verify(text, KEYS, engine_id=self.name, now_unix_s=0).ticket
         call = epb.CallReport(
             call_id=ticket.call_id, attempt=ticket.attempt, program_id=ticket.program_id,
             root_program_id=ticket.root_program_id, tenant=ticket.tenant, boot_id="b", **counters,

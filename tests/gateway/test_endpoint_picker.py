@@ -14,7 +14,7 @@ from agentserving.contract.ticket import verify
 from agentserving.v1 import types_pb2
 from agentserving_gateway.ext_proc.service import LIVENESS, READINESS, SERVICE
 from gateway.foreign_gateway import BUFFERED, DUPLEX, HEADS, SILENT, foreign
-from gateway.gateway_rig import KEY, Rig, answer_json, until, value
+from gateway.gateway_rig import KEYS, Rig, answer_json, until, value
 from gateway.test_every_call_ends_once import (
     PROGRAM,
     begins_and_waits,
@@ -45,7 +45,7 @@ async def test_a_call_reaches_the_chosen_engine_with_its_ticket(mode: dict[str, 
         assert answer.startswith(b"HTTP/1.1 200")
         (engine,) = [each for each in made.engines if each.requests]
         request = the_request(made)
-        ticket = verify(value(request, "x-session-id"), KEY, engine_id=engine.name, now_unix_s=0)
+        ticket = verify(value(request, "x-session-id"), KEYS, engine_id=engine.name, now_unix_s=0).ticket
         assert ticket.program_id == "p"
         assert value(request, "x-request-id") == ticket.call_id
         assert value(request, "x-gateway-destination-endpoint").split(",")[0] == engine.address
@@ -62,7 +62,7 @@ async def test_a_body_names_the_program_when_no_header_does(mode: dict[str, Any]
         assert (await made.post(body=body)).startswith(b"HTTP/1.1 200")
         request = the_request(made)
         assert request.endswith(body)
-        assert verify(value(request, "x-session-id"), KEY, engine_id="e0", now_unix_s=0).program_id == "p"
+        assert verify(value(request, "x-session-id"), KEYS, engine_id="e0", now_unix_s=0).ticket.program_id == "p"
 
 
 @MODES

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from agentserving.contract.ticket import verify
 from agentserving_gateway.envoy import names
-from gateway.gateway_rig import KEY, Rig, Script, answer_json, dechunked, rig, until, value
+from gateway.gateway_rig import KEYS, Rig, Script, answer_json, dechunked, rig, until, value
 from gateway.test_every_call_ends_once import begins_and_waits, breaks_off, hangs_up, refuses
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -53,7 +53,7 @@ async def test_a_call_carries_a_ticket_and_the_answer_says_who_served_it(made: R
     assert value(answer, "x-agentserving-engine") == "e0"
     assert value(answer, "x-accel-buffering") == "no"
     (request,) = made.engines[0].requests
-    ticket = verify(value(request, "x-session-id"), KEY, engine_id="e0", now_unix_s=0)
+    ticket = verify(value(request, "x-session-id"), KEYS, engine_id="e0", now_unix_s=0).ticket
     assert ticket.program_id == "p1"
     assert value(request, "x-request-id") == ticket.call_id == value(answer, "x-agentserving-call-id")
     assert request.lower().count(b"x-session-id") == 1
@@ -84,7 +84,7 @@ async def test_no_header_that_an_engine_or_envoy_believes_is_taken_from_a_client
         answer = await made.post(headers=lines + extra)
         assert answer.startswith(b"HTTP/1.1 200"), answer
         (request,) = made.engines[0].requests
-        assert verify(value(request, "x-session-id"), KEY, engine_id="e0", now_unix_s=0).call_id
+        assert verify(value(request, "x-session-id"), KEYS, engine_id="e0", now_unix_s=0).ticket.call_id
         head = request.partition(b"\r\n\r\n")[0].decode().lower().split("\r\n")[1:]
         arrived = [line.partition(":")[0] for line in head]
         assert not [name for name in arrived if name.startswith("x-envoy-")]
@@ -105,7 +105,7 @@ async def test_a_clients_request_id_comes_back_and_the_engine_gets_the_calls(mad
 async def test_open_codes_session_names_the_program_and_is_no_ticket(made: Rig) -> None:
     answer = await made.post(headers="x-session-id: opencode-7\r\n")
     assert value(answer, "x-agentserving-program-id") == "opencode-7"
-    assert verify(value(made.engines[0].requests[0], "x-session-id"), KEY, engine_id="e0", now_unix_s=0)
+    assert verify(value(made.engines[0].requests[0], "x-session-id"), KEYS, engine_id="e0", now_unix_s=0).ticket
 
 
 async def test_unknown_fields_and_bodies_pass_unchanged(made: Rig) -> None:

@@ -10,7 +10,7 @@ from integration.local_cluster import Cluster
 
 @pytest.fixture(scope="session")
 def vllm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("cluster") / "state", "--engines", "2")
+    cluster = Cluster(tmp_path_factory.mktemp("cluster") / "state", "--engines", "2", "--model", "tiny")
     try:
         yield cluster
     finally:

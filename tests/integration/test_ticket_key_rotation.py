@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from agentserving.contract.ticket import verify
+from agentserving.contract.signatures import signing_key
+from agentserving.contract.ticket import IssuerKeys, verify
 from agentserving.contract.ticket_keys import LOOK_EVERY_S
 from agentserving.v1 import call_service_pb2
 from agentserving_operator.manifests import Manifest
@@ -31,7 +32,8 @@ def mount(secret: Manifest, directory: Path) -> None:
         whole = directory / "whole"
         whole.write_bytes(base64.b64decode(data))
         os.replace(whole, directory / name)
-    for name in {"key.next", "key.previous"} - secret["data"].keys():
+    optional = {f"{name}.{which}" for name in ("key", "public") for which in ("next", "previous")}
+    for name in optional - secret["data"].keys():
         (directory / name).unlink(missing_ok=True)
 
 
@@ -71,7 +73,8 @@ async def test_tickets_of_both_keys_are_accepted_during_a_rotation() -> None:
         )
         assert await asyncio.to_thread(rejected, cluster) == 0
         admitted = await cluster.calls.AdmitCall(call_service_pb2.AdmitCallRequest(program_id="last", implicit=True))
-        assert verify(admitted.ticket, keys.key, engine_id=admitted.engine_id, now_unix_s=0).program_id == "last"
+        public = IssuerKeys([signing_key(keys.key).public_key()])
+        assert verify(admitted.ticket, public, engine_id=admitted.engine_id, now_unix_s=0).ticket.program_id == "last"
         assert keys.key != KEY
         table = await cluster.table()
         for name in agents.programs:

@@ -17,6 +17,7 @@ import openai
 import psutil
 import pytest
 from agentserving.contract.response_ids import engine_of
+from agentserving.contract.signatures import public_bytes
 from agentserving_cli.local import vllm_env
 from agentserving_cli.local.layout import ClusterSpec, engine_env, vllm_argv
 from support.eventually import eventually
@@ -45,12 +46,13 @@ class Engine:
 
     def __init__(self, home: Path) -> None:
         python = vllm_env.ensure_vllm()
-        (home / "key").write_text(os.urandom(32).hex())
+        for signer in ("ticket", "gateway"):
+            (home / f"{signer}.pub").write_bytes(public_bytes(os.urandom(32)))
         # A free port could be another process's by the time vLLM listens.
         self.socket, self.log = str(home / "http.sock"), home / "log"
         spec = ClusterSpec(home, max_num_seqs=1)
         argv = vllm_argv(python, vllm_env.ensure_model(python), 0, spec, "--uds", self.socket)
-        env = {**engine_env("e0", home, home / "key", 0), "AGENTSERVING_SSE_KEEP_ALIVE_S": str(KEEP_ALIVE_S)}
+        env = {**engine_env("e0", home, home, 0, unticketed="last"), "AGENTSERVING_SSE_KEEP_ALIVE_S": str(KEEP_ALIVE_S)}
         self.http = self.client()
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(argv, env={**os.environ, **env}, stdout=out, stderr=out)

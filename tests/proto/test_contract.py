@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import hmac
-
 import msgspec
 import pytest
 from agentserving.contract.accounting import account_at_admit, charge_call
 from agentserving.contract.channel import AckCalls, FrameSplitter, frame, to_engine_decoder
 from agentserving.contract.policy import PRESETS, Accounting, InvalidPolicyError, Level, Policy, from_dict, to_dict
-from agentserving.contract.ticket import InvalidTicketError, Ticket, sign, verify
+from agentserving.contract.signatures import public_bytes, signing_key, verifying_key
+from agentserving.contract.ticket import InvalidTicketError, IssuerKeys, Ticket, sign, sign_for_gateway, verify
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-KEY = b"0123456789abcdef"
+KEY, OTHER, GATEWAY = (signing_key(letter * 32) for letter in (b"a", b"b", b"g"))
+KEYS = IssuerKeys([KEY.public_key()], [GATEWAY.public_key()])
 TICKET = Ticket(
     call_id="p.1.0", attempt=1, program_id="p", root_program_id="p", tenant="default", thread_id="", engine_id="e1",
     attained_service_us=5, wait_us=6, policy_version=1, epoch=1, expires_unix_s=1000,
@@ -51,27 +50,41 @@ def test_a_policy_that_cannot_be_executed_names_its_field(values: dict[str, obje
 
 
 def test_a_ticket_is_read_back_by_its_engine() -> None:
-    assert verify(sign(TICKET, KEY), KEY, engine_id="e1", now_unix_s=999) == TICKET
+    assert verify(sign(TICKET, KEY), KEYS, engine_id="e1", now_unix_s=999) == (TICKET, True)
 
 
 def test_an_expired_ticket_says_for_how_long() -> None:
     with pytest.raises(InvalidTicketError) as caught:
-        verify(sign(TICKET, KEY), KEY, engine_id="e1", now_unix_s=1900.5)
+        verify(sign(TICKET, KEY), KEYS, engine_id="e1", now_unix_s=1900.5)
     assert (caught.value.reason, caught.value.expired_for_s) == ("expired", 900.5)
 
 
 def test_a_ticket_may_be_signed_by_any_of_the_keys() -> None:
-    old, new = KEY, b"another key 0000"
-    for signing in (old, new):
-        assert verify(sign(TICKET, signing), new, old, engine_id="e1", now_unix_s=0) == TICKET
+    both = IssuerKeys([OTHER.public_key(), KEY.public_key()])
+    for signing in (KEY, OTHER):
+        assert verify(sign(TICKET, signing), both, engine_id="e1", now_unix_s=0).ticket == TICKET
     with pytest.raises(InvalidTicketError):
-        verify(sign(TICKET, b"a third key 0000"), new, old, engine_id="e1", now_unix_s=0)
+        verify(sign(TICKET, signing_key(b"a third secret 00")), both, engine_id="e1", now_unix_s=0)
+
+
+def test_what_an_engine_knows_makes_no_ticket() -> None:
+    public = public_bytes(b"a" * 32)
+    assert verifying_key(public) == KEY.public_key()
+    with pytest.raises(InvalidTicketError, match="forged"):
+        verify(sign(TICKET, signing_key(public)), KEYS, engine_id="e1", now_unix_s=0)
+
+
+def test_a_gateway_vouches_for_a_tenant_and_for_no_account() -> None:
+    assert verify(sign_for_gateway(TICKET, GATEWAY), KEYS, engine_id="e1", now_unix_s=0) == (TICKET, False)
+    for forged in (sign(TICKET, GATEWAY), sign_for_gateway(TICKET, KEY)):
+        with pytest.raises(InvalidTicketError, match="forged"):
+            verify(forged, KEYS, engine_id="e1", now_unix_s=0)
 
 
 @pytest.mark.parametrize(
     ("text", "engine", "now", "reason"),
     [
-        (sign(TICKET, b"another key 0000"), "e1", 0, "forged"),
+        (sign(TICKET, OTHER), "e1", 0, "forged"),
         (sign(TICKET, KEY), "e2", 0, "wrong_engine"),
         (sign(TICKET, KEY), "e1", 1001, "expired"),
         ("", "e1", 0, "malformed"),
@@ -81,7 +94,7 @@ def test_a_ticket_may_be_signed_by_any_of_the_keys() -> None:
 )
 def test_a_bad_ticket_buys_nothing_and_says_why(text: str, engine: str, now: float, reason: str) -> None:
     with pytest.raises(InvalidTicketError) as caught:
-        verify(text, KEY, engine_id=engine, now_unix_s=now)
+        verify(text, KEYS, engine_id=engine, now_unix_s=now)
     assert caught.value.reason == reason
 
 
@@ -92,7 +105,7 @@ def test_no_text_makes_verify_raise_anything_else(text: str, at: int) -> None:
     for candidate in (text, good[:at] + text + good[at:]):
         if candidate != good:
             with pytest.raises(InvalidTicketError):
-                verify(candidate, KEY, engine_id="e1", now_unix_s=0)
+                verify(candidate, KEYS, engine_id="e1", now_unix_s=0)
 
 
 @given(st.lists(st.integers(1, 50), max_size=10), st.integers(1, 7))
@@ -116,17 +129,14 @@ def test_parallel_calls_count_once_on_the_critical_path_and_twice_in_the_sum() -
 def test_a_ticket_is_good_on_each_engine_that_it_names_and_on_no_other() -> None:
     text = sign(msgspec.structs.replace(TICKET, engine_id="e1", fallbacks=("e2", "e3")), KEY)
     for engine_id in ("e1", "e2", "e3"):
-        assert verify(text, KEY, engine_id=engine_id, now_unix_s=0).engine_ids == ("e1", "e2", "e3")
+        assert verify(text, KEYS, engine_id=engine_id, now_unix_s=0).ticket.engine_ids == ("e1", "e2", "e3")
     with pytest.raises(InvalidTicketError, match="wrong_engine"):
-        verify(text, KEY, engine_id="e4", now_unix_s=0)
+        verify(text, KEYS, engine_id="e4", now_unix_s=0)
 
 
-def test_tickets_of_the_version_before_fallbacks_are_read_and_read_ours_as_for_one_engine() -> None:
-    *before, fallbacks = msgspec.structs.astuple(TICKET)
-    assert fallbacks == ()
-    old_ticket = msgspec.defstruct("OldTicket", Ticket.__struct_fields__[:-1], array_like=True)
-    body = b"\x01" + msgspec.msgpack.encode(old_ticket(*before))
-    text = base64.urlsafe_b64encode(body + hmac.digest(KEY, body, "sha256")[:16]).rstrip(b"=").decode()
-    assert verify(text, KEY, engine_id=TICKET.engine_id, now_unix_s=0) == TICKET
-    ours = msgspec.msgpack.encode(msgspec.structs.replace(TICKET, fallbacks=("e2",)))
-    assert msgspec.msgpack.decode(ours, type=old_ticket) == old_ticket(*before)
+def test_a_ticket_is_good_on_the_boots_that_it_names() -> None:
+    text = sign(msgspec.structs.replace(TICKET, fallbacks=("e2", "e3"), boots=("b1", "b2")), KEY)
+    for engine_id, boot_id in (("e1", "b1"), ("e2", "b2"), ("e3", "any"), ("e1", "")):
+        assert verify(text, KEYS, engine_id=engine_id, now_unix_s=0, boot_id=boot_id).managed
+    with pytest.raises(InvalidTicketError, match="wrong_boot"):
+        verify(text, KEYS, engine_id="e2", now_unix_s=0, boot_id="b1")

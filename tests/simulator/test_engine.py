@@ -18,8 +18,9 @@ from agentserving.contract.channel import (
 )
 from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import PROGRAM_PLAS, to_dict
-from agentserving.contract.ticket import Ticket, sign
-from agentserving_engine.calls import CallBook
+from agentserving.contract.signatures import signing_key
+from agentserving.contract.ticket import IssuerKeys, Ticket, sign
+from agentserving_engine.calls import CallBook, TicketCheck
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.engine import Limits, SimulatedEngine
 from agentserving_simulator.requests import Finished, SimRequest
@@ -27,7 +28,8 @@ from agentserving_simulator.tokens import word
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-KEY = b"0123456789abcdef"
+KEY = signing_key(b"0123456789abcdef")
+CHECK = TicketCheck(engine_id="e", keys=lambda: IssuerKeys([KEY.public_key()]))
 TENANT = "default"
 
 
@@ -72,7 +74,7 @@ def step(engine: SimulatedEngine, now: int) -> tuple[list[str], int]:
 
 
 def engine_with(*requests: SimRequest, limits: Limits) -> SimulatedEngine:
-    engine = SimulatedEngine(CallBook("e", lambda: (KEY,)), limits, CostModel())
+    engine = SimulatedEngine(CallBook(CHECK), limits, CostModel())
     for request in requests:
         engine.add(request, None, 0, 0.0)
     return engine
@@ -166,7 +168,7 @@ def test_a_preempted_call_finds_its_blocks_unless_another_needed_them() -> None:
     def recomputed(blocks: int) -> int:
         """Tokens that the call recomputes after another of 320 tokens ran in its place."""
         victim, other = request("victim", 320, 50), request("other", 320, 1)
-        engine = SimulatedEngine(CallBook("e", lambda: (KEY,)), Limits(max_num_seqs=1, num_blocks=blocks), CostModel())
+        engine = SimulatedEngine(CallBook(CHECK), Limits(max_num_seqs=1, num_blocks=blocks), CostModel())
         engine.add(victim, ticket("victim"), 0, 0.0)
         _, now = step(engine, 0)
         engine.add(other, None, now, 0.0)

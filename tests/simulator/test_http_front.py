@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
-from agentserving_engine.calls import CallBook, Outbox
+from agentserving_engine.calls import CallBook, Outbox, TicketCheck
 from agentserving_engine.http.answer import COMMENT
+from agentserving_engine.http.entrance import Entrance
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.engine import Limits, SimulatedEngine
 from agentserving_simulator.http_front import Front
@@ -20,14 +21,15 @@ from support.eventually import eventually_async
 
 CHAT = {"model": "tiny", "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}]}
 KEEP_ALIVE_S = 0.05
+CHECK = TicketCheck(engine_id="e0", keys=None)
 
 
 class Served:
     """A simulated engine on a port. It makes no steps until `run` is called, so its calls wait."""
 
     def __init__(self) -> None:
-        self.engine = SimulatedEngine(CallBook("e0", None, Outbox(limit=0)), Limits(), CostModel(speed=50.0))
-        front = Front(self.engine, "tiny", KEEP_ALIVE_S)
+        self.engine = SimulatedEngine(CallBook(CHECK, Outbox(limit=0)), Limits(), CostModel(speed=50.0))
+        front = Front(self.engine, "tiny", Entrance(lambda: CHECK, separate_caches=True), KEEP_ALIVE_S)
         self.runner = web.AppRunner(front.app(), handler_cancellation=True, shutdown_timeout=0.1)
         self.steps: asyncio.Task[None] | None = None
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from agentserving.contract.channel import AckCalls, EngineHello, EngineReport, Load, ToEngine
 from agentserving.contract.policy import Accounting
-from agentserving_engine.calls import CallBook
+from agentserving.contract.signatures import signing_key
+from agentserving.contract.ticket import IssuerKeys
+from agentserving_engine.calls import CallBook, TicketCheck
 from agentserving_engine.calls.book import copy_record
 from agentserving_engine.channel_server import ChannelServer
 from agentserving_engine.clock import now_us
@@ -23,7 +25,7 @@ class ScriptedEngine:
 
     def __init__(self, engine_id: str, key: bytes, directory: Path) -> None:
         self.engine_id, self.directory = engine_id, directory
-        self.book = CallBook(engine_id, lambda: (key,))
+        self.book = CallBook(TicketCheck(engine_id=engine_id, keys=lambda: IssuerKeys([signing_key(key).public_key()])))
         self.received: list[ToEngine] = []
         self._number = 0
         hello = EngineHello(

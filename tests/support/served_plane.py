@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
+from agentserving.contract.signatures import signing_key
 from agentserving.v1 import (
     admin_service_pb2_grpc,
     call_service_pb2,
@@ -27,7 +28,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
-KEY = b"0123456789abcdef"
+KEY = signing_key(b"0123456789abcdef")
 SETTINGS = PlaneSettings(ticket_keys=lambda: (KEY,), policy="plas", balancer=Balancer.LEAST_USED)
 
 

@@ -25,7 +25,7 @@ from agentserving_cli.local.commands import Command
 from agentserving_cli.local.credentials import Credentials
 from agentserving_cli.local.engine_states import watch_states
 from agentserving_cli.local.layout import (
-    TINY,
+    BUILT_IN_CONTEXT,
     ClusterSpec,
     EngineAddresses,
     Ports,
@@ -140,8 +140,8 @@ class LocalCluster:
         if self.spec.engine == "vllm":
             self._tell("vLLM environment")
             python = await asyncio.to_thread(vllm_env.ensure_vllm)
-            if self.spec.model == TINY:
-                model = str(await asyncio.to_thread(vllm_env.ensure_model, python))
+            if model in BUILT_IN_CONTEXT:
+                model = str(await asyncio.to_thread(vllm_env.ensure_model, python, model))
             if not self._cpu_build:
                 self._gpus = await asyncio.to_thread(vllm_env.visible_gpus)
         engines = [self._engine(index, engine, python, model) for index, engine in enumerate(self.ports.engines)]
@@ -246,10 +246,11 @@ class LocalCluster:
         home, channel = self._state.home, self._state.socket_dir(engine.engine_id)
         if self.spec.engine == "simulator":
             return self._child(commands.simulator(self.spec, home, engine, channel))
-        count, key = self.spec.engines, home / "ticket.key"
+        count = self.spec.engines
         argv = vllm_argv(python, model, engine.http, self.spec, *memory_share(count, self._gpus))
         core = index % (os.cpu_count() or 1) if self._cpu_build else None
-        env = engine_env(engine.engine_id, channel, key, core, gpus_of(index, count, self._gpus))
+        gpus = gpus_of(index, count, self._gpus)
+        env = engine_env(engine.engine_id, channel, home, core, gpus, self.spec.unticketed)
         return self._child(commands.vllm(self.spec, engine, argv, env))
 
     # -- life and end --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agentserving_cli.local.credentials import Credentials
 from agentserving_cli.local.layout import (
-    TINY,
+    BUILT_IN_CONTEXT,
     ClusterSpec,
     ControlPlaneAddress,
     EngineAddresses,
@@ -23,8 +23,8 @@ START_BOUND_S = 120.0
 # A leader that cannot renew its lease for so long stops leading. Without a standby that gains nothing, and engines that
 # use every core of a machine keep etcd from answering for seconds.
 LEASE_S, LEASE_ALONE_S = 5, 30
-# A cold machine takes two minutes for the tiny model, a busy one five; real models are read from disk or downloaded.
-TINY_START_BOUND_S, MODEL_START_BOUND_S = 600.0, 3600.0
+# A cold machine takes two minutes for a built-in model, a busy one five; real models are read from disk or downloaded.
+BUILT_IN_START_BOUND_S, MODEL_START_BOUND_S = 600.0, 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +97,7 @@ def picker(spec: ClusterSpec, home: Path, run_dir: Path, ports: Ports) -> Comman
         "agentserving_gateway", "--run-dir", str(run_dir),
         "--control-plane", ports.control_plane, "--http-port", str(ports.gateway_http),
         _auth(spec), *_token(spec, home, "gateway"),
+        "--ticket-key-file", str(home / "gateway.key"),
     )  # fmt: skip
     return _ours("picker", argv, f"http://127.0.0.1:{ports.gateway_http}/readyz", ports.gateway_http)
 
@@ -105,7 +106,8 @@ def simulator(spec: ClusterSpec, home: Path, engine: EngineAddresses, channel: P
     """An engine without a model."""
     argv = component(
         "agentserving_simulator", "--listen", f"127.0.0.1:{engine.http}", "--engine-id", engine.engine_id,
-        "--channel-dir", str(channel), "--ticket-key-file", str(home / "ticket.key"), "--model", spec.model,
+        "--channel-dir", str(channel), "--ticket-key-file", str(home / "ticket.pub"),
+        "--gateway-key-file", str(home / "gateway.pub"), "--unticketed", spec.unticketed, "--model", spec.model,
         "--max-num-seqs", str(spec.max_num_seqs), *spec.engine_args,
     )  # fmt: skip
     return _ours(engine.engine_id, argv, f"http://127.0.0.1:{engine.http}/health", engine.http)
@@ -113,11 +115,11 @@ def simulator(spec: ClusterSpec, home: Path, engine: EngineAddresses, channel: P
 
 def vllm(spec: ClusterSpec, engine: EngineAddresses, argv: Sequence[str], env: Mapping[str, str]) -> Command:
     """A real engine; `argv` and `env` as `vllm_argv` and `engine_env` give them."""
-    url, tiny = f"http://127.0.0.1:{engine.http}/health", spec.model == TINY
-    if not tiny:
+    url, built_in = f"http://127.0.0.1:{engine.http}/health", spec.model in BUILT_IN_CONTEXT
+    if not built_in:
         # Whether a real model may be downloaded is up to the user's own environment.
         env = {name: value for name, value in env.items() if name != "HF_HUB_OFFLINE"}
-    bound_s = TINY_START_BOUND_S if tiny else MODEL_START_BOUND_S
+    bound_s = BUILT_IN_START_BOUND_S if built_in else MODEL_START_BOUND_S
     return Command(
         name=engine.engine_id, argv=argv, ready_url=url, ports=(engine.http,), env=env, start_bound_s=bound_s
     )

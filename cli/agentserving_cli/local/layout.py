@@ -13,9 +13,12 @@ from agentserving.contract.policy import DEFAULT
 
 from agentserving_cli.local.ports import free_ports
 
-TINY = "tiny"
-# It needs no special tokens, of which the tiny model's tokenizer has none.
-TINY_TOOL_PARSER = "hermes"
+# Models that are made on this machine. TINY has random weights and a token for each byte: for measurements. SCRIPTED
+# calls tools and has the context that coding agents need.
+TINY, SCRIPTED = "tiny", "scripted"
+BUILT_IN_CONTEXT = {TINY: 8192, SCRIPTED: 131_072}
+# Of both; it needs no special tokens, of which TINY's tokenizer has none.
+BUILT_IN_TOOL_PARSER = "hermes"
 REPOSITORY_ROOTS = ("proto", "process", "controlplane", "gateway", "cli", "engine-image", "simulator")
 
 
@@ -33,14 +36,16 @@ class ClusterSpec:
     policy: str = DEFAULT.name
     balancer: str = "prefix_aware"
     gateway_port: int = 0
-    # For the tiny model and the simulator; other models get vLLM's default.
+    # For the built-in models and the simulator; other models get vLLM's default.
     max_num_seqs: int = 8
-    # TINY, or what vLLM's --model takes; engines serve it under this name.
+    # TINY, SCRIPTED, or what vLLM's --model takes; engines serve it under this name.
     model: str = TINY
     # Clients, commands and parts need keys; without, anyone who reaches a port is served.
     auth: bool = True
-    # vLLM's parser of tool calls; empty = that of the tiny model, none for others.
+    # vLLM's parser of tool calls; empty = that of the built-in models, none for others.
     tool_parser: str = ""
+    # What becomes of calls without a valid ticket: "refuse", or "last".
+    unticketed: str = "refuse"
     # Flags for every engine; they come last, so they win.
     engine_args: tuple[str, ...] = ()
 
@@ -124,9 +129,10 @@ def cpu_dtype() -> str:
 
 def vllm_argv(python: Path, model: Path | str, port: int, spec: ClusterSpec, *more: str) -> list[str]:
     """Command line of a vLLM with our scheduler (started as a module: the `vllm` script looks for another name)."""
-    tiny = [
-        "--load-format", "dummy", "--enforce-eager", "--dtype", cpu_dtype(), "--max-model-len", "8192",
-        "--max-num-seqs", str(spec.max_num_seqs),
+    context = BUILT_IN_CONTEXT.get(spec.model)
+    built_in = [
+        "--enforce-eager", "--dtype", cpu_dtype(), "--max-model-len", str(context),
+        "--max-num-seqs", str(spec.max_num_seqs), *(["--load-format", "dummy"] if spec.model == TINY else []),
     ]  # fmt: skip
     return [
         str(python), "-m", "vllm.entrypoints.openai.api_server",
@@ -134,22 +140,26 @@ def vllm_argv(python: Path, model: Path | str, port: int, spec: ClusterSpec, *mo
         "--host", "127.0.0.1", "--port", str(port),
         "--scheduler-cls", "agentserving_engine.scheduler.ProgramScheduler",
         "--middleware", "agentserving_engine.http.middleware.EngineMiddleware",
-        *(tiny if spec.model == TINY else []), *tool_flags(spec), *more, *spec.engine_args,
+        *(built_in if context else []), *tool_flags(spec), *more, *spec.engine_args,
     ]  # fmt: skip
 
 
 def tool_flags(spec: ClusterSpec) -> list[str]:
     """Without a parser vLLM refuses requests with tools. The right one depends on the model."""
-    parser = spec.tool_parser or (TINY_TOOL_PARSER if spec.model == TINY else "")
+    parser = spec.tool_parser or (BUILT_IN_TOOL_PARSER if spec.model in BUILT_IN_CONTEXT else "")
     return ["--enable-auto-tool-choice", "--tool-call-parser", parser] if parser else []
 
 
-def engine_env(engine_id: str, channel: Path, key: Path, core: int | None, gpus: Sequence[str] = ()) -> dict[str, str]:
+def engine_env(
+    engine_id: str, channel: Path, home: Path, core: int | None, gpus: Sequence[str] = (), unticketed: str = "refuse"
+) -> dict[str, str]:
     """Environment of an engine. Engines share no cores and GPUs: `core` binds a CPU vLLM, `gpus` are this engine's."""
     env = {
         "AGENTSERVING_ENGINE_ID": engine_id,
         "AGENTSERVING_CHANNEL_DIR": str(channel),
-        "AGENTSERVING_TICKET_KEY_FILE": str(key),
+        "AGENTSERVING_TICKET_KEY_FILE": str(home / "ticket.pub"),
+        "AGENTSERVING_GATEWAY_KEY_FILE": str(home / "gateway.pub"),
+        "AGENTSERVING_UNTICKETED": unticketed,
         "PYTHONPATH": source_path(),
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",

@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
+from agentserving.contract.signatures import public_bytes
+
 STATE_VERSION = 1
 # sun_path takes 108 bytes with its end; "/picker.sock" follows.
 MAX_SOCKET_DIR_BYTES = 90
@@ -57,10 +59,16 @@ class StateDir:
         self._check_version()
         (self.home / "cluster.json").unlink(missing_ok=True)
         (self.home / "logs").mkdir(exist_ok=True)
-        key = self.home / "ticket.key"
+        for signer in ("ticket", "gateway"):
+            self._ensure_key(self.home / f"{signer}.key")
+
+    @staticmethod
+    def _ensure_key(key: Path) -> None:
+        """A secret that signs tickets, and the public key by which engines verify them."""
         if not key.exists():
             key.touch(mode=0o600)
             key.write_bytes(secrets.token_bytes(32))
+        key.with_suffix(".pub").write_bytes(public_bytes(key.read_bytes()))
 
     def _check_version(self) -> None:
         path = self.home / "VERSION"

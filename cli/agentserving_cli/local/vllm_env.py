@@ -1,4 +1,4 @@
-"""The CPU vLLM environment and the tiny model: created once per version, under the user's cache directory.
+"""The CPU vLLM environment and the built-in models: created once per version, under the user's cache directory.
 
 vLLM needs an environment of its own, because it pins versions of nearly everything. `AGENTSERVING_VLLM_PYTHON` names
 another Python, with a stock (GPU) vLLM in it.
@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from agentserving_cli.local.layout import SCRIPTED, TINY
 
 VLLM_VERSION = "0.32.0"
 PYTHON_VERSION = "3.11"
@@ -143,22 +145,29 @@ def ensure_vllm() -> Path:
     return python
 
 
-def ensure_model(python: Path) -> Path:
-    """The tiny random model; see make_tiny_model.py."""
-    model = cache_dir() / "tiny-llama-1"
+# Change a directory's number when its script changes.
+_MODELS = {TINY: ("tiny-llama-1", "make_tiny_model.py"), SCRIPTED: ("scripted-llama-1", "make_scripted_model.py")}
+
+
+def ensure_model(python: Path, name: str = TINY) -> Path:
+    """The directory of a built-in model, made by the script of its name."""
+    directory, script_name = _MODELS[name]
+    model = cache_dir() / directory
     with only_one(cache_dir() / "model.lock"):
         if not (model / "config.json").exists():
-            script = Path(__file__).with_name("make_tiny_model.py")
+            script = Path(__file__).with_name(script_name)
             done = interrupt.run([str(python), str(script), str(model)])
             if done.returncode:
-                raise EnvironmentFailedError(f"the tiny model could not be created:\n{done.stderr[-2000:]}")
+                raise EnvironmentFailedError(f"the model {name!r} could not be created:\n{done.stderr[-2000:]}")
     return model
 
 
 def main() -> None:
-    """Creates both and prints where they are."""
+    """Creates them and prints where they are."""
     python = ensure_vllm()
-    print(f"vLLM {VLLM_VERSION}: {python}\nmodel: {ensure_model(python)}")
+    print(f"vLLM {VLLM_VERSION}: {python}")
+    for name in _MODELS:
+        print(f"model {name}: {ensure_model(python, name)}")
 
 
 if __name__ == "__main__":

@@ -7,5 +7,6 @@ channel's thread reads under its lock.
 
 from agentserving_engine.calls.book import CallBook, OpenCall
 from agentserving_engine.calls.outbox import Outbox
+from agentserving_engine.calls.tickets import TicketCheck, Unticketed
 
-__all__ = ["CallBook", "OpenCall", "Outbox"]
+__all__ = ["CallBook", "OpenCall", "Outbox", "TicketCheck", "Unticketed"]

@@ -1,8 +1,8 @@
 """Turns vLLM's requests into calls: tickets in, records out. Time is an argument.
 
 One call may be several requests (n > 1, several prompts, turns of /v1/responses, beams): they share one record, charged
-once for each step in which any of them ran. A request without a ticket is a program of its own, as is one whose ticket
-is forged, expired or replayed.
+for each of them that ran in a step. A ticket is good for the requests of one HTTP request. Requests without a valid one
+share an account, and run last; where tickets are required, they are refused instead.
 
 vLLM's front end makes some requests only when earlier ones have ended: each token of a beam search is a new set of
 requests. The record of such a call is delayed for `BEAM_GAP_US`, in which the next request continues the call. A later
@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from agentserving.contract.accounting import charge_call
 from agentserving.contract.channel import CallRecord
 from agentserving.contract.ids import CallId, ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import Accounting
-from agentserving.contract.ticket import InvalidTicketError, Ticket, verify
+from agentserving.contract.ticket import InvalidTicketError, Ticket
 
 from agentserving_engine.calls.accounts import Accounts
 from agentserving_engine.calls.ended import EndedCalls
 from agentserving_engine.calls.outbox import Outbox
 from agentserving_engine.calls.rejections import Rejections
+from agentserving_engine.calls.tickets import TicketCheck, Unticketed, split
 from agentserving_engine.policy import CallFacts, CallStats
 
 # The front end needs milliseconds between the requests of two tokens of a beam search.
@@ -55,7 +56,6 @@ class OpenCall:
     members: dict[str, int] = field(default_factory=dict)
     # Output tokens of each live request that are counted already.
     tokens: dict[str, int] = field(default_factory=dict)
-    charged_step: int = -1
     # Service and wait that are in the program's account already, microseconds.
     settled_service_us: int = 0
     settled_wait_us: int = 0
@@ -70,16 +70,17 @@ class OpenCall:
 class CallBook:
     """Calls of one engine."""
 
-    def __init__(
-        self, engine_id: str, keys: Callable[[], Sequence[bytes]] | None, outbox: Outbox | None = None
-    ) -> None:
-        """`keys` returns those that may have signed a ticket; None = there are no tickets."""
-        self._engine_id = engine_id
-        self._keys = keys
+    def __init__(self, check: TicketCheck, outbox: Outbox | None = None) -> None:
+        self._check = check
         self._open: dict[CallId, OpenCall] = {}
         # Beam searches between the requests of two tokens, the longest waiting first; their records are delayed.
         self._between: dict[CallId, OpenCall] = {}
         self._by_request: dict[str, OpenCall] = {}
+        # Open calls with several requests at the same time.
+        self._several: dict[CallId, OpenCall] = {}
+        # Requests without a call, with the account that they share; and those that must not run.
+        self._unmanaged: dict[str, ProgramKey] = {}
+        self._refused: list[str] = []
         self._ended = EndedCalls()
         self.accounts = Accounts()
         self.outbox = outbox if outbox is not None else Outbox()
@@ -94,18 +95,34 @@ class CallBook:
     ) -> CallFacts:
         """The facts that the policy needs about a new request. `session_id` is the ticket, if there is one."""
         call = self._call_for(request_id, session_id, now_us, unix_s)
-        if call is None:
-            self.unmanaged_calls += 1
-        else:
+        if isinstance(call, OpenCall):
             call.members[request_id] = call.record.service_us
             self._by_request[request_id] = call
+            if len(call.members) > 1:
+                self._several[CallId(call.record.call_id)] = call
+        else:
+            self.unmanaged_calls += 1
+            self._unmanaged[request_id] = unmanaged_account(call or Tenant(""))
+            if call is None and self._check.unticketed is Unticketed.REFUSE:
+                self._refused.append(request_id)
         return self.facts(request_id, accounting)
 
+    def take_refused(self) -> list[str]:
+        """Requests that have arrived without a valid ticket although one is required: the caller aborts them."""
+        if not self._refused:
+            return []
+        refused, self._refused = self._refused, []
+        return refused
+
     def facts(self, request_id: str, accounting: Accounting) -> CallFacts:
-        """The facts about a request as it arrived; one without a call is a program of its own."""
+        """The facts about a request as it arrived."""
         call = self._by_request.get(request_id)
         if call is None:
-            return CallFacts(request_id, ProgramKey(Tenant(""), ProgramId(f"\x00{request_id}")), managed=False)
+            program = self._unmanaged.get(request_id, unmanaged_account(Tenant("")))
+            # Waits of others in the account do not count: a flood would promote itself.
+            return CallFacts(
+                request_id, program, attained_service_us=self.accounts.of(program).attained_us, managed=False
+            )
         account = self.accounts.of(call.program)
         # What the call received before this request counts as well: a beam search does not start over at each token.
         before_us = call.members[request_id]
@@ -127,15 +144,25 @@ class CallBook:
             class_name=call.class_name,
         )
 
-    def _call_for(self, request_id: str, session_id: str | None, now_us: int, unix_s: float) -> OpenCall | None:
-        if not session_id or self._keys is None:
+    def _call_for(
+        self, request_id: str, session_id: str | None, now_us: int, unix_s: float
+    ) -> OpenCall | Tenant | None:
+        """The call; the tenant alone, if a gateway vouches for it; None without a valid ticket."""
+        if not session_id or not self._check.has_keys:
             return None
+        text, exchange = split(session_id)
         try:
-            ticket = verify(session_id, *self._keys(), engine_id=self._engine_id, now_unix_s=unix_s)
+            ticket, managed = self._check.read(text, unix_s)
         except InvalidTicketError as error:
             self.rejections.add(error.reason, now_us, expired_for_s=error.expired_for_s)
             return None
-        base, call_id = base_id(request_id), CallId(ticket.call_id)
+        base, call_id = exchange or base_id(request_id), CallId(ticket.call_id)
+        if not managed:
+            if (self._ended.base_id(call_id) or base) != base:
+                self.rejections.add("replayed", now_us)
+                return None
+            self._ended.add(call_id, base)
+            return Tenant(ticket.tenant)
         call = self._open.get(call_id) or self._between.get(call_id)
         ended = None if call is not None else self._ended.base_id(call_id)
         if (call.base_id if call is not None else ended or base) != base:
@@ -196,12 +223,18 @@ class CallBook:
 
     # -- service and ends ----------------------------------------------------------------------------------------
 
-    def charge(self, request_id: str, step: int, dt_us: int) -> None:
-        """The request took part in a step of `dt_us`; its call is charged once per step."""
+    def charge(self, request_id: str, dt_us: int) -> None:
+        """The request took part in a step of `dt_us`: its call has received that once more."""
         call = self._by_request.get(request_id)
-        if call is not None and call.charged_step != step:
-            call.charged_step = step
+        if call is not None:
             call.record.service_us += dt_us
+
+    def together(self, request_ids: Collection[str]) -> list[list[str]]:
+        """Those of the requests that belong to one call, for each call that has two or more of them."""
+        if not self._several:
+            return []
+        groups = ([key for key in call.members if key in request_ids] for call in self._several.values())
+        return [group for group in groups if len(group) > 1]
 
     def observe(self, call: OpenCall, stats: CallStats) -> None:
         """Takes over what the queue knows about one of the call's requests; the call reports its worst one."""
@@ -217,8 +250,11 @@ class CallBook:
         """A request has left the engine. Returns the terminal record if it is final now."""
         call = self._by_request.pop(request_id, None)
         if call is None:
+            self._end_unmanaged(request_id, stats)
             return None
         del call.members[request_id]
+        if len(call.members) < 2:
+            self._several.pop(CallId(call.record.call_id), None)
         call.tokens.pop(request_id, None)
         record = call.record
         if stats is not None:
@@ -242,6 +278,11 @@ class CallBook:
         self.outbox.add(record)
         return record
 
+    def _end_unmanaged(self, request_id: str, stats: CallStats | None) -> None:
+        account = self._unmanaged.pop(request_id, None)
+        if account is not None and stats is not None:
+            self.accounts.raise_to(account, self.accounts.of(account).attained_us + stats.service_us, 0)
+
     def sweep(self, now_us: int) -> None:
         """Ends the beam searches whose next request did not come in time; their records are sent by then."""
         while self._between:
@@ -261,6 +302,11 @@ class CallBook:
         after_us = charge_call(accounting, before_us, at_admission_us, service_us)
         self.accounts.raise_to(call.program, after_us, known.wait_us + wait_us)
         call.settled_service_us, call.settled_wait_us = record.service_us, record.wait_us
+
+
+def unmanaged_account(tenant: Tenant) -> ProgramKey:
+    """The account of all calls without an account: of a tenant that a gateway names, or of everybody else."""
+    return ProgramKey(tenant, ProgramId("\x00unmanaged"))
 
 
 def _opened(ticket: Ticket, base: str) -> OpenCall:

@@ -9,15 +9,16 @@ LOG_INTERVAL_US = 60_000_000
 
 _ADVICE = {
     "expired": "check the clocks of this node and of the control plane's",
-    "forged": "this engine and the control plane do not have the same ticket key",
+    "forged": "this engine does not have the public key of the control plane's ticket key",
     "wrong_engine": "the gateway sent a call to another engine than the control plane chose",
     "malformed": "a client sets X-Session-ID, or a proxy changes it",
+    "wrong_boot": "this engine has restarted since the ticket was made: the call is lost, its client tries again",
     "replayed": "a client sends the ticket of another request",
 }
 
 
 class Rejections:
-    """Requests with a rejected ticket are served as unmanaged calls."""
+    """Requests with a rejected ticket are refused, or served as unmanaged calls."""
 
     def __init__(self) -> None:
         self.by_reason: Counter[str] = Counter()
@@ -39,7 +40,7 @@ class Rejections:
         self._logged[reason] = now_us, count
         skew = f" for {expired_for_s:.0f} s" if reason == "expired" else ""
         self._lines.append(
-            f"ticket rejected: {reason}{skew} ({count - before} since the last such line): the call is served as "
+            f"ticket rejected: {reason}{skew} ({count - before} since the last such line): the call is "
             f"unmanaged; {_ADVICE.get(reason, '')}"
         )
 

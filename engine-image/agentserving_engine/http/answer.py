@@ -102,9 +102,9 @@ class Answer:
         if self._state is not _State.WAITING:
             return ()
         self._state = _State.CLOSED
-        body = error_document(self._dialect, 400, error.message, param=error.param, code=error.code)
+        body = error_document(self._dialect, error.status, error.message, param=error.param, code=error.code)
         headers = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)))
-        return Head(400, headers), Chunk(body, last=True)
+        return Head(error.status, headers), Chunk(body, last=True)
 
     def head(self, status: int, headers: Headers, now: float) -> bool:
         """The application's head; True = send it."""

@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from agentserving.contract.response_ids import response_id
 
+from agentserving_engine.boot import read_boot
+from agentserving_engine.calls.tickets import TicketCheck
+from agentserving_engine.clock import now_us
 from agentserving_engine.http.answer import Answer, Chunk, Head
 from agentserving_engine.http.dialects import RESPONSES, Dialect, dialect_of
-from agentserving_engine.http.request_body import RefusedBodyError, asks_for_a_stream
+from agentserving_engine.http.entrance import Entrance, Entry, RefusedEntryError
+from agentserving_engine.http.request_body import RefusedBodyError, asks_for_a_stream, check_sequences, with_salt
 from agentserving_engine.http.response_id import marked
-from agentserving_engine.settings import HttpSettings
+from agentserving_engine.settings import HttpSettings, PluginSettings
+
+logger = logging.getLogger("vllm.agentserving")
+
+TICKET_HEADER = b"x-session-id"
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -34,6 +44,7 @@ class EngineMiddleware:
         self._app = app
         settings = HttpSettings.from_env(os.environ)
         self._keep_alive_s, self._engine_id = settings.sse_keep_alive_s, settings.engine_id
+        self._entrance = entrance_of(PluginSettings.from_env(os.environ))
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         path = _route(scope) if scope["type"] == "http" else ""
@@ -42,7 +53,23 @@ class EngineMiddleware:
             await self._app(scope, receive, send)
             return
         named = response_id(self._engine_id, uuid.uuid4().hex) if path == RESPONSES else ""
-        await serve(self._app, scope, receive, send, dialect=dialect, keep_alive_s=self._keep_alive_s, response=named)
+        await serve(
+            self._app, scope, receive, send,
+            dialect=dialect, keep_alive_s=self._keep_alive_s, entrance=self._entrance, response=named,
+        )  # fmt: skip
+
+
+def entrance_of(settings: PluginSettings) -> Entrance:
+    """The entrance of a process that accepts requests; the engine process writes its boot before they come."""
+    check = settings.ticket_check("")
+
+    def current() -> TicketCheck:
+        nonlocal check
+        if not check.boot_id and settings.channel_dir is not None:
+            check = settings.ticket_check(read_boot(settings.channel_dir))
+        return check
+
+    return Entrance(current, separate_caches=settings.separate_caches)
 
 
 def _route(scope: MutableMapping[str, Any]) -> str:
@@ -59,17 +86,46 @@ async def serve(
     *,
     dialect: Dialect,
     keep_alive_s: float,
+    entrance: Entrance,
     response: str = "",
 ) -> None:
     """Runs `app` for one request of a generating route. Exceptions of `app` propagate, after the stream was ended.
 
     `response`: the id of the response that the request asks for; empty = the application chooses it.
     """
-    exchange = _Exchange(Answer(dialect, keep_alive_s), receive, send, response)
+    answer = Answer(dialect, keep_alive_s)
+    try:
+        entry = _enter(scope, entrance)
+    except RefusedEntryError as error:
+        refusal = RefusedBodyError(error.message, param=None, code=error.code, status=403)
+        for each in answer.refuse(refusal):
+            await send(_message(each))
+        return
+    exchange = _Exchange(answer, entry, receive, send, response)
     try:
         await app(scope, exchange.receive, exchange.send)
     finally:
         await exchange.end()
+
+
+def _enter(scope: MutableMapping[str, Any], entrance: Entrance) -> Entry:
+    """Replaces the ticket in the request's head. GET of a stored response runs nothing, so it needs none."""
+    headers = list(scope.get("headers", ()))
+    if scope.get("method", "POST") != "POST":
+        return Entry(None, "")
+    tickets = [value for name, value in headers if name.lower() == TICKET_HEADER]
+    # vLLM reads the first of several.
+    text = tickets[0].decode("latin-1") if tickets else None
+    try:
+        entry = entrance.enter(text, now_us(), time.time())
+    finally:
+        for line in entrance.rejections.take_lines():
+            logger.warning("agentserving: %s", line)
+    kept = [(name, value) for name, value in headers if name.lower() != TICKET_HEADER]
+    if entry.session_id is not None:
+        kept.append((TICKET_HEADER, entry.session_id.encode("latin-1")))
+    scope["headers"] = kept
+    return entry
 
 
 class _Exchange:
@@ -81,6 +137,7 @@ class _Exchange:
         "_chunks",
         "_comment",
         "_complete",
+        "_entry",
         "_loop",
         "_receive",
         "_response",
@@ -89,8 +146,8 @@ class _Exchange:
         "_timer",
     )
 
-    def __init__(self, answer: Answer, receive: Receive, send: Send, response: str) -> None:
-        self._answer, self._receive, self._send = answer, receive, send
+    def __init__(self, answer: Answer, entry: Entry, receive: Receive, send: Send, response: str) -> None:
+        self._answer, self._entry, self._receive, self._send = answer, entry, receive, send
         # Still to be put into the body.
         self._response = response
         self._loop = asyncio.get_running_loop()
@@ -105,24 +162,29 @@ class _Exchange:
 
     async def receive(self) -> Message:
         """The application's `receive`."""
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self._answer.client_left()
-        elif not self._complete:
-            if data := message.get("body", b""):
-                self._chunks.append(data)
-                if self._response:
-                    message = {**message, "body": marked(data, self._response)}
-                    self._response = ""
-            if not message.get("more_body", False):
-                return await self._body_complete(message)
-        return message
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._answer.client_left()
+            elif not self._complete:
+                if data := message.get("body", b""):
+                    self._chunks.append(data)
+                    if not self._entry.salt:
+                        message = self._named(message)
+                if not message.get("more_body", False):
+                    return await self._body_complete(message)
+                if self._entry.salt:
+                    # The whole body is passed on at once, with the salt.
+                    continue
+            return message
 
     async def _body_complete(self, message: Message) -> Message:
         self._complete = True
         chunks, self._chunks = self._chunks, []
         try:
             stream = asks_for_a_stream(chunks)
+            if self._entry.sequences:
+                check_sequences(b"".join(chunks), self._entry.sequences)
         except RefusedBodyError as error:
             for each in self._answer.refuse(error):
                 await self._send(_message(each))
@@ -130,7 +192,16 @@ class _Exchange:
             return {"type": "http.disconnect"}
         self._answer.request_complete(stream=stream, now=self._time())
         self._arm()
+        if self._entry.salt:
+            return self._named({**message, "body": with_salt(b"".join(chunks), self._entry.salt)})
         return message
+
+    def _named(self, message: Message) -> Message:
+        """The message with the response's id in its body, if that is still to be put there."""
+        if not self._response:
+            return message
+        name, self._response = self._response, ""
+        return {**message, "body": marked(message["body"], name)}
 
     async def send(self, message: Message) -> None:
         """The application's `send`."""

@@ -27,17 +27,26 @@ class Levels:
     """The level tables of a policy."""
 
     def __init__(self, policy: Policy) -> None:
-        self._unmanaged = policy.unmanaged_level
         self._default = LevelTable(policy.levels)
         self._classes = {name: LevelTable(levels) for name, levels in policy.classes}
         tables = [self._default, *self._classes.values()]
         front = min(table.best_rank for table in tables)
         for table in tables:
             table.front_rank = front
+        self._unmanaged = self._behind_all()
+
+    def _behind_all(self) -> LevelTable:
+        """For calls without a ticket: the best level, for as long as a promotion lasts, and one behind all others."""
+        tables = (self._default, *self._classes.values())
+        best = self._default
+        rank, worst = self._default.best_rank, max(max(table.ranks) for table in tables)
+        # They count as if their account were in the last level, so that waiting does not promote them early.
+        bound_us = max(table.lower[-1] for table in tables)
+        return LevelTable((Level(bound_us, best.quanta[best.best], rank=rank), Level(rank=worst + 1)))
 
     def of(self, class_name: str, attained_service_us: int, *, managed: bool) -> tuple[LevelTable, int]:
         """(table, level) of a call of a program with this account (Algorithm 1, line 'arrivals')."""
         if not managed:
-            return self._default, self._unmanaged
+            return self._unmanaged, self._unmanaged.last
         table = self._classes.get(class_name, self._default)
         return table, level_of(table.levels, attained_service_us)

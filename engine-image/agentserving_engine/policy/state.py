@@ -25,7 +25,7 @@ class CallFacts:
     program_wait_us: int = 0
     # 0 = unknown: the program counts as arriving with this call.
     program_arrival_us: int = 0
-    # False for requests without a valid ticket: they enter at the policy's `unmanaged_level`.
+    # False for requests without an account of their own: they run behind all others.
     managed: bool = True
     # Class of the program: selects the levels its calls go through.
     class_name: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -255,6 +255,13 @@ def namespaces(names: Sequence[str]) -> list[Manifest]:
 def secret_volume(name: str, secret: str) -> Manifest:
     """A Secret as files that only the pod's group can read."""
     return {"name": name, "secret": {"secretName": secret, "defaultMode": 0o440}}
+
+
+def secret_files(name: str, secret: str, files: Iterable[str]) -> Manifest:
+    """As `secret_volume`, but of these files only, as far as they exist."""
+    volume = secret_volume(name, secret)
+    volume["secret"] |= {"items": [{"key": each, "path": each} for each in files], "optional": True}
+    return volume
 
 
 def port(name: str, number: int) -> Manifest:

@@ -26,6 +26,9 @@ SCHEDULER = "agentserving_engine.scheduler.ProgramScheduler"
 MIDDLEWARE = "agentserving_engine.http.middleware.EngineMiddleware"
 CHANNEL_DIR, KEY_DIR, MODELS_DIR = "/run/agentserving", "/etc/agentserving/ticket", "/models"
 KEY_FILE = f"{KEY_DIR}/key"
+# Of the control plane's keys, the public ones: engines verify tickets and make none.
+PUBLIC_KEYS = ("public", "public.next", "public.previous")
+PUBLIC_KEY_FILE = f"{KEY_DIR}/{PUBLIC_KEYS[0]}"
 PROBE_EVERY_S = 10
 # Returns when the engine has no calls left, or after the sidecar's --drain-s. Both images have urllib, not curl.
 DRAIN = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{Port.SIDECAR_HTTP}/drain').read()"
@@ -99,7 +102,7 @@ def _simulator_arguments(cluster: AgentServingCluster) -> list[str]:
         settings = ["--speed", f"{whole}.{hundredths:02d}", "--num-blocks", str(simulator.num_blocks)]
     return [
         "--listen", f"0.0.0.0:{Port.ENGINE}", "--engine-id", "$(POD_NAME)", "--channel-dir", CHANNEL_DIR,
-        "--ticket-key-file", KEY_FILE, "--model", served_name(cluster),
+        "--ticket-key-file", PUBLIC_KEY_FILE, "--model", served_name(cluster),
         "--sse-keep-alive-s", str(cluster.spec.engine.sse_keep_alive_seconds),
         *settings, *_limits(cluster), *cluster.spec.engine.extra_args,
     ]  # fmt: skip
@@ -132,7 +135,7 @@ def _vllm_env(cluster: AgentServingCluster) -> list[Manifest]:
     found: list[Manifest] = [
         {"name": "AGENTSERVING_ENGINE_ID", "value": "$(POD_NAME)"},
         {"name": "AGENTSERVING_CHANNEL_DIR", "value": CHANNEL_DIR},
-        {"name": "AGENTSERVING_TICKET_KEY_FILE", "value": KEY_FILE},
+        {"name": "AGENTSERVING_TICKET_KEY_FILE", "value": PUBLIC_KEY_FILE},
         {"name": "AGENTSERVING_SSE_KEEP_ALIVE_S", "value": str(cluster.spec.engine.sse_keep_alive_seconds)},
         {"name": "HF_HOME", "value": MODELS_DIR},
         {"name": "VLLM_NO_USAGE_STATS", "value": "1"},

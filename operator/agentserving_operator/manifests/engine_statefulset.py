@@ -9,12 +9,12 @@ from agentserving_operator.manifests.common import (
     child_object,
     labels,
     pod,
-    secret_volume,
+    secret_files,
     selector,
     spread,
 )
 from agentserving_operator.manifests.engine_identity_container import identity_containers
-from agentserving_operator.manifests.engine_pod import engine_container
+from agentserving_operator.manifests.engine_pod import PUBLIC_KEYS, engine_container
 from agentserving_operator.manifests.sidecar import sidecar_container
 from agentserving_operator.manifests.tls import engine_volumes
 from agentserving_operator.spec.cluster import CacheType, EngineType, ModelCache
@@ -66,7 +66,7 @@ def _volumes(cluster: AgentServingCluster) -> list[Manifest]:
         {"name": "journal", "emptyDir": {"sizeLimit": "1Gi"}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": engine.shared_memory}},
         {"name": "tmp", "emptyDir": {}},
-        secret_volume("ticket-key", cluster.ticket_key_name),
+        secret_files("ticket-key", cluster.ticket_key_name, PUBLIC_KEYS),
         *engine_volumes(cluster),
     ]
     if engine.type is EngineType.VLLM:

@@ -2,7 +2,8 @@
 
 Pods read a changed Secret at different times. Therefore a new key is first announced (`key.next` verifies but does not
 sign), then it signs, and the old one (`key.previous`) still verifies until the last ticket it signed has expired. The
-Secret's annotations record which request for a new key is in progress or done, and since when.
+Secret's annotations record which request for a new key is in progress or done, and since when. Engines mount the
+public keys (`public`, `public.next`, `public.previous`) and no other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import binascii
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+from agentserving.contract.signatures import public_bytes
 
 from agentserving_operator.manifests.common import AgentServingCluster, Component, Manifest, child_object
 from agentserving_operator.spec.crd import GROUP
@@ -56,7 +59,11 @@ def rotated(
 def ticket_key_secret(cluster: AgentServingCluster, keys: TicketKeys) -> Manifest:
     """The Secret that pods mount."""
     files = {"key": keys.key, "key.next": keys.next, "key.previous": keys.previous}
-    data = {name: base64.b64encode(key).decode() for name, key in files.items() if key is not None}
+    data = {}
+    for name, key in files.items():
+        if key is not None:
+            data[name] = base64.b64encode(key).decode()
+            data[public_name(name)] = base64.b64encode(public_bytes(key)).decode()
     secret = child_object(
         cluster, "v1", "Secret", Component.CONTROL_PLANE, cluster.ticket_key_name, type="Opaque", data=data
     )  # fmt: skip
@@ -64,6 +71,17 @@ def ticket_key_secret(cluster: AgentServingCluster, keys: TicketKeys) -> Manifes
         since = keys.since.strftime("%Y-%m-%dT%H:%M:%SZ")
         secret["metadata"]["annotations"] = {_DONE: keys.request, _SINCE: since}
     return secret
+
+
+def public_name(name: str) -> str:
+    """The public key that belongs to a key of the Secret."""
+    return name.replace("key", "public", 1)
+
+
+def has_public_keys(secret: Manifest) -> bool:
+    """False for a Secret from before engines verified tickets by public keys."""
+    data = secret.get("data") or {}
+    return all(public_name(name) in data for name in data if name.split(".")[0] == "key")
 
 
 def ticket_keys_of(secret: Manifest) -> TicketKeys | None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import pytest
 from agentserving.contract.ids import CallId, ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import Accounting
-from agentserving_engine.calls import CallBook, Outbox
-from agentserving_engine.calls.book import BEAM_GAP_US, base_id
+from agentserving_engine.calls import CallBook, Outbox, TicketCheck, Unticketed
+from agentserving_engine.calls.book import BEAM_GAP_US, base_id, unmanaged_account
+from agentserving_engine.calls.tickets import joined
 from agentserving_engine.policy import CallFacts, CallStats
-from engine.calls.tickets import KEY, ticket
+from engine.calls.tickets import KEYS, gateway_ticket, ticket
+from hypothesis import given
+from hypothesis import strategies as st
 
 STATS = CallStats(wait_us=3, running=True)
 P = ProgramKey(Tenant("default"), ProgramId("p"))
 UNIX_S = 10.0
 
 
-def book(outbox: Outbox | None = None) -> CallBook:
-    return CallBook("e", lambda: (KEY,), outbox)
+def book(outbox: Outbox | None = None, unticketed: Unticketed = Unticketed.LAST) -> CallBook:
+    return CallBook(TicketCheck(engine_id="e", keys=lambda: KEYS, unticketed=unticketed), outbox)
 
 
 def arrive(
@@ -40,13 +43,16 @@ def test_a_ticket_names_program_account_and_age() -> None:
     assert (facts.program_arrival_us, facts.managed, facts.class_name) == (42, True, "triage")
 
 
-def test_a_request_without_a_good_ticket_is_a_program_of_its_own() -> None:
+def test_requests_without_a_good_ticket_share_one_account() -> None:
     calls = book()
     for index, session in enumerate((None, "", "forged", ticket(expires=5))):
         facts = arrive(calls, f"r{index}", session)
-        assert not facts.managed
-        assert facts.program.program_id.endswith(f"r{index}")
-    assert calls.unmanaged_calls == 4
+        assert (facts.managed, facts.program) == (False, unmanaged_account(Tenant("")))
+        assert facts.attained_service_us == index * 10
+        calls.end(f"r{index}", CallStats(service_us=10, wait_us=99), "completed", 1, Accounting.SUM)
+        assert arrive(calls, "probe", None).program_wait_us == 0
+    assert calls.unmanaged_calls == 8
+    assert calls.take_refused() == []
     assert calls.rejections.by_reason == {"malformed": 1, "expired": 1}
 
 
@@ -63,18 +69,66 @@ def test_an_expired_ticket_is_logged_with_its_age_once_a_minute() -> None:
     assert calls.rejections.take_lines() == []
 
 
-def test_children_of_one_request_are_one_call_charged_once_a_step() -> None:
+def test_where_tickets_are_required_a_request_without_one_is_refused() -> None:
+    calls = book(unticketed=Unticketed.REFUSE)
+    used = ticket()
+    for name, session in (("none", None), ("forged", "x"), ("good", joined(used, "a")), ("again", joined(used, "b"))):
+        arrive(calls, name, session)
+    assert calls.take_refused() == ["none", "forged", "again"]
+    assert calls.take_refused() == []
+
+
+def test_a_gateway_vouches_for_a_tenant_whose_calls_share_an_account() -> None:
+    calls = book(unticketed=Unticketed.REFUSE)
+    for name in ("one", "two"):
+        facts = arrive(calls, name, gateway_ticket(name, tenant="acme"))
+        assert (facts.managed, facts.program) == (False, unmanaged_account(Tenant("acme")))
+    assert calls.take_refused() == []
+    arrive(calls, "three", gateway_ticket("one", tenant="acme"))
+    assert calls.take_refused() == ["three"]
+
+
+@given(st.lists(st.lists(st.integers(0, 3), unique=True, max_size=4), max_size=12), st.booleans())
+def test_each_sequence_of_a_call_is_charged_and_none_twice(steps: list[list[int]], named: bool) -> None:
+    """n = 4 for one prompt: whatever of it runs, the call pays as four calls of one sequence would."""
+    calls = book()
+    session = joined(ticket(), "one") if named else ticket()
+    members = [f"{index}_chatcmpl-p.1.0-0123abcd" for index in range(4)]
+    for member in members:
+        assert arrive(calls, member, session).managed
+    for step in steps:
+        for index in step:
+            calls.charge(members[index], 10)
+        running = {members[index] for index in step}
+        assert [set(group) for group in calls.together(running)] == ([running] if len(running) > 1 else [])
+    records = [end(calls, member) for member in members]
+    assert records[:3] == [None] * 3
+    assert records[3] is not None
+    assert records[3].service_us == 10 * sum(map(len, steps))
+    assert calls.together(members) == []
+
+
+def test_a_ticket_is_good_for_one_http_request_whatever_request_ids_a_client_chooses() -> None:
+    calls = book()
+    text = ticket()
+    assert arrive(calls, "0_chatcmpl-p.1.0-0123abcd", joined(text, "first")).managed
+    assert arrive(calls, "1_chatcmpl-p.1.0-0123abcd", joined(text, "first")).managed
+    assert not arrive(calls, "chatcmpl-p.1.0-89abcdef", joined(text, "second")).managed
+    assert calls.rejections.by_reason == {"replayed": 1}
+
+
+def test_children_of_one_request_are_one_call_charged_for_each() -> None:
     calls = book()
     members = ["0_chatcmpl-p.1.0-0123abcd", "1_chatcmpl-p.1.0-0123abcd"]
     for member in members:
         assert arrive(calls, member, ticket()).managed
-    for step in (1, 2):
+    for _ in range(2):
         for member in members:
-            calls.charge(member, step, 10)
+            calls.charge(member, 10)
     assert end(calls, members[0]) is None
     record = end(calls, members[1])
     assert record is not None
-    assert (record.service_us, record.wait_us) == (20, 3)
+    assert (record.service_us, record.wait_us) == (40, 3)
 
 
 def test_prompts_of_one_completion_are_one_call() -> None:
@@ -110,7 +164,7 @@ def test_a_replayed_ticket_buys_nothing() -> None:
 def test_the_next_call_starts_where_the_last_one_left_its_program() -> None:
     calls = book()
     arrive(calls, "chatcmpl-p.1.0-0123abcd", ticket())
-    calls.charge("chatcmpl-p.1.0-0123abcd", 1, 50)
+    calls.charge("chatcmpl-p.1.0-0123abcd", 50)
     end(calls, "chatcmpl-p.1.0-0123abcd")
     assert arrive(calls, "chatcmpl-p.1.1-0123abcd", ticket("p.1.1")).attained_service_us == 150
 
@@ -127,7 +181,7 @@ def test_a_terminal_record_is_kept_until_it_is_acknowledged() -> None:
 def test_programs_of_two_tenants_with_one_id_share_neither_account_nor_call() -> None:
     calls = book()
     arrive(calls, "r1", ticket("p.1.0", 0, tenant="acme"))
-    calls.charge("r1", 1, 100_000_000)
+    calls.charge("r1", 100_000_000)
     end(calls, "r1")
     facts = arrive(calls, "r2", ticket("p.1.1", 0, tenant="globex"))
     assert facts.program == ProgramKey(Tenant("globex"), ProgramId("p"))
@@ -148,7 +202,7 @@ def search(calls: CallBook, tokens: int, beams: int, *, gap_us: int, service_us:
             assert facts.program == P
         now += service_us
         for member in members:
-            calls.charge(member, step, service_us)
+            calls.charge(member, service_us)
         for member in members:
             assert end(calls, member, now) is None
         now += gap_us
@@ -161,8 +215,8 @@ def test_a_beam_search_is_one_call_with_one_record() -> None:
     assert calls.unmanaged_calls == calls.rejections.total == 0
     assert calls.outbox.unacked() == []
     (record,) = calls.outbox.take_due(now + BEAM_GAP_US)
-    assert (record.outcome, record.service_us, record.wait_us) == ("completed", 120, 36)
-    assert calls.accounts.of(P).attained_us == 220
+    assert (record.outcome, record.service_us, record.wait_us) == ("completed", 340, 36)
+    assert calls.accounts.of(P).attained_us == 440
     calls.sweep(now + 2 * BEAM_GAP_US)
     assert calls.open_calls == len(calls._between) == 0
 
@@ -172,7 +226,7 @@ def test_each_token_of_a_beam_search_arrives_with_what_its_call_has_received() -
     for accounting, expected in ((Accounting.NONE, 70), (Accounting.SUM, 170), (Accounting.CRITICAL_PATH, 170)):
         calls = book()
         arrive(calls, beam("p.1.0", 0, 0), ticket(), 0, accounting)
-        calls.charge(beam("p.1.0", 0, 0), 1, 70)
+        calls.charge(beam("p.1.0", 0, 0), 70)
         calls.end(beam("p.1.0", 0, 0), STATS, "completed", 70, accounting)
         facts = arrive(calls, beam("p.1.0", 1, 0), ticket(), 80, accounting)
         assert facts.attained_service_us == expected, accounting
@@ -181,12 +235,12 @@ def test_each_token_of_a_beam_search_arrives_with_what_its_call_has_received() -
 def test_a_request_after_the_report_is_charged_to_its_program_and_not_reported_again() -> None:
     calls = book()
     arrive(calls, "resp_1_0-0123abcd", ticket())
-    calls.charge("resp_1_0-0123abcd", 1, 50)
+    calls.charge("resp_1_0-0123abcd", 50)
     assert end(calls, "resp_1_0-0123abcd") is not None
     facts = arrive(calls, "resp_1_1-89abcdef", ticket(), now=60_000_000)
     assert facts.managed
     assert facts.attained_service_us == 150
-    calls.charge("resp_1_1-89abcdef", 2, 30)
+    calls.charge("resp_1_1-89abcdef", 30)
     assert calls.requests_of(CallId("p.1.0")) == ["resp_1_1-89abcdef"]
     assert calls.rotate(10) == []
     assert end(calls, "resp_1_1-89abcdef") is None
@@ -198,11 +252,11 @@ def test_a_request_after_the_report_is_charged_to_its_program_and_not_reported_a
 def test_a_beam_that_comes_after_its_call_was_reported_is_charged_to_its_program() -> None:
     calls = book()
     arrive(calls, beam("p.1.0", 0, 0), ticket())
-    calls.charge(beam("p.1.0", 0, 0), 1, 50)
+    calls.charge(beam("p.1.0", 0, 0), 50)
     end(calls, beam("p.1.0", 0, 0), 10)
     (sent,) = calls.outbox.take_due(10 + BEAM_GAP_US)
     assert arrive(calls, beam("p.1.0", 1, 0), ticket(), 20 + BEAM_GAP_US).attained_service_us == 150
-    calls.charge(beam("p.1.0", 1, 0), 2, 30)
+    calls.charge(beam("p.1.0", 1, 0), 30)
     end(calls, beam("p.1.0", 1, 0), 30 + BEAM_GAP_US)
     assert calls.accounts.of(P).attained_us == 180
     assert sent.service_us == 50, "a record that was sent must not change"

@@ -13,17 +13,21 @@ from dataclasses import dataclass, field
 import pytest
 import uvicorn
 from agentserving.contract.response_ids import engine_of
+from agentserving_engine.calls import TicketCheck
 from agentserving_engine.http.answer import COMMENT
 from agentserving_engine.http.dialects import Dialect
+from agentserving_engine.http.entrance import Entrance
 from agentserving_engine.http.middleware import Application, EngineMiddleware, Message, Receive, Send, serve
 from agentserving_engine.settings import PluginConfigError
 from support.eventually import eventually_async
 
+ENGINE = "e-0"
 CHAT = "/v1/chat/completions"
 STREAM = json.dumps({"stream": True, "messages": []}).encode()
 EVENT = b'data: {"token": 1}\n\n'
 EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
 KEEP_ALIVE_S = 0.05
+OPEN = Entrance(lambda: TicketCheck(engine_id="e", keys=None), separate_caches=True)
 
 
 @dataclass
@@ -75,6 +79,7 @@ class Played:
 async def serving(app: Application, monkeypatch: pytest.MonkeyPatch, keep_alive_s: float) -> AsyncIterator[int]:
     """The port of a uvicorn that has loaded the middleware as vLLM does."""
     monkeypatch.setenv("AGENTSERVING_SSE_KEEP_ALIVE_S", str(keep_alive_s))
+    monkeypatch.setenv("AGENTSERVING_ENGINE_ID", ENGINE)
     config = uvicorn.Config(EngineMiddleware(app), lifespan="off", log_level="critical", ws="none")
     server = uvicorn.Server(config)
     with socket.socket() as listener:
@@ -257,7 +262,7 @@ async def test_a_comment_is_not_sent_while_the_application_waits_for_a_slow_clie
         sending.clear()
 
     app = Played([200, b"data: {", b"}\n\n", b""])
-    await serve(app, {"type": "http"}, receive, send, dialect=Dialect.OPENAI, keep_alive_s=KEEP_ALIVE_S)
+    await serve(app, {"type": "http"}, receive, send, dialect=Dialect.OPENAI, keep_alive_s=KEEP_ALIVE_S, entrance=OPEN)
     assert sent == [b"", b"data: {", b"}\n\n", b""]
 
 
@@ -272,11 +277,12 @@ async def test_a_comment_that_cannot_be_sent_fails_as_the_applications_own_chunk
 
     app = Played([200, "wait", EVENT, b""])
     with pytest.raises(BrokenPipeError, match="the client has left"):
-        await serve(app, {"type": "http"}, receive, send, dialect=Dialect.OPENAI, keep_alive_s=KEEP_ALIVE_S)
+        await serve(
+            app, {"type": "http"}, receive, send, dialect=Dialect.OPENAI, keep_alive_s=KEEP_ALIVE_S, entrance=OPEN
+        )
 
 
 async def test_a_request_for_a_response_gets_an_id_that_names_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AGENTSERVING_ENGINE_ID", "e-0")
     sent = b'{"input": "x", "n": [1.50, 1e400]}'
     seen: dict[str, bytes] = {}
     for path in ("/v1/responses", "/v1/responses/resp_1/cancel", CHAT):
@@ -286,7 +292,7 @@ async def test_a_request_for_a_response_gets_an_id_that_names_the_engine(monkeyp
         seen[path] = app.body
     assert seen["/v1/responses/resp_1/cancel"] == seen[CHAT] == sent
     document = json.loads(seen["/v1/responses"])
-    assert engine_of(document.pop("request_id")) == "e-0"
+    assert engine_of(document.pop("request_id")) == ENGINE
     assert document == json.loads(sent)
 
 

@@ -24,11 +24,12 @@ from typing import Any
 import torch
 from agentserving.contract.channel import CallRecord, Cancel, SetPaused, SetPolicy, ToEngine, ToolWait
 from agentserving.contract.policy import Policy, to_dict
+from agentserving.contract.signatures import public_bytes
 from agentserving_engine import clock
 from agentserving_engine.scheduler import ProgramScheduler
 from engine.versions.fake_runner import BLOCK_SIZE, FakeRunner, next_token
 from engine.versions.invariants import check
-from engine.versions.tickets import ENGINE_ID, KEY, TENANT, ticket
+from engine.versions.tickets import ENGINE_ID, SECRET, TENANT, ticket
 from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
@@ -131,7 +132,7 @@ class Engine:
         options, asynchronous = self.options, self.pipeline.asynchronous
         directory = Path(tempfile.mkdtemp(prefix="agentserving-matrix-"))
         weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
-        (directory / "key").write_bytes(KEY)
+        (directory / "key").write_bytes(public_bytes(SECRET))
         os.environ["AGENTSERVING_ENGINE_ID"] = ENGINE_ID
         os.environ["AGENTSERVING_TICKET_KEY_FILE"] = str(directory / "key")
         os.environ["AGENTSERVING_CHANNEL_DIR"] = str(directory)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from agentserving.contract.ticket import Ticket, sign
+from agentserving.contract.signatures import signing_key
+from agentserving.contract.ticket import IssuerKeys, Ticket, sign
 
-KEY = b"0123456789abcdef"
+SECRET = b"0123456789abcdef"
+KEY = signing_key(SECRET)
+KEYS = IssuerKeys([KEY.public_key()])
 ENGINE_ID = "engine"
 TENANT = "default"
 

@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import agentserving_engine
+from agentserving.contract.signatures import public_bytes
 from agentserving_engine.http.middleware import EngineMiddleware
 from agentserving_engine.settings import HttpSettings, PluginSettings
 from agentserving_operator.manifests.engine_pod import MIDDLEWARE, SCHEDULER, engine_container
@@ -55,9 +56,9 @@ def test_the_longest_silence_of_a_stream_is_a_field_of_the_spec_for_both_kinds_o
 
 def test_the_plugin_finds_its_settings(tmp_path: Path) -> None:
     env = env_of(engine_container(make_cluster()))
-    (tmp_path / "key").write_bytes(b"0123456789abcdef")
+    (tmp_path / "public").write_bytes(public_bytes(b"0123456789abcdef"))
     given = {name: str(value) for name, value in env.items()}
-    given |= {"AGENTSERVING_CHANNEL_DIR": str(tmp_path), "AGENTSERVING_TICKET_KEY_FILE": str(tmp_path / "key")}
+    given |= {"AGENTSERVING_CHANNEL_DIR": str(tmp_path), "AGENTSERVING_TICKET_KEY_FILE": str(tmp_path / "public")}
     assert {"AGENTSERVING_CHANNEL_DIR", "AGENTSERVING_TICKET_KEY_FILE"} <= env.keys()
     assert PluginSettings.from_env(given).engine_id == "$(POD_NAME)"
     # Kubernetes expands only variables that are defined earlier.

@@ -6,15 +6,16 @@ import base64
 import datetime
 from pathlib import Path
 
-from agentserving.contract.ticket_keys import MIN_KEY_BYTES
+from agentserving.contract.signatures import MIN_SECRET_BYTES, public_bytes
 from agentserving.contract.ticket_keys import TicketKeys as PodKeys
 from agentserving_controlplane.calls import TICKET_LIFETIME_S
 from agentserving_operator.manifests import Manifest
-from agentserving_operator.manifests.engine_pod import KEY_DIR, KEY_FILE
+from agentserving_operator.manifests.engine_pod import KEY_DIR, KEY_FILE, PUBLIC_KEY_FILE
 from agentserving_operator.manifests.engine_statefulset import engine_statefulset
 from agentserving_operator.manifests.ticket_key_secret import (
     KEY_BYTES,
     TicketKeys,
+    has_public_keys,
     rotated,
     ticket_key_secret,
     ticket_keys_of,
@@ -31,20 +32,33 @@ def test_the_key_is_where_pods_look_for_it() -> None:
     secret = ticket_key_secret(cluster, TicketKeys(b"k" * KEY_BYTES))
     (volume,) = [v for v in pod_spec(engine_statefulset(cluster))["volumes"] if v["name"] == "ticket-key"]
     assert volume["secret"]["secretName"] == secret["metadata"]["name"]
+    mounted = [item["key"] for item in volume["secret"]["items"]]
+    assert all(name == "public" or name.startswith("public.") for name in mounted)
+    assert f"{KEY_DIR}/{mounted[0]}" == PUBLIC_KEY_FILE
+    assert base64.b64decode(secret["data"]["public"]) == public_bytes(b"k" * KEY_BYTES)
     assert f"{KEY_DIR}/{next(iter(secret['data']))}" == KEY_FILE
     assert base64.b64decode(secret["data"]["key"]) == b"k" * KEY_BYTES
 
 
+def test_a_secret_from_before_public_keys_gets_them() -> None:
+    keys = TicketKeys(b"k" * KEY_BYTES, next=b"n" * KEY_BYTES)
+    secret = ticket_key_secret(make_cluster(), keys)
+    assert has_public_keys(secret)
+    secret["data"] = {name: data for name, data in secret["data"].items() if name.startswith("key")}
+    assert ticket_keys_of(secret) == keys
+    assert not has_public_keys(secret)
+
+
 def test_the_key_is_long_enough_for_its_readers() -> None:
-    assert KEY_BYTES >= MIN_KEY_BYTES
+    assert KEY_BYTES >= MIN_SECRET_BYTES
 
 
-def read_by_a_pod(secret: Manifest, directory: Path) -> tuple[bytes, ...]:
+def read_by_a_pod(secret: Manifest, directory: Path, file: str = KEY_FILE) -> tuple[bytes, ...]:
     """Read by the code of pods, from files as kubelet mounts them."""
     directory.mkdir()
     for name, data in secret["data"].items():
         (directory / name).write_bytes(base64.b64decode(data))
-    return PodKeys(directory / Path(KEY_FILE).name)()
+    return PodKeys(directory / Path(file).name, lambda content: content)()
 
 
 Story = list[tuple[datetime.datetime, TicketKeys]]
@@ -71,12 +85,14 @@ def story(requests: dict[int, str], minutes: int = 120) -> Story:
 def test_pods_that_read_keys_minutes_apart_verify_each_others_tickets(tmp_path: Path) -> None:
     late = datetime.timedelta(minutes=5)
     steps = story({3: "a", 50: "b"})
-    read = [(now, read_by_a_pod(ticket_key_secret(make_cluster(), keys), tmp_path / str(now))) for now, keys in steps]
-    assert {keys[0][:1] for _, keys in read} == {b"0", b"1", b"2"}
-    for signed_at, (signing, *_) in read:
-        for verified_at, keys in read:
+    secrets = [(now, ticket_key_secret(make_cluster(), keys)) for now, keys in steps]
+    signing = [(now, read_by_a_pod(secret, tmp_path / f"{now} signs")[0]) for now, secret in secrets]
+    verifying = [(now, read_by_a_pod(secret, tmp_path / str(now), PUBLIC_KEY_FILE)) for now, secret in secrets]
+    assert {key[:1] for _, key in signing} == {b"0", b"1", b"2"}
+    for signed_at, key in signing:
+        for verified_at, keys in verifying:
             if abs(verified_at - signed_at) <= late:
-                assert signing in keys, (signed_at, verified_at)
+                assert public_bytes(key) in keys, (signed_at, verified_at)
 
 
 def test_the_previous_key_verifies_for_a_tickets_life_and_no_longer() -> None:

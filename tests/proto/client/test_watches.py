@@ -12,6 +12,7 @@ import grpc
 import pytest
 from agentserving import AsyncClient, Client, ProgramChanges, ProgramState
 from agentserving.client.watches import MAX_DELAY_S, Watch
+from agentserving.contract.signatures import signing_key
 from agentserving.transport.errors import NotFoundError, UnavailableError
 from agentserving_controlplane.__main__ import add_services
 from agentserving_controlplane.control_plane import ControlPlane
@@ -20,7 +21,7 @@ from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.memory import MemoryStore
 from agentserving_controlplane.table.history import KEPT, History
 
-KEY = b"0123456789abcdef"
+KEY = signing_key(b"0123456789abcdef")
 
 
 @asynccontextmanager
