@@ -24,8 +24,9 @@ from typing import Any
 import httpx
 from agentserving import Client
 from agentserving.contract.policy import PRESETS, Policy
-from agentserving_replay.cluster import ClusterSpec, ProgramResult, VirtualCluster
+from agentserving_replay.cluster import ClusterSpec, VirtualCluster
 from agentserving_replay.figures import percentile
+from agentserving_replay.results import ProgramResult
 from agentserving_replay.traces.trace import Call, Program
 from agentserving_replay.workloads import generate
 from agentserving_simulator.cost_model import CostModel

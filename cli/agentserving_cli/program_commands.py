@@ -194,8 +194,8 @@ def _policy(where: Where) -> click.Group:
     @click.argument("name_or_file")
     @where
     def policy_set(connect: Connect, name_or_file: str) -> None:
-        """Put a policy in force: fcfs, program-fcfs, mlfq, plas, atlas, program-plas, program-atlas, gittins, or a JSON
-        file."""
+        """Put a policy in force: auto, fcfs, program-fcfs, mlfq, plas, atlas, program-plas, program-atlas, gittins, or
+        a JSON file."""
         wanted = policy_of(name_or_file)
         with connect() as client:
             applied = client.set_policy(wanted)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from agentserving.client.values import Engine, EngineState, Overview, PolicyVersion, Program, ProgramState
+from agentserving.client.values import (
+    Engine,
+    EngineState,
+    Overview,
+    PolicyChoice,
+    PolicyVersion,
+    Program,
+    ProgramState,
+)
 from agentserving.contract.policy import Level
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -167,8 +175,19 @@ def headline(overview: Overview) -> str:
         f"policy [bold]{escape(overview.policy.policy.name)}[/bold] v{overview.policy.version}, "
         f"{overview.programs_live} programs, {overview.programs_running} running; "
         f"calls: {overview.calls_running} running, {overview.calls_waiting} queued, "
-        f"{overview.calls_completed} done{unmanaged}{store}"
+        f"{overview.calls_completed} done{unmanaged}{_choices(overview.policy_choices)}{store}"
     )
+
+
+def _choices(choices: Sequence[PolicyChoice]) -> str:
+    """A line on what `auto` has chosen, and why."""
+    return "".join(f"\nchosen: {each.chosen}, {escape(each.reason)}" for each in choices if each.application is None)
+
+
+def _class(choice: PolicyChoice) -> str:
+    if choice.application is None:
+        return "all programs"
+    return escape(choice.application) or "unnamed programs"
 
 
 def top_screen(overview: Overview, programs: Sequence[Program], width: int, height: int) -> Group:
@@ -237,7 +256,12 @@ def policy_screen(version: PolicyVersion) -> Group:
         f"balancer: {_words(version.balancer.name).lower()}",
         f"followed by: {', '.join(version.acknowledged_engine_ids) or 'no engine'}{pending}",
     )
-    return Group(*lines, "", _levels_table(policy.levels))
+    return Group(*lines, *map(_choice_line, version.choices), "", _levels_table(policy.levels))
+
+
+def _choice_line(choice: PolicyChoice) -> str:
+    since = f" since {choice.since_time:%Y-%m-%d %H:%M:%S} UTC" if choice.since_time else ""
+    return f"{_class(choice)}: [bold]{choice.chosen}[/bold]{since}: {escape(choice.reason)}"
 
 
 def _levels_table(levels: Sequence[Level]) -> Table:

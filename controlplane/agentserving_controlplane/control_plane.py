@@ -25,7 +25,8 @@ from agentserving_controlplane.engines.directives import ExecutePolicy
 from agentserving_controlplane.engines.engine import Engine
 from agentserving_controlplane.engines.identity import EngineIdentity
 from agentserving_controlplane.key_operations import KEYS_PREFIX, KeyOperations
-from agentserving_controlplane.policy.in_force import POLICY_KEY, REQUESTS_KEY, PolicyChange
+from agentserving_controlplane.policy.auto import Choice
+from agentserving_controlplane.policy.in_force import CHOICES_KEY, POLICY_KEY, REQUESTS_KEY, PolicyChange
 from agentserving_controlplane.policy.stored import UnreadablePolicyError, refuse_message
 from agentserving_controlplane.policy.version import PolicyVersion
 from agentserving_controlplane.program_operations import ProgramOperations
@@ -54,6 +55,7 @@ class PolicyStatus:
     policy: PolicyVersion
     acknowledged: list[EngineId]
     pending: list[EngineId]
+    choices: tuple[Choice, ...]
 
 
 class ControlPlane(LeaderState):
@@ -109,7 +111,10 @@ class ControlPlane(LeaderState):
             await asyncio.sleep(0)
         try:
             self.policy_in_force.restore(
-                snapshot.items.get(POLICY_KEY), snapshot.items.get(REQUESTS_KEY), decode_policy_message
+                snapshot.items.get(POLICY_KEY),
+                snapshot.items.get(REQUESTS_KEY),
+                snapshot.items.get(CHOICES_KEY),
+                decode_policy_message,
             )
         except UnreadablePolicyError as error:
             in_force = self.policy.policy.name
@@ -120,6 +125,10 @@ class ControlPlane(LeaderState):
         for engine_id in self.table.index.engines_with_calls():
             self.engines.ensure(engine_id, now.steady_us)
         self.commits.start()
+        # Before engines attach, so that they go on with what was chosen; and again at the first tick.
+        if self.policy_in_force.choices:
+            await self._upkeep.relevel()
+            self._upkeep.relevel_now()
         self.settle()
         self.ends.resume(programs)
         log.info("recovered", programs=len(programs), revision=snapshot.revision, seconds=time.monotonic() - began)
@@ -169,4 +178,5 @@ class ControlPlane(LeaderState):
             self.policy,
             sorted(engine.engine_id for engine in attached if engine.policy_version == version),
             sorted(engine.engine_id for engine in attached if engine.policy_version != version),
+            self.policy_in_force.choices,
         )

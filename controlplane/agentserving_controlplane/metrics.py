@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector as CollectorBase
 
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engines.health import EngineState
+from agentserving_controlplane.policy.auto import Chosen
 
 
 class Collector(CollectorBase):
@@ -55,6 +56,12 @@ def _programs(plane: ControlPlane) -> Iterator[Metric]:
         calls.add_metric([outcome.name.lower()], count)
     yield calls
     yield GaugeMetricFamily("agentserving_policy_version", "Version of the policy in force", plane.policy.version)
+    classes = GaugeMetricFamily(
+        "agentserving_policy_choices", "Classes of programs for which auto has chosen a preset", labels=["chosen"]
+    )
+    for chosen in Chosen:
+        classes.add_metric([chosen], sum(choice.chosen is chosen for choice in plane.policy_in_force.choices))
+    yield classes
 
 
 def _store(plane: ControlPlane) -> Iterator[Metric]:

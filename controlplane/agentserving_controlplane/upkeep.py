@@ -7,6 +7,7 @@ all rows. Work on many rows yields to other tasks every few rows, so it never de
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 import structlog
 from agentserving.contract.ids import ProgramKey
@@ -14,6 +15,8 @@ from agentserving.contract.policy import Source
 
 from agentserving_controlplane.engine_sessions import ENDS_PER_SLICE, ROWS_PER_SLICE
 from agentserving_controlplane.engines.directives import ExecutePolicy, PauseCalls
+from agentserving_controlplane.policy.auto import Choice
+from agentserving_controlplane.policy.computed import computed
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
 from agentserving_controlplane.state import LeaderState
 from agentserving_controlplane.store.port import Write
@@ -25,12 +28,22 @@ from agentserving_controlplane.table.states import Outcome, ProgramState
 log = structlog.get_logger()
 
 
+def _log_choices(before: Iterable[Choice], choices: Iterable[Choice]) -> None:
+    known = {choice.class_name: choice.chosen for choice in before}
+    for choice in choices:
+        if known.get(choice.class_name) is not choice.chosen:
+            name = "all" if choice.class_name is None else choice.class_name
+            log.info("policy chosen", programs=name, chosen=str(choice.chosen), reason=choice.reason)
+
+
 class Upkeep:
     """`tick` is to be called every few seconds."""
 
     def __init__(self, state: LeaderState) -> None:
         self._state = state
         self._relevel_due_us = 0
+        # Sizes of finished programs. They outlive their rows; `_counted` are the programs in it that still have one.
+        self._sizes, self._counted = Sizes(), set[ProgramKey]()
         settings = state.settings
         self._limits = Limits(
             program_idle_us=int(settings.program_idle_s * 1e6),
@@ -39,15 +52,16 @@ class Upkeep:
         )
 
     def relevel_now(self) -> None:
-        """The policy has changed: levels are computed at the next tick."""
+        """The policy has changed: levels are computed at the next tick, from what it counts as service."""
         self._relevel_due_us = 0
+        self._sizes, self._counted = Sizes(), set()
 
     async def tick(self) -> None:
         """One round."""
         for engine in self._state.engines.forget_lost(self._state.now().steady_us):
             log.info("engine forgotten", engine=engine.engine_id)
             self._state.wake()
-        await self._relevel()
+        await self.relevel()
         await self._expire_calls()
         await self._expire_programs()
 
@@ -92,25 +106,35 @@ class Upkeep:
         state.history.note(key, removed=True)
         state.wake()
 
-    async def _relevel(self) -> None:
-        """Computes levels from the sizes of finished programs, when the policy asks for that."""
+    async def relevel(self) -> None:
+        """Computes levels from the sizes of programs, when the policy asks for that and they are due."""
         state, now_us = self._state, self._state.now().steady_us
         policy = state.policy.policy
-        if policy.source is not Source.GITTINS or now_us < self._relevel_due_us:
+        if policy.source is Source.FIXED or now_us < self._relevel_due_us:
             return
         self._relevel_due_us = now_us + RELEVEL_US
-        sizes, live = Sizes(), []
+        sizes, live, closed = self._sizes, [], set[ProgramKey]()
         for count, row in enumerate(list(state.table.rows.values()), start=1):
             if count % ROWS_PER_SLICE == 0:
                 await asyncio.sleep(0)
             if row.root != row.program_id:
                 continue
             if row.state is ProgramState.CLOSED and row.outcome in (Outcome.COMPLETED, Outcome.EXPIRED):
-                sizes.end(row.name, row.attained_service_us)
+                closed.add(row.key)
+                if row.key not in self._counted:
+                    sizes.end(row.name, row.attained_service_us)
             else:
                 live.append((row.name, row.attained_service_us))
+        self._counted = closed
         sizes.go_on(live)
-        executed = await asyncio.to_thread(sizes.relevel, policy)
+        before, unix_us = state.policy_in_force.choices, state.now().unix_us
+        decided = await asyncio.to_thread(computed, policy, sizes, before, unix_us)
         # Another policy may have been applied in the meantime.
-        if state.policy.policy is policy and state.policy_in_force.execute(executed):
+        if state.policy.policy is not policy:
+            return
+        changed, items = state.policy_in_force.execute(decided)
+        if items:
+            state.commits.put_together([Write(key, value) for key, value in items])
+        if changed:
             state.links.send_all(ExecutePolicy(state.policy_in_force.for_engines))
+            _log_choices(before, decided.choices)

@@ -129,6 +129,7 @@ class ControlPlanes:
             store_message=state.store_message,
             engines=tuple(sorted(map(_engine_view, state.engines), key=lambda view: view.engine_id)),
             rejecting_engines=rejections.rejecting(now_s),
+            policy_chosen=next((each.chosen for each in in_force.choices if each.application is None), None),
         )
         return _Known(target, overview, rejections)
 

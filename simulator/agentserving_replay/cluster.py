@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.policy import Policy, Source
@@ -19,6 +19,8 @@ from agentserving_controlplane.engines.health import Health
 from agentserving_controlplane.engines.load_balancer import Balancer, LoadBalancer, Wanted
 from agentserving_controlplane.engines.registry import EngineRegistry
 from agentserving_controlplane.instant import Instant
+from agentserving_controlplane.policy.auto import Choice
+from agentserving_controlplane.policy.computed import computed
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
 from agentserving_controlplane.table.expiry import Limits
@@ -34,35 +36,12 @@ from agentserving_simulator.virtual.engine import EngineLimits, VirtualEngine
 from agentserving_simulator.virtual.requests import Ended, Request
 
 from agentserving_replay.contexts import Contexts
+from agentserving_replay.results import CallResult, ProgramResult
 from agentserving_replay.traces.trace import Call, Program
 
 TENANT = Tenant("default")
 # Closed programs are removed from the table immediately: nothing asks about them.
 NO_RETENTION = Limits(program_idle_us=0, call_idle_us=0, closed_retention_us=0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgramResult:
-    """The outcome of one program; seconds."""
-
-    program_id: ProgramId
-    name: str
-    arrival_s: float
-    latency_s: float
-    # Time without an open call, in which the program's tools ran.
-    tool_s: float
-    wait_s: float
-    service_s: float
-    calls: int
-    output_tokens: int
-    prompt_tokens: int
-    cached_tokens: int
-    preemptions: int
-
-    @property
-    def token_latency_s(self) -> float:
-        """Response time per token (paper, section 6), without tool times, which no scheduler can shorten."""
-        return (self.latency_s - self.tool_s) / max(1, self.output_tokens)
 
 
 @dataclass(slots=True)
@@ -141,8 +120,14 @@ class VirtualCluster:
         self._events: list[tuple[int, int, tuple[object, ...]]] = []
         self._order = 0
         self._sizes = Sizes()
+        # What engines execute, and what `auto` has chosen.
+        self._executed = spec.policy
+        self.choices: tuple[Choice, ...] = ()
         # True while a recomputation of the levels is scheduled.
         self._relevel_scheduled = False
+        # Closed loop: the programs that have not arrived yet. One arrives whenever one ends.
+        self._feed: Iterator[Program] | None = None
+        self.calls: list[CallResult] = []
 
     def _attached(self, number: int) -> _Engine:
         """A new engine, known to the control plane as its hello would make it known."""
@@ -164,10 +149,29 @@ class VirtualCluster:
         for program in programs:
             self._at(int(program.arrival_s * 1e6), program)
 
+    def keep_open(self, programs: Iterator[Program], count: int, ramp_s: float) -> None:
+        """Closed loop: `count` programs are open at a time, the first ones from spread over `ramp_s` on.
+
+        Their arrival times are ignored. `calls` records every call that ends.
+        """
+        self._feed = programs
+        for index in range(count):
+            when_s = ramp_s * index / count
+            self._at(int(when_s * 1e6), replace(next(programs), arrival_s=when_s))
+
+    def open_calls(self) -> list[CallResult]:
+        """The calls that have not ended."""
+        return [CallResult.of(request, 0) for engine in self.engines for request in engine.model.requests.values()]
+
     @property
     def next_s(self) -> float:
         """Time of the next event; infinite when there is none."""
         return self._events[0][0] / 1e6 if self._events else math.inf
+
+    @property
+    def open_programs(self) -> int:
+        """Live programs."""
+        return len(self._live)
 
     @property
     def age_s(self) -> float:
@@ -186,7 +190,7 @@ class VirtualCluster:
                     self._issue(self._live[ProgramId(program_id)], index)
                 case (_Engine() as engine, int() as version) if version == engine.version:
                     self._step(engine)
-                case (Source.GITTINS,):
+                case (Source(),):
                     self._relevel()
         return self.results
 
@@ -194,17 +198,20 @@ class VirtualCluster:
         """Recomputes the levels from the service of finished programs, as the control plane does."""
         self._relevel_scheduled = False
         self._sizes.go_on((live.program.name, live.row.attained_service_us) for live in self._live.values())
-        policy = self._sizes.relevel(self.spec.policy)
-        for engine in self.engines:
+        decided = computed(self.spec.policy, self._sizes, self.choices, self.now_us)
+        policy, self.choices = decided.policy, decided.choices
+        for engine in self.engines if policy != self._executed else ():
             engine.model.set_policy(policy)
             if engine.model.busy:
                 self._wake(engine, engine.model.cut(self.now_us, directive=True))
+        self._executed = policy
         self._relevel_later()
 
     def _relevel_later(self) -> None:
-        if self.spec.policy.source is Source.GITTINS and not self._relevel_scheduled and self._live:
+        source = self.spec.policy.source
+        if source is not Source.FIXED and not self._relevel_scheduled and self._live:
             self._relevel_scheduled = True
-            self._at(self.now_us + RELEVEL_US, Source.GITTINS)
+            self._at(self.now_us + RELEVEL_US, source)
 
     def _at(self, when_us: int, *event: object) -> None:
         self._order += 1
@@ -310,6 +317,8 @@ class VirtualCluster:
         root = row.root_key
         report = self._report(engine, ended, row)
         self._table.report(report, self._now)
+        if self._feed is not None:
+            self.calls.append(CallResult.of(ended.request, self.now_us))
         engine.report_load()
         known.learn(report.service_us)
         self._balancer.ran(root, known, ended.request.total)
@@ -371,3 +380,5 @@ class VirtualCluster:
         del self._live[program.program_id]
         self._table.take_changes()
         self._table.expire(row, NO_RETENTION, Instant(self.now_us + 1, self.now_us + 1))
+        if self._feed is not None and (following := next(self._feed, None)) is not None:
+            self._at(self.now_us, replace(following, arrival_s=self.now_us / 1e6))

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from agentserving_replay.closed_loop_command import loop_options, loops_of, print_loops
 from agentserving_replay.cluster import VirtualCluster
 from agentserving_replay.cluster_options import SimulatedCluster, cluster_options
 from agentserving_replay.figures import Figures, figures
@@ -68,12 +69,16 @@ RECORDED = "recorded"
     show_default=True,
     help="Engine steps between decisions.",
 )
+@loop_options
 @cluster_options
 def replay(trace: Path | None, workload: str | None, rate: float, programs: int, seed: int, **chosen: object) -> None:
     """Run the programs of a TRACE, or generated ones, in virtual time under one or more policies.
 
     The scheduler, the load balancer and the process table are the code of a real cluster; only the GPU is a cost model.
     All policies run the same programs with the same arrivals, so the columns differ by policy alone.
+
+    With --concurrency N, arrival times are ignored: N programs are open, and the next one starts when one ends, in the
+    order of the trace and again from its beginning. Give several N for the largest one that meets the SLO.
     """
     if (trace is None) == (workload is None):
         raise click.UsageError("give either a trace file or --workload")
@@ -104,12 +109,20 @@ def _run(
     *,
     policies: tuple[str, ...],
     decision_interval: int,
+    concurrency: tuple[int, ...],
+    slo_ttft: float | None,
+    cap_think_s: float | None,
+    duration: float | None,
     **chosen: Any,
 ) -> None:
+    loops = loops_of(concurrency, slo_ttft_s=slo_ttft, cap_think_s=cap_think_s, duration_s=duration)
     simulated = SimulatedCluster.of(recorded, **chosen)
     console = Console()
     names = policies or ("fcfs", DEFAULT.name)
     values = [replace(policy_named(name, recorded), decision_interval_steps=decision_interval) for name in names]
+    if loops:
+        print_loops(console, simulated, dict(zip(names, values, strict=True)), programs, loops)
+        return
     results: dict[str, Figures] = {}
     with Progress(console=console, transient=True) as progress:
         for name, policy in zip(names, values, strict=True):

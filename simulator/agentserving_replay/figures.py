@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from agentserving_replay.cluster import ProgramResult, VirtualCluster
+from agentserving_replay.cluster import VirtualCluster
+from agentserving_replay.results import ProgramResult
 
 # Two-sided 95 % points of Student's t for 1 to 9 degrees of freedom. Larger samples use the last one, which makes their
 # intervals slightly too wide.

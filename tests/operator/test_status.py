@@ -53,6 +53,13 @@ def observe(cluster: AgentServingCluster, previous: dict[str, Any] | None = None
     return status_of(cluster, observed, previous or {}, NOW)
 
 
+def test_what_auto_has_chosen_is_in_the_status_even_while_no_control_plane_answers() -> None:
+    cluster = make_cluster()
+    first = observe(cluster, {}, overview=replace(OVERVIEW, policy_name="auto", policy_chosen="program-fcfs"))
+    assert (first["policy"]["name"], first["policy"]["chosen"]) == ("auto", "program-fcfs")
+    assert observe(cluster, first, overview=None)["policy"]["chosen"] == "program-fcfs"
+
+
 def test_a_cluster_whose_pods_are_ready_is_ready() -> None:
     status = observe(make_cluster(engine={"replicas": 2}))
     assert short(status) == {

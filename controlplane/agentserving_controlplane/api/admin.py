@@ -30,6 +30,7 @@ class AdminServicer(rpc.AdminServiceServicer):
             policy=conversion.policy_version_to_message(status.policy),
             acknowledged_engine_ids=status.acknowledged,
             pending_engine_ids=status.pending,
+            choices=map(conversion.choice_to_message, status.choices),
         )
 
     @unary
@@ -60,5 +61,6 @@ class AdminServicer(rpc.AdminServiceServicer):
             store_healthy=plane.commits.healthy,
             store_message=plane.commits.last_error,
             store_pending_writes=plane.commits.pending,
+            policy_choices=map(conversion.choice_to_message, plane.policy_in_force.choices),
             **plane.overview(),
         )

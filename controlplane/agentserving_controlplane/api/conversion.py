@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from agentserving_controlplane.call_ends import EndOfCall
 from agentserving_controlplane.calls import Admission
 from agentserving_controlplane.errors import InvalidError
+from agentserving_controlplane.policy.auto import Choice
 from agentserving_controlplane.policy.in_force import PolicyChange
 from agentserving_controlplane.policy.version import Balancer, PolicyVersion
 from agentserving_controlplane.state import ProgramView
@@ -115,6 +116,20 @@ def policy_version_to_message(version: PolicyVersion) -> types_pb2.PolicyVersion
         policy=policy_to(version.policy),
         balancer=balancer_to_number(version.balancer),
     )
+
+
+def choice_to_message(choice: Choice) -> admin_service_pb2.PolicyChoice:
+    """What `auto` has chosen for a class."""
+    message = admin_service_pb2.PolicyChoice(
+        application=choice.class_name,
+        chosen=choice.chosen,
+        reason=choice.reason,
+        cv2=choice.cv2,
+        finished=choice.finished,
+        live=choice.live,
+    )
+    message.since_time.FromMicroseconds(choice.since_us)
+    return message
 
 
 def policy_version_from_bytes(data: bytes) -> PolicyVersion:

@@ -313,7 +313,7 @@ class CallQueue:
         victims = [
             key
             for key, call in self._running.items()
-            if call.table.ranks[call.level] > rank
+            if call.rank > rank
             and (call.preemptions == 0 or call.service_us - call.started_service_us >= PROTECTED_SERVICE_US)
             and preemptable(key)
             and resume_us(key) <= affordable_us
@@ -359,7 +359,7 @@ class CallQueue:
         return self._seq
 
     def _rank(self, call: CallState) -> Rank:
-        rank, order = call.table.ranks[call.level], self._policy.order
+        rank, order = call.rank, self._policy.order
         if order is Order.CALL_ARRIVAL:
             return (rank, 0, call.seq)
         if order is Order.PROGRAM_ARRIVAL:

@@ -8,7 +8,7 @@ from agentserving.contract.policy import Level, Policy, level_of
 class LevelTable:
     """The levels of one class of programs, as columns."""
 
-    __slots__ = ("best", "best_rank", "last", "levels", "lower", "quanta", "ranks")
+    __slots__ = ("best", "best_rank", "front_rank", "last", "levels", "lower", "quanta", "ranks")
 
     def __init__(self, levels: tuple[Level, ...]) -> None:
         self.levels = levels
@@ -16,9 +16,11 @@ class LevelTable:
         self.quanta = [level.quantum_us for level in levels]
         self.lower = [0, *(level.upper_bound_us for level in levels[:-1])]
         self.ranks = [index if level.rank is None else level.rank for index, level in enumerate(levels)]
-        # Starving calls are promoted to this level.
+        # Starving calls are promoted to this level,
         self.best_rank = min(self.ranks)
         self.best = self.ranks.index(self.best_rank)
+        # and run with this rank there: the best of all classes, since calls of another class starve them as well.
+        self.front_rank = self.best_rank
 
 
 class Levels:
@@ -27,6 +29,10 @@ class Levels:
     def __init__(self, policy: Policy) -> None:
         self._default = LevelTable(policy.levels)
         self._classes = {name: LevelTable(levels) for name, levels in policy.classes}
+        tables = [self._default, *self._classes.values()]
+        front = min(table.best_rank for table in tables)
+        for table in tables:
+            table.front_rank = front
         self._unmanaged = self._behind_all()
 
     def _behind_all(self) -> LevelTable:

@@ -92,13 +92,13 @@ class CallState(msgspec.Struct, kw_only=True):
 
     @property
     def at_best(self) -> bool:
-        """No level runs before the call's level."""
-        return self.table.ranks[self.level] == self.table.best_rank
+        """No level of any class runs before the call's."""
+        return self.rank == self.table.front_rank
 
     @property
     def rank(self) -> int:
-        """Rank of the call's level: lower runs first."""
-        return self.table.ranks[self.level]
+        """Rank of the call's level, or the best one while it is promoted: lower runs first."""
+        return self.table.front_rank if self.promoted else self.table.ranks[self.level]
 
     def waited_us(self, now_us: int) -> int:
         """Wait up to now; the call is waiting."""
@@ -127,7 +127,7 @@ class CallState(msgspec.Struct, kw_only=True):
         self.promoted = False
 
     def promote(self, now_us: int) -> None:
-        """Moves to the best level; the wait for the next promotion starts now."""
+        """Moves to the best level, ahead of other classes; the wait for the next promotion starts now."""
         self.wait_us = self.waited_us(now_us)
         self.waiting_since_us = now_us
         self.wait_mark_us, self.service_mark_us = self.wait_us, self.service_us

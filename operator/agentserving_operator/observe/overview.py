@@ -49,6 +49,8 @@ class Overview:
     store_message: str
     engines: tuple[EngineView, ...] = ()
     rejecting_engines: tuple[str, ...] = ()
+    # The preset whose order `auto` has chosen; None under other policies.
+    policy_chosen: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

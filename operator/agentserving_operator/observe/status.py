@@ -262,6 +262,7 @@ def _policy(observed: Observed, previous: Mapping[str, Any]) -> PolicyInForce | 
         return None if not before else PolicyInForce(
             name=before.get("name", ""), version=before.get("version", 0),
             observed_generation=before.get("observedGeneration", 0), pending_engines=before.get("pendingEngines", 0),
+            chosen=before.get("chosen"),
         )  # fmt: skip
     in_force = overview.policy_generation if overview.policy_generation and not overview.pending_engines else 0
     return PolicyInForce(
@@ -269,4 +270,5 @@ def _policy(observed: Observed, previous: Mapping[str, Any]) -> PolicyInForce | 
         version=overview.policy_version,
         observed_generation=in_force or before.get("observedGeneration", 0),
         pending_engines=overview.pending_engines,
+        chosen=overview.policy_chosen,
     )

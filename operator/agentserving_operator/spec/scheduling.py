@@ -19,6 +19,7 @@ CUSTOM = "custom"
 class PolicyName(StrEnum):
     """The presets of agentserving.contract.policy, and custom."""
 
+    AUTO = "auto"
     FCFS = "fcfs"
     PROGRAM_FCFS = "program-fcfs"
     MLFQ = "mlfq"

@@ -53,6 +53,7 @@ class PolicyInForce:
         "Generation of the spec that every engine has acknowledged.", 0, _MAX_INT, default=0
     )
     pending_engines: int = integer("Engines that have not acknowledged it yet.", 0, 100_000, default=0)
+    chosen: str | None = text("The preset whose order the policy auto has chosen.", 128, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

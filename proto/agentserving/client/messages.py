@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, TypeVar
 
-from agentserving.client.values import Balancer, ClosedProgram, EndedCall, Endings, PolicyVersion
+from agentserving.client.values import Balancer, ClosedProgram, EndedCall, Endings, PolicyChoice, PolicyVersion
 from agentserving.contract.ids import EngineId
 from agentserving.contract.policy import InvalidPolicyError, Policy
 from agentserving.contract.policy_message import policy_from
-from agentserving.v1 import call_service_pb2, types_pb2
+from agentserving.v1 import admin_service_pb2, call_service_pb2, types_pb2
 
 Value = TypeVar("Value")
 Reader = Callable[[Any, str], Any]
@@ -38,6 +38,8 @@ def _readers(kind: Any) -> dict[str, Reader]:
 def _reader(hint: Any) -> Reader:
     if hint == datetime | None:
         return _instant
+    if hint == str | None:
+        return lambda message, name: getattr(message, name) if message.HasField(name) else None
     if typing.get_origin(hint) is tuple:
         item: Any = typing.get_args(hint)[0]
         if is_dataclass(item):
@@ -79,7 +81,10 @@ def endings(message: call_service_pb2.WatchEndingsResponse) -> Endings:
 
 
 def policy_version(
-    message: types_pb2.PolicyVersion, acknowledged: Iterable[str] = (), pending: Iterable[str] = ()
+    message: types_pb2.PolicyVersion,
+    acknowledged: Iterable[str] = (),
+    pending: Iterable[str] = (),
+    choices: Iterable[admin_service_pb2.PolicyChoice] = (),
 ) -> PolicyVersion:
     """A policy in force; one that only a newer version understands is not an error."""
     error = ""
@@ -94,4 +99,5 @@ def policy_version(
         acknowledged_engine_ids=tuple(EngineId(each) for each in acknowledged),
         pending_engine_ids=tuple(EngineId(each) for each in pending),
         policy_error=error,
+        choices=tuple(read(PolicyChoice, choice) for choice in choices),
     )

@@ -236,7 +236,9 @@ def get_policy() -> Operation[PolicyVersion]:
     pb = admin_service_pb2
 
     def version(response: pb.GetPolicyResponse) -> PolicyVersion:
-        return messages.policy_version(response.policy, response.acknowledged_engine_ids, response.pending_engine_ids)
+        return messages.policy_version(
+            response.policy, response.acknowledged_engine_ids, response.pending_engine_ids, response.choices
+        )
 
     return Operation(ADMIN + "GetPolicy", pb.GetPolicyRequest(), pb.GetPolicyResponse, version)
 

@@ -293,10 +293,28 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyChoice:
+    """What the policy `auto` has chosen for a class of programs, and why.
+
+    application: the class; None = all programs together. chosen: the preset whose order they get. cv2:
+    squared coefficient of variation of program service; 0 also while too few programs have finished.
+    """
+
+    application: str | None
+    chosen: str
+    reason: str
+    cv2: float
+    finished: int
+    live: int
+    since_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyVersion:
     """A policy in force, and the engines that have acknowledged it.
 
     policy_error: a newer server's policy that this version cannot represent; then only the name in `policy` is true.
+    choices: what `auto` has chosen, by class of programs; that for all programs together comes last.
     """
 
     version: int
@@ -305,6 +323,7 @@ class PolicyVersion:
     acknowledged_engine_ids: tuple[EngineId, ...] = ()
     pending_engine_ids: tuple[EngineId, ...] = ()
     policy_error: str = ""
+    choices: tuple[PolicyChoice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,6 +344,7 @@ class Overview:
     store_healthy: bool
     store_message: str
     store_pending_writes: int
+    policy_choices: tuple[PolicyChoice, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,9 @@ class Source(StrEnum):
     # The control plane computes them from the service of finished programs, per class of programs (Gittins index). The
     # policy's own levels apply until enough programs have finished.
     GITTINS = "gittins"
+    # The control plane chooses, per class of programs, between these levels and a single one by how much the sizes of
+    # programs spread.
+    AUTO = "auto"
 
 
 class InvalidPolicyError(ValueError):
@@ -198,8 +201,11 @@ PROGRAM_ATLAS = replace(PROGRAM_PLAS, name="program-atlas", accounting=Accountin
 # waits up to 1.12 times as long as under FCFS.
 GITTINS = replace(PROGRAM_PLAS, name="gittins", source=Source.GITTINS)
 
+# Chooses between PROGRAM_FCFS (with retention) and PROGRAM_PLAS for each class of programs.
+AUTO = replace(PROGRAM_PLAS, name="auto", source=Source.AUTO)
+
 PRESETS: dict[str, Policy] = {
-    p.name: p for p in (FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS, PROGRAM_PLAS, PROGRAM_ATLAS, GITTINS)
+    p.name: p for p in (AUTO, FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS, PROGRAM_PLAS, PROGRAM_ATLAS, GITTINS)
 }
 
 # Policy of a new cluster: among those that need no samples, the best or close to it on every load (docs/results).

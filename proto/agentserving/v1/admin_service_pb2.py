@@ -23,39 +23,42 @@ _sym_db = _symbol_database.Default()
 
 
 from agentserving.v1 import types_pb2 as agentserving_dot_v1_dot_types__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#agentserving/v1/admin_service.proto\x12\x0f\x61gentserving.v1\x1a\x1b\x61gentserving/v1/types.proto\"\x9d\x01\n\x12\x41pplyPolicyRequest\x12\'\n\x06policy\x18\x01 \x01(\x0b\x32\x17.agentserving.v1.Policy\x12+\n\x08\x62\x61lancer\x18\x02 \x01(\x0e\x32\x19.agentserving.v1.Balancer\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\x12\x18\n\x10\x65xpected_version\x18\x04 \x01(\x03\"E\n\x13\x41pplyPolicyResponse\x12.\n\x06policy\x18\x01 \x01(\x0b\x32\x1e.agentserving.v1.PolicyVersion\"\x12\n\x10GetPolicyRequest\"\x80\x01\n\x11GetPolicyResponse\x12.\n\x06policy\x18\x01 \x01(\x0b\x32\x1e.agentserving.v1.PolicyVersion\x12\x1f\n\x17\x61\x63knowledged_engine_ids\x18\x02 \x03(\t\x12\x1a\n\x12pending_engine_ids\x18\x03 \x03(\t\"\x14\n\x12ListEnginesRequest\"?\n\x13ListEnginesResponse\x12(\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x17.agentserving.v1.Engine\">\n\x12\x44rainEngineRequest\x12\x11\n\tengine_id\x18\x01 \x01(\tJ\x04\x08\x02\x10\x03R\x0fidempotency_key\">\n\x13\x44rainEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.agentserving.v1.Engine\")\n\x14UndrainEngineRequest\x12\x11\n\tengine_id\x18\x01 \x01(\t\"@\n\x15UndrainEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.agentserving.v1.Engine\"\x14\n\x12GetOverviewRequest\"\x89\x03\n\x13GetOverviewResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12.\n\x06policy\x18\x03 \x01(\x0b\x32\x1e.agentserving.v1.PolicyVersion\x12\x15\n\rprograms_live\x18\x04 \x01(\r\x12\x18\n\x10programs_running\x18\x05 \x01(\r\x12\x15\n\rcalls_running\x18\x06 \x01(\r\x12\x15\n\rcalls_waiting\x18\x07 \x01(\r\x12\x1a\n\x12programs_completed\x18\x08 \x01(\x04\x12\x17\n\x0f\x63\x61lls_completed\x18\t \x01(\x04\x12\x17\n\x0f\x63\x61lls_unmanaged\x18\n \x01(\x04\x12(\n\x07\x65ngines\x18\x0b \x03(\x0b\x32\x17.agentserving.v1.Engine\x12\x15\n\rstore_healthy\x18\x0c \x01(\x08\x12\x15\n\rstore_message\x18\r \x01(\t\x12\x1c\n\x14store_pending_writes\x18\x0e \x01(\x04\x32\xaa\x04\n\x0c\x41\x64minService\x12X\n\x0b\x41pplyPolicy\x12#.agentserving.v1.ApplyPolicyRequest\x1a$.agentserving.v1.ApplyPolicyResponse\x12R\n\tGetPolicy\x12!.agentserving.v1.GetPolicyRequest\x1a\".agentserving.v1.GetPolicyResponse\x12X\n\x0bListEngines\x12#.agentserving.v1.ListEnginesRequest\x1a$.agentserving.v1.ListEnginesResponse\x12X\n\x0b\x44rainEngine\x12#.agentserving.v1.DrainEngineRequest\x1a$.agentserving.v1.DrainEngineResponse\x12^\n\rUndrainEngine\x12%.agentserving.v1.UndrainEngineRequest\x1a&.agentserving.v1.UndrainEngineResponse\x12X\n\x0bGetOverview\x12#.agentserving.v1.GetOverviewRequest\x1a$.agentserving.v1.GetOverviewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#agentserving/v1/admin_service.proto\x12\x0f\x61gentserving.v1\x1a\x1b\x61gentserving/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x01\n\x12\x41pplyPolicyRequest\x12\'\n\x06policy\x18\x01 \x01(\x0b\x32\x17.agentserving.v1.Policy\x12+\n\x08\x62\x61lancer\x18\x02 \x01(\x0e\x32\x19.agentserving.v1.Balancer\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\x12\x18\n\x10\x65xpected_version\x18\x04 \x01(\x03\"E\n\x13\x41pplyPolicyResponse\x12.\n\x06policy\x18\x01 \x01(\x0b\x32\x1e.agentserving.v1.PolicyVersion\"\x12\n\x10GetPolicyRequest\"\xb0\x01\n\x11GetPolicyResponse\x12.\n\x06policy\x18\x01 \x01(\x0b\x32\x1e.agentserving.v1.PolicyVersion\x12\x1f\n\x17\x61\x63knowledged_engine_ids\x18\x02 \x03(\t\x12\x1a\n\x12pending_engine_ids\x18\x03 \x03(\t\x12.\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x1d.agentserving.v1.PolicyChoice\"\xb5\x01\n\x0cPolicyChoice\x12\x18\n\x0b\x61pplication\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06\x63hosen\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0b\n\x03\x63v2\x18\x04 \x01(\x01\x12\x10\n\x08\x66inished\x18\x05 \x01(\x04\x12\x0c\n\x04live\x18\x06 \x01(\x04\x12.\n\nsince_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_application\"\x14\n\x12ListEnginesRequest\"?\n\x13ListEnginesResponse\x12(\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x17.agentserving.v1.Engine\">\n\x12\x44rainEngineRequest\x12\x11\n\tengine_id\x18\x01 \x01(\tJ\x04\x08\x02\x10\x03R\x0fidempotency_key\">\n\x13\x44rainEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.agentserving.v1.Engine\")\n\x14UndrainEngineRequest\x12\x11\n\tengine_id\x18\x01 \x01(\t\"@\n\x15UndrainEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.agentserving.v1.Engine\"\x14\n\x12GetOverviewRequest\"\xc0\x03\n\x13GetOverviewResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12.\n\x06policy\x18\x03 \x01(\x0b\x32\x1e.agentserving.v1.PolicyVersion\x12\x15\n\rprograms_live\x18\x04 \x01(\r\x12\x18\n\x10programs_running\x18\x05 \x01(\r\x12\x15\n\rcalls_running\x18\x06 \x01(\r\x12\x15\n\rcalls_waiting\x18\x07 \x01(\r\x12\x1a\n\x12programs_completed\x18\x08 \x01(\x04\x12\x17\n\x0f\x63\x61lls_completed\x18\t \x01(\x04\x12\x17\n\x0f\x63\x61lls_unmanaged\x18\n \x01(\x04\x12(\n\x07\x65ngines\x18\x0b \x03(\x0b\x32\x17.agentserving.v1.Engine\x12\x15\n\rstore_healthy\x18\x0c \x01(\x08\x12\x15\n\rstore_message\x18\r \x01(\t\x12\x1c\n\x14store_pending_writes\x18\x0e \x01(\x04\x12\x35\n\x0epolicy_choices\x18\x0f \x03(\x0b\x32\x1d.agentserving.v1.PolicyChoice2\xaa\x04\n\x0c\x41\x64minService\x12X\n\x0b\x41pplyPolicy\x12#.agentserving.v1.ApplyPolicyRequest\x1a$.agentserving.v1.ApplyPolicyResponse\x12R\n\tGetPolicy\x12!.agentserving.v1.GetPolicyRequest\x1a\".agentserving.v1.GetPolicyResponse\x12X\n\x0bListEngines\x12#.agentserving.v1.ListEnginesRequest\x1a$.agentserving.v1.ListEnginesResponse\x12X\n\x0b\x44rainEngine\x12#.agentserving.v1.DrainEngineRequest\x1a$.agentserving.v1.DrainEngineResponse\x12^\n\rUndrainEngine\x12%.agentserving.v1.UndrainEngineRequest\x1a&.agentserving.v1.UndrainEngineResponse\x12X\n\x0bGetOverview\x12#.agentserving.v1.GetOverviewRequest\x1a$.agentserving.v1.GetOverviewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentserving.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_APPLYPOLICYREQUEST']._serialized_start=86
-  _globals['_APPLYPOLICYREQUEST']._serialized_end=243
-  _globals['_APPLYPOLICYRESPONSE']._serialized_start=245
-  _globals['_APPLYPOLICYRESPONSE']._serialized_end=314
-  _globals['_GETPOLICYREQUEST']._serialized_start=316
-  _globals['_GETPOLICYREQUEST']._serialized_end=334
-  _globals['_GETPOLICYRESPONSE']._serialized_start=337
-  _globals['_GETPOLICYRESPONSE']._serialized_end=465
-  _globals['_LISTENGINESREQUEST']._serialized_start=467
-  _globals['_LISTENGINESREQUEST']._serialized_end=487
-  _globals['_LISTENGINESRESPONSE']._serialized_start=489
-  _globals['_LISTENGINESRESPONSE']._serialized_end=552
-  _globals['_DRAINENGINEREQUEST']._serialized_start=554
-  _globals['_DRAINENGINEREQUEST']._serialized_end=616
-  _globals['_DRAINENGINERESPONSE']._serialized_start=618
-  _globals['_DRAINENGINERESPONSE']._serialized_end=680
-  _globals['_UNDRAINENGINEREQUEST']._serialized_start=682
-  _globals['_UNDRAINENGINEREQUEST']._serialized_end=723
-  _globals['_UNDRAINENGINERESPONSE']._serialized_start=725
-  _globals['_UNDRAINENGINERESPONSE']._serialized_end=789
-  _globals['_GETOVERVIEWREQUEST']._serialized_start=791
-  _globals['_GETOVERVIEWREQUEST']._serialized_end=811
-  _globals['_GETOVERVIEWRESPONSE']._serialized_start=814
-  _globals['_GETOVERVIEWRESPONSE']._serialized_end=1207
-  _globals['_ADMINSERVICE']._serialized_start=1210
-  _globals['_ADMINSERVICE']._serialized_end=1764
+  _globals['_APPLYPOLICYREQUEST']._serialized_start=119
+  _globals['_APPLYPOLICYREQUEST']._serialized_end=276
+  _globals['_APPLYPOLICYRESPONSE']._serialized_start=278
+  _globals['_APPLYPOLICYRESPONSE']._serialized_end=347
+  _globals['_GETPOLICYREQUEST']._serialized_start=349
+  _globals['_GETPOLICYREQUEST']._serialized_end=367
+  _globals['_GETPOLICYRESPONSE']._serialized_start=370
+  _globals['_GETPOLICYRESPONSE']._serialized_end=546
+  _globals['_POLICYCHOICE']._serialized_start=549
+  _globals['_POLICYCHOICE']._serialized_end=730
+  _globals['_LISTENGINESREQUEST']._serialized_start=732
+  _globals['_LISTENGINESREQUEST']._serialized_end=752
+  _globals['_LISTENGINESRESPONSE']._serialized_start=754
+  _globals['_LISTENGINESRESPONSE']._serialized_end=817
+  _globals['_DRAINENGINEREQUEST']._serialized_start=819
+  _globals['_DRAINENGINEREQUEST']._serialized_end=881
+  _globals['_DRAINENGINERESPONSE']._serialized_start=883
+  _globals['_DRAINENGINERESPONSE']._serialized_end=945
+  _globals['_UNDRAINENGINEREQUEST']._serialized_start=947
+  _globals['_UNDRAINENGINEREQUEST']._serialized_end=988
+  _globals['_UNDRAINENGINERESPONSE']._serialized_start=990
+  _globals['_UNDRAINENGINERESPONSE']._serialized_end=1054
+  _globals['_GETOVERVIEWREQUEST']._serialized_start=1056
+  _globals['_GETOVERVIEWREQUEST']._serialized_end=1076
+  _globals['_GETOVERVIEWRESPONSE']._serialized_start=1079
+  _globals['_GETOVERVIEWRESPONSE']._serialized_end=1527
+  _globals['_ADMINSERVICE']._serialized_start=1530
+  _globals['_ADMINSERVICE']._serialized_end=2084
 # @@protoc_insertion_point(module_scope)

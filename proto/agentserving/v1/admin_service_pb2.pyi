@@ -9,6 +9,7 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
+import google.protobuf.timestamp_pb2
 import typing
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
@@ -80,6 +81,7 @@ class GetPolicyResponse(google.protobuf.message.Message):
     POLICY_FIELD_NUMBER: builtins.int
     ACKNOWLEDGED_ENGINE_IDS_FIELD_NUMBER: builtins.int
     PENDING_ENGINE_IDS_FIELD_NUMBER: builtins.int
+    CHOICES_FIELD_NUMBER: builtins.int
     @property
     def policy(self) -> agentserving.v1.types_pb2.PolicyVersion: ...
     @property
@@ -88,17 +90,66 @@ class GetPolicyResponse(google.protobuf.message.Message):
 
     @property
     def pending_engine_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def choices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PolicyChoice]:
+        """What `auto` has chosen, by class of programs; that for all programs together comes last. Empty for other policies."""
+
     def __init__(
         self,
         *,
         policy: agentserving.v1.types_pb2.PolicyVersion | None = ...,
         acknowledged_engine_ids: collections.abc.Iterable[builtins.str] | None = ...,
         pending_engine_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        choices: collections.abc.Iterable[global___PolicyChoice] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["policy", b"policy"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["acknowledged_engine_ids", b"acknowledged_engine_ids", "pending_engine_ids", b"pending_engine_ids", "policy", b"policy"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["acknowledged_engine_ids", b"acknowledged_engine_ids", "choices", b"choices", "pending_engine_ids", b"pending_engine_ids", "policy", b"policy"]) -> None: ...
 
 global___GetPolicyResponse = GetPolicyResponse
+
+@typing.final
+class PolicyChoice(google.protobuf.message.Message):
+    """What the policy `auto` has chosen for a class of programs, and why."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    APPLICATION_FIELD_NUMBER: builtins.int
+    CHOSEN_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    CV2_FIELD_NUMBER: builtins.int
+    FINISHED_FIELD_NUMBER: builtins.int
+    LIVE_FIELD_NUMBER: builtins.int
+    SINCE_TIME_FIELD_NUMBER: builtins.int
+    application: builtins.str
+    """The class: the root program's name; not set: all programs together."""
+    chosen: builtins.str
+    """The preset whose order they get: program-fcfs or program-plas."""
+    reason: builtins.str
+    cv2: builtins.float
+    """Squared coefficient of variation of program service; 0 also while too few programs have finished."""
+    finished: builtins.int
+    """Programs that it was estimated from."""
+    live: builtins.int
+    @property
+    def since_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When `chosen` became what it is."""
+
+    def __init__(
+        self,
+        *,
+        application: builtins.str | None = ...,
+        chosen: builtins.str = ...,
+        reason: builtins.str = ...,
+        cv2: builtins.float = ...,
+        finished: builtins.int = ...,
+        live: builtins.int = ...,
+        since_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_application", b"_application", "application", b"application", "since_time", b"since_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_application", b"_application", "application", b"application", "chosen", b"chosen", "cv2", b"cv2", "finished", b"finished", "live", b"live", "reason", b"reason", "since_time", b"since_time"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_application", b"_application"]) -> typing.Literal["application"] | None: ...
+
+global___PolicyChoice = PolicyChoice
 
 @typing.final
 class ListEnginesRequest(google.protobuf.message.Message):
@@ -218,6 +269,7 @@ class GetOverviewResponse(google.protobuf.message.Message):
     STORE_HEALTHY_FIELD_NUMBER: builtins.int
     STORE_MESSAGE_FIELD_NUMBER: builtins.int
     STORE_PENDING_WRITES_FIELD_NUMBER: builtins.int
+    POLICY_CHOICES_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     revision: builtins.int
     programs_live: builtins.int
@@ -235,6 +287,10 @@ class GetOverviewResponse(google.protobuf.message.Message):
     def policy(self) -> agentserving.v1.types_pb2.PolicyVersion: ...
     @property
     def engines(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[agentserving.v1.types_pb2.Engine]: ...
+    @property
+    def policy_choices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PolicyChoice]:
+        """As in GetPolicyResponse."""
+
     def __init__(
         self,
         *,
@@ -252,8 +308,9 @@ class GetOverviewResponse(google.protobuf.message.Message):
         store_healthy: builtins.bool = ...,
         store_message: builtins.str = ...,
         store_pending_writes: builtins.int = ...,
+        policy_choices: collections.abc.Iterable[global___PolicyChoice] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["policy", b"policy"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["calls_completed", b"calls_completed", "calls_running", b"calls_running", "calls_unmanaged", b"calls_unmanaged", "calls_waiting", b"calls_waiting", "engines", b"engines", "epoch", b"epoch", "policy", b"policy", "programs_completed", b"programs_completed", "programs_live", b"programs_live", "programs_running", b"programs_running", "revision", b"revision", "store_healthy", b"store_healthy", "store_message", b"store_message", "store_pending_writes", b"store_pending_writes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls_completed", b"calls_completed", "calls_running", b"calls_running", "calls_unmanaged", b"calls_unmanaged", "calls_waiting", b"calls_waiting", "engines", b"engines", "epoch", b"epoch", "policy", b"policy", "policy_choices", b"policy_choices", "programs_completed", b"programs_completed", "programs_live", b"programs_live", "programs_running", b"programs_running", "revision", b"revision", "store_healthy", b"store_healthy", "store_message", b"store_message", "store_pending_writes", b"store_pending_writes"]) -> None: ...
 
 global___GetOverviewResponse = GetOverviewResponse

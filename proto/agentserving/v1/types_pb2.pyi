@@ -152,6 +152,10 @@ class _LevelSourceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """The control plane makes them from the service of finished programs of each class (Gittins index); the policy's own
     serve until 30 programs of a class have finished.
     """
+    LEVEL_SOURCE_AUTO: _LevelSource.ValueType  # 3
+    """The control plane chooses for each class of programs: one level where the service of its programs is alike, the
+    policy's own levels where it spreads, and until 30 programs have finished.
+    """
 
 class LevelSource(_LevelSource, metaclass=_LevelSourceEnumTypeWrapper):
     """Where a policy's levels come from."""
@@ -163,6 +167,10 @@ LEVEL_SOURCE_FIXED: LevelSource.ValueType  # 1
 LEVEL_SOURCE_GITTINS: LevelSource.ValueType  # 2
 """The control plane makes them from the service of finished programs of each class (Gittins index); the policy's own
 serve until 30 programs of a class have finished.
+"""
+LEVEL_SOURCE_AUTO: LevelSource.ValueType  # 3
+"""The control plane chooses for each class of programs: one level where the service of its programs is alike, the
+policy's own levels where it spreads, and until 30 programs have finished.
 """
 global___LevelSource = LevelSource
 
@@ -529,7 +537,7 @@ class Policy(google.protobuf.message.Message):
     CLASSES_FIELD_NUMBER: builtins.int
     RETENTION_MILLI_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """Name for people: fcfs, program-fcfs, mlfq, plas, atlas, program-plas, program-atlas, gittins or custom."""
+    """Name for people: auto, fcfs, program-fcfs, mlfq, plas, atlas, program-plas, program-atlas, gittins or custom."""
     accounting: global___Accounting.ValueType
     order: global___Order.ValueType
     beta_milli: builtins.int

@@ -16,7 +16,6 @@ baseline of a replay. A trace never contains text.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +31,8 @@ from agentserving_replay.traces.trace import Call, Program
 
 MAX_TOKENS = 100_000_000
 MAX_ENGINES = 10_000
+# A year. Longer times are a mistake in the unit.
+MAX_SECONDS = 365 * 86_400.0
 
 
 class TraceError(ValueError):
@@ -127,7 +128,7 @@ class _Reader:
             raise TraceError(at, f"program {line.program!r} already exists")
         if len(line.name.encode()) > MAX_NAME_BYTES:
             raise TraceError(at, f"name: at most {MAX_NAME_BYTES} bytes")
-        _not_negative(at, "arrival_s", line.arrival_s)
+        _check_seconds(at, "arrival_s", line.arrival_s)
         if not line.parent:
             tree = _Tree(program_id=ProgramId(line.program), name=line.name, arrival_s=line.arrival_s, line=at)
             self.trees.append(tree)
@@ -173,7 +174,7 @@ class _Reader:
 
 
 def _check_values(at: int, line: CallLine) -> None:
-    _not_negative(at, "gap_s", line.gap_s)
+    _check_seconds(at, "gap_s", line.gap_s)
     if len(line.thread.encode()) > MAX_THREAD_BYTES:
         raise TraceError(at, f"thread: at most {MAX_THREAD_BYTES} bytes")
     for name, least in (("prompt_tokens", 1), ("output_tokens", 1), ("shared_tokens", 0)):
@@ -190,9 +191,9 @@ def _index_of(at: int, tree: _Tree, field_name: str, call: str) -> int:
     return index
 
 
-def _not_negative(at: int, name: str, value: float) -> None:
-    if not (0 <= value < math.inf):
-        raise TraceError(at, f"{name}: must be 0 or more, got {value}")
+def _check_seconds(at: int, name: str, value: float) -> None:
+    if not 0 <= value <= MAX_SECONDS:
+        raise TraceError(at, f"{name}: must be 0 to {MAX_SECONDS:.0f} seconds, got {value}")
 
 
 def encoded(lines: Iterable[RecordingLine | ProgramLine | CallLine]) -> bytes:

@@ -7,7 +7,7 @@ calls are unknown; so are calls for which no engine computed a token. A recordin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -30,7 +30,7 @@ def microseconds(instant: datetime | None) -> int:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Member:
+class Member:
     """A program of a tree."""
 
     program_id: ProgramId
@@ -49,7 +49,7 @@ class Tree:
 
     root: ProgramId
     open_us: int
-    members: dict[ProgramId, _Member] = field(default_factory=dict)
+    members: dict[ProgramId, Member] = field(default_factory=dict)
     calls: list[RecordedCall] = field(default_factory=list)
     # Parents of calls without tokens, which take their place.
     stand_ins: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -140,11 +140,11 @@ class Recorder:
         return tree
 
     @staticmethod
-    def _member(tree: Tree, origin: ProgramOrigin) -> _Member:
+    def _member(tree: Tree, origin: ProgramOrigin) -> Member:
         program_id = ProgramId(origin.program_id)
         member = tree.members.get(program_id)
         if member is None:
-            member = tree.members[program_id] = _Member(
+            member = tree.members[program_id] = Member(
                 program_id=program_id,
                 name=origin.name,
                 parent=ProgramId(origin.parent_program_id),
@@ -199,7 +199,7 @@ class Recorder:
         return name
 
 
-def program_lines(tree: Tree, names: dict[ProgramId, str], begin_us: int) -> list[ProgramLine]:
+def program_lines(tree: Tree, names: Mapping[ProgramId, str], begin_us: int) -> list[ProgramLine]:
     """The root and its sub-agents, callers first. Sub-agents of an unknown caller are attached to the root."""
     root = tree.members.get(tree.root)
     lines = [ProgramLine(names[tree.root], _seconds(tree.open_us - begin_us), root.name if root else "")]
@@ -215,14 +215,33 @@ def program_lines(tree: Tree, names: dict[ProgramId, str], begin_us: int) -> lis
     return lines
 
 
-def call_lines(tree: Tree, names: dict[ProgramId, str]) -> list[CallLine]:
-    """Calls in the order in which they began, with their parents and what they share."""
-    calls = sorted(tree.calls, key=lambda call: (call.admit_us, _number(call.call_id)))
+def in_order(calls: Iterable[RecordedCall]) -> list[RecordedCall]:
+    """Calls in the order in which they began."""
+    return sorted(calls, key=lambda call: (call.admit_us, _number(call.call_id)))
+
+
+def call_lines(
+    tree: Tree, names: Mapping[ProgramId, str], known: Sequence[tuple[int, int]] | None = None
+) -> list[CallLine]:
+    """Calls in the order in which they began, with their parents and what they share.
+
+    `known`: for each call in that order the call whose context it repeats (-1 = none), and how many tokens of it; None:
+    estimated (sharing.py).
+    """
+    calls = in_order(tree.calls)
     above = {m.program_id: m.parent or tree.root for m in tree.members.values() if m.program_id != tree.root}
     lineage = Lineage(calls, above, tree.stand_ins)
+    sharing = known if known is not None else _estimated(calls, lineage)
+    return [_call_line(tree, calls, at, lineage.parents(at), *sharing[at], names) for at in range(len(calls))]
+
+
+def _estimated(calls: Sequence[RecordedCall], lineage: Lineage) -> list[tuple[int, int]]:
     base_of = bases(calls, lineage)
     alike = disproved(calls, base_of)
-    return [_call_line(tree, calls, at, lineage.parents(at), base_of[at], alike, names) for at in range(len(calls))]
+    return [
+        (base, shared(call, calls[base] if base >= 0 else None, alike=call.program_id in alike))
+        for call, base in zip(calls, base_of, strict=True)
+    ]
 
 
 def _call_line(
@@ -231,13 +250,12 @@ def _call_line(
     at: int,
     parents: list[int],
     base: int,
-    alike: set[str],
-    names: dict[ProgramId, str],
+    tokens: int,
+    names: Mapping[ProgramId, str],
 ) -> CallLine:
     call = calls[at]
     opened = tree.members[call.program_id].open_us
     since = max((calls[index].end_us for index in parents), default=max(opened, tree.open_us))
-    tokens = shared(call, calls[base] if base >= 0 else None, alike=call.program_id in alike)
     thread = call.thread_id
     if thread and call.program_id != tree.root:
         thread = cut(f"{names[call.program_id]}/{thread}", MAX_ID)

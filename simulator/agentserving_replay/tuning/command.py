@@ -23,8 +23,9 @@ from google.protobuf import json_format
 from rich.console import Console
 from rich.progress import Progress
 
-from agentserving_replay.cluster import ProgramResult, VirtualCluster
+from agentserving_replay.cluster import VirtualCluster
 from agentserving_replay.cluster_options import SimulatedCluster, cluster_options
+from agentserving_replay.results import ProgramResult
 from agentserving_replay.traces.file import RecordedCluster, read_trace
 from agentserving_replay.traces.trace import Program
 from agentserving_replay.tuning.comparison import FIGURES, Pair, gains, group_gains, pairs

@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from agentserving_replay.cluster import ProgramResult
 from agentserving_replay.figures import percentile
+from agentserving_replay.results import ProgramResult
 
 BLOCKS, RESAMPLES = 25, 400
 # Smaller groups are not reported.

@@ -97,6 +97,7 @@ class ContextCache:
 
     def hold(self, path: Path, found: int) -> Holding:
         """A request starts: it references the first `found` blocks, as returned by `find`."""
+        self._touch_host(path)
         held = Holding(path)
         held.blocks = found
         for segment in path:
@@ -168,6 +169,7 @@ class ContextCache:
     def release(self, held: Holding, tokens: int) -> None:
         """The request ends or is preempted with `tokens` tokens computed."""
         self.settle(held, tokens)
+        self._touch_host(held.path)
         for segment in reversed(held.pinned):
             segment.holders -= 1
             if segment.filler is held:
@@ -183,6 +185,16 @@ class ContextCache:
         for segment in reversed(path):
             if segment in self._idle:
                 self._idle.move_to_end(segment)
+
+    def _touch_host(self, path: Path) -> None:
+        """Makes the segments of a path the last ones to leave host memory, the end of the path first.
+
+        As vLLM's LRUCachePolicy (v1/kv_offload/cpu/policies/lru.py), which ranks blocks by the last request that looked
+        them up or ended with them, not by the time at which they were written.
+        """
+        for segment in reversed(path) if self.host_blocks else ():
+            if segment in self._host:
+                self._host.move_to_end(segment)
 
     def _to_host(self, segment: Segment) -> None:
         """Writes computed blocks through to the host (vLLM's offloading connector), overwriting the longest unused."""

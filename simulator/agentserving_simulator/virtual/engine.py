@@ -146,7 +146,7 @@ class VirtualEngine:
             raise ValueError(f"call {request.key} needs {blocks} blocks of KV, the engine has {self.cache.size}")
         self._watch(now_us)
         self.requests[request.key] = request
-        request.facts = facts
+        request.facts, request.arrived_us = facts, now_us
         self._policy.arrive(facts, now_us)
 
     def set_policy(self, policy: Policy) -> None:
@@ -237,6 +237,7 @@ class VirtualEngine:
         request.computed = (found + loaded) * self.limits.block_size
         if request.cached < 0:
             request.cached = request.computed
+            request.loaded = loaded * self.limits.block_size
             # With its hits, as the plugin counts: the difference, tokens prefilled, never falls.
             self.counters.prompt_tokens += request.prompt
             self.counters.cached_tokens += request.computed

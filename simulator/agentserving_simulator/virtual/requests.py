@@ -23,8 +23,11 @@ class Request:
     generated: int = 0
     # Tokens found in the cache at the first start; -1 = not started yet.
     cached: int = -1
+    # Those of them that were loaded from host memory.
+    loaded: int = 0
     held: Holding | None = None
     ready_us: int = 0
+    arrived_us: int = 0
     first_token_us: int = 0
     facts: CallFacts | None = None
 

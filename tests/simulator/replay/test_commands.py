@@ -63,3 +63,23 @@ def test_a_call_too_large_for_the_engine_is_refused_with_its_size(tmp_path: Path
         '{"program": "a", "call": "1", "prompt_tokens": 9000000, "output_tokens": 1}\n'
     )
     assert "needs 562501 blocks of KV, the engine has" in refused(str(file))
+
+
+def test_a_closed_loop_says_how_many_agents_an_engine_carries() -> None:
+    args = ("--workload", "bfcl", "--programs", "40", "--policy", "fcfs", "--slo-ttft", "20", "--duration", "120")
+    output = output_of(*args, "--concurrency", "4", "--concurrency", "2")
+    assert "40 programs in a closed loop on 1 x a100-80gb, llama-3.1-8b, 120 s" in output
+    assert "fcfs: 4 agents per engine at p90 TTFT <= 20 s, or more: the largest one tried meets the SLO" in output
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (["--concurrency", "50"], "--concurrency 50: only 10 programs"),
+        (["--concurrency", "2", "--slo-ttft", "0"], "0.0 is not in the range 0<x<=1000000.0"),
+        (["--slo-ttft", "5"], "--slo-ttft is for a closed loop: give --concurrency, too"),
+        (["--cap-think-s", "5"], "--cap-think-s is for a closed loop"),
+    ],
+)
+def test_an_impossible_closed_loop_is_refused(args: list[str], error: str) -> None:
+    assert error in refused("--workload", "bfcl", "--programs", "10", *args)

@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 from agentserving.contract.ids import ProgramId
-from agentserving_replay.cluster import ProgramResult
+from agentserving_replay.results import ProgramResult
 from agentserving_replay.tuning.comparison import FIGURES, Pair, gain, gains, group_gains, groups, pairs
 
 

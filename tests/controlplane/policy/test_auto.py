@@ -1,0 +1,241 @@
+"""What the policy `auto` chooses from the sizes of programs, and how the control plane carries it out."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import pytest
+from agentserving.contract.policy import AUTO, PROGRAM_FCFS, PROGRAM_PLAS, Level, from_dict, to_dict
+from agentserving.contract.policy_message import policy_from, policy_to
+from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
+from agentserving_controlplane.metrics import exposition
+from agentserving_controlplane.policy.auto import ALIKE, MAX_CHOICES, SPREAD, Choice, Chosen, Decided, Moments, decide
+from agentserving_controlplane.policy.gittins import MIN_SAMPLES, Sizes
+from hypothesis import given
+from hypothesis import strategies as st
+from support.served_plane import PlayedEngine, ServedPlane
+
+SECOND = 1_000_000
+
+
+def sizes_of(finished: dict[str, list[float]], live: dict[str, list[float]] | None = None) -> Sizes:
+    known = Sizes()
+    for class_name, sizes in finished.items():
+        for size in sizes:
+            known.end(class_name, round(size * SECOND))
+    known.go_on((name, round(size * SECOND)) for name, sizes in (live or {}).items() for size in sizes)
+    return known
+
+
+def spread(cv2: float, mean: float = 10.0, count: int = 400) -> list[float]:
+    """Quantiles of a lognormal distribution with this squared coefficient of variation; theirs is a little smaller."""
+    sigma, normal = math.sqrt(math.log(1 + cv2)), NormalDist()
+    quantiles = (normal.inv_cdf((index + 0.5) / count) for index in range(count))
+    return [mean * math.exp(sigma * each - sigma * sigma / 2) for each in quantiles]
+
+
+def chosen(decided: Decided) -> dict[str | None, Chosen]:
+    return {choice.class_name: choice.chosen for choice in decided.choices}
+
+
+def choice_of(decided: Decided, class_name: str | None = None) -> Choice:
+    return next(choice for choice in decided.choices if choice.class_name == class_name)
+
+
+def test_programs_of_like_sizes_finish_one_after_the_other() -> None:
+    decided = decide(AUTO, sizes_of({"react": spread(0.3)}), (), 5)
+    assert decided.policy.levels == (Level(),)
+    assert decided.policy.classes == ()
+    assert (decided.policy.order, decided.policy.retention_milli) == (PROGRAM_FCFS.order, AUTO.retention_milli)
+    assert chosen(decided) == {"react": Chosen.PROGRAM_FCFS, None: Chosen.PROGRAM_FCFS}
+    choice = choice_of(decided)
+    assert (choice.finished, choice.since_us) == (400, 5)
+    assert "sizes are alike: CV^2 of program service 0." in choice.reason
+
+
+def test_programs_of_different_sizes_go_through_the_levels() -> None:
+    decided = decide(AUTO, sizes_of({"chat": spread(2.0)}), (), 5)
+    assert (decided.policy.levels, decided.policy.classes) == (PROGRAM_PLAS.levels, ())
+    assert chosen(decided) == {"chat": Chosen.PROGRAM_PLAS, None: Chosen.PROGRAM_PLAS}
+    assert "sizes spread" in choice_of(decided).reason
+
+
+def test_too_few_programs_choose_the_levels_and_say_so() -> None:
+    decided = decide(AUTO, sizes_of({"react": [1.0] * (MIN_SAMPLES - 1)}), (), 5)
+    assert decided.policy.levels == PROGRAM_PLAS.levels
+    assert choice_of(decided).reason == f"fewer than {MIN_SAMPLES} programs have finished: {MIN_SAMPLES - 1}"
+
+
+def test_classes_too_small_to_be_judged_are_judged_together() -> None:
+    sizes = {f"run {number}": [size] for number, size in enumerate(spread(0.3, count=MIN_SAMPLES + 1))}
+    assert chosen(decide(AUTO, sizes_of(sizes), (), 5)) == {None: Chosen.PROGRAM_FCFS}
+
+
+def test_large_programs_that_have_not_finished_count_as_large() -> None:
+    """Of 40 programs that began, the 30 small ones have finished: looking at those alone, sizes would be alike."""
+    finished = {"search": spread(0.1, count=MIN_SAMPLES)}
+    assert decide(AUTO, sizes_of(finished), (), 5).policy.levels == (Level(),)
+    live = {"search": [80.0 + number for number in range(10)]}
+    assert decide(AUTO, sizes_of(finished, live), (), 5).policy.levels == PROGRAM_PLAS.levels
+
+
+def test_between_the_bounds_a_choice_stays_what_it_is() -> None:
+    """A spread between the bounds keeps either choice, and each changes beyond its own bound."""
+    between = sizes_of({"react": spread(0.72)})
+    cv2 = choice_of(decide(AUTO, between, (), 0)).cv2
+    assert ALIKE < cv2 < SPREAD
+    was_alike = decide(AUTO, sizes_of({"react": spread(0.3)}), (), 1).choices
+    was_spread = decide(AUTO, sizes_of({"react": spread(2.0)}), (), 2).choices
+    kept = decide(AUTO, between, was_alike, 9)
+    assert (choice_of(kept).chosen, choice_of(kept).since_us) == (Chosen.PROGRAM_FCFS, 1)
+    kept = decide(AUTO, between, was_spread, 9)
+    assert (choice_of(kept).chosen, choice_of(kept).since_us) == (Chosen.PROGRAM_PLAS, 2)
+    changed = decide(AUTO, sizes_of({"react": spread(2.0)}), was_alike, 9)
+    assert (choice_of(changed).chosen, choice_of(changed).since_us) == (Chosen.PROGRAM_PLAS, 9)
+
+
+def test_classes_that_differ_only_from_each_other_get_a_level_each_smaller_ones_first() -> None:
+    decided = decide(AUTO, sizes_of({"lookup": spread(0.2, 1.0), "report": spread(0.2, 100.0)}), (), 5)
+    ranks = {name: [level.rank for level in levels] for name, levels in decided.policy.classes}
+    assert {name: len(each) for name, each in ranks.items()} == {"lookup": 1, "report": 1}
+    assert (ranks["lookup"][0] or 0) < (ranks["report"][0] or 0)
+    assert "alike within the class" in choice_of(decided, "lookup").reason
+    # A class that nobody knows yet goes through levels that compare with these ranks.
+    assert [level.rank for level in decided.policy.levels] == sorted(level.rank or 0 for level in decided.policy.levels)
+
+
+def test_one_class_of_different_sizes_keeps_the_levels_for_all() -> None:
+    decided = decide(AUTO, sizes_of({"react": spread(0.2), "chat": spread(3.0)}), (), 5)
+    assert (decided.policy.levels, decided.policy.classes) == (PROGRAM_PLAS.levels, ())
+    assert "sizes are alike" in choice_of(decided, "react").reason
+    assert "all programs together decide" in choice_of(decided, "react").reason
+
+
+def test_programs_of_unknown_classes_keep_the_levels_for_all_unless_they_are_few() -> None:
+    finished = {"lookup": spread(0.2, 1.0), "report": spread(0.2, 100.0)}
+    few, many = {"new": [1.0] * 10}, {"new": [1.0] * 200}
+    assert len(decide(AUTO, sizes_of(finished, few), (), 5).policy.classes) == 2
+    assert decide(AUTO, sizes_of(finished, many), (), 5).policy.classes == ()
+
+
+def test_a_choice_outlives_the_samples_that_it_was_made_from() -> None:
+    before = decide(AUTO, sizes_of({"react": spread(0.3)}), (), 1).choices
+    again = decide(AUTO, sizes_of({}, {"react": [1.0]}), before, 9)
+    assert again.policy.levels == (Level(),)
+    assert choice_of(again).since_us == 1
+
+
+def test_the_number_of_judged_classes_is_bounded() -> None:
+    finished = {f"class {number}": [1.0] * MIN_SAMPLES for number in range(MAX_CHOICES + 1)}
+    assert len(decide(AUTO, sizes_of(finished), (), 5).choices) <= MAX_CHOICES + 1
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=60))
+def test_the_moments_of_programs_that_all_finished_are_those_of_their_sizes(sizes: list[int]) -> None:
+    moments = Moments.of(sizes, ())
+    mean = sum(sizes) / len(sizes)
+    assert moments.mean == pytest.approx(mean, rel=1e-6)
+    assert moments.square == pytest.approx(sum(size * size for size in sizes) / len(sizes), rel=1e-6)
+    assert moments.residual >= mean / 2 * (1 - 1e-6)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from("abc"),
+        st.tuples(st.lists(st.integers(0, 10**10), max_size=40), st.lists(st.integers(0, 10**10), max_size=40)),
+    )
+)
+def test_every_decision_is_a_policy_that_engines_understand(drawn: dict[str, tuple[list[int], list[int]]]) -> None:
+    sizes = sizes_of({}, {})
+    for class_name, (finished, live) in drawn.items():
+        for size in finished:
+            sizes.end(class_name, size)
+        sizes.live[class_name] = live
+    decided = decide(AUTO, sizes, (), 5)
+    assert from_dict(to_dict(decided.policy)) == decided.policy
+    assert policy_from(policy_to(decided.policy)) == decided.policy
+    # The same sizes confirm the choice.
+    assert decide(AUTO, sizes, decided.choices, 6) == decided
+
+
+def test_equal_sizes_are_alike() -> None:
+    choice = choice_of(decide(AUTO, sizes_of({"react": [16.0] * MIN_SAMPLES}), (), 5))
+    assert (choice.chosen, choice.cv2) == (Chosen.PROGRAM_FCFS, 0.0)
+    assert "sizes are alike" in choice.reason
+
+
+def test_a_class_whose_programs_are_gone_does_not_decide_for_others() -> None:
+    before = decide(AUTO, sizes_of({"chat": spread(3.0)}), (), 1).choices
+    finished = {"lookup": spread(0.2, 1.0), "report": spread(0.2, 100.0)}
+    assert len(decide(AUTO, sizes_of(finished), before, 5).policy.classes) >= 2
+
+
+async def run_programs(served: ServedPlane, engine: PlayedEngine, services: list[int], name: str) -> None:
+    for number, service_us in enumerate(services):
+        program = f"{name}-{number}"
+        await served.programs.OpenProgram(program_service_pb2.OpenProgramRequest(program_id=program, name=name))
+        call = await served.calls.AdmitCall(call_service_pb2.AdmitCallRequest(program_id=program))
+        await engine.report(call, seq=engine_seq(engine), service_us=service_us, outcome=types_pb2.OUTCOME_COMPLETED)
+        await served.programs.CloseProgram(program_service_pb2.CloseProgramRequest(program_id=program))
+
+
+def engine_seq(engine: PlayedEngine) -> int:
+    used = _SEQUENCES.setdefault(id(engine), 0) + 1
+    _SEQUENCES[id(engine)] = used
+    return used
+
+
+_SEQUENCES: dict[int, int] = {}
+
+
+async def test_engines_switch_and_the_administrator_is_told_why() -> None:
+    async with ServedPlane(policy="auto") as served:
+        engine = PlayedEngine(served.engine_service)
+        first = (await engine.hello()).policy
+        assert (first.policy.name, len(first.policy.levels)) == ("auto", len(PROGRAM_PLAS.levels))
+        await run_programs(served, engine, [16 * SECOND + number for number in range(MIN_SAMPLES)], "react")
+        await served.plane.tick()
+        sent = (await engine.hear("policy")).directive.policy
+        assert (sent.version, len(sent.policy.levels)) == (first.version, 1)
+        status = await served.admin.GetPolicy(admin_service_pb2.GetPolicyRequest())
+        assert status.policy == first
+        assert [(each.application, each.chosen) for each in status.choices] == [
+            ("react", "program-fcfs"), ("", "program-fcfs")
+        ]  # fmt: skip
+        assert [each.HasField("application") for each in status.choices] == [True, False]
+        assert "sizes are alike" in status.choices[1].reason
+        overview = await served.admin.GetOverview(admin_service_pb2.GetOverviewRequest())
+        assert list(overview.policy_choices) == list(status.choices)
+        assert b'agentserving_policy_choices{chosen="program-fcfs"} 2.0' in exposition(served.plane)
+
+
+async def test_a_restart_of_the_control_plane_keeps_the_choice() -> None:
+    """Even when the rows of finished programs are gone."""
+    async with ServedPlane(policy="auto", closed_retention_s=1e-6) as served:
+        engine = PlayedEngine(served.engine_service)
+        await engine.hello()
+        await run_programs(served, engine, [16 * SECOND] * MIN_SAMPLES, "react")
+        await served.plane.tick()
+        assert not served.plane.table.rows
+        before = await served.admin.GetPolicy(admin_service_pb2.GetPolicyRequest())
+        await served.plane.commits.durable(served.plane.commits.number)
+        await served.restart()
+        welcome = await PlayedEngine(served.engine_service).hello("e2")
+        assert len(welcome.policy.policy.levels) == 1
+        after = await served.admin.GetPolicy(admin_service_pb2.GetPolicyRequest())
+        assert [(each.chosen, each.since_time, each.cv2) for each in after.choices] == [
+            (each.chosen, each.since_time, each.cv2) for each in before.choices
+        ]
+
+
+async def test_another_policy_forgets_the_choice() -> None:
+    async with ServedPlane(policy="auto") as served:
+        engine = PlayedEngine(served.engine_service)
+        await engine.hello()
+        await run_programs(served, engine, [16 * SECOND] * MIN_SAMPLES, "react")
+        await served.plane.tick()
+        await served.admin.ApplyPolicy(admin_service_pb2.ApplyPolicyRequest(policy=types_pb2.Policy(name="plas")))
+        await served.plane.tick()
+        status = await served.admin.GetPolicy(admin_service_pb2.GetPolicyRequest())
+        assert (status.policy.policy.name, list(status.choices)) == ("plas", [])
