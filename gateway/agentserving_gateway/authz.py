@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -43,7 +44,8 @@ class Conversation(asyncio.Protocol):
 
     def __init__(self, picker: Picker) -> None:
         self._picker = picker
-        # The newest answer that let a call pass, and the loop time of it.
+        self._loop = asyncio.get_running_loop()
+        # The newest answer that let a call pass, and the monotonic time of it.
         self._passed: Pick | None = None
         self._passed_at = 0.0
         self._transport: asyncio.Transport | None = None
@@ -75,7 +77,7 @@ class Conversation(asyncio.Protocol):
         self._transport = None
         if self._task is not None:
             self._task.cancel()
-        if self._passed is not None and asyncio.get_running_loop().time() - self._passed_at < UNREAD_S:
+        if self._passed is not None and time.monotonic() - self._passed_at < UNREAD_S:
             self._picker.drop(self._passed)
 
     # -- httptools -----------------------------------------------------------------------------------------------
@@ -104,7 +106,7 @@ class Conversation(asyncio.Protocol):
         method = self._parser.get_method().decode()
         work = self._answer(method, self._target.decode("latin-1"), self._headers, self._pieces)
         self._begin()
-        self._task = asyncio.get_running_loop().create_task(work)
+        self._task = self._loop.create_task(work)
 
     # -- the answer ----------------------------------------------------------------------------------------------
 
@@ -112,7 +114,7 @@ class Conversation(asyncio.Protocol):
         try:
             answer = await self._decide(method, target, headers, pieces)
             if isinstance(answer, Pick):
-                self._passed, self._passed_at = answer, asyncio.get_running_loop().time()
+                self._passed, self._passed_at = answer, time.monotonic()
                 answer = _allowed(answer)
             self._write(answer)
         except Exception:
