@@ -16,7 +16,7 @@ from pathlib import Path
 import agentserving
 import structlog
 from agentserving_process import logs, options
-from agentserving_process.listening import split_address
+from agentserving_process.addresses import split_address
 from agentserving_process.options import option
 
 from agentserving_gateway.engines_file import EnginesFile

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
-from agentserving_process.listening import split_address
+from agentserving_process.addresses import split_address
 
 from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission, HoldError

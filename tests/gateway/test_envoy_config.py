@@ -67,15 +67,26 @@ def manager(run_dir: Path) -> Any:
     return listener["filter_chains"][0]["filters"][0]["typed_config"]
 
 
+def pattern(match: Any, literal: str) -> str:
+    """The regular expression of a match; one on a literal text is that text, escaped."""
+    return re.escape(match[literal]) if literal in match else match.get("safe_regex", {}).get("regex", "")
+
+
+def test_paths_without_a_variable_part_are_compared_and_not_searched(tmp_path: Path) -> None:
+    (host,) = manager(tmp_path)["route_config"]["virtual_hosts"]
+    literal = {each["match"]["path"] for each in host["routes"] if "path" in each["match"]}
+    assert literal == {route.shown for route in ROUTES if "{" not in route.shown}
+
+
 def test_each_route_is_in_the_table_with_its_methods_and_whoever_comes_first_is_meant(tmp_path: Path) -> None:
     (host,) = manager(tmp_path)["route_config"]["virtual_hosts"]
-    paths = [(each["match"].get("safe_regex", {}).get("regex"), each) for each in host["routes"]]
+    paths = [(pattern(each["match"], "path"), each) for each in host["routes"]]
     for route in ROUTES:
         found = [each for path, each in paths if path == route.path and "route" in each]
         assert found, route.shown
         for each in found:
             (methods,) = [header for header in each["match"]["headers"] if header["name"] == ":method"]
-            assert methods["string_match"]["safe_regex"]["regex"] == "|".join(route.methods)
+            assert pattern(methods["string_match"], "exact") == "|".join(route.methods)
             # A request without a body cannot smuggle a second one.
             absent = {h["name"] for h in each["match"]["headers"] if h.get("present_match") is False}
             assert (absent == {"content-length", "transfer-encoding"}) == (route.methods != ("POST",))
