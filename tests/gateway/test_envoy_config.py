@@ -12,7 +12,7 @@ import pytest
 from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.envoy import FrontSettings, bootstrap, names
 from agentserving_gateway.envoy.replies import as_refusal, local_reply_config
-from agentserving_gateway.front import Front, command, find_envoy, settings_of
+from agentserving_gateway.front import Front, command, find_envoy, settings_of, usable_cores
 from agentserving_gateway.identity import HEADERS
 from agentserving_gateway.routes import HEALTH, MODELS, ROUTES
 
@@ -52,6 +52,26 @@ def test_the_command_line_says_what_the_options_say(tmp_path: Path) -> None:
     document = json.loads(Path(argv[argv.index("--config-path") + 1]).read_text())
     assert find_all(document, "max_request_bytes") == [7, 7]
     assert find_all(document, "max_heap_size_bytes") == [64 << 20]
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("50000 100000", 1),
+        ("6400000 100000", 8),
+        ("max 100000", 8),
+        ("", 8),
+        ("1 0", 8),
+        (None, 8),
+    ],
+)
+def test_envoy_has_as_many_threads_as_the_cpu_limit_allows(text: str | None, cores: int, tmp_path: Path) -> None:
+    file = tmp_path / "cpu.max"
+    if text is not None:
+        file.write_text(text)
+    assert usable_cores(file, 8) == cores
 
 
 def find_all(document: Any, key: str) -> list[Any]:
