@@ -5,7 +5,7 @@ UV := $(shell command -v uv || echo "python3 -m uv")
 RUN := .venv/bin
 PYTHON ?= 3.11
 
-.PHONY: help setup demo test test-busy test-matrix bench scale paper e2e-api e2e e2e-agents epp-conformance images check proto crd clean
+.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-agents epp-conformance images check proto crd clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -40,6 +40,9 @@ test-matrix: setup ## test the scheduler plugin on every supported vLLM (`make t
 
 bench: setup ## measure timings and ratios into benchmarks/results
 	$(RUN)/python -m benchmarks.run
+
+bench-peers: setup ## measure the front beside plain Envoy, nginx, haproxy, llm-d and litellm, those that are here (needs gcc)
+	$(RUN)/python -m benchmarks.peers --out benchmarks/results/peers.json
 
 scale: setup ## measure how the control plane grows with programs and engines (QUICK=1: small, writes nothing)
 	$(RUN)/python -m benchmarks.scale $(if $(QUICK),--quick)

@@ -1,0 +1,4 @@
+"""The process beside each engine."""
+
+# Before anything imports structlog.
+import agentserving_process  # noqa: F401

@@ -16,6 +16,8 @@ from pathlib import Path
 COMPUTING_SHARE = 0.2
 # The share is measured over at least this time, microseconds.
 WINDOW_US = 1_000_000
+# Each report of an engine asks, hundreds of times a second; a look reads a file of /proc.
+LOOK_EVERY_US = 100_000
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _UCRED = struct.Struct("3i")  # pid, uid, gid (unix(7))
 
@@ -54,11 +56,15 @@ class ProcessWatch:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._before: tuple[int, int] | None = None
+        self._looked_us: int | None = None
         self.is_stopped = False
         self.is_computing: bool | None = None
 
     def look(self, now_us: int) -> None:
-        """Updates both answers."""
+        """Updates both answers; those of a moment ago stay."""
+        if self._looked_us is not None and now_us - self._looked_us < LOOK_EVERY_US:
+            return
+        self._looked_us = now_us
         found = usage(self._pid) if self._pid else None
         if found is None:
             self._before, self.is_stopped, self.is_computing = None, False, None

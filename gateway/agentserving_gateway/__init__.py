@@ -1,0 +1,4 @@
+"""The front: Envoy and the picker."""
+
+# Before anything imports structlog.
+import agentserving_process  # noqa: F401

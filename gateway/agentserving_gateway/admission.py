@@ -58,7 +58,7 @@ class Admission:
         self._leader = Leader(channel, self)
         self._own_tickets = own_tickets
         self._there = asyncio.Event()
-        # Loop time: until when calls wait for a leader; until when a leader may still find its engines.
+        # Monotonic: until when calls wait for a leader; until when a leader may still find its engines.
         self._wait_until = 0.0
         self._settled_at = 0.0
 
@@ -117,7 +117,7 @@ class Admission:
     @property
     def models_differ(self) -> bool:
         """True when engines serve different models: then a call's model decides where it may go."""
-        return len({engine.models for engine in self.known_engines if engine.models}) > 1
+        return self._engines.models_differ(settled=self._settled)
 
     def others(self, model: str, chosen: str) -> list[Engine]:
         """Engines that may take a request when the one at address `chosen` fails."""
@@ -247,4 +247,5 @@ class Admission:
 
 
 def _now() -> float:
-    return asyncio.get_running_loop().time()
+    # Not the loop's time: finding the running loop costs a system call.
+    return time.monotonic()

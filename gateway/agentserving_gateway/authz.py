@@ -45,6 +45,7 @@ class Conversation(asyncio.Protocol):
 
     def __init__(self, picker: Picker) -> None:
         self._picker = picker
+        self._loop = asyncio.get_running_loop()
         # The newest answer, if it let a call pass, and the loop time of it.
         self._passed: Pick | None = None
         self._passed_at = 0.0
@@ -81,7 +82,7 @@ class Conversation(asyncio.Protocol):
             return
         if error is not None:
             self._picker.drop(self._passed)
-        elif asyncio.get_running_loop().time() - self._passed_at < READ_S:
+        elif self._loop.time() - self._passed_at < READ_S:
             self._picker.drop(self._passed, was_read=True)
 
     # -- httptools -----------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ class Conversation(asyncio.Protocol):
         method = self._parser.get_method().decode()
         work = self._answer(method, self._target.decode("latin-1"), self._headers, self._pieces)
         self._begin()
-        self._task = asyncio.get_running_loop().create_task(work)
+        self._task = self._loop.create_task(work)
 
     # -- the answer ----------------------------------------------------------------------------------------------
 
@@ -118,7 +119,7 @@ class Conversation(asyncio.Protocol):
         try:
             answer = await self._decide(method, target, headers, pieces)
             if isinstance(answer, Pick):
-                self._passed, self._passed_at = answer, asyncio.get_running_loop().time()
+                self._passed, self._passed_at = answer, self._loop.time()
                 answer = _allowed(answer)
             self._write(answer)
         except Exception:

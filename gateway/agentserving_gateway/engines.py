@@ -37,18 +37,24 @@ class Engines:
     def __init__(self, engines: Iterable[Engine] = ()) -> None:
         self._all = list(engines)
         self._before: list[Engine] = list(self._all)
+        self._differ = self._before_differ = _models_differ(self._all)
         self._avoid_until: dict[EngineId, float] = {}
         self._turn = 0
 
     def replace(self, engines: Iterable[Engine]) -> None:
         """The leader's newest set."""
         if self._all:
-            self._before = self._all
+            self._before, self._before_differ = self._all, self._differ
         self._all = list(engines)
+        self._differ = _models_differ(self._all)
 
     def known(self, *, settled: bool) -> list[Engine]:
         """The newest set. While the leader has not `settled`, its empty set stands for the one before."""
         return self._all or ([] if settled else self._before)
+
+    def models_differ(self, *, settled: bool) -> bool:
+        """True when known engines serve different models."""
+        return self._differ if self._all or settled else self._before_differ
 
     def avoid(self, engine_id: EngineId, now_s: float) -> None:
         """It did not take a connection, or broke it before an answer."""
@@ -96,6 +102,10 @@ class Engines:
         if not choice:
             return None
         return max(choice, key=lambda engine: _weight(key, engine.engine_id))
+
+
+def _models_differ(engines: Iterable[Engine]) -> bool:
+    return len({engine.models for engine in engines if engine.models}) > 1
 
 
 def _weight(key: str, engine_id: EngineId) -> bytes:

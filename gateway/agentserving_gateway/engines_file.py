@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 from agentserving.contract.ids import EngineId
-from agentserving_process.listening import split_address
+from agentserving_process.addresses import split_address
 
 from agentserving_gateway.engines import Engine
 from agentserving_gateway.envoy.clusters import ENGINES

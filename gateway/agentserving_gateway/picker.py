@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from agentserving.contract import response_ids
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
-from agentserving_process.listening import split_address
+from agentserving_process.addresses import split_address
 
 from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission, HoldError

@@ -15,7 +15,7 @@ from agentserving_engine.channel_server import ChannelServer
 from agentserving_engine.http.entrance import Entrance
 from agentserving_engine.settings import SSE_KEEP_ALIVE_S, PluginConfigError, PluginSettings, keep_alive_seconds
 from agentserving_process import logs, supervision
-from agentserving_process.listening import split_address
+from agentserving_process.addresses import split_address
 from agentserving_process.supervision import CannotStartError, Supervisor
 from aiohttp import web
 

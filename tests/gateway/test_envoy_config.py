@@ -12,7 +12,7 @@ import pytest
 from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.envoy import FrontSettings, bootstrap, names
 from agentserving_gateway.envoy.replies import as_refusal, local_reply_config
-from agentserving_gateway.front import Front, command, find_envoy, settings_of
+from agentserving_gateway.front import Front, command, find_envoy, settings_of, usable_cores
 from agentserving_gateway.identity import HEADERS
 from agentserving_gateway.routes import HEALTH, MODELS, ROUTES
 
@@ -54,6 +54,26 @@ def test_the_command_line_says_what_the_options_say(tmp_path: Path) -> None:
     assert find_all(document, "max_heap_size_bytes") == [64 << 20]
 
 
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("50000 100000", 1),
+        ("6400000 100000", 8),
+        ("max 100000", 8),
+        ("", 8),
+        ("1 0", 8),
+        (None, 8),
+    ],
+)
+def test_envoy_has_as_many_threads_as_the_cpu_limit_allows(text: str | None, cores: int, tmp_path: Path) -> None:
+    file = tmp_path / "cpu.max"
+    if text is not None:
+        file.write_text(text)
+    assert usable_cores(file, 8) == cores
+
+
 def find_all(document: Any, key: str) -> list[Any]:
     """Values of a key anywhere."""
     if isinstance(document, dict):
@@ -67,15 +87,26 @@ def manager(run_dir: Path, **chosen: Any) -> Any:
     return listener["filter_chains"][0]["filters"][0]["typed_config"]
 
 
+def pattern(match: Any, literal: str) -> str:
+    """The regular expression of a match; one on a literal text is that text, escaped."""
+    return re.escape(match[literal]) if literal in match else match.get("safe_regex", {}).get("regex", "")
+
+
+def test_paths_without_a_variable_part_are_compared_and_not_searched(tmp_path: Path) -> None:
+    (host,) = manager(tmp_path)["route_config"]["virtual_hosts"]
+    literal = {each["match"]["path"] for each in host["routes"] if "path" in each["match"]}
+    assert literal == {route.shown for route in ROUTES if "{" not in route.shown}
+
+
 def test_each_route_is_in_the_table_with_its_methods_and_whoever_comes_first_is_meant(tmp_path: Path) -> None:
     (host,) = manager(tmp_path)["route_config"]["virtual_hosts"]
-    paths = [(each["match"].get("safe_regex", {}).get("regex"), each) for each in host["routes"]]
+    paths = [(pattern(each["match"], "path"), each) for each in host["routes"]]
     for route in ROUTES:
         found = [each for path, each in paths if path == route.path and "route" in each]
         assert found, route.shown
         for each in found:
             (methods,) = [header for header in each["match"]["headers"] if header["name"] == ":method"]
-            assert methods["string_match"]["safe_regex"]["regex"] == "|".join(route.methods)
+            assert pattern(methods["string_match"], "exact") == "|".join(route.methods)
             # A request without a body cannot smuggle a second one.
             absent = {h["name"] for h in each["match"]["headers"] if h.get("present_match") is False}
             assert (absent == {"content-length", "transfer-encoding"}) == (route.methods != ("POST",))

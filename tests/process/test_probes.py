@@ -9,7 +9,8 @@ import grpc
 import pytest
 from agentserving_cli.local.ports import free_ports
 from agentserving_process import probes
-from agentserving_process.listening import listen, reachable, split_address, why_not
+from agentserving_process.addresses import split_address
+from agentserving_process.listening import listen, reachable, why_not
 from agentserving_process.probes import Answer, ProbeOptions
 from agentserving_process.supervision import CannotStartError
 

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from agentserving_sidecar.process_watch import WINDOW_US, ProcessWatch, peer_pid
+from agentserving_sidecar import process_watch
+from agentserving_sidecar.process_watch import LOOK_EVERY_US, WINDOW_US, ProcessWatch, peer_pid
 
 BUSY = "while True: pass"
 IDLE = "import time; time.sleep(1000)"
@@ -71,3 +72,12 @@ def test_the_process_at_the_other_end_of_a_socket_is_found(tmp_path: Path) -> No
         listener.listen()
         client.connect(path)
         assert peer_pid(client) == os.getpid()
+
+
+def test_looks_within_a_moment_read_the_process_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(process_watch, "usage", looks.append)
+    watch = ProcessWatch(1)
+    for now_us in (0, 1, LOOK_EVERY_US - 1, LOOK_EVERY_US):
+        watch.look(now_us)
+    assert len(looks) == 2

@@ -85,8 +85,9 @@ def control_plane(spec: ClusterSpec, home: Path, ports: Ports, plane: ControlPla
 def gateway(spec: ClusterSpec, run_dir: Path, ports: Ports) -> Command:
     """Envoy, the address for agents."""
     argv = component(
+        # The picker is one loop, and each thread has connections of its own to it and to the engines.
         "agentserving_gateway.front", "--listen", f"127.0.0.1:{ports.gateway}", "--run-dir", str(run_dir),
-        _auth(spec),
+        "--workers", "1", _auth(spec),
     )  # fmt: skip
     return _ours("gateway", argv, f"http://127.0.0.1:{ports.gateway}/health", ports.gateway)
 

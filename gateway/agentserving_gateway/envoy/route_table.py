@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from agentserving_gateway.envoy import filters, names
 from agentserving_gateway.envoy.clusters import ENGINES, READS
 from agentserving_gateway.envoy.extensions import Json, header, seconds, typed
@@ -44,7 +46,8 @@ def _cors() -> Json:
 
 
 def _methods(*methods: str) -> Json:
-    return {"name": ":method", "string_match": {"safe_regex": {"regex": "|".join(methods)}}}
+    one: Json = {"exact": methods[0]} if len(methods) == 1 else {"safe_regex": {"regex": "|".join(methods)}}
+    return {"name": ":method", "string_match": one}
 
 
 def _present(name: str, present: bool = True) -> Json:
@@ -56,7 +59,10 @@ _NO_BODY = (_present("content-length", False), _present("transfer-encoding", Fal
 
 
 def _match(path: str, *headers: Json) -> Json:
-    return {"safe_regex": {"regex": path}, "headers": list(headers)}
+    """`path` is a regular expression; one that matches a single path is compared with it, which is cheaper."""
+    text = re.sub(r"\\(.)", r"\1", path)
+    how: Json = {"path": text} if re.escape(text) == path else {"safe_regex": {"regex": path}}
+    return {**how, "headers": list(headers)}
 
 
 def _preflights() -> list[Json]:

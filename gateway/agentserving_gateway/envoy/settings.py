@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentserving_process.listening import split_address
+from agentserving_process.addresses import split_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,8 @@ import grpc
 import structlog
 from agentserving.transport.connection import Tls
 from agentserving.transport.server_tls import server_credentials
-from agentserving_process.listening import listen, split_address
+from agentserving_process.addresses import split_address
+from agentserving_process.listening import listen
 from agentserving_process.options import option
 from agentserving_process.supervision import CannotStartError
 from grpc_health.v1 import health_pb2

@@ -1,0 +1,1 @@
+"""This front beside others: one load, one set of engines, one run (`python -m benchmarks.peers`)."""
