@@ -1,8 +1,8 @@
 """``python -m benchmarks.scale_load ADDRESSES ENGINES``: simulated sidecars and gateways of one control plane.
 
-Speaks the real contract: each engine has its Attach stream, says hello, beats once a second and sends the final report
-of a call some milliseconds after its admission, several in one message when they are there together. Reads commands as
-lines of JSON and answers each with one:
+Speaks the real contract: each engine has its Attach stream, says hello, beats every few seconds while it is idle, and
+sends the final report of a call some milliseconds after its admission, several in one message when they are there
+together. Reads commands as lines of JSON and answers each with one:
 
     {"do": "load", "rate": 200, "seconds": 10, "programs": 1000, "seed": 1}    rate 0: closed loop of CONCURRENCY
     {"do": "outage", "programs": 1000}    admits until it fails and works again; gives the seconds between
@@ -35,7 +35,8 @@ from benchmarks import open_loop
 CONCURRENCY, GATEWAYS = 64, 2
 # As a picker: requests in one message, and engines that its ticket names besides the first.
 MAX_TOGETHER, MAX_FALLBACKS = 32, 1
-BEAT_S, SERVICE_S, PROMPT_TOKENS = 1.0, 0.005, 500
+# An idle sidecar has nothing new to say, and says so this often.
+BEAT_S, SERVICE_S, PROMPT_TOKENS = 4.0, 0.005, 500
 # Between two attempts while there is no leader.
 RETRY_S = 0.02
 OUTAGE_BOUND_S = 120.0

@@ -212,6 +212,8 @@ def chunk_parts(key: str) -> tuple[ProgramKey, int]:
 
 def cut(text: str, size: int) -> str:
     """The longest prefix of a text that encodes to at most `size` bytes."""
+    if 4 * len(text) <= size:
+        return text
     return text.encode()[:size].decode(errors="ignore")
 
 
