@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 import structlog
-from agentserving.contract.ids import CallId, EngineId, ProgramKey
+from agentserving.contract.ids import CallId, EngineId
 
+from agentserving_controlplane.account_spreading import accounts_of
 from agentserving_controlplane.call_ends import CallEnds
 from agentserving_controlplane.engines.directives import (
-    Account,
-    Accounts,
     Acknowledgement,
     Welcome,
     cancel_in_parts,
@@ -144,7 +143,7 @@ class EngineSession:
         for begin in range(0, len(keys), ROWS_PER_SLICE):
             rows = [table.rows[key] for key in keys[begin : begin + ROWS_PER_SLICE] if key in table.rows]
             roots = {row.root_key: table.index.root_of(row) for row in rows}
-            self.link.push(_accounts(list(roots.values())))
+            self.link.push(accounts_of(list(roots.values())))
             cancelled: list[CallId] = []
             for row in rows:
                 if row.cancelled:
@@ -203,7 +202,6 @@ class EngineSession:
     def _apply(self, engine: Engine, reports: tuple[CallReport, ...]) -> int:
         """Applies call reports; returns the number of the commit that holds them all."""
         state, now = self._state, self._state.now()
-        moved: dict[ProgramKey, ProgramRow] = {}
         for report in reports:
             adopted = state.table.totals.calls_adopted
             found = state.table.index.call(report.call_id, report.tenant)
@@ -220,8 +218,8 @@ class EngineSession:
                 if report.call_id in row.calls:
                     self._ends.try_failed(report.call_id)
                     continue
-                moved[row.root_key] = state.table.index.root_of(row)
-        self._spread(engine, moved)
+                state.accounts.moved(row.root_key, engine.engine_id)
+        state.accounts.flush()
         return state.settle()
 
     def _learn(self, engine: Engine, row: ProgramRow, report: CallReport, now_us: int) -> None:
@@ -231,16 +229,6 @@ class EngineSession:
             self._state.engines.call_ended(engine.engine_id, row.root_key, report.outcome, now_us)
         tokens = report.prompt_tokens + report.output_tokens
         self._state.balancer.ran(row.root_key, engine, tokens)
-
-    def _spread(self, reporter: Engine, moved: dict[ProgramKey, ProgramRow]) -> None:
-        """Sends accounts that moved to the other engines that run calls of these trees."""
-        by_engine: dict[EngineId, list[ProgramRow]] = {}
-        for root_key, root in moved.items():
-            for engine_id in self._state.table.index.engines_of_tree(root_key):
-                if engine_id != reporter.engine_id:
-                    by_engine.setdefault(engine_id, []).append(root)
-        for engine_id, roots in by_engine.items():
-            self._state.links.send(engine_id, _accounts(roots))
 
     async def _give_up(self, engine: Engine) -> None:
         if self._give_up_after_seq is not None and self._seen_seq >= self._give_up_after_seq:
@@ -284,7 +272,3 @@ class EngineSession:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ACK_INTERVAL_S):
                     await self._is_leaving.wait()
-
-
-def _accounts(roots: list[ProgramRow]) -> Accounts:
-    return Accounts(tuple(Account(root.key, root.attained_service_us, root.account_wait_us) for root in roots))
