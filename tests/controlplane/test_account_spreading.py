@@ -15,7 +15,7 @@ from controlplane.leader_builders import ACME, admit, attach, leader, sent, unti
 
 
 def admit_on(plane: ControlPlane, program: str, engine_id: str, others: Iterable[str]) -> Admission:
-    return admit(plane, program, exclude_engine_ids=frozenset(map(EngineId, others)) - {engine_id})
+    return admit(plane, program, exclude_engine_ids=frozenset(map(EngineId, others)) - {EngineId(engine_id)})
 
 
 async def ended(session: EngineSession, admissions: Iterable[Admission], service_us: int) -> None:

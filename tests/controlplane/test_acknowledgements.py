@@ -1,4 +1,4 @@
-"""Reports that have landed are acknowledged: the first one at once, later ones together, a leaving sidecar's at once."""
+"""Reports that have landed are acknowledged: the first one at once, later ones together, unless the sidecar leaves."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_a_sidecar_that_leaves_waits_for_no_interval(monkeypatch: pytest.M
         await session.report(EngineReport(seq=1, boot_id="b"))
         await until(lambda: acks.have(1))
         await session.report(EngineReport(seq=2, boot_id="b"))
-        leaving = EngineHello(engine_id="e1", boot_id="b", address="e1:1", sidecar_address="e1:2", draining=True)  # type: ignore[arg-type]
+        leaving = EngineHello(engine_id="e1", boot_id="b", address="e1:1", sidecar_address="e1:2", draining=True)
         await session.hello(leaving)
         await until(lambda: acks.have(2))
         for seq in (3, 4):
