@@ -42,7 +42,7 @@ MAX_BOOT_ID_CHARS, MAX_REASON_CHARS = 128, 1000
 MAX_WAITING_ACKS = 1000
 # Between two acknowledgements on one stream: a message costs much more than what is in it, and the sidecar's journal
 # can wait. One that is leaving cannot.
-ACK_INTERVAL_S = 0.5
+ACK_INTERVAL_S = 1.0
 # Rows examined, and calls ended, before other tasks run: two or three milliseconds of work.
 ROWS_PER_SLICE, ENDS_PER_SLICE = 100, 25
 
