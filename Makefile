@@ -46,6 +46,7 @@ bench-peers: setup ## measure the front beside plain Envoy, nginx, haproxy, llm-
 
 scale: setup ## measure how the control plane grows with programs and engines (QUICK=1: small, writes nothing)
 	$(RUN)/python -m benchmarks.scale $(if $(QUICK),--quick)
+	$(if $(QUICK),,$(RUN)/python -m benchmarks.scale_report)
 
 paper: setup ## run the paper's experiments in virtual time into docs/results (an hour; QUICK=1: a few minutes)
 	$(RUN)/python -m benchmarks.paper $(if $(QUICK),--quick)

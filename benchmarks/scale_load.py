@@ -1,8 +1,8 @@
 """``python -m benchmarks.scale_load ADDRESSES ENGINES``: simulated sidecars and gateways of one control plane.
 
-Speaks the real contract: each engine has its Attach stream, says hello, beats once a second and sends the final report
-of a call some milliseconds after its admission, several in one message when they are there together. Reads commands as
-lines of JSON and answers each with one:
+Speaks the real contract: each engine has its Attach stream, says hello, beats every few seconds while it is idle, and
+sends the final report of a call some milliseconds after its admission, several in one message when they are there
+together. Reads commands as lines of JSON and answers each with one:
 
     {"do": "load", "rate": 200, "seconds": 10, "programs": 1000, "seed": 1}    rate 0: closed loop of CONCURRENCY
     {"do": "outage", "programs": 1000}    admits until it fails and works again; gives the seconds between
@@ -17,6 +17,7 @@ import json
 import random
 import sys
 import time
+from collections import deque
 from typing import Any
 
 import grpc
@@ -32,7 +33,10 @@ from benchmarks import open_loop
 
 # Callers of a closed loop; streams of gateways.
 CONCURRENCY, GATEWAYS = 64, 2
-BEAT_S, SERVICE_S, PROMPT_TOKENS = 1.0, 0.005, 500
+# As a picker: requests in one message, and engines that its ticket names besides the first.
+MAX_TOGETHER, MAX_FALLBACKS = 32, 1
+# An idle sidecar has nothing new to say, and says so this often.
+BEAT_S, SERVICE_S, PROMPT_TOKENS = 4.0, 0.005, 500
 # Between two attempts while there is no leader.
 RETRY_S = 0.02
 OUTAGE_BOUND_S = 120.0
@@ -54,6 +58,7 @@ class Sidecar:
                 call_id=admitted.call_id, attempt=admitted.attempt, program_id=admitted.program_id,
                 root_program_id=admitted.program_id, tenant="default", boot_id="boot", service_us=1_000, wait_us=10,
                 prompt_tokens=PROMPT_TOKENS, output_tokens=100, outcome=types.OUTCOME_COMPLETED,
+                engine_ids=[self.engine_id, *(engine.engine_id for engine in admitted.fallbacks)],
             )
         )  # fmt: skip
 
@@ -102,37 +107,52 @@ class Sidecar:
 
 
 class Gateway:
-    """One Admissions stream; answers are matched to requests by number."""
+    """One Admissions stream, as a picker has it: requests that wait travel together; answers are matched by number."""
 
     def __init__(self, stub: CallServiceStub, sidecars: dict[str, Sidecar]) -> None:
         self._stream: Any = stub.Admissions()
         self._sidecars = sidecars
-        self._outgoing: asyncio.Queue[calls.AdmissionsRequest] = asyncio.Queue()
+        self._outgoing: deque[calls.AdmissionsRequest] = deque()
+        self._wake = asyncio.Event()
         self._waiting: dict[int, asyncio.Future[bool]] = {}
         self._number = 0
         self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
 
     async def _write(self) -> None:
-        await self._stream.write(calls.AdmissionsRequest(hello=calls.GatewayHello()))
+        await self._stream.write(calls.AdmissionsRequest(hello=calls.GatewayHello(reads_more=True)))
         while True:
-            await self._stream.write(await self._outgoing.get())
+            await self._wake.wait()
+            self._wake.clear()
+            while self._outgoing:
+                count = min(len(self._outgoing), MAX_TOGETHER)
+                requests = [self._outgoing.popleft() for _ in range(count)]
+                await self._stream.write(requests[0] if count == 1 else calls.AdmissionsRequest(more=requests))
 
     async def _read(self) -> None:
-        async for answer in self._stream:
-            waiting = self._waiting.pop(answer.stream_id, None)
-            if waiting is None:
-                continue
-            if answer.HasField("admitted"):
-                self._sidecars[answer.admitted.engine_id].serve(answer.admitted)
-            waiting.set_result(answer.HasField("admitted"))
+        async for message in self._stream:
+            self._take(message)
+            for answer in message.more:
+                self._take(answer)
+
+    def _take(self, answer: calls.AdmissionsResponse) -> None:
+        waiting = self._waiting.pop(answer.stream_id, None)
+        if waiting is None:
+            return
+        is_admitted = answer.HasField("admitted")
+        if is_admitted:
+            self._sidecars[answer.admitted.engine_id].serve(answer.admitted)
+        waiting.set_result(is_admitted)
 
     async def admit(self, program_id: str) -> bool:
         """Whether a call was admitted."""
         self._number += 1
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting[self._number] = answer
-        admit = calls.AdmitCallRequest(program_id=program_id, implicit=True, prompt_tokens=PROMPT_TOKENS)
-        self._outgoing.put_nowait(calls.AdmissionsRequest(stream_id=self._number, admit=admit))
+        admit = calls.AdmitCallRequest(
+            program_id=program_id, implicit=True, prompt_tokens=PROMPT_TOKENS, max_fallbacks=MAX_FALLBACKS
+        )
+        self._outgoing.append(calls.AdmissionsRequest(stream_id=self._number, admit=admit))
+        self._wake.set()
         return await answer
 
     async def close(self) -> None:

@@ -30,7 +30,7 @@ EXCHANGE_OVER_S = 1.5
 NEXT_TRY_S = 10.0
 
 
-class EndOfCall(msgspec.Struct, frozen=True, kw_only=True):
+class EndOfCall(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """EndCall; `never_started`: no engine has seen the call. `engine_id` answered it, as one of `tries` engines."""
 
     tenant: Tenant

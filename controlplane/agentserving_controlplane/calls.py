@@ -27,7 +27,7 @@ class NamedEngine(NamedTuple):
     address: str
 
 
-class Admission(msgspec.Struct, frozen=True, kw_only=True):
+class Admission(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """An admitted call: where it runs, and its ticket."""
 
     call_id: CallId

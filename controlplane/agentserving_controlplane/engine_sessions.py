@@ -8,17 +8,18 @@ queue, so calls of an earlier boot are given up only after the reports that were
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgspec
 import structlog
-from agentserving.contract.ids import CallId, EngineId, ProgramKey
+from agentserving.contract.ids import CallId, EngineId
 
+from agentserving_controlplane.account_spreading import accounts_of
 from agentserving_controlplane.call_ends import CallEnds
 from agentserving_controlplane.engines.directives import (
-    Account,
-    Accounts,
     Acknowledgement,
     Welcome,
     cancel_in_parts,
@@ -43,6 +44,9 @@ MAX_BOOT_ID_CHARS, MAX_REASON_CHARS = 128, 1000
 MAX_ADOPTED = 4096
 # Acknowledgements that wait for the store individually; further ones are merged into the newest.
 MAX_WAITING_ACKS = 1000
+# Between two acknowledgements on one stream: a message costs much more than what is in it, and the sidecar's journal
+# can wait. One that is leaving cannot.
+ACK_INTERVAL_S = 1.0
 # Rows examined, and calls ended, before other tasks run: two or three milliseconds of work.
 ROWS_PER_SLICE, ENDS_PER_SLICE = 100, 25
 
@@ -65,8 +69,7 @@ class EngineHello:
     health_reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineReport:
+class EngineReport(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A report; `seq` 0: nothing to acknowledge. `engine_down`: calls of `boot_id` without final report have failed."""
 
     seq: int = 0
@@ -88,6 +91,7 @@ class EngineSession:
         # (commit number, seq) of reports that wait to be acknowledged.
         self._acks: deque[tuple[int, int]] = deque()
         self._acks_waiting = asyncio.Event()
+        self._is_leaving = asyncio.Event()
         self._seen_seq = 0
         # Calls of earlier boots are given up once reports up to this seq have come.
         self._give_up_after_seq: int | None = None
@@ -103,6 +107,7 @@ class EngineSession:
             engine.boot(hello.boot_id)
         engine.address, engine.sidecar_address = hello.address, hello.sidecar_address
         engine.capabilities, engine.leaving = hello.capabilities, hello.draining
+        (self._is_leaving.set if hello.draining else self._is_leaving.clear)()
         engine.health, engine.health_reason = hello.health, hello.health_reason[:MAX_REASON_CHARS]
         engine.attached, engine.heard_us, engine.heard_unix_us = True, now.steady_us, now.unix_us
         state.links.attach(engine.engine_id, self.link)
@@ -144,7 +149,7 @@ class EngineSession:
         for begin in range(0, len(keys), ROWS_PER_SLICE):
             rows = [table.rows[key] for key in keys[begin : begin + ROWS_PER_SLICE] if key in table.rows]
             roots = {row.root_key: table.index.root_of(row) for row in rows}
-            self.link.push(_accounts(list(roots.values())))
+            self.link.push(accounts_of(list(roots.values())))
             cancelled: list[CallId] = []
             for row in rows:
                 if row.cancelled:
@@ -187,7 +192,7 @@ class EngineSession:
     def _note_health(self, engine: Engine, report: EngineReport) -> None:
         now = self._state.now()
         engine.heard_us, engine.heard_unix_us = now.steady_us, now.unix_us
-        if report.load is not None:
+        if report.load is not None and report.load != engine.load:
             engine.load = report.load
         reason = report.health_reason[:MAX_REASON_CHARS]
         if (report.health, reason) == (engine.health, engine.health_reason):
@@ -203,7 +208,6 @@ class EngineSession:
     def _apply(self, engine: Engine, reports: tuple[CallReport, ...]) -> int:
         """Applies call reports; returns the number of the commit that holds them all."""
         state, now = self._state, self._state.now()
-        moved: dict[ProgramKey, ProgramRow] = {}
         for report in reports:
             adopted = state.table.totals.calls_adopted
             found = state.table.index.call(report.call_id, report.tenant)
@@ -221,8 +225,8 @@ class EngineSession:
                 if report.call_id in row.calls:
                     self._ends.try_failed(report.call_id)
                     continue
-                moved[row.root_key] = state.table.index.root_of(row)
-        self._spread(engine, moved)
+                state.accounts.moved(row.root_key, engine.engine_id)
+        state.accounts.flush()
         return state.settle()
 
     def _may_adopt(self, engine: Engine) -> bool:
@@ -236,16 +240,6 @@ class EngineSession:
             self._state.engines.call_ended(engine.engine_id, row.root_key, report.outcome, now_us)
         tokens = report.prompt_tokens + report.output_tokens
         self._state.balancer.ran(row.root_key, engine, tokens)
-
-    def _spread(self, reporter: Engine, moved: dict[ProgramKey, ProgramRow]) -> None:
-        """Sends accounts that moved to the other engines that run calls of these trees."""
-        by_engine: dict[EngineId, list[ProgramRow]] = {}
-        for root_key, root in moved.items():
-            for engine_id in self._state.table.index.engines_of_tree(root_key):
-                if engine_id != reporter.engine_id:
-                    by_engine.setdefault(engine_id, []).append(root)
-        for engine_id, roots in by_engine.items():
-            self._state.links.send(engine_id, _accounts(roots))
 
     async def _give_up(self, engine: Engine) -> None:
         if self._give_up_after_seq is not None and self._seen_seq >= self._give_up_after_seq:
@@ -275,7 +269,7 @@ class EngineSession:
             engine.policy_version, engine.policy_error = version, ""
 
     async def acknowledge_reports(self) -> None:
-        """Runs for the life of the stream: queues one acknowledgement for all reports that landed together."""
+        """Runs for the life of the stream: queues an acknowledgement for all reports that have landed, now and then."""
         commits = self._state.commits
         while True:
             await self._acks_waiting.wait()
@@ -286,7 +280,6 @@ class EngineSession:
             if not self._acks:
                 self._acks_waiting.clear()
             self.link.push(Acknowledgement(seq))
-
-
-def _accounts(roots: list[ProgramRow]) -> Accounts:
-    return Accounts(tuple(Account(root.key, root.attained_service_us, root.account_wait_us) for root in roots))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ACK_INTERVAL_S):
+                    await self._is_leaving.wait()

@@ -22,6 +22,7 @@ from agentserving_process.supervision import Supervisor
 from agentserving_controlplane.api.conversion import policy_version_from_bytes
 from agentserving_controlplane.api.gate import Gate
 from agentserving_controlplane.control_plane import ControlPlane
+from agentserving_controlplane.garbage import Collector
 from agentserving_controlplane.settings import PlaneSettings, Settings
 from agentserving_controlplane.store.port import CommitFailedError, FencedError, Store, StoreUnavailableError
 
@@ -77,10 +78,12 @@ class Leadership:
         plane = self._recovering = ControlPlane(
             self._settings.plane, self._store, epoch, on_fenced, self._settings.access
         )
+        collector = Collector()
         await self._recover(plane)
+        collector.freeze()
         await self._open_gate(plane)
         self.plane = plane
-        tasks.start("upkeep", lambda: _upkeep(plane))
+        tasks.start("upkeep", lambda: _upkeep(plane, collector))
         log.info("leading", listen=self._settings.serving.listen, epoch=plane.epoch, policy=plane.policy.policy.name)
 
     async def _acquire(self) -> int:
@@ -133,11 +136,12 @@ class Leadership:
             await self._recovering.commits.fence(error)
 
 
-async def _upkeep(plane: ControlPlane) -> None:
+async def _upkeep(plane: ControlPlane, collector: Collector) -> None:
     interval_s = upkeep_interval_s(plane.settings)
     while True:
         await asyncio.sleep(interval_s)
         await plane.tick()
+        collector.round()
 
 
 def upkeep_interval_s(settings: PlaneSettings) -> float:

@@ -13,6 +13,7 @@ from functools import partial
 
 from agentserving.contract.policy import Accounting, preset
 
+from agentserving_controlplane.account_spreading import AccountSpreading
 from agentserving_controlplane.clock import read_clock
 from agentserving_controlplane.engines.links import Links
 from agentserving_controlplane.engines.load_balancer import LoadBalancer
@@ -60,6 +61,7 @@ class LeaderState:
         self.balancer = LoadBalancer(self.engines)
         self.commits = GroupCommit(store, epoch, on_fenced=on_fenced, max_pending=settings.max_pending_writes)
         self.links = Links()
+        self.accounts = AccountSpreading(self.table.index, self.links)
         self.keys = AdmissionKeys()
         # Called after each change of a program or an engine.
         self.listeners: set[Callable[[], None]] = set()

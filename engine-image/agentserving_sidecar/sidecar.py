@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
 import structlog
-from agentserving.contract.channel import AckCalls, CallRecord, EngineHello, EngineReport, PolicyResult, ToEngine
+from agentserving.contract.channel import AckCalls, CallRecord, EngineHello, EngineReport, Load, PolicyResult, ToEngine
 from agentserving.contract.ids import EngineId
 
 from agentserving_sidecar.directives import Directives
 from agentserving_sidecar.engine_state import EngineState
-from agentserving_sidecar.health import FrontState
+from agentserving_sidecar.health import FrontState, Health
 from agentserving_sidecar.journal import Entry, Journal
 from agentserving_sidecar.recording import Recorder, Records
 from agentserving_sidecar.rejected_tickets import RejectedTickets
@@ -31,6 +32,9 @@ log = structlog.get_logger()
 
 # How often the health is decided on without an event: a stopped engine causes none.
 EVALUATE_S = 0.2
+# A heartbeat of a serving engine that says nothing new is passed on this often, others at once. Whether the sidecar is
+# there the leader knows from the stream.
+UNCHANGED_BEAT_S = 4.0
 # Entries per report when the journal is replayed.
 RESEND_BATCH = 500
 
@@ -89,6 +93,9 @@ class Sidecar:
         self._is_leaving = False
         # Highest seq on the current stream to the leader.
         self._sent_seq = 0
+        # Load and health as the leader has them, but for the time since the last step; and when they were sent.
+        self._sent: tuple[Load | None, Health] | None = None
+        self._sent_us = 0
 
     # -- from the engine -----------------------------------------------------------------------------------------
 
@@ -120,7 +127,7 @@ class Sidecar:
         self._evaluate()
         progress = [(boot_id, record) for record in report.calls if not record.outcome]
         # The report of a recorded call says how busy the engine is, milliseconds later: one message, not two.
-        if progress or not report.calls:
+        if progress or (not report.calls and self._is_news()):
             self._report(*progress)
 
     def engine_policy(self, result: PolicyResult) -> None:
@@ -192,6 +199,7 @@ class Sidecar:
         return reports
 
     def _journal_report(self, batch: list[Entry]) -> Report:
+        self._note_sent()
         return Report(
             seq=batch[-1].seq,
             boot_id=batch[0].boot_id,
@@ -218,12 +226,26 @@ class Sidecar:
 
     def greeting(self) -> list[ToLeader]:
         """The first messages of a stream: hello, and the whole journal."""
-        self._sent_seq = 0
+        self._sent_seq, self._sent = 0, None
         return [self.hello(), *self._journal_reports(self.journal.entries())]
 
     def _report(self, *calls: tuple[str, CallRecord]) -> None:
         engine = self.engine
+        self._note_sent()
         self._to_leader(Report(boot_id=engine.boot_id, calls=calls, load=engine.load, health=engine.health))
+
+    def _facts(self) -> tuple[Load | None, Health]:
+        load = self.engine.load
+        return msgspec.structs.replace(load, last_step_age_us=0) if load is not None else None, self.engine.health
+
+    def _note_sent(self) -> None:
+        self._sent, self._sent_us = self._facts(), _now_us()
+
+    def _is_news(self) -> bool:
+        """False when a heartbeat would repeat the last report of a few seconds ago."""
+        facts = self._facts()
+        is_due = _now_us() - self._sent_us >= UNCHANGED_BEAT_S * 1e6
+        return facts != self._sent or not facts[1].is_serving or is_due
 
     def _to_leader(self, message: ToLeader) -> None:
         if self.leader is not None:

@@ -10,8 +10,10 @@ import pytest
 from agentserving.contract.channel import AckCalls, Load, PolicyResult, SetAccounts, SetPaused, SetPolicy, ToolWait
 from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import preset, to_dict
+from agentserving_sidecar import sidecar as sidecar_module
 from agentserving_sidecar.health import FrontState, State
 from agentserving_sidecar.journal import Entry, Journal, JournalUnavailableError
+from agentserving_sidecar.sidecar import UNCHANGED_BEAT_S
 from agentserving_sidecar.values import Ack, Directive, Drain, Hello, Pause, PolicyVersion, Report, Welcome
 from sidecar.ports import hello, new_sidecar, record, report, running_sidecar, until
 
@@ -52,6 +54,32 @@ async def test_an_ended_call_costs_one_message_to_the_leader_and_it_says_how_bus
         heartbeat = rig.leader.sent[-1]
         assert isinstance(heartbeat, Report)
         assert heartbeat.load == Load(running=2)
+
+
+async def test_a_heartbeat_that_says_nothing_new_is_sent_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_us = 0
+    monkeypatch.setattr(sidecar_module, "_now_us", lambda: now_us)
+    async with running_sidecar(tmp_path) as rig:
+
+        def beats(load: Load) -> int:
+            rig.leader.sent.clear()
+            rig.sidecar.engine_report(report(load=load))
+            return len(rig.leader.reports)
+
+        rig.sidecar.front_answered(FrontState.HEALTHY, "")
+        assert beats(Load(running=1)) == 1
+        now_us += 1_000_000
+        assert beats(Load(running=1, last_step_age_us=900_000)) == 0, "only its age has changed"
+        assert beats(Load(running=2)) == 1
+        now_us += int(UNCHANGED_BEAT_S * 1e6)
+        assert beats(Load(running=2)) == 1, "it is due"
+        rig.sidecar.greeting()
+        assert beats(Load(running=2)) == 1, "a new stream's leader knows nothing"
+        rig.sidecar.front_answered(FrontState.REFUSED, "connection refused")
+        assert not rig.sidecar.engine.health.is_serving
+        assert beats(Load(running=2)) == 1, "an engine in trouble is heard at every beat"
 
 
 async def test_an_acknowledged_report_leaves_the_journal(tmp_path: Path) -> None:

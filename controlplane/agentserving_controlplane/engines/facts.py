@@ -26,7 +26,7 @@ class Capabilities:
     async_scheduling: bool = False
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True):
+class Load(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Gauges, and counters since the engine's boot."""
 
     running: int = 0

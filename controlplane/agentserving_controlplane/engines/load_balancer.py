@@ -34,7 +34,7 @@ CHOICES = 3
 MAX_NAMED = 8
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class Wanted(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What an engine is chosen for. `holding`: engines that ran calls of the program, and may be draining."""
 
     program: ProgramKey

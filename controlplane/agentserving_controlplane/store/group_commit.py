@@ -12,6 +12,7 @@ next leader starts from what has landed, and engines report again what has not.
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -55,7 +56,10 @@ class GroupCommit:
         self._in_flight = 0
         self._number = 0
         self._landed = 0
-        self._landing = asyncio.Condition()
+        # Who waits for which number: a heap, so that a commit costs those whose writes have landed. The middle number
+        # orders waiters for the same one.
+        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waits = 0
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._is_flushing = False
@@ -105,16 +109,18 @@ class GroupCommit:
 
     async def durable(self, number: int) -> None:
         """Returns when every write up to `number` has landed. FencedError when that will never happen."""
-        async with self._landing:
-            await self._landing.wait_for(lambda: self._landed >= number or self.fenced is not None)
+        if self._landed < number and self.fenced is None:
+            landing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waits += 1
+            heapq.heappush(self._waiters, (number, self._waits, landing))
+            await landing
         if self._landed < number and self.fenced is not None:
             raise self.fenced
 
     async def fence(self, error: FencedError) -> None:
         """Ends it: nothing more is written, and `durable` raises."""
         self.fenced = self.fenced or error
-        async with self._landing:
-            self._landing.notify_all()
+        self._wake(self._number)
 
     async def flush(self) -> None:
         """Lands everything queued so far, without the interval."""
@@ -172,9 +178,15 @@ class GroupCommit:
                 for batch in batches:
                     await self._land(batch)
                     self._in_flight -= len(batch)
-                async with self._landing:
-                    self._landed = max(self._landed, through)
-                    self._landing.notify_all()
+                self._landed = max(self._landed, through)
+                self._wake(self._landed)
+
+    def _wake(self, through: int) -> None:
+        """Wakes whoever waits for a number up to `through`."""
+        while self._waiters and self._waiters[0][0] <= through:
+            landing = heapq.heappop(self._waiters)[2]
+            if not landing.done():
+                landing.set_result(None)
 
     async def _land(self, batch: list[Write]) -> None:
         """Returns when the batch has landed. FencedError when another writer, or `fence`, ends the attempts."""

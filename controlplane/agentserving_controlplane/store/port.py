@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 # A batch is packed up to these; etcd's default limits are 128 operations and 1.5 MiB a request.
 MAX_BATCH_WRITES = 100
 MAX_BATCH_BYTES = 1_000_000
@@ -50,8 +52,7 @@ class RejectedWriteError(StoreError):
     """The batch is invalid, and repeating it is useless."""
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(msgspec.Struct, frozen=True, gc=False):
     """One key's new value; None deletes it."""
 
     key: str

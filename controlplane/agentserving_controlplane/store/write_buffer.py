@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from agentserving_controlplane.store.port import MAX_BATCH_BYTES, MAX_BATCH_WRITES, Write
 
 
-@dataclass(frozen=True, slots=True)
-class LateWrite:
+class LateWrite(msgspec.Struct, frozen=True, gc=False):
     """A key whose value is encoded when it lands, or earlier. `encode` must give the last value that was added: a
     caller changes the object behind it and adds the write without letting other tasks run in between."""
 

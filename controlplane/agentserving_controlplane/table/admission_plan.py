@@ -30,7 +30,7 @@ MAX_PARENTS = 64
 MAX_CALLS_IN_FLIGHT = 16_384
 
 
-class AdmissionRequest(msgspec.Struct, frozen=True, kw_only=True):
+class AdmissionRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """AdmitCall. Empty strings mean "not given"; `implicit` marks ids that were taken from headers as a claim."""
 
     tenant: Tenant
@@ -51,7 +51,7 @@ class AdmissionRequest(msgspec.Struct, frozen=True, kw_only=True):
     digest: str = ""
 
 
-class AdmissionPlan(msgspec.Struct, frozen=True, kw_only=True):
+class AdmissionPlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What admitting a call changes, the engine aside."""
 
     request: AdmissionRequest

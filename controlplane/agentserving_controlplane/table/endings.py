@@ -20,7 +20,7 @@ KEPT = 20_000
 MAX_NEWS = 1000
 
 
-class Origin(msgspec.Struct, frozen=True, kw_only=True):
+class Origin(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The program of a call; instants in Unix microseconds."""
 
     program_id: ProgramId
@@ -31,7 +31,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     root_open_us: int
 
 
-class EndedCall(msgspec.Struct, frozen=True):
+class EndedCall(msgspec.Struct, frozen=True, gc=False):
     """A call that has left the table, with its final counters."""
 
     origin: Origin
@@ -40,7 +40,7 @@ class EndedCall(msgspec.Struct, frozen=True):
     end_us: int
 
 
-class ClosedProgram(msgspec.Struct, frozen=True):
+class ClosedProgram(msgspec.Struct, frozen=True, gc=False):
     """A program that takes no new calls."""
 
     origin: Origin

@@ -12,7 +12,7 @@ from agentserving_controlplane.table.states import Outcome
 MAX_COUNTER = 1 << 50
 
 
-class CallReport(msgspec.Struct, frozen=True, kw_only=True):
+class CallReport(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Counters of one call since its arrival at the engine; `outcome` is NONE while it goes on.
 
     Ids, thread and account repeat the ticket, so that a table which lost the admission can adopt the call.

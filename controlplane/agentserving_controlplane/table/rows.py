@@ -40,7 +40,7 @@ class NewerSchemaError(ValueError):
     """The store was written by a newer version of the control plane."""
 
 
-class CallRow(msgspec.Struct, omit_defaults=True):
+class CallRow(msgspec.Struct, omit_defaults=True, gc=False):
     """A call in flight; counters are the largest reported so far. `boot_id` is empty until an engine reports it."""
 
     call_id: CallId
@@ -79,7 +79,7 @@ def call_bytes(call: CallRow) -> int:
     return 500 + named + (sum(map(len, call.parents)) + 3 * len(call.parents) if call.parents else 0)
 
 
-class ThreadRow(msgspec.Struct, omit_defaults=True):
+class ThreadRow(msgspec.Struct, omit_defaults=True, gc=False):
     """A chain of calls."""
 
     thread_id: str
@@ -212,6 +212,8 @@ def chunk_parts(key: str) -> tuple[ProgramKey, int]:
 
 def cut(text: str, size: int) -> str:
     """The longest prefix of a text that encodes to at most `size` bytes."""
+    if 4 * len(text) <= size:
+        return text
     return text.encode()[:size].decode(errors="ignore")
 
 

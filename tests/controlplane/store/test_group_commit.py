@@ -166,3 +166,28 @@ async def test_closing_within_a_bound_does_not_wait_for_a_store_that_is_away() -
     commits.put_together([Write("k", b"")])
     async with asyncio.timeout(30):
         await commits.close(0.05)
+
+
+async def test_a_commit_wakes_those_whose_writes_have_landed_and_no_one_else() -> None:
+    """Waiting costs a commit nothing: with 1,000 engines, each report waits for its own."""
+    commits = GroupCommit(MemoryStore(), 1, interval_s=0.001)
+    landed: list[int] = []
+
+    async def wait(number: int) -> None:
+        await commits.durable(number)
+        landed.append(number)
+
+    numbers = [commits.put_together([Write(f"k{number}", b"v")]) for number in range(3)]
+    waiting = [asyncio.create_task(wait(number)) for number in reversed(numbers)]
+    cancelled = asyncio.create_task(wait(numbers[0]))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    commits._landed = numbers[1]
+    commits._wake(numbers[1])
+    await until(lambda: len(landed) == 2, "both have landed")
+    assert landed == numbers[:2]
+    await commits.fence(FencedError("another leads"))
+    with pytest.raises(FencedError):
+        await waiting[0]
+    assert landed == numbers[:2]
+    await asyncio.gather(*waiting[1:])
