@@ -80,7 +80,7 @@ def case_siblings_of_one_request_are_one_call(pipeline: Pipeline) -> None:
     assert record.outcome == "completed"
     assert record.output_tokens == 10 + 11 + 12
     assert set(engine.records()) == {"p.1.0", "q.1.3"}
-    assert 0 < record.service_us <= engine.steps * 10_000
+    assert engine.steps * 10_000 < record.service_us <= 3 * engine.steps * 10_000, "each of them is charged"
     assert engine.session.book.unmanaged_calls == 0
     engine.close()
 
