@@ -16,5 +16,5 @@ print("protobuf", google.protobuf.__version__, end=" ", flush=True)'
 for pair in "protobuf==5.29.6 grpcio==1.71.2" "protobuf>=7,<8 grpcio>=1.80"; do
   read -r protobuf grpcio <<<"$pair"
   PYTHONPATH=proto uv run --quiet --isolated --no-project --python 3.11 \
-    --with "$protobuf" --with "$grpcio" --with googleapis-common-protos --with grpcio-status --with msgspec python -W ignore -c "$program"
+    --with "$protobuf" --with "$grpcio" --with googleapis-common-protos --with grpcio-status --with msgspec --with cryptography python -W ignore -c "$program"
 done

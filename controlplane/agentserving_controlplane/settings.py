@@ -15,6 +15,7 @@ from agentserving.contract.signatures import SigningKey
 from agentserving.contract.ticket_keys import TicketKeys, signing_keys
 from agentserving.transport.connection import Tls
 from agentserving_process import listening, options
+from agentserving_process.addresses import split_address
 from agentserving_process.options import REQUIRED, option
 from agentserving_process.probes import ProbeOptions
 from agentserving_process.tls import TlsOptions
@@ -72,9 +73,9 @@ class Serving:
     clients_advertise: str = option("", "host:port where clients reach that port; default: from --clients-listen")
 
     def __post_init__(self) -> None:
-        listening.split_address(self.listen)
+        split_address(self.listen)
         if self.clients_listen:
-            listening.split_address(self.clients_listen)
+            split_address(self.clients_listen)
 
     @property
     def clients_address(self) -> str:
