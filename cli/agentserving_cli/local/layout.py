@@ -44,10 +44,14 @@ class ClusterSpec:
     auth: bool = True
     # vLLM's parser of tool calls; empty = that of the built-in models, none for others.
     tool_parser: str = ""
-    # What becomes of calls without a valid ticket: "refuse", or "last".
-    unticketed: str = "refuse"
     # Flags for every engine; they come last, so they win.
     engine_args: tuple[str, ...] = ()
+
+    @property
+    def unticketed(self) -> str:
+        """What engines do with a call that has no valid ticket. Without keys the front goes on while its picker is
+        away, and such calls have none."""
+        return "refuse" if self.auth else "last"
 
 
 @dataclass(frozen=True, slots=True)
