@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,28 @@ def test_the_ticket_key_is_stable_and_private(tmp_path: Path) -> None:
         assert len(key) == 32
     assert (tmp_path / "ticket.key").stat().st_mode & 0o077 == 0
     assert (tmp_path / "ticket.key").read_bytes() == key
+
+
+def test_other_users_can_neither_read_the_directory_nor_stand_between_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = tmp_path / "r"
+    runtime.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    deep = StateDir(tmp_path / ("d" * 90))
+    deep.claim()
+    assert stat.S_IMODE(deep.home.stat().st_mode) == 0o700
+    channel = deep.socket_dir("engine-0")
+    assert channel.is_relative_to(runtime)
+    channel.parent.chmod(0o755)
+    with pytest.raises(StateDirError, match="open to other users"):
+        deep.socket_dir("engine-1")
+    elsewhere = channel.parent.rename(tmp_path / "elsewhere")
+    channel.parent.symlink_to(elsewhere)
+    with pytest.raises(StateDirError, match="belongs to one"):
+        deep.socket_dir("engine-1")
+    channel.parent.unlink()
+    deep.release()
 
 
 def test_a_socket_path_stays_short_in_a_deep_directory_and_ends_with_it(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import IO, Any
@@ -46,7 +48,8 @@ class StateDir:
             raise
 
     def _claim(self) -> None:
-        self.home.mkdir(parents=True, exist_ok=True)
+        # Logs and journals have ids of programs: for its user alone.
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = (self.home / "lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,7 +61,7 @@ class StateDir:
             ) from None
         self._check_version()
         (self.home / "cluster.json").unlink(missing_ok=True)
-        (self.home / "logs").mkdir(exist_ok=True)
+        (self.home / "logs").mkdir(exist_ok=True, mode=0o700)
         for signer in ("ticket", "gateway"):
             self._ensure_key(self.home / f"{signer}.key")
 
@@ -83,9 +86,10 @@ class StateDir:
         path.write_text(f"{STATE_VERSION}\n")
 
     def socket_dir(self, component: str) -> Path:
-        """Directory of a component's Unix sockets, whose paths must be short."""
+        """Directory of a component's Unix sockets, whose paths must be short. StateDirError: somebody else owns it."""
         path = self.home / component
         if len(os.fsencode(path)) > MAX_SOCKET_DIR_BYTES:
+            _own(self._short_home)
             path = self._short_home / component
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         return path
@@ -94,7 +98,8 @@ class StateDir:
     def _short_home(self) -> Path:
         """For sockets, when the directory's own path is too long."""
         name = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"agentserving-{os.getuid()}-{name}"
+        parent = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+        return Path(parent) / f"agentserving-{os.getuid()}-{name}"
 
     def write_addresses(self, document: dict[str, Any]) -> None:
         """Writes cluster.json, by which other commands find the cluster."""
@@ -107,6 +112,19 @@ class StateDir:
             shutil.rmtree(self._short_home, ignore_errors=True)
             self._lock.close()
             self._lock = None
+
+
+def _own(path: Path) -> None:
+    """Makes a directory whose name others can guess, in a parent that others may write to. StateDirError: it is there
+    and belongs to somebody else, who would stand between the processes of this cluster."""
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise StateDirError(
+            f"{path}, where sockets of this cluster would be, is open to other users or belongs to one: remove it, or "
+            f"give the cluster a --state-dir with a shorter path"
+        )
 
 
 def read_addresses(home: Path) -> dict[str, Any]:
