@@ -119,7 +119,7 @@ async def test_absurd_reports_never_overflow_an_account(served: ServedPlane) -> 
     (stored,) = (await served.store.load(rows.ROWS_PREFIX)).items.values()
     assert rows.decode(stored).calls_completed == 20
     registry = CollectorRegistry()
-    registry.register(Collector(served.plane))
+    registry.register(Collector(served.plane, {}))
     assert b'agentserving_calls_completed_total{outcome="failed"} 20.0' in generate_latest(registry)
     assert (await served.admit("p", prompt_tokens=MAX)).call_id
 

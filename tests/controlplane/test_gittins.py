@@ -10,7 +10,7 @@ import threading
 import pytest
 from agentserving.contract.policy import GITTINS, PLAS, Level, Policy, from_dict, level_of, to_dict
 from agentserving.contract.policy_message import policy_from, policy_to
-from agentserving.contract.ticket import verify
+from agentserving.contract.ticket import IssuerKeys, verify
 from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
 from agentserving_controlplane.policy.gittins import (
     BASE_US,
@@ -161,8 +161,9 @@ async def test_engines_get_the_levels_of_a_class_once_enough_of_it_have_finished
         admitted = await served.calls.AdmitCall(
             call_service_pb2.AdmitCallRequest(program_id="new", name="crawler", implicit=True)
         )
-        ticket = verify(admitted.ticket, *served.settings.ticket_keys(), engine_id=admitted.engine_id, now_unix_s=0)
-        assert ticket.class_name == "crawler"
+        keys = IssuerKeys([key.public_key() for key in served.settings.ticket_keys()])
+        verified = verify(admitted.ticket, keys, engine_id=admitted.engine_id, now_unix_s=0)
+        assert verified.ticket.class_name == "crawler"
 
 
 async def test_levels_of_a_policy_that_is_no_longer_in_force_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest_asyncio
 from agentserving.contract.response_ids import response_id
 from agentserving.contract.ticket import verify
 from agentserving_gateway.routes import SHOWN, route_of
-from gateway.gateway_rig import KEY, Rig, answer_json, rig, until, value
+from gateway.gateway_rig import KEYS, Rig, answer_json, rig, until, value
 from gateway.played_keys import PlayedKeys
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -171,7 +171,7 @@ async def test_a_call_belongs_to_its_keys_tenant_whatever_the_request_claims(doo
             answer = await doors.made.post(body=b'{"tenant": "other"}', headers=bearer(text) + PROGRAM + claim)
             assert status(answer) == 200
             ((engine, request),) = [(engine, each) for engine in doors.made.engines for each in engine.requests]
-            ticket = verify(value(request, "x-session-id"), KEY, engine_id=engine.name, now_unix_s=0)
+            ticket = verify(value(request, "x-session-id"), KEYS, engine_id=engine.name, now_unix_s=0).ticket
             assert ticket.tenant == tenant
             assert value(request, "x-agentserving-tenant") == tenant
             assert value(request, "x-agentserving-credential") == text[3:11]
