@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from agentserving.contract.signatures import public_bytes
 from agentserving_cli.local.ports import free_ports
 from agentserving_controlplane.settings import PlaneSettings, parse
 from agentserving_controlplane.store.etcd.store import EtcdStore
@@ -256,7 +257,8 @@ def test_settings_come_by_topic(tmp_path: Path) -> None:
     key.write_bytes(b"0123456789abcdef")
     settings = parse(["--ticket-key-file", str(key), "--etcd-prefix", "/x/", "--etcd-endpoints", "a:1, b:2"])
     assert settings.plane == PlaneSettings(ticket_keys=settings.plane.ticket_keys)
-    assert list(settings.plane.ticket_keys()) == [b"0123456789abcdef"]
+    public = [key.public_key().public_bytes_raw() for key in settings.plane.ticket_keys()]
+    assert public == [public_bytes(b"0123456789abcdef")]
     assert settings.store.etcd_endpoints == ("a:1", "b:2")
     assert settings.store.etcd_prefix == "/x"
     assert settings.serving.address == "127.0.0.1:7070"

@@ -78,6 +78,7 @@ class Policy:
     beta_milli: int = 0
     max_preemptions: int = 0
     decision_interval_steps: int = 1
+    # Has no effect; a part of stored policies and of the contract.
     unmanaged_level: int = 0
     source: Source = Source.FIXED
     # Levels by class name, which replace `levels` for programs of that class; ranks compare across classes.

@@ -547,7 +547,7 @@ class Policy(google.protobuf.message.Message):
     decision_interval_steps: builtins.int
     """Steps between two decisions, >= 1."""
     unmanaged_level: builtins.int
-    """Level of calls without a ticket."""
+    """Has no effect: calls without a ticket run behind all levels."""
     source: global___LevelSource.ValueType
     retention_milli: builtins.int
     """Keep a program's KV while its tool works for so many thousandths of the time that computing it again would take:
