@@ -142,7 +142,7 @@ async def test_an_annotation_requests_a_ticket_key_which_takes_over_step_by_step
         seen.append(await keys())
         assert await keys() == seen[-1]
         clock += datetime.timedelta(hours=1)
-    assert set(seen[0]) == {"key", "key.next"}
+    assert set(seen[0]) == {"key", "public", "key.next", "public.next"}
     assert seen[0]["key"] == old["key"]
     assert (seen[1]["key"], seen[1]["key.previous"]) == (seen[0]["key.next"], old["key"])
     assert seen[2]["key"] == seen[1]["key"] != old["key"]

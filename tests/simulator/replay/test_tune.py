@@ -106,7 +106,7 @@ def test_a_search_that_exceeds_its_budget_says_so(tmp_path: Path) -> None:
     ("args", "error"),
     [
         ((), "39 programs are too few to tell a gain from noise: at least 40"),
-        (("--against", "lifo"), "--against lifo: neither a preset (fcfs, "),
+        (("--against", "lifo"), "--against lifo: neither a preset (auto, fcfs, "),
         (("--goal", "joy"), "'joy' is not one of"),
         (("--budget", "0"), "0.0 is not in the range"),
     ],
