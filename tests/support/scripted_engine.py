@@ -70,9 +70,9 @@ class ScriptedEngine:
         assert facts.managed, f"ticket refused: {ticket}"
         call = self.book.call_of(request_id)
         assert call is not None
-        for step, (pause_s, service_us) in enumerate(pieces):
+        for pause_s, service_us in pieces:
             await asyncio.sleep(pause_s)
-            self.book.charge(request_id, step, service_us)
+            self.book.charge(request_id, service_us)
             self.channel.post(EngineReport(Load(running=1), [copy_record(call.record)], 1))
         call.record.output_tokens = tokens
         record = self.book.end(request_id, CallStats(wait_us=wait_us), "completed", now_us(), Accounting.SUM)
