@@ -57,7 +57,7 @@ def _programs(plane: ControlPlane) -> Iterator[Metric]:
     yield calls
     yield GaugeMetricFamily("agentserving_policy_version", "Version of the policy in force", plane.policy.version)
     classes = GaugeMetricFamily(
-        "agentserving_policy_choices", "Classes of programs for which auto has chosen a preset", labels=["chosen"]
+        "agentserving_policy_classes", "Classes of programs for which auto has chosen a preset", labels=["chosen"]
     )
     for chosen in Chosen:
         classes.add_metric([chosen], sum(choice.chosen is chosen for choice in plane.policy_in_force.choices))

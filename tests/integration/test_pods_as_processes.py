@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agentserving.contract.signatures import public_bytes
 from agentserving.transport.connection import Tls
 from agentserving_cli.local.cluster import find_etcd
 from agentserving_operator.control_planes import ControlPlanes, Target
@@ -82,6 +83,7 @@ class Pods:
             places[mount["mountPath"]] = str(path)
             if mount["name"] == "ticket-key":
                 (path / "key").write_bytes(b"k" * 32)
+                (path / "public").write_bytes(public_bytes(b"k" * 32))
         text = re.sub("|".join(map(re.escape, places)), lambda found: places[found[0]], text)
         text = HOSTS.sub(POD_IP, text)
         return text.replace("$(POD_NAME)", f"{container['pod']}-0").replace("127.0.0.1:7072", f"{POD_IP}:7072")

@@ -207,7 +207,7 @@ async def test_engines_switch_and_the_administrator_is_told_why() -> None:
         assert "sizes are alike" in status.choices[1].reason
         overview = await served.admin.GetOverview(admin_service_pb2.GetOverviewRequest())
         assert list(overview.policy_choices) == list(status.choices)
-        assert b'agentserving_policy_choices{chosen="program-fcfs"} 2.0' in exposition(served.plane)
+        assert b'agentserving_policy_classes{chosen="program-fcfs"} 2.0' in exposition(served.plane)
 
 
 async def test_a_restart_of_the_control_plane_keeps_the_choice() -> None:
