@@ -62,11 +62,12 @@ def kill_leader(cluster: Cluster) -> None:
 
 def test_commands_and_a_recording_go_on_with_the_other_one_when_the_leader_is_killed(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path / "state", "--engine", "simulator", "--engines", "1", "--control-planes", "2", auth=True)
-    out, log = tmp_path / "trace.jsonl", tmp_path / "record.log"
+    out, log, admin = tmp_path / "trace.jsonl", tmp_path / "record.log", cluster.directory / "keys" / "admin.key"
     argv = [sys.executable, "-m", "agentserving_cli.main", "record", "--out", str(out)]
     argv += ["--control-plane", cluster.addresses["control_plane"]]
     with log.open("wb") as said:
-        recording = subprocess.Popen(argv, stdout=said, stderr=said, env={**os.environ, "COLUMNS": "200"})
+        environment = {**os.environ, "COLUMNS": "200", "AGENTSERVING_API_KEY": admin.read_text().strip()}
+        recording = subprocess.Popen(argv, stdout=said, stderr=said, env=environment)
     try:
         cluster.wait(lambda: "recording " in log.read_text())
         complete(cluster, "before")

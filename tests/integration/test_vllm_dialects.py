@@ -158,6 +158,9 @@ def test_a_body_over_the_limit_is_refused_in_the_clients_own_words(cluster: Clus
 def test_priority_headers_and_forged_tickets_do_not_jump_the_queue(cluster: Cluster) -> None:
     """Calls of different lengths fill every slot; honest calls queue; then comes one with every claim of urgency."""
     cluster.cli("policy", "set", "fcfs")
+    ours, _ = clients(cluster, "rude")
+    with ours, pytest.raises(openai.BadRequestError, match="priority"):
+        ours.completions.create(model="tiny", prompt="x", max_tokens=2, extra_body={"priority": -1000})
     claims = {"X-Vllm-Priority": "-1000", "X-Session-ID": "forged", "priority": "-1000", "X-Request-Id": "0"}
     ended: dict[str, tuple[float, str]] = {}
     before = load(cluster, "rejected_tickets"), load(cluster, "unmanaged_calls")
@@ -167,7 +170,7 @@ def test_priority_headers_and_forged_tickets_do_not_jump_the_queue(cluster: Clus
         with ours:
             answer = ours.completions.with_raw_response.create(
                 model="tiny", prompt=name, max_tokens=tokens, extra_headers=more.get("headers"), timeout=240,
-                extra_body={"ignore_eos": True, **more.get("body", {})},
+                extra_body={"ignore_eos": True},
             )  # fmt: skip
             ended[name] = time.monotonic(), answer.headers["x-agentserving-engine"]
 
@@ -178,7 +181,7 @@ def test_priority_headers_and_forged_tickets_do_not_jump_the_queue(cluster: Clus
     honest = [threading.Thread(target=call, args=(f"honest-{n}", 2)) for n in range(6)]
     _start(honest)
     cluster.wait(lambda: load(cluster, "waiting") >= queued + 4)
-    pushy = threading.Thread(target=call, args=("pushy", 2), kwargs={"headers": claims, "body": {"priority": -1000}})
+    pushy = threading.Thread(target=call, args=("pushy", 2), kwargs={"headers": claims})
     _start([pushy])
     for thread in (*threads, *honest, pushy):
         thread.join(240)
