@@ -17,6 +17,7 @@ import grpc
 import uvloop
 from agentserving.contract.identity import Role
 from agentserving.contract.keys import NewKey, new_key
+from agentserving.contract.signatures import signing_key
 from agentserving.v1 import program_service_pb2, program_service_pb2_grpc
 from agentserving_controlplane.__main__ import register
 from agentserving_controlplane.api.audit import Audit
@@ -36,7 +37,7 @@ Send = Callable[[], Awaitable[Any]]
 async def main() -> None:
     """Prints the figures in microseconds a call."""
     store = MemoryStore()
-    settings = PlaneSettings(ticket_keys=lambda: (b"0123456789abcdef",))
+    settings = PlaneSettings(ticket_keys=lambda: (signing_key(b"0123456789abcdef"),))
     plane = ControlPlane(settings, store, await store.acquire("t"), lambda error: None)
     await plane.recover(store)
     key = _client()

@@ -9,14 +9,17 @@ import asyncio
 import json
 import random
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import uvloop
 from agentserving.contract.ids import Tenant
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.body import read_body
-from agentserving_gateway.calls import CallRequest, Ending
+from agentserving_gateway.calls import CallRequest, Ending, EndOfCall
+from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.identity import identify
 
 from benchmarks import open_loop
@@ -40,7 +43,9 @@ async def decisions(admission: Admission, seed: int) -> list[float]:
         times.append(time.perf_counter() - due)
         if not admitted.ticket:
             raise RuntimeError("the control plane did not answer in time")
-        admission.end(admitted, Ending.CANCELLED, True)
+        admission.end(
+            EndOfCall(call_id=admitted.call_id, tenant=request.tenant, ending=Ending.CANCELLED, never_started=True)
+        )
 
     await open_loop.run(seed, RATE, SECONDS, admit)
     return times
@@ -48,7 +53,18 @@ async def decisions(admission: Admission, seed: int) -> list[float]:
 
 async def main(address: str, seed: int) -> None:
     """Prints quantiles in milliseconds and the number of calls."""
-    admission = Admission(LeaderChannel(address))
+    with tempfile.TemporaryDirectory() as directory:
+        # There is no Envoy: what is written for it is in force at once.
+        admission = Admission(LeaderChannel(address), EnginesFile(Path(directory) / "engines.json"), _at_once)
+        times = await _measured(admission, seed)
+    print(json.dumps({**open_loop.quantiles_ms(times), "calls": len(times)}))
+
+
+async def _at_once(address: str) -> bool:
+    return True
+
+
+async def _measured(admission: Admission, seed: int) -> list[float]:
     running = asyncio.create_task(admission.run())
     async with asyncio.timeout(30):
         while len(admission.ready_engines()) < 2:
@@ -57,7 +73,7 @@ async def main(address: str, seed: int) -> None:
     await admission.flush()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    print(json.dumps({**open_loop.quantiles_ms(times), "calls": len(times)}))
+    return times
 
 
 if __name__ == "__main__":

@@ -5,13 +5,17 @@ Runs with the Python of any checkout, so that two of them can be compared.
 
 from __future__ import annotations
 
+import inspect
 import json
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from agentserving_cli.local import commands
 from agentserving_cli.local.cluster import find_etcd
+from agentserving_cli.local.commands import Command
 from agentserving_cli.local.layout import ClusterSpec, ControlPlaneAddress, EngineAddresses, Ports
 
 
@@ -26,21 +30,32 @@ def processes(home: Path, first: int, engine_port: int, engines: int) -> list[di
         gateway=first, etcd_client=first + 1, etcd_peer=first + 2, gateway_http=first + 5,
         control_planes=(plane,), engines=tuple(at),
     )  # fmt: skip
-    spec = ClusterSpec(home, engine="simulator", engines=engines)
-    (home / "ticket.key").touch(mode=0o600)
-    (home / "ticket.key").write_bytes(secrets.token_bytes(32))
-    run_dir = home / "front"
+    # The load has no key, as it has none for the other fronts.
+    open_door: dict[str, Any] = {"auth": False} if "auth" in ClusterSpec.__dataclass_fields__ else {}
+    spec = ClusterSpec(home, engine="simulator", engines=engines, **open_door)
+    for name in ("ticket", "gateway"):
+        (home / f"{name}.key").touch(mode=0o600)
+        (home / f"{name}.key").write_bytes(secrets.token_bytes(32))
+    known = {"spec": spec, "home": home, "run_dir": home / "front", "ports": ports}
     found = [
         commands.etcd(find_etcd(), home, ports),
         commands.control_plane(spec, home, ports, plane),
-        *(commands.sidecar(home, ports, each, home.parent / "channel" / each.engine_id) for each in at),
-        commands.picker(run_dir, ports),
-        commands.gateway(run_dir, ports),
+        *(
+            _of_any_version(commands.sidecar, engine=each, channel=home.parent / "channel" / each.engine_id, **known)
+            for each in at
+        ),
+        _of_any_version(commands.picker, **known),
+        _of_any_version(commands.gateway, **known),
     ]
     return [
         {"name": each.name, "argv": list(each.argv), "env": dict(each.env), "ready_url": each.ready_url}
         for each in found
     ]
+
+
+def _of_any_version(function: Callable[..., Command], **known: object) -> Command:
+    """Older checkouts take fewer arguments."""
+    return function(**{name: known[name] for name in inspect.signature(function).parameters})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "tests"))
 
 from agentserving_gateway.ext_proc.service import Encryption, ExtProc, ExtProcOptions, served  # noqa: E402
-from agentserving_gateway.picker import Picker  # noqa: E402
 from gateway.gateway_rig import answer_json, rig  # noqa: E402
 
 
@@ -23,7 +22,7 @@ async def main() -> int:
         return 0
     async with rig(answer_json, answer_json) as made:
         service = ExtProc(
-            Picker(made.admission), ended=made.picker._ended, ready=lambda: made.admission.ready, max_body_bytes=1 << 20
+            made.picker.core, ended=made.picker._ended, ready=lambda: made.admission.ready, max_body_bytes=1 << 20
         )
         async with served(service, ExtProcOptions(ext_proc_listen="127.0.0.1:0", ext_proc_tls=Encryption.NONE)):
             environment = {
