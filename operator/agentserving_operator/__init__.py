@@ -7,3 +7,6 @@ derives its conditions; all three are pure. `certificates` issues what TLS needs
 
 Concurrency: one event loop. Each cluster is visited by one task, so visits of it never overlap; nothing else writes.
 """
+
+# Before anything imports structlog.
+import agentserving_process  # noqa: F401
