@@ -1,11 +1,9 @@
 """The process table: one row per program, and the account that decides whose call runs next.
 
-Pure: time and epoch are arguments, nothing is read or written outside. The table owns its parts: the index (every way
-to look rows up), the programs (their life), the changes (what must be stored). This module is about calls: admitted,
-reported by engines, ended. Reports are absolute, so a repeated, late or reordered one changes nothing (rows.py says how
-a call that has been counted is recognised).
-
-Call ids are `<program>.<epoch>.<number>`. Numbers count all calls of this process, so no two tenants share an id.
+Pure: time and epoch are arguments. The table owns its parts: the index (every way to look rows up), the programs (their
+life), the changes (what must be stored). This module is about calls: admitted, reported by engines, ended. Reports are
+absolute, so a repeated, late or reordered one changes nothing (rows.py says how a counted call is recognised). Call ids
+are `<program>.<epoch>.<number>`. Numbers count all calls of this process, so no two tenants share an id.
 """
 
 from __future__ import annotations
@@ -53,8 +51,7 @@ class ProcessTable:
 
     def __init__(self, epoch: int, accounting: Accounting = Accounting.CRITICAL_PATH) -> None:
         self.epoch, self.accounting = epoch, accounting
-        self.totals = Totals()
-        self.index = ProgramIndex()
+        self.totals, self.index = Totals(), ProgramIndex()
         self._changes = Changes(self.encode)
         self.programs = Programs(epoch, self.index, self._changes, self.totals)
         self._planner = AdmissionPlanner(self.index, self.programs)

@@ -1,7 +1,6 @@
 """One engine core in this process: the real scheduler with our plugin, a fake runner, steps in flight as vLLM has them.
 
-`Engine.step` follows EngineCore.step and step_with_batch_queue of the version that is imported; after each one the
-invariants are checked (see invariants.py). Time is virtual: a step lasts STEP_US.
+`Engine.step` follows EngineCore.step and step_with_batch_queue, then checks the invariants. A step lasts STEP_US.
 """
 
 from __future__ import annotations
