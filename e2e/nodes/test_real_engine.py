@@ -90,7 +90,10 @@ def cluster(image: str) -> dict[str, Any]:
     # Next to the demo, on a node of two cores.
     little = {"resources": {"requests": {"cpu": "100m", "memory": "64Mi"}}}
     kind = {"apiVersion": "agentserving.io/v1alpha1", "kind": "AgentServingCluster", "metadata": {"name": "demo"}}
-    return {**kind, "spec": {**spec, "controlPlane": little, "gateway": little | {"drainSeconds": 0}}}
+    return {
+        **kind,
+        "spec": {**spec, "tls": {"issuer": "None"}, "controlPlane": little, "gateway": little | {"drainSeconds": 0}},
+    }
 
 
 @pytest.fixture
