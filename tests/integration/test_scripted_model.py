@@ -54,7 +54,9 @@ def calls(message: Any) -> list[tuple[str, str]]:
 def test_an_agent_loop_ends_after_one_tool_call_however_long_its_instructions_are(sdk: openai.OpenAI) -> None:
     system = {"role": "system", "content": INSTRUCTIONS}
     user = {"role": "user", "content": "say hello"}
-    first = chat(sdk, [OTHER, BASH], system, user)
+    # Claude Code adds one after its user's message.
+    more = {"role": "system", "content": "Available agents: none."}
+    first = chat(sdk, [OTHER, BASH], system, user, more)
     (call,) = first.tool_calls
     assert (call.function.name, json.loads(call.function.arguments)) == ("Bash", HELLO)
     result = {"role": "tool", "tool_call_id": call.id, "content": "hello from agentserving"}

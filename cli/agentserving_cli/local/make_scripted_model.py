@@ -84,7 +84,8 @@ TEMPLATE = """{%- set ns = namespace(user='', last='', tool='') %}
 {{- ns.text }}
 {%- for call in m['tool_calls'] or [] %}<tool_call>
 {{ call['function']['name'] }} {{ call['function']['arguments'] | tojson }}</tool_call>{% endfor %}<|im_end|>
-{% set ns.last = m['role'] %}{% if m['role'] == 'user' %}{% set ns.user = ns.text %}{% endif %}
+{% if m['role'] not in ('system', 'developer') %}{% set ns.last = m['role'] %}{% endif %}
+{%- if m['role'] == 'user' %}{% set ns.user = ns.text %}{% endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}<|im_start|>assistant
 {% if ns.last == 'user' and tools %}
