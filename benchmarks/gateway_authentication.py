@@ -39,7 +39,6 @@ class _Sink:
         self.last = b""
 
     def write(self, data: bytes) -> None:
-        """One answer."""
         self.last = data
         self.written.set()
 

@@ -314,7 +314,6 @@ def row_of(measured_point: dict[str, Any]) -> list[str]:
 
 
 def show(raw: dict[str, Any], console: Console) -> None:
-    """Prints the figures."""
     columns = (
         "programs", "engines", "calls/s, closed loop", f"P50 ms at {RATE}/s", "P99 ms", "CPU ms a call",
         "in the closed loop", "MiB", "etcd MiB",

@@ -55,7 +55,6 @@ def read(part: str, directory: Path = RESULTS) -> dict[str, Any]:
 
 
 def points() -> list[dict[str, Any]]:
-    """Of both parts."""
     return [point for part in ("programs", "engines") for point in read(part).get("raw", {}).get("points", ())]
 
 
@@ -85,7 +84,6 @@ def draw(found: list[dict[str, Any]], out: Path) -> None:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Markdown."""
     lines = ["| programs | engines | " + " | ".join(label for *_, label, _ in PANELS) + " | MiB | etcd MiB |"]
     lines.append("|---" * (len(PANELS) + 4) + "|")
     for point in found:
@@ -96,7 +94,6 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Draws and prints."""
     found = points()
     draw(found, OUT)
     print(table(found))

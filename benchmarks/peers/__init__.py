@@ -1,1 +1,1 @@
-"""This front beside others: one load, one set of engines, one run (`python -m benchmarks.peers`)."""
+"""This front compared with others: one load, one set of engines, one run (`python -m benchmarks.peers`)."""

@@ -33,7 +33,6 @@ class Load:
 
     @property
     def flags(self) -> list[str]:
-        """Of load.c."""
         return ["-r", str(self.rate_per_s)] if self.rate_per_s else ["-c", str(self.callers)]
 
 
@@ -111,5 +110,4 @@ def bars(rounds: Rounds, front: str = OURS) -> list[Bar]:
 
 
 def median(values: Sequence[float]) -> float:
-    """NaN for none."""
     return statistics.median(values) if values else math.nan

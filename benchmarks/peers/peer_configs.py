@@ -104,7 +104,6 @@ http {{
 
 
 def haproxy(port: int, engines: Sequence[int], home: Path) -> str:
-    """Another floor."""
     servers = "\n".join(f"  server e{each} 127.0.0.1:{each}" for each in engines)
     return f"""
 global

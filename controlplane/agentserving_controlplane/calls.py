@@ -138,7 +138,7 @@ class CallOperations:
         )
 
     def _boots(self, engine_id: EngineId, call: CallRow) -> tuple[str, ...]:
-        """Of the engines named. That of a call which an engine has reported stays: a used ticket is not signed anew."""
+        """Of the engines named. A call that an engine has reported retains its boot: no used ticket is signed again."""
         known = self._state.engines.engines
         boots = {each: engine.boot_id for each in (engine_id, *call.engines[1:]) if (engine := known.get(each))}
         if call.boot_id and call.engine_id in boots:

@@ -1,4 +1,4 @@
-"""The process beside each engine."""
+"""The sidecar of each engine."""
 
 # Before anything imports structlog.
 import agentserving_process  # noqa: F401

@@ -121,7 +121,7 @@ UNKNOWN["two-roles"] = "NO_CREDENTIAL"
 
 
 class Requests:
-    """A request of each RPC that its rightful caller succeeds with; objects are made anew where it uses them up."""
+    """A request of each RPC that its rightful caller succeeds with; objects it uses up are created again."""
 
     def __init__(self, plane: GuardedPlane) -> None:
         self._plane, self._count = plane, 0

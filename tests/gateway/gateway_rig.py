@@ -149,6 +149,13 @@ class Engine:
         async with self.writing:
             await self.stream.write(epb.AttachRequest(report=epb.Report(boot_id="b", **report)))
 
+    def close(self) -> None:
+        """Ends its server and every connection."""
+        if self.server is not None:
+            self.server.close()
+        for writer in self.connections:
+            writer.transport.abort()
+
     async def start(self) -> None:
         """Listens."""
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -269,6 +276,15 @@ async def all_in_force(picker: FrontPicker, engines: Sequence[Engine]) -> None:
                 await asyncio.sleep(0.01)
 
 
+async def attach(engine: Engine, channel: grpc.aio.Channel, models: Sequence[str]) -> None:
+    """Starts an engine and attaches it as its sidecar would."""
+    await engine.start()
+    stream = engine.stream = erpc.EngineServiceStub(channel).Attach()
+    capabilities = types_pb2.EngineCapabilities(max_num_seqs=4, block_size=16, num_blocks=1000, models=models)
+    hello = epb.EngineHello(engine_id=engine.name, boot_id="b", address=engine.address, capabilities=capabilities)
+    await stream.write(epb.AttachRequest(hello=hello))
+
+
 @asynccontextmanager
 async def rig(
     *scripts: Script, models: Sequence[Sequence[str]] = (), keys: PlayedKeys | None = None, **front: Any
@@ -290,13 +306,7 @@ async def rig(
     engines = [Engine(f"e{index}", script) for index, script in enumerate(scripts)]
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
     for index, engine in enumerate(engines):
-        await engine.start()
-        stream = engine.stream = erpc.EngineServiceStub(channel).Attach()
-        capabilities = types_pb2.EngineCapabilities(
-            max_num_seqs=4, block_size=16, num_blocks=1000, models=models[index] if models else ()
-        )
-        hello = epb.EngineHello(engine_id=engine.name, boot_id="b", address=engine.address, capabilities=capabilities)
-        await stream.write(epb.AttachRequest(hello=hello))
+        await attach(engine, channel, models[index] if models else ())
     await until(lambda: sum(e.attached for e in plane.engines.engines.values()) == len(engines))
     link = Link(port)
     await link.start()
@@ -336,7 +346,4 @@ async def rig(
         await server.stop(None)
         await plane.commits.close()
         for engine in engines:
-            if engine.server is not None:
-                engine.server.close()
-            for writer in engine.connections:
-                writer.transport.abort()
+            engine.close()

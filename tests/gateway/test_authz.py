@@ -25,7 +25,7 @@ CHAT = "/v1/chat/completions"
 
 @dataclass
 class Scripted:
-    """A picker that answers as scripted; `asked` and `dropped` are what it was told."""
+    """A picker that answers as scripted; `asked` and `dropped` are what it received."""
 
     script: Callable[[Head, bytes | None], Pick] = lambda head, content: PICK
     asked: list[tuple[Head, bytes | None]] = field(default_factory=list)

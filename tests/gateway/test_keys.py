@@ -130,7 +130,7 @@ async def test_a_refusal_says_whether_a_key_is_missing_unknown_expired_or_revoke
         (bearer("none"), "invalid_api_key", "is not a client's", refused),
         (bearer(expired), "invalid_api_key", f"{expired[3:11]} has expired", refused),
         (bearer(revoked), "invalid_api_key", f"{revoked[3:11]} has been revoked", refused),
-        # Whoever has not the whole key does not learn its state.
+        # A caller without the whole key does not learn its state.
         (bearer(revoked[:-4] + "AAAA"), "invalid_api_key", "is not a client's", refused),
     ):
         answer = await doors.made.post(headers=headers + PROGRAM)

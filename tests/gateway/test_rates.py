@@ -1,4 +1,4 @@
-"""Rates of a key: what passes stays within the bound, and what is refused passes after the time it was told."""
+"""Rates of a key: what passes stays within the bound, and what is refused passes after the announced time."""
 
 from __future__ import annotations
 

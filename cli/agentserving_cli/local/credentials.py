@@ -41,7 +41,7 @@ class Credentials:
         return self.file(name).read_text().strip()
 
     def make(self, now_unix_s: Callable[[], float] = time.time) -> None:
-        """Makes what is missing; tokens of parts anew. OSError."""
+        """Creates missing keys, and new tokens of parts at each start. OSError."""
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         known = self._known()
         rows = [known.get(name) or self._new(name, *of, now_unix_s()) for name, of in _USERS.items()]

@@ -1,4 +1,4 @@
-"""Ports of this machine that nobody uses.
+"""Free ports of this machine.
 
 A port that the kernel gives for port 0 lies in the range from which it also serves outgoing connections: between the
 choice and the server's `listen`, any connection of the machine may take it, and on a busy machine one does. Ports

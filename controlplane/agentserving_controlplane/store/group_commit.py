@@ -182,7 +182,7 @@ class GroupCommit:
                 self._wake(self._landed)
 
     def _wake(self, through: int) -> None:
-        """Wakes whoever waits for a number up to `through`."""
+        """Wakes the tasks that wait for a number up to `through`."""
         while self._waiters and self._waiters[0][0] <= through:
             landing = heapq.heappop(self._waiters)[2]
             if not landing.done():

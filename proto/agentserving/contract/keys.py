@@ -172,7 +172,7 @@ class KeySet:
             raise KeyRefusedError(KeyRefusal.NO_CREDENTIAL)
         key_id = parse(text)
         row = self._rows.get(key_id) if key_id is not None else None
-        # Expiry and revocation are told only to those who have the whole key.
+        # Only who presents the whole key learns that it is expired or revoked.
         if row is None or not hmac.compare_digest(row.sha256, hash_of(text)):
             raise KeyRefusedError(KeyRefusal.UNKNOWN_KEY)
         refusal = row.refusal(now_unix_s)

@@ -1,5 +1,4 @@
 """One engine core in this process: the real scheduler with our plugin, a fake runner, steps in flight as vLLM has them.
-
 `Engine.step` follows EngineCore.step and step_with_batch_queue, then checks the invariants. A step lasts STEP_US.
 """
 
