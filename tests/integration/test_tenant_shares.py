@@ -66,8 +66,10 @@ class Load:
                 with urllib.request.urlopen(request, timeout=120) as answer:
                     counted = json.load(answer)["usage"]["completion_tokens"]
             except urllib.error.HTTPError as error:
-                with error:
-                    assert error.code == 503, "there is no leader for a moment, and nothing else may happen"
+                error.close()
+                if error.code != 503:
+                    raise
+                # There is no leader for a moment.
                 continue
             with self._lock:
                 self.tokens[tenant] += counted
