@@ -61,7 +61,7 @@ def served(policy: Policy, loads: dict[str, Shape]) -> Counter[str]:
 
 
 # PLAS preempts inside a tenant, and what that recomputes is lost.
-@pytest.mark.parametrize(("policy", "least"), [(FCFS, 0.44), (PLAS, 0.3)], ids=["fcfs", "plas"])
+@pytest.mark.parametrize(("policy", "least"), [(FCFS, 0.44), (PLAS, 0.25)], ids=["fcfs", "plas"])
 @pytest.mark.parametrize("other", [LARGE_CONTEXT, READING, CHAT], ids=["large contexts", "long prompts", "alike"])
 def test_each_tenant_has_nearly_half_of_what_it_would_have_alone(policy: Policy, least: float, other: Shape) -> None:
     alone = {"chat": served(policy, {"chat": CHAT})["chat"], "other": served(policy, {"other": other})["other"]}
