@@ -17,7 +17,6 @@ from agentserving.programs import headers as ours
 
 from agentserving_gateway.body import Body
 
-
 _NONE = ProgramId("")
 
 
