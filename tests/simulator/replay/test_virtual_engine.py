@@ -128,7 +128,7 @@ def test_every_program_ends_and_every_block_is_freed(
 
 def lone(engine: VirtualEngine, key: str, prompt: int, output: int, now_us: int) -> None:
     request = Request(key, [Segment(0, prompt + output)], prompt, output)
-    engine.arrive(request, CallFacts(key, key), now_us)
+    engine.arrive(request, CallFacts(key, ProgramKey(Tenant("default"), ProgramId(key))), now_us)
 
 
 def test_a_lone_call_takes_its_prefill_and_one_step_per_token() -> None:
