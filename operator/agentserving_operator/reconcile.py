@@ -24,7 +24,7 @@ from agentserving_operator.manifests.ticket_key_secret import (
     KEY_BYTES,
     ROTATE,
     TicketKeys,
-    has_public_keys,
+    has_all_files,
     rotated,
     ticket_key_secret,
     ticket_keys_of,
@@ -35,6 +35,7 @@ from agentserving_operator.observe.owned import is_owned, labels_of, may_take, n
 from agentserving_operator.observe.reasons import Reason, Trouble
 from agentserving_operator.observe.settled import Settled
 from agentserving_operator.observe.status import Observed, invalid_status, status_of
+from agentserving_operator.spec.auth import in_force
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.crd import API_VERSION, KIND
 from agentserving_operator.spec.parsing import SpecError, parse
@@ -119,6 +120,7 @@ class Reconciler:
             images=self.images,
             generation=generation,
             operator_namespace=self.operator_namespace,
+            client_auth=in_force(spec.auth.clients, spec.tls.on, previous),
             key_request=str((live["metadata"].get("annotations") or {}).get(ROTATE, "")),
         )
         troubles: list[Trouble] = []
@@ -198,7 +200,7 @@ class Reconciler:
                 troubles.append(name_taken("Secret", cluster.ticket_key_name))
             elif (keys := ticket_keys_of(live)) is not None:
                 wanted = rotated(keys, cluster.key_request, self._now(), self.random_bytes)
-                if wanted != keys or not has_public_keys(live):
+                if wanted != keys or not has_all_files(live):
                     log.info(
                         "ticket key rotation", name=cluster.name, namespace=cluster.namespace, step=_step(wanted)
                     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agentserving_operator.manifests import AgentServingCluster, Images, Manifest
+from agentserving_operator.spec.auth import in_force
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.parsing import parse
 
@@ -13,10 +14,10 @@ IMAGES = Images(agentserving="registry.test/agentserving:1", vllm="registry.test
 
 def make_cluster(images: Images = IMAGES, **spec: Any) -> AgentServingCluster:
     """A cluster `demo` in namespace `ns`; `spec` as a user writes it, the model filled in."""
-    whole = {"model": {"name": "meta-llama/Llama-3.1-8B-Instruct"}, **spec}
+    parsed = parse(ClusterSpec, {"model": {"name": "meta-llama/Llama-3.1-8B-Instruct"}, **spec})
     return AgentServingCluster(
-        name="demo", namespace="ns", uid="11111111-2222-3333-4444-555555555555", spec=parse(ClusterSpec, whole),
-        images=images, generation=3,
+        name="demo", namespace="ns", uid="11111111-2222-3333-4444-555555555555", spec=parsed,
+        images=images, generation=3, client_auth=in_force(parsed.auth.clients, parsed.tls.on, {}),
     )  # fmt: skip
 
 

@@ -15,11 +15,12 @@ from agentserving_operator.manifests.common import (
     Port,
     container,
     http_probe,
+    keys_are_needed,
     port,
     python,
     resources_of,
 )
-from agentserving_operator.spec.cluster import EngineType
+from agentserving_operator.spec.cluster import EngineType, PrefixCache
 from agentserving_operator.spec.parts import SecretKey
 
 SCHEDULER = "agentserving_engine.scheduler.ProgramScheduler"
@@ -27,8 +28,8 @@ MIDDLEWARE = "agentserving_engine.http.middleware.EngineMiddleware"
 CHANNEL_DIR, KEY_DIR, MODELS_DIR = "/run/agentserving", "/etc/agentserving/ticket", "/models"
 KEY_FILE = f"{KEY_DIR}/key"
 # Of the control plane's keys, the public ones: engines verify tickets and make none.
-PUBLIC_KEYS = ("public", "public.next", "public.previous")
-PUBLIC_KEY_FILE = f"{KEY_DIR}/{PUBLIC_KEYS[0]}"
+PUBLIC_KEY_FILE, GATEWAY_PUBLIC_KEY_FILE = f"{KEY_DIR}/public", f"{KEY_DIR}/gateway-public"
+PUBLIC_KEYS = tuple(f"{name}{suffix}" for name in ("public", "gateway-public") for suffix in ("", ".next", ".previous"))
 PROBE_EVERY_S = 10
 # Returns when the engine has no calls left, or after the sidecar's --drain-s. Both images have urllib, not curl.
 DRAIN = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{Port.SIDECAR_HTTP}/drain').read()"
@@ -102,10 +103,33 @@ def _simulator_arguments(cluster: AgentServingCluster) -> list[str]:
         settings = ["--speed", f"{whole}.{hundredths:02d}", "--num-blocks", str(simulator.num_blocks)]
     return [
         "--listen", f"0.0.0.0:{Port.ENGINE}", "--engine-id", "$(POD_NAME)", "--channel-dir", CHANNEL_DIR,
-        "--ticket-key-file", PUBLIC_KEY_FILE, "--model", served_name(cluster),
+        "--ticket-key-file", PUBLIC_KEY_FILE, *_simulator_access(cluster), "--model", served_name(cluster),
         "--sse-keep-alive-s", str(cluster.spec.engine.sse_keep_alive_seconds),
         *settings, *_limits(cluster), *cluster.spec.engine.extra_args,
     ]  # fmt: skip
+
+
+def _simulator_access(cluster: AgentServingCluster) -> list[str]:
+    """As `_vllm_access`. Flags are given only where they are needed: images may be older than the operator."""
+    found = []
+    if keys_are_needed(cluster):
+        found += ["--gateway-key-file", GATEWAY_PUBLIC_KEY_FILE, "--unticketed", "refuse"]
+    if cluster.spec.engine.prefix_cache is PrefixCache.SHARED:
+        found += ["--tenant-cache", "shared"]
+    return found
+
+
+def _vllm_access(cluster: AgentServingCluster) -> list[Manifest]:
+    """With keys, calls without a ticket are refused; gateways sign tickets while there is no control plane."""
+    found = []
+    if keys_are_needed(cluster):
+        found += [
+            {"name": "AGENTSERVING_GATEWAY_KEY_FILE", "value": GATEWAY_PUBLIC_KEY_FILE},
+            {"name": "AGENTSERVING_UNTICKETED", "value": "refuse"},
+        ]
+    if cluster.spec.engine.prefix_cache is PrefixCache.SHARED:
+        found.append({"name": "AGENTSERVING_TENANT_CACHE", "value": "shared"})
+    return found
 
 
 def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
@@ -115,6 +139,9 @@ def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
         "--model", cluster.spec.model.name, "--served-model-name", served_name(cluster),
         "--host", "0.0.0.0", "--port", str(Port.ENGINE), "--scheduler-cls", SCHEDULER, "--middleware", MIDDLEWARE,
     ]  # fmt: skip
+    found += ["--load-format", cluster.spec.model.load_format]
+    if cluster.spec.model.trust_remote_code:
+        found.append("--trust-remote-code")
     if parallel > 1:
         found += ["--tensor-parallel-size", str(parallel)]
     if engine.kv_offload_gib:
@@ -137,6 +164,7 @@ def _vllm_env(cluster: AgentServingCluster) -> list[Manifest]:
         {"name": "AGENTSERVING_CHANNEL_DIR", "value": CHANNEL_DIR},
         {"name": "AGENTSERVING_TICKET_KEY_FILE", "value": PUBLIC_KEY_FILE},
         {"name": "AGENTSERVING_SSE_KEEP_ALIVE_S", "value": str(cluster.spec.engine.sse_keep_alive_seconds)},
+        *_vllm_access(cluster),
         {"name": "HF_HOME", "value": MODELS_DIR},
         {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
     ]

@@ -92,6 +92,7 @@ def status_of(
     status = ClusterStatus(
         observed_generation=cluster.generation,
         conditions=conditions(findings, cluster.generation, previous, now),
+        client_auth=cluster.client_auth,
         url=gateway_url(cluster),
         engines=EngineCounts(
             replicas=engines.replicas,
