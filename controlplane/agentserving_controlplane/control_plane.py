@@ -28,12 +28,14 @@ from agentserving_controlplane.key_operations import KEYS_PREFIX, KeyOperations
 from agentserving_controlplane.policy.auto import Choice
 from agentserving_controlplane.policy.in_force import CHOICES_KEY, POLICY_KEY, REQUESTS_KEY, PolicyChange
 from agentserving_controlplane.policy.stored import UnreadablePolicyError, refuse_message
+from agentserving_controlplane.policy.tenants import TENANTS_PREFIX
 from agentserving_controlplane.policy.version import PolicyVersion
 from agentserving_controlplane.program_operations import ProgramOperations
 from agentserving_controlplane.settings import AccessOptions, PlaneSettings
 from agentserving_controlplane.state import LeaderState
 from agentserving_controlplane.store.port import Store, Write
 from agentserving_controlplane.table import rows
+from agentserving_controlplane.tenant_operations import TenantOperations
 from agentserving_controlplane.upkeep import Upkeep
 
 log = structlog.get_logger()
@@ -72,6 +74,7 @@ class ControlPlane(LeaderState):
         super().__init__(settings, store, epoch, on_fenced)
         self.access = access or AccessOptions()
         self.api_keys = KeyOperations(self, self.access.bootstrap_keys)
+        self.tenant_operations = TenantOperations(self)
         self.calls = CallOperations(self)
         self.ends = CallEnds(self)
         self.programs = ProgramOperations(self)
@@ -106,6 +109,8 @@ class ControlPlane(LeaderState):
                 self.engines.drained.add(EngineId(key.removeprefix(ENGINES_PREFIX)))
             elif key.startswith(KEYS_PREFIX):
                 self._restore_key(key, value)
+            elif key.startswith(TENANTS_PREFIX):
+                self._restore_tenant(key, value)
         for begin in range(0, len(programs), ITEMS_PER_SLICE):
             self.table.restore(programs[begin : begin + ITEMS_PER_SLICE], chunks, now)
             await asyncio.sleep(0)
@@ -139,6 +144,12 @@ class ControlPlane(LeaderState):
         except ValueError as error:
             # Its holder is refused; all others are served.
             log.error("a stored API key cannot be read, it stays unknown", key=store_key, error=str(error))
+
+    def _restore_tenant(self, store_key: str, value: bytes) -> None:
+        try:
+            self.tenant_operations.restore(value)
+        except ValueError as error:
+            log.error("what is stored of a tenant cannot be read, set it again", key=store_key, error=str(error))
 
     # -- engines -------------------------------------------------------------------------------------------------
 

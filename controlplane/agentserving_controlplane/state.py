@@ -21,6 +21,7 @@ from agentserving_controlplane.engines.registry import EngineRegistry
 from agentserving_controlplane.errors import OverloadedError
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.policy.in_force import PolicyInForce
+from agentserving_controlplane.policy.tenants import Tenants
 from agentserving_controlplane.policy.version import PolicyVersion
 from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.group_commit import GroupCommit
@@ -56,6 +57,7 @@ class LeaderState:
         self.epoch = epoch
         self._store = store
         self.policy_in_force = PolicyInForce(preset(settings.policy), settings.balancer)
+        self.tenants = Tenants()
         self.table = ProcessTable(epoch)
         self.engines = EngineRegistry(self.table.index.calls_on, self.table.index.engines_changed)
         self.balancer = LoadBalancer(self.engines)
