@@ -49,8 +49,8 @@ def visit(kubeconfig: Path, namespace: str, name: str = "demo", settled: Settled
     async def once() -> VisitResult:
         async with await ApiServer.connect(str(kubeconfig)) as api:
             reconciler = Reconciler(
-                api=api, apply_policy=ControlPlanes().apply_policy, images=IMAGES, now=now,
-                random_bytes=secrets.token_bytes, settled=settled or Settled(),
+                api=api, apply_policy=(planes := ControlPlanes()).apply_policy, apply_tenants=planes.apply_tenants,
+                images=IMAGES, now=now, random_bytes=secrets.token_bytes, settled=settled or Settled(),
             )  # fmt: skip
             return await reconciler.visit(namespace, name)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from agentserving.client.values import TenantSettings
+from agentserving_operator.control_planes import Target
 from agentserving_operator.manifests import AgentServingCluster, Images, Manifest
+from agentserving_operator.observe.tenants import Outcome
 from agentserving_operator.spec.auth import in_force
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.parsing import parse
@@ -41,3 +45,10 @@ def env_of(container: Manifest) -> dict[str, Any]:
 def value_after(arguments: list[str], flag: str) -> str:
     """What a flag is given."""
     return arguments[arguments.index(flag) + 1]
+
+
+async def no_tenants(target: Target, wanted: Mapping[str, TenantSettings], forget: Collection[str]) -> Outcome:
+    """For clusters without AgentServingTenants."""
+    assert not wanted
+    assert not forget
+    return Outcome(refused={}, forgotten=frozenset())

@@ -72,4 +72,8 @@ class ClusterStatus:
     engines: EngineCounts | None = struct("Numbers of engine pods.", default=None)
     selector: str | None = text("Label selector of engine pods, for autoscalers.", 512, default=None)
     policy: PolicyInForce | None = struct("The scheduling policy in force.", default=None)
+    tenants: tuple[str, ...] = items(
+        "Tenants whose settings come from AgentServingTenants: they are removed with these.", 1_000,
+        list_type="set", max_length=64,
+    )  # fmt: skip
     programs: int | None = integer("Live programs.", 0, _MAX_INT, default=None)
