@@ -251,6 +251,29 @@ def test_without_a_word_about_it_a_cluster_has_certificates(admin: Kube, namespa
     )
 
 
+@pytest.mark.parametrize(("is_from_before", "expected"), [(False, "Keys"), (True, "None")])
+def test_a_new_cluster_asks_for_keys_and_one_from_before_keys_stays_without(
+    admin: Kube, namespace: str, operator: Path, is_from_before: bool, expected: str
+) -> None:
+    stored = make(admin, namespace, {"model": {"name": "m"}, "engine": {"type": "Simulator", "replicas": 2}})
+    assert "clients" not in stored["spec"]["auth"]
+    if is_from_before:
+        # What an operator that knew of no keys has written.
+        status = {"status": {"url": f"http://demo-gateway.{namespace}.svc/v1"}}
+        admin.must("PATCH", f"{CLUSTERS.format(namespace)}/demo/status", status, MERGE)
+    for _ in range(2):
+        assert visit(operator, namespace) is VisitResult.SETTLED
+    assert live(admin, namespace)["status"]["clientAuth"] == expected
+    found = children(admin, namespace)
+    for name in ("demo-control-plane", "demo-gateway"):
+        arguments = str(found["Deployment", name]["spec"]["template"]["spec"])
+        assert ("--client-auth" in arguments) == (expected == "Keys")
+    assert ("--unticketed" in str(found["StatefulSet", "demo-engine"])) == (expected == "Keys")
+    change(admin, namespace, {"auth": {"clients": "Keys"}})
+    visit(operator, namespace)
+    assert live(admin, namespace)["status"]["clientAuth"] == "Keys"
+
+
 def test_a_secret_that_was_planted_before_the_cluster_is_not_used(admin: Kube, namespace: str, operator: Path) -> None:
     named = {"name": "demo-ticket-key", "labels": labels("demo", Component.CONTROL_PLANE)}
     body = {"apiVersion": "v1", "kind": "Secret", "metadata": named, "data": {"key": "a25vd24ga25vd24ga25vd24="}}

@@ -255,3 +255,16 @@ def test_the_helm_test_calls_the_configured_cluster() -> None:
 def test_helm_refuses_invalid_values_by_name(flag: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         helm("--set", flag)
+
+
+@needs_helm
+def test_every_image_may_be_required_to_have_a_digest() -> None:
+    digest = f"sha256:{'0' * 64}"
+    with pytest.raises(ValueError, match=r"etcdImage\.digest is empty"):
+        helm("--set", "requireDigests=true", "--set", f"image.digest={digest}", "--set", f"engineImage.digest={digest}")
+    pinned = [word for name in ("image", "engineImage", "etcdImage") for word in ("--set", f"{name}.digest={digest}")]
+    made = helm("--set", "requireDigests=true", *pinned)
+    (deployment,) = (each for each in made if each["kind"] == "Deployment")
+    one = only_container(deployment)
+    images = [each["value"] for each in one["env"] if each["name"].endswith("_IMAGE")]
+    assert [image.partition("@")[2] for image in (*images, one["image"])] == [digest] * 4

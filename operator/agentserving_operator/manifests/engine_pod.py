@@ -21,7 +21,6 @@ from agentserving_operator.manifests.common import (
     resources_of,
 )
 from agentserving_operator.spec.cluster import EngineType, PrefixCache
-from agentserving_operator.spec.parts import SecretKey
 
 SCHEDULER = "agentserving_engine.scheduler.ProgramScheduler"
 MIDDLEWARE = "agentserving_engine.http.middleware.EngineMiddleware"
@@ -30,6 +29,8 @@ KEY_FILE = f"{KEY_DIR}/key"
 # Of the control plane's keys, the public ones: engines verify tickets and make none.
 PUBLIC_KEY_FILE, GATEWAY_PUBLIC_KEY_FILE = f"{KEY_DIR}/public", f"{KEY_DIR}/gateway-public"
 PUBLIC_KEYS = tuple(f"{name}{suffix}" for name in ("public", "gateway-public") for suffix in ("", ".next", ".previous"))
+# Where huggingface_hub reads the token: as a variable, every child process and crash report would have it.
+MODEL_TOKEN_DIR, MODEL_TOKEN_FILE = "/etc/agentserving/model-token", "token"
 PROBE_EVERY_S = 10
 # Returns when the engine has no calls left, or after the sidecar's --drain-s. Both images have urllib, not curl.
 DRAIN = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{Port.SIDECAR_HTTP}/drain').read()"
@@ -60,6 +61,8 @@ def engine_container(cluster: AgentServingCluster) -> Manifest:
     started |= {"command": ["python3", "-m", "vllm.entrypoints.openai.api_server"], "args": _vllm_arguments(cluster)}
     started["env"] += _vllm_env(cluster)
     started["volumeMounts"].append({"name": "model-cache", "mountPath": MODELS_DIR})
+    if cluster.spec.model.token is not None:
+        started["volumeMounts"].append({"name": "model-token", "mountPath": MODEL_TOKEN_DIR, "readOnly": True})
     if engine.accelerator.count:
         devices = {engine.accelerator.resource_name: str(engine.accelerator.count)}
         resources["limits"] = {**resources.get("limits", {}), **devices}
@@ -168,8 +171,6 @@ def _vllm_env(cluster: AgentServingCluster) -> list[Manifest]:
         {"name": "HF_HOME", "value": MODELS_DIR},
         {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
     ]
-    token: SecretKey | None = cluster.spec.model.token
-    if token is not None:
-        key = {"name": token.secret_name, "key": token.key}
-        found.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": key}})
+    if cluster.spec.model.token is not None:
+        found.append({"name": "HF_TOKEN_PATH", "value": f"{MODEL_TOKEN_DIR}/{MODEL_TOKEN_FILE}"})
     return found

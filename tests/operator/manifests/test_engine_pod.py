@@ -12,8 +12,9 @@ from agentserving_engine.calls import Unticketed
 from agentserving_engine.http.middleware import EngineMiddleware
 from agentserving_engine.settings import HttpSettings, PluginSettings
 from agentserving_operator.manifests.engine_pod import MIDDLEWARE, SCHEDULER, engine_container
+from agentserving_operator.manifests.engine_statefulset import engine_statefulset
 from agentserving_simulator import __main__ as simulator
-from support.operator_objects import env_of, make_cluster, value_after
+from support.operator_objects import env_of, make_cluster, pod_spec, value_after
 
 SIMULATED = {"type": "Simulator", "simulator": {"speedPercent": 250, "numBlocks": 500}, "maxSequences": 9}
 
@@ -131,10 +132,17 @@ def test_an_engine_on_cpu_requests_no_device() -> None:
     assert "limits" not in resources
 
 
-def test_a_token_comes_from_its_secret() -> None:
-    one = engine_container(make_cluster(model={"name": "m", "token": {"secretName": "hf"}}))
-    assert env_of(one)["HF_TOKEN"] == {"secretKeyRef": {"name": "hf", "key": "token"}}
-    assert "HF_TOKEN" not in env_of(engine_container(make_cluster()))
+def test_a_token_is_a_file_that_only_vllm_sees() -> None:
+    cluster = make_cluster(model={"name": "m", "token": {"secretName": "hf", "key": "read"}})
+    one, spec = engine_container(cluster), pod_spec(engine_statefulset(cluster))
+    (volume,) = [each for each in spec["volumes"] if each["name"] == "model-token"]
+    assert volume["secret"]["secretName"] == "hf"
+    (item,) = volume["secret"]["items"]
+    (mount,) = [each for each in one["volumeMounts"] if each["name"] == "model-token"]
+    assert (env_of(one)["HF_TOKEN_PATH"], item["key"]) == (f"{mount['mountPath']}/{item['path']}", "read")
+    assert "secretKeyRef" not in str(spec)
+    assert "model-token" not in str(spec["initContainers"])
+    assert "model-token" not in str(pod_spec(engine_statefulset(make_cluster())))
 
 
 def test_the_spec_limits_how_long_a_model_may_load() -> None:
