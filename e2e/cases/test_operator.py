@@ -118,7 +118,8 @@ def test_it_is_healthy_while_it_visits(running: OperatorProcess) -> None:
 
 def test_certificates_are_issued_and_repaired(admin: Kube, namespace: str, running: OperatorProcess) -> None:
     make(admin, namespace, {**SIMULATED, "tls": {"issuer": "Operator"}})
-    eventually("all objects are there, and eight Secrets more", lambda: objects(admin, namespace) == 29)
+    # One for clients with keys.
+    eventually("all objects are there, a Service and eight Secrets more", lambda: objects(admin, namespace) == 30)
     path = path_of("Secret", namespace, "demo-client-tls")
     before = admin.get(path)["data"]
     admin.must("PATCH", path, {"data": {"tls.key": "bm9uZQ=="}}, MERGE)
@@ -133,7 +134,7 @@ def test_a_missing_cert_manager_is_reported(admin: Kube, namespace: str, running
     ready = conditions(live(admin, namespace))["Ready"]
     assert (ready["status"], ready["reason"]) == ("False", "CertManagerMissing")
     assert "install it, or use spec.tls.issuer Operator" in ready["message"]
-    assert objects(admin, namespace) == 21
+    assert objects(admin, namespace) == 22
 
 
 def test_an_inference_pool_appears_with_its_kind_and_goes_with_its_field(

@@ -187,11 +187,12 @@ def test_a_requested_ticket_key_is_announced(admin: Kube, namespace: str, operat
     assert secret["data"]["key"] == before["key"]
     assert len(base64.b64decode(secret["data"]["key.next"])) == 32
     # The Secret says when a step was: pretend that it was half an hour ago, twice.
-    for names in ({"key", "public", "key.previous", "public.previous"}, {"key", "public"}):
+    names = {"key", "public", "gateway-key", "gateway-public"}
+    for expected in ({*names, *(f"{name}.previous" for name in names)}, names):
         since = {"metadata": {"annotations": {"agentserving.io/rotation-step-since": "2026-01-01T00:00:00Z"}}}
         admin.must("PATCH", path_of("Secret", namespace, "demo-ticket-key"), since, MERGE)
         visit(operator, namespace)
-        assert children(admin, namespace)["Secret", "demo-ticket-key"]["data"].keys() == names
+        assert children(admin, namespace)["Secret", "demo-ticket-key"]["data"].keys() == expected
     assert children(admin, namespace)["Secret", "demo-ticket-key"]["data"]["key"] == secret["data"]["key.next"]
 
 

@@ -155,7 +155,7 @@ class Cluster:
                 try:
                     answer: T = call(request, timeout=REQUEST_TIMEOUT_S)
                 except grpc.RpcError as failed:
-                    error = EtcdError(f"{url}: {failed.code().name} {failed.details()}")  # type: ignore[attr-defined]
+                    error = EtcdError(f"{url}: {failed.code().name} {failed.details()}")
                 else:
                     return answer
         raise error
