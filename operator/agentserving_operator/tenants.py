@@ -53,7 +53,7 @@ async def settle(
     api: Api, namespace: str, cluster_name: str, recorded: Sequence[str], apply: ApplyTenants | None, now: str
 ) -> Settled:
     """Settles the tenants of a cluster that exists. `apply` None = its control plane does not serve yet."""
-    objects = of_cluster(await api.find(TENANT_KIND, namespace), cluster_name)
+    objects = await _tenants(api, namespace, cluster_name)
     wanted = plan(objects, recorded)
     outcome = None
     if apply is not None:
@@ -70,8 +70,18 @@ async def settle(
 async def report_missing(api: Api, namespace: str, cluster_name: str, now: str) -> None:
     """Says to the tenants of a cluster that it does not exist."""
     message = f"there is no AgentServingCluster {cluster_name} in namespace {namespace}: create it, or check the name"
-    for each in of_cluster(await api.find(TENANT_KIND, namespace), cluster_name):
+    for each in await _tenants(api, namespace, cluster_name):
         await _write(api, each, Trouble(Reason.CLUSTER_MISSING, message), cluster_name, now)
+
+
+async def _tenants(api: Api, namespace: str, cluster_name: str) -> list[Manifest]:
+    try:
+        return of_cluster(await api.find(TENANT_KIND, namespace), cluster_name)
+    except RefusedError as error:
+        # During an upgrade the kind may not be there yet, and clusters must be visited all the same.
+        if error.status != 404:
+            raise
+        return []
 
 
 async def _write(api: Api, live: Manifest, trouble: Trouble | None, cluster_name: str, now: str) -> None:

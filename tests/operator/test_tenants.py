@@ -10,7 +10,7 @@ import pytest
 from agentserving import AsyncClient
 from agentserving.client.values import TenantSettings
 from agentserving_operator.control_planes import ControlPlanes, Target
-from agentserving_operator.errors import UnavailableError
+from agentserving_operator.errors import RefusedError, UnavailableError
 from agentserving_operator.observe.overview import Overview
 from agentserving_operator.observe.tenants import MAX_TENANTS, Outcome, plan
 from agentserving_operator.reconcile import Reconciler, VisitResult
@@ -177,6 +177,20 @@ async def test_until_its_control_plane_serves_a_tenant_waits_for_it() -> None:
     visited.api.put_tenant("ns", "research", RESEARCH)
     await visited.visit()
     assert visited.ready("research") == ("False", "NotReachable")
+
+
+async def test_without_the_kind_clusters_are_visited_all_the_same(visited: Visited) -> None:
+    find = visited.api.find
+
+    async def without_the_kind(kind: str, namespace: str, labels: Mapping[str, str] | None = None) -> Any:
+        if kind == TENANT_KIND:
+            raise RefusedError(404, "", "404 page not found")
+        return await find(kind, namespace, labels)
+
+    visited.api.find = without_the_kind  # type: ignore[method-assign]
+    await visited.settle()
+    del visited.api.objects[KIND, "ns", "demo"]
+    assert await visited.visit() is VisitResult.GONE
 
 
 def test_more_than_a_status_can_record_is_refused() -> None:
