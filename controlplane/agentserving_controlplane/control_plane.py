@@ -100,8 +100,10 @@ class ControlPlane(LeaderState):
             if key.startswith(rows.ROWS_PREFIX):
                 programs.append(rows.decode(value))
             elif key.startswith(rows.CHUNKS_PREFIX):
-                program, number = rows.chunk_parts(key)
+                program, number = rows.list_parts(key)
                 chunks[program][number] = rows.decode_calls(value)
+            elif key.startswith(rows.LATE_PREFIX):
+                self.table.late.restore(*rows.list_parts(key), rows.decode_calls(value), now)
             elif key.startswith(ENGINES_PREFIX) and msgspec.msgpack.decode(value, type=_EngineSetting).drained:
                 self.engines.drained.add(EngineId(key.removeprefix(ENGINES_PREFIX)))
             elif key.startswith(KEYS_PREFIX):

@@ -63,6 +63,7 @@ class Upkeep:
             self._state.wake()
         await self.relevel()
         await self._expire_calls()
+        await self._forget_late_calls()
         await self._expire_programs()
 
     async def _expire_calls(self) -> None:
@@ -76,6 +77,16 @@ class Upkeep:
             count += 1
             if count % ENDS_PER_SLICE == 0:
                 await asyncio.sleep(0)
+
+    async def _forget_late_calls(self) -> None:
+        """Gives up calls that ended here first, and of which their engines say nothing any more."""
+        state, count = self._state, 0
+        while state.table.forget_silent(self._limits, state.now()):
+            count += 1
+            if count % ENDS_PER_SLICE == 0:
+                state.settle()
+                await asyncio.sleep(0)
+        state.settle()
 
     async def _expire_programs(self) -> None:
         """Closes abandoned programs, and forgets those that have been closed for long enough."""

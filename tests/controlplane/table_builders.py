@@ -105,8 +105,10 @@ class Disk:
         chunks: dict[ProgramKey, dict[int, list[CallRow]]] = {}
         for store_key, value in self.items.items():
             if store_key.startswith(rows.CHUNKS_PREFIX):
-                program, number = rows.chunk_parts(store_key)
+                program, number = rows.list_parts(store_key)
                 chunks.setdefault(program, {})[number] = rows.decode_calls(value)
+            elif store_key.startswith(rows.LATE_PREFIX):
+                table.late.restore(*rows.list_parts(store_key), rows.decode_calls(value), at(0))
         table.restore(programs, chunks, at(0))
         return table
 
@@ -149,6 +151,10 @@ def check_invariants(table: ProcessTable) -> None:
             engines[call.engine_id] = engines.get(call.engine_id, 0) + 1
     assert {engine: found for engine, found in index._on_engine.items() if found} == on_engine
     assert index._engines_of_tree == of_tree
+    late = {call_id for lists in table.late._lists.values() for calls in lists.values() for call_id in calls}
+    assert late == table.late._places.keys() == table.late._heard_us.keys()
+    assert not late & calls.keys(), "a call is in flight, or has been charged"
+    assert table.late._lists.keys() <= table.rows.keys()
     for row in table.rows.values():
         in_row = index.chunks.in_row(row)
         stored = dict(row.calls if in_row is None else in_row)

@@ -31,19 +31,15 @@ from agentserving_controlplane.table.rows import (
     MAX_MISSING_KEPT,
     MAX_SUM,
     MAX_THREAD_BYTES,
-    MAX_THREADS_KEPT,
     NO_PROGRAM,
     CallRow,
     ProgramRow,
-    ThreadRow,
     call_parts,
-    chunk_key,
     cut,
-    encode,
-    encode_calls,
-    row_key,
+    used_thread,
 )
 from agentserving_controlplane.table.states import Outcome, ProgramState
+from agentserving_controlplane.table.stored_items import StoredItems, late_place, store_key
 
 
 class ProcessTable:
@@ -51,12 +47,12 @@ class ProcessTable:
 
     def __init__(self, epoch: int, accounting: Accounting = Accounting.CRITICAL_PATH) -> None:
         self.epoch, self.accounting = epoch, accounting
-        self.totals, self.index = Totals(), ProgramIndex()
-        self._changes = Changes(self.encode)
+        self.totals, self.index, self.late = Totals(), ProgramIndex(), LateCharges()
+        self._stored = StoredItems(self.index, self.late)
+        self._changes = Changes(self._stored.encode)
         self.programs = Programs(epoch, self.index, self._changes, self.totals)
-        self._planner = AdmissionPlanner(self.index, self.programs)
+        self._planner = AdmissionPlanner(self.index, self.programs, self.late)
         self._next_number = 0
-        self._late = LateCharges()
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -95,21 +91,11 @@ class ProcessTable:
         """Changed items since the last time, in groups that must each land in one transaction, and in this order."""
         return self._changes.take()
 
-    @staticmethod
-    def store_key(item: Item) -> str:
-        """Store key of an item."""
-        tenant, program_id = item.key
-        return row_key(tenant, program_id) if item.place == ROW else chunk_key(tenant, program_id, item.place)
+    store_key = staticmethod(store_key)
 
     def encode(self, item: Item) -> bytes | None:
         """Value of an item for the store; None deletes it."""
-        if item.sealed is not None:
-            return item.sealed[0]
-        if item.place == ROW:
-            row = self.index.rows.get(item.key)
-            return encode(row, self.index.chunks.in_row(row)) if row is not None else None
-        calls = self.index.chunks.chunk(item.key, item.place)
-        return encode_calls(calls.values()) if calls else None
+        return self._stored.encode(item)
 
     # -- admission -----------------------------------------------------------------------------------------------
 
@@ -151,7 +137,7 @@ class ProcessTable:
             engines=list(engines) if len(engines) > 1 else [],
         )
         self._changes.call(row.key, self.index.add_call(row, call, now.steady_us))
-        self._thread(row, plan.thread_id).calls += 1
+        used_thread(row, plan.thread_id).calls += 1
         row.last_arrival_us = now.unix_us
         self.index.active(row, now.steady_us)
         self.programs.end_tool_wait(row, now)
@@ -160,15 +146,6 @@ class ProcessTable:
         row.engines.insert(0, engine_id)
         del row.engines[MAX_ENGINES_KEPT:]
         return call
-
-    @staticmethod
-    def _thread(row: ProgramRow, thread_id: str) -> ThreadRow:
-        """The thread, created when new and marked as used last; the least recently used one makes room."""
-        thread = row.threads.pop(thread_id, None) or ThreadRow(thread_id)
-        while len(row.threads) >= MAX_THREADS_KEPT:
-            del row.threads[next(iter(row.threads))]
-        row.threads[thread_id] = thread
-        return thread
 
     # -- reports -------------------------------------------------------------------------------------------------
 
@@ -180,8 +157,7 @@ class ProcessTable:
             return None
         row = self.index.rows.get(report.key)
         call = row.calls.get(report.call_id) if row is not None else None
-        if row and not call and self._late.charge(row, self.index.root_of(row), report, self.accounting):
-            self.programs.touch(row, with_root=True)
+        if row is not None and call is None and self._charge_late(row, report, now):
             return row
         if row is None or call is None:
             adopted = self._adopt(row, report, now) if may_adopt else None
@@ -204,6 +180,16 @@ class ProcessTable:
         if report.outcome and tries.ends(call, report, program_cancelled=row.cancelled):
             self._charge_and_end(row, call, report.outcome, now)
         return row
+
+    def _charge_late(self, row: ProgramRow, report: CallReport, now: Instant) -> bool:
+        """True when the report adds to a call of the program that has been charged already, or ends one."""
+        number = self.late.charge(row, self.index.root_of(row), report, self.accounting, now)
+        if number is None:
+            return False
+        self.programs.touch(row, with_root=True)
+        self._changes.call(row.key, late_place(number))
+        self.index.deadlines.mark(row.key)
+        return True
 
     def _adopt(self, row: ProgramRow | None, report: CallReport, now: Instant) -> tuple[ProgramRow, CallRow] | None:
         """Takes in a call that the table does not know. None when it has been counted, or cannot be a call of ours."""
@@ -231,7 +217,7 @@ class ProcessTable:
         )
         tries.adopt(call, report)
         self._changes.call(row.key, self.index.add_call(row, call, now.steady_us))
-        self._thread(row, call.thread_id).calls += 1
+        used_thread(row, call.thread_id).calls += 1
         self.totals.calls_adopted += 1
         return row, call
 
@@ -274,7 +260,7 @@ class ProcessTable:
             return None
         if call.boot_id:
             self._charge_and_end(row, call, outcome, now)
-            self._late.note(call)
+            self._changes.call(row.key, late_place(self.late.note(row, call, now)))
             return call
         row.missing.append(call_id)
         del row.missing[:-MAX_MISSING_KEPT]
@@ -340,6 +326,16 @@ class ProcessTable:
             return call_id if now.steady_us - heard_us > limits.call_idle_us else None
         return None
 
+    def forget_silent(self, limits: Limits, now: Instant) -> bool:
+        """Forgets one call that has ended and of which its engine has said nothing for too long; False when none is."""
+        call_id = self.late.silent(limits.call_idle_us, now)
+        if call_id is None:
+            return False
+        key, number = self.late.forget(call_id)
+        self._changes.progress(key, late_place(number))
+        self.index.deadlines.mark(key)
+        return True
+
     def schedule_marked(self, limits: Limits, at_most: int) -> int:
         """Schedules rows that have changed since the last time, at most so many; returns how many."""
         for count in range(at_most):
@@ -357,7 +353,7 @@ class ProcessTable:
 
     def _limit_us(self, row: ProgramRow, limits: Limits) -> int | None:
         """Age at which a row expires; None while it cannot, which ends with a mark."""
-        if row.calls:
+        if row.calls or self.late.count(row.key):
             return None
         if row.state is ProgramState.CLOSED:
             return None if self.index.has_children(row) else retention_us(row, limits)
