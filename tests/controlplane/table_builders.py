@@ -139,7 +139,20 @@ def check_invariants(table: ProcessTable) -> None:
     assert index.heard_us.keys() == calls.keys()
     assert index.active_us.keys() == table.rows.keys()
     assert index.running_calls == sum(call.running for row in table.rows.values() for call in row.calls.values())
-    assert index.live == sum(row.state != 4 for row in table.rows.values())
+    tenants = {row.tenant for row in table.rows.values()}
+    for tenant in tenants:
+        rows_of = [row for row in table.rows.values() if row.tenant == tenant]
+        assert index.live.of(tenant) == sum(row.state != 4 for row in rows_of)
+        assert index.calls_of.of(tenant) == sum(len(row.calls) for row in rows_of)
+        assert index.paused_of.of(tenant) == sum(row.paused for row in rows_of)
+        assert table.late.of_tenant.of(tenant) == sum(table.late.count(row.key) for row in rows_of)
+    assert index.live.total == sum(row.state != 4 for row in table.rows.values())
+    for tally in (index.live, index.calls_of, index.paused_of, table.late.of_tenant):
+        assert tally._counts.keys() <= tenants
+    assert sorted(index.closed.oldest(len(index.closed))) == sorted(
+        k for k, row in table.rows.items() if row.state == 4
+    )
+    assert set(index.closed._cancelled) == {k for k, row in table.rows.items() if row.cancelled}
     assert index.busy == sum(bool(row.calls) for row in table.rows.values())
     assert index.paused == {row.key for row in table.rows.values() if row.paused}
     on_engine: dict[EngineId, dict[CallId, ProgramKey]] = {}

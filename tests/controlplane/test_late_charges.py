@@ -92,13 +92,13 @@ def test_a_call_of_which_an_engine_says_nothing_any_more_is_given_up_and_its_row
     disk.write(table)
 
     def due(now: int) -> list[object]:
-        while table.schedule_marked(bounds, 10) == 10:
+        while table.expiring.schedule_marked(bounds, 10) == 10:
             pass
-        return [row.program_id for row in table.take_due(bounds, at(now), 10)[1]]
+        return [row.program_id for row in table.expiring.take_due(bounds, at(now), 10)[1]]
 
     assert due(6 * S) == [], "its engine may still report"
-    assert not table.forget_silent(bounds, at(10 * S))
-    assert table.forget_silent(bounds, at(11 * S))
+    assert not table.expiring.forget_silent(bounds, at(10 * S))
+    assert table.expiring.forget_silent(bounds, at(11 * S))
     assert due(11 * S) == ["p"]
     disk.write(table)
     assert sorted(disk.items) == [rows.row_key("default", "p")]

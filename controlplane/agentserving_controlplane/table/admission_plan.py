@@ -13,6 +13,7 @@ import msgspec
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
 from agentserving_controlplane.errors import DomainError, ForbiddenError, InvalidError, NotFoundError, OverloadedError
+from agentserving_controlplane.table.bounds import Bounds
 from agentserving_controlplane.table.late_charges import LateCharges
 from agentserving_controlplane.table.program_index import ProgramIndex
 from agentserving_controlplane.table.programs import (
@@ -92,8 +93,8 @@ def knows_call(row: ProgramRow, call_id: str) -> bool:
 class AdmissionPlanner:
     """Plans admissions to the programs of an index."""
 
-    def __init__(self, index: ProgramIndex, programs: Programs, late: LateCharges) -> None:
-        self._index, self._programs, self._late = index, programs, late
+    def __init__(self, index: ProgramIndex, programs: Programs, late: LateCharges, bounds: Bounds) -> None:
+        self._index, self._programs, self._late, self._bounds = index, programs, late, bounds
 
     def plan(self, request: AdmissionRequest) -> AdmissionPlan:
         """Decides an admission up to the choice of the engine. Raises DomainError; changes nothing."""
@@ -101,6 +102,9 @@ class AdmissionPlanner:
             raise InvalidError("NEGATIVE", "prompt_tokens must not be negative", field="prompt_tokens")
         earlier = self._index.call(request.retry_of_call_id, request.tenant) if request.retry_of_call_id else None
         target = self._target(request, earlier[0] if earlier else None)
+        if target.reopens:
+            self._bounds.check_programs(request.tenant)
+        self._bounds.check_call(request.tenant, replaced=int(earlier is not None))
         row = target.row
         thread_id, parents = self._thread_and_parents(request, row)
         # A call that its sender has ended is in flight as long as its engine goes on.

@@ -19,6 +19,7 @@ from agentserving.contract.ids import CallId, ProgramKey
 from agentserving.contract.policy import Accounting
 
 from agentserving_controlplane.instant import Instant
+from agentserving_controlplane.table.bounds import Tally
 from agentserving_controlplane.table.reports import CallReport, raise_counters
 from agentserving_controlplane.table.rows import MAX_SUM, CallRow, ProgramRow
 
@@ -35,6 +36,7 @@ class LateCharges:
         self._places: dict[CallId, tuple[ProgramKey, int]] = {}
         # Steady time of the last report, the oldest first.
         self._heard_us: OrderedDict[CallId, int] = OrderedDict()
+        self.of_tenant = Tally()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -68,6 +70,7 @@ class LateCharges:
         listed = self._lists.setdefault(key, {}).setdefault(number, {})
         for call in calls:
             listed[call.call_id] = call
+            self.of_tenant.add(key.tenant, 1)
             self._places[call.call_id] = (key, number)
             self._heard_us[call.call_id] = now.steady_us
 
@@ -104,6 +107,7 @@ class LateCharges:
         """Nothing more will be charged; returns the list that changed."""
         key, number = self._places.pop(call_id)
         del self._heard_us[call_id]
+        self.of_tenant.add(key.tenant, -1)
         lists = self._lists[key]
         del lists[number][call_id]
         if not lists[number]:

@@ -17,10 +17,11 @@ from agentserving.contract.policy import Accounting
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.table import tries
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionPlanner, AdmissionRequest
+from agentserving_controlplane.table.bounds import DEFAULT_CAPACITY, Bounds, Capacity
 from agentserving_controlplane.table.call_chunks import ROW
 from agentserving_controlplane.table.changes import Changes, Item
 from agentserving_controlplane.table.endings import EndedCall, origin_of
-from agentserving_controlplane.table.expiry import Limits, idle_limit_us, retention_us
+from agentserving_controlplane.table.expiring_rows import ExpiringRows
 from agentserving_controlplane.table.late_charges import LateCharges
 from agentserving_controlplane.table.numbering import count_adopted, is_counted
 from agentserving_controlplane.table.program_index import ProgramIndex
@@ -40,18 +41,26 @@ from agentserving_controlplane.table.rows import (
 )
 from agentserving_controlplane.table.states import Outcome, ProgramState
 from agentserving_controlplane.table.stored_items import StoredItems, late_place, store_key
+from agentserving_controlplane.table.token_use import TokenUse
 
 
 class ProcessTable:
     """All programs of all tenants, and their calls in flight."""
 
-    def __init__(self, epoch: int, accounting: Accounting = Accounting.CRITICAL_PATH) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        accounting: Accounting = Accounting.CRITICAL_PATH,
+        capacity: Capacity = DEFAULT_CAPACITY,
+    ) -> None:
         self.epoch, self.accounting = epoch, accounting
-        self.totals, self.index, self.late = Totals(), ProgramIndex(), LateCharges()
+        self.totals, self.index, self.late, self.tokens = Totals(), ProgramIndex(), LateCharges(), TokenUse()
         self._stored = StoredItems(self.index, self.late)
         self._changes = Changes(self._stored.encode)
-        self.programs = Programs(epoch, self.index, self._changes, self.totals)
-        self._planner = AdmissionPlanner(self.index, self.programs, self.late)
+        self.bounds = Bounds(self.index, capacity, self.late.of_tenant)
+        self.programs = Programs(epoch, self.index, self._changes, self.totals, self.bounds)
+        self._planner = AdmissionPlanner(self.index, self.programs, self.late, self.bounds)
+        self.expiring = ExpiringRows(self.index, self.programs, self.late, self._changes)
         self._next_number = 0
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -298,6 +307,7 @@ class ProcessTable:
         row.output_tokens = min(row.output_tokens + call.output_tokens, MAX_SUM)
         row.preemptions = min(row.preemptions + call.preemptions, MAX_SUM)
         row.calls_completed += 1
+        self.tokens.add(row.tenant, call.prompt_tokens + call.output_tokens, now)
         thread = row.threads.get(call.thread_id)
         if thread is not None:
             thread.service_us = min(thread.service_us + call.service_us, MAX_SUM)
@@ -317,79 +327,6 @@ class ProcessTable:
             self.programs.endings.note(row.tenant, ended)
         if row.closing and not row.calls:
             self.programs.close(row, Outcome.COMPLETED, now)
-
-    # -- expiry --------------------------------------------------------------------------------------------------
-
-    def silent_call(self, limits: Limits, now: Instant) -> CallId | None:
-        """A call that no engine has reported for too long: to be ended as EXPIRED."""
-        for call_id, heard_us in self.index.heard_us.items():
-            return call_id if now.steady_us - heard_us > limits.call_idle_us else None
-        return None
-
-    def forget_silent(self, limits: Limits, now: Instant) -> bool:
-        """Forgets one call that has ended and of which its engine has said nothing for too long; False when none is."""
-        call_id = self.late.silent(limits.call_idle_us, now)
-        if call_id is None:
-            return False
-        key, number = self.late.forget(call_id)
-        self._changes.progress(key, late_place(number))
-        self.index.deadlines.mark(key)
-        return True
-
-    def schedule_marked(self, limits: Limits, at_most: int) -> int:
-        """Schedules rows that have changed since the last time, at most so many; returns how many."""
-        for count in range(at_most):
-            key = self.index.deadlines.pop_marked()
-            if key is None:
-                return count
-            self._schedule(key, limits)
-        return at_most
-
-    def _schedule(self, key: ProgramKey, limits: Limits) -> None:
-        row = self.index.rows.get(key)
-        limit_us = self._limit_us(row, limits) if row is not None else None
-        if limit_us is not None:
-            self.index.deadlines.schedule(key, self.index.active_us[key] + limit_us)
-
-    def _limit_us(self, row: ProgramRow, limits: Limits) -> int | None:
-        """Age at which a row expires; None while it cannot, which ends with a mark."""
-        if row.calls or self.late.count(row.key):
-            return None
-        if row.state is ProgramState.CLOSED:
-            return None if self.index.has_children(row) else retention_us(row, limits)
-        return None if self.index.state_of(row) is ProgramState.PAUSED else idle_limit_us(row, limits)
-
-    def take_due(self, limits: Limits, now: Instant, at_most: int) -> tuple[int, list[ProgramRow]]:
-        """Looks at rows whose time has come, at most so many; returns how many, and those to be passed to `expire`.
-
-        Rows that have been active since are scheduled again.
-        """
-        expired: list[ProgramRow] = []
-        for count in range(at_most):
-            key = self.index.deadlines.pop_due(now.steady_us)
-            if key is None:
-                return count, expired
-            row = self.index.rows.get(key)
-            if row is not None and self._is_due(row, limits, now):
-                expired.append(row)
-            else:
-                self._schedule(key, limits)
-        return at_most, expired
-
-    def _is_due(self, row: ProgramRow, limits: Limits, now: Instant) -> bool:
-        limit_us = self._limit_us(row, limits)
-        return limit_us is not None and now.steady_us - self.index.active_us[row.key] > limit_us
-
-    def expire(self, row: ProgramRow, limits: Limits, now: Instant) -> bool:
-        """Closes an idle program, removes one that has been closed for long enough; True when the row is gone."""
-        if not self._is_due(row, limits, now):
-            return False
-        if row.state is ProgramState.CLOSED:
-            self._changes.forget(row.key)
-            self.index.remove(row)
-            return True
-        self.programs.close(row, Outcome.EXPIRED, now)
-        return False
 
     def find(self, tenant: Tenant, program_id: str) -> ProgramRow:
         """The row of a tenant's program. NotFoundError."""
