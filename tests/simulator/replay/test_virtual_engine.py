@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from agentserving.contract.ids import ProgramId
+from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import ATLAS, FCFS, GITTINS, MLFQ, PLAS, PROGRAM_FCFS, PROGRAM_PLAS, Policy
 from agentserving_controlplane.policy import gittins
 from agentserving_engine.policy import CallFacts, PrefillCost
