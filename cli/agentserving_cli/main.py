@@ -25,6 +25,8 @@ from agentserving_cli.local.process import StartFailedError
 from agentserving_cli.local.state_dir import StateDirError
 from agentserving_cli.local.vllm_env import EnvironmentFailedError
 from agentserving_cli.program_commands import program_commands
+from agentserving_cli.run_command import run
+from agentserving_cli.tenant_commands import tenant_commands
 from agentserving_cli.up import GaveUpError, run_up
 
 console = Console()
@@ -144,7 +146,8 @@ def _failures() -> Iterator[None]:
         fail(str(error))
 
 
-for _command in (*program_commands(_local), key_commands(_local), audit_command(_local_logs)):
+_own = (*program_commands(_local), key_commands(_local), tenant_commands(_local), audit_command(_local_logs), run)
+for _command in _own:
     main.add_command(_command)
 
 

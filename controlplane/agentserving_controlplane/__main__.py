@@ -22,6 +22,8 @@ from agentserving.v1 import (
     key_service_pb2_grpc,
     program_service_pb2,
     program_service_pb2_grpc,
+    tenant_service_pb2,
+    tenant_service_pb2_grpc,
 )
 from agentserving_process import logs, probes, supervision
 from agentserving_process.listening import listen
@@ -39,6 +41,7 @@ from agentserving_controlplane.api.gate import Gate, Services
 from agentserving_controlplane.api.guard import Guard, OpenStreams
 from agentserving_controlplane.api.key import KeyServicer
 from agentserving_controlplane.api.program import ProgramServicer
+from agentserving_controlplane.api.tenant import TenantServicer
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.leadership import Leadership
 from agentserving_controlplane.metrics import exposition
@@ -87,6 +90,7 @@ SERVICES = tuple(
         (engine_service_pb2, "EngineService"),
         (admin_service_pb2, "AdminService"),
         (key_service_pb2, "KeyService"),
+        (tenant_service_pb2, "TenantService"),
     )
 )
 
@@ -98,6 +102,7 @@ def register(server: Any, plane: ControlPlane) -> None:
     engine_service_pb2_grpc.add_EngineServiceServicer_to_server(EngineServicer(plane), server)
     admin_service_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(plane), server)
     key_service_pb2_grpc.add_KeyServiceServicer_to_server(KeyServicer(plane), server)
+    tenant_service_pb2_grpc.add_TenantServiceServicer_to_server(TenantServicer(plane), server)
 
 
 def add_health(server: grpc.aio.Server, *, reflect: bool = True) -> Any:

@@ -29,6 +29,7 @@ from agentserving_controlplane.key_operations import KEYS_PREFIX, KeyOperations
 from agentserving_controlplane.policy.auto import Choice
 from agentserving_controlplane.policy.in_force import CHOICES_KEY, POLICY_KEY, REQUESTS_KEY, PolicyChange
 from agentserving_controlplane.policy.stored import UnreadablePolicyError, refuse_message
+from agentserving_controlplane.policy.tenants import TENANTS_PREFIX
 from agentserving_controlplane.policy.version import PolicyVersion
 from agentserving_controlplane.program_operations import ProgramOperations
 from agentserving_controlplane.settings import AccessOptions, PlaneSettings
@@ -37,6 +38,7 @@ from agentserving_controlplane.store.port import Store, Write
 from agentserving_controlplane.table import rows
 from agentserving_controlplane.table.rows import NewerSchemaError
 from agentserving_controlplane.table.token_use import TOKENS_PREFIX
+from agentserving_controlplane.tenant_operations import TenantOperations
 from agentserving_controlplane.upkeep import Upkeep
 
 log = structlog.get_logger()
@@ -75,6 +77,7 @@ class ControlPlane(LeaderState):
         super().__init__(settings, store, epoch, on_fenced)
         self.access = access or AccessOptions()
         self.api_keys = KeyOperations(self, self.access.bootstrap_keys)
+        self.tenant_operations = TenantOperations(self)
         self.calls = CallOperations(self)
         self.ends = CallEnds(self)
         self.programs = ProgramOperations(self)
@@ -158,6 +161,8 @@ class ControlPlane(LeaderState):
             self.engines.drained.add(EngineId(key.removeprefix(ENGINES_PREFIX)))
         elif key.startswith(KEYS_PREFIX):
             self.api_keys.restore(value)
+        elif key.startswith(TENANTS_PREFIX):
+            self.tenant_operations.restore(value)
         elif key.startswith(TOKENS_PREFIX):
             self.table.tokens.restore(key, value)
 

@@ -23,6 +23,7 @@ from agentserving_controlplane.engines.registry import EngineRegistry
 from agentserving_controlplane.errors import OverloadedError
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.policy.in_force import PolicyInForce
+from agentserving_controlplane.policy.tenants import Tenants
 from agentserving_controlplane.policy.version import PolicyVersion
 from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.group_commit import GroupCommit
@@ -64,7 +65,9 @@ class LeaderState:
         self.epoch = epoch
         self._store = store
         self.policy_in_force = PolicyInForce(preset(settings.policy), settings.balancer)
+        self.tenants = Tenants()
         self.table = ProcessTable(epoch, capacity=settings.capacity)
+        self.table.bounds.of_tenant = self.tenants.of
         self.engines = EngineRegistry(self.table.index.calls_on, self.table.index.engines_changed)
         self.balancer = LoadBalancer(self.engines)
         self.commits = GroupCommit(store, epoch, on_fenced=on_fenced, max_pending=settings.max_pending_writes)
