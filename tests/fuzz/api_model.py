@@ -24,6 +24,7 @@ class Call:
     tenant: str
     program: str
     call_id: str
+    attempt: int
     service_us: int = 0
     over: bool = False
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support.served_plane import Refusal
 
-EXAMPLES = int(os.environ.get("AGENTSERVING_FUZZ_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("AGENTSERVING_FUZZ_EXAMPLES", "30"))
 STATES = {
     types_pb2.PROGRAM_STATE_ACTIVE: State.OPEN,
     types_pb2.PROGRAM_STATE_PAUSED: State.OPEN,
@@ -131,7 +131,7 @@ class ApiMachine(RuleBasedStateMachine):
             if known is None or known.state is State.CLOSED:
                 self.model.opened((tenant, program), "")
             assert admitted.call_id not in [call.call_id for call in self.model.calls]
-            self.model.calls.append(Call(tenant, program, admitted.call_id))
+            self.model.calls.append(Call(tenant, program, admitted.call_id, admitted.attempt))
 
     @precondition(lambda self: self.model.calls)
     @rule(at=numbers, more_us=numbers, outcome=st.sampled_from([Outcome.NONE, *list(Outcome)[1:4]]))
@@ -153,7 +153,13 @@ class ApiMachine(RuleBasedStateMachine):
         call.service_us += more_us
         call.over |= bool(outcome)
         root = self.model.programs[call.tenant, call.program].root
-        names = {"call_id": call.call_id, "program_id": call.program, "tenant": call.tenant, "root": root}
+        names = {
+            "call_id": call.call_id,
+            "attempt": call.attempt,
+            "program_id": call.program,
+            "tenant": call.tenant,
+            "root": root,
+        }
         report = {**names, "engine_id": "e1", "boot_id": "b", "service_us": call.service_us, "outcome": outcome}
         self.api.report(CallReport(**report))
 
