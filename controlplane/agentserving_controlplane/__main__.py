@@ -75,7 +75,9 @@ def make_store(options: StoreOptions) -> Store:
     if options.store == "memory":
         return MemoryStore()
     try:
-        return EtcdStore(options.etcd_endpoints, options.etcd_prefix, options.etcd_tls, options.lease_s)
+        return EtcdStore(
+            options.etcd_endpoints, options.etcd_prefix, options.etcd_tls, options.lease_s, options.etcd_quota_bytes
+        )
     except OSError as error:
         raise CannotStartError(str(error)) from None
 
