@@ -74,7 +74,7 @@ check: setup ## run ruff, mypy --strict, bandit, import-linter, buf, and compare
 sbom: setup ## list what the image installs, as CycloneDX JSON, in dist/sbom.json
 	scripts/sbom.sh dist/sbom.json
 
-# Sequences of RPCs that are tried; CI tries thirty.
+# Sequences of RPCs that are tried; CI tries fifty.
 FUZZ_EXAMPLES ?= 100000
 
 fuzz: setup ## look for a sequence of RPCs after which the control plane is not as its model says (hours; FUZZ_EXAMPLES=100)

@@ -25,15 +25,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support.served_plane import Refusal
 
-EXAMPLES = int(os.environ.get("AGENTSERVING_FUZZ_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("AGENTSERVING_FUZZ_EXAMPLES", "50"))
 STATES = {
     types_pb2.PROGRAM_STATE_ACTIVE: State.OPEN,
     types_pb2.PROGRAM_STATE_PAUSED: State.OPEN,
     types_pb2.PROGRAM_STATE_CLOSED: State.CLOSED,
 }
-tenants = st.sampled_from(["acme", "globex"])
 # Both tenants use the same ids.
-ids = st.sampled_from(["p", "q", "r", "s"])
+TENANTS, IDS = ("acme", "globex"), ("p", "q", "r")
+tenants, ids = st.sampled_from(TENANTS), st.sampled_from(IDS)
 numbers = st.integers(0, 1000)
 
 
@@ -51,8 +51,10 @@ class ApiMachine(RuleBasedStateMachine):
 
     @initialize()
     def make_keys(self) -> None:
-        for tenant in ("acme", "globex"):
+        for tenant in TENANTS:
             self._make_key(tenant)
+        self.open(0, "")
+        self.open(1, "")
 
     def teardown(self) -> None:
         try:
@@ -83,44 +85,59 @@ class ApiMachine(RuleBasedStateMachine):
 
     # -- programs ------------------------------------------------------------------------------------------------
 
-    @rule(tenant=tenants, program=ids, parent=st.one_of(st.just(""), ids))
-    def open(self, tenant: str, program: str, parent: str) -> None:
+    @rule(which=numbers, parent=st.one_of(st.just(""), ids))
+    def open(self, which: int, parent: str) -> None:
+        tenant, program = self._named(which)
         refused_for = self.model.open_refusal((tenant, program), parent)
         request = pb.OpenProgramRequest(program_id=program, parent_program_id=parent)
         if self._ask(self.api.programs.OpenProgram, request, tenant, refused_for):
             self.model.opened((tenant, program), parent)
 
+    def _named(self, which: int) -> tuple[str, str]:
+        """A program, usually one that exists: most of what can go wrong does so with those."""
+        known = list(self.model.programs)
+        if known and which % 5:
+            return known[which // 5 % len(known)]
+        return TENANTS[which % 2], IDS[which // 10 % len(IDS)]
+
     def _known(self, tenant: str, program: str) -> str:
         return "" if (tenant, program) in self.model.programs else "PROGRAM_NOT_FOUND"
 
-    @rule(tenant=tenants, program=ids)
-    def end_program(self, tenant: str, program: str) -> None:
+    @rule(which=numbers)
+    def end_program(self, which: int) -> None:
+        tenant, program = self._named(which)
         request = pb.CloseProgramRequest(program_id=program)
         if self._ask(self.api.programs.CloseProgram, request, tenant, self._known(tenant, program)):
             self.model.close((tenant, program))
 
-    @rule(tenant=tenants, program=ids)
-    def cancel(self, tenant: str, program: str) -> None:
+    @rule(which=numbers)
+    def cancel(self, which: int) -> None:
+        tenant, program = self._named(which)
         request = pb.CancelProgramRequest(program_id=program)
         if self._ask(self.api.programs.CancelProgram, request, tenant, self._known(tenant, program)):
             self.model.cancel((tenant, program))
 
-    @rule(tenant=tenants, program=ids)
-    def pause(self, tenant: str, program: str) -> None:
+    @rule(which=numbers)
+    def pause(self, which: int) -> None:
+        tenant, program = self._named(which)
         request = pb.PauseProgramRequest(program_id=program)
         if self._ask(self.api.programs.PauseProgram, request, tenant, self.model.pause_refusal((tenant, program))):
             self.model.root((tenant, program)).paused = True
 
-    @rule(tenant=tenants, program=ids)
-    def resume(self, tenant: str, program: str) -> None:
+    @rule(which=numbers)
+    def resume(self, which: int) -> None:
+        tenant, program = self._named(which)
         request = pb.ResumeProgramRequest(program_id=program)
         if self._ask(self.api.programs.ResumeProgram, request, tenant, self._known(tenant, program)):
             self.model.root((tenant, program)).paused = False
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
-    @rule(tenant=tenants, program=ids, implicit=st.booleans(), retry=st.one_of(st.none(), numbers))
-    def admit(self, tenant: str, program: str, implicit: bool, retry: int | None) -> None:
+    @rule(which=numbers, implicit=st.booleans(), retry=st.one_of(st.none(), numbers))
+    def admit(self, which: int, implicit: bool, retry: int | None) -> None:
+        self._admit(*self._named(which), implicit=implicit, retry=retry)
+
+    def _admit(self, tenant: str, program: str, *, implicit: bool, retry: int | None) -> None:
         running = [c for c in self.model.calls if (c.tenant, c.program) == (tenant, program) and not c.over]
         retried = running[retry % len(running)].call_id if retry is not None and running else ""
         refused_for = self.model.call_refusal((tenant, program), implicit=implicit)
@@ -179,6 +196,8 @@ class ApiMachine(RuleBasedStateMachine):
 
     @rule(tenant=tenants)
     def replace_key(self, tenant: str) -> None:
+        # A client does not administrate.
+        self._ask(self.api.keys.CreateKey, keys_pb.CreateKeyRequest(tenant=tenant), tenant, "NOT_ALLOWED")
         old = self.valid[tenant]
         self._make_key(tenant)
         request = keys_pb.RevokeKeyRequest(key_id=old.split("_")[1])
@@ -194,17 +213,18 @@ class ApiMachine(RuleBasedStateMachine):
         assert answer.reason == "KEY_REVOKED"
         assert snapshot(self.api.plane.table) == before
 
-    @rule(tenant=tenants)
-    def a_client_does_not_administrate(self, tenant: str) -> None:
-        self._ask(self.api.keys.CreateKey, keys_pb.CreateKeyRequest(tenant=tenant), tenant, "NOT_ALLOWED")
-
-    @rule(crash=st.booleans())
-    def fail_over(self, crash: bool) -> None:
-        self.api.fail_over(crash=crash)
+    @rule(lost=st.one_of(st.none(), st.lists(numbers, max_size=3)))
+    def fail_over(self, lost: list[int] | None) -> None:
+        """`lost`: calls that a leader admits and never writes before it crashes; None = it ends well."""
+        if lost is not None:
+            self.api.write_nothing_more()
+        for which in lost or ():
+            self._admit(*self._named(which), implicit=True, retry=which)
+        self.api.fail_over()
         # The sidecar's journal and the running calls: what the new leader has not seen, and much that it has.
         for call in self.model.calls:
             self._report(call, 0, Outcome.COMPLETED if call.over else Outcome.NONE)
-        if crash:
+        if lost:
             # Claims in headers are not awaited by the store: a program that only they opened may be lost, or closed.
             for (tenant, program), known in list(self.model.programs.items()):
                 self._resync(tenant, program, known)
