@@ -10,9 +10,10 @@ so the latency per token rises where the mean latency falls. While queues are sh
 any order does, and calls go in the order of their arrival (`fcfs`). Once queues are long, programs that were begun
 together evict each other's contexts and all end late, and the price is small compared with that. So:
 
-1. If the sizes of all programs together are alike, all get one level; inside it the order is that of calls until many
-   calls wait for each running one, and that of programs from then on until few do.
-2. If they spread, but within each class they are alike, each class gets one level, those with less service left first.
+1. If the sizes of all programs together are alike, or those within each class, calls go in the order of their arrival
+   until many of them wait for each running one, and programs finish one after the other from then on until few do.
+2. In the latter order, if sizes are alike only within each class, each class gets a level, those with less service left
+   first.
 3. Otherwise, and until enough programs have finished, all go through the policy's own levels.
 
 Engines know nothing of this: they execute levels, ranks and an order.
@@ -166,14 +167,13 @@ def decide(policy: Policy, sizes: Sizes, contention: Contention, before: Iterabl
     by_class = all_alike and unknown <= UNKNOWN_SHARE * (together.finished + together.live)
     former = known.get(None)
     busy = contention.is_busy(former is not None and former.chosen is Chosen.PROGRAM_FCFS)
-    if together.alike:
+    chosen = Chosen.PROGRAM_PLAS
+    if together.alike or by_class:
         chosen = Chosen.PROGRAM_FCFS if busy else Chosen.FCFS
-    else:
-        chosen = Chosen.PROGRAM_FCFS if by_class else Chosen.PROGRAM_PLAS
     within = " within the class" if by_class and not together.alike else ""
     choices = [_choice(name, chosen, each, known.get(name), now_us, within) for name, each in sorted(classes.items())]
     choice = _choice(None, chosen, together, former, now_us, "")
-    if together.alike:
+    if chosen is not Chosen.PROGRAM_PLAS:
         choice = replace(choice, reason=choice.reason + _waiting(contention, chosen))
     return Decided(_executed(policy, chosen, classes if within else {}), (*choices, choice))
 
@@ -182,7 +182,7 @@ def _executed(policy: Policy, chosen: Chosen, classes: Mapping[str, _Judged]) ->
     """The policy as engines execute it. `classes`: those that get a level each; none: all programs are one class."""
     if chosen is Chosen.PROGRAM_PLAS:
         return replace(policy, classes=())
-    if classes:
+    if classes and chosen is Chosen.PROGRAM_FCFS:
         own = with_ranks(policy.levels)
         tables = tuple((name, _one_level(own, each.residual)) for name, each in sorted(classes.items()))
         return _with_levels(policy, own, tables)

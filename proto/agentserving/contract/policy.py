@@ -210,8 +210,8 @@ PRESETS: dict[str, Policy] = {
     p.name: p for p in (AUTO, FCFS, PROGRAM_FCFS, MLFQ, PLAS, ATLAS, PROGRAM_PLAS, PROGRAM_ATLAS, GITTINS)
 }
 
-# Policy of a new cluster: nowhere measured slower than FCFS by more than noise once it knows the load, where
-# PROGRAM_PLAS is by up to a third (docs/results).
+# Policy of a new cluster: as fast as PROGRAM_PLAS, within noise, where that is ahead of FCFS, and level with FCFS where
+# programs of like sizes make PROGRAM_PLAS a third slower than that (docs/results).
 DEFAULT = AUTO
 
 

@@ -89,10 +89,11 @@ def test_short_queues_do_not_take_the_levels_from_programs_of_different_sizes() 
     assert (decided.policy.levels, chosen(decided)[None]) == (PROGRAM_PLAS.levels, Chosen.PROGRAM_PLAS)
 
 
-def test_short_queues_do_not_take_the_levels_from_classes_that_differ_from_each_other() -> None:
+def test_classes_that_differ_only_from_each_other_go_by_the_arrival_of_calls_while_queues_are_short() -> None:
     sizes = sizes_of({"lookup": spread(0.2, 1.0), "report": spread(0.2, 100.0)})
     decided = decide(AUTO, sizes, (), 5, NO_QUEUES)
-    assert (len(decided.policy.classes), chosen(decided)[None]) == (2, Chosen.PROGRAM_FCFS)
+    assert (decided.policy.levels, decided.policy.classes, decided.policy.order) == ((Level(),), (), FCFS.order)
+    assert chosen(decided) == {"lookup": Chosen.FCFS, "report": Chosen.FCFS, None: Chosen.FCFS}
 
 
 def test_between_short_and_long_queues_a_choice_stays_what_it_is() -> None:
