@@ -15,7 +15,7 @@ from agentserving.contract.policy import Source
 
 from agentserving_controlplane.engine_sessions import ENDS_PER_SLICE, ROWS_PER_SLICE
 from agentserving_controlplane.engines.directives import ExecutePolicy, PauseCalls
-from agentserving_controlplane.policy.auto import Choice
+from agentserving_controlplane.policy.auto import Choice, Contention
 from agentserving_controlplane.policy.computed import computed
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
 from agentserving_controlplane.state import LeaderState
@@ -151,7 +151,9 @@ class Upkeep:
         self._counted = closed
         sizes.go_on(live)
         before, unix_us = state.policy_in_force.choices, state.now().unix_us
-        decided = await asyncio.to_thread(computed, policy, sizes, before, unix_us)
+        loads = [engine.load for engine in state.engines if engine.attached]
+        contention = Contention(sum(load.waiting for load in loads), sum(load.running for load in loads))
+        decided = await asyncio.to_thread(computed, policy, sizes, contention, before, unix_us)
         # Another policy may have been applied in the meantime.
         if state.policy.policy is not policy:
             return

@@ -168,7 +168,7 @@ async def test_the_policy_is_applied_once_the_control_plane_serves(api: MemoryAp
     serve(api)
     assert await visit(api, plane) is VisitResult.SETTLED
     ((address, scheduling),) = plane.asked
-    assert (address, scheduling.policy) == ("demo-control-plane.ns.svc:7070", "program-plas")
+    assert (address, scheduling.policy) == ("demo-control-plane.ns.svc:7070", "auto")
     assert api.objects[KIND, "ns", "demo"]["status"]["policy"]["observedGeneration"] == 1
 
 
