@@ -75,7 +75,7 @@ proto: setup ## regenerate the protobuf code
 	scripts/proto.sh
 
 crd: setup ## regenerate the CustomResourceDefinition, its reference and the chart's table of values
-	$(RUN)/python -m agentserving_operator.spec.crd charts/agentserving/files/agentservingclusters.yaml
+	$(RUN)/python -m agentserving_operator.spec.crd charts/agentserving/files
 	$(RUN)/python scripts/values_table.py >charts/agentserving/README.md
 	$(RUN)/python scripts/crd_reference.py >docs/crd.md
 

@@ -25,7 +25,10 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 scripts/proto.sh "$scratch" >/dev/null
 generated() { diff -r --exclude=__pycache__ --exclude=__init__.py --exclude='*.proto' "$scratch/agentserving/v1" proto/agentserving/v1; }
-generated_etcd() { diff "$scratch/etcd/wire_pb2.py" controlplane/agentserving_controlplane/store/etcd/wire_pb2.py; }
+generated_etcd() {
+  diff "$scratch/etcd/wire_pb2.py" controlplane/agentserving_controlplane/store/etcd/wire_pb2.py &&
+    diff "$scratch/member/etcd_cluster_pb2.py" operator/agentserving_operator/etcd_cluster_pb2.py
+}
 generated_envoy() {
   diff "$scratch/envoy/envoy_access_log_pb2.py" gateway/agentserving_gateway/exchange_log/envoy_access_log_pb2.py &&
     diff "$scratch/ext_proc/envoy_ext_proc_pb2.py" gateway/agentserving_gateway/ext_proc/envoy_ext_proc_pb2.py
@@ -34,8 +37,10 @@ step "generated" generated
 step "generated envoy" generated_envoy
 step "generated etcd" generated_etcd
 crd() {
-  python -m agentserving_operator.spec.crd "$scratch/crd.yaml"
-  diff "$scratch/crd.yaml" charts/agentserving/files/agentservingclusters.yaml || { echo "run: make crd" >&2; return 1; }
+  mkdir "$scratch/crd" && python -m agentserving_operator.spec.crd "$scratch/crd"
+  for each in "$scratch"/crd/*; do
+    diff "$each" "charts/agentserving/files/${each##*/}" || { echo "run: make crd" >&2; return 1; }
+  done
 }
 step "crd" crd
 values() { diff <(python scripts/values_table.py) charts/agentserving/README.md || { echo "run: make crd" >&2; return 1; }; }

@@ -23,6 +23,8 @@ from agentserving_cli.local.process import StartFailedError
 from agentserving_cli.local.state_dir import StateDirError
 from agentserving_cli.local.vllm_env import EnvironmentFailedError
 from agentserving_cli.program_commands import program_commands
+from agentserving_cli.run_command import run
+from agentserving_cli.tenant_commands import tenant_commands
 from agentserving_cli.up import GaveUpError, run_up
 
 console = Console()
@@ -122,7 +124,7 @@ def _failures() -> Iterator[None]:
         fail(str(error))
 
 
-for _command in (*program_commands(_local), key_commands(_local)):
+for _command in (*program_commands(_local), key_commands(_local), tenant_commands(_local), run):
     main.add_command(_command)
 
 

@@ -24,6 +24,8 @@ from agentserving.v1 import (
     program_service_pb2_grpc,
     stream_service_pb2,
     stream_service_pb2_grpc,
+    tenant_service_pb2,
+    tenant_service_pb2_grpc,
 )
 from agentserving_process import logs, probes, supervision
 from agentserving_process.frames.server import StreamServer
@@ -43,6 +45,7 @@ from agentserving_controlplane.api.guard import Guard, OpenStreams
 from agentserving_controlplane.api.key import KeyServicer
 from agentserving_controlplane.api.program import ProgramServicer
 from agentserving_controlplane.api.stream import FRAMED, StreamServicer
+from agentserving_controlplane.api.tenant import TenantServicer
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.leadership import Leadership
 from agentserving_controlplane.metrics import exposition
@@ -77,7 +80,9 @@ def make_store(options: StoreOptions) -> Store:
     if options.store == "memory":
         return MemoryStore()
     try:
-        return EtcdStore(options.etcd_endpoints, options.etcd_prefix, options.etcd_tls, options.lease_s)
+        return EtcdStore(
+            options.etcd_endpoints, options.etcd_prefix, options.etcd_tls, options.lease_s, options.etcd_quota_bytes
+        )
     except OSError as error:
         raise CannotStartError(str(error)) from None
 
@@ -91,6 +96,7 @@ SERVICES = tuple(
         (admin_service_pb2, "AdminService"),
         (key_service_pb2, "KeyService"),
         (stream_service_pb2, "StreamService"),
+        (tenant_service_pb2, "TenantService"),
     )
 )
 
@@ -103,6 +109,7 @@ def register(server: Any, plane: ControlPlane, streams_address: str = "") -> Non
     admin_service_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(plane), server)
     key_service_pb2_grpc.add_KeyServiceServicer_to_server(KeyServicer(plane), server)
     stream_service_pb2_grpc.add_StreamServiceServicer_to_server(StreamServicer(streams_address), server)
+    tenant_service_pb2_grpc.add_TenantServiceServicer_to_server(TenantServicer(plane), server)
 
 
 def add_health(server: grpc.aio.Server, *, reflect: bool = True) -> Any:

@@ -24,6 +24,7 @@ from agentserving.contract.channel import (
     SetAccounts,
     SetPaused,
     SetPolicy,
+    SetShares,
     ToEngine,
     ToolWait,
 )
@@ -230,6 +231,7 @@ class EngineSession:
         self.load.steps += 1
         if dt_us > 0 and tokens:
             self.policy.prefill.observe(dt_us, len(tokens), sum(tokens.values()))
+            self.calls.charge_tenants(dt_us)
             self.calls.charge(tokens, dt_us)
             for key in tokens:
                 self.book.charge(key, dt_us)
@@ -262,6 +264,8 @@ class EngineSession:
                     program = _key(tenant, root)
                     self.book.accounts.raise_to(program, attained_us, wait_us)
                     self.calls.set_account(program, attained_us, wait_us)
+            case SetShares():
+                self.calls.tenants.set_weights({Tenant(tenant): weight for tenant, weight in message.weights})
             case Cancel():
                 self._engine.abort([key for call in message.call_ids for key in self.book.requests_of(CallId(call))])
             case SetPolicy() if steers:

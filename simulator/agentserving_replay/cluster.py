@@ -379,6 +379,6 @@ class VirtualCluster:
         )
         del self._live[program.program_id]
         self._table.take_changes()
-        self._table.expire(row, NO_RETENTION, Instant(self.now_us + 1, self.now_us + 1))
+        self._table.expiring.expire(row, NO_RETENTION, Instant(self.now_us + 1, self.now_us + 1))
         if self._feed is not None and (following := next(self._feed, None)) is not None:
             self._at(self.now_us, replace(following, arrival_s=self.now_us / 1e6))

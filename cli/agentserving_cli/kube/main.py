@@ -35,6 +35,7 @@ from agentserving_cli.kube.findings import Finding, of_cluster, of_control_plane
 from agentserving_cli.kube.kubectl import Kubectl, KubectlError
 from agentserving_cli.output import is_data, output_option, print_data
 from agentserving_cli.program_commands import program_commands
+from agentserving_cli.tenant_commands import tenant_commands
 
 console = Console(soft_wrap=True)
 
@@ -117,7 +118,7 @@ def main() -> None:
     """
 
 
-for _command in (*program_commands(_where), key_commands(_where)):
+for _command in (*program_commands(_where), key_commands(_where), tenant_commands(_where)):
     main.add_command(_command)
 
 

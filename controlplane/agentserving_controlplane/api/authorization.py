@@ -84,6 +84,11 @@ RULES: dict[str, dict[str, Access]] = {
         "RevokeKey": _CHANGE,
         "WatchKeys": _rule(Role.GATEWAY),
     },
+    "TenantService": {
+        "SetTenant": _CHANGE,
+        "ListTenants": _READ,
+        "RemoveTenant": _CHANGE,
+    },
 }
 
 _PACKAGE = "/agentserving.v1."

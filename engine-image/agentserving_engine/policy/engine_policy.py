@@ -14,6 +14,7 @@ from agentserving.contract.ids import ProgramId, ProgramKey
 from agentserving.contract.policy import Policy
 
 from agentserving_engine.policy.call_queue import CallQueue
+from agentserving_engine.policy.preemption import Room
 from agentserving_engine.policy.prefill_cost import PrefillCost, is_overwritten, wanted_blocks
 from agentserving_engine.policy.retention import EndedContext, Memory, Retention, Wanted
 from agentserving_engine.policy.state import NO_CHANGE, CallFacts, CallStats, Decision
@@ -95,11 +96,13 @@ class EnginePolicy:
         self.retention.call_arrived(facts.program, now_us)
 
     def rebuild(self, calls: Iterable[CallFacts], running: Iterable[str], now_us: int) -> None:
-        """Replaces the queue by one of these calls, in the order of their arrival; policy and pauses stay.
+        """Replaces the queue by one of these calls, in the order of their arrival.
 
-        How much of its quantum each call has spent is lost.
+        Policy, pauses and tenants' accounts stay; how much of its quantum each call has spent is lost.
         """
-        before, self.queue = self.queue, CallQueue(self.queue.policy)
+        before = self.queue
+        before.tenants.all_stopped()
+        self.queue = CallQueue(before.policy, before.tenants)
         for program in before.paused_programs:
             self.queue.pause(program, True, now_us)
         for facts in calls:
@@ -148,8 +151,7 @@ class EnginePolicy:
             return NO_CHANGE
         block_size = engine.kv.block_size
         free_blocks = engine.free_blocks() + engine.coming_blocks()
-        return queue.decide(
-            now_us,
+        room = Room(
             slots=engine.slots(),
             free_blocks=free_blocks,
             need_blocks=lambda key: engine.tokens(key) // block_size + 1,
@@ -158,6 +160,7 @@ class EnginePolicy:
             admissible=engine.admission_check(),
             resume_us=self._resume_cost(free_blocks),
         )
+        return queue.decide(now_us, room)
 
     def _resume_cost(self, free_blocks: int) -> Callable[[str], float]:
         """Time to recompute what a running request would lose, for one decision.

@@ -21,7 +21,8 @@ class FrontSettings:
     # Above vLLM's and uvicorn's own 64 KiB no engine would take the head anyway.
     max_head_kib: int = 64
     max_connections: int = 20_000
-    # Above 90 % of it no new request is accepted; from 70 % on, the streams that buffer most are reset.
+    # Above 90 % of it no new request is accepted. Bodies that still arrive are ended: over HTTP/2 from 70 % on, those
+    # that hold most; over HTTP/1.1 above 95 %.
     max_heap_bytes: int = 1 << 30
     # Longer than the pools of common clients and load balancers (nginx 60 s, Go 90 s, AWS ALB 60 s, GCP 600 s).
     keep_alive_s: float = 620.0

@@ -353,6 +353,7 @@ class VirtualEngine:
         calls = len(decoding.requests)
         counters.output_tokens += calls * stretch.steps
         counters.computed_tokens += calls * stretch.steps
+        self.queue.charge_tenants(took)
         self.queue.charge(decoding.requests, took)
         finished = decoding.advance(stretch.steps)
         if stretch.chunks:
