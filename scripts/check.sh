@@ -19,6 +19,8 @@ step "mypy" mypy --no-error-summary proto/agentserving controlplane/agentserving
 # They call what nothing else type-checks them against, and few of them run in the tests.
 step "mypy, tools" env MYPYPATH=e2e:tests mypy --no-error-summary --explicit-package-bases --follow-imports=silent \
   benchmarks examples e2e/gaie
+step "bandit" bandit --quiet --recursive --configfile pyproject.toml --exclude '*_pb2.py,*_pb2_grpc.py' \
+  proto process controlplane gateway cli engine-image simulator operator
 step "import-linter" bash -c 'lint-imports --no-cache >/tmp/lint-$$.log 2>&1 || { cat /tmp/lint-$$.log; rm -f /tmp/lint-$$.log; exit 1; }; rm -f /tmp/lint-$$.log'
 step "buf" "$buf_home/node_modules/.bin/buf" lint
 scratch=$(mktemp -d)

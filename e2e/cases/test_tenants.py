@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 from agentserving_operator.reconcile import VisitResult
 from agentserving_operator.spec.crd import API_VERSION, TENANT_KIND
 from agentserving_operator.spec.parsing import parse, plain
 from agentserving_operator.spec.tenant import TenantSpec
 from kube.client import CLUSTERS, TENANTS, Kube
+from kube.paths import ROOT
 from kube.server import OPERATOR, ApiServer
 from kube.visiting import MERGE, live, make, make_tenant, play_controllers, tenant_ready, visit
 
@@ -52,6 +54,11 @@ def test_invalid_specs_are_refused_at_the_field(admin: Kube, namespace: str, spe
     answer = create(admin, namespace, spec)
     assert answer.status_code in (400, 422), answer.text
     assert field in answer.json()["message"]
+
+
+def test_the_example_is_accepted(admin: Kube, namespace: str) -> None:
+    spec = yaml.safe_load((ROOT / "examples/tenant.yaml").read_text())["spec"]
+    assert create(admin, namespace, spec).status_code == 201
 
 
 def test_a_name_that_no_tenant_can_have_is_refused_unless_the_spec_names_one(admin: Kube, namespace: str) -> None:

@@ -34,6 +34,7 @@ def three(operator: Kubectl) -> Iterator[Demo]:
     spec = simulator_spec()
     little = {"requests": {"cpu": "20m", "memory": "64Mi"}}
     spec["spec"]["engine"]["replicas"] = 1
+    spec["spec"]["gateway"]["drainSeconds"] = 0
     spec["spec"]["store"] = {"type": "Etcd", "etcd": {"members": 3, "size": "1Gi", "resources": little}}
     try:
         kubectl.apply(spec)
@@ -43,7 +44,7 @@ def three(operator: Kubectl) -> Iterator[Demo]:
         yield demo
     finally:
         kubectl("delete", "asc/demo", "--ignore-not-found")
-        kubectl("delete", "namespace", NAMESPACE, "--wait=true")
+        kubectl("delete", "namespace", NAMESPACE, "--wait=true", bound_s=300)
 
 
 def test_members_admit_control_planes_only_and_one_that_lost_its_volume_joins_again(three: Demo) -> None:

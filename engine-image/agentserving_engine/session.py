@@ -191,9 +191,9 @@ class EngineSession:
         if self.load.steps % self.calls.policy.decision_interval_steps:
             return
         decision = self.policy.decide(now_us)
-        if decision.promoted or decision.demoted:
-            self.load.promotions += len(decision.promoted)
-            self.load.demotions += len(decision.demoted)
+        self.load.promotions += len(decision.promoted)
+        self.load.demotions += len(decision.demoted)
+        if decision.promoted or decision.demoted or self.calls.tenants_moved():
             self._engine.reorder()
         for key in decision.preempt:
             self._preempt(key, now_us)
@@ -231,7 +231,7 @@ class EngineSession:
         self.load.steps += 1
         if dt_us > 0 and tokens:
             self.policy.prefill.observe(dt_us, len(tokens), sum(tokens.values()))
-            self.calls.charge_tenants(dt_us)
+            self.policy.charge_tenants(dt_us, tokens)
             self.calls.charge(tokens, dt_us)
             for key in tokens:
                 self.book.charge(key, dt_us)

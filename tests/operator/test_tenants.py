@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from agentserving import AsyncClient
 from agentserving.client.values import TenantSettings
 from agentserving_operator.control_planes import ControlPlanes, Target
@@ -14,7 +16,7 @@ from agentserving_operator.errors import RefusedError, UnavailableError
 from agentserving_operator.observe.overview import Overview
 from agentserving_operator.observe.tenants import MAX_TENANTS, Outcome, plan
 from agentserving_operator.reconcile import Reconciler, VisitResult
-from agentserving_operator.spec.crd import KIND, TENANT_KIND
+from agentserving_operator.spec.crd import API_VERSION, KIND, TENANT_KIND
 from agentserving_operator.spec.parsing import SpecError, parse
 from agentserving_operator.spec.scheduling import Scheduling
 from agentserving_operator.spec.tenant import TenantSpec
@@ -22,6 +24,7 @@ from support.memory_api import NOW, MemoryApi
 from support.operator_objects import IMAGES
 from support.served_plane import ServedPlane
 
+ROOT = Path(__file__).parents[2]
 SPEC: dict[str, Any] = {"model": {"name": "tiny"}, "engine": {"type": "Simulator"}, "tls": {"issuer": "None"}}
 RESEARCH: dict[str, Any] = {"clusterName": "demo", "weight": 2, "limits": {"programs": 200, "tokensPerDay": 2_000_000}}
 
@@ -191,6 +194,12 @@ async def test_without_the_kind_clusters_are_visited_all_the_same(visited: Visit
     await visited.settle()
     del visited.api.objects[KIND, "ns", "demo"]
     assert await visited.visit() is VisitResult.GONE
+
+
+def test_the_example_is_valid() -> None:
+    found = yaml.safe_load((ROOT / "examples/tenant.yaml").read_text())
+    assert (found["apiVersion"], found["kind"]) == (API_VERSION, TENANT_KIND)
+    assert parse(TenantSpec, found["spec"]).limits.programs == 200
 
 
 def test_more_than_a_status_can_record_is_refused() -> None:

@@ -23,7 +23,7 @@ from agentserving_engine.policy.levels import Levels
 from agentserving_engine.policy.preemption import Preemption, Room
 from agentserving_engine.policy.retention import Place
 from agentserving_engine.policy.state import NO_CHANGE, CallFacts, CallState, CallStats, Decision, ProgramState
-from agentserving_engine.policy.tenant_accounts import NOBODY, TenantAccounts
+from agentserving_engine.policy.tenant_accounts import NOBODY, TenantAccounts, Usage
 
 
 class CallQueue:
@@ -89,10 +89,10 @@ class CallQueue:
         call.waiting_since_us = now_us
         self._enqueue(call, self._programs[call.facts.program])
 
-    def charge_tenants(self, dt_us: int) -> None:
-        """A step took `dt_us`: tenants are charged for every running call."""
+    def charge_tenants(self, dt_us: float, usage: Usage | None = None) -> None:
+        """A step took `dt_us`: tenants are charged for every running call, and for what else the step used."""
         if self._fair is not None:
-            self._fair.charge(dt_us)
+            self._fair.charge(dt_us, usage)
 
     def charge(self, keys: Iterable[str], dt_us: int) -> None:
         """A step of `dt_us` ran these calls: each has attained all of it (paper: model-execution time)."""
@@ -184,6 +184,11 @@ class CallQueue:
                 self._enqueue(call, program)
 
     # -- queries -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_shared(self) -> bool:
+        """Several tenants have calls here, or have had since the engine was empty."""
+        return self._fair is not None
 
     @property
     def policy(self) -> Policy:
@@ -350,6 +355,10 @@ class CallQueue:
         for key in before:
             self._fair.push(key, self._rank(calls[key]))
         self._order = self._fair
+
+    def tenants_moved(self) -> bool:
+        """Tenants that run calls stand in another order than at the last call of this method."""
+        return self._fair is not None and self._fair.reorder_running()
 
     def _part(self) -> None:
         """The engine is empty: nobody is owed anything."""

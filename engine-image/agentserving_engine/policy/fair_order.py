@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 
 from agentserving.contract.ids import Tenant
 
 from agentserving_engine.policy.lazy_heap import LazyHeap
-from agentserving_engine.policy.tenant_accounts import TenantAccounts
+from agentserving_engine.policy.tenant_accounts import TenantAccounts, Usage
 
 Rank = tuple[float, ...]
 
@@ -35,9 +34,8 @@ class FairOrder:
         self._heaps: dict[Tenant, LazyHeap[Rank]] = {}
         # Tenant of each key.
         self._live: dict[str, Tenant] = {}
-        # Slots that the policy has freed by preempting a call for another one of the same tenant.
-        self._granted: Counter[Tenant] = Counter()
         self._changes = changes
+        self._running_order: list[Tenant] = []
 
     def __len__(self) -> int:
         return len(self._live)
@@ -84,29 +82,27 @@ class FairOrder:
         """A call runs from now on."""
         self._changes += 1
         self.accounts.started(tenant)
-        if self._granted[tenant]:
-            self._granted[tenant] -= 1
 
     def stopped(self, tenant: Tenant) -> None:
         """A call runs no longer."""
         self._changes += 1
         self.accounts.stopped(tenant)
 
-    def charge(self, dt_us: int) -> None:
-        """A step took `dt_us`."""
+    def charge(self, dt_us: float, usage: Usage | None) -> None:
+        """Time passed in which calls ran."""
         self._changes += 1
-        self.accounts.charge(dt_us)
+        self.accounts.charge(dt_us, usage)
 
-    def grant(self, tenants: Counter[Tenant]) -> None:
-        """Until the next call of this method, so many calls of these tenants go before all others."""
-        if tenants or self._granted:
-            self._changes += 1
-            self._granted = tenants
+    def reorder_running(self) -> bool:
+        """The running tenants are in another order than at the last call of this method."""
+        before, accounts = self._running_order, self.accounts
+        self._running_order = sorted(accounts.running_tenants, key=accounts.standing)
+        return self._running_order != before
 
     # -- the order -----------------------------------------------------------------------------------------------
 
-    def _place(self, tenant: Tenant, key: str, taken: int = 0) -> tuple[bool, float, Rank]:
-        return taken >= self._granted[tenant], self.accounts.standing(tenant, taken), self._rank_of(key)
+    def _place(self, tenant: Tenant, key: str, taken: int = 0) -> tuple[float, Rank]:
+        return self.accounts.standing(tenant, taken), self._rank_of(key)
 
     def first(self) -> tuple[Rank, str] | None:
         """(priority, key) of the first key, which stays; O(tenants)."""
@@ -127,7 +123,7 @@ class FairOrder:
             walks = {
                 tenant: stack.enter_context(contextlib.closing(heap.walk())) for tenant, heap in self._heaps.items()
             }
-            heads: list[tuple[tuple[bool, float, Rank], Tenant, int, str]] = []
+            heads: list[tuple[tuple[float, Rank], Tenant, int, str]] = []
 
             def advance(tenant: Tenant, taken: int) -> None:
                 key = next(walks[tenant], None)

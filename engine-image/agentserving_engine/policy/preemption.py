@@ -10,7 +10,6 @@ recomputation exceed its share of the engine's time.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from agentserving_engine.policy.lazy_heap import LazyHeap
 from agentserving_engine.policy.selection import select, select_between_tenants
 from agentserving_engine.policy.slot_pace import PreemptionBudget
 from agentserving_engine.policy.state import CallState
+from agentserving_engine.policy.tenant_accounts import QUANTUM_US
 
 # A resumed call is not preempted again before it has received this much service: otherwise two calls could take turns
 # for ever.
@@ -77,23 +77,23 @@ class Preemption:
         accounts = order.accounts
 
         def tenant_of(key: str) -> Tenant:
-            return self._calls[key].facts.program.tenant
+            return self._calls[key].tenant
 
         def victims_of(key: str, others: bool) -> list[str]:
             rank, tenant = self._calls[key].rank, tenant_of(key)
             ahead = {one for one in accounts.running_tenants if one != tenant and accounts.owes(one, tenant)}
 
             def is_worse(call: CallState) -> bool:
-                of = call.facts.program.tenant
-                return policy.max_preemptions > 0 and call.rank > rank if of == tenant else others and of in ahead
+                if call.tenant == tenant:
+                    return policy.max_preemptions > 0 and call.rank > rank
+                return others and call.tenant in ahead and call.service_us - call.started_service_us >= QUANTUM_US
 
             return self._victims(is_worse, room, now_us)
 
-        order.grant(Counter())
-        selected = select_between_tenants(
+        preempt, admit = select_between_tenants(
             iter(order),
-            tenant_of,
             victims_of,
+            tenant_of,
             free_slots=room.slots - len(self._running),
             free_blocks=room.free_blocks,
             # Fairness between tenants holds whatever the policy does inside.
@@ -102,10 +102,9 @@ class Preemption:
             returns_blocks=room.returns_blocks,
             admissible=room.admissible,
         )
-        order.grant(selected.swaps)
-        for key in selected.preempt:
+        for key in preempt:
             self.budget.spend(room.resume_us(key))
-        return selected.preempt, selected.admit
+        return preempt, admit
 
     def _victims(self, is_worse: Callable[[CallState], bool], room: Room, now_us: int) -> list[str]:
         """Running calls that may be preempted, worst last."""

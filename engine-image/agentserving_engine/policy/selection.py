@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from agentserving.contract.ids import Tenant
 
@@ -65,19 +63,10 @@ def select(
     return preempt, admit
 
 
-@dataclass(frozen=True, slots=True)
-class Selected:
-    """Running calls to preempt, waiting ones to admit, and by tenant how many took the place of one of its own."""
-
-    preempt: list[str]
-    admit: list[str]
-    swaps: Counter[Tenant]
-
-
 def select_between_tenants(
     waiting: Iterable[str],
-    tenant_of: Callable[[str], Tenant],
     victims_of: Callable[[str, bool], list[str]],
+    tenant_of: Callable[[str], Tenant],
     *,
     free_slots: int,
     free_blocks: int,
@@ -85,20 +74,19 @@ def select_between_tenants(
     need_blocks: Callable[[str], int],
     returns_blocks: Callable[[str], int],
     admissible: Callable[[str], bool],
-) -> Selected:
-    """The same for several tenants.
+) -> tuple[list[str], list[str]]:
+    """The same for several tenants, whose calls come in the order in which tenants are to be served.
 
     `victims_of(key, others)` returns the running calls that may be preempted for a waiting one, worst last; those of
-    `others` tenants only if asked. After a call of a tenant that does not fit, all free room is left to it, and other
-    tenants can only exchange a running call of their own for a better one.
+    `others` tenants only if asked. Stops at the first call that does not fit as well: if tenants behind it could go on
+    exchanging their own calls, one would exchange them for ever and compute nothing but prompts.
     """
-    selected = Selected([], [], Counter())
-    blocked: set[Tenant] = set()
+    preempt: list[str] = []
+    admit: list[str] = []
     crossed = False
     passed_over = 0
     for key in waiting:
-        tenant = tenant_of(key)
-        if tenant in blocked or not admissible(key):
+        if not admissible(key):
             passed_over += 1
             if passed_over == MAX_PASSED_OVER:
                 break
@@ -106,24 +94,18 @@ def select_between_tenants(
         need = need_blocks(key)
         chosen: list[str] = []
         gained = 0
-        left = max_preemptions - len(selected.preempt)
+        left = max_preemptions - len(preempt)
         if left > 0 and (free_slots < 1 or free_blocks < need):
             # Accounts do not know yet of a preemption that was just chosen: one exchange between tenants a decision.
-            victims = victims_of(key, not crossed and not blocked)
-            victims = [victim for victim in victims if victim not in selected.preempt]
+            victims = [victim for victim in victims_of(key, not crossed) if victim not in preempt]
             while victims and len(chosen) < left and (free_slots + len(chosen) < 1 or free_blocks + gained < need):
                 chosen.append(victims.pop())
                 gained += returns_blocks(chosen[-1])
         if free_slots + len(chosen) < 1 or free_blocks + gained < need:
-            blocked.add(tenant)
-            free_slots = free_blocks = 0
-            continue
-        is_own = [tenant_of(victim) == tenant for victim in chosen]
-        crossed |= not all(is_own)
-        if is_own and all(is_own):
-            selected.swaps[tenant] += 1
-        selected.preempt.extend(chosen)
-        selected.admit.append(key)
+            break
+        crossed |= any(tenant_of(victim) != tenant_of(key) for victim in chosen)
+        preempt += chosen
         free_slots += len(chosen) - 1
         free_blocks += gained - need
-    return selected
+        admit.append(key)
+    return preempt, admit

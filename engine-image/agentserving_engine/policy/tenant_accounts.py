@@ -3,7 +3,9 @@
 Virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024), with the time of running
 sequences as the service: a step of `dt` adds `dt / weight` for each sequence of the tenant that holds a slot, whether
 the step computed anything for it or not. What a tenant calls its programs, and how it divides its work among programs,
-calls and sequences, therefore changes nothing.
+calls and sequences, therefore changes nothing. A tenant whose calls hold a larger share of the KV cache than of the
+slots is charged for that instead (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011). The part of a step that
+computes prompts stops everybody, so it is charged in full to those whose prompts they are.
 
 A tenant that begins to wait starts no lower than those that wait already: the time in which it wanted nothing saves it
 nothing. If nobody else waits, there was room for everyone so far, and nobody is owed anything: it starts no lower than
@@ -14,17 +16,32 @@ clears no debt.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from agentserving.contract.ids import Tenant
 
 # Calls without a tenant's ticket, all together. They run behind all tenants' calls, but do not starve.
 NOBODY, NOBODYS_WEIGHT = Tenant(""), 0.01
-# A tenant may be ahead of another by so much of the engine's time before a running call of it is preempted for that.
-QUANTUM_US = 1_000_000
+# A tenant may be ahead of another by so much of the whole engine's time before a running call of it is preempted for
+# that; and the call must have run for as long since its last start, so that recomputing what it loses (a second or two)
+# stays a small part of it.
+QUANTUM_US = 5_000_000
 # Weight of the newest ended sequence in the average of what one receives, and the average before any has ended.
 _SMOOTHING, _FIRST_GUESS_US = 0.05, 1_000_000.0
 # Tenants without calls whose virtual times are remembered: beyond, those furthest behind are forgotten.
 MAX_ABSENT = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What tenants used in a step besides slots."""
+
+    # Of the whole engine: a tenant that has used all of it for some time is charged for every one of them.
+    slots: int
+    # Shares of the KV cache; charged instead of the slots where they are larger.
+    kv: Mapping[Tenant, float]
+    # Time in which the engine computed only for the tenant; charged besides.
+    own_us: Mapping[Tenant, float]
 
 
 class _Account:
@@ -97,10 +114,14 @@ class TenantAccounts:
         """A sequence has ended that has received so much."""
         self._sequence_us += _SMOOTHING * (service_us - self._sequence_us)
 
-    def charge(self, dt_us: int) -> None:
-        """A step took `dt_us`; O(tenants that run)."""
-        for account in self._running.values():
-            account.virtual_us += dt_us * account.running / account.weight
+    def charge(self, dt_us: float, usage: Usage | None = None) -> None:
+        """Time passed in which calls ran; O(tenants that run)."""
+        for tenant, account in self._running.items():
+            cost_us = dt_us * account.running
+            if usage is not None:
+                cost_us = max(cost_us, dt_us * usage.slots * usage.kv.get(tenant, 0.0))
+                cost_us += usage.slots * usage.own_us.get(tenant, 0.0)
+            account.virtual_us += cost_us / account.weight
 
     def forget_absent(self, present: Iterable[Tenant]) -> None:
         """Bounds the memory for tenants without calls; `present` are those with waiting calls."""

@@ -58,7 +58,7 @@ class SharedEngine:
         self.queue.tenants.set_weights({Tenant(name): weight for name, weight in self.weights.items()})
         self.random = random.Random(self.seed)
         self.calls: dict[str, Call] = {}
-        self.now = 1
+        self.now, self.step = 1, 0
         self.served: Counter[str] = Counter()
         self.preemptions = 0
         self._count = 0
@@ -102,8 +102,8 @@ class SharedEngine:
 
     def steps(self, count: int) -> Iterator[int]:
         """Runs, and gives the number of each step that is over."""
-        for step in range(count):
-            self._refill(step)
+        for _ in range(count):
+            self._refill(self.step)
             queue = self.queue
             room = Room(
                 slots=self.slots,
@@ -129,7 +129,8 @@ class SharedEngine:
                 self.served[call.load.tenant] += 1
                 if call.left <= 0 or self.random.random() < call.load.ends:
                     self._end(key)
-            yield step
+            self.step += 1
+            yield self.step
 
     def run(self, count: int) -> Counter[str]:
         """Runs so many steps; gives what each tenant was served in them."""
