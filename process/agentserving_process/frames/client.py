@@ -19,6 +19,8 @@ from agentserving_process.frames.connection import BEAT_S, Connection, LostError
 
 # A refused connection fails immediately, one to a port that is filtered does not: then gRPC is used.
 CONNECT_S = 1.0
+# The server waits for 7 s, and has a thousand clients.
+OWN_BEAT_S = 2.0
 # As gRPC's keepalive of clients: a ping each second, 2.5 s for its reply.
 SILENT_S = 3.5
 # As gRPC's limit of what is sent (agentserving.transport.channels).
@@ -105,7 +107,7 @@ async def open_stream(
     host, port = split_address(endpoint.address)
     loop = asyncio.get_running_loop()
     security = contexts.for_client(endpoint.pem) if endpoint.pem is not None else None
-    connection = Connection(Decoder(endpoint.max_response_bytes), silent_s=SILENT_S)
+    connection = Connection(Decoder(endpoint.max_response_bytes), beat_s=OWN_BEAT_S, silent_s=SILENT_S)
     async with asyncio.timeout(CONNECT_S):
         await loop.create_connection(
             lambda: connection, host, port, ssl=security,

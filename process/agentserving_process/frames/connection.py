@@ -1,6 +1,6 @@
 """A connection with frames: a bounded inbox, back-pressure in both directions, and the watch over a silent peer.
 
-A side that has sent nothing since the last beat sends one, so a peer that is heard of no more is gone or hangs. This
+A side that has sent nothing for a while sends a beat, so a peer that is heard of no more is gone or hangs. This
 takes no answer: a peer that is slow to read still sends.
 """
 
@@ -34,19 +34,26 @@ class Connection(asyncio.Protocol):
     """`receive` belongs to one task. `tick` is called every BEAT_S by the owner."""
 
     def __init__(
-        self, decoder: Decoder, *, silent_s: float, farewell: Callable[[BrokenFrameError], bytes] | None = None
+        self,
+        decoder: Decoder,
+        *,
+        beat_s: float,
+        silent_s: float,
+        farewell: Callable[[BrokenFrameError], bytes] | None = None,
     ) -> None:
-        """`silent_s`: seconds after which a peer that sends nothing is lost. `farewell` makes the payload of the STATUS
+        """`beat_s`: seconds after which a beat is sent when nothing else was. `silent_s`: seconds after which a peer
+        that sends nothing is lost. `farewell` makes the payload of the STATUS
         for a peer that breaks the protocol."""
         self._decoder, self._farewell = decoder, farewell
         self._loop = asyncio.get_running_loop()
-        self._silent_s = silent_s
+        # Ticks are not exact: one that comes a little early counts.
+        self._beat_s, self._silent_s = 0.9 * beat_s, silent_s
         self._transport: Any = None
         self._inbox: deque[Frame] = deque()
         self._held_bytes = 0
         self._reader: asyncio.Future[None] | None = None
-        self._is_reading, self._has_sent = True, False
-        self._heard_s = self._loop.time()
+        self._is_reading = True
+        self._heard_s = self._sent_s = self._loop.time()
         self._writable = asyncio.Event()
         self._writable.set()
         self._lost: LostError | None = None
@@ -118,7 +125,7 @@ class Connection(asyncio.Protocol):
         """Waits while the peer does not read. LostError."""
         if self._lost is not None:
             raise self._lost
-        self._has_sent = True
+        self._sent_s = self._loop.time()
         self._transport.write(encoded(kind, payload))
         if not self._writable.is_set():
             await self._writable.wait()
@@ -139,12 +146,12 @@ class Connection(asyncio.Protocol):
         """Sends a beat if nothing else was sent; gives the peer up when it has been silent for too long."""
         if self._lost is not None:
             return
-        is_writable = self._writable.is_set()
-        if not self._has_sent and is_writable:
+        now_s, is_writable = self._loop.time(), self._writable.is_set()
+        if is_writable and now_s - self._sent_s >= self._beat_s:
+            self._sent_s = now_s
             self._transport.write(encoded(Kind.BEAT))
-        self._has_sent = False
         # A socket that we do not read says nothing about the peer, unless it does not read either.
-        if (self._is_reading or not is_writable) and self._loop.time() - self._heard_s > self._silent_s:
+        if (self._is_reading or not is_writable) and now_s - self._heard_s > self._silent_s:
             self.fail(TimeoutError(f"nothing was received for {self._silent_s:g} s"))
 
     def fail(self, error: Exception) -> None:

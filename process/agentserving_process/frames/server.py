@@ -217,7 +217,7 @@ class StreamServer:
         security = self._security() if self._security is not None else None
         decoder = Decoder(self._max_bytes, max_opening_bytes=MAX_OPENING_BYTES)
         # Not what the method returns: with TLS, uvloop returns a protocol of its own.
-        connection = Connection(decoder, silent_s=SILENT_S, farewell=_farewell)
+        connection = Connection(decoder, beat_s=BEAT_S, silent_s=SILENT_S, farewell=_farewell)
         await asyncio.get_running_loop().connect_accepted_socket(
             lambda: connection, accepted, ssl=security,
             ssl_handshake_timeout=OPENING_S if security is not None else None,

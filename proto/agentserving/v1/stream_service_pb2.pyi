@@ -10,7 +10,7 @@ both send frames: the length of what follows in four bytes (big-endian), a byte 
   2 MESSAGE  a message of the method
   3 END      client: no more messages follow
   4 STATUS   server, last: google.rpc.Status; code 0 = the method has returned
-  5 BEAT     empty; sent by each side that has sent nothing for a second
+  5 BEAT     empty; sent by a server that has sent nothing for a second, and by a client after two
 """
 
 import builtins
