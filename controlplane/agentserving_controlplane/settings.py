@@ -97,6 +97,11 @@ class Serving:
         "", "host:port where clients reach this process, given to them by followers; default: from --listen"
     )
 
+    streams_listen: str = option(
+        "", "host:port where gateways and sidecars keep their streams, at less cost than over gRPC; port 0 = any;"
+        " default: they use --listen"
+    )  # fmt: skip
+
     clients_listen: str = option(
         "", "host:port for clients with keys, without a certificate of theirs; default: clients use --listen as well"
     )
@@ -104,6 +109,8 @@ class Serving:
 
     def __post_init__(self) -> None:
         split_address(self.listen)
+        if self.streams_listen:
+            split_address(self.streams_listen)
         if self.clients_listen:
             split_address(self.clients_listen)
 
@@ -111,6 +118,10 @@ class Serving:
     def clients_address(self) -> str:
         """Where clients reach this process; empty when they use the port of the parts."""
         return self.clients_advertise or (listening.reachable(self.clients_listen) if self.clients_listen else "")
+
+    def streams_address(self, port: int) -> str:
+        """Where gateways and sidecars reach the streams that are served on this port."""
+        return f"{self.address.rpartition(':')[0]}:{port}"
 
     @property
     def address(self) -> str:

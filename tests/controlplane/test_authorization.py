@@ -20,6 +20,7 @@ from agentserving.v1 import call_service_pb2_grpc, program_service_pb2_grpc
 from agentserving.v1 import engine_service_pb2 as engine
 from agentserving.v1 import key_service_pb2 as key
 from agentserving.v1 import program_service_pb2 as program
+from agentserving.v1 import stream_service_pb2 as stream
 from agentserving.v1 import tenant_service_pb2 as tenant
 from agentserving.v1 import types_pb2 as types
 from agentserving_controlplane.__main__ import SERVICES
@@ -29,7 +30,7 @@ from google.protobuf import symbol_database
 from support.eventually import DEADLINE_S
 from support.served_plane import Refusal
 
-FILES = (admin, call, engine, key, program, tenant)
+FILES = (admin, call, engine, key, program, stream, tenant)
 PACKAGE = "agentserving.v1"
 OWNER, OTHER, ADMIN = a_key("acme"), a_key("globex"), a_key(role=Role.ADMIN)
 EXPIRED = a_key("acme", now_unix_s=time.time() - 100, lifetime_s=60)
@@ -63,6 +64,7 @@ MAY = {
     "CallService.*": "owner other admin admin-key stranger-with-key",
     "CallService.Admissions": "gateway",
     "EngineService.Attach": "sidecar",
+    "StreamService.GetStreams": "gateway sidecar sidecar-of-another-engine",
     "AdminService.*": "operator admin",
     "KeyService.*": "operator admin",
     "KeyService.WatchKeys": "gateway",

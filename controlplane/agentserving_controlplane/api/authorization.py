@@ -68,6 +68,7 @@ RULES: dict[str, dict[str, Access]] = {
         # The sidecar's: here it answers UNIMPLEMENTED.
         "Generate": _OWN,
     },
+    "StreamService": {"GetStreams": _rule(Role.GATEWAY, Role.SIDECAR)},
     "EngineService": {"Attach": _rule(Role.SIDECAR, audited=True)},
     "AdminService": {
         "ApplyPolicy": _CHANGE,
