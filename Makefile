@@ -5,7 +5,7 @@ UV := $(shell command -v uv || echo "python3 -m uv")
 RUN := .venv/bin
 PYTHON ?= 3.11
 
-.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-agents epp-conformance images check proto crd clean
+.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-agents epp-conformance images check sbom fuzz proto crd clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -68,14 +68,23 @@ epp-conformance: setup ## drive the endpoint picker with the Gateway API Inferen
 images: ## build both images with docker, podman or buildah; VLLM_IMAGE=name@sha256:... pins the engine's base
 	scripts/images.sh
 
-check: setup ## run ruff, mypy --strict, import-linter, buf, and compare generated files; changes nothing
+check: setup ## run ruff, mypy --strict, bandit, import-linter, buf, and compare generated files; changes nothing
 	scripts/check.sh
+
+sbom: setup ## list what the image installs, as CycloneDX JSON, in dist/sbom.json
+	scripts/sbom.sh dist/sbom.json
+
+# Sequences of RPCs that are tried; CI tries fifty.
+FUZZ_EXAMPLES ?= 100000
+
+fuzz: setup ## look for a sequence of RPCs after which the control plane is not as its model says (hours; FUZZ_EXAMPLES=100)
+	AGENTSERVING_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(RUN)/python -m pytest -q tests/fuzz
 
 proto: setup ## regenerate the protobuf code
 	scripts/proto.sh
 
 crd: setup ## regenerate the CustomResourceDefinition, its reference and the chart's table of values
-	$(RUN)/python -m agentserving_operator.spec.crd charts/agentserving/files/agentservingclusters.yaml
+	$(RUN)/python -m agentserving_operator.spec.crd charts/agentserving/files
 	$(RUN)/python scripts/values_table.py >charts/agentserving/README.md
 	$(RUN)/python scripts/crd_reference.py >docs/crd.md
 

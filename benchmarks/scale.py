@@ -146,6 +146,7 @@ class Deployment:
         self.addresses.append(f"127.0.0.1:{grpc_port}")
         argv = [
             sys.executable, "-m", "agentserving_controlplane", "--listen", self.addresses[-1],
+            "--streams-listen", "127.0.0.1:0",
             "--http-port", str(http_port), "--store", "etcd", "--etcd-endpoints", self.endpoint,
             "--etcd-prefix", PREFIX, "--ticket-key-file", str(self._home / "ticket.key"), "--lease-s", str(LEASE_S),
             "--program-idle-s", "86400",

@@ -45,7 +45,8 @@ class SteppedEngine:
     """`step_us` runs a step. Implements agentserving_engine.policy.Engine with contexts of one size."""
 
     def __init__(self, waiting: int, seed: int = 0) -> None:
-        self.kv = KvTraits(block_size=BLOCK_SIZE, findable=True, reloadable=False, retainable=True)
+        blocks = FREE_BLOCKS + BATCH * CONTEXT_BLOCKS
+        self.kv = KvTraits(block_size=BLOCK_SIZE, blocks=blocks, findable=True, reloadable=False, retainable=True)
         self._policy = EnginePolicy(DEFAULT, self, Memory())
         self._policy.prefill.observe(PREFILL_US_PER_TOKEN * CONTEXT_TOKENS, 0, CONTEXT_TOKENS)
         self._rng = random.Random(seed)

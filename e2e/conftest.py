@@ -16,11 +16,12 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ApiServer]:
-    """An API server with the CRD; the operator's user has the rights that the chart grants."""
+    """An API server with the CRDs; the operator's user has the rights that the chart grants."""
     made = ApiServer()
     try:
         made.start()
-        made.admin.define(yaml.safe_load((CHART / "files/agentservingclusters.yaml").read_text()))
+        for plural in ("agentservingclusters", "agentservingtenants"):
+            made.admin.define(yaml.safe_load((CHART / f"files/{plural}.yaml").read_text()))
         _grant(made.admin)
         yield made
     finally:

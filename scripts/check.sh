@@ -19,13 +19,18 @@ step "mypy" mypy --no-error-summary proto/agentserving controlplane/agentserving
 # They call what nothing else type-checks them against, and few of them run in the tests.
 step "mypy, tools" env MYPYPATH=e2e:tests mypy --no-error-summary --explicit-package-bases --follow-imports=silent \
   benchmarks examples e2e/gaie
+step "bandit" bandit --quiet --recursive --configfile pyproject.toml --exclude '*_pb2.py,*_pb2_grpc.py' \
+  proto process controlplane gateway cli engine-image simulator operator
 step "import-linter" bash -c 'lint-imports --no-cache >/tmp/lint-$$.log 2>&1 || { cat /tmp/lint-$$.log; rm -f /tmp/lint-$$.log; exit 1; }; rm -f /tmp/lint-$$.log'
 step "buf" "$buf_home/node_modules/.bin/buf" lint
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 scripts/proto.sh "$scratch" >/dev/null
 generated() { diff -r --exclude=__pycache__ --exclude=__init__.py --exclude='*.proto' "$scratch/agentserving/v1" proto/agentserving/v1; }
-generated_etcd() { diff "$scratch/etcd/wire_pb2.py" controlplane/agentserving_controlplane/store/etcd/wire_pb2.py; }
+generated_etcd() {
+  diff "$scratch/etcd/wire_pb2.py" controlplane/agentserving_controlplane/store/etcd/wire_pb2.py &&
+    diff "$scratch/member/etcd_cluster_pb2.py" operator/agentserving_operator/etcd_cluster_pb2.py
+}
 generated_envoy() {
   diff "$scratch/envoy/envoy_access_log_pb2.py" gateway/agentserving_gateway/exchange_log/envoy_access_log_pb2.py &&
     diff "$scratch/ext_proc/envoy_ext_proc_pb2.py" gateway/agentserving_gateway/ext_proc/envoy_ext_proc_pb2.py
@@ -34,8 +39,10 @@ step "generated" generated
 step "generated envoy" generated_envoy
 step "generated etcd" generated_etcd
 crd() {
-  python -m agentserving_operator.spec.crd "$scratch/crd.yaml"
-  diff "$scratch/crd.yaml" charts/agentserving/files/agentservingclusters.yaml || { echo "run: make crd" >&2; return 1; }
+  mkdir "$scratch/crd" && python -m agentserving_operator.spec.crd "$scratch/crd"
+  for each in "$scratch"/crd/*; do
+    diff "$each" "charts/agentserving/files/${each##*/}" || { echo "run: make crd" >&2; return 1; }
+  done
 }
 step "crd" crd
 values() { diff <(python scripts/values_table.py) charts/agentserving/README.md || { echo "run: make crd" >&2; return 1; }; }

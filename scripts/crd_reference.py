@@ -1,4 +1,4 @@
-"""docs/crd.md from the generated CustomResourceDefinition: every field of the spec, its type, default and meaning.
+"""docs/crd.md from the generated CustomResourceDefinitions: every field of the spec, its type, default and meaning.
 
 Prints the page; `make crd` writes it, and tests/docs compares.
 """
@@ -12,11 +12,19 @@ from typing import Any
 
 import yaml
 
-CRD = Path(__file__).parents[1] / "charts" / "agentserving" / "files" / "agentservingclusters.yaml"
+FILES = Path(__file__).parents[1] / "charts" / "agentserving" / "files"
 HEAD = """# AgentServingCluster reference
 
 Fields of `spec`, generated from the CustomResourceDefinition (`make crd`). `kubectl explain asc.spec` shows the same in
 a cluster. **Required** fields have no default; "-" is an optional field that is absent by default.
+
+"""
+TENANTS = """
+## AgentServingTenant
+
+What a tenant is entitled to in one cluster. The operator sets it at the control plane, and reports so by the condition
+Ready. Deleting the object gives the tenant weight 1 and no bounds again; its keys and programs stay. Tenants without an
+object have weight 1 and no bounds.
 
 """
 
@@ -56,12 +64,17 @@ def _one_line(text: str) -> str:
 
 def page() -> str:
     """The whole page."""
-    document = yaml.safe_load(CRD.read_text())
+    clusters, tenants = _table("agentservingclusters"), _table("agentservingtenants")
+    return f"{HEAD}{clusters}{TENANTS}{tenants}"
+
+
+def _table(plural: str) -> str:
+    document = yaml.safe_load((FILES / f"{plural}.yaml").read_text())
     spec = document["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     lines = ["| field | type | default | meaning |", "|---|---|---|---|"]
     for path, kind, default, text in rows(spec):
         lines.append(f"| `{path.removeprefix('spec.')}` | {kind} | {default} | {text} |")
-    return HEAD + "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -29,3 +29,9 @@ ext_proc=gateway/agentserving_gateway/ext_proc
 if [ "$out" = proto ]; then ext_proc_out=$ext_proc; else ext_proc_out=$out/ext_proc; fi
 mkdir -p "$ext_proc_out"
 run -I"$ext_proc" --python_out="$ext_proc_out" --mypy_out="quiet:$ext_proc_out" "$ext_proc/envoy_ext_proc.proto"
+
+# And the subset of etcd's API with which its members join again, in the operator.
+member=operator/agentserving_operator
+if [ "$out" = proto ]; then member_out=$member; else member_out=$out/member; fi
+mkdir -p "$member_out"
+run -I"$member" --python_out="$member_out" --mypy_out="quiet:$member_out" "$member/etcd_cluster.proto"

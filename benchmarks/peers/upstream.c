@@ -120,7 +120,7 @@ static void load(Message *m, int engine) {
 
 // CallRecord out of the fields of a ticket.
 static void call_record(Message *m, const Byte *ticket, long service_us, int tokens) {
-  const Byte *at = ticket + 1, *engine;
+  const Byte *at = ticket + (*ticket == 0xdc ? 3 : 1), *engine;
   byte(m, 0xdc), byte(m, 0), byte(m, 17);
   copy(m, &at, 6);  // call, attempt, program, root, tenant, thread
   engine = at;
@@ -241,7 +241,8 @@ static void read_ticket(Peer *p, const char *head) {
     bits = bits << 6 | value, have += 6;
     if (have >= 8) have -= 8, p->ticket[n++] = bits >> have & 255;
   }
-  p->ticket_bytes = n > 32 && p->ticket[0] == 1 ? n : 0;
+  // The first byte names the issuer: the control plane, or a gateway, whose calls nobody reports.
+  p->ticket_bytes = n > 64 && p->ticket[0] == 2 ? n : 0;
 }
 
 // `in` holds the head and as much of the body as was kept, with a zero after it.

@@ -7,6 +7,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import click
 from agentserving.contract.policy import DEFAULT, PRESETS
 from rich.console import Console
 
+from agentserving_cli.audit_command import audit_command
 from agentserving_cli.connection import client_of, default_state_dir, fail
 from agentserving_cli.key_commands import key_commands
 from agentserving_cli.local.layout import SCRIPTED, TINY, ClusterSpec
@@ -23,6 +25,8 @@ from agentserving_cli.local.process import StartFailedError
 from agentserving_cli.local.state_dir import StateDirError
 from agentserving_cli.local.vllm_env import EnvironmentFailedError
 from agentserving_cli.program_commands import program_commands
+from agentserving_cli.run_command import run
+from agentserving_cli.tenant_commands import tenant_commands
 from agentserving_cli.up import GaveUpError, run_up
 
 console = Console()
@@ -48,6 +52,26 @@ def _local(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(functools.partial(client_of, state_dir, control_plane), *arguments, **chosen)
 
     return state_dir_option(control_plane_option(found))
+
+
+def _local_logs(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the option that names the cluster of this machine; its logs become the command's first argument."""
+
+    @functools.wraps(command)
+    def found(*arguments: Any, state_dir: Path, **chosen: Any) -> Any:
+        return command(functools.partial(_lines_of_logs, state_dir), *arguments, **chosen)
+
+    return state_dir_option(found)
+
+
+def _lines_of_logs(state_dir: Path, since: timedelta) -> Iterator[str]:
+    """All lines of the local cluster's logs, however old."""
+    logs = sorted((state_dir / "logs").glob("*.log*"))
+    if not logs:
+        fail(f"no logs in {state_dir}: start a cluster with `agentserving up`, or name a log with --file")
+    for path in logs:
+        with path.open(errors="replace") as log:
+            yield from log
 
 
 class _Commands(click.Group):
@@ -122,7 +146,8 @@ def _failures() -> Iterator[None]:
         fail(str(error))
 
 
-for _command in (*program_commands(_local), key_commands(_local)):
+_own = (*program_commands(_local), key_commands(_local), tenant_commands(_local), audit_command(_local_logs), run)
+for _command in _own:
     main.add_command(_command)
 
 

@@ -85,8 +85,9 @@ def _greet(cluster: LocalCluster, console: Console) -> None:
             f"  export no_proxy={proxy}   [dim]# your proxy does not reach this machine[/dim]", highlight=False
         )
     console.print(
-        f"Model: {cluster.spec.model}. See what runs: agentserving top. Ctrl-C ends the cluster.", highlight=False
+        f"Model: {cluster.spec.model}. Or let a command be one program: agentserving run -- claude", highlight=False
     )
+    console.print("See what runs: agentserving top. Ctrl-C ends the cluster.", highlight=False)
 
 
 def proxy_in_the_way(environment: Mapping[str, str]) -> str:

@@ -22,8 +22,13 @@ from agentserving.v1 import (
     key_service_pb2_grpc,
     program_service_pb2,
     program_service_pb2_grpc,
+    stream_service_pb2,
+    stream_service_pb2_grpc,
+    tenant_service_pb2,
+    tenant_service_pb2_grpc,
 )
 from agentserving_process import logs, probes, supervision
+from agentserving_process.frames.server import StreamServer
 from agentserving_process.listening import listen
 from agentserving_process.supervision import CannotStartError, Supervisor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -39,6 +44,8 @@ from agentserving_controlplane.api.gate import Gate, Services
 from agentserving_controlplane.api.guard import Guard, OpenStreams
 from agentserving_controlplane.api.key import KeyServicer
 from agentserving_controlplane.api.program import ProgramServicer
+from agentserving_controlplane.api.stream import FRAMED, StreamServicer
+from agentserving_controlplane.api.tenant import TenantServicer
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.leadership import Leadership
 from agentserving_controlplane.metrics import exposition
@@ -52,9 +59,10 @@ log = structlog.get_logger()
 RESTART = -1
 # Calls in flight at SIGTERM are answered within a commit; streams do not end by themselves.
 GRACE_S = 0.3
+MAX_REQUEST_BYTES = 16 << 20
 SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     # Clients ping every second (agentserving.transport.channels).
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 300),
     ("grpc.http2.max_ping_strikes", 0),
@@ -72,7 +80,9 @@ def make_store(options: StoreOptions) -> Store:
     if options.store == "memory":
         return MemoryStore()
     try:
-        return EtcdStore(options.etcd_endpoints, options.etcd_prefix, options.etcd_tls, options.lease_s)
+        return EtcdStore(
+            options.etcd_endpoints, options.etcd_prefix, options.etcd_tls, options.lease_s, options.etcd_quota_bytes
+        )
     except OSError as error:
         raise CannotStartError(str(error)) from None
 
@@ -85,17 +95,21 @@ SERVICES = tuple(
         (engine_service_pb2, "EngineService"),
         (admin_service_pb2, "AdminService"),
         (key_service_pb2, "KeyService"),
+        (stream_service_pb2, "StreamService"),
+        (tenant_service_pb2, "TenantService"),
     )
 )
 
 
-def register(server: Any, plane: ControlPlane) -> None:
-    """Registers the services of the control plane."""
+def register(server: Any, plane: ControlPlane, streams_address: str = "") -> None:
+    """Registers the services of the control plane. `streams_address`: of framed streams, if it serves them."""
     program_service_pb2_grpc.add_ProgramServiceServicer_to_server(ProgramServicer(plane), server)
     call_service_pb2_grpc.add_CallServiceServicer_to_server(CallServicer(plane), server)
     engine_service_pb2_grpc.add_EngineServiceServicer_to_server(EngineServicer(plane), server)
     admin_service_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(plane), server)
     key_service_pb2_grpc.add_KeyServiceServicer_to_server(KeyServicer(plane), server)
+    stream_service_pb2_grpc.add_StreamServiceServicer_to_server(StreamServicer(streams_address), server)
+    tenant_service_pb2_grpc.add_TenantServiceServicer_to_server(TenantServicer(plane), server)
 
 
 def add_health(server: grpc.aio.Server, *, reflect: bool = True) -> Any:
@@ -122,6 +136,8 @@ class Servers:
         self._audit, self._streams = Audit(), OpenStreams()
         self._servers: list[grpc.aio.Server] = []
         self._health: list[Any] = []
+        self._framed: StreamServer | None = None
+        self._streams_address = ""
 
     @property
     def refusals(self) -> Mapping[str, int]:
@@ -133,6 +149,10 @@ class Servers:
         serving, tls = self._settings.serving, self._settings.tls
         # Before the store is touched: a second process on this address must not take over the first one's lease.
         await self._start(self.parts, serving.listen, tls.server())
+        if serving.streams_listen:
+            framed = StreamServer(self.parts, FRAMED, MAX_REQUEST_BYTES, tls.server_context())
+            self._streams_address = serving.streams_address(await framed.start(serving.streams_listen))
+            self._framed = framed
         if self.clients is not None:
             await self._start(self.clients, serving.clients_listen, tls.server_for_clients())
 
@@ -149,7 +169,7 @@ class Servers:
     async def open(self, plane: ControlPlane) -> None:
         """Admits RPCs: this process leads."""
         services = Services()
-        register(services, plane)
+        register(services, plane, self._streams_address)
         plane.api_keys.on_end.add(self._streams.end)
         if self.clients is None:
             self.parts.open(services, self._guard(plane, Port.SHARED, has_certificates=True))
@@ -179,7 +199,10 @@ class Servers:
 
     async def stop(self, grace_s: float) -> None:
         """Ends RPCs after so much time, and listens no more."""
-        await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
+        ends = [server.stop(grace_s) for server in self._servers]
+        if self._framed is not None:
+            ends.append(self._framed.stop(grace_s))
+        await asyncio.gather(*ends)
 
 
 async def serve(settings: Settings, supervisor: Supervisor) -> int:

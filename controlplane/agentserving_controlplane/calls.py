@@ -57,7 +57,11 @@ class CallOperations:
             known = state.keys.find(request.tenant, request.idempotency_key, request.digest, now.steady_us)
             if known is not None:
                 return self._admission(known.row, known.call)
+        bound = state.table.bounds.of_tenant(request.tenant).tokens_per_day
+        state.table.tokens.check(request.tenant, bound, now)
         plan = state.table.plan_admission(request)
+        if plan.opens or plan.reopens:
+            state.check_space()
         key = state.settings.ticket_keys()[0]
         wanted = Wanted(
             program=plan.root,

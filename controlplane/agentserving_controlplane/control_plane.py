@@ -24,16 +24,21 @@ from agentserving_controlplane.engine_sessions import EngineSession
 from agentserving_controlplane.engines.directives import ExecutePolicy
 from agentserving_controlplane.engines.engine import Engine
 from agentserving_controlplane.engines.identity import EngineIdentity
+from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.key_operations import KEYS_PREFIX, KeyOperations
 from agentserving_controlplane.policy.auto import Choice
 from agentserving_controlplane.policy.in_force import CHOICES_KEY, POLICY_KEY, REQUESTS_KEY, PolicyChange
 from agentserving_controlplane.policy.stored import UnreadablePolicyError, refuse_message
+from agentserving_controlplane.policy.tenants import TENANTS_PREFIX
 from agentserving_controlplane.policy.version import PolicyVersion
 from agentserving_controlplane.program_operations import ProgramOperations
 from agentserving_controlplane.settings import AccessOptions, PlaneSettings
 from agentserving_controlplane.state import LeaderState
 from agentserving_controlplane.store.port import Store, Write
 from agentserving_controlplane.table import rows
+from agentserving_controlplane.table.rows import NewerSchemaError
+from agentserving_controlplane.table.token_use import TOKENS_PREFIX
+from agentserving_controlplane.tenant_operations import TenantOperations
 from agentserving_controlplane.upkeep import Upkeep
 
 log = structlog.get_logger()
@@ -72,10 +77,13 @@ class ControlPlane(LeaderState):
         super().__init__(settings, store, epoch, on_fenced)
         self.access = access or AccessOptions()
         self.api_keys = KeyOperations(self, self.access.bootstrap_keys)
+        self.tenant_operations = TenantOperations(self)
         self.calls = CallOperations(self)
         self.ends = CallEnds(self)
         self.programs = ProgramOperations(self)
         self._upkeep = Upkeep(self)
+        # Of the store; at recovery.
+        self.unreadable_rows = 0
 
     async def tick(self) -> None:
         """What is due every few seconds."""
@@ -91,21 +99,21 @@ class ControlPlane(LeaderState):
         """
         began = time.monotonic()
         snapshot = await store.load()
-        programs, now = [], self.now()
+        programs: list[rows.ProgramRow] = []
+        now = self.now()
         chunks: dict[ProgramKey, dict[int, list[rows.CallRow]]] = defaultdict(dict)
         for count, (key, value) in enumerate(snapshot.items.items(), start=1):
             # The lease is renewed meanwhile, however many rows there are.
             if count % ITEMS_PER_SLICE == 0:
                 await asyncio.sleep(0)
-            if key.startswith(rows.ROWS_PREFIX):
-                programs.append(rows.decode(value))
-            elif key.startswith(rows.CHUNKS_PREFIX):
-                program, number = rows.chunk_parts(key)
-                chunks[program][number] = rows.decode_calls(value)
-            elif key.startswith(ENGINES_PREFIX) and msgspec.msgpack.decode(value, type=_EngineSetting).drained:
-                self.engines.drained.add(EngineId(key.removeprefix(ENGINES_PREFIX)))
-            elif key.startswith(KEYS_PREFIX):
-                self._restore_key(key, value)
+            try:
+                self._restore(key, value, programs, chunks, now)
+            except NewerSchemaError:
+                raise
+            except ValueError as error:
+                # Its program, or whoever holds the key, begins anew; all others go on.
+                self.unreadable_rows += 1
+                log.error("a row of the store cannot be read, it is left as it is", key=key, error=str(error))
         for begin in range(0, len(programs), ITEMS_PER_SLICE):
             self.table.restore(programs[begin : begin + ITEMS_PER_SLICE], chunks, now)
             await asyncio.sleep(0)
@@ -133,12 +141,30 @@ class ControlPlane(LeaderState):
         self.ends.resume(programs)
         log.info("recovered", programs=len(programs), revision=snapshot.revision, seconds=time.monotonic() - began)
 
-    def _restore_key(self, store_key: str, value: bytes) -> None:
-        try:
+    def _restore(
+        self,
+        key: str,
+        value: bytes,
+        programs: list[rows.ProgramRow],
+        chunks: dict[ProgramKey, dict[int, list[rows.CallRow]]],
+        now: Instant,
+    ) -> None:
+        """Reads one item of the store. ValueError."""
+        if key.startswith(rows.ROWS_PREFIX):
+            programs.append(rows.decode(value))
+        elif key.startswith(rows.CHUNKS_PREFIX):
+            program, number = rows.list_parts(key)
+            chunks[program][number] = rows.decode_calls(value)
+        elif key.startswith(rows.LATE_PREFIX):
+            self.table.late.restore(*rows.list_parts(key), rows.decode_calls(value), now)
+        elif key.startswith(ENGINES_PREFIX) and msgspec.msgpack.decode(value, type=_EngineSetting).drained:
+            self.engines.drained.add(EngineId(key.removeprefix(ENGINES_PREFIX)))
+        elif key.startswith(KEYS_PREFIX):
             self.api_keys.restore(value)
-        except ValueError as error:
-            # Its holder is refused; all others are served.
-            log.error("a stored API key cannot be read, it stays unknown", key=store_key, error=str(error))
+        elif key.startswith(TENANTS_PREFIX):
+            self.tenant_operations.restore(value)
+        elif key.startswith(TOKENS_PREFIX):
+            self.table.tokens.restore(key, value)
 
     # -- engines -------------------------------------------------------------------------------------------------
 

@@ -111,7 +111,8 @@ class EngineSession:
         engine.health, engine.health_reason = hello.health, hello.health_reason[:MAX_REASON_CHARS]
         engine.attached, engine.heard_us, engine.heard_unix_us = True, now.steady_us, now.unix_us
         state.links.attach(engine.engine_id, self.link)
-        self.link.push(Welcome(state.policy_in_force.for_engines, tuple(sorted(state.table.index.paused))))
+        paused = tuple(sorted(state.table.index.paused))
+        self.link.push(Welcome(state.policy_in_force.for_engines, paused, state.tenants.shares()))
         log.info(
             "engine attached",
             engine=engine.engine_id,

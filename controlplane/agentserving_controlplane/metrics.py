@@ -42,7 +42,13 @@ class Collector(CollectorBase):
 def _programs(plane: ControlPlane) -> Iterator[Metric]:
     for name, value in plane.overview().items():
         yield GaugeMetricFamily(f"agentserving_{name}", name.replace("_", " "), value)
-    totals = plane.table.totals
+    index, totals = plane.table.index, plane.table.totals
+    for name, text, value in (
+        ("agentserving_programs_closed", "Closed programs that are retained", len(index.closed)),
+        ("agentserving_programs_paused", "Programs whose trees are paused", index.paused_of.total),
+        ("agentserving_rows_unreadable", "Rows of the store that recovery could not read", plane.unreadable_rows),
+    ):
+        yield GaugeMetricFamily(name, text, value)
     for name, text, count in (
         ("agentserving_programs_completed", "Programs ended", totals.programs_completed),
         ("agentserving_reports_ignored", "Reports that changed nothing", totals.reports_ignored),
@@ -68,6 +74,7 @@ def _store(plane: ControlPlane) -> Iterator[Metric]:
     commits = plane.commits
     yield CounterMetricFamily("agentserving_store_commits", "Group commits landed", commits.commits)
     yield GaugeMetricFamily("agentserving_store_pending_writes", "Writes that have not landed", commits.pending)
+    yield GaugeMetricFamily("agentserving_store_fill_ratio", "Share of the store's space in use", plane.store_fill)
     yield GaugeMetricFamily("agentserving_store_healthy", "1 = the store takes writes", int(commits.healthy))
 
 

@@ -77,6 +77,7 @@ class ProgramOperations:
     async def open(self, request: OpenRequest) -> ProgramView:
         """Opens a program, or a cancelled one again."""
         self._state.check_room()
+        self._state.check_space()
         row = self._state.table.programs.open(request, self._state.now())
         await self._state.settled()
         return self._state.describe(row)

@@ -21,6 +21,8 @@ from agentserving_process.probes import ProbeOptions
 from agentserving_process.tls import TlsOptions
 
 from agentserving_controlplane.engines.load_balancer import Balancer
+from agentserving_controlplane.store.etcd.space import QUOTA_BYTES
+from agentserving_controlplane.table.bounds import DEFAULT_CAPACITY, Capacity
 
 # Keys of tickets, the signing one first; called for each ticket, since the file may be replaced.
 Keys = Callable[[], Sequence[SigningKey]]
@@ -56,6 +58,34 @@ class PlaneSettings:
     max_pending_writes: int = option(
         50_000, "rows that may wait for the store before new programs and calls are refused", above=0
     )
+    # A live program takes 2.4 kB of memory (docs/scale.md).
+    max_programs: int = option(DEFAULT_CAPACITY.programs, "live programs of all tenants", above=0)
+    max_closed_programs: int = option(
+        DEFAULT_CAPACITY.closed_programs, "closed programs that are retained; beyond, the oldest are forgotten", above=0
+    )
+    max_tenant_programs: int = option(
+        DEFAULT_CAPACITY.tenant_programs,
+        "live programs of any one tenant; a tenant may have a smaller bound of its own",
+        above=0,
+    )
+    # Engines get all of them in one message of at most 8 MiB; one takes 260 bytes at most.
+    max_paused_programs: int = option(
+        DEFAULT_CAPACITY.paused_programs,
+        "paused programs of all tenants; a fifth of them for any one",
+        above=0,
+        most=30_000,
+    )
+
+    @property
+    def capacity(self) -> Capacity:
+        """Bounds of the process table."""
+        return Capacity(
+            programs=self.max_programs,
+            closed_programs=self.max_closed_programs,
+            paused_programs=self.max_paused_programs,
+            tenant_programs=self.max_tenant_programs,
+            tenant_paused_programs=max(1, self.max_paused_programs // 5),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +97,11 @@ class Serving:
         "", "host:port where clients reach this process, given to them by followers; default: from --listen"
     )
 
+    streams_listen: str = option(
+        "", "host:port where gateways and sidecars keep their streams, at less cost than over gRPC; port 0 = any;"
+        " default: they use --listen"
+    )  # fmt: skip
+
     clients_listen: str = option(
         "", "host:port for clients with keys, without a certificate of theirs; default: clients use --listen as well"
     )
@@ -74,6 +109,8 @@ class Serving:
 
     def __post_init__(self) -> None:
         split_address(self.listen)
+        if self.streams_listen:
+            split_address(self.streams_listen)
         if self.clients_listen:
             split_address(self.clients_listen)
 
@@ -81,6 +118,10 @@ class Serving:
     def clients_address(self) -> str:
         """Where clients reach this process; empty when they use the port of the parts."""
         return self.clients_advertise or (listening.reachable(self.clients_listen) if self.clients_listen else "")
+
+    def streams_address(self, port: int) -> str:
+        """Where gateways and sidecars reach the streams that are served on this port."""
+        return f"{self.address.rpartition(':')[0]}:{port}"
 
     @property
     def address(self) -> str:
@@ -141,6 +182,9 @@ class StoreOptions:
     etcd_tls_ca: str = option("", "PEM file of the CA of etcd's certificates; none: no TLS")
     etcd_tls_cert: str = option("", "PEM file of a client certificate for etcd")
     etcd_tls_key: str = option("", "PEM file of its private key")
+    etcd_quota_bytes: int = option(
+        QUOTA_BYTES, "quota of an etcd that does not say what it is (before 3.6): its --quota-backend-bytes", above=0
+    )
     # etcd grants at least 2 s; failing over takes about a lease.
     lease_s: int = option(5, "seconds without renewal after which another control plane takes over", least=2, most=600)
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import structlog
+from agentserving.contract.ids import Tenant
 from agentserving.contract.policy import Accounting, preset
 
 from agentserving_controlplane.account_spreading import AccountSpreading
@@ -21,10 +23,11 @@ from agentserving_controlplane.engines.registry import EngineRegistry
 from agentserving_controlplane.errors import OverloadedError
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.policy.in_force import PolicyInForce
+from agentserving_controlplane.policy.tenants import Tenants
 from agentserving_controlplane.policy.version import PolicyVersion
 from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.group_commit import GroupCommit
-from agentserving_controlplane.store.port import FencedError, Store, Write
+from agentserving_controlplane.store.port import FencedError, Store, StoreError, Write
 from agentserving_controlplane.store.write_buffer import LateWrite
 from agentserving_controlplane.table.changes import Item
 from agentserving_controlplane.table.endings import Endings
@@ -33,6 +36,12 @@ from agentserving_controlplane.table.idempotency import AdmissionKeys
 from agentserving_controlplane.table.process_table import ProcessTable
 from agentserving_controlplane.table.rows import ProgramRow
 from agentserving_controlplane.table.states import ProgramState
+from agentserving_controlplane.table.token_use import TOKENS_PREFIX
+
+log = structlog.get_logger()
+
+# From this share of the store's space on, new programs are refused.
+NEARLY_FULL = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +65,17 @@ class LeaderState:
         self.epoch = epoch
         self._store = store
         self.policy_in_force = PolicyInForce(preset(settings.policy), settings.balancer)
-        self.table = ProcessTable(epoch)
+        self.tenants = Tenants()
+        self.table = ProcessTable(epoch, capacity=settings.capacity)
+        self.table.bounds.of_tenant = self.tenants.of
         self.engines = EngineRegistry(self.table.index.calls_on, self.table.index.engines_changed)
         self.balancer = LoadBalancer(self.engines)
         self.commits = GroupCommit(store, epoch, on_fenced=on_fenced, max_pending=settings.max_pending_writes)
         self.links = Links()
         self.accounts = AccountSpreading(self.table.index, self.links)
         self.keys = AdmissionKeys()
+        # Share of the store's space that is in use.
+        self.store_fill = 0.0
         # Called after each change of a program or an engine.
         self.listeners: set[Callable[[], None]] = set()
         # Revisions and positions start at the clock, so that none of an earlier process is mistaken for one of this.
@@ -103,8 +116,16 @@ class LeaderState:
             self.commits.put_together(self._writes(group))
             for key in {item.key for item in group} if len(group) > 1 else (group[0].key,):
                 self.history.note(key, removed=False)
+        for tenant in self.table.tokens.take_changed():
+            if self.table.bounds.of_tenant(tenant).tokens_per_day:
+                self.put_tokens(tenant)
         self.wake()
         return self.commits.number
+
+    def put_tokens(self, tenant: Tenant) -> None:
+        """Queues what a tenant has used today."""
+        write = LateWrite(f"{TOKENS_PREFIX}{tenant}", partial(self.table.tokens.encode, tenant))
+        self.commits.put_together([write])
 
     def _writes(self, group: list[Item]) -> list[Write] | list[LateWrite]:
         """An item by itself is encoded when it lands, once for all changes until then; groups are encoded now."""
@@ -121,6 +142,27 @@ class LeaderState:
         """Announces a change to watchers and gateways."""
         for listener in self.listeners:
             listener()
+
+    async def tend_store(self) -> None:
+        """Frees space of the store, and finds out how much is in use. To be called every few seconds."""
+        try:
+            fill = await self._store.tend()
+        except StoreError as error:
+            log.warning("it is not known how full the store is", error=str(error))
+            return
+        if (fill < NEARLY_FULL) != (self.store_fill < NEARLY_FULL):
+            log.warning("space of the store", share_in_use=round(fill, 3), new_programs_from=NEARLY_FULL)
+        self.store_fill = fill
+
+    def check_space(self) -> None:
+        """OverloadedError when the store has no space for new programs; what it has is left to those that exist."""
+        if self.store_fill >= NEARLY_FULL:
+            raise OverloadedError(
+                "STORE_NEARLY_FULL",
+                f"{self.store_fill:.0%} of the store's space is in use: close programs that have ended, or ask for a"
+                " larger quota",
+                retry_after_s=10.0,
+            )
 
     def check_room(self) -> None:
         """Admits a new program or call only while the store keeps up. Must precede any change.
@@ -148,7 +190,7 @@ class LeaderState:
         """Counts for GetOverview and /metrics."""
         index = self.table.index
         return {
-            "programs_live": index.live,
+            "programs_live": index.live.total,
             "programs_running": index.busy,
             "calls_running": index.running_calls,
             "calls_waiting": index.open_calls - index.running_calls,

@@ -15,7 +15,7 @@ from agentserving.contract.policy import Source
 
 from agentserving_controlplane.engine_sessions import ENDS_PER_SLICE, ROWS_PER_SLICE
 from agentserving_controlplane.engines.directives import ExecutePolicy, PauseCalls
-from agentserving_controlplane.policy.auto import Choice
+from agentserving_controlplane.policy.auto import Choice, Contention
 from agentserving_controlplane.policy.computed import computed
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
 from agentserving_controlplane.state import LeaderState
@@ -61,15 +61,20 @@ class Upkeep:
         for engine in self._state.engines.forget_lost(self._state.now().steady_us):
             log.info("engine forgotten", engine=engine.engine_id)
             self._state.wake()
+        await self._state.tend_store()
+        for tenant in self._state.table.tokens.take_past(self._state.now()):
+            self._state.put_tokens(tenant)
         await self.relevel()
         await self._expire_calls()
+        await self._forget_late_calls()
         await self._expire_programs()
+        await self._forget_surplus()
 
     async def _expire_calls(self) -> None:
         """Ends the calls that no engine has reported for too long, charged with their last report."""
         state, count = self._state, 0
         table = state.table
-        while (call_id := table.silent_call(self._limits, state.now())) is not None:
+        while (call_id := table.expiring.silent_call(self._limits, state.now())) is not None:
             table.end_call(table.index.calls[call_id], call_id, Outcome.EXPIRED, state.now())
             table.totals.calls_expired += 1
             state.settle()
@@ -77,23 +82,41 @@ class Upkeep:
             if count % ENDS_PER_SLICE == 0:
                 await asyncio.sleep(0)
 
+    async def _forget_late_calls(self) -> None:
+        """Gives up calls that ended here first, and of which their engines say nothing any more."""
+        state, count = self._state, 0
+        while state.table.expiring.forget_silent(self._limits, state.now()):
+            count += 1
+            if count % ENDS_PER_SLICE == 0:
+                state.settle()
+                await asyncio.sleep(0)
+        state.settle()
+
     async def _expire_programs(self) -> None:
         """Closes abandoned programs, and forgets those that have been closed for long enough."""
         state = self._state
         examined = ROWS_PER_SLICE
         while examined == ROWS_PER_SLICE:
-            examined = state.table.schedule_marked(self._limits, ROWS_PER_SLICE)
+            examined = state.table.expiring.schedule_marked(self._limits, ROWS_PER_SLICE)
             await asyncio.sleep(0)
         examined = ROWS_PER_SLICE
         while examined == ROWS_PER_SLICE:
-            examined, expired = state.table.take_due(self._limits, state.now(), ROWS_PER_SLICE)
+            examined, expired = state.table.expiring.take_due(self._limits, state.now(), ROWS_PER_SLICE)
             for row in expired:
                 self._expire(row)
             await asyncio.sleep(0)
 
+    async def _forget_surplus(self) -> None:
+        """Forgets the oldest closed programs when more are retained than there is room for."""
+        table = self._state.table
+        while rows := table.expiring.forget_surplus(table.bounds.capacity.closed_programs, ROWS_PER_SLICE):
+            for row in rows:
+                self._forget(row.key)
+            await asyncio.sleep(0)
+
     def _expire(self, row: ProgramRow) -> None:
         state, was_paused = self._state, row.paused
-        if state.table.expire(row, self._limits, state.now()):
+        if state.table.expiring.expire(row, self._limits, state.now()):
             self._forget(row.key)
         state.settle()
         if was_paused and not row.paused:
@@ -128,7 +151,9 @@ class Upkeep:
         self._counted = closed
         sizes.go_on(live)
         before, unix_us = state.policy_in_force.choices, state.now().unix_us
-        decided = await asyncio.to_thread(computed, policy, sizes, before, unix_us)
+        loads = [engine.load for engine in state.engines if engine.attached]
+        contention = Contention(sum(load.waiting for load in loads), sum(load.running for load in loads))
+        decided = await asyncio.to_thread(computed, policy, sizes, contention, before, unix_us)
         # Another policy may have been applied in the meantime.
         if state.policy.policy is not policy:
             return

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,3 +162,35 @@ def test_an_agent_runs_a_tool_and_answers(name: str, cluster: Cluster, binaries:
     assert sum(calls) >= 2, done.stdout + done.stderr
     if agent.is_one_program:
         assert len(new) == 1, new
+
+
+# As a user types them behind `agentserving run --`: no file, no variable, no model.
+COMMANDS = {
+    "Claude Code": ("claude", "--allowedTools", "Bash", "-p", "say hello"),
+    "Codex": ("codex", "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "say hello"),
+    "OpenCode": ("opencode", "run", "say hello"),
+    "Qwen Code": ("qwen", "--auth-type", "openai", "-y", "-p", "say hello"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_under_run_an_agent_needs_no_set_up_and_is_one_program(
+    name: str, cluster: Cluster, binaries: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    command = [sys.executable, "-m", "agentserving_cli.main", "run", "--state-dir", str(cluster.directory)]
+    done = subprocess.run(
+        [*command, "--name", f"run of {name}", "--", *COMMANDS[name]],
+        env={"PATH": f"{binaries}:{os.environ['PATH']}", "HOME": str(tmp_path)},
+        cwd=work,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=AGENT_BOUND_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ANSWER in done.stdout
+    (program,) = [each for each in programs(cluster).values() if each["name"] == f"run of {name}"]
+    assert program["outcome"] == "OUTCOME_COMPLETED"
+    assert int(program["calls_completed"]) >= 2, done.stdout + done.stderr

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from agentserving_operator.api_server import CHILD_KINDS, path_of
 from agentserving_operator.spec.crd import PLURAL
-from kube.client import CLUSTERS, Kube, eventually
+from kube.client import CLUSTERS, TENANTS, Kube, eventually
 from kube.inference_extension import inference_pool_crd
 from kube.operator_process import OperatorProcess
 from kube.paths import CHART
 from kube.server import ApiServer
-from kube.visiting import MERGE, SIMULATED, change, children, conditions, live, make
+from kube.visiting import MERGE, SIMULATED, change, children, conditions, live, make, make_tenant, tenant_ready
 
 CLUSTERS_EVERYWHERE = f"/apis/agentserving.io/v1alpha1/{PLURAL}"
 # Well below the chart's memory limit.
@@ -118,7 +118,8 @@ def test_it_is_healthy_while_it_visits(running: OperatorProcess) -> None:
 
 def test_certificates_are_issued_and_repaired(admin: Kube, namespace: str, running: OperatorProcess) -> None:
     make(admin, namespace, {**SIMULATED, "tls": {"issuer": "Operator"}})
-    eventually("all objects are there, and eight Secrets more", lambda: objects(admin, namespace) == 29)
+    # One for clients with keys.
+    eventually("all objects are there, a Service and eight Secrets more", lambda: objects(admin, namespace) == 30)
     path = path_of("Secret", namespace, "demo-client-tls")
     before = admin.get(path)["data"]
     admin.must("PATCH", path, {"data": {"tls.key": "bm9uZQ=="}}, MERGE)
@@ -133,7 +134,7 @@ def test_a_missing_cert_manager_is_reported(admin: Kube, namespace: str, running
     ready = conditions(live(admin, namespace))["Ready"]
     assert (ready["status"], ready["reason"]) == ("False", "CertManagerMissing")
     assert "install it, or use spec.tls.issuer Operator" in ready["message"]
-    assert objects(admin, namespace) == 21
+    assert objects(admin, namespace) == 22
 
 
 def test_an_inference_pool_appears_with_its_kind_and_goes_with_its_field(
@@ -164,6 +165,18 @@ def test_an_inference_pool_appears_with_its_kind_and_goes_with_its_field(
 
 def _reason(admin: Kube, namespace: str) -> str:
     return str(conditions(live(admin, namespace)).get("Ready", {}).get("reason", ""))
+
+
+def test_a_tenant_follows_its_cluster(admin: Kube, namespace: str, running: OperatorProcess) -> None:
+    make_tenant(admin, namespace, {"clusterName": "demo"})
+    eventually("it has no cluster", lambda: tenant_ready(admin, namespace) == ("False", "ClusterMissing"))
+    make(admin, namespace)
+    eventually("it waits", lambda: tenant_ready(admin, namespace) == ("False", "NotReachable"))
+    admin.must("DELETE", f"{CLUSTERS.format(namespace)}/demo")
+    eventually("it has none again", lambda: tenant_ready(admin, namespace) == ("False", "ClusterMissing"))
+    admin.must("DELETE", f"{TENANTS.format(namespace)}/research")
+    # No finalizer.
+    assert admin.get(f"{TENANTS.format(namespace)}/research") is None
 
 
 def test_a_deleted_cluster_has_no_finalizer(admin: Kube, namespace: str, running: OperatorProcess) -> None:

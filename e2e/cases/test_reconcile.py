@@ -187,11 +187,12 @@ def test_a_requested_ticket_key_is_announced(admin: Kube, namespace: str, operat
     assert secret["data"]["key"] == before["key"]
     assert len(base64.b64decode(secret["data"]["key.next"])) == 32
     # The Secret says when a step was: pretend that it was half an hour ago, twice.
-    for names in ({"key", "public", "key.previous", "public.previous"}, {"key", "public"}):
+    names = {"key", "public", "gateway-key", "gateway-public"}
+    for expected in ({*names, *(f"{name}.previous" for name in names)}, names):
         since = {"metadata": {"annotations": {"agentserving.io/rotation-step-since": "2026-01-01T00:00:00Z"}}}
         admin.must("PATCH", path_of("Secret", namespace, "demo-ticket-key"), since, MERGE)
         visit(operator, namespace)
-        assert children(admin, namespace)["Secret", "demo-ticket-key"]["data"].keys() == names
+        assert children(admin, namespace)["Secret", "demo-ticket-key"]["data"].keys() == expected
     assert children(admin, namespace)["Secret", "demo-ticket-key"]["data"]["key"] == secret["data"]["key.next"]
 
 
@@ -249,6 +250,29 @@ def test_without_a_word_about_it_a_cluster_has_certificates(admin: Kube, namespa
     assert (
         "--tls-cert" in found["Deployment", "demo-control-plane"]["spec"]["template"]["spec"]["containers"][0]["args"]
     )
+
+
+@pytest.mark.parametrize(("is_from_before", "expected"), [(False, "Keys"), (True, "None")])
+def test_a_new_cluster_asks_for_keys_and_one_from_before_keys_stays_without(
+    admin: Kube, namespace: str, operator: Path, is_from_before: bool, expected: str
+) -> None:
+    stored = make(admin, namespace, {"model": {"name": "m"}, "engine": {"type": "Simulator", "replicas": 2}})
+    assert "clients" not in stored["spec"]["auth"]
+    if is_from_before:
+        # What an operator that knew of no keys has written.
+        status = {"status": {"url": f"http://demo-gateway.{namespace}.svc/v1"}}
+        admin.must("PATCH", f"{CLUSTERS.format(namespace)}/demo/status", status, MERGE)
+    for _ in range(2):
+        assert visit(operator, namespace) is VisitResult.SETTLED
+    assert live(admin, namespace)["status"]["clientAuth"] == expected
+    found = children(admin, namespace)
+    for name in ("demo-control-plane", "demo-gateway"):
+        arguments = str(found["Deployment", name]["spec"]["template"]["spec"])
+        assert ("--client-auth" in arguments) == (expected == "Keys")
+    assert ("--unticketed" in str(found["StatefulSet", "demo-engine"])) == (expected == "Keys")
+    change(admin, namespace, {"auth": {"clients": "Keys"}})
+    visit(operator, namespace)
+    assert live(admin, namespace)["status"]["clientAuth"] == "Keys"
 
 
 def test_a_secret_that_was_planted_before_the_cluster_is_not_used(admin: Kube, namespace: str, operator: Path) -> None:

@@ -15,6 +15,7 @@ from kube.kubectl import BOUND_S, Kubectl
 
 IMAGE = f"docker.io/agentserving/agentserving:{agentserving.__version__}"
 NAME = "agents"
+TLS_DIR = "/etc/client-tls"
 # CONTROL_PLANE PROGRAM: one call over gRPC; prints its HTTP status and number of tokens.
 CALL = """
 import json, sys
@@ -27,9 +28,23 @@ with agentserving.Client(sys.argv[1]) as client:
 LOAD = Path(__file__).with_name("load_script.py")
 
 
-def pod() -> dict[str, Any]:
-    """The pod: restricted, and with the label of clients that NetworkPolicies admit to control plane and sidecars."""
+def pod(certificate: str = "", key: str = "", server_name: str = "") -> dict[str, Any]:
+    """The pod: restricted, and with the label of clients that NetworkPolicies admit to control plane and sidecars.
+
+    `certificate` and `key`: Secrets with a client's certificate and with its API key (as `key`); "" = none.
+    """
+    env, volumes, mounts = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
+    if certificate:
+        # Where the client library looks for it.
+        files = {"CA": "ca.crt", "CERT": "tls.crt", "KEY": "tls.key"}
+        env = [{"name": f"AGENTSERVING_TLS_{name}", "value": f"{TLS_DIR}/{file}"} for name, file in files.items()]
+        env.append({"name": "AGENTSERVING_TLS_SERVER_NAME", "value": server_name})
+        mounts.append({"name": "tls", "mountPath": TLS_DIR, "readOnly": True})
+        volumes.append({"name": "tls", "secret": {"secretName": certificate, "defaultMode": 0o444}})
+    if key:
+        env.append({"name": "OPENAI_API_KEY", "valueFrom": {"secretKeyRef": {"name": key, "key": "key"}}})
     container = {
+        "env": env, "volumeMounts": mounts,
         "name": NAME, "image": IMAGE, "command": ["python", "-c", "import signal; signal.pause()"],
         "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
         "securityContext": {
@@ -42,9 +57,17 @@ def pod() -> dict[str, Any]:
         "spec": {
             "terminationGracePeriodSeconds": 0, "automountServiceAccountToken": False, "enableServiceLinks": False,
             "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [container],
+            "containers": [container], "volumes": volumes,
         },
     }  # fmt: skip
+
+
+def start(kubectl: Kubectl, key: str) -> None:
+    """The pod, ready, as a client of the cluster `demo` with its certificates and this API key."""
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "agents-key"}, "stringData": {"key": key}}
+    name = f"demo-control-plane.{kubectl.namespace}.svc"
+    kubectl.apply(secret, pod("demo-client-tls", "agents-key" if key else "", name))
+    kubectl("wait", "--for=condition=Ready", f"pod/{NAME}", "--timeout=2m")
 
 
 def python(kubectl: Kubectl, script: str, *arguments: str, bound_s: float = BOUND_S) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 CLUSTERS = "/apis/agentserving.io/v1alpha1/namespaces/{}/agentservingclusters"
+TENANTS = "/apis/agentserving.io/v1alpha1/namespaces/{}/agentservingtenants"
 
 
 def eventually(what: str, found: Callable[[], Any], bound_s: float = 60.0) -> Any:

@@ -15,8 +15,8 @@ from agentserving_operator.control_planes import ControlPlanes
 from agentserving_operator.manifests import Images
 from agentserving_operator.observe.settled import Settled
 from agentserving_operator.reconcile import Reconciler, VisitResult
-from agentserving_operator.spec.crd import API_VERSION, KIND
-from kube.client import CLUSTERS, Kube
+from agentserving_operator.spec.crd import API_VERSION, KIND, TENANT_KIND
+from kube.client import CLUSTERS, TENANTS, Kube
 
 IMAGES = Images(agentserving="registry.test/agentserving:1", vllm="registry.test/vllm:1", etcd="registry.test/etcd:1")
 MERGE = "application/merge-patch+json"
@@ -30,6 +30,19 @@ def make(admin: Kube, namespace: str, spec: dict[str, Any] | None = None, name: 
     body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec or SIMULATED}
     found: dict[str, Any] = admin.must("POST", CLUSTERS.format(namespace), body, fieldValidation="Strict")
     return found
+
+
+def make_tenant(admin: Kube, namespace: str, spec: dict[str, Any], name: str = "research") -> dict[str, Any]:
+    """Creates an AgentServingTenant."""
+    body = {"apiVersion": API_VERSION, "kind": TENANT_KIND, "metadata": {"name": name}, "spec": spec}
+    found: dict[str, Any] = admin.must("POST", TENANTS.format(namespace), body, fieldValidation="Strict")
+    return found
+
+
+def tenant_ready(admin: Kube, namespace: str, name: str = "research") -> tuple[str, str]:
+    """(status, reason) of its condition Ready; empty before there is one."""
+    found = conditions(admin.get(f"{TENANTS.format(namespace)}/{name}")).get("Ready", {})
+    return found.get("status", ""), found.get("reason", "")
 
 
 def change(admin: Kube, namespace: str, spec: dict[str, Any], name: str = "demo") -> None:
@@ -49,8 +62,8 @@ def visit(kubeconfig: Path, namespace: str, name: str = "demo", settled: Settled
     async def once() -> VisitResult:
         async with await ApiServer.connect(str(kubeconfig)) as api:
             reconciler = Reconciler(
-                api=api, apply_policy=ControlPlanes().apply_policy, images=IMAGES, now=now,
-                random_bytes=secrets.token_bytes, settled=settled or Settled(),
+                api=api, apply_policy=(planes := ControlPlanes()).apply_policy, apply_tenants=planes.apply_tenants,
+                images=IMAGES, now=now, random_bytes=secrets.token_bytes, settled=settled or Settled(),
             )  # fmt: skip
             return await reconciler.visit(namespace, name)
 

@@ -9,13 +9,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kube import agents
-from kube.demo import Demo, simulator_spec
+from kube.demo import Demo, new_key, simulator_spec
 from kube.kubectl import Kubectl, run
 from kube.paths import CHART
 
@@ -65,7 +65,7 @@ def operator(cluster_there: None) -> Kubectl:
 
 
 @pytest.fixture(scope="session")
-def demo(operator: Kubectl) -> Iterator[Demo]:
+def demo(operator: Kubectl) -> Demo:
     """A cluster that is Ready, in a namespace that enforces Pod Security `restricted`."""
     kubectl = Kubectl(NAMESPACE)
     namespace = {
@@ -77,9 +77,12 @@ def demo(operator: Kubectl) -> Iterator[Demo]:
     kubectl.apply(simulator_spec())
     kubectl("wait", "--for=condition=Ready", "asc/demo", "--timeout=5m", bound_s=310)
     ready_after_s = time.monotonic() - began if new else None
-    kubectl.apply(agents.pod())
-    kubectl("wait", "--for=condition=Ready", f"pod/{agents.NAME}", "--timeout=1m")
-    return Demo(kubectl, ready_after_s)
+    key = new_key(kubectl, "default", "--for", "e2e")
+    agents.start(kubectl, key)
+    # For `helm test`.
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "agentserving-test"}}
+    operator.apply({**secret, "stringData": {"key": key}})
+    return Demo(kubectl, ready_after_s, key)
 
 
 @pytest.fixture

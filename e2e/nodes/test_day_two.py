@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import agentserving
 from kube.agents import Load
 from kube.client import eventually
 from kube.demo import Demo
@@ -26,7 +25,7 @@ def running(demo: Demo, component: str) -> dict[str, tuple[str, int]]:
 
 def test_an_edited_policy_reaches_every_engine_and_restarts_nothing(settled: Demo) -> None:
     before = running(settled, "engine")
-    with settled.kubectl.forward("svc/demo-control-plane", 7070) as address, agentserving.Client(address) as client:
+    with settled.administrator() as client:
 
         def in_force(name: str) -> bool:
             policy = client.get_policy()

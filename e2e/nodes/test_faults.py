@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import agentserving
 import pytest
 from kube import agents
 from kube.agents import Load
@@ -37,7 +36,7 @@ def is_ready(pod: dict[str, Any]) -> bool:
 
 def attained_us(demo: Demo, program_id: str) -> int:
     """Attained service of a program, from the current control plane."""
-    with demo.kubectl.forward("svc/demo-control-plane", 7070) as address, agentserving.Client(address) as client:
+    with demo.administrator() as client:
         return int(client.get_program(program_id).attained_service_us)
 
 

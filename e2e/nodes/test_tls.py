@@ -1,10 +1,9 @@
-"""A cluster with TLS, whose certificates the operator issues."""
+"""A cluster with certificates of the operator and without keys: a certificate is all that a client needs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from kube import agents
@@ -14,7 +13,6 @@ from kube.demo import Demo, simulator_spec
 from kube.kubectl import Kubectl, run
 
 NAMESPACE = "e2e-tls"
-MOUNT = "/etc/client-tls"
 # CONTROL_PLANE: the errors of a client without TLS, and of one without a certificate.
 REFUSED = """
 import os, sys
@@ -30,31 +28,18 @@ for tls in (None, Tls(ca=Path(os.environ["AGENTSERVING_TLS_CA"]))):
 """
 
 
-def agents_pod() -> dict[str, Any]:
-    """With a client's certificate, where the client library looks for it."""
-    pod = agents.pod()
-    (container,) = pod["spec"]["containers"]
-    names = {"CA": "ca.crt", "CERT": "tls.crt", "KEY": "tls.key"}
-    container["env"] = [
-        {"name": f"AGENTSERVING_TLS_{name}", "value": f"{MOUNT}/{file}"} for name, file in names.items()
-    ]
-    container["volumeMounts"] = [{"name": "tls", "mountPath": MOUNT, "readOnly": True}]
-    pod["spec"]["volumes"] = [{"name": "tls", "secret": {"secretName": "demo-client-tls", "defaultMode": 0o444}}]
-    return pod
-
-
 @pytest.fixture(scope="module")
 def encrypted(operator: Kubectl) -> Iterator[Demo]:
     kubectl = Kubectl(NAMESPACE)
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     spec = simulator_spec()
     spec["spec"]["engine"]["replicas"] = 1
-    spec["spec"]["tls"] = {"issuer": "Operator"}
+    spec["spec"]["auth"] = {"clients": "None"}
     try:
-        kubectl.apply(spec, agents_pod())
+        kubectl.apply(spec)
         demo = Demo(kubectl)
         demo.until_settled()
-        kubectl("wait", "--for=condition=Ready", f"pod/{agents.NAME}", "--timeout=2m")
+        agents.start(kubectl, "")
         yield demo
     finally:
         kubectl("delete", "asc/demo", "--ignore-not-found")

@@ -24,6 +24,7 @@ from agentserving.contract.channel import (
     SetAccounts,
     SetPaused,
     SetPolicy,
+    SetShares,
     ToEngine,
     ToolWait,
 )
@@ -190,9 +191,9 @@ class EngineSession:
         if self.load.steps % self.calls.policy.decision_interval_steps:
             return
         decision = self.policy.decide(now_us)
-        if decision.promoted or decision.demoted:
-            self.load.promotions += len(decision.promoted)
-            self.load.demotions += len(decision.demoted)
+        self.load.promotions += len(decision.promoted)
+        self.load.demotions += len(decision.demoted)
+        if decision.promoted or decision.demoted or self.calls.tenants_moved():
             self._engine.reorder()
         for key in decision.preempt:
             self._preempt(key, now_us)
@@ -230,6 +231,7 @@ class EngineSession:
         self.load.steps += 1
         if dt_us > 0 and tokens:
             self.policy.prefill.observe(dt_us, len(tokens), sum(tokens.values()))
+            self.policy.charge_tenants(dt_us, tokens)
             self.calls.charge(tokens, dt_us)
             for key in tokens:
                 self.book.charge(key, dt_us)
@@ -262,6 +264,8 @@ class EngineSession:
                     program = _key(tenant, root)
                     self.book.accounts.raise_to(program, attained_us, wait_us)
                     self.calls.set_account(program, attained_us, wait_us)
+            case SetShares():
+                self.calls.tenants.set_weights({Tenant(tenant): weight for tenant, weight in message.weights})
             case Cancel():
                 self._engine.abort([key for call in message.call_ids for key in self.book.requests_of(CallId(call))])
             case SetPolicy() if steers:

@@ -107,6 +107,7 @@ class VllmAdapter:
         prefix_caching = bool(vllm.vllm_config.cache_config.enable_prefix_caching)
         self.kv = KvTraits(
             block_size=int(vllm.block_size),
+            blocks=int(block_pool.num_gpu_blocks),
             findable=prefix_caching,
             # Behind an offloading connector, evicted KV is loaded in parallel to the batch.
             reloadable=vllm.connector is not None,

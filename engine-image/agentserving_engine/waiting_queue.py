@@ -11,6 +11,7 @@ offered. vLLM calls these methods in the middle of a step, where an exception wo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -18,10 +19,10 @@ from vllm.v1.core.sched.request_queue import RequestQueue
 
 from agentserving_engine.policy import CallQueue
 
-Rank = tuple[int, int, int]
+Rank = tuple[float, ...]
 
 # Behind every call: a request unknown to the policy, because a hook failed when it arrived.
-UNKNOWN: Rank = (1 << 30, 0, 0)
+UNKNOWN: Rank = (math.inf,)
 
 
 class WaitingOrder:

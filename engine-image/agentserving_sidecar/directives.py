@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import structlog
-from agentserving.contract.channel import Cancel, PolicyResult, SetAccounts, SetPaused, SetPolicy, ToEngine, ToolWait
+from agentserving.contract.channel import (
+    Cancel,
+    PolicyResult,
+    SetAccounts,
+    SetPaused,
+    SetPolicy,
+    SetShares,
+    ToEngine,
+    ToolWait,
+)
 from agentserving.contract.ids import ProgramKey
 from agentserving.contract.policy import to_dict
 
@@ -27,6 +36,7 @@ class Directives:
         self._to_engine, self._refuse_policy, self._drain = to_engine, refuse_policy, drain
         self._policy: PolicyVersion | None = None
         self._paused: set[ProgramKey] = set()
+        self._shares = SetShares([])
         # Of the newest leader that has welcomed us; 0 = none yet.
         self.epoch = 0
 
@@ -39,6 +49,7 @@ class Directives:
         self.epoch = welcome.epoch
         self._policy = welcome.policy
         self._paused = set(welcome.paused)
+        self._shares = welcome.shares
         self.send_state()
         if is_new_leader:
             # Leaders answer each hello with a welcome.
@@ -49,6 +60,7 @@ class Directives:
         if self.epoch:
             self._send_policy()
             self._send_paused()
+            self._to_engine(self._shares)
 
     def execute(self, directive: Directive) -> None:
         """Executes a directive, unless its epoch is over."""
@@ -62,6 +74,9 @@ class Directives:
             case Pause(program, paused):
                 (self._paused.add if paused else self._paused.discard)(program)
                 self._send_paused()
+            case SetShares() as shares:
+                self._shares = shares
+                self._to_engine(shares)
             case Drain():
                 self._drain()
             case SetAccounts() | Cancel() | ToolWait() as message:

@@ -5,9 +5,18 @@ Messages of the engine channel (`agentserving.contract.channel`) are values alre
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from agentserving.contract.channel import CallRecord, Cancel, EngineHello, Load, PolicyResult, SetAccounts, ToolWait
+from agentserving.contract.channel import (
+    CallRecord,
+    Cancel,
+    EngineHello,
+    Load,
+    PolicyResult,
+    SetAccounts,
+    SetShares,
+    ToolWait,
+)
 from agentserving.contract.ids import EngineId, ProgramKey
 from agentserving.contract.policy import Policy
 
@@ -89,14 +98,19 @@ class Welcome:
     epoch: int
     policy: PolicyVersion
     paused: frozenset[ProgramKey]
+    shares: SetShares = field(default_factory=lambda: SetShares([]))
+
+
+# None: an action that this version does not know.
+Action = SetAccounts | SetShares | PolicyVersion | Pause | Cancel | Drain | ToolWait | None
 
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """An action of the leader of an epoch. None: an action that this version does not know."""
+    """An action of the leader of an epoch."""
 
     epoch: int
-    action: SetAccounts | PolicyVersion | Pause | Cancel | Drain | ToolWait | None
+    action: Action
 
 
 @dataclass(frozen=True, slots=True)

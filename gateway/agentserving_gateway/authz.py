@@ -21,7 +21,7 @@ from agentserving_gateway.envoy.filters import BODY_PREFIX, HEAD_PREFIX
 from agentserving_gateway.envoy.replies import as_refusal
 from agentserving_gateway.errors import HttpError, envelope
 from agentserving_gateway.picker import Head, NeedsBodyError, Pick, Picker
-from agentserving_gateway.routes import route_of
+from agentserving_gateway.routes import route_of, split_program
 
 log = structlog.get_logger()
 
@@ -128,7 +128,8 @@ class Conversation(asyncio.Protocol):
             self._write(_FAILED)
 
     async def _decide(self, method: str, target: str, headers: dict[str, str], pieces: list[bytes]) -> Pick | bytes:
-        prefix, path = _split(target)
+        prefix, whole = _split(target)
+        program, path = split_program(whole)
         route = route_of(method, path)
         if route is None:
             raise ValueError(f"Envoy asks about {method} {path}, which is no route")
@@ -139,6 +140,7 @@ class Conversation(asyncio.Protocol):
         head = Head(
             route=route,
             path=path,
+            program=program,
             headers=headers,
             length=int(length) if length.isdigit() else 0,
         )

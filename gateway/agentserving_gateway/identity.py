@@ -1,5 +1,8 @@
 """Which program a request belongs to. Pure; the first source found wins, and none is ever an error.
 
+The program of a URL (/p/{program}/...) stands for a whole run of a command: what an agent's own headers call a session
+is a thread of it, and their sub-agents are its children.
+
 A header is a claim, scoped by the tenant of the credential. The body counts only when no header names a program. Our
 own header names, and what an id or a name may be, are those of the client library (agentserving.programs.headers).
 """
@@ -7,20 +10,22 @@ own header names, and what an id or a name may be, are those of the client libra
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentserving.contract.ids import ProgramId
 from agentserving.programs import headers as ours
 
 from agentserving_gateway.body import Body
 
+_NONE = ProgramId("")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """`program_id` empty = a program of this one call. `source` is a metric label."""
 
-    program_id: ProgramId = ProgramId("")
-    parent_program_id: ProgramId = ProgramId("")
+    program_id: ProgramId = _NONE
+    parent_program_id: ProgramId = _NONE
     thread_id: str = ""
     parent_call_ids: tuple[str, ...] = ()
     name: str = ""
@@ -40,8 +45,9 @@ class _Source:
     final: str = ""
 
 
+OWN = "agentserving"
 SOURCES = (
-    _Source(label="agentserving", program=ours.PROGRAM_ID, parent=ours.PARENT_PROGRAM_ID),
+    _Source(label=OWN, program=ours.PROGRAM_ID, parent=ours.PARENT_PROGRAM_ID),
     _Source(label="llm-d", program="x-llm-d-inference-fairness-id"),
     _Source(
         label="dynamo",
@@ -83,21 +89,38 @@ def _thread(text: str) -> str:
     return text if len(text.encode()) <= ours.MAX_NAME_BYTES else ours.thread_id(text)
 
 
-def from_headers(headers: Mapping[str, str]) -> Identity | None:
-    """The identity that headers (names in lower case) give; None when they name no program."""
+def from_head(headers: Mapping[str, str], program: ProgramId = _NONE) -> Identity | None:
+    """The identity that headers (names in lower case) and the program of the URL give; None when there is none."""
+    named, program = _from_headers(headers), clean(program)
+    if not program:
+        return named
+    if named is None:
+        return Identity(program_id=program, source="url")
+    if named.source == OWN:
+        # A program that was opened by the client library, inside the run.
+        parent = named.parent_program_id or program
+        return replace(named, parent_program_id=_NONE if parent == named.program_id else parent)
+    if named.parent_program_id:
+        return replace(
+            named, program_id=clean(f"{program}/{named.program_id}"), parent_program_id=program, source="url"
+        )
+    return replace(named, program_id=program, thread_id=named.thread_id or named.program_id, source="url")
+
+
+def _from_headers(headers: Mapping[str, str]) -> Identity | None:
     for source in SOURCES:
         program = clean(headers.get(source.program, ""))
         if not program:
             continue
-        parent = clean(headers.get(source.parent, "")) if source.parent else ProgramId("")
+        parent = clean(headers.get(source.parent, "")) if source.parent else _NONE
         child = clean(headers.get(source.child, "")) if source.child else ProgramId("")
         if child:
             program, parent = clean(f"{program}/{child}"), clean(f"{program}/{parent}") if parent else program
         elif source.child:
-            parent = ProgramId("")
+            parent = _NONE
         return Identity(
             program_id=program,
-            parent_program_id=ProgramId("") if parent == program else parent,
+            parent_program_id=_NONE if parent == program else parent,
             thread_id=_thread(headers.get(ours.THREAD_ID, "")),
             parent_call_ids=tuple(p.strip() for p in headers.get(ours.PARENT_CALL_IDS, "").split(",") if p.strip()),
             name=ours.short_name(headers.get(ours.PROGRAM_NAME, "")),
@@ -119,6 +142,6 @@ def from_body(body: Body) -> Identity:
     return Identity()
 
 
-def identify(headers: Mapping[str, str], body: Body) -> Identity:
-    """Headers first, then the body."""
-    return from_headers(headers) or from_body(body)
+def identify(headers: Mapping[str, str], body: Body, program: ProgramId = _NONE) -> Identity:
+    """The head first, then the body. `program`: of the URL."""
+    return from_head(headers, program) or from_body(body)

@@ -18,7 +18,7 @@ from agentserving.transport.leader_channel import LeaderChannel
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
 from agentserving.v1 import types_pb2
-from agentserving_process.leader_stream import LeaderStream
+from agentserving_process.leader_stream import Framed, LeaderStream
 
 from agentserving_gateway import metrics
 from agentserving_gateway.calls import Admitted, CallRequest, Ending, EndOfCall, Refusal
@@ -65,6 +65,7 @@ class Leader:
             channel,
             lambda to: rpc.CallServiceStub(to).Admissions(metadata=channel.metadata()),
             self,
+            framed=Framed("/agentserving.v1.CallService/Admissions", pb.AdmissionsResponse),
             take=self._take,
         )
         # The current leader reads several requests in one message.

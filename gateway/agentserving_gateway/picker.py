@@ -22,7 +22,7 @@ from agentserving_gateway.content import Runs
 from agentserving_gateway.credentials import Authenticator, Client
 from agentserving_gateway.engines import Engine
 from agentserving_gateway.errors import HttpError
-from agentserving_gateway.identity import Identity, from_body, from_headers
+from agentserving_gateway.identity import Identity, from_head, identify
 from agentserving_gateway.leader import MAX_FALLBACKS
 from agentserving_gateway.rates import Rates
 from agentserving_gateway.responses import Responses
@@ -36,12 +36,14 @@ MAX_FOREIGN = 3
 class Head:
     """A request without its body; names of headers in lower case. `length`: bytes of the body, 0 = unknown.
 
+    `program`: from the URL, before `path`; empty for most.
     `among`: the addresses (host:port, or a host for all its ports) that may be chosen; None = every engine.
     """
 
     route: Route
     path: str
     headers: Mapping[str, str]
+    program: ProgramId = ProgramId("")
     length: int = 0
     among: frozenset[str] | None = None
 
@@ -130,12 +132,12 @@ class Picker:
         # The previous response is on one engine.
         if self._admission.models_differ or head.path == RESPONSES:
             return True
-        return head.route.kind is Kind.CALL and from_headers(head.headers) is None
+        return head.route.kind is Kind.CALL and from_head(head.headers, head.program) is None
 
     async def _call(self, head: Head, client: Client, content: bytes | None, *, may_hold: bool) -> Pick:
         began = time.perf_counter()
         body = Body() if content is None else read_body(content)
-        identity = from_headers(head.headers) or from_body(body)
+        identity = identify(head.headers, body, head.program)
         if not identity.program_id and self._runs is not None:
             program = self._runs.program_of(client.tenant, body)
             identity = Identity(program_id=program, source="content") if program else identity

@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
+from agentserving.contract.ids import ProgramId
+
 
 class Kind(Enum):
     """What becomes of a request."""
@@ -66,6 +68,8 @@ ROUTES = (
         answer_s=60.0,
     ),
 )
+# A base URL that names a program, for clients that can set nothing but a URL: /p/{program}/v1/... No dot in front.
+PROGRAM_PREFIX = r"/p/[A-Za-z0-9_:@-][A-Za-z0-9._:@-]*"
 # Answered by the picker from the lists of all engines; an id of a model may contain slashes.
 MODELS = r"/v1/models(/[A-Za-z0-9._:/%@+-]+)?"
 # For load balancers and people: answered by Envoy itself.
@@ -73,6 +77,7 @@ HEALTH = r"/|/health"
 
 SHOWN = (*dict.fromkeys(route.shown for route in ROUTES), "/v1/models", "/v1/models/{id}")
 
+_PROGRAM = re.compile(PROGRAM_PREFIX + "(?=/)")
 _PATTERNS = tuple((re.compile(route.path), route) for route in ROUTES)
 
 
@@ -84,6 +89,12 @@ def response_id_of(path: str) -> str:
 def is_response_id(text: object) -> bool:
     """False for anything that cannot stand in a path."""
     return isinstance(text, str) and len(text) <= 256 and re.fullmatch(_ID, text) is not None
+
+
+def split_program(path: str) -> tuple[ProgramId, str]:
+    """The program that a path begins with, "" for none, and the path without it."""
+    found = _PROGRAM.match(path)
+    return (ProgramId(found[0].removeprefix("/p/")), path[found.end() :]) if found else (ProgramId(""), path)
 
 
 def route_of(method: str, path: str) -> Route | None:

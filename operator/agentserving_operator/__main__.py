@@ -108,6 +108,7 @@ class Operator:
         reconciler = Reconciler(
             api=self.api,
             apply_policy=self.planes.apply_policy,
+            apply_tenants=self.planes.apply_tenants,
             images=self.settings.images.images(),
             now=now,
             random_bytes=secrets.token_bytes,

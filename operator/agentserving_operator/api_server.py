@@ -19,7 +19,7 @@ from kubernetes.aio import client, config
 from agentserving_operator import metrics
 from agentserving_operator.errors import ApiError, RefusedError, UnavailableError, WatchExpiredError
 from agentserving_operator.manifests.common import MANAGER, Manifest
-from agentserving_operator.spec.crd import GROUP, KIND, PLURAL, VERSION
+from agentserving_operator.spec.crd import GROUP, KIND, PLURAL, TENANT_KIND, TENANT_PLURAL, VERSION
 
 REQUEST_TIMEOUT_S = 15.0
 # asyncio buffers 256 KiB per open TLS connection, and four parallel visits would open 24 of them. Watches have a pool
@@ -40,6 +40,7 @@ METADATA_OBJECT = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 # Path prefix and plural of each kind.
 PATHS = {
     KIND: (f"/apis/{GROUP}/{VERSION}", PLURAL),
+    TENANT_KIND: (f"/apis/{GROUP}/{VERSION}", TENANT_PLURAL),
     "Deployment": ("/apis/apps/v1", "deployments"),
     "StatefulSet": ("/apis/apps/v1", "statefulsets"),
     "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),

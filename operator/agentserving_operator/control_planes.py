@@ -1,4 +1,5 @@
-"""The only module that talks to control planes, through the project's own client: applies the policy, reads the state.
+"""The only module that talks to control planes, through the project's own client: applies the policy and
+tenants, reads the state.
 
 Nothing in Kubernetes changes when a program begins or an engine hangs, so no watch reports it. `ControlPlanes`
 therefore remembers what each control plane said last, and a round over all clusters asks whether that is still so.
@@ -6,8 +7,9 @@ therefore remembers what each control plane said last, and a round over all clus
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from agentserving import AsyncClient
@@ -17,6 +19,7 @@ from agentserving.transport.errors import AgentServingError, InvalidArgumentErro
 
 from agentserving_operator.manifests.common import Component, Port, service_address
 from agentserving_operator.observe.overview import EngineState, EngineView, Overview, Rejections
+from agentserving_operator.observe.tenants import Outcome
 from agentserving_operator.spec.scheduling import Balancer, Scheduling, to_policy
 
 BALANCERS = {
@@ -107,6 +110,28 @@ class ControlPlanes:
         scheduling = known.target.scheduling
         is_ours = (in_force.policy, in_force.balancer) == (to_policy(scheduling), BALANCERS[scheduling.balancer])
         return not is_ours or seen.overview != known.overview
+
+    async def apply_tenants(
+        self, target: Target, wanted: Mapping[str, values.TenantSettings], forget: Collection[str]
+    ) -> Outcome:
+        """Sets what differs, by value, and removes the tenants of `forget`. Other tenants are left alone."""
+        refused, forgotten = dict[str, str](), set[str]()
+        async with _client(target) as client:
+            try:
+                there = {str(each.tenant): each async for each in client.list_tenants()}
+                for tenant, settings in wanted.items():
+                    if there.get(tenant) != settings:
+                        try:
+                            await client.set_tenant(**dataclasses.asdict(settings))
+                        except InvalidArgumentError as error:
+                            refused[tenant] = str(error)
+                for tenant in forget:
+                    if tenant in there:
+                        await client.remove_tenant(tenant)
+                    forgotten.add(tenant)
+            except AgentServingError as error:
+                return Outcome(refused=refused, forgotten=frozenset(forgotten), error=str(error))
+        return Outcome(refused=refused, forgotten=frozenset(forgotten))
 
     def retain(self, clusters: Collection[tuple[str, str]]) -> None:
         """Forgets the control planes of all clusters but these (namespace, name)."""

@@ -8,7 +8,8 @@ etcd's flags, makes those changes if they are necessary, and writes etcd's confi
 Nothing is removed unless a majority of the other members agrees that this one had started before (etcd's API needs a
 quorum for that). Without a quorum the program fails with the reason, which the cluster's StoreReady condition shows.
 
-It runs in etcd's pod: standard library only, no access to Kubernetes.
+It runs in etcd's pod, without access to Kubernetes. The list that a peer gives needs no client; all else goes to etcd's
+gRPC API: its JSON API cannot reach its own server where that admits control planes' certificates only.
 """
 
 from __future__ import annotations
@@ -19,13 +20,19 @@ import os
 import ssl
 import sys
 import time
-import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import grpc
+from google.protobuf.message import Message
+
+from agentserving_operator import etcd_cluster_pb2 as pb
+
+T = TypeVar("T", bound=Message)
 NEW, EXISTING = "new", "existing"
 REQUEST_TIMEOUT_S = 5.0
 # A rolling restart or an election lasts seconds; after this the container fails and is restarted with a back-off.
@@ -91,64 +98,74 @@ def parse_flags(arguments: Sequence[str]) -> dict[str, str]:
 
 
 class Cluster:
-    """The other members, over HTTP: etcd's list on peer ports, which needs no quorum, and its JSON API."""
+    """The other members: etcd's list on peer ports, which needs no quorum, and its API."""
 
     def __init__(self, flags: Mapping[str, str]) -> None:
         handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        self._credentials: grpc.ChannelCredentials | None = None
         if "peer-trusted-ca-file" in flags:
-            context = ssl.create_default_context(cafile=flags["peer-trusted-ca-file"])
-            context.load_cert_chain(flags["peer-cert-file"], flags["peer-key-file"])
+            ca, cert, key = (flags[f"peer-{name}"] for name in ("trusted-ca-file", "cert-file", "key-file"))
+            context = ssl.create_default_context(cafile=ca)
+            context.load_cert_chain(cert, key)
             handlers.append(urllib.request.HTTPSHandler(context=context))
+            self._credentials = grpc.ssl_channel_credentials(*(Path(each).read_bytes() for each in (ca, key, cert)))
         self._opener = urllib.request.build_opener(*handlers)
 
     def known_to_peer(self, peer_url: str) -> list[Member]:
         """The members that one peer knows; empty when it does not answer, as before it has started."""
         try:
-            return [_member(each) for each in self._request(f"{peer_url}/members")]
-        except EtcdError:
+            with self._opener.open(f"{peer_url}/members", timeout=REQUEST_TIMEOUT_S) as response:
+                return [
+                    Member(
+                        id=int(found["id"]),
+                        name=str(found.get("name") or ""),
+                        peer_urls=tuple(found.get("peerURLs") or ()),
+                        client_urls=tuple(found.get("clientURLs") or ()),
+                    )
+                    for found in json.load(response)
+                ]
+        except (OSError, ValueError, KeyError):
             return []
 
     def members(self, client_urls: Sequence[str]) -> list[Member]:
         """The members that a majority agrees on."""
-        answer = self._call(client_urls, "list", {"linearizable": True})
-        return [_member(each) for each in answer.get("members", [])]
+        found = self._call(client_urls, "MemberList", pb.MemberListRequest(linearizable=True), pb.MemberListResponse)
+        return [
+            Member(id=each.ID, name=each.name, peer_urls=tuple(each.peerURLs), client_urls=tuple(each.clientURLs))
+            for each in found.members
+        ]
 
     def remove(self, client_urls: Sequence[str], member_id: int) -> None:
         """Removes a member for good."""
-        self._call(client_urls, "remove", {"ID": str(member_id)})
+        self._call(client_urls, "MemberRemove", pb.MemberRemoveRequest(ID=member_id), pb.MemberRemoveResponse)
 
     def add(self, client_urls: Sequence[str], peer_url: str) -> None:
         """Adds a member that starts afterwards."""
-        self._call(client_urls, "add", {"peerURLs": [peer_url]})
+        self._call(client_urls, "MemberAdd", pb.MemberAddRequest(peerURLs=[peer_url]), pb.MemberAddResponse)
 
-    def _call(self, client_urls: Sequence[str], method: str, body: object) -> Any:
+    def _call(self, client_urls: Sequence[str], method: str, request: Message, response: type[T]) -> T:
         error = EtcdError("no other member has started")
         for url in client_urls:
-            try:
-                return self._request(f"{url}/v3/cluster/member/{method}", body)
-            except EtcdError as failed:
-                error = failed
+            with self._channel(urllib.parse.urlsplit(url).netloc) as channel:
+                call: Any = channel.unary_unary(
+                    f"/etcdserverpb.Cluster/{method}",
+                    request_serializer=type(request).SerializeToString,
+                    response_deserializer=response.FromString,
+                )
+                try:
+                    answer: T = call(request, timeout=REQUEST_TIMEOUT_S)
+                except grpc.RpcError as failed:
+                    error = EtcdError(f"{url}: {failed.code().name} {failed.details()}")
+                else:
+                    return answer
         raise error
 
-    def _request(self, url: str, body: object = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-        try:
-            with self._opener.open(request, timeout=REQUEST_TIMEOUT_S) as response:
-                return json.load(response)
-        except urllib.error.HTTPError as error:
-            raise EtcdError(f"{url}: {error.code} {error.read(500).decode(errors='replace')}") from error
-        except (OSError, ValueError) as error:
-            raise EtcdError(f"{url}: {error}") from error
-
-
-def _member(found: Mapping[str, Any]) -> Member:
-    return Member(
-        id=int(found.get("ID") or found.get("id") or 0),
-        name=str(found.get("name") or ""),
-        peer_urls=tuple(found.get("peerURLs") or ()),
-        client_urls=tuple(found.get("clientURLs") or ()),
-    )
+    def _channel(self, target: str) -> grpc.Channel:
+        # A proxy in the environment is for the internet.
+        options = (("grpc.enable_http_proxy", 0),)
+        if self._credentials is None:
+            return grpc.insecure_channel(target, options)
+        return grpc.secure_channel(target, self._credentials, options)
 
 
 def state_of(flags: Mapping[str, str], cluster: Cluster) -> str:

@@ -1,4 +1,4 @@
-"""AgentServingClusters, watched by kopf: every event of one touches it. Nothing is decided or written here.
+"""AgentServingClusters and -Tenants, watched by kopf: every event touches the cluster. Nothing is decided here.
 
 Only `on.event` is used. kopf's timers, daemons and state-changing handlers put a finalizer and annotations on objects:
 a cluster could then not be deleted while the operator is down, and the regular round is ours anyway (`rounds.py`). The
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import kopf
 
-from agentserving_operator.spec.crd import GROUP, KIND, PLURAL, VERSION
+from agentserving_operator.spec.crd import GROUP, KIND, PLURAL, TENANT_KIND, TENANT_PLURAL, VERSION
 from agentserving_operator.visits import Touch
 
 # A watch whose connection was lost silently is opened again. The first goes into the URL as a whole number.
@@ -57,6 +57,7 @@ class ClusterEvents:
         for namespace in self._namespaces or ("",):
             # kopf would ignore a kind that does not exist when it starts, for as long as it runs.
             await self._api.metadata(KIND, namespace)
+            await self._api.metadata(TENANT_KIND, namespace)
         loop = asyncio.get_running_loop()
 
         def touch(namespace: str, name: str) -> None:
@@ -97,6 +98,10 @@ def registry(touch: Touch, kubeconfig: str) -> kopf.OperatorRegistry:
     async def cluster_event(namespace: str | None, name: str | None, **_: Any) -> None:
         touch(str(namespace), str(name))
 
+    async def tenant_event(namespace: str | None, spec: Mapping[str, Any], **_: Any) -> None:
+        # Immutable, so no other cluster is concerned.
+        touch(str(namespace), str(spec.get("clusterName", "")))
+
     async def login(**context: Any) -> kopf.ConnectionInfo | None:
         # In the order of `ApiServer.connect`. kopf's default is the synchronous client of the `kubernetes` package.
         if kubeconfig:
@@ -106,6 +111,7 @@ def registry(touch: Touch, kubeconfig: str) -> kopf.OperatorRegistry:
 
     kopf.on.login(registry=handlers)(login)
     kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)(cluster_event)
+    kopf.on.event(GROUP, VERSION, TENANT_PLURAL, registry=handlers)(tenant_event)
     return handlers
 
 

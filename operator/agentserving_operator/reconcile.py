@@ -1,18 +1,21 @@
 """One visit of one cluster: always the whole object, whatever caused the visit. A second visit changes nothing.
 
 Read the spec -> renew certificates that are due -> compare each desired object with the live one and apply those that
-differ -> delete our objects that are no longer desired -> apply the policy -> write the status if it changed.
+differ -> delete our objects that are no longer desired -> apply the policy -> settle the cluster's tenants -> write the
+status if it changed.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Awaitable, Callable, Mapping
+import functools
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
 import structlog
+from agentserving.client.values import TenantSettings
 
 from agentserving_operator.control_planes import PolicyRefusedError, Target
 from agentserving_operator.errors import RefusedError
@@ -24,7 +27,7 @@ from agentserving_operator.manifests.ticket_key_secret import (
     KEY_BYTES,
     ROTATE,
     TicketKeys,
-    has_public_keys,
+    has_all_files,
     rotated,
     ticket_key_secret,
     ticket_keys_of,
@@ -35,9 +38,13 @@ from agentserving_operator.observe.owned import is_owned, labels_of, may_take, n
 from agentserving_operator.observe.reasons import Reason, Trouble
 from agentserving_operator.observe.settled import Settled
 from agentserving_operator.observe.status import Observed, invalid_status, status_of
+from agentserving_operator.observe.tenants import Outcome
+from agentserving_operator.spec.auth import in_force
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.crd import API_VERSION, KIND
 from agentserving_operator.spec.parsing import SpecError, parse
+from agentserving_operator.tenants import Settled as SettledTenants
+from agentserving_operator.tenants import report_missing, settle
 
 log = structlog.get_logger()
 
@@ -91,6 +98,7 @@ class Reconciler:
 
     api: Api
     apply_policy: Callable[[Target], Awaitable[Overview | None]]
+    apply_tenants: Callable[[Target, Mapping[str, TenantSettings], Collection[str]], Awaitable[Outcome]]
     images: Images
     now: Callable[[], str]
     random_bytes: Callable[[int], bytes]
@@ -103,6 +111,7 @@ class Reconciler:
         live = await self.api.get(KIND, namespace, name)
         if live is None or "deletionTimestamp" in live["metadata"]:
             # Its children are garbage-collected through their owner references.
+            await report_missing(self.api, namespace, name, self.now())
             return VisitResult.GONE
         generation, previous = int(live["metadata"]["generation"]), live.get("status", {})
         try:
@@ -119,15 +128,20 @@ class Reconciler:
             images=self.images,
             generation=generation,
             operator_namespace=self.operator_namespace,
+            client_auth=in_force(spec.auth.clients, spec.tls.on, previous),
             key_request=str((live["metadata"].get("annotations") or {}).get(ROTATE, "")),
         )
         troubles: list[Trouble] = []
         issued = await issue(self.api, cluster, self._now(), troubles)
         cluster = replace(cluster, trust=issued.trust)
         observed = await self._converge(cluster, troubles)
-        observed = await self._ask_control_plane(cluster, observed, issued)
+        target = _target(cluster, observed, issued)
+        observed = await self._ask_control_plane(target, observed)
+        tenants = await self._settle_tenants(cluster, target, previous.get("tenants", []))
+        observed = replace(observed, tenants=tenants.recorded)
         await self._write_status(live, status_of(cluster, observed, previous, self.now()))
-        return _result(cluster, observed, issued)
+        result = _result(cluster, observed, issued)
+        return VisitResult.PENDING if result is VisitResult.SETTLED and tenants.pending else result
 
     def _now(self) -> datetime.datetime:
         return datetime.datetime.fromisoformat(self.now())
@@ -198,7 +212,7 @@ class Reconciler:
                 troubles.append(name_taken("Secret", cluster.ticket_key_name))
             elif (keys := ticket_keys_of(live)) is not None:
                 wanted = rotated(keys, cluster.key_request, self._now(), self.random_bytes)
-                if wanted != keys or not has_public_keys(live):
+                if wanted != keys or not has_all_files(live):
                     log.info(
                         "ticket key rotation", name=cluster.name, namespace=cluster.namespace, step=_step(wanted)
                     )  # fmt: skip
@@ -206,17 +220,15 @@ class Reconciler:
         except RefusedError as error:
             troubles.append(refused("Secret", cluster.ticket_key_name, error))
 
-    async def _ask_control_plane(
-        self, cluster: AgentServingCluster, observed: Observed, issued: Issued
-    ) -> Observed:  # fmt: skip
-        if not _serves(cluster, observed) or (cluster.spec.tls.on and issued.client is None):
+    async def _settle_tenants(
+        self, cluster: AgentServingCluster, target: Target | None, recorded: Sequence[str]
+    ) -> SettledTenants:
+        apply = functools.partial(self.apply_tenants, target) if target is not None else None
+        return await settle(self.api, cluster.namespace, cluster.name, recorded, apply, self.now())
+
+    async def _ask_control_plane(self, target: Target | None, observed: Observed) -> Observed:
+        if target is None:
             return observed
-        target = Target(
-            address=cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
-            scheduling=cluster.spec.scheduling,
-            generation=cluster.generation,
-            tls=issued.client,
-        )
         try:
             overview = await self.apply_policy(target)
         except PolicyRefusedError as error:
@@ -237,6 +249,18 @@ class Reconciler:
             except RefusedError as error:
                 # Nothing depends on Events, and a namespace that is being deleted takes none.
                 log.warning("event refused", namespace=named["namespace"], name=named["name"], error=str(error))
+
+
+def _target(cluster: AgentServingCluster, observed: Observed, issued: Issued) -> Target | None:
+    """None while the control plane does not serve, or cannot be spoken to."""
+    if not _serves(cluster, observed) or (cluster.spec.tls.on and issued.client is None):
+        return None
+    return Target(
+        address=cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
+        scheduling=cluster.spec.scheduling,
+        generation=cluster.generation,
+        tls=issued.client,
+    )
 
 
 def _step(keys: TicketKeys) -> str:

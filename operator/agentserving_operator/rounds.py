@@ -1,6 +1,6 @@
 """Rounds over all clusters, for what no watch reports, at a cost that many idle clusters can bear.
 
-A visit reads nine times and compares about twenty objects. Changed objects touch their cluster through a watch, so a
+A visit reads ten times and compares about twenty objects. Changed objects touch their cluster through a watch, so a
 round only asks the control planes, which nothing watches, and touches the clusters whose control plane answers
 differently than before. Every tenth round touches all: it finds what a lost watch or a deleted ticket key left behind.
 """

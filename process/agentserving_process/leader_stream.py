@@ -18,7 +18,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import grpc
 import structlog
@@ -27,6 +27,7 @@ from agentserving.transport.leader_channel import FIRST_ANSWER_S, LeaderChannel
 from prometheus_client import Counter, Gauge
 
 from agentserving_process.backoff import Backoff
+from agentserving_process.frames.client import open_stream
 from agentserving_process.supervision import reason_of
 
 log = structlog.get_logger()
@@ -38,6 +39,10 @@ RECONNECT = Backoff(first_s=0.05, max_s=1.0)
 WELL_AFTER_S = 5.0
 # Messages that wait for a leader that does not read. Beyond, the stream is given up and opened again.
 MAX_QUEUED = 10_000
+# A control plane whose framed streams could not be reached is asked over gRPC for so long.
+FRAMED_AGAIN_S = 60.0
+# After so many framed streams in a row on which no leader has answered, gRPC is used for as long.
+UNANSWERED = 3
 # A reason that persists is logged again after this time.
 LOG_AGAIN_S = 60.0
 
@@ -82,6 +87,13 @@ class StreamBrokenError(Exception):
         self.kind = kind
 
 
+class Framed(NamedTuple):
+    """A method that control planes may serve as framed streams, by its path in gRPC, and the class of its responses."""
+
+    method: str
+    response: type
+
+
 class LeaderStream(Generic[Request, Response]):
     """`run` is the supervised task; `send` queues a message for the current stream."""
 
@@ -92,17 +104,23 @@ class LeaderStream(Generic[Request, Response]):
         open_stream: Callable[[grpc.aio.Channel], Any],
         events: StreamEvents[Request, Response],
         *,
+        framed: Framed | None = None,
         max_queued: int = MAX_QUEUED,
         take: Callable[[deque[Request]], Request] = deque.popleft,
     ) -> None:
         """`name` is the label of metrics and logs; `open_stream` calls the stub's method, with metadata if need be.
+
+        `framed`: the same method, for a leader that serves it without gRPC; None = it is always called over gRPC.
 
         `take` removes from the queue what the next message carries, at least one; everything that was sent in the same
         turn of the loop, or while the last message was written, is there.
         """
         self._take = take
         self._name, self._channel, self._open_stream, self._events = name, channel, open_stream, events
-        self._max_queued = max_queued
+        self._framed, self._max_queued = framed, max_queued
+        # A control plane whose framed streams could not be reached, and until when they are not tried (monotonic).
+        self._grpc_only = "", 0.0
+        self._unanswered = 0
         self._outgoing: deque[Request] = deque()
         self._wake = asyncio.Event()
         self._stream: Any = None
@@ -181,10 +199,13 @@ class LeaderStream(Generic[Request, Response]):
             log.error("stream to the leader: error in `lost`", stream=self._name, exc_info=error)
 
     async def _converse(self) -> None:
-        channel = await self._channel.channel()
-        self._broken = None
-        self._outgoing = deque(self._events.greeting())
-        self._stream = stream = self._open_stream(channel)
+        stream = await self._framed_stream() or self._open_stream(await self._channel.channel())
+        try:
+            greeting = deque(self._events.greeting())
+        except BaseException:
+            stream.cancel()
+            raise
+        self._broken, self._outgoing, self._stream = None, greeting, stream
         writer = asyncio.create_task(self._write(stream), name=f"{self._name}-writer")
         try:
             async with asyncio.timeout(FIRST_ANSWER_S):
@@ -201,8 +222,37 @@ class LeaderStream(Generic[Request, Response]):
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
 
+    async def _framed_stream(self) -> Any:
+        """None when the leader, or the network, offers gRPC only."""
+        if self._framed is None:
+            return None
+        channel = self._channel
+        await channel.channel()
+        avoided, until_s = self._grpc_only
+        endpoint = None if channel.address == avoided and time.monotonic() < until_s else await channel.framed()
+        if endpoint is None:
+            return None
+        try:
+            stream: Any = await open_stream(endpoint, self._framed.method, self._framed.response, channel.metadata())
+        except (OSError, TimeoutError) as error:
+            self._use_grpc()
+            log.warning("framed stream cannot be opened, using gRPC", stream=self._name, address=endpoint.address,
+                        reason=reason_of(error))  # fmt: skip
+            return None
+        # Its connection would be kept alive for nothing.
+        await channel.close()
+        self._unanswered += 1
+        if self._unanswered == UNANSWERED:
+            # Something between takes connections, but does not pass them on.
+            self._use_grpc()
+        return stream
+
+    def _use_grpc(self) -> None:
+        self._grpc_only, self._unanswered = (self._channel.address, time.monotonic() + FRAMED_AGAIN_S), 0
+
     def _connect(self) -> None:
         self._channel.found()
+        self._unanswered = 0
         self._connected_s = time.monotonic()
         self.is_connected = True
         self._logged.clear()

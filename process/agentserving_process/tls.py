@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from agentserving.transport.leader import split
 from agentserving.transport.leader_channel import settings_of
 from agentserving.transport.server_tls import server_credentials
 
+from agentserving_process.frames import contexts
 from agentserving_process.options import option
 from agentserving_process.supervision import CannotStartError
 
@@ -40,6 +43,18 @@ class TlsOptions:
     def server_for_clients(self) -> grpc.ServerCredentials | None:
         """The same for a server whose clients have no certificates, but keys."""
         return self._server("")
+
+    def server_context(self) -> Callable[[], ssl.SSLContext] | None:
+        """The same as `server` for framed streams: the context of the next connection.
+
+        CannotStartError when a file cannot be read.
+        """
+        if not self.tls_cert:
+            return None
+        try:
+            return contexts.renewed(Tls.of(self.tls_ca, self.tls_cert, self.tls_key), log)
+        except (OSError, ValueError) as error:
+            raise CannotStartError(str(error)) from None
 
     def _server(self, ca: str) -> grpc.ServerCredentials | None:
         if not self.tls_cert:

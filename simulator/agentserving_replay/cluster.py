@@ -19,7 +19,7 @@ from agentserving_controlplane.engines.health import Health
 from agentserving_controlplane.engines.load_balancer import Balancer, LoadBalancer, Wanted
 from agentserving_controlplane.engines.registry import EngineRegistry
 from agentserving_controlplane.instant import Instant
-from agentserving_controlplane.policy.auto import Choice
+from agentserving_controlplane.policy.auto import Choice, Contention
 from agentserving_controlplane.policy.computed import computed
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
@@ -198,7 +198,11 @@ class VirtualCluster:
         """Recomputes the levels from the service of finished programs, as the control plane does."""
         self._relevel_scheduled = False
         self._sizes.go_on((live.program.name, live.row.attained_service_us) for live in self._live.values())
-        decided = computed(self.spec.policy, self._sizes, self.choices, self.now_us)
+        queues = [engine.model.queue for engine in self.engines]
+        contention = Contention(
+            sum(queue.waiting_count for queue in queues), sum(queue.running_count for queue in queues)
+        )
+        decided = computed(self.spec.policy, self._sizes, contention, self.choices, self.now_us)
         policy, self.choices = decided.policy, decided.choices
         for engine in self.engines if policy != self._executed else ():
             engine.model.set_policy(policy)
@@ -379,6 +383,6 @@ class VirtualCluster:
         )
         del self._live[program.program_id]
         self._table.take_changes()
-        self._table.expire(row, NO_RETENTION, Instant(self.now_us + 1, self.now_us + 1))
+        self._table.expiring.expire(row, NO_RETENTION, Instant(self.now_us + 1, self.now_us + 1))
         if self._feed is not None and (following := next(self._feed, None)) is not None:
             self._at(self.now_us, replace(following, arrival_s=self.now_us / 1e6))

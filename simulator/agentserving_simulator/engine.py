@@ -44,7 +44,9 @@ class SimulatedEngine:
 
     def __init__(self, book: CallBook, limits: Limits, cost: CostModel) -> None:
         self.limits, self.cost = limits, cost
-        self.kv = KvTraits(block_size=limits.block_size, findable=True, reloadable=False, retainable=True)
+        self.kv = KvTraits(
+            block_size=limits.block_size, blocks=limits.num_blocks, findable=True, reloadable=False, retainable=True
+        )
         self.requests: dict[str, SimRequest] = {}
         self.pool = BlockPool(limits.num_blocks)
         self.session = EngineSession(self, self.pool, book)

@@ -11,6 +11,8 @@ from typing import Any
 import grpc
 from agentserving.contract.identity import Role
 from agentserving.contract.keys import NewKey, new_key
+from agentserving.transport.connection import Pem
+from agentserving.transport.framed import FramedEndpoint, framed_address
 from agentserving_cli.local.ports import free_ports
 from agentserving_controlplane.__main__ import Servers
 from agentserving_controlplane.control_plane import ControlPlane
@@ -18,6 +20,7 @@ from agentserving_controlplane.settings import AccessOptions, ClientAuth, Servin
 from agentserving_controlplane.store.memory import MemoryStore
 from agentserving_controlplane.store.port import Store
 from agentserving_process.tls import TlsOptions
+from support.eventually import DEADLINE_S
 from support.role_certificates import SERVER_NAME, RoleCertificates
 from support.served_plane import SETTINGS
 
@@ -43,6 +46,8 @@ class GuardedPlane:
     def __init__(self, stack: AsyncExitStack, certificates: RoleCertificates | None, settings: Settings) -> None:
         self._stack, self._certificates, self._settings = stack, certificates, settings
         self.plane: ControlPlane
+        # Of those who ask where framed streams are, where certificates do not say who they are.
+        self.finder: Metadata = ()
         self._channels: dict[Any, grpc.aio.Channel] = {}
 
     async def _channel(self, address: str, *uris: str, certificate: bool) -> grpc.aio.Channel:
@@ -66,6 +71,16 @@ class GuardedPlane:
         address = self._settings.serving.listen
         return await self._channel(address, *(uri(role, cluster) for role in roles), certificate=certificate)
 
+    async def framed(self, *roles: str, cluster: str = CLUSTER, certificate: bool = True) -> FramedEndpoint:
+        """The parts' framed streams, with a certificate of these roles."""
+        # As clients find it; without TLS anyone may ask.
+        address = await framed_address(await self.parts("sidecar/any"), self.finder, DEADLINE_S)
+        if self._certificates is None:
+            return FramedEndpoint(address=address)
+        key, cert = self._certificates.leaf(*(uri(role, cluster) for role in roles))
+        pem = Pem(self._certificates.ca, cert, key) if certificate else Pem(self._certificates.ca)
+        return FramedEndpoint(address=address, pem=pem, server_name=SERVER_NAME)
+
     async def clients(self) -> grpc.aio.Channel:
         """To the clients' port, without a certificate."""
         return await self._channel(self._settings.serving.clients_listen, certificate=False)
@@ -82,7 +97,8 @@ async def guarded(
     settings = Settings(
         plane=SETTINGS,
         serving=Serving(
-            listen=f"127.0.0.1:{ports[0]}", clients_listen=f"127.0.0.1:{ports[1]}" if two_ports else ""
+            listen=f"127.0.0.1:{ports[0]}", clients_listen=f"127.0.0.1:{ports[1]}" if two_ports else "",
+            streams_listen="127.0.0.1:0",
         ),
         access=AccessOptions(client_auth=ClientAuth.KEYS, cluster=CLUSTER, **access),
         tls=TlsOptions(**certificates.write(directory, uri("control-plane"))) if certificates and directory

@@ -105,8 +105,10 @@ class Disk:
         chunks: dict[ProgramKey, dict[int, list[CallRow]]] = {}
         for store_key, value in self.items.items():
             if store_key.startswith(rows.CHUNKS_PREFIX):
-                program, number = rows.chunk_parts(store_key)
+                program, number = rows.list_parts(store_key)
                 chunks.setdefault(program, {})[number] = rows.decode_calls(value)
+            elif store_key.startswith(rows.LATE_PREFIX):
+                table.late.restore(*rows.list_parts(store_key), rows.decode_calls(value), at(0))
         table.restore(programs, chunks, at(0))
         return table
 
@@ -137,7 +139,20 @@ def check_invariants(table: ProcessTable) -> None:
     assert index.heard_us.keys() == calls.keys()
     assert index.active_us.keys() == table.rows.keys()
     assert index.running_calls == sum(call.running for row in table.rows.values() for call in row.calls.values())
-    assert index.live == sum(row.state != 4 for row in table.rows.values())
+    tenants = {row.tenant for row in table.rows.values()}
+    for tenant in tenants:
+        rows_of = [row for row in table.rows.values() if row.tenant == tenant]
+        assert index.live.of(tenant) == sum(row.state != 4 for row in rows_of)
+        assert index.calls_of.of(tenant) == sum(len(row.calls) for row in rows_of)
+        assert index.paused_of.of(tenant) == sum(row.paused for row in rows_of)
+        assert table.late.of_tenant.of(tenant) == sum(table.late.count(row.key) for row in rows_of)
+    assert index.live.total == sum(row.state != 4 for row in table.rows.values())
+    for tally in (index.live, index.calls_of, index.paused_of, table.late.of_tenant):
+        assert tally._counts.keys() <= tenants
+    assert sorted(index.closed.oldest(len(index.closed))) == sorted(
+        k for k, row in table.rows.items() if row.state == 4
+    )
+    assert set(index.closed._cancelled) == {k for k, row in table.rows.items() if row.cancelled}
     assert index.busy == sum(bool(row.calls) for row in table.rows.values())
     assert index.paused == {row.key for row in table.rows.values() if row.paused}
     on_engine: dict[EngineId, dict[CallId, ProgramKey]] = {}
@@ -149,6 +164,10 @@ def check_invariants(table: ProcessTable) -> None:
             engines[call.engine_id] = engines.get(call.engine_id, 0) + 1
     assert {engine: found for engine, found in index._on_engine.items() if found} == on_engine
     assert index._engines_of_tree == of_tree
+    late = {call_id for lists in table.late._lists.values() for calls in lists.values() for call_id in calls}
+    assert late == table.late._places.keys() == table.late._heard_us.keys()
+    assert not late & calls.keys(), "a call is in flight, or has been charged"
+    assert table.late._lists.keys() <= table.rows.keys()
     for row in table.rows.values():
         in_row = index.chunks.in_row(row)
         stored = dict(row.calls if in_row is None else in_row)

@@ -157,7 +157,7 @@ class Model:
                 case 5:
                     if not row.calls:
                         self.now += 20 * S
-                        self.table.expire(row, limits(), at(self.now))
+                        self.table.expiring.expire(row, limits(), at(self.now))
         except DomainError as refusal:
             self.refusals.add(refusal.reason)
             assert snapshot(self.table) == before
@@ -173,21 +173,23 @@ class Model:
         """Upkeep looks at few rows, and misses none that a look at all of them would find."""
         self.now += self.dice.choice([1, 3, 7, 12, 40]) * S
         table, now = self.table, at(self.now)
-        while (call_id := table.silent_call(limits(), now)) is not None:
+        while (call_id := table.expiring.silent_call(limits(), now)) is not None:
             table.end_call(table.index.calls[call_id], call_id, Outcome.EXPIRED, now)
         for call_id, heard_us in table.index.heard_us.items():
             assert now.steady_us - heard_us <= limits().call_idle_us, call_id
-        while (table.schedule_marked(limits(), 10)) == 10:
+        while (table.expiring.schedule_marked(limits(), 10)) == 10:
             pass
         examined = 10
         while examined == 10:
-            examined, expired = table.take_due(limits(), now, 10)
+            examined, expired = table.expiring.take_due(limits(), now, 10)
             for row in expired:
-                assert table.expire(row, limits(), now) == (row.key not in table.rows)
+                assert table.expiring.expire(row, limits(), now) == (row.key not in table.rows)
         # What has just been closed or has lost its last child is marked, and comes next time.
         marked = table.index.deadlines._marked
         assert not [
-            row.key for row in table.rows.values() if row.key not in marked and table.expire(row, limits(), now)
+            row.key
+            for row in table.rows.values()
+            if row.key not in marked and table.expiring.expire(row, limits(), now)
         ]
 
     def settle(self) -> None:
@@ -321,8 +323,8 @@ def test_an_agent_that_goes_on_calling_is_refused_longer_than_a_closed_program_i
     table = ProcessTable(1)
     row = open_program(table, "p")
     table.programs.cancel(row, at(0))
-    assert not table.expire(row, limits(retention_s=5), at(29 * S))
-    assert table.expire(row, limits(retention_s=5), at(31 * S))
+    assert not table.expiring.expire(row, limits(retention_s=5), at(29 * S))
+    assert table.expiring.expire(row, limits(retention_s=5), at(31 * S))
 
 
 # -- claims ----------------------------------------------------------------------------------------------------------

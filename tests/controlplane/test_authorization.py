@@ -20,6 +20,8 @@ from agentserving.v1 import call_service_pb2_grpc, program_service_pb2_grpc
 from agentserving.v1 import engine_service_pb2 as engine
 from agentserving.v1 import key_service_pb2 as key
 from agentserving.v1 import program_service_pb2 as program
+from agentserving.v1 import stream_service_pb2 as stream
+from agentserving.v1 import tenant_service_pb2 as tenant
 from agentserving.v1 import types_pb2 as types
 from agentserving_controlplane.__main__ import SERVICES
 from agentserving_controlplane.api.authorization import RULES, access_to
@@ -28,7 +30,7 @@ from google.protobuf import symbol_database
 from support.eventually import DEADLINE_S
 from support.served_plane import Refusal
 
-FILES = (admin, call, engine, key, program)
+FILES = (admin, call, engine, key, program, stream, tenant)
 PACKAGE = "agentserving.v1"
 OWNER, OTHER, ADMIN = a_key("acme"), a_key("globex"), a_key(role=Role.ADMIN)
 EXPIRED = a_key("acme", now_unix_s=time.time() - 100, lifetime_s=60)
@@ -62,9 +64,11 @@ MAY = {
     "CallService.*": "owner other admin admin-key stranger-with-key",
     "CallService.Admissions": "gateway",
     "EngineService.Attach": "sidecar",
+    "StreamService.GetStreams": "gateway sidecar sidecar-of-another-engine",
     "AdminService.*": "operator admin",
     "KeyService.*": "operator admin",
     "KeyService.WatchKeys": "gateway",
+    "TenantService.*": "operator admin",
 }
 UNKNOWN = {"no-key": "NO_CREDENTIAL", "expired": "KEY_EXPIRED", "revoked": "KEY_REVOKED", "stranger": "NO_CREDENTIAL",
            "foreign-cluster": "FOREIGN_CERTIFICATE"}  # fmt: skip
@@ -158,6 +162,10 @@ class Requests:
                 return kind(engine_id="e1")
             case "ApplyPolicy":
                 return kind(policy=types.Policy(name="fcfs"))
+            case "SetTenant":
+                return kind(tenant=tenant.Tenant(tenant="acme", weight=2))
+            case "RemoveTenant":
+                return kind(tenant="acme")
             case "CreateKey":
                 return kind(tenant="acme", name="ci")
             case "RevokeKey":

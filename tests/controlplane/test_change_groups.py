@@ -123,7 +123,7 @@ def test_a_row_that_is_removed_takes_its_unstored_groups_along() -> None:
     table.report(report_of(admit(table, "p/1"), "p/1", 1, root="p"), at(1))
     table.programs.close(child, Outcome.COMPLETED, at(1))
     admit(table, "p")
-    assert table.expire(child, limits(retention_s=0), at(10**9))
+    assert table.expiring.expire(child, limits(retention_s=0), at(10**9))
     disk.write(table)
     assert list(disk.items) == [rows.row_key("default", "p")]
 

@@ -13,7 +13,9 @@ from agentserving_controlplane.engines.directives import Accounts, CancelCalls, 
 from agentserving_controlplane.engines.facts import Capabilities
 from agentserving_controlplane.engines.health import EngineState
 from agentserving_controlplane.errors import DomainError, OverloadedError
+from agentserving_controlplane.metrics import exposition
 from agentserving_controlplane.store.memory import MemoryStore
+from agentserving_controlplane.store.port import Write
 from agentserving_controlplane.table.program_index import ProgramIndex
 from agentserving_controlplane.table.programs import OpenRequest
 from agentserving_controlplane.table.states import Outcome
@@ -78,6 +80,33 @@ async def test_refused_calls_are_subject_to_backpressure_and_cost_the_next_one_n
         with pytest.raises(OverloadedError):
             admit(plane)
         assert facts(plane) == before
+
+
+# -- recovery --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_row_that_cannot_be_read_is_left_alone_and_counted_and_all_others_are_served() -> None:
+    store = MemoryStore()
+    async with leader(store) as plane:
+        await attach(plane)
+        for name in ("good", "bad"):
+            await plane.programs.open(OpenRequest(tenant=ACME, program_id=ProgramId(name)))
+        await plane.commits.flush()
+        epoch = plane.epoch
+    bad = dict.fromkeys(
+        ("programs/acme\x00bad", "calls/acme\x00bad\x001", "late/no-number", "engines/e", "keys/k"), b"\xc1"
+    )
+    await store.commit(epoch, [Write(key, value) for key, value in bad.items()])
+    async with leader(store) as plane:
+        await attach(plane)
+        assert plane.unreadable_rows == len(bad)
+        assert b"agentserving_rows_unreadable 5.0" in exposition(plane)
+        assert [row.program_id for row in plane.table.rows.values()] == ["good"]
+        admit(plane, "good")
+        assert bad.items() <= (await store.load()).items.items(), "nothing is deleted"
+        await plane.programs.open(OpenRequest(tenant=ACME, program_id=ProgramId("bad")))
+    async with leader(store) as plane:
+        assert plane.unreadable_rows == len(bad) - 1, "its owner has written it again"
 
 
 # -- ends ------------------------------------------------------------------------------------------------------------
@@ -312,5 +341,5 @@ async def test_a_long_recovery_lets_other_tasks_run_so_that_the_lease_is_renewed
     task = asyncio.create_task(other())
     async with leader(store) as plane:
         task.cancel()
-        assert plane.table.index.live == 3 * ITEMS_PER_SLICE
+        assert plane.table.index.live.total == 3 * ITEMS_PER_SLICE
         assert turns >= 6

@@ -107,7 +107,7 @@ def test_an_abandoned_call_is_charged_with_its_last_report() -> None:
     row = open_program(table, "p")
     call = admit(table, "p")
     table.report(report_of(call, "p", 3, Outcome.NONE), at(1))
-    silent = table.silent_call(limits(), at(100 * S))
+    silent = table.expiring.silent_call(limits(), at(100 * S))
     assert silent == call.call_id
     end(table, "p", silent, Outcome.EXPIRED)
     assert row.attained_service_us == 3
@@ -117,9 +117,9 @@ def test_an_abandoned_call_is_charged_with_its_last_report() -> None:
 def test_an_idle_program_expires_and_is_forgotten_after_its_retention() -> None:
     table = ProcessTable(1)
     row = open_program(table, "p")
-    assert not table.expire(row, limits(), at(11 * S))
+    assert not table.expiring.expire(row, limits(), at(11 * S))
     assert (row.state, row.outcome) == (ProgramState.CLOSED, Outcome.EXPIRED)
-    assert table.expire(row, limits(), at(17 * S))
+    assert table.expiring.expire(row, limits(), at(17 * S))
     assert not table.rows
     check_invariants(table)
 
@@ -129,9 +129,9 @@ def test_a_step_of_the_wall_clock_expires_nothing() -> None:
     row = open_program(table, "p")
     call = admit(table, "p")
     stepped = at(S)._replace(unix_us=3600 * S)
-    assert table.silent_call(limits(), stepped) is None
+    assert table.expiring.silent_call(limits(), stepped) is None
     end(table, "p", call.call_id, now=S)
-    assert not table.expire(row, limits(), stepped)
+    assert not table.expiring.expire(row, limits(), stepped)
     assert row.state is ProgramState.ACTIVE
 
 
@@ -141,9 +141,9 @@ def test_after_a_restart_ages_count_from_the_recovery() -> None:
     disk.write(table)
     table = disk.restored(2)
     row = table.rows[key("p")]
-    assert not table.expire(row, limits(), at(9 * S))
+    assert not table.expiring.expire(row, limits(), at(9 * S))
     assert row.state is ProgramState.ACTIVE
-    table.expire(row, limits(), at(11 * S))
+    table.expiring.expire(row, limits(), at(11 * S))
     assert row.outcome is Outcome.EXPIRED
 
 
@@ -151,9 +151,9 @@ def test_a_program_may_wait_for_a_tool_twice_as_long_as_it_said() -> None:
     table = ProcessTable(1)
     row = open_program(table, "p")
     table.programs.begin_tool_wait(row, "review", 100 * S, at(0))
-    table.expire(row, limits(), at(199 * S))
+    table.expiring.expire(row, limits(), at(199 * S))
     assert row.state is ProgramState.TOOL_WAIT
-    table.expire(row, limits(), at(201 * S))
+    table.expiring.expire(row, limits(), at(201 * S))
     assert (row.state, row.tool) == (ProgramState.CLOSED, "")
 
 

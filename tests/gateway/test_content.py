@@ -92,7 +92,7 @@ def cline(calls: int) -> list[list[Item]]:
         text_chat([SYSTEM, QUESTION], 5, lambda number: f"<execute_command> {number} " + "x" * 300),
         text_chat(AIDER, 5, lambda number: f"SEARCH {number}"),
     ],
-    ids=["mini-swe-agent and pi", "qwen", "cline", "text", "aider, which mends what its tests refuse"],
+    ids=["mini-swe-agent and pi", "qwen", "cline", "text", "examples in the prompt"],
 )
 def test_all_calls_of_a_run_but_the_first_are_one_program(calls: list[list[Item]]) -> None:
     runs = Runs(counted())

@@ -112,6 +112,38 @@ async def test_open_codes_session_names_the_program_and_is_no_ticket(made: Rig) 
     assert verify(value(made.engines[0].requests[0], "x-session-id"), KEYS, engine_id="e0", now_unix_s=0).ticket
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "seen", "query"),
+    [
+        ("/v1/completions", "", b"/v1/completions", b""),
+        ("/v1/messages", "session-id: s\r\n", b"/v1/messages", b"?beta=true"),
+        ("/v1/responses", "", b"/v1/responses", b""),  # decided by its body
+        ("/v1/messages/count_tokens", "", b"/v1/messages/count_tokens", b""),
+    ],
+)
+async def test_a_url_may_name_the_program_and_engines_see_the_path_without_it(
+    path: str, headers: str, seen: bytes, query: bytes, made: Rig
+) -> None:
+    answer = await made.post(f"/p/run-1{path}{query.decode()}", headers=headers)
+    assert answer.startswith(b"HTTP/1.1 200 OK"), answer
+    (request,) = made.engines[0].requests
+    assert request.startswith(b"POST " + seen + query + b" HTTP/1.1\r\n")
+    if "count" not in path:
+        assert value(answer, "x-agentserving-program-id") == "run-1"
+
+
+async def test_below_a_program_the_same_paths_are_served_and_no_others(made: Rig) -> None:
+    get = "GET /p/run-1/v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    assert (await made.send(get.encode())).startswith(b"HTTP/1.1 200 OK")
+    (request,) = made.engines[0].requests
+    assert request.startswith(b"GET /v1/models HTTP/1.1\r\n")
+    for path in ("/p/run-1/health", "/p//v1/completions", "/p/a/p/b/v1/completions", "/p/run-1/metrics"):
+        assert (await made.post(path)).startswith(b"HTTP/1.1 404"), path
+    get = "GET /p/run-1/v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    assert (await made.send(get.encode())).startswith(b"HTTP/1.1 405")
+    assert len(made.engines[0].requests) == 1
+
+
 async def test_unknown_fields_and_bodies_pass_unchanged(made: Rig) -> None:
     body = b'{"model":"m","unknown":{"x":[1,2]},"temperature":0.10}'
     await made.post(body=body)

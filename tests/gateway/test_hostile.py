@@ -155,6 +155,19 @@ async def test_a_session_id_cannot_be_hidden_in_the_body(made: Rig, body: bytes)
         pytest.param(b"POST /v1/completions HTTP/1.1\nhost: x\ncontent-length: 2\n\n{}", b"{}", id="bare line feeds"),
         pytest.param(POST + b"x: a\r\n b\r\ncontent-length: 2\r\n\r\n{}", b"{}", id="a folded header"),
         pytest.param(
+            POST + b"x: a\r\n transfer-encoding: gzip\r\ncontent-length: 2\r\n\r\n{}", b"{}", id="a framing in a fold"
+        ),
+        pytest.param(
+            POST + b"x: a\rtransfer-encoding: gzip\r\ncontent-length: 2\r\n\r\n{}",
+            b"{}",
+            id="a framing after a bare CR",
+        ),
+        pytest.param(
+            CHUNKED.replace(b"HTTP/1.1", b"HTTP/1.0") + b"2\r\n{}\r\n0\r\n\r\nGET /docs HTTP/1.1\r\n\r\n",
+            b"{}",
+            id="chunks in HTTP/1.0, and more",
+        ),
+        pytest.param(
             b"POST http://a/v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}",
             b"{}",
             id="an absolute target",
@@ -168,7 +181,9 @@ async def test_unusual_but_valid_requests_are_served(made: Rig, data: bytes, rea
     head, _, body = request.partition(b"\r\n\r\n")
     assert body == reached
     # The engine gets one clean request, whatever the client's looked like.
-    assert not [line for line in head.split(b"\r\n") if b"\n" in line or line.startswith((b" ", b"\t"))]
+    lines = head.split(b"\r\n")
+    assert not [line for line in lines if b"\n" in line or b"\r" in line or line.startswith((b" ", b"\t"))]
+    assert value(request, "transfer-encoding") in ("", "chunked")
 
 
 async def test_a_trailer_is_not_taken_for_a_header(made: Rig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from agentserving.contract.ids import ProgramId
 from agentserving.programs import headers as client_headers
 from agentserving_gateway.body import Body, read_body
 from agentserving_gateway.errors import HttpError
@@ -47,6 +48,30 @@ OURS = "x-agentserving-program-id"
 def test_the_first_source_wins(headers: dict[str, str], body: object, wanted: tuple[str, str, str]) -> None:
     found = identify(headers, read_body(json.dumps(body).encode()))
     assert (found.program_id, found.parent_program_id, found.source) == wanted
+
+
+@pytest.mark.parametrize(
+    ("headers", "wanted"),
+    [
+        ({}, ("run", "", "")),
+        ({"session-id": "s"}, ("run", "", "s")),
+        ({"session-id": "s", "x-agentserving-thread-id": "t"}, ("run", "", "t")),
+        ({"x-claude-code-session-id": "c", "x-claude-code-agent-id": "a"}, ("run/c/a", "run", "")),
+        ({"x-session-id": "o", "x-parent-session-id": "r"}, ("run/o", "run", "")),
+        ({OURS: "opened"}, ("opened", "run", "")),
+        ({OURS: "opened", "x-agentserving-parent-program-id": "q"}, ("opened", "q", "")),
+        ({OURS: "run"}, ("run", "", "")),
+    ],
+)
+def test_the_program_of_the_url_is_that_of_sessions_and_the_parent_of_what_is_opened_in_it(
+    headers: dict[str, str], wanted: tuple[str, str, str]
+) -> None:
+    found = identify(headers, Body(), ProgramId("run"))
+    assert (found.program_id, found.parent_program_id, found.thread_id) == wanted
+
+
+def test_a_program_of_the_url_that_is_too_long_is_hashed() -> None:
+    assert len(identify({}, Body(), ProgramId("x" * 4000)).program_id) < 128
 
 
 def test_the_last_call_of_a_dynamo_session_is_known() -> None:

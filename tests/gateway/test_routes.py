@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from agentserving_gateway.routes import ROUTES, SHOWN, Kind, is_response_id, response_id_of, route_of
+from agentserving_gateway.routes import ROUTES, SHOWN, Kind, is_response_id, response_id_of, route_of, split_program
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,18 @@ def test_an_id_of_a_response_is_found_in_its_paths(text: str) -> None:
 @pytest.mark.parametrize("text", [None, 7, "", "..", "a/b", "a?b", "a#b", "a b", "a\n", "x" * 257, "%2e", "é"])
 def test_what_cannot_stand_in_a_path_is_no_id(text: object) -> None:
     assert not is_response_id(text)
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        ("/p/run-1/v1/models", ("run-1", "/v1/models")),
+        ("/p/a.b:c@d_e/v1/messages", ("a.b:c@d_e", "/v1/messages")),
+        ("/v1/messages", ("", "/v1/messages")),
+        ("/p/../v1/messages", ("", "/p/../v1/messages")),
+        ("/p//v1/messages", ("", "/p//v1/messages")),
+        ("/p/run", ("", "/p/run")),
+    ],
+)
+def test_a_path_may_begin_with_a_program(path: str, wanted: tuple[str, str]) -> None:
+    assert split_program(path) == wanted

@@ -43,7 +43,7 @@ def test_examples_are_valid(path: Path) -> None:
     parse(ClusterSpec, found["spec"])
 
 
-def test_the_notes_show_the_example_and_the_four_commands_of_the_readme() -> None:
+def test_the_notes_show_the_example_and_the_commands_of_the_readme() -> None:
     name = "cluster-simulator.yaml"
     assert (CHART / "files" / name).read_text() == (ROOT / "examples" / name).read_text()
     notes = (CHART / "templates/NOTES.txt").read_text()
@@ -52,10 +52,14 @@ def test_the_notes_show_the_example_and_the_four_commands_of_the_readme() -> Non
         "helm install agentserving charts/agentserving -n agentserving --create-namespace --wait",
         f"kubectl apply -f examples/{name}",
         "kubectl wait --for=condition=Ready asc/demo --timeout=5m",
+        "export OPENAI_API_KEY=$(kubectl agentserving key create default --for me)",
+        "kubectl port-forward svc/demo-gateway 8080:80",
         "kubectl agentserving top",
+        "kubectl -n {{ .Release.Namespace }} create secret generic {{ .Values.test.keySecret }} "
+        "--from-literal=key=$OPENAI_API_KEY",
     ]
     readme = (ROOT / "README.md").read_text()
-    assert all(command in readme for command in commands)
+    assert all(command in readme for command in commands[:-1])
 
 
 def values() -> dict[str, Any]:
@@ -191,13 +195,15 @@ def kinds(made: list[dict[str, Any]]) -> dict[str, int]:
 def test_the_default_is_an_operator_with_its_rights_and_a_crd_that_is_kept_at_uninstall() -> None:
     made = helm()
     assert kinds(made) == {
-        "CustomResourceDefinition": 1, "ServiceAccount": 1, "ClusterRole": 3, "ClusterRoleBinding": 1, "Deployment": 1,
+        "CustomResourceDefinition": 2, "ServiceAccount": 1, "ClusterRole": 3, "ClusterRoleBinding": 1, "Deployment": 1,
         "Pod": 1,
     }  # fmt: skip
-    (crd,) = (each for each in made if each["kind"] == "CustomResourceDefinition")
-    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
-    source = yaml.safe_load((CHART / "files/agentservingclusters.yaml").read_text())
-    assert crd["spec"] == source["spec"]
+    crds = {each["metadata"]["name"]: each for each in made if each["kind"] == "CustomResourceDefinition"}
+    assert crds.keys() == {"agentservingclusters.agentserving.io", "agentservingtenants.agentserving.io"}
+    assert {each["metadata"]["annotations"]["helm.sh/resource-policy"] for each in crds.values()} == {"keep"}
+    for name, crd in crds.items():
+        source = yaml.safe_load((CHART / f"files/{name.partition('.')[0]}.yaml").read_text())
+        assert crd["spec"] == source["spec"]
 
 
 @needs_helm
@@ -249,3 +255,16 @@ def test_the_helm_test_calls_the_configured_cluster() -> None:
 def test_helm_refuses_invalid_values_by_name(flag: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         helm("--set", flag)
+
+
+@needs_helm
+def test_every_image_may_be_required_to_have_a_digest() -> None:
+    digest = f"sha256:{'0' * 64}"
+    with pytest.raises(ValueError, match=r"etcdImage\.digest is empty"):
+        helm("--set", "requireDigests=true", "--set", f"image.digest={digest}", "--set", f"engineImage.digest={digest}")
+    pinned = [word for name in ("image", "engineImage", "etcdImage") for word in ("--set", f"{name}.digest={digest}")]
+    made = helm("--set", "requireDigests=true", *pinned)
+    (deployment,) = (each for each in made if each["kind"] == "Deployment")
+    one = only_container(deployment)
+    images = [each["value"] for each in one["env"] if each["name"].endswith("_IMAGE")]
+    assert [image.partition("@")[2] for image in (*images, one["image"])] == [digest] * 4

@@ -13,7 +13,7 @@ from agentserving_operator.spec import crd
 from agentserving_operator.spec.fields import integer, items, text
 from agentserving_operator.spec.schema import UnboundedFieldError, object_schema
 
-COMMITTED = Path(__file__).parents[2] / "charts/agentserving/files/agentservingclusters.yaml"
+FILES = Path(__file__).parents[2] / "charts/agentserving/files"
 
 
 def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -26,8 +26,9 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
 
 
 def whole() -> list[tuple[str, dict[str, Any]]]:
-    root = crd.version()["schema"]["openAPIV3Schema"]["properties"]
-    return [*nodes(root["spec"], "spec"), *nodes(root["status"], "status")]
+    """All fields, the clusters' before the tenants'."""
+    roots = [version["schema"]["openAPIV3Schema"]["properties"] for version in (crd.version(), crd.tenant_version())]
+    return [found for root in roots for part in ("spec", "status") for found in nodes(root[part], part)]
 
 
 def test_every_string_number_and_list_is_bounded() -> None:
@@ -83,8 +84,11 @@ def test_columns_and_scale_point_at_fields_that_exist() -> None:
 
 
 def test_the_committed_file_is_what_is_generated() -> None:
-    assert yaml.safe_load(COMMITTED.read_text()) == crd.definition()
-    assert COMMITTED.read_text() == crd.HEADER + crd.to_yaml(crd.definition())
+    assert {path.stem for path in FILES.glob("agentserving*.yaml")} == set(crd.definitions())
+    for plural, definition in crd.definitions().items():
+        text = (FILES / f"{plural}.yaml").read_text()
+        assert yaml.safe_load(text) == definition
+        assert text == crd.HEADER + crd.to_yaml(definition)
 
 
 @dataclass(frozen=True)

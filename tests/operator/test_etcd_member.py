@@ -20,6 +20,7 @@ from agentserving_operator.certificates.renewal import renewed
 from agentserving_operator.etcd_member import (
     EXISTING,
     NEW,
+    Cluster,
     Decision,
     EtcdError,
     Member,
@@ -131,8 +132,8 @@ class Etcds:
 
     def __init__(self, home: Path, *, tls: bool) -> None:
         self.home, self.tls = home, tls
-        cluster = make_cluster(store={"etcd": {"members": 3}}, tls={"issuer": "Operator" if tls else "None"})
-        self._set, self._names = etcd_statefulset(cluster), leaves(cluster)[Leaf.ETCD]
+        self.cluster = make_cluster(store={"etcd": {"members": 3}}, tls={"issuer": "Operator" if tls else "None"})
+        self._set = etcd_statefulset(self.cluster)
         ports = free_ports(9)
         self._ports = {name: tuple(ports[3 * i : 3 * i + 3]) for i, name in enumerate(NAMES)}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -140,13 +141,20 @@ class Etcds:
             self._issue()
 
     def _issue(self) -> None:
-        hosts = {"etcd": ["127.0.0.1", *self._names]}
-        found = renewed("demo", None, {}, hosts, datetime.datetime.now(datetime.UTC))
-        for name, data in (
-            ("ca.crt", found.authority.trusted), ("tls.crt", found.leaves["etcd"].cert),
-            ("tls.key", found.leaves["etcd"].key),
-        ):  # fmt: skip
-            (self.home / name).write_bytes(data)
+        names = {leaf.value: names for leaf, names in leaves(self.cluster).items()}
+        names[Leaf.ETCD] = ["127.0.0.1", *names[Leaf.ETCD]]
+        found = renewed("demo", None, {}, names, datetime.datetime.now(datetime.UTC))
+        (self.home / "ca.crt").write_bytes(found.authority.trusted)
+        for leaf, pair in found.leaves.items():
+            own = "tls" if leaf == Leaf.ETCD else leaf
+            (self.home / f"{own}.crt").write_bytes(pair.cert)
+            (self.home / f"{own}.key").write_bytes(pair.key)
+
+    def as_client(self, leaf: str) -> list[Member]:
+        """The members, as etcd lists them to the owner of a certificate. EtcdError for one that it does not admit."""
+        files = {"trusted-ca-file": "ca.crt", "cert-file": f"{leaf}.crt", "key-file": f"{leaf}.key"}
+        client = Cluster({f"peer-{flag}": str(self.home / file) for flag, file in files.items()})
+        return client.members([f"https://127.0.0.1:{self._ports[NAMES[0]][0]}"])
 
     def _on_this_machine(self, name: str, arguments: list[str]) -> list[str]:
         """The container's arguments with addresses and directories of this machine."""
@@ -248,3 +256,28 @@ def test_a_volume_whose_log_is_gone_counts_as_lost(etcds: Etcds) -> None:
     etcds.start(name)
     etcds.eventually("the member is back", lambda: etcds.is_healthy(name))
     assert [each.name.partition(".lost-")[0] for each in data.parent.glob("data.lost-*")] == ["data"]
+
+
+def _reads_names_in_files() -> bool:
+    """etcd 3.5 knows who may be a client only by a flag, and members of several get a file."""
+    version = subprocess.run([find_etcd(), "--version"], capture_output=True, text=True, check=True).stdout
+    return tuple(map(int, version.split()[2].split(".")[:2])) >= (3, 6)
+
+
+@pytest.mark.etcd
+@pytest.mark.timeout(240)
+@pytest.mark.skipif(not _reads_names_in_files(), reason="etcd older than 3.6 is not supported with three members")
+def test_three_members_admit_control_planes_and_each_other_and_nobody_else(tmp_path: Path) -> None:
+    etcds = Etcds(tmp_path, tls=True)
+    try:
+        for name in NAMES:
+            etcds.start(name)
+        etcds.eventually("all members are healthy", lambda: all(map(etcds.is_healthy, NAMES)))
+        for leaf in (Leaf.CONTROL_PLANE, "tls"):
+            assert {each.name for each in etcds.as_client(leaf)} == set(NAMES)
+        for leaf in (Leaf.GATEWAY, Leaf.OPERATOR, Leaf.ADMIN, Leaf.CLIENT):
+            with pytest.raises(EtcdError, match="UNAVAILABLE"):
+                etcds.as_client(leaf)
+    finally:
+        for name in etcds.processes:
+            etcds.stop(name)

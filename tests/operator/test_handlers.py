@@ -18,7 +18,7 @@ from agentserving_operator import handlers
 from agentserving_operator.api_server import ApiServer
 from agentserving_operator.errors import RefusedError
 from agentserving_operator.handlers import ClusterEvents
-from agentserving_operator.spec.crd import GROUP, KIND, PLURAL, VERSION
+from agentserving_operator.spec.crd import GROUP, KIND, PLURAL, TENANT_KIND, TENANT_PLURAL, VERSION
 from agentserving_process.backoff import Backoff
 from agentserving_process.supervision import Supervisor
 from aiohttp import web
@@ -42,6 +42,8 @@ class ScriptedServer:
         self.failures: list[int] = []
         self.requests: list[tuple[str, str]] = []
         self.watches = 0
+        # Kinds that kopf finds, by plural.
+        self.kinds = {PLURAL: KIND}
         self._changes: list[asyncio.Queue[dict[str, Any]]] = []
 
     def send(self, change: str, found: dict[str, Any]) -> None:
@@ -52,14 +54,17 @@ class ScriptedServer:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path))
         namespaces = {"name": "namespaces", "singularName": "namespace", "kind": "Namespace", "namespaced": False}
-        clusters = {"name": PLURAL, "singularName": "agentservingcluster", "kind": KIND, "namespaced": True}
+        kinds = [
+            {"name": plural, "singularName": kind.lower(), "kind": kind, "namespaced": True}
+            for plural, kind in self.kinds.items()
+        ]
         verbs = {"verbs": ["list", "watch", "patch"]}
         version = {"groupVersion": f"{GROUP}/{VERSION}", "version": VERSION}
         discovery: dict[str, Any] = {
             "/api": {"versions": ["v1"]},
             "/api/v1": {"resources": [namespaces | verbs]},
             "/apis": {"groups": [{"name": GROUP, "versions": [version], "preferredVersion": version}]},
-            f"/apis/{GROUP}/{VERSION}": {"resources": [clusters | verbs]},
+            f"/apis/{GROUP}/{VERSION}": {"resources": [kind | verbs for kind in kinds]},
         }
         if request.path in discovery:
             return web.json_response(discovery[request.path])
@@ -150,6 +155,18 @@ async def test_listed_and_changed_clusters_are_touched_and_nothing_is_written(
     paths = {path for _, path in server.requests if path.endswith(PLURAL)}
     scope = "/namespaces/ns" if namespaces else ""
     assert paths == {f"/apis/{GROUP}/{VERSION}{scope}/{PLURAL}"}
+
+
+async def test_a_tenant_touches_the_cluster_that_it_names(tmp_path: Path) -> None:
+    server, touched = ScriptedServer(), Touched()
+    server.kinds = {TENANT_PLURAL: TENANT_KIND}
+    async with given(server, tmp_path, touched) as events, running(events):
+        await eventually_async(lambda: server.watches == 1)
+        tenant = cluster("research", "101") | {"kind": TENANT_KIND, "spec": {"clusterName": "demo"}}
+        server.send("ADDED", tenant)
+        await eventually_async(lambda: touched.names == ["ns/demo"])
+        server.send("DELETED", tenant)
+        await eventually_async(lambda: touched.names == ["ns/demo", "ns/demo"])
 
 
 async def test_an_expired_watch_lists_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import datetime
 import os
@@ -17,7 +18,7 @@ from agentserving_operator.reconcile import Reconciler, VisitResult
 from agentserving_operator.spec.crd import KIND
 from agentserving_operator.spec.scheduling import Scheduling
 from support.memory_api import MemoryApi
-from support.operator_objects import IMAGES
+from support.operator_objects import IMAGES, no_tenants
 
 NOW = "2026-01-01T00:00:00Z"
 # Without certificates, of which no two are equal; test_issuing is about these.
@@ -46,7 +47,8 @@ class Plane:
 async def visit(api: MemoryApi, plane: Plane | None = None, name: str = "demo") -> VisitResult:
     """By an operator that has just started."""
     reconciler = Reconciler(
-        api=api, apply_policy=plane or Plane(), images=IMAGES, now=lambda: NOW, random_bytes=lambda n: b"r" * n
+        api=api, apply_policy=plane or Plane(), apply_tenants=no_tenants, images=IMAGES, now=lambda: NOW,
+        random_bytes=lambda n: b"r" * n,
     )  # fmt: skip
     return await reconciler.visit("ns", name)
 
@@ -127,7 +129,8 @@ def annotate(api: MemoryApi, value: str) -> None:
 async def test_an_annotation_requests_a_ticket_key_which_takes_over_step_by_step(api: MemoryApi) -> None:
     clock, seen = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC), []
     reconciler = Reconciler(
-        api=api, apply_policy=Plane(), images=IMAGES, now=lambda: clock.isoformat().replace("+00:00", "Z"),
+        api=api, apply_policy=Plane(), apply_tenants=no_tenants, images=IMAGES,
+        now=lambda: clock.isoformat().replace("+00:00", "Z"),
         random_bytes=os.urandom,
     )  # fmt: skip
 
@@ -142,7 +145,8 @@ async def test_an_annotation_requests_a_ticket_key_which_takes_over_step_by_step
         seen.append(await keys())
         assert await keys() == seen[-1]
         clock += datetime.timedelta(hours=1)
-    assert set(seen[0]) == {"key", "public", "key.next", "public.next"}
+    names = ("key", "public", "gateway-key", "gateway-public")
+    assert set(seen[0]) == {*names, *(f"{name}.next" for name in names)}
     assert seen[0]["key"] == old["key"]
     assert (seen[1]["key"], seen[1]["key.previous"]) == (seen[0]["key.next"], old["key"])
     assert seen[2]["key"] == seen[1]["key"] != old["key"]
@@ -164,7 +168,7 @@ async def test_the_policy_is_applied_once_the_control_plane_serves(api: MemoryAp
     serve(api)
     assert await visit(api, plane) is VisitResult.SETTLED
     ((address, scheduling),) = plane.asked
-    assert (address, scheduling.policy) == ("demo-control-plane.ns.svc:7070", "program-plas")
+    assert (address, scheduling.policy) == ("demo-control-plane.ns.svc:7070", "auto")
     assert api.objects[KIND, "ns", "demo"]["status"]["policy"]["observedGeneration"] == 1
 
 
@@ -201,7 +205,8 @@ async def test_an_engine_that_is_down_behind_a_ready_pod_is_reported(api: Memory
 
 async def test_a_webhook_that_rewrites_our_fields_costs_one_write(api: MemoryApi) -> None:
     reconciler = Reconciler(
-        api=api, apply_policy=Plane(), images=IMAGES, now=lambda: NOW, random_bytes=lambda n: b"r" * n
+        api=api, apply_policy=Plane(), apply_tenants=no_tenants, images=IMAGES, now=lambda: NOW,
+        random_bytes=lambda n: b"r" * n,
     )  # fmt: skip
     apply = api.apply
 
@@ -232,3 +237,46 @@ async def test_an_inference_pool_goes_when_it_is_no_longer_wanted() -> None:
     api.put_cluster("ns", "demo", SPEC)
     await visit(api)
     assert not [key for key in api.objects if key[0] == "InferencePool" or "endpoint-picker" in key[2]]
+
+
+def with_cluster(spec: dict[str, Any]) -> MemoryApi:
+    api = MemoryApi()
+    api.put_cluster("ns", "demo", spec)
+    return api
+
+
+async def asks_for_keys(api: MemoryApi) -> bool:
+    await visit(api)
+    (one,) = api.objects["Deployment", "ns", "demo-control-plane"]["spec"]["template"]["spec"]["containers"]
+    status = api.objects[KIND, "ns", "demo"]["status"]
+    assert (status["clientAuth"] == "Keys") == ("--client-auth" in one["args"])
+    return bool(status["clientAuth"] == "Keys")
+
+
+@pytest.mark.parametrize(
+    ("auth", "status", "expected"),
+    [
+        ({}, {}, True),
+        # Its last status is of an operator from before keys existed.
+        ({}, {"url": "http://demo"}, False),
+        ({"clients": "Keys"}, {"url": "http://demo"}, True),
+        ({"clients": "None"}, {}, False),
+        # The default of an earlier CRD, stored with the object.
+        ({"clients": "None"}, {"url": "http://demo"}, False),
+        ({}, {"url": "http://demo", "clientAuth": "Keys"}, True),
+        # What an invalid spec leaves behind says nothing.
+        ({}, {"observedGeneration": 1}, True),
+    ],
+)
+def test_new_clusters_ask_for_keys_and_existing_ones_stay_as_they_were(
+    auth: dict[str, Any], status: dict[str, Any], expected: bool
+) -> None:
+    spec = {"model": {"name": "tiny"}, "engine": {"type": "Simulator"}, "auth": auth}
+    api = with_cluster(spec)
+    api.objects[KIND, "ns", "demo"]["status"] = status
+    for _ in range(2):
+        assert asyncio.run(asks_for_keys(api)) is expected
+
+
+def test_a_cluster_without_certificates_has_no_keys_unless_it_asks_for_them() -> None:
+    assert asyncio.run(asks_for_keys(with_cluster(SPEC))) is False

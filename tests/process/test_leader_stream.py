@@ -1,4 +1,7 @@
-"""A stream to the leader goes on through everything that a control plane, or a proxy before it, can send."""
+"""A stream to the leader goes on through everything that a control plane, or a proxy before it, can send.
+
+Over gRPC, and over frames: each test runs with both.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,10 @@ import pytest
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
+from agentserving.v1 import stream_service_pb2, stream_service_pb2_grpc
 from agentserving_process import leader_stream
-from agentserving_process.leader_stream import LeaderStream
+from agentserving_process.frames.server import StreamServer
+from agentserving_process.leader_stream import Framed, LeaderStream
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from hypothesis import HealthCheck, given, settings
@@ -54,8 +59,27 @@ class Owner:
         self.losses += 1
 
 
+METHOD = "/agentserving.v1.CallService/Admissions"
+
+
+class StreamServicer(stream_service_pb2_grpc.StreamServiceServicer):
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    async def GetStreams(self, request: Any, context: Any) -> stream_service_pb2.GetStreamsResponse:
+        return stream_service_pb2.GetStreamsResponse(address=f"127.0.0.1:{self.port}")
+
+
+@pytest.fixture(params=["grpc", "framed"], autouse=True)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(Leader, "is_framed", request.param == "framed")
+    return str(request.param)
+
+
 class Leader:
     """A server that plays one script a stream, the last one for ever; scripts see raw bytes."""
+
+    is_framed = False
 
     def __init__(self, *scripts: Script) -> None:
         self.scripts, self.streams = scripts, 0
@@ -66,18 +90,23 @@ class Leader:
         await script(context)
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator[str]:
+    async def serving(self, announced: int = 0) -> AsyncIterator[str]:
+        """`announced`: serves gRPC, and names this port as that of its framed streams."""
         server = grpc.aio.server()
         handler: Any = grpc.stream_stream_rpc_method_handler(self._play)
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("agentserving.v1.CallService", {"Admissions": handler}),)
-        )
+        played = grpc.method_handlers_generic_handler("agentserving.v1.CallService", {"Admissions": handler})
+        framed = StreamServer(played, {METHOD}, 16 << 20)
+        if self.is_framed or announced:
+            streams = StreamServicer(announced or await framed.start("127.0.0.1:0"))
+            stream_service_pb2_grpc.add_StreamServiceServicer_to_server(streams, server)
+        if announced or not self.is_framed:
+            server.add_generic_rpc_handlers((played,))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         try:
             yield f"127.0.0.1:{port}"
         finally:
-            await server.stop(0)
+            await asyncio.gather(server.stop(0), framed.stop(0))
 
 
 async def good(context: Any) -> None:
@@ -105,8 +134,9 @@ def status_with(*details: Any, code: int = code_pb2.UNAVAILABLE) -> bytes:
 @asynccontextmanager
 async def running(address: str, owner: Owner, **limits: Any) -> AsyncIterator[LeaderStream[Any, Any]]:
     stream: LeaderStream[Any, Any] = LeaderStream(
-        "test", LeaderChannel(address), lambda channel: rpc.CallServiceStub(channel).Admissions(), owner, **limits
-    )
+        "test", LeaderChannel(address), lambda channel: rpc.CallServiceStub(channel).Admissions(), owner,
+        framed=Framed(METHOD, pb.AdmissionsResponse), **limits,
+    )  # fmt: skip
     task = asyncio.create_task(stream.run())
     try:
         yield stream
@@ -268,11 +298,14 @@ async def test_greeting_precedes_what_is_sent_later() -> None:
     assert heard == [1000, *range(50)]
 
 
-async def test_a_channel_that_something_else_closes_is_a_lost_stream_and_no_end_of_the_task() -> None:
+async def test_a_channel_that_something_else_closes_is_a_lost_stream_and_no_end_of_the_task(transport: str) -> None:
     leader, owner = Leader(good), Owner()
     async with leader.serving() as address, running(address, owner) as stream:
         await until(lambda: stream.is_connected, "not connected")
         await stream._channel.close()
+        if transport == "framed":
+            # That connection was closed already.
+            stream._stream.cancel()
         await until(lambda: leader.streams == 2 and stream.is_connected, "no second stream")
 
 
@@ -297,3 +330,24 @@ async def test_what_is_sent_in_one_turn_of_the_loop_may_be_taken_as_one_message(
             assert stream.send(pb.AdmissionsRequest(stream_id=number))
         await until(lambda: len(heard) == 3, "messages are missing")
         assert heard[1:] == [[0, 1, 2], [3, 4]]
+
+
+async def test_grpc_is_used_where_framed_streams_cannot_be_reached() -> None:
+    owner = Owner()
+    # Nothing listens there.
+    async with Leader(good).serving(announced=1) as address, running(address, owner) as stream:
+        await until(lambda: stream.is_connected, "not connected over gRPC")
+    assert owner.got == [7]
+
+
+async def test_grpc_is_used_where_framed_streams_are_never_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leader_stream, "FIRST_ANSWER_S", 0.1)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as proxy:
+        port = proxy.sockets[0].getsockname()[1]
+        async with Leader(good).serving(announced=port) as address, running(address, Owner()) as stream:
+            await until(lambda: stream.is_connected, "not connected over gRPC")

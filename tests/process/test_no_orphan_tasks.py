@@ -12,6 +12,7 @@ SOURCES = ("process/agentserving_process", "controlplane/agentserving_controlpla
 OWNERS = {
     "process/agentserving_process/supervision.py",
     "process/agentserving_process/leader_stream.py",  # the writer of a stream: a failure breaks the stream
+    "process/agentserving_process/frames/server.py",  # logs failures; `stop` ends all
     "controlplane/agentserving_controlplane/store/group_commit.py",  # ends the leadership
     "controlplane/agentserving_controlplane/store/etcd/client.py",  # closes channels with old certificates
     "controlplane/agentserving_controlplane/store/etcd/watch.py",  # a read with a time limit

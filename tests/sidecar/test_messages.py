@@ -11,6 +11,7 @@ from agentserving.contract.channel import (
     Load,
     PolicyResult,
     SetAccounts,
+    SetShares,
     ToolWait,
 )
 from agentserving.contract.ids import EngineId, ProgramId, ProgramKey, Tenant
@@ -117,10 +118,12 @@ def test_a_welcome_names_the_paused_programs_of_each_tenant() -> None:
         epoch=7,
         policy=types_pb2.PolicyVersion(version=2, policy=policy_to(preset("plas"))),
         paused=[pb.ProgramKey(tenant="acme", program_id="x"), pb.ProgramKey(tenant="globex", program_id="x")],
+        shares=pb.TenantShares(shares=[pb.TenantShare(tenant="acme", weight=2)]),
     )
     message = from_leader(pb.AttachResponse(welcome=welcome))
     assert isinstance(message, Welcome)
     assert (message.epoch, message.paused) == (7, {ACME_X, GLOBEX_X})
+    assert message.shares == SetShares([("acme", 2)])
     assert (message.policy.version, message.policy.policy) == (2, preset("plas"))
 
 
@@ -138,6 +141,8 @@ def test_a_welcome_names_the_paused_programs_of_each_tenant() -> None:
         )), ToolWait(
             tenant="acme", root_program_id="x", program_id="y", thread_id="t", waiting=True, expected_us=5
         )),
+        (pb.Directive(shares=pb.TenantShares(shares=[pb.TenantShare(tenant="acme", weight=2)])),
+            SetShares([("acme", 2)])),
         (pb.Directive(), None),
     ],
 )  # fmt: skip

@@ -7,7 +7,16 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from agentserving.contract.channel import AckCalls, Load, PolicyResult, SetAccounts, SetPaused, SetPolicy, ToolWait
+from agentserving.contract.channel import (
+    AckCalls,
+    Load,
+    PolicyResult,
+    SetAccounts,
+    SetPaused,
+    SetPolicy,
+    SetShares,
+    ToolWait,
+)
 from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import preset, to_dict
 from agentserving_sidecar import sidecar as sidecar_module
@@ -227,12 +236,15 @@ async def test_accounts_and_tool_waits_are_passed_on(tmp_path: Path) -> None:
             assert rig.engine.sent[-1] == action
 
 
-async def test_an_engine_that_boots_gets_the_policy_and_the_paused_programs(tmp_path: Path) -> None:
+async def test_an_engine_that_boots_gets_the_policy_the_paused_programs_and_the_shares(tmp_path: Path) -> None:
     async with running_sidecar(tmp_path) as rig:
         rig.sidecar.received(welcome(1, ACME_X))
+        shares = SetShares([("acme", 2)])
+        rig.sidecar.received(Directive(1, shares))
+        assert rig.engine.sent[-1] == shares
         rig.engine.sent.clear()
         rig.sidecar.engine_hello(hello("b2"))
-        assert rig.engine.sent == [SetPolicy(3, to_dict(preset("plas"))), SetPaused([("acme", "x")])]
+        assert rig.engine.sent == [SetPolicy(3, to_dict(preset("plas"))), SetPaused([("acme", "x")]), shares]
 
 
 async def test_directives_and_welcomes_of_an_older_epoch_are_ignored(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class KillableCluster:
         """A control plane on the same store, not started."""
         given = {
             "listen": self.listen, "store": "etcd", "etcd_endpoints": self.etcd.endpoint,
-            "ticket_key_file": self.directory / "key", "policy": "plas", **flags,
+            "ticket_key_file": self.directory / "key", "policy": "plas", "streams_listen": "127.0.0.1:0", **flags,
         }  # fmt: skip
         return Component("agentserving_controlplane", self.directory, **given)
 

@@ -1,4 +1,4 @@
-"""A kubectl for machines without one: answers `get` from files and really forwards ports.
+"""A kubectl for machines without one: answers `get` and `logs` from files and really forwards ports.
 
 Started as ``kubectl``. KUBECTL_ANSWERS is a directory with a JSON file for each resource. Its file `ports` contains the
 local port that a forwarded port leads to; `ports-NAME` overrides it for the target NAME.
@@ -51,6 +51,9 @@ def main(arguments: list[str]) -> None:
     if words[0] == "port-forward":
         own = answers / f"ports-{words[1].partition('/')[2]}"
         _forward(int((own if own.exists() else answers / "ports").read_text()))
+    if words[0] == "logs":
+        print((answers / "logs").read_text(), end="")
+        return
     found = answers / f"{words[1]}.json"
     if not found.exists():
         sys.exit(f'error: the server doesn\'t have a resource type "{words[1]}"')

@@ -12,7 +12,9 @@ from typing import Any
 from agentserving_operator.api_server import CHILD_KINDS
 from agentserving_operator.errors import RefusedError, UnavailableError
 from agentserving_operator.manifests import Manifest
-from agentserving_operator.spec.crd import API_VERSION, KIND
+from agentserving_operator.spec.crd import API_VERSION, KIND, TENANT_KIND
+
+NOW = "2026-01-01T00:00:00Z"
 
 
 def _merged(old: Any, new: Any) -> Any:
@@ -38,6 +40,15 @@ class MemoryApi:
         generation = old["metadata"]["generation"] + (old.get("spec") != spec)
         metadata = {**old["metadata"], "name": name, "namespace": namespace, "generation": generation}
         self._store({**old, "apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec})
+
+    def put_tenant(self, namespace: str, name: str, spec: dict[str, Any], created: str = NOW) -> None:
+        """What `kubectl apply` does with an AgentServingTenant; the generation always grows."""
+        old = self.objects.get((TENANT_KIND, namespace, name), {"metadata": {"generation": 0}})
+        metadata = {
+            "creationTimestamp": created, **old["metadata"], "name": name, "namespace": namespace,
+            "generation": old["metadata"]["generation"] + 1,
+        }  # fmt: skip
+        self._store({**old, "apiVersion": API_VERSION, "kind": TENANT_KIND, "metadata": metadata, "spec": spec})
 
     def state(self) -> dict[tuple[str, str, str], Manifest]:
         """All objects except Events, without uids and versions."""

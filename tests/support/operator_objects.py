@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from agentserving.client.values import TenantSettings
+from agentserving_operator.control_planes import Target
 from agentserving_operator.manifests import AgentServingCluster, Images, Manifest
+from agentserving_operator.observe.tenants import Outcome
+from agentserving_operator.spec.auth import in_force
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.parsing import parse
 
@@ -13,10 +18,10 @@ IMAGES = Images(agentserving="registry.test/agentserving:1", vllm="registry.test
 
 def make_cluster(images: Images = IMAGES, **spec: Any) -> AgentServingCluster:
     """A cluster `demo` in namespace `ns`; `spec` as a user writes it, the model filled in."""
-    whole = {"model": {"name": "meta-llama/Llama-3.1-8B-Instruct"}, **spec}
+    parsed = parse(ClusterSpec, {"model": {"name": "meta-llama/Llama-3.1-8B-Instruct"}, **spec})
     return AgentServingCluster(
-        name="demo", namespace="ns", uid="11111111-2222-3333-4444-555555555555", spec=parse(ClusterSpec, whole),
-        images=images, generation=3,
+        name="demo", namespace="ns", uid="11111111-2222-3333-4444-555555555555", spec=parsed,
+        images=images, generation=3, client_auth=in_force(parsed.auth.clients, parsed.tls.on, {}),
     )  # fmt: skip
 
 
@@ -40,3 +45,10 @@ def env_of(container: Manifest) -> dict[str, Any]:
 def value_after(arguments: list[str], flag: str) -> str:
     """What a flag is given."""
     return arguments[arguments.index(flag) + 1]
+
+
+async def no_tenants(target: Target, wanted: Mapping[str, TenantSettings], forget: Collection[str]) -> Outcome:
+    """For clusters without AgentServingTenants."""
+    assert not wanted
+    assert not forget
+    return Outcome(refused={}, forgotten=frozenset())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -54,6 +55,16 @@ class Kubectl:
         """The items of a list. KubectlError."""
         items: list[dict[str, Any]] = self.get(*what)["items"]
         return items
+
+    def logs(self, selector: str, since_s: float) -> Iterator[str]:
+        """The lines of the logs of pods, one pod after the other. KubectlError."""
+        argv = self.argv("logs", "-l", selector, "--tail=-1", f"--since={math.ceil(since_s)}s", "--max-log-requests=20")
+        with tempfile.TemporaryFile("w+") as errors:
+            with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace") as child:
+                yield from child.stdout or ()
+            if child.returncode:
+                errors.seek(0)
+                raise KubectlError(said(errors.read()) or f"kubectl logs: exit status {child.returncode}")
 
     @contextmanager
     def forwarded(self, target: str, port: int) -> Iterator[str]:

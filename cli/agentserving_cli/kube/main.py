@@ -7,6 +7,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import agentserving
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from agentserving_cli.audit_command import audit_command
 from agentserving_cli.connection import connected, fail, named_leader
 from agentserving_cli.key_commands import key_commands
 from agentserving_cli.kube.clusters import (
@@ -35,6 +37,7 @@ from agentserving_cli.kube.findings import Finding, of_cluster, of_control_plane
 from agentserving_cli.kube.kubectl import Kubectl, KubectlError
 from agentserving_cli.output import is_data, output_option, print_data
 from agentserving_cli.program_commands import program_commands
+from agentserving_cli.tenant_commands import tenant_commands
 
 console = Console(soft_wrap=True)
 
@@ -107,6 +110,20 @@ def _where(command: Callable[..., Any]) -> Callable[..., Any]:
     return _options(found)
 
 
+def _logs(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options; the logs of the cluster's control planes become the command's first argument."""
+
+    @functools.wraps(command)
+    def found(kubectl: Kubectl, cluster: str, *arguments: Any, **chosen: Any) -> Any:
+        def lines(since: timedelta) -> Iterator[str]:
+            name = _cluster(kubectl, cluster)["metadata"]["name"]
+            return kubectl.logs(labels(name, "control-plane"), since.total_seconds())
+
+        return command(lines, *arguments, **chosen)
+
+    return _options(found)
+
+
 @click.group()
 @click.version_option(agentserving.__version__)
 def main() -> None:
@@ -117,7 +134,8 @@ def main() -> None:
     """
 
 
-for _command in (*program_commands(_where), key_commands(_where)):
+_commands = (*program_commands(_where), key_commands(_where), tenant_commands(_where), audit_command(_logs))
+for _command in _commands:
     main.add_command(_command)
 
 

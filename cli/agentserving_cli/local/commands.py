@@ -72,7 +72,7 @@ def control_plane(spec: ClusterSpec, home: Path, ports: Ports, plane: ControlPla
     """One control plane; its table is in `spec.store`."""
     keys = Credentials(home)
     argv = component(
-        "agentserving_controlplane", "--listen", f"127.0.0.1:{plane.grpc}",
+        "agentserving_controlplane", "--listen", f"127.0.0.1:{plane.grpc}", "--streams-listen", "127.0.0.1:0",
         "--http-port", str(plane.http), "--store", spec.store,
         "--etcd-endpoints", f"127.0.0.1:{ports.etcd_client}", "--etcd-prefix", "/agentserving/local",
         "--ticket-key-file", str(home / "ticket.key"), "--policy", spec.policy, "--balancer", spec.balancer,

@@ -68,6 +68,7 @@ RULES: dict[str, dict[str, Access]] = {
         # The sidecar's: here it answers UNIMPLEMENTED.
         "Generate": _OWN,
     },
+    "StreamService": {"GetStreams": _rule(Role.GATEWAY, Role.SIDECAR)},
     "EngineService": {"Attach": _rule(Role.SIDECAR, audited=True)},
     "AdminService": {
         "ApplyPolicy": _CHANGE,
@@ -82,6 +83,11 @@ RULES: dict[str, dict[str, Access]] = {
         "ListKeys": _READ,
         "RevokeKey": _CHANGE,
         "WatchKeys": _rule(Role.GATEWAY),
+    },
+    "TenantService": {
+        "SetTenant": _CHANGE,
+        "ListTenants": _READ,
+        "RemoveTenant": _CHANGE,
     },
 }
 

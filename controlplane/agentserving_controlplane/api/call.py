@@ -24,7 +24,7 @@ from agentserving_controlplane.api.servicing import (
     tenant_of,
     unary,
 )
-from agentserving_controlplane.api.streams import Outlet, until_first_end, woken_by
+from agentserving_controlplane.api.streams import MAX_WATCHERS, Outlet, until_first_end, woken_by
 from agentserving_controlplane.control_plane import ControlPlane
 
 # Endings, and changes of engines, within this time are sent together.
@@ -93,7 +93,7 @@ class CallServicer(rpc.CallServiceServicer):
     ) -> AsyncGenerator[pb.WatchEndingsResponse, None]:
         """Endings since the last message; a slow reader delays only itself, and learns how many it missed."""
         endings, now = self._plane.endings, self._plane.now
-        with woken_by(self._plane.listeners) as wake:
+        with woken_by(self._plane.listeners, MAX_WATCHERS) as wake:
             position = request.after_position or endings.newest(tenant)
             restarted = not endings.knows(tenant, position)
             news = endings.after(tenant, endings.newest(tenant) if restarted else position)

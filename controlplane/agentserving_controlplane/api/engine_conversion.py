@@ -117,11 +117,12 @@ def to_engine(message: directives.ToEngine, epoch: int) -> engine_service_pb2.At
     match message:
         case directives.Acknowledgement(seq):
             return engine_service_pb2.AttachResponse(ack=engine_service_pb2.Ack(seq=seq))
-        case directives.Welcome(policy, paused):
+        case directives.Welcome(policy, paused, shares):
             welcome = engine_service_pb2.Welcome(
                 epoch=epoch,
                 policy=policy_version_to_message(policy),
                 paused=[program_key_to_message(key) for key in paused],
+                shares=_shares(shares),
             )
             return engine_service_pb2.AttachResponse(welcome=welcome)
         case _:
@@ -151,6 +152,14 @@ def _directive(directive: directives.Directive, epoch: int) -> engine_service_pb
                 expected_us=directive.expected_us,
             )
             return engine_service_pb2.Directive(epoch=epoch, tool_wait=wait)
+        case directives.TenantShares(shares):
+            return engine_service_pb2.Directive(epoch=epoch, shares=_shares(shares))
+
+
+def _shares(shares: tuple[tuple[Tenant, int], ...]) -> engine_service_pb2.TenantShares:
+    return engine_service_pb2.TenantShares(
+        shares=[engine_service_pb2.TenantShare(tenant=tenant, weight=weight) for tenant, weight in shares]
+    )
 
 
 def _account(account: directives.Account) -> engine_service_pb2.ProgramAccount:

@@ -28,8 +28,10 @@ from agentserving_controlplane.api.authentication import (
 )
 from agentserving_controlplane.api.authorization import Port, access_to, not_allowed, short
 from agentserving_controlplane.api.status_codes import abort, code_of
-from agentserving_controlplane.errors import DomainError
+from agentserving_controlplane.errors import DomainError, OverloadedError
 
+# Of one client's or administrator's key. Each has a few.
+MAX_STREAMS = 100
 _Inner = Callable[[Any, Any], Any]
 
 
@@ -47,11 +49,19 @@ class OpenStreams:
             task.cancel()
 
     @contextlib.contextmanager
-    def open(self, credential: str) -> Iterator[None]:
-        """Registers the current task; UnauthenticatedError instead of its cancellation by `end`."""
+    def open(self, caller: Caller) -> Iterator[None]:
+        """Registers the current task; UnauthenticatedError instead of its cancellation by `end`. OverloadedError."""
         task = asyncio.current_task()
         assert task is not None, "an RPC runs in a task"
+        credential = caller.credential
         tasks = self._tasks.setdefault(credential, set())
+        # The parts of one role may share a certificate, and their number is the administrator's.
+        if caller.role in (Role.CLIENT, Role.ADMIN) and len(tasks) >= MAX_STREAMS:
+            raise OverloadedError(
+                "TOO_MANY_STREAMS",
+                f"this key has {len(tasks)} open streams, of at most {MAX_STREAMS}",
+                retry_after_s=5.0,
+            )
         tasks.add(task)
         try:
             yield
@@ -156,7 +166,7 @@ class Guard:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
                 caller = self._enter(path, roles, context).caller
-                with self.streams.open(caller.credential):
+                with self.streams.open(caller):
                     async with contextlib.aclosing(inner(request, context)) as responses:
                         async for response in responses:
                             yield response
@@ -174,7 +184,7 @@ class Guard:
                 if audited:
                     about = f"engine/{caller.name}" if caller.name else ""
                     self._audit.changed(caller, short(path), context, "OK", about, "")
-                with self.streams.open(caller.credential):
+                with self.streams.open(caller):
                     await inner(requests, context)
             except DomainError as error:
                 await self._refuse(path, context, error)

@@ -11,7 +11,7 @@ from agentserving.v1 import program_service_pb2_grpc as rpc
 from agentserving_controlplane.api import conversion
 from agentserving_controlplane.api.conversion import program_to_message
 from agentserving_controlplane.api.servicing import server_stream, unary
-from agentserving_controlplane.api.streams import woken_by
+from agentserving_controlplane.api.streams import MAX_WATCHERS, woken_by
 from agentserving_controlplane.control_plane import ControlPlane
 
 
@@ -48,7 +48,7 @@ class ProgramServicer(rpc.ProgramServiceServicer):
     ) -> AsyncGenerator[pb.WatchProgramsResponse, None]:
         """Changes come from a bounded history: a client that reads too slowly must list again, but misses none."""
         seen = request.after_revision or self._plane.revision
-        with woken_by(self._plane.listeners) as wake:
+        with woken_by(self._plane.listeners, MAX_WATCHERS) as wake:
             while True:
                 wake.clear()
                 changed = self._programs.changed(seen, tenant, ProgramId(request.program_id))

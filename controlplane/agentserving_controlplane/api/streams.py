@@ -10,6 +10,10 @@ from typing import Any
 import grpc
 import structlog
 
+from agentserving_controlplane.errors import OverloadedError
+
+# Streams of clients that wait for changes, together with those of gateways, which may be more: each change wakes all.
+MAX_WATCHERS = 1000
 log = structlog.get_logger()
 
 LAST_WRITE_S = 1.0
@@ -48,8 +52,15 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
 
 
 @contextlib.contextmanager
-def woken_by(listeners: set[Callable[[], None]]) -> Iterator[asyncio.Event]:
-    """An event that is set after each change, while the context lasts."""
+def woken_by(listeners: set[Callable[[], None]], at_most: int | None = None) -> Iterator[asyncio.Event]:
+    """An event that is set after each change, while the context lasts.
+
+    OverloadedError when there are `at_most` listeners.
+    """
+    if at_most is not None and len(listeners) >= at_most:
+        raise OverloadedError(
+            "TOO_MANY_WATCHES", f"{len(listeners)} streams wait for changes, of at most {at_most}", retry_after_s=5.0
+        )
     wake = asyncio.Event()
     listeners.add(wake.set)
     try:

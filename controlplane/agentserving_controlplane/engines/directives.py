@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agentserving.contract.ids import CallId, ProgramId, ProgramKey
+from agentserving.contract.ids import CallId, ProgramId, ProgramKey, Tenant
 
 from agentserving_controlplane.policy.version import PolicyVersion
 
@@ -16,10 +16,14 @@ MAX_ACCOUNTS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """First message on a stream. `paused`: every paused root program; the engine resumes all others."""
+    """First message on a stream. `paused`: every paused root program; the engine resumes all others.
+
+    `shares`: as in TenantShares.
+    """
 
     policy: PolicyVersion
     paused: tuple[ProgramKey, ...]
+    shares: tuple[tuple[Tenant, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,14 @@ class ToolWait:
     expected_us: int
 
 
-Directive = Accounts | ExecutePolicy | PauseCalls | CancelCalls | ToolWait
+@dataclass(frozen=True, slots=True)
+class TenantShares:
+    """(tenant, weight) of all tenants whose weight is not 1."""
+
+    shares: tuple[tuple[Tenant, int], ...]
+
+
+Directive = Accounts | ExecutePolicy | PauseCalls | CancelCalls | ToolWait | TenantShares
 ToEngine = Welcome | Acknowledgement | Directive
 
 

@@ -1,29 +1,40 @@
-"""What the policy `auto` chooses, and why. Pure: sizes of programs and former choices in, choices out.
+"""What the policy `auto` chooses, and why. Pure: sizes of programs, contention and former choices in, choices out.
 
 Where the sizes of programs are alike, it is best to finish one after the other (`program-fcfs`); where they spread, the
 least attained service first (`program-plas`). For a single server that always works, FCFS has the lower mean latency
 than sharing exactly if the squared coefficient of variation (CV^2) of the service is below one (Kleinrock, Queueing
-Systems II, section 4.4); contexts that sharing evicts move the point down. So:
+Systems II, section 4.4); contexts that sharing evicts move the point down.
 
-1. If the sizes of all programs together are alike, all get one level.
-2. If they spread, but within each class they are alike, each class gets one level, those with less service left first.
+Finishing one after the other has a price: every program waits for all before it, which costs small programs the most,
+so the latency per token rises where the mean latency falls. While queues are short and contexts fit, that is all that
+any order does, and calls go in the order of their arrival (`fcfs`). Once queues are long, programs that were begun
+together evict each other's contexts and all end late, and the price is small compared with that. So:
+
+1. If the sizes of all programs together are alike, or those within each class, calls go in the order of their arrival
+   until many of them wait for each running one, and programs finish one after the other from then on until few do.
+2. In the latter order, if sizes are alike only within each class, each class gets a level, those with less service left
+   first.
 3. Otherwise, and until enough programs have finished, all go through the policy's own levels.
 
-Engines know nothing of this: they execute levels and ranks.
+Engines know nothing of this: they execute levels, ranks and an order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from agentserving.contract.policy import Level, Policy, level_of
+from agentserving.contract.policy import Level, Order, Policy, level_of
 
 from agentserving_controlplane.policy.gittins import MIN_SAMPLES, Sizes, Survival, with_ranks
 
 # Sizes below ALIKE become alike, above SPREAD they spread; in between they stay what they are.
 ALIKE, SPREAD = 0.6, 0.75
+# Waiting calls for each running one from which programs of like sizes finish one after the other, and below which calls
+# go in the order of their arrival again. Chosen on two seeds of an airline ReAct trace, checked on others
+# (docs/results).
+BUSY, CALM = 4.0, 0.5
 # Classes that are judged, those that ended programs most recently: a policy has at most 256.
 MAX_CHOICES = 64
 # Programs of classes too small to be judged, as a share of all, up to which rule 2 applies.
@@ -33,8 +44,23 @@ UNKNOWN_SHARE = 0.1
 class Chosen(StrEnum):
     """The preset whose order programs get."""
 
+    FCFS = "fcfs"
     PROGRAM_FCFS = "program-fcfs"
     PROGRAM_PLAS = "program-plas"
+
+
+@dataclass(frozen=True, slots=True)
+class Contention:
+    """Calls in all engines, waiting and running. Without any, nothing is known."""
+
+    waiting: int = 0
+    running: int = 0
+
+    def is_busy(self, was_busy: bool) -> bool:
+        """Many calls wait; `was_busy` is the former answer, which stays between the bounds."""
+        if not self.waiting and not self.running:
+            return was_busy
+        return self.waiting >= (CALM if was_busy else BUSY) * self.running
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +141,7 @@ class Decided:
     choices: tuple[Choice, ...] = field(default=())
 
 
-def decide(policy: Policy, sizes: Sizes, before: Iterable[Choice], now_us: int) -> Decided:
+def decide(policy: Policy, sizes: Sizes, contention: Contention, before: Iterable[Choice], now_us: int) -> Decided:
     """Chooses for all programs together, and for each class with MIN_SAMPLES finished programs. `now_us`: Unix time.
 
     `before`: the choices so far. What has too few finished programs now is still judged as before: samples expire, and
@@ -139,19 +165,32 @@ def decide(policy: Policy, sizes: Sizes, before: Iterable[Choice], now_us: int) 
     counting = [each for each in classes.values() if each.finished or each.live] or list(classes.values())
     all_alike = bool(counting) and all(each.alike for each in counting)
     by_class = all_alike and unknown <= UNKNOWN_SHARE * (together.finished + together.live)
-    chosen = Chosen.PROGRAM_FCFS if together.alike or by_class else Chosen.PROGRAM_PLAS
-    choices = [
-        _choice(name, chosen, each, known.get(name), now_us, " within the class" if by_class else "")
-        for name, each in sorted(classes.items())
-    ]
-    choices.append(_choice(None, chosen, together, known.get(None), now_us, ""))
-    if together.alike:
-        return Decided(_with_levels(policy, (Level(),), ()), tuple(choices))
-    if by_class:
+    former = known.get(None)
+    busy = contention.is_busy(former is not None and former.chosen is Chosen.PROGRAM_FCFS)
+    chosen = Chosen.PROGRAM_PLAS
+    if together.alike or by_class:
+        chosen = Chosen.PROGRAM_FCFS if busy else Chosen.FCFS
+    within = " within the class" if by_class and not together.alike else ""
+    choices = [_choice(name, chosen, each, known.get(name), now_us, within) for name, each in sorted(classes.items())]
+    choice = _choice(None, chosen, together, former, now_us, "")
+    if chosen is not Chosen.PROGRAM_PLAS:
+        choice = replace(choice, reason=choice.reason + _waiting(contention, chosen))
+    return Decided(_executed(policy, chosen, classes if within else {}), (*choices, choice))
+
+
+def _executed(policy: Policy, chosen: Chosen, classes: Mapping[str, _Judged]) -> Policy:
+    """The policy as engines execute it. `classes`: those that get a level each; none: all programs are one class."""
+    if chosen is Chosen.PROGRAM_PLAS:
+        return replace(policy, classes=())
+    if classes and chosen is Chosen.PROGRAM_FCFS:
         own = with_ranks(policy.levels)
         tables = tuple((name, _one_level(own, each.residual)) for name, each in sorted(classes.items()))
-        return Decided(_with_levels(policy, own, tables), tuple(choices))
-    return Decided(replace(policy, classes=()), tuple(choices))
+        return _with_levels(policy, own, tables)
+    one = _with_levels(policy, (Level(),), ())
+    if chosen is Chosen.FCFS:
+        # Contexts that fit need no retention, and no program's is worth more than another's.
+        return replace(one, order=Order.CALL_ARRIVAL, retention_milli=0)
+    return one
 
 
 def _judge(finished: list[int], live: list[int], before: Choice | None) -> _Judged:
@@ -164,6 +203,13 @@ def _judge(finished: list[int], live: list[int], before: Choice | None) -> _Judg
     return _Judged(True, moments.cv2 < limit, moments.cv2, moments.residual, len(finished), len(live))
 
 
+def _waiting(contention: Contention, chosen: Chosen) -> str:
+    calls = f"; {contention.waiting} calls wait and {contention.running} run"
+    if chosen is Chosen.FCFS:
+        return f"{calls} (programs finish one after the other from {BUSY:g} waiting for each running one)"
+    return f"{calls} (calls go by their arrival again below {CALM:g} waiting for each running one)"
+
+
 def _choice(
     class_name: str | None, chosen: Chosen, judged: _Judged, before: Choice | None, now_us: int, where: str
 ) -> Choice:
@@ -173,7 +219,7 @@ def _choice(
         reason += f" (alike below {ALIKE}, spread above {SPREAD})"
     else:
         reason = f"fewer than {MIN_SAMPLES} programs have finished: {judged.finished}"
-    if class_name is not None and judged.alike != (chosen is Chosen.PROGRAM_FCFS):
+    if class_name is not None and judged.alike == (chosen is Chosen.PROGRAM_PLAS):
         reason += ", but all programs together decide"
     return Choice(
         class_name=class_name,

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 from agentserving.contract.policy import Policy, Source
 
-from agentserving_controlplane.policy.auto import Choice, Decided, decide
+from agentserving_controlplane.policy.auto import Choice, Contention, Decided, decide
 from agentserving_controlplane.policy.gittins import Sizes
 
 
-def computed(policy: Policy, sizes: Sizes, before: Iterable[Choice], now_us: int) -> Decided:
+def computed(policy: Policy, sizes: Sizes, contention: Contention, before: Iterable[Choice], now_us: int) -> Decided:
     """The policy with levels from the sizes of programs; unchanged if its levels are fixed. `now_us`: Unix time."""
     if policy.source is Source.GITTINS:
         return Decided(sizes.relevel(policy))
     if policy.source is Source.AUTO:
-        return decide(policy, sizes, before, now_us)
+        return decide(policy, sizes, contention, before, now_us)
     return Decided(policy)

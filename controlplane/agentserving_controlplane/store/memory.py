@@ -81,5 +81,9 @@ class MemoryStore:
         before = 0 if old is None else Write(write.key, old).size
         return (0 if write.value is None else write.size) - before
 
+    async def tend(self) -> float:
+        """See Store."""
+        return self._size / self._max_bytes if self._max_bytes else 0.0
+
     async def close(self) -> None:
         """See Store."""

@@ -125,6 +125,12 @@ class Store(Protocol):
         """
         ...
 
+    async def tend(self) -> float:
+        """Frees space that nothing needs, before it is used up; returns the share of the space that is in use, 0 when
+        there is no bound. To be called every few seconds by the holder.
+        """
+        ...
+
     async def close(self) -> None:
         """Closes connections."""
         ...

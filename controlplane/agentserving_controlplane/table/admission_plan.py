@@ -13,6 +13,8 @@ import msgspec
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
 from agentserving_controlplane.errors import DomainError, ForbiddenError, InvalidError, NotFoundError, OverloadedError
+from agentserving_controlplane.table.bounds import Bounds
+from agentserving_controlplane.table.late_charges import LateCharges
 from agentserving_controlplane.table.program_index import ProgramIndex
 from agentserving_controlplane.table.programs import (
     MAX_NAME_BYTES,
@@ -91,8 +93,8 @@ def knows_call(row: ProgramRow, call_id: str) -> bool:
 class AdmissionPlanner:
     """Plans admissions to the programs of an index."""
 
-    def __init__(self, index: ProgramIndex, programs: Programs) -> None:
-        self._index, self._programs = index, programs
+    def __init__(self, index: ProgramIndex, programs: Programs, late: LateCharges, bounds: Bounds) -> None:
+        self._index, self._programs, self._late, self._bounds = index, programs, late, bounds
 
     def plan(self, request: AdmissionRequest) -> AdmissionPlan:
         """Decides an admission up to the choice of the engine. Raises DomainError; changes nothing."""
@@ -100,9 +102,13 @@ class AdmissionPlanner:
             raise InvalidError("NEGATIVE", "prompt_tokens must not be negative", field="prompt_tokens")
         earlier = self._index.call(request.retry_of_call_id, request.tenant) if request.retry_of_call_id else None
         target = self._target(request, earlier[0] if earlier else None)
+        if target.reopens:
+            self._bounds.check_programs(request.tenant)
+        self._bounds.check_call(request.tenant, replaced=int(earlier is not None))
         row = target.row
         thread_id, parents = self._thread_and_parents(request, row)
-        in_flight = len(row.calls) if row is not None else 0
+        # A call that its sender has ended is in flight as long as its engine goes on.
+        in_flight = len(row.calls) + self._late.count(row.key) if row is not None else 0
         if in_flight - (earlier is not None and earlier[0] is row) >= MAX_CALLS_IN_FLIGHT:
             raise OverloadedError(
                 "TOO_MANY_CALLS", f"a program has at most {MAX_CALLS_IN_FLIGHT} calls in flight", retry_after_s=1.0

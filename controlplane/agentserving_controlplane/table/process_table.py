@@ -17,10 +17,11 @@ from agentserving.contract.policy import Accounting
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.table import tries
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionPlanner, AdmissionRequest
+from agentserving_controlplane.table.bounds import DEFAULT_CAPACITY, Bounds, Capacity
 from agentserving_controlplane.table.call_chunks import ROW
 from agentserving_controlplane.table.changes import Changes, Item
 from agentserving_controlplane.table.endings import EndedCall, origin_of
-from agentserving_controlplane.table.expiry import Limits, idle_limit_us, retention_us
+from agentserving_controlplane.table.expiring_rows import ExpiringRows
 from agentserving_controlplane.table.late_charges import LateCharges
 from agentserving_controlplane.table.numbering import count_adopted, is_counted
 from agentserving_controlplane.table.program_index import ProgramIndex
@@ -31,32 +32,36 @@ from agentserving_controlplane.table.rows import (
     MAX_MISSING_KEPT,
     MAX_SUM,
     MAX_THREAD_BYTES,
-    MAX_THREADS_KEPT,
     NO_PROGRAM,
     CallRow,
     ProgramRow,
-    ThreadRow,
     call_parts,
-    chunk_key,
     cut,
-    encode,
-    encode_calls,
-    row_key,
+    used_thread,
 )
 from agentserving_controlplane.table.states import Outcome, ProgramState
+from agentserving_controlplane.table.stored_items import StoredItems, late_place, store_key
+from agentserving_controlplane.table.token_use import TokenUse
 
 
 class ProcessTable:
     """All programs of all tenants, and their calls in flight."""
 
-    def __init__(self, epoch: int, accounting: Accounting = Accounting.CRITICAL_PATH) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        accounting: Accounting = Accounting.CRITICAL_PATH,
+        capacity: Capacity = DEFAULT_CAPACITY,
+    ) -> None:
         self.epoch, self.accounting = epoch, accounting
-        self.totals, self.index = Totals(), ProgramIndex()
-        self._changes = Changes(self.encode)
-        self.programs = Programs(epoch, self.index, self._changes, self.totals)
-        self._planner = AdmissionPlanner(self.index, self.programs)
+        self.totals, self.index, self.late, self.tokens = Totals(), ProgramIndex(), LateCharges(), TokenUse()
+        self._stored = StoredItems(self.index, self.late)
+        self._changes = Changes(self._stored.encode)
+        self.bounds = Bounds(self.index, capacity, self.late.of_tenant)
+        self.programs = Programs(epoch, self.index, self._changes, self.totals, self.bounds)
+        self._planner = AdmissionPlanner(self.index, self.programs, self.late, self.bounds)
+        self.expiring = ExpiringRows(self.index, self.programs, self.late, self._changes)
         self._next_number = 0
-        self._late = LateCharges()
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -95,21 +100,11 @@ class ProcessTable:
         """Changed items since the last time, in groups that must each land in one transaction, and in this order."""
         return self._changes.take()
 
-    @staticmethod
-    def store_key(item: Item) -> str:
-        """Store key of an item."""
-        tenant, program_id = item.key
-        return row_key(tenant, program_id) if item.place == ROW else chunk_key(tenant, program_id, item.place)
+    store_key = staticmethod(store_key)
 
     def encode(self, item: Item) -> bytes | None:
         """Value of an item for the store; None deletes it."""
-        if item.sealed is not None:
-            return item.sealed[0]
-        if item.place == ROW:
-            row = self.index.rows.get(item.key)
-            return encode(row, self.index.chunks.in_row(row)) if row is not None else None
-        calls = self.index.chunks.chunk(item.key, item.place)
-        return encode_calls(calls.values()) if calls else None
+        return self._stored.encode(item)
 
     # -- admission -----------------------------------------------------------------------------------------------
 
@@ -151,7 +146,7 @@ class ProcessTable:
             engines=list(engines) if len(engines) > 1 else [],
         )
         self._changes.call(row.key, self.index.add_call(row, call, now.steady_us))
-        self._thread(row, plan.thread_id).calls += 1
+        used_thread(row, plan.thread_id).calls += 1
         row.last_arrival_us = now.unix_us
         self.index.active(row, now.steady_us)
         self.programs.end_tool_wait(row, now)
@@ -160,15 +155,6 @@ class ProcessTable:
         row.engines.insert(0, engine_id)
         del row.engines[MAX_ENGINES_KEPT:]
         return call
-
-    @staticmethod
-    def _thread(row: ProgramRow, thread_id: str) -> ThreadRow:
-        """The thread, created when new and marked as used last; the least recently used one makes room."""
-        thread = row.threads.pop(thread_id, None) or ThreadRow(thread_id)
-        while len(row.threads) >= MAX_THREADS_KEPT:
-            del row.threads[next(iter(row.threads))]
-        row.threads[thread_id] = thread
-        return thread
 
     # -- reports -------------------------------------------------------------------------------------------------
 
@@ -180,8 +166,7 @@ class ProcessTable:
             return None
         row = self.index.rows.get(report.key)
         call = row.calls.get(report.call_id) if row is not None else None
-        if row and not call and self._late.charge(row, self.index.root_of(row), report, self.accounting):
-            self.programs.touch(row, with_root=True)
+        if row is not None and call is None and self._charge_late(row, report, now):
             return row
         if row is None or call is None:
             adopted = self._adopt(row, report, now) if may_adopt else None
@@ -204,6 +189,16 @@ class ProcessTable:
         if report.outcome and tries.ends(call, report, program_cancelled=row.cancelled):
             self._charge_and_end(row, call, report.outcome, now)
         return row
+
+    def _charge_late(self, row: ProgramRow, report: CallReport, now: Instant) -> bool:
+        """True when the report adds to a call of the program that has been charged already, or ends one."""
+        number = self.late.charge(row, self.index.root_of(row), report, self.accounting, now)
+        if number is None:
+            return False
+        self.programs.touch(row, with_root=True)
+        self._changes.call(row.key, late_place(number))
+        self.index.deadlines.mark(row.key)
+        return True
 
     def _adopt(self, row: ProgramRow | None, report: CallReport, now: Instant) -> tuple[ProgramRow, CallRow] | None:
         """Takes in a call that the table does not know. None when it has been counted, or cannot be a call of ours."""
@@ -231,7 +226,7 @@ class ProcessTable:
         )
         tries.adopt(call, report)
         self._changes.call(row.key, self.index.add_call(row, call, now.steady_us))
-        self._thread(row, call.thread_id).calls += 1
+        used_thread(row, call.thread_id).calls += 1
         self.totals.calls_adopted += 1
         return row, call
 
@@ -274,7 +269,7 @@ class ProcessTable:
             return None
         if call.boot_id:
             self._charge_and_end(row, call, outcome, now)
-            self._late.note(call)
+            self._changes.call(row.key, late_place(self.late.note(row, call, now)))
             return call
         row.missing.append(call_id)
         del row.missing[:-MAX_MISSING_KEPT]
@@ -312,6 +307,7 @@ class ProcessTable:
         row.output_tokens = min(row.output_tokens + call.output_tokens, MAX_SUM)
         row.preemptions = min(row.preemptions + call.preemptions, MAX_SUM)
         row.calls_completed += 1
+        self.tokens.add(row.tenant, call.prompt_tokens + call.output_tokens, now)
         thread = row.threads.get(call.thread_id)
         if thread is not None:
             thread.service_us = min(thread.service_us + call.service_us, MAX_SUM)
@@ -331,69 +327,6 @@ class ProcessTable:
             self.programs.endings.note(row.tenant, ended)
         if row.closing and not row.calls:
             self.programs.close(row, Outcome.COMPLETED, now)
-
-    # -- expiry --------------------------------------------------------------------------------------------------
-
-    def silent_call(self, limits: Limits, now: Instant) -> CallId | None:
-        """A call that no engine has reported for too long: to be ended as EXPIRED."""
-        for call_id, heard_us in self.index.heard_us.items():
-            return call_id if now.steady_us - heard_us > limits.call_idle_us else None
-        return None
-
-    def schedule_marked(self, limits: Limits, at_most: int) -> int:
-        """Schedules rows that have changed since the last time, at most so many; returns how many."""
-        for count in range(at_most):
-            key = self.index.deadlines.pop_marked()
-            if key is None:
-                return count
-            self._schedule(key, limits)
-        return at_most
-
-    def _schedule(self, key: ProgramKey, limits: Limits) -> None:
-        row = self.index.rows.get(key)
-        limit_us = self._limit_us(row, limits) if row is not None else None
-        if limit_us is not None:
-            self.index.deadlines.schedule(key, self.index.active_us[key] + limit_us)
-
-    def _limit_us(self, row: ProgramRow, limits: Limits) -> int | None:
-        """Age at which a row expires; None while it cannot, which ends with a mark."""
-        if row.calls:
-            return None
-        if row.state is ProgramState.CLOSED:
-            return None if self.index.has_children(row) else retention_us(row, limits)
-        return None if self.index.state_of(row) is ProgramState.PAUSED else idle_limit_us(row, limits)
-
-    def take_due(self, limits: Limits, now: Instant, at_most: int) -> tuple[int, list[ProgramRow]]:
-        """Looks at rows whose time has come, at most so many; returns how many, and those to be passed to `expire`.
-
-        Rows that have been active since are scheduled again.
-        """
-        expired: list[ProgramRow] = []
-        for count in range(at_most):
-            key = self.index.deadlines.pop_due(now.steady_us)
-            if key is None:
-                return count, expired
-            row = self.index.rows.get(key)
-            if row is not None and self._is_due(row, limits, now):
-                expired.append(row)
-            else:
-                self._schedule(key, limits)
-        return at_most, expired
-
-    def _is_due(self, row: ProgramRow, limits: Limits, now: Instant) -> bool:
-        limit_us = self._limit_us(row, limits)
-        return limit_us is not None and now.steady_us - self.index.active_us[row.key] > limit_us
-
-    def expire(self, row: ProgramRow, limits: Limits, now: Instant) -> bool:
-        """Closes an idle program, removes one that has been closed for long enough; True when the row is gone."""
-        if not self._is_due(row, limits, now):
-            return False
-        if row.state is ProgramState.CLOSED:
-            self._changes.forget(row.key)
-            self.index.remove(row)
-            return True
-        self.programs.close(row, Outcome.EXPIRED, now)
-        return False
 
     def find(self, tenant: Tenant, program_id: str) -> ProgramRow:
         """The row of a tenant's program. NotFoundError."""

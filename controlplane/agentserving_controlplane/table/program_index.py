@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
 from agentserving_controlplane.errors import NotFoundError
+from agentserving_controlplane.table.bounds import ClosedPrograms, Tally
 from agentserving_controlplane.table.call_chunks import CallChunks
 from agentserving_controlplane.table.deadlines import Deadlines
 from agentserving_controlplane.table.rows import CallRow, ProgramRow
@@ -32,8 +33,10 @@ class ProgramIndex:
         # Calls in flight, with the keys of their rows.
         self.calls: dict[CallId, ProgramKey] = {}
         self.running_calls = 0
-        # Programs that are not closed, and those with calls in flight.
-        self.live = 0
+        # By tenant: programs that are not closed, calls in flight, paused trees.
+        self.live, self.calls_of, self.paused_of = Tally(), Tally(), Tally()
+        self.closed = ClosedPrograms()
+        # Programs with calls in flight.
         self.busy = 0
         # Roots whose trees are paused.
         self.paused: set[ProgramKey] = set()
@@ -155,8 +158,26 @@ class ProgramIndex:
             self._children.setdefault(ProgramKey(row.tenant, row.parent), set()).add(row.program_id)
         self.name_opening(row)
         if row.paused:
-            self.paused.add(key)
-        self.live += row.state is not ProgramState.CLOSED
+            self.note_pause(row)
+        if row.state is ProgramState.CLOSED:
+            self.closed.add(key, cancelled=row.cancelled)
+        else:
+            self.live.add(row.tenant, 1)
+
+    def note_end(self, row: ProgramRow) -> None:
+        """A program has been closed."""
+        self.live.add(row.tenant, -1)
+        self.closed.add(row.key, cancelled=row.cancelled)
+
+    def note_reopening(self, row: ProgramRow) -> None:
+        """A closed program is live again."""
+        self.live.add(row.tenant, 1)
+        self.closed.discard(row.key)
+
+    def note_pause(self, row: ProgramRow) -> None:
+        """The pause of a root's tree has begun or ended."""
+        (self.paused.add if row.paused else self.paused.discard)(row.key)
+        self.paused_of.add(row.tenant, 1 if row.paused else -1)
 
     def active(self, row: ProgramRow, steady_us: int) -> None:
         """Records a sign of life of a program, or its end."""
@@ -183,6 +204,7 @@ class ProgramIndex:
         key = row.key
         del self.rows[key]
         del self.active_us[key]
+        self.closed.discard(key)
         ids = self._ids[row.tenant]
         ids.remove(row.program_id)
         if not ids:
@@ -211,6 +233,7 @@ class ProgramIndex:
         del self.calls[call.call_id]
         del self.heard_us[call.call_id]
         self.running_calls -= call.running
+        self.calls_of.add(row.tenant, -1)
         if not row.calls:
             self.busy -= 1
             self.deadlines.mark(row.key)
@@ -234,6 +257,7 @@ class ProgramIndex:
         self.calls[call.call_id] = row.key
         self.heard_us[call.call_id] = steady_us
         self.running_calls += call.running
+        self.calls_of.add(row.tenant, 1)
         self._to_engine(row, call)
 
     def _to_engine(self, row: ProgramRow, call: CallRow) -> None:

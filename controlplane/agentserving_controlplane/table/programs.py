@@ -14,6 +14,7 @@ from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 
 from agentserving_controlplane.errors import ConflictError, ExistsError, ForbiddenError, InvalidError, NotFoundError
 from agentserving_controlplane.instant import Instant
+from agentserving_controlplane.table.bounds import Bounds
 from agentserving_controlplane.table.changes import Changes
 from agentserving_controlplane.table.endings import ClosedProgram, Endings, origin_of
 from agentserving_controlplane.table.program_index import ProgramIndex
@@ -102,8 +103,9 @@ def check_open(row: ProgramRow) -> None:
 class Programs:
     """Opens, pauses and closes the programs of an index, and records which rows changed."""
 
-    def __init__(self, epoch: int, index: ProgramIndex, changes: Changes, totals: Totals) -> None:
+    def __init__(self, epoch: int, index: ProgramIndex, changes: Changes, totals: Totals, bounds: Bounds) -> None:
         self._epoch, self._index, self._changes, self._totals = epoch, index, changes, totals
+        self._bounds = bounds
         self._generated = 0
         # Receives closed programs, when set.
         self.endings: Endings | None = None
@@ -133,6 +135,7 @@ class Programs:
         known = self._index.rows.get(key)
         if known is not None and not known.cancelled:
             raise ExistsError("PROGRAM_EXISTS", f"program {program_id!r} exists: choose another id", field="program_id")
+        self._bounds.check_programs(request.tenant, 1 + len(opening))
         root = known.root if known is not None else self._root_of_new(key, request.parent, opening)
         return OpenPlan(
             key=key,
@@ -235,7 +238,7 @@ class Programs:
         row.state, row.outcome, row.close_us = ProgramState.CLOSED, outcome, now.unix_us
         row.tool, row.tool_expected_us = "", 0
         self._index.active(row, now.steady_us)
-        self._index.live -= 1
+        self._index.note_end(row)
         self._totals.programs_completed += 1
         if row.paused:
             self.pause(row, False)
@@ -251,6 +254,7 @@ class Programs:
             self.touch(row)
         if row.state is ProgramState.CLOSED:
             self._index.active(row, now.steady_us)
+            self._index.closed.add(row.key, cancelled=True)
         else:
             self.close(row, Outcome.CANCELLED, now)
 
@@ -260,7 +264,7 @@ class Programs:
             return
         row.state, row.outcome, row.close_us = ProgramState.ACTIVE, Outcome.NONE, 0
         row.closing = row.cancel_requested = False
-        self._index.live += 1
+        self._index.note_reopening(row)
         self._index.active(row, now.steady_us)
         self.touch(row)
 
@@ -287,11 +291,13 @@ class Programs:
         if paused:
             check_open(row)
             check_open(root)
+            if not root.paused:
+                self._bounds.check_pause(root.tenant)
         if root.paused != paused:
             root.paused = paused
             # A paused program does not expire.
             for program in () if paused else self._index.tree(root):
                 self._index.deadlines.mark(program.key)
-            (self._index.paused.add if paused else self._index.paused.discard)(root.key)
+            self._index.note_pause(root)
             self.touch(root)
         return root

@@ -23,12 +23,12 @@ MAX_ENGINES_KEPT = 8
 # Bounds of the parts of a row. The largest row stays below MAX_ROW_BYTES, so that a row, its root's row and one chunk
 # fit into one batch of the store (1 MB).
 MAX_ROW_BYTES = 450_000
-MAX_THREADS_KEPT, MAX_MISSING_KEPT, MAX_EPOCHS_KEPT = 512, 1000, 256
+MAX_THREADS_KEPT, MAX_MISSING_KEPT, MAX_EPOCHS_KEPT = 128, 1000, 256
 MAX_THREAD_BYTES, MAX_TOOL_BYTES = 128, 128
 # Every sum saturates here, so that no report makes a number that the wire (int64) cannot carry.
 MAX_SUM = 1 << 60
 
-ROWS_PREFIX, CHUNKS_PREFIX = "programs/", "calls/"
+ROWS_PREFIX, CHUNKS_PREFIX, LATE_PREFIX = "programs/", "calls/", "late/"
 _CALL_ID = re.compile(r"(.{1,128})\.(0|[1-9][0-9]{0,17})\.(0|[1-9][0-9]{0,17})", re.DOTALL)
 _STATE_PAUSED_IN_OLD_ROWS = 3
 
@@ -149,6 +149,15 @@ class ProgramRow(msgspec.Struct, omit_defaults=True, dict=True):
         return self.state is ProgramState.CLOSED and (self.cancel_requested or self.outcome is Outcome.CANCELLED)
 
 
+def used_thread(row: ProgramRow, thread_id: str) -> ThreadRow:
+    """The thread, created when new and marked as used last; the least recently used one makes room."""
+    thread = row.threads.pop(thread_id, None) or ThreadRow(thread_id)
+    while len(row.threads) >= MAX_THREADS_KEPT:
+        del row.threads[next(iter(row.threads))]
+    row.threads[thread_id] = thread
+    return thread
+
+
 class _Stored(msgspec.Struct, array_like=True):
     version: int
     body: msgspec.Raw
@@ -204,9 +213,14 @@ def chunk_key(tenant: str, program_id: str, number: int) -> str:
     return f"{CHUNKS_PREFIX}{tenant}\x00{program_id}\x00{number}"
 
 
-def chunk_parts(key: str) -> tuple[ProgramKey, int]:
-    """Inverse of `chunk_key`."""
-    tenant, program_id, number = key.removeprefix(CHUNKS_PREFIX).split("\x00")
+def late_key(tenant: str, program_id: str, number: int) -> str:
+    """Store key of a list of a program's late calls (late_charges.py)."""
+    return f"{LATE_PREFIX}{tenant}\x00{program_id}\x00{number}"
+
+
+def list_parts(key: str) -> tuple[ProgramKey, int]:
+    """Inverse of `chunk_key` and of `late_key`."""
+    tenant, program_id, number = key.partition("/")[2].split("\x00")
     return ProgramKey(Tenant(tenant), ProgramId(program_id)), int(number)
 
 

@@ -37,14 +37,10 @@ class RefusedEntryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What vLLM is given: the session (None = no header) and the cache salt ("" = none).
-
-    `sequences`: how many the body may ask for, 0 = any number.
-    """
+    """What vLLM is given: the session (None = no header) and the cache salt ("" = none)."""
 
     session_id: str | None
     salt: str
-    sequences: int = 0
 
 
 class Entrance:
@@ -72,7 +68,7 @@ class Entrance:
             return self._without(check, ticket, exchange, "replayed")
         self._used.add(CallId(found.call_id), exchange)
         salt = salt_of(found.tenant) if self._separate_caches else ""
-        return Entry(joined(ticket, exchange), salt, found.sequences)
+        return Entry(joined(ticket, exchange), salt)
 
     @staticmethod
     def _without(check: TicketCheck, ticket: str | None, exchange: str, reason: str) -> Entry:

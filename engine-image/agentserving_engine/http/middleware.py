@@ -23,7 +23,7 @@ from agentserving_engine.clock import now_us
 from agentserving_engine.http.answer import Answer, Chunk, Head
 from agentserving_engine.http.dialects import RESPONSES, Dialect, dialect_of
 from agentserving_engine.http.entrance import Entrance, Entry, RefusedEntryError
-from agentserving_engine.http.request_body import RefusedBodyError, asks_for_a_stream, check_sequences, with_salt
+from agentserving_engine.http.request_body import RefusedBodyError, asks_for_a_stream, with_salt
 from agentserving_engine.http.response_id import marked
 from agentserving_engine.settings import HttpSettings, PluginSettings
 
@@ -189,8 +189,6 @@ class _Exchange:
         chunks, self._chunks = self._chunks, []
         try:
             stream = asks_for_a_stream(chunks)
-            if self._entry.sequences:
-                check_sequences(b"".join(chunks), self._entry.sequences)
         except RefusedBodyError as error:
             for each in self._answer.refuse(error):
                 await self._send(_message(each))

@@ -40,12 +40,6 @@ class _Body(msgspec.Struct):
 _OURS = ("priority", "kv_transfer_params", "ec_transfer_params", "cache_salt", "request_id")
 
 
-class _Counts(msgspec.Struct):
-    n: Any = None
-    best_of: Any = None
-    prompt: Any = None
-
-
 _DECODER = msgspec.json.Decoder(_Body)
 
 
@@ -104,30 +98,6 @@ def _salted_by_python(body: bytes, salt: str) -> bytes:
     if not isinstance(document, dict):
         return body
     return json.dumps({**document, "cache_salt": salt}).encode()
-
-
-def check_sequences(body: bytes, most: int) -> None:
-    """RefusedBodyError when the body asks for more than `most` sequences: n for each prompt."""
-    try:
-        found = msgspec.json.decode(body, type=_Counts)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        found = _counts_as_python_reads(body)
-    each = max([value for value in (found.n, found.best_of) if isinstance(value, int)], default=1)
-    prompts = found.prompt if isinstance(found.prompt, list) else [found.prompt]
-    count = each * (1 if prompts and isinstance(prompts[0], int) else len(prompts))
-    if count > most:
-        message = f"the call was admitted for {most} sequences and asks for {count}: n times the number of prompts"
-        raise RefusedBodyError(message, param="n", code="too_many_sequences")
-
-
-def _counts_as_python_reads(body: bytes) -> _Counts:
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return _Counts()
-    if not isinstance(document, dict):
-        return _Counts()
-    return _Counts(n=document.get("n"), best_of=document.get("best_of"), prompt=document.get("prompt"))
 
 
 def _reserved(field: str) -> RefusedBodyError:

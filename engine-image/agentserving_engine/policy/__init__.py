@@ -5,6 +5,7 @@ Imports only agentserving.contract. `EnginePolicy` is what an engine runs; `Call
 
 from agentserving_engine.policy.call_queue import CallQueue
 from agentserving_engine.policy.engine_policy import CallEnd, Engine, EnginePolicy, KvTraits, origin_of
+from agentserving_engine.policy.preemption import Room
 from agentserving_engine.policy.prefill_cost import PrefillCost, is_overwritten, wanted_blocks
 from agentserving_engine.policy.retention import EndedContext, Memory, Retention, Wanted
 from agentserving_engine.policy.state import CallFacts, CallStats, Decision
@@ -24,6 +25,7 @@ __all__ = [
     "Origin",
     "PrefillCost",
     "Retention",
+    "Room",
     "Wanted",
     "is_overwritten",
     "origin_of",

@@ -4,6 +4,9 @@ The queue holds every call of the engine, waiting and running. Its work is propo
 of programs that are not paused are in two `LazyHeap`s, `_order` by rank and `_starving` by the time at which they
 starve; a call that starts stays in the second until that time comes, and is skipped then.
 The caller passes the time and reports what happened.
+
+While calls of several tenants are here, a `FairOrder` takes the place of `_order`: tenants by their accounts, and the
+calls of each as before. It stays until the engine is empty.
 """
 
 from __future__ import annotations
@@ -11,36 +14,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 
-from agentserving.contract.ids import ProgramKey
+from agentserving.contract.ids import ProgramKey, Tenant
 from agentserving.contract.policy import Order, Policy
 
+from agentserving_engine.policy.fair_order import FairOrder, Rank
 from agentserving_engine.policy.lazy_heap import LazyHeap
 from agentserving_engine.policy.levels import Levels
+from agentserving_engine.policy.preemption import Preemption, Room
 from agentserving_engine.policy.retention import Place
-from agentserving_engine.policy.selection import select
-from agentserving_engine.policy.slot_pace import PreemptionBudget
 from agentserving_engine.policy.state import NO_CHANGE, CallFacts, CallState, CallStats, Decision, ProgramState
-
-Rank = tuple[int, int, int]
-
-# A resumed call is not preempted again before it has received this much service: otherwise two calls could take turns
-# for ever.
-PROTECTED_SERVICE_US = 100_000
+from agentserving_engine.policy.tenant_accounts import NOBODY, TenantAccounts, Usage
 
 
 class CallQueue:
-    """All calls of one engine in the order of a policy."""
+    """All calls of one engine in the order of a policy; `tenants`: the accounts of an earlier queue."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, tenants: TenantAccounts | None = None) -> None:
         self._policy, self._levels = policy, Levels(policy)
         self._calls: dict[str, CallState] = {}
         self._programs: dict[ProgramKey, ProgramState] = {}
         self._running: dict[str, CallState] = {}
-        self._order: LazyHeap[Rank] = LazyHeap()
+        self.tenants = tenants or TenantAccounts()
+        # The tenant of all calls, and None; or None, and the order of several: the same object as `_order`.
+        self._tenant: Tenant | None = None
+        self._fair: FairOrder | None = None
+        self._order: LazyHeap[Rank] | FairOrder = LazyHeap()
         self._starving: LazyHeap[int] = LazyHeap()
         self._spent: set[str] = set()
         self._seq = 0
-        self._budget = PreemptionBudget()
+        self._preemption = Preemption(self._calls, self._running, self.rank)
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -51,16 +53,15 @@ class CallQueue:
         program = self._programs.get(facts.program)
         if program is None:
             arrival = facts.program_arrival_us or now_us
-            program = self._programs[facts.program] = ProgramState(
-                facts.attained_service_us, facts.program_wait_us, arrival
-            )
-        program.attained_us = max(program.attained_us, facts.attained_service_us)
-        program.wait_us = max(program.wait_us, facts.program_wait_us)
+            program = self._programs[facts.program] = ProgramState(0, 0, arrival)
+        program.raise_to(facts.attained_service_us, facts.program_wait_us)
         program.calls.add(facts.key)
         table, level = self._levels.of(facts.class_name, facts.attained_service_us, managed=facts.managed)
         call = CallState(facts=facts, table=table, level=level, seq=self._next_seq(), waiting_since_us=now_us)
         call.enter(level, 0)
         self._calls[facts.key] = call
+        if facts.program.tenant != self._tenant and self._fair is None:
+            self._meet(facts.program.tenant)
         self._enqueue(call, program)
 
     def start(self, key: str, now_us: int) -> None:
@@ -73,16 +74,25 @@ class CallQueue:
         call.started_service_us = call.service_us
         self._order.discard(key)
         self._running[key] = call
+        if self._fair is not None:
+            self._fair.started(call.tenant)
 
     def preempt(self, key: str, now_us: int) -> None:
         """A running call waits again, at its former position; counted as a preemption."""
         call = self._running.pop(key, None)
         if call is None:
             return
+        if self._fair is not None:
+            self._fair.stopped(call.tenant)
         call.running = False
         call.preemptions += 1
         call.waiting_since_us = now_us
         self._enqueue(call, self._programs[call.facts.program])
+
+    def charge_tenants(self, dt_us: float, usage: Usage | None = None) -> None:
+        """A step took `dt_us`: tenants are charged for every running call, and for what else the step used."""
+        if self._fair is not None:
+            self._fair.charge(dt_us, usage)
 
     def charge(self, keys: Iterable[str], dt_us: int) -> None:
         """A step of `dt_us` ran these calls: each has attained all of it (paper: model-execution time)."""
@@ -104,7 +114,10 @@ class CallQueue:
         self._starving.discard(key)
         if call.running:
             del self._running[key]
-            self._budget.slot_free(now_us)
+            self._preemption.budget.slot_free(now_us)
+            if self._fair is not None:
+                self._fair.stopped(call.tenant)
+                self.tenants.ended(call.service_us)
         else:
             self._order.discard(key)
             call.wait_us = call.waited_us(now_us)
@@ -112,6 +125,8 @@ class CallQueue:
         program.calls.discard(key)
         if not program.calls and not program.paused:
             del self._programs[call.facts.program]
+        if not self._calls:
+            self._part()
         return call.stats(call.wait_us)
 
     def set_account(self, program_key: ProgramKey, attained_us: int, wait_us: int) -> None:
@@ -119,8 +134,7 @@ class CallQueue:
         program = self._programs.get(program_key)
         if program is None:
             return
-        program.attained_us = max(program.attained_us, attained_us)
-        program.wait_us = max(program.wait_us, wait_us)
+        program.raise_to(attained_us, wait_us)
         for key in program.calls:
             if key in self._order:
                 self._watch_starvation(self._calls[key], program)
@@ -154,7 +168,6 @@ class CallQueue:
         `facts_of` returns a call's facts under the new policy, which decides whether accounts count.
         """
         self._policy, self._levels = policy, Levels(policy)
-        self._order.clear()
         self._starving.clear()
         self._spent.clear()
         for key, call in self._calls.items():
@@ -171,6 +184,11 @@ class CallQueue:
                 self._enqueue(call, program)
 
     # -- queries -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_shared(self) -> bool:
+        """Several tenants have calls here, or have had since the engine was empty."""
+        return self._fair is not None
 
     @property
     def policy(self) -> Policy:
@@ -216,8 +234,13 @@ class CallQueue:
         return key in self._calls
 
     def rank(self, key: str) -> Rank:
-        """Position in the order: lower runs first. KeyError for an unknown key."""
-        return self._rank(self._calls[key])
+        """Position in the order: lower runs first. KeyError for an unknown key.
+
+        Of several tenants, the calls of that come first which is furthest behind its share: so all are charged alike
+        when vLLM preempts the last ones for want of blocks.
+        """
+        call = self._calls[key]
+        return self._rank(call) if self._fair is None else (self.tenants.standing(call.tenant), *self._rank(call))
 
     def place(self, key: str) -> Place:
         """Position of the call's program among programs. KeyError for an unknown key."""
@@ -264,61 +287,17 @@ class CallQueue:
 
     # -- the decision --------------------------------------------------------------------------------------------
 
-    def decide(
-        self,
-        now_us: int,
-        *,
-        slots: int,
-        free_blocks: int,
-        need_blocks: Callable[[str], int],
-        returns_blocks: Callable[[str], int],
-        preemptable: Callable[[str], bool] = lambda key: True,
-        admissible: Callable[[str], bool] = lambda key: True,
-        resume_us: Callable[[str], float] = lambda key: 0,
-    ) -> Decision:
-        """Demotes, promotes, and selects the running calls to preempt for waiting ones.
-
-        `slots`: the maximum number of running calls; blocks are counted as by the engine's allocator. A running call is
-        preempted only for a call of a better level, never of its own, and only if that call then fits. A waiting call
-        that is not `admissible` could not start whatever was preempted, and is passed over.
-
-        `resume_us(key)` is the cost of recomputing a call's lost tokens. The whole batch stands still for that long,
-        while the new call could take the next slot that comes free: a preemption that does not pay is not made, nor one
-        that would let recomputation exceed its share of the engine's time.
-        """
+    def decide(self, now_us: int, room: Room) -> Decision:
+        """Demotes, promotes, and selects the running calls to preempt for waiting ones (`preemption`)."""
         demoted = self._demote() if self._spent else ()
         promoted = self._promote(now_us)
         if not self._order:
             return Decision(demoted, promoted) if demoted or promoted else NO_CHANGE
-        preempt, admit = select(
-            self.iter_waiting(),
-            lambda rank: self._victims(rank, now_us, preemptable, resume_us),
-            lambda key: self._calls[key].rank,
-            free_slots=slots - len(self._running),
-            free_blocks=free_blocks,
-            max_preemptions=self._policy.max_preemptions,
-            need_blocks=need_blocks,
-            returns_blocks=returns_blocks,
-            admissible=admissible,
-        )
-        for key in preempt:
-            self._budget.spend(resume_us(key))
+        if isinstance(self._order, FairOrder):
+            preempt, admit = self._preemption.select_between_tenants(self._order, self._policy, room, now_us)
+        else:
+            preempt, admit = self._preemption.select(self._order, self._policy, room, now_us)
         return Decision(demoted, promoted, tuple(preempt), tuple(admit))
-
-    def _victims(
-        self, rank: int, now_us: int, preemptable: Callable[[str], bool], resume_us: Callable[[str], float]
-    ) -> list[str]:
-        """Running calls that may be preempted for a call of this rank, worst last."""
-        affordable_us = self._budget.affordable_us(now_us, len(self._running))
-        victims = [
-            key
-            for key, call in self._running.items()
-            if call.rank > rank
-            and (call.preemptions == 0 or call.service_us - call.started_service_us >= PROTECTED_SERVICE_US)
-            and preemptable(key)
-            and resume_us(key) <= affordable_us
-        ]
-        return sorted(victims, key=self.rank)
 
     def _demote(self) -> tuple[str, ...]:
         demoted = tuple(sorted(self._spent))
@@ -351,6 +330,42 @@ class CallQueue:
             self._enqueue(call, program)
             promoted.append(key)
         return tuple(promoted)
+
+    # -- tenants -------------------------------------------------------------------------------------------------
+
+    def _meet(self, tenant: Tenant) -> None:
+        """A call has arrived of another tenant than those before: the order becomes fair if there are several.
+
+        Calls without a tenant make none: the policy has them run last.
+        """
+        if tenant == NOBODY:
+            return
+        if self._tenant is None:
+            self._tenant = tenant
+            return
+        before, calls = self._order, self._calls
+        self._fair = FairOrder(
+            self.tenants,
+            lambda key: calls[key].tenant,
+            lambda key: self._rank(calls[key]),
+            changes=before.changes + 1,
+        )
+        for call in self._running.values():
+            self._fair.started(call.tenant)
+        for key in before:
+            self._fair.push(key, self._rank(calls[key]))
+        self._order = self._fair
+
+    def tenants_moved(self) -> bool:
+        """Tenants that run calls stand in another order than at the last call of this method."""
+        return self._fair is not None and self._fair.reorder_running()
+
+    def _part(self) -> None:
+        """The engine is empty: nobody is owed anything."""
+        self._tenant = None
+        if self._fair is not None:
+            self._fair, self._order = None, LazyHeap(self._order.changes + 1)
+            self.tenants.clear()
 
     # -- the order -----------------------------------------------------------------------------------------------
 

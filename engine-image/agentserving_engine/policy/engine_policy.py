@@ -5,18 +5,21 @@ vLLM with the plugin, the simulator and engines in virtual time run this code; e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
-from agentserving.contract.ids import ProgramId, ProgramKey
+from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import Policy
 
 from agentserving_engine.policy.call_queue import CallQueue
+from agentserving_engine.policy.preemption import Room
 from agentserving_engine.policy.prefill_cost import PrefillCost, is_overwritten, wanted_blocks
 from agentserving_engine.policy.retention import EndedContext, Memory, Retention, Wanted
 from agentserving_engine.policy.state import NO_CHANGE, CallFacts, CallStats, Decision
+from agentserving_engine.policy.tenant_accounts import Usage
 from agentserving_engine.policy.tool_waits import Origin
 
 
@@ -25,6 +28,8 @@ class KvTraits:
     """What happens to KV that no request references."""
 
     block_size: int
+    # Of the whole cache.
+    blocks: int
     # A later prompt finds it again (prefix caching).
     findable: bool
     # Evicted KV is loaded from elsewhere, in parallel to the batch: losing it costs no step.
@@ -95,11 +100,13 @@ class EnginePolicy:
         self.retention.call_arrived(facts.program, now_us)
 
     def rebuild(self, calls: Iterable[CallFacts], running: Iterable[str], now_us: int) -> None:
-        """Replaces the queue by one of these calls, in the order of their arrival; policy and pauses stay.
+        """Replaces the queue by one of these calls, in the order of their arrival.
 
-        How much of its quantum each call has spent is lost.
+        Policy, pauses and tenants' accounts stay; how much of its quantum each call has spent is lost.
         """
-        before, self.queue = self.queue, CallQueue(self.queue.policy)
+        before = self.queue
+        before.tenants.all_stopped()
+        self.queue = CallQueue(before.policy, before.tenants)
         for program in before.paused_programs:
             self.queue.pause(program, True, now_us)
         for facts in calls:
@@ -134,6 +141,34 @@ class EnginePolicy:
         """A call has ended; its totals, or None for an unknown key."""
         return self.queue.finish(key, now_us)
 
+    def charge_tenants(self, dt_us: int, tokens: Mapping[str, int]) -> None:
+        """A step of `dt_us` has computed so many tokens of each request.
+
+        The time of prompts is that of the tenants whose prompts they are; the rest of the step is shared by those that
+        hold slots and KV.
+        """
+        queue, engine = self.queue, self._engine
+        if not queue.is_shared:
+            return
+        prompts: Counter[Tenant] = Counter()
+        held: Counter[Tenant] = Counter()
+        for key in queue.running_keys:
+            tenant = queue.facts(key).program.tenant
+            held[tenant] += engine.computed_tokens(key)
+            prompts[tenant] += max(0, tokens.get(key, 0) - 1)
+        prompts_us = min(float(dt_us), prompts.total() * self.prefill.us_per_token)
+        # Calls with the same prefix share its blocks: what they hold together is what is not free.
+        in_use = min(1.0, max(0.0, 1 - engine.free_blocks() / max(1, engine.kv.blocks)))
+        part = in_use / max(1, held.total())
+        queue.charge_tenants(
+            dt_us - prompts_us,
+            Usage(
+                slots=engine.slots(),
+                kv={tenant: part * tokens for tenant, tokens in held.items()},
+                own_us={tenant: prompts_us * tokens / max(1, prompts.total()) for tenant, tokens in prompts.items()},
+            ),
+        )
+
     def tool_wait(self, root: ProgramKey, origin: Origin, *, waiting: bool, expected_us: int, now_us: int) -> None:
         """A program has begun or ended a tool wait."""
         if waiting:
@@ -148,8 +183,7 @@ class EnginePolicy:
             return NO_CHANGE
         block_size = engine.kv.block_size
         free_blocks = engine.free_blocks() + engine.coming_blocks()
-        return queue.decide(
-            now_us,
+        room = Room(
             slots=engine.slots(),
             free_blocks=free_blocks,
             need_blocks=lambda key: engine.tokens(key) // block_size + 1,
@@ -158,6 +192,7 @@ class EnginePolicy:
             admissible=engine.admission_check(),
             resume_us=self._resume_cost(free_blocks),
         )
+        return queue.decide(now_us, room)
 
     def _resume_cost(self, free_blocks: int) -> Callable[[str], float]:
         """Time to recompute what a running request would lose, for one decision.

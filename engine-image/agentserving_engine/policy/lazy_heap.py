@@ -24,12 +24,13 @@ class LazyHeap(Generic[P]):
 
     __slots__ = ("_heap", "_live", "_serial")
 
-    def __init__(self) -> None:
+    def __init__(self, changes: int = 0) -> None:
+        """`changes`: those of the order that this one takes the place of."""
         self._heap: list[tuple[P, int, str]] = []
         # Serial number of each key's live entry.
         self._live: dict[str, int] = {}
         # Counts pushes and removals.
-        self._serial = 0
+        self._serial = changes
 
     def __len__(self) -> int:
         return len(self._live)
@@ -84,7 +85,7 @@ class LazyHeap(Generic[P]):
         if count == 1:
             found = self.first()
             return [] if found is None else [found[1]]
-        with contextlib.closing(self._walk()) as keys:
+        with contextlib.closing(self.walk()) as keys:
             return list(itertools.islice(keys, count))
 
     def pop(self) -> tuple[P, str] | None:
@@ -98,9 +99,10 @@ class LazyHeap(Generic[P]):
 
     def __iter__(self) -> Iterator[str]:
         """Keys in order, O(log n) for each one taken. Nothing may be pushed or discarded meanwhile."""
-        return self._walk()
+        return self.walk()
 
-    def _walk(self) -> Generator[str, None, None]:
+    def walk(self) -> Generator[str, None, None]:
+        """`__iter__`, as a generator to be closed by who takes only some keys."""
         heap, live = self._heap, self._live
         taken: list[tuple[P, int, str]] = []
         try:

@@ -4,10 +4,10 @@ Between two calls of a program no request references its context: the next call 
 the tool wait all of it is recomputed. With contexts of a hundred thousand tokens an engine then does little else,
 whatever the order of its calls: what is evicted for one program is evicted for the next (thrashing; Denning's remedy,
 used here, is to run only programs whose working sets fit). So the context of a call that ended is *retained* for a time
-against calls of lower-priority programs: such a call starts only if it fits without the retained blocks. Nothing is
-pinned: a retained block is a free one, and running calls and better programs take it when they need it. The time is
-short, `retention_milli` times the cost of recomputing the context (rent or buy: at worst that many times the cost of
-having dropped it immediately).
+against calls of the tenant's lower-priority programs: such a call starts only if it fits without the retained blocks.
+Nothing is pinned: a retained block is a free one, and running calls and better programs take it when they need it. The
+time is short, `retention_milli` times the cost of recomputing the context (rent or buy: at worst that many times the
+cost of having dropped it immediately).
 
 Whether programs of a class return within that time is learned, and classes that rarely do are not retained. A client
 that announces a tool wait longer than that time has its context dropped when the wait begins.
@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 from agentserving.contract.ids import ProgramKey
 
+from agentserving_engine.policy.tenant_accounts import NOBODY
 from agentserving_engine.policy.tool_waits import Origin, ToolWaits
 
 # Position of a program among programs: (rank of its level, its arrival); lower goes first.
@@ -235,7 +236,7 @@ class Retention:
         for key in waiting:
             call = wanted(key)
             free = free_blocks - call.idle_blocks
-            kept = sum(size for place, of, size in sizes if place < call.place and of != call.program)
+            kept = sum(size for place, of, size in sizes if place < call.place and _yields(call.program, of))
             if call.new_blocks <= free - kept or call.new_blocks > free:
                 able.append(key)
                 slots -= 1
@@ -267,6 +268,14 @@ class Retention:
         for each in sorted(contexts, key=lambda each: each.place, reverse=True):
             self._memory.refresh(each.context, each.first)
         return True
+
+
+def _yields(program: ProgramKey, to: ProgramKey) -> bool:
+    """A call of a program is held up for what is retained for another: of the same tenant, or of any if it has none.
+
+    Otherwise a tenant would hold KV, for which it is not charged, against the others.
+    """
+    return program != to and program.tenant in (to.tenant, NOBODY)
 
 
 def _covers(wait: Origin, context: Origin) -> bool:

@@ -6,7 +6,7 @@ import math
 from dataclasses import KW_ONLY, dataclass, field
 
 import msgspec
-from agentserving.contract.ids import ProgramKey
+from agentserving.contract.ids import ProgramKey, Tenant
 
 from agentserving_engine.policy.levels import LevelTable
 
@@ -65,6 +65,11 @@ class ProgramState:
     paused: bool = False
     calls: set[str] = field(default_factory=set)
 
+    def raise_to(self, attained_us: int, wait_us: int) -> None:
+        """Takes over an account; never lowers what is known."""
+        self.attained_us = max(self.attained_us, attained_us)
+        self.wait_us = max(self.wait_us, wait_us)
+
 
 class CallState(msgspec.Struct, kw_only=True):
     """A call in the queue. `*_mark_us`: values at the last promotion; starvation counts only what came after it."""
@@ -89,6 +94,11 @@ class CallState(msgspec.Struct, kw_only=True):
     demotions: int = 0
     promotions: int = 0
     preemptions: int = 0
+
+    @property
+    def tenant(self) -> Tenant:
+        """Whose call it is."""
+        return self.facts.program.tenant
 
     @property
     def at_best(self) -> bool:

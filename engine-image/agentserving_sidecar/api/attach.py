@@ -14,7 +14,7 @@ from agentserving.transport.connection import Metadata
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving.v1 import engine_service_pb2 as pb
 from agentserving.v1 import engine_service_pb2_grpc as rpc
-from agentserving_process.leader_stream import LeaderStream
+from agentserving_process.leader_stream import Framed, LeaderStream
 
 from agentserving_sidecar.api.messages import attach_request, from_leader
 from agentserving_sidecar.values import FromLeader, Report, ToLeader, Welcome
@@ -41,8 +41,9 @@ class LeaderLink:
     def __init__(self, channel: LeaderChannel, events: LeaderEvents) -> None:
         self._events = events
         self._stream: LeaderStream[pb.AttachRequest, pb.AttachResponse] = LeaderStream(
-            "attach", channel, lambda to: _open(to, channel.metadata()), self, max_queued=100_000
-        )
+            "attach", channel, lambda to: _open(to, channel.metadata()), self,
+            framed=Framed("/agentserving.v1.EngineService/Attach", pb.AttachResponse), max_queued=100_000,
+        )  # fmt: skip
         self.attached = False
 
     async def run(self) -> None:

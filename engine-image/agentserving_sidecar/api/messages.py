@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentserving.contract.channel import CallRecord, Cancel, Load, PolicyResult, SetAccounts, ToolWait
+from agentserving.contract.channel import CallRecord, Cancel, Load, PolicyResult, SetAccounts, SetShares, ToolWait
 from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import InvalidPolicyError
 from agentserving.contract.policy_message import policy_from
@@ -12,6 +12,7 @@ from agentserving.v1 import types_pb2
 from agentserving_sidecar.health import Health, State
 from agentserving_sidecar.values import (
     Ack,
+    Action,
     Directive,
     Drain,
     FromLeader,
@@ -140,6 +141,7 @@ def _welcome(welcome: pb.Welcome) -> Welcome:
         epoch=welcome.epoch,
         policy=_policy(welcome.policy),
         paused=frozenset(_key(each.tenant, each.program_id) for each in welcome.paused),
+        shares=_shares(welcome.shares),
     )
 
 
@@ -147,7 +149,7 @@ def _directive(directive: pb.Directive) -> Directive:
     return Directive(directive.epoch, _action(directive))
 
 
-def _action(directive: pb.Directive) -> SetAccounts | PolicyVersion | Pause | Cancel | Drain | ToolWait | None:
+def _action(directive: pb.Directive) -> Action:
     match directive.WhichOneof("directive"):
         case "accounts":
             return SetAccounts(
@@ -171,8 +173,14 @@ def _action(directive: pb.Directive) -> SetAccounts | PolicyVersion | Pause | Ca
                 waiting=wait.waiting,
                 expected_us=wait.expected_us,
             )
+        case "shares":
+            return _shares(directive.shares)
         case _:
             return None
+
+
+def _shares(message: pb.TenantShares) -> SetShares:
+    return SetShares([(share.tenant, share.weight) for share in message.shares])
 
 
 def _key(tenant: str, program_id: str) -> ProgramKey:

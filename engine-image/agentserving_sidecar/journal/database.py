@@ -126,7 +126,9 @@ class Database:
         found: dict[int, Row] = {}
         for order in ("ASC", "DESC"):
             with contextlib.suppress(sqlite3.Error):
-                for row in self._db.execute(f"SELECT seq, boot_id, record FROM report ORDER BY seq {order}"):
+                # `order` is one of the two constants above.
+                query = f"SELECT seq, boot_id, record FROM report ORDER BY seq {order}"  # nosec B608
+                for row in self._db.execute(query):
                     if row[0] in found:
                         break
                     found[row[0]] = row

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from agentserving_gateway.envoy.extensions import Json, header
 from agentserving_gateway.errors import anthropic_type
+from agentserving_gateway.routes import PROGRAM_PREFIX
 
 # ext_authz takes a 5xx of the picker for its failure: a refusal of 5xx travels as 4xx, and is turned back here.
 _REFUSED_AS = {500: 480, 502: 482, 503: 483, 504: 484}
 # The status of a reply because the picker is away, where nothing is served without it.
 PICKER_AWAY = 503
 # Anthropic's API is the only one with paths of its own.
-ANTHROPIC_PATH = "/v1/messages"
+ANTHROPIC_PATH = f"({PROGRAM_PREFIX})?/v1/messages.*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +118,9 @@ def local_reply_config(max_body_bytes: int, max_head_kib: int, routes: tuple[str
          "body_format_override": _TEXT}
         for status, code in _REFUSED_AS.items()
     ]  # fmt: skip
-    anthropic = {"header_filter": {"header": {"name": ":path", "string_match": {"prefix": ANTHROPIC_PATH}}}}
+    anthropic = {
+        "header_filter": {"header": {"name": ":path", "string_match": {"safe_regex": {"regex": ANTHROPIC_PATH}}}}
+    }
     # The picker's own 503 travels as 483, so this is one that it has not given.
     away = Reply(
         when={"and_filter": {"filters": [denied, _status(PICKER_AWAY)]}}, status=PICKER_AWAY, type="server_error",

@@ -9,7 +9,7 @@ from agentserving_gateway.envoy.clusters import ENGINES, READS
 from agentserving_gateway.envoy.extensions import Json, header, seconds, typed
 from agentserving_gateway.envoy.settings import FrontSettings
 from agentserving_gateway.identity import HEADERS as IDENTITY_HEADERS
-from agentserving_gateway.routes import HEALTH, MODELS, ROUTES, Route
+from agentserving_gateway.routes import HEALTH, MODELS, PROGRAM_PREFIX, ROUTES, Route
 
 # A request that broke one engine is sent to one more, no further: it may be what breaks them.
 RETRIES = 1
@@ -78,25 +78,31 @@ def _preflights() -> list[Json]:
 
 
 def _engine_routes(settings: FrontSettings) -> list[Json]:
-    return [one for route in ROUTES for one in _two_matches(route, settings)]
+    """Those with a program in the URL are last: fewer requests have one."""
+    return [one for prefix in ("", PROGRAM_PREFIX) for route in ROUTES for one in _two_matches(route, prefix, settings)]
 
 
-def _two_matches(route: Route, settings: FrontSettings) -> list[Json]:
+def _two_matches(route: Route, prefix: str, settings: FrontSettings) -> list[Json]:
     bodiless = route.methods != ("POST",)
     headers = (_methods(*route.methods), *(_NO_BODY if bodiless else ()))
     after_look = {
-        "match": _match(route.path, _present(names.LOOK), *headers),
-        "route": _to_engines(route),
+        "match": _match(prefix + route.path, _present(names.LOOK), *headers),
+        "route": _to_engines(route) | _without(prefix),
         "typed_per_filter_config": filters.only_body(),
         **_heads(settings),
     }
     first = {
-        "match": _match(route.path, *headers),
-        "route": _to_engines(route),
+        "match": _match(prefix + route.path, *headers),
+        "route": _to_engines(route) | _without(prefix),
         "typed_per_filter_config": filters.only_head(),
         **_heads(settings),
     }
     return [first] if bodiless else [after_look, first]
+
+
+def _without(prefix: str) -> Json:
+    """Neither engines nor the picker's own answers know of programs in paths."""
+    return {"regex_rewrite": {"pattern": {"regex": f"^{prefix}"}, "substitution": ""}} if prefix else {}
 
 
 def _to_engines(route: Route) -> Json:
@@ -147,17 +153,21 @@ def _heads(settings: FrontSettings) -> Json:
 
 
 def _own_routes() -> list[Json]:
-    models = {
-        "match": _match(MODELS, _methods("GET", "HEAD"), *_NO_BODY),
-        "route": {"cluster": READS, "timeout": seconds(READS_S)},
-        "typed_per_filter_config": filters.not_asked(),
-    }
-    return [models, _answered(_match(HEALTH, _methods("GET", "HEAD")), 200, "ok\n")]
+    models = [
+        {
+            "match": _match(prefix + MODELS, _methods("GET", "HEAD"), *_NO_BODY),
+            "route": {"cluster": READS, "timeout": seconds(READS_S), **_without(prefix)},
+            "typed_per_filter_config": filters.not_asked(),
+        }
+        for prefix in ("", PROGRAM_PREFIX)
+    ]
+    return [*models, _answered(_match(HEALTH, _methods("GET", "HEAD")), 200, "ok\n")]
 
 
 def _refusals() -> list[Json]:
-    known = dict.fromkeys((*(route.path for route in ROUTES), MODELS, HEALTH))
-    refused = [_answered(_match(path), 405, "method not allowed") for path in known]
+    known = dict.fromkeys((*(route.path for route in ROUTES), MODELS))
+    paths = (*known, *(PROGRAM_PREFIX + path for path in known), HEALTH)
+    refused = [_answered(_match(path), 405, "method not allowed") for path in paths]
     return [*refused, _answered({"prefix": "/"}, 404, "no such route")]
 
 

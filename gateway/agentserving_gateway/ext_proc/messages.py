@@ -11,7 +11,7 @@ from agentserving_gateway.envoy import names
 from agentserving_gateway.errors import HttpError, envelope
 from agentserving_gateway.ext_proc import envoy_ext_proc_pb2 as pb
 from agentserving_gateway.picker import Head, Pick
-from agentserving_gateway.routes import Kind, Route, route_under
+from agentserving_gateway.routes import Kind, Route, route_under, split_program
 
 METADATA, SUBSET_METADATA = "envoy.lb", "envoy.lb.subset_hint"
 SUBSET = "x-gateway-destination-endpoint-subset"
@@ -49,12 +49,13 @@ def opening_of(message: pb.ProcessingRequest) -> Opening:
     if message.WhichOneof("request") != "request_headers":
         raise ValueError("the stream does not begin with the head of a request")
     headers = headers_of(message.request_headers)
-    path = headers.get(":path", "").partition("?")[0]
+    program, path = split_program(headers.get(":path", "").partition("?")[0])
     method = headers.get(":method", "POST")
     length = headers.get("content-length", "")
     head = Head(
         route=route_under(method, path) or Route(kind=Kind.READ, methods=(method,), path="", shown="other"),
         path=path,
+        program=program,
         headers=headers,
         length=int(length) if length.isdigit() else 0,
         among=_subset(message),

@@ -79,6 +79,8 @@ class AgentServingCluster:
     trust: str = ""
     # Where the operator runs; "" = outside Kubernetes.
     operator_namespace: str = ""
+    # What clients must present: resolved from the spec and the last status (`spec.auth.in_force`).
+    client_auth: ClientAuth = ClientAuth.NONE
     # A value that differs from the last one requests a new ticket key; "" = no request.
     key_request: str = ""
 
@@ -240,7 +242,7 @@ def spread(cluster: AgentServingCluster, component: Component) -> list[Manifest]
 
 def keys_are_needed(cluster: AgentServingCluster) -> bool:
     """Whether clients have keys, and a port of their own at control planes."""
-    return cluster.spec.auth.clients is ClientAuth.KEYS
+    return cluster.client_auth is ClientAuth.KEYS
 
 
 def namespaces(names: Sequence[str]) -> list[Manifest]:

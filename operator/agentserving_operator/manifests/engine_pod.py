@@ -15,20 +15,22 @@ from agentserving_operator.manifests.common import (
     Port,
     container,
     http_probe,
+    keys_are_needed,
     port,
     python,
     resources_of,
 )
-from agentserving_operator.spec.cluster import EngineType
-from agentserving_operator.spec.parts import SecretKey
+from agentserving_operator.spec.cluster import EngineType, PrefixCache
 
 SCHEDULER = "agentserving_engine.scheduler.ProgramScheduler"
 MIDDLEWARE = "agentserving_engine.http.middleware.EngineMiddleware"
 CHANNEL_DIR, KEY_DIR, MODELS_DIR = "/run/agentserving", "/etc/agentserving/ticket", "/models"
 KEY_FILE = f"{KEY_DIR}/key"
 # Of the control plane's keys, the public ones: engines verify tickets and make none.
-PUBLIC_KEYS = ("public", "public.next", "public.previous")
-PUBLIC_KEY_FILE = f"{KEY_DIR}/{PUBLIC_KEYS[0]}"
+PUBLIC_KEY_FILE, GATEWAY_PUBLIC_KEY_FILE = f"{KEY_DIR}/public", f"{KEY_DIR}/gateway-public"
+PUBLIC_KEYS = tuple(f"{name}{suffix}" for name in ("public", "gateway-public") for suffix in ("", ".next", ".previous"))
+# Where huggingface_hub reads the token: as a variable, every child process and crash report would have it.
+MODEL_TOKEN_DIR, MODEL_TOKEN_FILE = "/etc/agentserving/model-token", "token"
 PROBE_EVERY_S = 10
 # Returns when the engine has no calls left, or after the sidecar's --drain-s. Both images have urllib, not curl.
 DRAIN = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{Port.SIDECAR_HTTP}/drain').read()"
@@ -59,6 +61,8 @@ def engine_container(cluster: AgentServingCluster) -> Manifest:
     started |= {"command": ["python3", "-m", "vllm.entrypoints.openai.api_server"], "args": _vllm_arguments(cluster)}
     started["env"] += _vllm_env(cluster)
     started["volumeMounts"].append({"name": "model-cache", "mountPath": MODELS_DIR})
+    if cluster.spec.model.token is not None:
+        started["volumeMounts"].append({"name": "model-token", "mountPath": MODEL_TOKEN_DIR, "readOnly": True})
     if engine.accelerator.count:
         devices = {engine.accelerator.resource_name: str(engine.accelerator.count)}
         resources["limits"] = {**resources.get("limits", {}), **devices}
@@ -102,10 +106,33 @@ def _simulator_arguments(cluster: AgentServingCluster) -> list[str]:
         settings = ["--speed", f"{whole}.{hundredths:02d}", "--num-blocks", str(simulator.num_blocks)]
     return [
         "--listen", f"0.0.0.0:{Port.ENGINE}", "--engine-id", "$(POD_NAME)", "--channel-dir", CHANNEL_DIR,
-        "--ticket-key-file", PUBLIC_KEY_FILE, "--model", served_name(cluster),
+        "--ticket-key-file", PUBLIC_KEY_FILE, *_simulator_access(cluster), "--model", served_name(cluster),
         "--sse-keep-alive-s", str(cluster.spec.engine.sse_keep_alive_seconds),
         *settings, *_limits(cluster), *cluster.spec.engine.extra_args,
     ]  # fmt: skip
+
+
+def _simulator_access(cluster: AgentServingCluster) -> list[str]:
+    """As `_vllm_access`. Flags are given only where they are needed: images may be older than the operator."""
+    found = []
+    if keys_are_needed(cluster):
+        found += ["--gateway-key-file", GATEWAY_PUBLIC_KEY_FILE, "--unticketed", "refuse"]
+    if cluster.spec.engine.prefix_cache is PrefixCache.SHARED:
+        found += ["--tenant-cache", "shared"]
+    return found
+
+
+def _vllm_access(cluster: AgentServingCluster) -> list[Manifest]:
+    """With keys, calls without a ticket are refused; gateways sign tickets while there is no control plane."""
+    found = []
+    if keys_are_needed(cluster):
+        found += [
+            {"name": "AGENTSERVING_GATEWAY_KEY_FILE", "value": GATEWAY_PUBLIC_KEY_FILE},
+            {"name": "AGENTSERVING_UNTICKETED", "value": "refuse"},
+        ]
+    if cluster.spec.engine.prefix_cache is PrefixCache.SHARED:
+        found.append({"name": "AGENTSERVING_TENANT_CACHE", "value": "shared"})
+    return found
 
 
 def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
@@ -115,6 +142,9 @@ def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
         "--model", cluster.spec.model.name, "--served-model-name", served_name(cluster),
         "--host", "0.0.0.0", "--port", str(Port.ENGINE), "--scheduler-cls", SCHEDULER, "--middleware", MIDDLEWARE,
     ]  # fmt: skip
+    found += ["--load-format", cluster.spec.model.load_format]
+    if cluster.spec.model.trust_remote_code:
+        found.append("--trust-remote-code")
     if parallel > 1:
         found += ["--tensor-parallel-size", str(parallel)]
     if engine.kv_offload_gib:
@@ -137,11 +167,10 @@ def _vllm_env(cluster: AgentServingCluster) -> list[Manifest]:
         {"name": "AGENTSERVING_CHANNEL_DIR", "value": CHANNEL_DIR},
         {"name": "AGENTSERVING_TICKET_KEY_FILE", "value": PUBLIC_KEY_FILE},
         {"name": "AGENTSERVING_SSE_KEEP_ALIVE_S", "value": str(cluster.spec.engine.sse_keep_alive_seconds)},
+        *_vllm_access(cluster),
         {"name": "HF_HOME", "value": MODELS_DIR},
         {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
     ]
-    token: SecretKey | None = cluster.spec.model.token
-    if token is not None:
-        key = {"name": token.secret_name, "key": token.key}
-        found.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": key}})
+    if cluster.spec.model.token is not None:
+        found.append({"name": "HF_TOKEN_PATH", "value": f"{MODEL_TOKEN_DIR}/{MODEL_TOKEN_FILE}"})
     return found

@@ -14,7 +14,7 @@ from agentserving_operator.manifests.common import (
     spread,
 )
 from agentserving_operator.manifests.engine_identity_container import identity_containers
-from agentserving_operator.manifests.engine_pod import PUBLIC_KEYS, engine_container
+from agentserving_operator.manifests.engine_pod import MODEL_TOKEN_FILE, PUBLIC_KEYS, engine_container
 from agentserving_operator.manifests.sidecar import sidecar_container
 from agentserving_operator.manifests.tls import engine_volumes
 from agentserving_operator.spec.cluster import CacheType, EngineType, ModelCache
@@ -70,6 +70,11 @@ def _volumes(cluster: AgentServingCluster) -> list[Manifest]:
         *engine_volumes(cluster),
     ]
     if engine.type is EngineType.VLLM:
+        token = cluster.spec.model.token
+        if token is not None:
+            item = {"key": token.key, "path": MODEL_TOKEN_FILE}
+            secret = {"secretName": token.secret_name, "defaultMode": 0o440, "items": [item]}
+            found.append({"name": "model-token", "secret": secret})
         if cache.type is CacheType.EMPTY_DIR:
             found.append({"name": "model-cache", "emptyDir": {"sizeLimit": cache.size}})
         if cache.type is CacheType.EXISTING:

@@ -106,14 +106,13 @@ def etcd_flags(cluster: AgentServingCluster) -> list[str]:
 def _tls_flags(cluster: AgentServingCluster) -> list[str]:
     """Certificates on both sides, for clients and for peers. etcd reads them again for each connection.
 
-    The CA is not enough: it also signs the certificates of engines, gateways and clients. With this check of clients'
-    names etcd's JSON API cannot reach its own server (it looks at no chain of it, 3.5 and 3.6), and a member of three
-    that lost its volume asks that API who its fellows are; so several members check the names of peers only.
+    The CA is not enough: it also signs the certificates of engines, gateways and clients.
     """
     at = directory(Leaf.ETCD)
-    found = [f"--peer-cert-allowed-hostname={cluster.child(Component.ETCD)}.{cluster.namespace}.svc"]
-    if etcd_settings(cluster).members == 1:
-        found.append(f"--client-cert-allowed-hostname={etcd_client_name(cluster)}")
+    found = [
+        f"--client-cert-allowed-hostname={etcd_client_name(cluster)}",
+        f"--peer-cert-allowed-hostname={cluster.child(Component.ETCD)}.{cluster.namespace}.svc",
+    ]
     for prefix in ("", "peer-"):
         found += [
             f"--{prefix}cert-file={at}/tls.crt", f"--{prefix}key-file={at}/tls.key",

@@ -19,9 +19,11 @@ from agentserving_operator.manifests.common import (
     port,
     python,
     resources_of,
+    secret_files,
     selector,
     spread,
 )
+from agentserving_operator.manifests.engine_pod import KEY_DIR
 from agentserving_operator.manifests.inference_pool import picker_flags
 from agentserving_operator.manifests.tls import Leaf, client_flags, directory, mounts, volumes
 from agentserving_operator.spec.parsing import plain
@@ -29,6 +31,9 @@ from agentserving_operator.spec.parts import Resources
 
 # Sockets and files that Envoy and the picker share.
 RUN_DIR = "/run/agentserving"
+# Of the Secret of ticket keys, the gateways' own.
+GATEWAY_KEY_FILE = f"{KEY_DIR}/gateway-key"
+GATEWAY_KEYS = ("gateway-key", "gateway-key.next", "gateway-key.previous")
 GRACE_AFTER_DRAIN_S = 15
 # Of a container's memory limit; the rest is what Envoy has outside of its heap.
 HEAP_SHARE_PERCENT = 80
@@ -54,6 +59,7 @@ def _template(cluster: AgentServingCluster) -> Manifest:
         volumes=[
             {"name": "run", "emptyDir": {}},
             {"name": "tmp", "emptyDir": {}},
+            *_ticket_key_volume(cluster),
             *volumes(cluster, Leaf.GATEWAY),
         ],
         terminationGracePeriodSeconds=gateway.drain_seconds + GRACE_AFTER_DRAIN_S,
@@ -93,6 +99,20 @@ def _client_auth(cluster: AgentServingCluster) -> list[str]:
     return ["--client-auth", "keys"] if keys_are_needed(cluster) else []
 
 
+def _own_tickets(cluster: AgentServingCluster) -> list[str]:
+    """With keys engines refuse calls without a ticket, and some are made while there is no control plane."""
+    return ["--ticket-key-file", GATEWAY_KEY_FILE] if keys_are_needed(cluster) else []
+
+
+def _ticket_key_volume(cluster: AgentServingCluster) -> list[Manifest]:
+    return [secret_files("ticket-key", cluster.ticket_key_name, GATEWAY_KEYS)] if keys_are_needed(cluster) else []
+
+
+def _ticket_key_mount(cluster: AgentServingCluster) -> list[Manifest]:
+    mount = {"name": "ticket-key", "mountPath": KEY_DIR, "readOnly": True}
+    return [mount] if keys_are_needed(cluster) else []
+
+
 def _heap(given: Resources) -> list[str]:
     """Envoy refuses requests before its container's limit kills it; without a limit its own default applies."""
     limit = memory_limit(given)
@@ -115,7 +135,7 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
             "--run-dir", RUN_DIR, "--drain-s", str(gateway.drain_seconds),
             "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
             "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP), *picker_flags(cluster),
-            *_client_auth(cluster), *client_flags(cluster, directory(Leaf.GATEWAY)),
+            *_client_auth(cluster), *_own_tickets(cluster), *client_flags(cluster, directory(Leaf.GATEWAY)),
         ),
         env=[*PYTHON_ENV],
         ports=[
@@ -125,6 +145,7 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
         volumeMounts=[
             {"name": "run", "mountPath": RUN_DIR},
             {"name": "tmp", "mountPath": "/tmp"},
+            *_ticket_key_mount(cluster),
             *mounts(cluster, Leaf.GATEWAY),
         ],
         startupProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", **STARTED),

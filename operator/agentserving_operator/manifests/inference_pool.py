@@ -12,9 +12,11 @@ from agentserving_operator.manifests.common import (
     Manifest,
     Port,
     child_object,
+    keys_are_needed,
     namespaces,
     selector,
 )
+from agentserving_operator.spec.inference_pool import FailureMode
 
 KIND = "InferencePool"
 
@@ -47,12 +49,17 @@ def inference_pool(cluster: AgentServingCluster) -> Manifest:
             "kind": "Service",
             "name": endpoint_picker_name(cluster),
             "port": {"number": Port.EXT_PROC},
-            "failureMode": cluster.spec.gateway.inference_pool.failure_mode.value,
+            "failureMode": _failure_mode(cluster).value,
         },
     }
     return child_object(
         cluster, "inference.networking.k8s.io/v1", KIND, Component.ENGINE, cluster.name, spec=spec
     )  # fmt: skip
+
+
+def _failure_mode(cluster: AgentServingCluster) -> FailureMode:
+    """With keys a gateway must not choose an engine by itself: the picker is who asks for them."""
+    return FailureMode.CLOSE if keys_are_needed(cluster) else cluster.spec.gateway.inference_pool.failure_mode
 
 
 def goes_with(cluster: AgentServingCluster, live: Manifest) -> tuple[str, str] | None:

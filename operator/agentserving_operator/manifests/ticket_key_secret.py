@@ -4,6 +4,9 @@ Pods read a changed Secret at different times. Therefore a new key is first anno
 sign), then it signs, and the old one (`key.previous`) still verifies until the last ticket it signed has expired. The
 Secret's annotations record which request for a new key is in progress or done, and since when. Engines mount the
 public keys (`public`, `public.next`, `public.previous`) and no other.
+
+Gateways sign tickets while no control plane can be reached, with keys of their own (`gateway-key`, ...). These are
+derived from the control plane's, so they rotate with them; the other direction is a one-way function.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime
+import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -20,6 +24,8 @@ from agentserving_operator.manifests.common import AgentServingCluster, Componen
 from agentserving_operator.spec.crd import GROUP
 
 KEY_BYTES = 32
+_GATEWAY = b"agentserving tickets of gateways"
+FILES = ("key", "public", "gateway-key", "gateway-public")
 # Annotation of an AgentServingCluster: a new value requests a new key.
 ROTATE = f"{GROUP}/rotate-ticket-key"
 _DONE, _SINCE = f"{GROUP}/rotation", f"{GROUP}/rotation-step-since"
@@ -58,12 +64,11 @@ def rotated(
 
 def ticket_key_secret(cluster: AgentServingCluster, keys: TicketKeys) -> Manifest:
     """The Secret that pods mount."""
-    files = {"key": keys.key, "key.next": keys.next, "key.previous": keys.previous}
-    data = {}
-    for name, key in files.items():
+    data: dict[str, str] = {}
+    for suffix, key in (("", keys.key), (".next", keys.next), (".previous", keys.previous)):
         if key is not None:
-            data[name] = base64.b64encode(key).decode()
-            data[public_name(name)] = base64.b64encode(public_bytes(key)).decode()
+            files = _files_of(key)
+            data |= {f"{name}{suffix}": base64.b64encode(content).decode() for name, content in files.items()}
     secret = child_object(
         cluster, "v1", "Secret", Component.CONTROL_PLANE, cluster.ticket_key_name, type="Opaque", data=data
     )  # fmt: skip
@@ -73,15 +78,17 @@ def ticket_key_secret(cluster: AgentServingCluster, keys: TicketKeys) -> Manifes
     return secret
 
 
-def public_name(name: str) -> str:
-    """The public key that belongs to a key of the Secret."""
-    return name.replace("key", "public", 1)
+def _files_of(key: bytes) -> dict[str, bytes]:
+    """What goes with one key of the control plane, by the name of its file without a suffix."""
+    gateway = hmac.digest(key, _GATEWAY, "sha256")
+    return {"key": key, "public": public_bytes(key), "gateway-key": gateway, "gateway-public": public_bytes(gateway)}
 
 
-def has_public_keys(secret: Manifest) -> bool:
-    """False for a Secret from before engines verified tickets by public keys."""
+def has_all_files(secret: Manifest) -> bool:
+    """False for a Secret from before engines verified tickets by public keys, or before gateways signed any."""
     data = secret.get("data") or {}
-    return all(public_name(name) in data for name in data if name.split(".")[0] == "key")
+    suffixes = [name.removeprefix("key") for name in data if name.split(".")[0] == "key"]
+    return all(f"{name}{suffix}" in data for name in FILES for suffix in suffixes)
 
 
 def ticket_keys_of(secret: Manifest) -> TicketKeys | None:

@@ -88,6 +88,16 @@ class Reason(StrEnum):
     CERT_MANAGER_MISSING = "CertManagerMissing"
     # spec.gateway.inferencePool is enabled, but the Gateway API Inference Extension is not installed.
     INFERENCE_EXTENSION_MISSING = "InferenceExtensionMissing"
+    # The control plane has what an AgentServingTenant says.
+    IN_FORCE = "InForce"
+    # There is no AgentServingCluster of the name that an AgentServingTenant gives.
+    CLUSTER_MISSING = "ClusterMissing"
+    # Another AgentServingTenant describes the same tenant.
+    TENANT_TAKEN = "TenantTaken"
+    # The cluster has as many AgentServingTenants as its status can record.
+    TOO_MANY_TENANTS = "TooManyTenants"
+    # The control plane refuses what an AgentServingTenant says.
+    TENANT_REFUSED = "TenantRefused"
     # The namespace is being deleted.
     NAMESPACE_TERMINATING = "NamespaceTerminating"
 

@@ -40,12 +40,16 @@ _NO_SPACE = ("database space exceeded", "NOSPACE")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """What exists. `objects` by kind and name; `overview` None = the control plane did not answer."""
+    """What exists. `objects` by kind and name; `overview` None = the control plane did not answer.
+
+    `tenants`: those to record in the status (`observe.tenants`).
+    """
 
     objects: Mapping[tuple[str, str], Manifest]
     pods: Sequence[Manifest]
     overview: Overview | None = None
     troubles: Sequence[Trouble] = field(default=())
+    tenants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ def status_of(
     status = ClusterStatus(
         observed_generation=cluster.generation,
         conditions=conditions(findings, cluster.generation, previous, now),
+        client_auth=cluster.client_auth,
         url=gateway_url(cluster),
         engines=EngineCounts(
             replicas=engines.replicas,
@@ -101,6 +106,7 @@ def status_of(
         ),
         selector=",".join(f"{k}={v}" for k, v in selector(cluster.name, Component.ENGINE).items()),
         policy=_policy(observed, previous),
+        tenants=observed.tenants,
         programs=observed.overview.programs if observed.overview else previous.get("programs"),
     )
     return dict(plain(status))

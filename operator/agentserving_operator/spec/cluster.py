@@ -67,6 +67,13 @@ class StoreType(StrEnum):
     MEMORY = "Memory"
 
 
+class PrefixCache(StrEnum):
+    """Who shares the cached prefixes of prompts."""
+
+    PER_TENANT = "PerTenant"
+    SHARED = "Shared"
+
+
 class PullPolicy(StrEnum):
     """As in Kubernetes."""
 
@@ -139,6 +146,16 @@ class Model:
     enable_auto_tool_choice: bool = flag(
         "With toolParser: the model decides whether to call a tool, which agents expect (--enable-auto-tool-choice).",
         default=True,
+    )
+    load_format: str = text(
+        "vLLM's --load-format. safetensors are data only; auto also takes pickled weights, which can run code.",
+        64,
+        default="safetensors",
+        min_length=1,
+        pattern=r"^[a-z0-9][-_.a-z0-9]*$",
+    )
+    trust_remote_code: bool = flag(
+        "Whether code that comes with the model runs in engines (--trust-remote-code).", default=False
     )
     cache: ModelCache = struct("Where its files are stored. Immutable.", default=ModelCache, immutable=True)
 
@@ -224,6 +241,11 @@ class Engine:
         "KV cache in host memory, GiB over all devices; 0: none.", 0, 16_384, default=0, wire="kvOffloadGiB"
     )
     shared_memory: str = quantity("Size of /dev/shm.", default="8Gi")
+    prefix_cache: PrefixCache = choice(
+        "PerTenant: the time to a first token tells no tenant what another one has asked. Shared: one cache for all, "
+        "for a cluster whose tenants may know of each other's prompts.",
+        default=PrefixCache.PER_TENANT,
+    )
     extra_args: tuple[str, ...] = items("More arguments for vLLM or the simulator.", 128, max_length=1024)
     resources: Resources = struct("Requests and limits of the engine, without the accelerator.", default=Resources)
     sidecar_resources: Resources = struct("Requests and limits of the sidecar.", default=Resources)
@@ -375,7 +397,7 @@ class ClusterSpec:
             "controlPlane.replicas",
         ),
         Rule(
-            "self.auth.clients != 'Keys' || self.tls.issuer != 'None'",
+            "!has(self.auth.clients) || self.auth.clients != 'Keys' || self.tls.issuer != 'None'",
             "auth.clients Keys needs spec.tls: keys must not travel in the clear, and parts show their certificates",
             lambda s: s.auth.clients is not ClientAuth.KEYS or s.tls.on,
             "auth.clients",

@@ -16,7 +16,7 @@ from typing import Any
 METADATA_KEY = "api"
 # A quantity of Kubernetes without exponents.
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"
-# What rules over immutable fields say.
+# What rules over immutable fields say, unless the class has a CANNOT_BE_CHANGED of its own.
 CANNOT_BE_CHANGED = "cannot be changed: create a new AgentServingCluster"
 
 
@@ -98,15 +98,16 @@ def api_fields(cls: type) -> list[FieldInfo]:
 def rules_of(cls: type) -> tuple[Rule, ...]:
     """The class's RULES, and a rule for each immutable field."""
     own: tuple[Rule, ...] = getattr(cls, "RULES", ())
-    return (*own, *(_immutable(each) for each in api_fields(cls) if each.meta.immutable))
+    hint: str = getattr(cls, "CANNOT_BE_CHANGED", CANNOT_BE_CHANGED)
+    return (*own, *(_immutable(each, hint) for each in api_fields(cls) if each.meta.immutable))
 
 
-def _immutable(info: FieldInfo) -> Rule:
+def _immutable(info: FieldInfo, hint: str) -> Rule:
     name = info.wire
     cel = f"self.{name} == oldSelf.{name}"
     if info.meta.default is None:
         cel = f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || {cel})"
-    return Rule(cel, f"{name} {CANNOT_BE_CHANGED}", at=name)
+    return Rule(cel, f"{name} {hint}", at=name)
 
 
 def _field(meta: Meta) -> Any:

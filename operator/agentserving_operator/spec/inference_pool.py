@@ -23,7 +23,8 @@ class InferencePool:
     enabled: bool = flag("Creates an InferencePool of the cluster's name, with the picker behind it.", default=False)
     failure_mode: FailureMode = choice(
         "What the gateway does while no picker answers. FailOpen: it chooses an engine itself, and the call is served "
-        "without its program's account. FailClose: it refuses the call.",
+        "without its program's account. FailClose: it refuses the call. Always FailClose where clients "
+        "have keys: nobody would ask for them.",
         default=FailureMode.OPEN,
     )
     tls: bool = flag(

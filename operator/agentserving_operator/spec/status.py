@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from agentserving_operator.spec.auth import ClientAuth
 from agentserving_operator.spec.fields import choice, integer, items, struct, text
 
 _MAX_INT = 2**53 - 1
@@ -64,8 +65,15 @@ class ClusterStatus:
         "Generation of the spec that this status describes.", 0, _MAX_INT, default=None
     )
     conditions: tuple[Condition, ...] = items("Conditions, by type.", 16, list_type="map", keys=("type",))
+    client_auth: ClientAuth | None = choice(
+        "What clients must present: as spec.auth.clients says, or what was in force when it said nothing.", default=None
+    )
     url: str | None = text("Base URL for OpenAI clients inside the cluster.", 512, default=None)
     engines: EngineCounts | None = struct("Numbers of engine pods.", default=None)
     selector: str | None = text("Label selector of engine pods, for autoscalers.", 512, default=None)
     policy: PolicyInForce | None = struct("The scheduling policy in force.", default=None)
+    tenants: tuple[str, ...] = items(
+        "Tenants whose settings come from AgentServingTenants: they are removed with these.", 1_000,
+        list_type="set", max_length=64,
+    )  # fmt: skip
     programs: int | None = integer("Live programs.", 0, _MAX_INT, default=None)

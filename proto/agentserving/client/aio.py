@@ -12,11 +12,11 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 import grpc
 
-from agentserving.client import operations, watches
+from agentserving.client import operations, tenant_operations, watches
 from agentserving.client.generation import PATH as GENERATE
 from agentserving.client.generation import GenerateCall
 from agentserving.client.operations import Operation
-from agentserving.client.values import Admission, ApiKey, Endings, Program, ProgramChanges, ProgramState
+from agentserving.client.values import Admission, ApiKey, Endings, Program, ProgramChanges, ProgramState, TenantSettings
 from agentserving.transport.channels import dial_async
 from agentserving.transport.connection import Attempts, Settings, find_leader, look_elsewhere
 from agentserving.transport.errors import AgentServingError, InternalError, decoded, from_rpc
@@ -84,6 +84,8 @@ class AsyncClient:
     get_overview = Run(operations.get_overview)
     create_key = Run(operations.create_key)
     revoke_key = Run(operations.revoke_key)
+    set_tenant = Run(tenant_operations.set_tenant)
+    remove_tenant = Run(tenant_operations.remove_tenant)
 
     async def list_programs(self, *, states: Iterable[ProgramState] = (), page_size: int = 0) -> AsyncIterator[Program]:
         """All programs in order of their ids, read page by page. No states = all but CLOSED."""
@@ -103,6 +105,17 @@ class AsyncClient:
             page = await self.run(operations.list_keys_page(tenant, page_token=token))
             for key in page.keys:
                 yield key
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def list_tenants(self) -> AsyncIterator[TenantSettings]:
+        """Tenants that something has been set for, in the order of their names. For administrators."""
+        token = ""
+        while True:
+            page = await self.run(tenant_operations.list_tenants_page(page_token=token))
+            for tenant in page.tenants:
+                yield tenant
             token = page.next_page_token
             if not token:
                 return

@@ -22,11 +22,11 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 import grpc
 
-from agentserving.client import operations, watches
+from agentserving.client import operations, tenant_operations, watches
 from agentserving.client.generation import PATH as GENERATE
 from agentserving.client.generation import GenerateCall
 from agentserving.client.operations import Operation
-from agentserving.client.values import Admission, ApiKey, Endings, Program, ProgramChanges, ProgramState
+from agentserving.client.values import Admission, ApiKey, Endings, Program, ProgramChanges, ProgramState, TenantSettings
 from agentserving.transport.channels import dial
 from agentserving.transport.connection import Attempts, Settings, find_leader, look_elsewhere
 from agentserving.transport.errors import AgentServingError, InternalError, from_rpc
@@ -94,6 +94,8 @@ class Client:
     get_overview = Run(operations.get_overview)
     create_key = Run(operations.create_key)
     revoke_key = Run(operations.revoke_key)
+    set_tenant = Run(tenant_operations.set_tenant)
+    remove_tenant = Run(tenant_operations.remove_tenant)
 
     def list_programs(self, *, states: Iterable[ProgramState] = (), page_size: int = 0) -> Iterator[Program]:
         """All programs in order of their ids, read page by page. No states = all but CLOSED."""
@@ -111,6 +113,16 @@ class Client:
         while True:
             page = self.run(operations.list_keys_page(tenant, page_token=token))
             yield from page.keys
+            token = page.next_page_token
+            if not token:
+                return
+
+    def list_tenants(self) -> Iterator[TenantSettings]:
+        """Tenants that something has been set for, in the order of their names. For administrators."""
+        token = ""
+        while True:
+            page = self.run(tenant_operations.list_tenants_page(page_token=token))
+            yield from page.tenants
             token = page.next_page_token
             if not token:
                 return

@@ -363,6 +363,22 @@ class ApiKey:
     prompt_tokens_per_minute: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantSettings:
+    """A tenant's share of every engine, and bounds of its use; 0 = no bound."""
+
+    tenant: Tenant
+    weight: int
+    # Neither closed nor expired.
+    max_programs: int
+    # Admitted and not ended.
+    max_calls: int
+    calls_per_minute: int
+    # Prompt and answer tokens.
+    tokens_per_minute: int
+    tokens_per_day: int
+
+
 @dataclass(frozen=True, slots=True)
 class NewApiKey:
     """A key that was just made. Its text cannot be had again."""

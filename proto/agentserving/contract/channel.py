@@ -130,6 +130,12 @@ class SetPaused(msgspec.Struct, tag="paused"):
     programs: list[tuple[str, str]]
 
 
+class SetShares(msgspec.Struct, tag="shares"):
+    """(tenant, weight) of all tenants whose weight is not 1; they replace those known before."""
+
+    weights: list[tuple[str, int]]
+
+
 class ToolWait(msgspec.Struct, tag="tool_wait", kw_only=True):
     """A program began or ended a tool wait. `expected_us`: the client's estimate of the wait, 0 = unknown.
 
@@ -151,7 +157,7 @@ class Cancel(msgspec.Struct, tag="cancel"):
 
 
 FromEngine = EngineHello | EngineReport | PolicyResult
-ToEngine = AckCalls | SetPolicy | SetAccounts | SetPaused | ToolWait | Cancel
+ToEngine = AckCalls | SetPolicy | SetAccounts | SetPaused | SetShares | ToolWait | Cancel
 
 encoder = msgspec.msgpack.Encoder()
 from_engine_decoder = msgspec.msgpack.Decoder(FromEngine)

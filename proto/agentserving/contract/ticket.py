@@ -60,8 +60,6 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     fallbacks: tuple[str, ...] = ()
     # Boot of each engine of `engine_ids`: what one boot has served is unknown to the next. Missing or "" = any boot.
     boots: tuple[str, ...] = ()
-    # Sequences that the call may have (n for each prompt); 0 = not stated: those of one HTTP request.
-    sequences: int = 0
 
     @property
     def engine_ids(self) -> tuple[str, ...]:

@@ -83,10 +83,18 @@ def _plan(address: str, settings: Settings, known: Sequence[str]) -> tuple[Optio
     if settings.tls is None:
         return options, None
     pem = settings.tls.read()
-    if not known:
-        name = SIDECAR_NAME
-    else:
-        name = pem.server_name or (known[0].rpartition(":")[0] if address not in known else "")
-    if name:
+    name = verified_name(address, pem, known)
+    if name != _host(address):
         options = (*options, ("grpc.ssl_target_name_override", name))
     return options, pem
+
+
+def verified_name(address: str, pem: Pem, known: Sequence[str]) -> str:
+    """The name that the certificate at an address must have."""
+    if not known:
+        return SIDECAR_NAME
+    return pem.server_name or _host(known[0] if address not in known else address)
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import grpc
 
-from agentserving.transport.channels import dial_async
+from agentserving.transport.channels import dial_async, verified_name
 from agentserving.transport.connection import Metadata, Settings, Tls
 from agentserving.transport.errors import from_rpc, hint_of
+from agentserving.transport.framed import FramedEndpoint, framed_address
 from agentserving.transport.leader import Leader, split
 
 # A stopped process still accepts connections, but does not answer.
@@ -41,6 +42,23 @@ class LeaderChannel:
             self._address = self.leader.address
             self._channel = dial_async(self._address, self._settings, known=self.leader.known)
         return self._channel
+
+    async def framed(self) -> FramedEndpoint | None:
+        """Where the control plane at the other end serves framed streams; None: it has only gRPC.
+
+        grpc.RpcError, such as NOT_LEADER; OSError when a certificate or the credential cannot be read.
+        """
+        address = await framed_address(await self.channel(), self.metadata(), FIRST_ANSWER_S)
+        if not address:
+            return None
+        pem = self._settings.tls.read() if self._settings.tls is not None else None
+        return FramedEndpoint(
+            address=address,
+            pem=pem,
+            # Of the same process, so the name is the one that gRPC has verified.
+            server_name=verified_name(self._address, pem, self.leader.known).strip("[]") if pem is not None else "",
+            max_response_bytes=self._settings.max_response_bytes,
+        )
 
     def metadata(self) -> Metadata:
         """Of the calls on it: our credential. OSError when its file cannot be read."""

@@ -123,7 +123,7 @@ class PolicyChoice(google.protobuf.message.Message):
     application: builtins.str
     """The class: the root program's name; not set: all programs together."""
     chosen: builtins.str
-    """The preset whose order they get: program-fcfs or program-plas."""
+    """The preset whose order they get: fcfs, program-fcfs or program-plas."""
     reason: builtins.str
     cv2: builtins.float
     """Squared coefficient of variation of program service; 0 also while too few programs have finished."""

@@ -263,6 +263,7 @@ class Welcome(google.protobuf.message.Message):
     EPOCH_FIELD_NUMBER: builtins.int
     POLICY_FIELD_NUMBER: builtins.int
     PAUSED_FIELD_NUMBER: builtins.int
+    SHARES_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     @property
     def policy(self) -> agentserving.v1.types_pb2.PolicyVersion: ...
@@ -270,17 +271,58 @@ class Welcome(google.protobuf.message.Message):
     def paused(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ProgramKey]:
         """Root programs that are paused now, all of them: the engine resumes every other program."""
 
+    @property
+    def shares(self) -> global___TenantShares:
+        """Every tenant not named has weight 1."""
+
     def __init__(
         self,
         *,
         epoch: builtins.int = ...,
         policy: agentserving.v1.types_pb2.PolicyVersion | None = ...,
         paused: collections.abc.Iterable[global___ProgramKey] | None = ...,
+        shares: global___TenantShares | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["policy", b"policy"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "paused", b"paused", "policy", b"policy"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["policy", b"policy", "shares", b"shares"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "paused", b"paused", "policy", b"policy", "shares", b"shares"]) -> None: ...
 
 global___Welcome = Welcome
+
+@typing.final
+class TenantShares(google.protobuf.message.Message):
+    """Weights of tenants, all that are not 1: they replace those known before."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHARES_FIELD_NUMBER: builtins.int
+    @property
+    def shares(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TenantShare]: ...
+    def __init__(
+        self,
+        *,
+        shares: collections.abc.Iterable[global___TenantShare] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["shares", b"shares"]) -> None: ...
+
+global___TenantShares = TenantShares
+
+@typing.final
+class TenantShare(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    weight: builtins.int
+    def __init__(
+        self,
+        *,
+        tenant: builtins.str = ...,
+        weight: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["tenant", b"tenant", "weight", b"weight"]) -> None: ...
+
+global___TenantShare = TenantShare
 
 @typing.final
 class ProgramKey(google.protobuf.message.Message):
@@ -454,6 +496,7 @@ class Directive(google.protobuf.message.Message):
     CANCEL_FIELD_NUMBER: builtins.int
     DRAIN_FIELD_NUMBER: builtins.int
     TOOL_WAIT_FIELD_NUMBER: builtins.int
+    SHARES_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     @property
     def accounts(self) -> global___Accounts: ...
@@ -467,6 +510,8 @@ class Directive(google.protobuf.message.Message):
     def drain(self) -> global___Drain: ...
     @property
     def tool_wait(self) -> global___ToolWait: ...
+    @property
+    def shares(self) -> global___TenantShares: ...
     def __init__(
         self,
         *,
@@ -477,9 +522,10 @@ class Directive(google.protobuf.message.Message):
         cancel: global___CancelCalls | None = ...,
         drain: global___Drain | None = ...,
         tool_wait: global___ToolWait | None = ...,
+        shares: global___TenantShares | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["accounts", b"accounts", "cancel", b"cancel", "directive", b"directive", "drain", b"drain", "pause", b"pause", "policy", b"policy", "tool_wait", b"tool_wait"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accounts", b"accounts", "cancel", b"cancel", "directive", b"directive", "drain", b"drain", "epoch", b"epoch", "pause", b"pause", "policy", b"policy", "tool_wait", b"tool_wait"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["directive", b"directive"]) -> typing.Literal["accounts", "policy", "pause", "cancel", "drain", "tool_wait"] | None: ...
+    def HasField(self, field_name: typing.Literal["accounts", b"accounts", "cancel", b"cancel", "directive", b"directive", "drain", b"drain", "pause", b"pause", "policy", b"policy", "shares", b"shares", "tool_wait", b"tool_wait"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["accounts", b"accounts", "cancel", b"cancel", "directive", b"directive", "drain", b"drain", "epoch", b"epoch", "pause", b"pause", "policy", b"policy", "shares", b"shares", "tool_wait", b"tool_wait"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["directive", b"directive"]) -> typing.Literal["accounts", "policy", "pause", "cancel", "drain", "tool_wait", "shares"] | None: ...
 
 global___Directive = Directive

@@ -68,6 +68,7 @@ class VirtualEngine:
         # What host memory still has is loaded, not computed: then there is no point in retaining KV.
         self.kv = KvTraits(
             block_size=limits.block_size,
+            blocks=self.cache.size,
             findable=limits.prefix_caching,
             reloadable=bool(limits.host_blocks),
             retainable=not limits.host_blocks,
@@ -353,6 +354,9 @@ class VirtualEngine:
         calls = len(decoding.requests)
         counters.output_tokens += calls * stretch.steps
         counters.computed_tokens += calls * stretch.steps
+        if self.queue.is_shared:
+            chunks = {request.key: count for request, count in stretch.chunks}
+            self._policy.charge_tenants(took, dict.fromkeys(decoding.requests, 1) | chunks)
         self.queue.charge(decoding.requests, took)
         finished = decoding.advance(stretch.steps)
         if stretch.chunks:

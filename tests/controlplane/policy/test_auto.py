@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from statistics import NormalDist
 
 import pytest
-from agentserving.contract.policy import AUTO, PROGRAM_FCFS, PROGRAM_PLAS, Level, from_dict, to_dict
+from agentserving.contract.policy import AUTO, FCFS, PROGRAM_FCFS, PROGRAM_PLAS, Level, Policy, from_dict, to_dict
 from agentserving.contract.policy_message import policy_from, policy_to
-from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
+from agentserving.v1 import admin_service_pb2, call_service_pb2, engine_service_pb2, program_service_pb2, types_pb2
+from agentserving_controlplane import upkeep
 from agentserving_controlplane.metrics import exposition
-from agentserving_controlplane.policy.auto import ALIKE, MAX_CHOICES, SPREAD, Choice, Chosen, Decided, Moments, decide
+from agentserving_controlplane.policy import auto
+from agentserving_controlplane.policy.auto import (
+    ALIKE,
+    BUSY,
+    CALM,
+    MAX_CHOICES,
+    SPREAD,
+    Choice,
+    Chosen,
+    Contention,
+    Decided,
+    Moments,
+)
 from agentserving_controlplane.policy.gittins import MIN_SAMPLES, Sizes
 from hypothesis import given
 from hypothesis import strategies as st
 from support.served_plane import PlayedEngine, ServedPlane
 
 SECOND = 1_000_000
+LONG_QUEUES, NO_QUEUES = Contention(waiting=1000, running=10), Contention(waiting=0, running=10)
+
+
+def decide(
+    policy: Policy, sizes: Sizes, before: Iterable[Choice], now_us: int, contention: Contention = LONG_QUEUES
+) -> Decided:
+    return auto.decide(policy, sizes, contention, before, now_us)
 
 
 def sizes_of(finished: dict[str, list[float]], live: dict[str, list[float]] | None = None) -> Sizes:
@@ -52,6 +73,48 @@ def test_programs_of_like_sizes_finish_one_after_the_other() -> None:
     choice = choice_of(decided)
     assert (choice.finished, choice.since_us) == (400, 5)
     assert "sizes are alike: CV^2 of program service 0." in choice.reason
+
+
+def test_programs_of_like_sizes_go_by_the_arrival_of_calls_while_queues_are_short() -> None:
+    decided = decide(AUTO, sizes_of({"react": spread(0.3)}), (), 5, NO_QUEUES)
+    assert (decided.policy.levels, decided.policy.order, decided.policy.retention_milli) == (
+        FCFS.levels, FCFS.order, FCFS.retention_milli
+    )  # fmt: skip
+    assert chosen(decided) == {"react": Chosen.FCFS, None: Chosen.FCFS}
+    assert "0 calls wait and 10 run" in choice_of(decided).reason
+
+
+def test_short_queues_do_not_take_the_levels_from_programs_of_different_sizes() -> None:
+    decided = decide(AUTO, sizes_of({"chat": spread(2.0)}), (), 5, NO_QUEUES)
+    assert (decided.policy.levels, chosen(decided)[None]) == (PROGRAM_PLAS.levels, Chosen.PROGRAM_PLAS)
+
+
+def test_classes_that_differ_only_from_each_other_go_by_the_arrival_of_calls_while_queues_are_short() -> None:
+    sizes = sizes_of({"lookup": spread(0.2, 1.0), "report": spread(0.2, 100.0)})
+    decided = decide(AUTO, sizes, (), 5, NO_QUEUES)
+    assert (decided.policy.levels, decided.policy.classes, decided.policy.order) == ((Level(),), (), FCFS.order)
+    assert chosen(decided) == {"lookup": Chosen.FCFS, "report": Chosen.FCFS, None: Chosen.FCFS}
+
+
+def test_between_short_and_long_queues_a_choice_stays_what_it_is() -> None:
+    sizes, running = sizes_of({"react": spread(0.3)}), 100
+    between = Contention(waiting=round(running * (CALM + BUSY) / 2), running=running)
+    before: tuple[Choice, ...] = ()
+    steps = (
+        (between, Chosen.FCFS, 1),
+        (Contention(waiting=round(running * BUSY), running=running), Chosen.PROGRAM_FCFS, 2),
+        (between, Chosen.PROGRAM_FCFS, 2),
+        # No engine has reported yet, or nothing runs.
+        (Contention(), Chosen.PROGRAM_FCFS, 2),
+        (Contention(waiting=round(running * CALM) - 1, running=running), Chosen.FCFS, 5),
+        (Contention(), Chosen.FCFS, 5),
+        # Nothing can start.
+        (Contention(waiting=1), Chosen.PROGRAM_FCFS, 7),
+    )
+    for now_us, (contention, expected, since_us) in enumerate(steps, start=1):
+        decided = decide(AUTO, sizes, before, now_us, contention)
+        assert (choice_of(decided).chosen, choice_of(decided).since_us) == (expected, since_us), contention
+        before = decided.choices
 
 
 def test_programs_of_different_sizes_go_through_the_levels() -> None:
@@ -144,19 +207,22 @@ def test_the_moments_of_programs_that_all_finished_are_those_of_their_sizes(size
     st.dictionaries(
         st.sampled_from("abc"),
         st.tuples(st.lists(st.integers(0, 10**10), max_size=40), st.lists(st.integers(0, 10**10), max_size=40)),
-    )
+    ),
+    st.builds(Contention, st.integers(0, 100), st.integers(0, 10)),
 )
-def test_every_decision_is_a_policy_that_engines_understand(drawn: dict[str, tuple[list[int], list[int]]]) -> None:
+def test_every_decision_is_a_policy_that_engines_understand(
+    drawn: dict[str, tuple[list[int], list[int]]], contention: Contention
+) -> None:
     sizes = sizes_of({}, {})
     for class_name, (finished, live) in drawn.items():
         for size in finished:
             sizes.end(class_name, size)
         sizes.live[class_name] = live
-    decided = decide(AUTO, sizes, (), 5)
+    decided = decide(AUTO, sizes, (), 5, contention)
     assert from_dict(to_dict(decided.policy)) == decided.policy
     assert policy_from(policy_to(decided.policy)) == decided.policy
-    # The same sizes confirm the choice.
-    assert decide(AUTO, sizes, decided.choices, 6) == decided
+    # The same sizes and queues confirm the choice.
+    assert decide(AUTO, sizes, decided.choices, 6, contention) == decided
 
 
 def test_equal_sizes_are_alike() -> None:
@@ -180,6 +246,11 @@ async def run_programs(served: ServedPlane, engine: PlayedEngine, services: list
         await served.programs.CloseProgram(program_service_pb2.CloseProgramRequest(program_id=program))
 
 
+async def report_load(engine: PlayedEngine, load: types_pb2.EngineLoad) -> None:
+    await engine.say(report=engine_service_pb2.Report(seq=engine_seq(engine), load=load))
+    await engine.hear("ack")
+
+
 def engine_seq(engine: PlayedEngine) -> int:
     used = _SEQUENCES.setdefault(id(engine), 0) + 1
     _SEQUENCES[id(engine)] = used
@@ -195,6 +266,7 @@ async def test_engines_switch_and_the_administrator_is_told_why() -> None:
         first = (await engine.hello()).policy
         assert (first.policy.name, len(first.policy.levels)) == ("auto", len(PROGRAM_PLAS.levels))
         await run_programs(served, engine, [16 * SECOND + number for number in range(MIN_SAMPLES)], "react")
+        await report_load(engine, types_pb2.EngineLoad(waiting=9, running=1))
         await served.plane.tick()
         sent = (await engine.hear("policy")).directive.policy
         assert (sent.version, len(sent.policy.levels)) == (first.version, 1)
@@ -208,6 +280,23 @@ async def test_engines_switch_and_the_administrator_is_told_why() -> None:
         overview = await served.admin.GetOverview(admin_service_pb2.GetOverviewRequest())
         assert list(overview.policy_choices) == list(status.choices)
         assert b'agentserving_policy_classes{chosen="program-fcfs"} 2.0' in exposition(served.plane)
+        assert "9 calls wait and 1 run" in status.choices[1].reason
+
+
+async def test_engines_return_to_the_arrival_of_calls_when_their_queues_are_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upkeep, "RELEVEL_US", 0)
+    async with ServedPlane(policy="auto") as served:
+        engine = PlayedEngine(served.engine_service)
+        await engine.hello()
+        await run_programs(served, engine, [16 * SECOND] * MIN_SAMPLES, "react")
+        await report_load(engine, types_pb2.EngineLoad(waiting=9, running=1))
+        await served.plane.tick()
+        assert (await engine.hear("policy")).directive.policy.policy.order == types_pb2.ORDER_PROGRAM_ARRIVAL
+        await report_load(engine, types_pb2.EngineLoad(waiting=0, running=1))
+        await served.plane.tick()
+        assert (await engine.hear("policy")).directive.policy.policy.order == types_pb2.ORDER_CALL_ARRIVAL
 
 
 async def test_a_restart_of_the_control_plane_keeps_the_choice() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
@@ -15,6 +16,7 @@ from agentserving_controlplane.store.etcd import wire_pb2 as pb
 from agentserving_controlplane.store.etcd.store import EtcdStore
 from agentserving_controlplane.store.group_commit import GroupCommit
 from agentserving_controlplane.store.port import (
+    MAX_BATCH_WRITES,
     FencedError,
     RejectedWriteError,
     StoreFullError,
@@ -206,6 +208,54 @@ async def test_a_full_etcd_is_reported_and_heals_by_itself(small: EtcdServer) ->
         await fill(store, epoch)
     await store.commit(epoch, [Write("after", b"1")])
     assert (await store.load()).items["after"] == b"1"
+    await store.close()
+
+
+async def test_a_tended_etcd_is_never_full_of_history_and_says_how_much_its_data_needs(
+    small: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # This etcd is filled in half a second.
+    monkeypatch.setattr(space, "COMPACT_AGAIN_S", 0.0)
+    monkeypatch.setattr(space, "AGAIN_S", 0.0)
+    store = EtcdStore((small.endpoint,), "/tended", lease_s=60, quota_bytes=QUOTA)
+    epoch = await store.acquire("a")
+
+    async def becomes_less(share: float, within_s: float) -> bool:
+        """etcd frees what was compacted a moment later."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while await store.tend() >= share:
+                    await asyncio.sleep(0.05)
+                return True
+        return False
+
+    # Between two looks no more is written than is left above the size from which the file is defragmented.
+    for _ in range(150):
+        await store.commit(epoch, [Write("big", os.urandom(400_000))])
+        assert await becomes_less(0.5, 30)
+    number = 0
+    while await becomes_less(0.8, 2):
+        number += 1
+        await store.commit(epoch, [Write(f"k{number}", os.urandom(100_000))])
+    assert number * 100_000 >= 0.7 * QUOTA, "it is the data that needs the space, after three quotas of history"
+    await store.commit(epoch, [Write("small", b"")])
+    for first in range(1, number, MAX_BATCH_WRITES):
+        await store.commit(epoch, [Write(f"k{each}", None) for each in range(first, first + MAX_BATCH_WRITES)])
+    assert await becomes_less(0.5, 30)
+    await store.close()
+
+
+async def test_the_history_of_others_is_not_compacted_early_but_counted(small: EtcdServer) -> None:
+    store = EtcdStore((small.endpoint,), "/tended", lease_s=60, quota_bytes=QUOTA)
+    foreign = pb.PutRequest(key=b"/registry/pods/x", value=b"")
+    await store._client.txn(pb.TxnRequest(success=[pb.RequestOp(request_put=foreign)]))
+    epoch = await store.acquire("a")
+    before = (await store.load()).revision
+    while await store.tend() < 0.8:
+        # None fails. etcd knows its size every 100 ms, so they are not too large for that.
+        await store.commit(epoch, [Write("big", os.urandom(100_000))])
+    request = pb.RangeRequest(key=b"/registry/pods/x", revision=before)
+    assert (await store._client.call("Range", request, 5)).kvs
     await store.close()
 
 

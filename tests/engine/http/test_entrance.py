@@ -114,20 +114,6 @@ def test_tenants_share_a_salt_only_with_themselves(one: str, other: str) -> None
         assert salt_of(one) != salt_of(other)
 
 
-async def test_more_sequences_than_the_ticket_states_are_refused() -> None:
-    for sequences, body, status in (
-        (2, BODY, 200),
-        (1, BODY, 400),
-        (3, {"prompt": ["a", "b"], "n": 2}, 400),
-        (4, {"prompt": ["a", "b"], "n": 2}, 200),
-        (1, {"prompt": [1, 2, 3]}, 200),
-        (1, {"prompt": [[1], [2]]}, 400),
-        (0, {"prompt": ["a"] * 9}, 200),
-    ):
-        text = ticket(expires=1 << 40, sequences=sequences)
-        assert (await answer(entrance(), text, body))[0] == status, (sequences, body)
-
-
 def test_a_refusal_says_what_to_do_and_is_logged_at_a_bounded_rate() -> None:
     door = entrance()
     for _ in range(50):

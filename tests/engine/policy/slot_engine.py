@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from agentserving.contract.accounting import account_at_admit, charge_call
 from agentserving.contract.policy import Policy
-from agentserving_engine.policy import CallQueue
+from agentserving_engine.policy import CallQueue, Room
 from engine.policy.builders import call
 
 SECOND = 1_000_000
@@ -43,7 +43,7 @@ def total_wait_s(policy: Policy, plans: list[Plan], slots: int) -> int:
             begin(plan)
     while any(plan.left or plan.stages for plan in plans):
         decision = queue.decide(
-            now, slots=slots, free_blocks=1 << 30, need_blocks=lambda key: 1, returns_blocks=lambda key: 1
+            now, Room(slots=slots, free_blocks=1 << 30, need_blocks=lambda key: 1, returns_blocks=lambda key: 1)
         )
         for key in decision.preempt:
             queue.preempt(key, now)

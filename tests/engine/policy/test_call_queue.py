@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from agentserving.contract.policy import ATLAS, FCFS, PLAS, PRESETS, Accounting, Level, Order, Policy
-from agentserving_engine.policy import CallQueue, Decision, PrefillCost, is_overwritten
+from agentserving_engine.policy import CallQueue, Decision, PrefillCost, Room, is_overwritten
 from agentserving_engine.policy.slot_pace import Allowance
 from engine.policy.builders import call, program
 from engine.policy.slot_engine import SECOND, Plan, total_wait_s
@@ -18,10 +18,11 @@ THREE = (Level(2 * SECOND, 2 * SECOND), Level(6 * SECOND, 4 * SECOND), Level())
 
 
 def decide(queue: CallQueue, now: int, slots: int, resume_us: int = 0):
-    return queue.decide(
-        now, slots=slots, free_blocks=1 << 30, need_blocks=lambda k: 1, returns_blocks=lambda k: 1,
+    room = Room(
+        slots=slots, free_blocks=1 << 30, need_blocks=lambda k: 1, returns_blocks=lambda k: 1,
         resume_us=lambda k: resume_us,
     )  # fmt: skip
+    return queue.decide(now, room)
 
 
 def test_a_call_arrives_at_the_level_where_its_program_stands() -> None:
@@ -247,7 +248,7 @@ def test_a_policy_that_counts_accounts_learns_them_of_the_calls_that_are_here() 
     queue.arrive(call("new", "poor"), 1)
     assert queue.best_waiting() == "new"
     # Nor does it count as starved immediately: its program has received much.
-    queue.decide(10**7, slots=0, free_blocks=0, need_blocks=lambda key: 1, returns_blocks=lambda key: 1)
+    queue.decide(10**7, Room(slots=0, free_blocks=0, need_blocks=lambda key: 1, returns_blocks=lambda key: 1))
     stats = queue.stats("old", 10**7)
     assert stats is not None
     assert (stats.level, stats.promotions) == (len(PLAS.levels) - 1, 0)
@@ -258,10 +259,13 @@ def test_a_call_that_could_not_start_preempts_and_blocks_no_other() -> None:
     queue.arrive(call("hog", "hog", 10**9), 0)
     queue.start("hog", 0)
     queue.arrive(call("blocked", "a"), 1)
-    room = {"slots": 1, "free_blocks": 9, "need_blocks": lambda key: 1, "returns_blocks": lambda key: 1}
-    assert queue.decide(2, **room, admissible=lambda key: key != "blocked").preempt == ()
+    room = Room(
+        slots=1, free_blocks=9, need_blocks=lambda key: 1, returns_blocks=lambda key: 1,
+        admissible=lambda key: key != "blocked",
+    )  # fmt: skip
+    assert queue.decide(2, room).preempt == ()
     queue.arrive(call("able", "b"), 3)
-    decision = queue.decide(4, **room, admissible=lambda key: key != "blocked")
+    decision = queue.decide(4, room)
     assert (decision.preempt, decision.admit) == (("hog",), ("able",))
 
 
@@ -347,8 +351,7 @@ def test_victims_are_priced_only_among_calls_of_worse_levels() -> None:
         priced.append(key)
         return 0
 
-    decision = queue.decide(
-        SECOND, slots=2, free_blocks=99, need_blocks=lambda key: 1, returns_blocks=lambda key: 1, resume_us=resume_us
-    )
+    room = Room(slots=2, free_blocks=99, need_blocks=lambda key: 1, returns_blocks=lambda key: 1, resume_us=resume_us)
+    decision = queue.decide(SECOND, room)
     assert decision.preempt == ("worst",)
     assert set(priced) == {"worst"}

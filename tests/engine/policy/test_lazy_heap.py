@@ -6,7 +6,7 @@ import random
 
 import pytest
 from agentserving.contract.policy import PRESETS
-from agentserving_engine.policy import CallQueue
+from agentserving_engine.policy import CallQueue, Room
 from agentserving_engine.policy.lazy_heap import SLACK, LazyHeap
 from engine.policy.builders import call
 from hypothesis import given
@@ -70,7 +70,7 @@ def test_an_overloaded_queue_keeps_its_heaps_in_proportion_to_its_calls(policy: 
             count += 1
         now += 100_000
         decision = queue.decide(
-            now, slots=16, free_blocks=1 << 30, need_blocks=lambda key: 1, returns_blocks=lambda key: 1
+            now, Room(slots=16, free_blocks=1 << 30, need_blocks=lambda key: 1, returns_blocks=lambda key: 1)
         )
         for key in decision.preempt:
             queue.preempt(key, now)

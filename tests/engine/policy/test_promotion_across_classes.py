@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import Level, Order, Policy
-from agentserving_engine.policy import CallFacts, CallQueue
+from agentserving_engine.policy import CallFacts, CallQueue, Room
 
 SECOND = 1_000_000
 # Programs of class `late` have one level, whose rank is worse than that of all others.
@@ -18,8 +18,8 @@ def facts(name: str, class_name: str) -> CallFacts:
 
 
 def decide(queue: CallQueue, now_us: int) -> tuple[str, ...]:
-    none = {"slots": 0, "free_blocks": 0, "need_blocks": lambda key: 1, "returns_blocks": lambda key: 1}
-    return queue.decide(now_us, **none).promoted
+    none = Room(slots=0, free_blocks=0, need_blocks=lambda key: 1, returns_blocks=lambda key: 1)
+    return queue.decide(now_us, none).promoted
 
 
 def test_a_call_of_the_worst_class_is_promoted_ahead_of_all_others() -> None:

@@ -6,12 +6,15 @@ import ast
 from pathlib import Path
 
 import agentserving_engine
+import pytest
 from agentserving.contract.signatures import public_bytes
+from agentserving_engine.calls import Unticketed
 from agentserving_engine.http.middleware import EngineMiddleware
 from agentserving_engine.settings import HttpSettings, PluginSettings
 from agentserving_operator.manifests.engine_pod import MIDDLEWARE, SCHEDULER, engine_container
+from agentserving_operator.manifests.engine_statefulset import engine_statefulset
 from agentserving_simulator import __main__ as simulator
-from support.operator_objects import env_of, make_cluster, value_after
+from support.operator_objects import env_of, make_cluster, pod_spec, value_after
 
 SIMULATED = {"type": "Simulator", "simulator": {"speedPercent": 250, "numBlocks": 500}, "maxSequences": 9}
 
@@ -58,11 +61,41 @@ def test_the_plugin_finds_its_settings(tmp_path: Path) -> None:
     env = env_of(engine_container(make_cluster()))
     (tmp_path / "public").write_bytes(public_bytes(b"0123456789abcdef"))
     given = {name: str(value) for name, value in env.items()}
-    given |= {"AGENTSERVING_CHANNEL_DIR": str(tmp_path), "AGENTSERVING_TICKET_KEY_FILE": str(tmp_path / "public")}
-    assert {"AGENTSERVING_CHANNEL_DIR", "AGENTSERVING_TICKET_KEY_FILE"} <= env.keys()
-    assert PluginSettings.from_env(given).engine_id == "$(POD_NAME)"
+    files = {"AGENTSERVING_TICKET_KEY_FILE", "AGENTSERVING_GATEWAY_KEY_FILE"}
+    given |= {"AGENTSERVING_CHANNEL_DIR": str(tmp_path), **dict.fromkeys(files, str(tmp_path / "public"))}
+    assert {"AGENTSERVING_CHANNEL_DIR", *files} <= env.keys()
+    found = PluginSettings.from_env(given)
+    assert (found.engine_id, found.unticketed, found.separate_caches) == ("$(POD_NAME)", Unticketed.REFUSE, True)
     # Kubernetes expands only variables that are defined earlier.
     assert list(env).index("POD_NAME") < list(env).index("AGENTSERVING_ENGINE_ID")
+
+
+@pytest.mark.parametrize("engine", ["VLLM", "Simulator"])
+def test_an_engine_serves_calls_without_tickets_only_in_a_cluster_without_keys(engine: str) -> None:
+    for clients, cache, expected in (
+        ("Keys", "PerTenant", ("refuse", None)), ("Keys", "Shared", ("refuse", "shared")),
+        ("None", "PerTenant", (None, None)), ("None", "Shared", (None, "shared")),
+    ):  # fmt: skip
+        spec = {"auth": {"clients": clients}, "engine": {"type": engine, "prefixCache": cache}}
+        one = engine_container(make_cluster(**spec))
+        env = env_of(one)
+        pairs = dict(zip(one["args"], [*one["args"][1:], ""], strict=True))
+        names = ("--unticketed", "--tenant-cache") if engine == "Simulator" else tuple(
+            f"AGENTSERVING_{name}" for name in ("UNTICKETED", "TENANT_CACHE")
+        )  # fmt: skip
+        assert tuple((pairs if engine == "Simulator" else env).get(name) for name in names) == expected
+        assert ("gateway-public" in str(one)) == (clients == "Keys")
+
+
+def test_weights_are_data_unless_the_spec_says_otherwise() -> None:
+    """Pickled weights and a model's own code run as the engine."""
+    arguments = engine_container(make_cluster())["args"]
+    assert value_after(arguments, "--load-format") == "safetensors"
+    assert "--trust-remote-code" not in arguments
+    model = {"name": "m", "loadFormat": "auto", "trustRemoteCode": True}
+    arguments = engine_container(make_cluster(model=model))["args"]
+    assert value_after(arguments, "--load-format") == "auto"
+    assert "--trust-remote-code" in arguments
 
 
 def test_vllms_arguments_follow_the_spec() -> None:
@@ -99,10 +132,17 @@ def test_an_engine_on_cpu_requests_no_device() -> None:
     assert "limits" not in resources
 
 
-def test_a_token_comes_from_its_secret() -> None:
-    one = engine_container(make_cluster(model={"name": "m", "token": {"secretName": "hf"}}))
-    assert env_of(one)["HF_TOKEN"] == {"secretKeyRef": {"name": "hf", "key": "token"}}
-    assert "HF_TOKEN" not in env_of(engine_container(make_cluster()))
+def test_a_token_is_a_file_that_only_vllm_sees() -> None:
+    cluster = make_cluster(model={"name": "m", "token": {"secretName": "hf", "key": "read"}})
+    one, spec = engine_container(cluster), pod_spec(engine_statefulset(cluster))
+    (volume,) = [each for each in spec["volumes"] if each["name"] == "model-token"]
+    assert volume["secret"]["secretName"] == "hf"
+    (item,) = volume["secret"]["items"]
+    (mount,) = [each for each in one["volumeMounts"] if each["name"] == "model-token"]
+    assert (env_of(one)["HF_TOKEN_PATH"], item["key"]) == (f"{mount['mountPath']}/{item['path']}", "read")
+    assert "secretKeyRef" not in str(spec)
+    assert "model-token" not in str(spec["initContainers"])
+    assert "model-token" not in str(pod_spec(engine_statefulset(make_cluster())))
 
 
 def test_the_spec_limits_how_long_a_model_may_load() -> None:

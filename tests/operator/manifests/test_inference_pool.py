@@ -51,6 +51,12 @@ def test_its_endpoint_picker_is_the_pickers_port(tls: bool, given: str) -> None:
     assert value_after(picker["args"], "--ext-proc-tls") == given
 
 
+@pytest.mark.parametrize(("clients", "mode"), [("Keys", "FailClose"), ("None", "FailOpen")])
+def test_a_gateway_that_finds_no_picker_to_ask_for_a_key_refuses_the_call(clients: str, mode: str) -> None:
+    cluster = make_cluster(auth={"clients": clients}, gateway={"inferencePool": {**ON["inferencePool"]}})
+    assert inference_pool(cluster)["spec"]["endpointPickerRef"]["failureMode"] == mode
+
+
 def test_gateways_reach_the_picker_and_gateways_of_named_namespaces_and_addresses_the_engines() -> None:
     pool = {"enabled": True, "gatewayCidrs": ["10.1.0.0/24"], "gatewayNamespaces": ["istio-system"]}
     cluster = make_cluster(gateway={"inferencePool": pool})

@@ -36,7 +36,7 @@ def test_the_clients_port_is_open_to_clients_only_with_keys() -> None:
     with_keys = policies(auth={"clients": "Keys"})
     assert allows(with_keys, client, plane, 7075)
     assert not allows(with_keys, stranger, plane, 7075)
-    assert not allows(policies(), client, plane, 7075)
+    assert not allows(policies(auth={"clients": "None"}), client, plane, 7075)
 
 
 def test_no_peer_is_every_namespace() -> None:

@@ -6,16 +6,23 @@ import base64
 import datetime
 from pathlib import Path
 
+import pytest
 from agentserving.contract.signatures import MIN_SECRET_BYTES, public_bytes
 from agentserving.contract.ticket_keys import TicketKeys as PodKeys
 from agentserving_controlplane.calls import TICKET_LIFETIME_S
 from agentserving_operator.manifests import Manifest
-from agentserving_operator.manifests.engine_pod import KEY_DIR, KEY_FILE, PUBLIC_KEY_FILE
+from agentserving_operator.manifests.engine_pod import (
+    GATEWAY_PUBLIC_KEY_FILE,
+    KEY_DIR,
+    KEY_FILE,
+    PUBLIC_KEY_FILE,
+)
 from agentserving_operator.manifests.engine_statefulset import engine_statefulset
+from agentserving_operator.manifests.gateway_deployment import GATEWAY_KEY_FILE, gateway_deployment
 from agentserving_operator.manifests.ticket_key_secret import (
     KEY_BYTES,
     TicketKeys,
-    has_public_keys,
+    has_all_files,
     rotated,
     ticket_key_secret,
     ticket_keys_of,
@@ -33,20 +40,32 @@ def test_the_key_is_where_pods_look_for_it() -> None:
     (volume,) = [v for v in pod_spec(engine_statefulset(cluster))["volumes"] if v["name"] == "ticket-key"]
     assert volume["secret"]["secretName"] == secret["metadata"]["name"]
     mounted = [item["key"] for item in volume["secret"]["items"]]
-    assert all(name == "public" or name.startswith("public.") for name in mounted)
+    assert {name.split(".")[0] for name in mounted} == {"public", "gateway-public"}
     assert f"{KEY_DIR}/{mounted[0]}" == PUBLIC_KEY_FILE
     assert base64.b64decode(secret["data"]["public"]) == public_bytes(b"k" * KEY_BYTES)
     assert f"{KEY_DIR}/{next(iter(secret['data']))}" == KEY_FILE
     assert base64.b64decode(secret["data"]["key"]) == b"k" * KEY_BYTES
 
 
-def test_a_secret_from_before_public_keys_gets_them() -> None:
+@pytest.mark.parametrize("known", [("key",), ("key", "public")], ids=["shared keys", "no keys of gateways"])
+def test_a_secret_from_before_some_keys_gets_them(known: tuple[str, ...]) -> None:
     keys = TicketKeys(b"k" * KEY_BYTES, next=b"n" * KEY_BYTES)
     secret = ticket_key_secret(make_cluster(), keys)
-    assert has_public_keys(secret)
-    secret["data"] = {name: data for name, data in secret["data"].items() if name.startswith("key")}
+    assert has_all_files(secret)
+    secret["data"] = {name: data for name, data in secret["data"].items() if name.split(".")[0] in known}
     assert ticket_keys_of(secret) == keys
-    assert not has_public_keys(secret)
+    assert not has_all_files(secret)
+
+
+def test_gateways_sign_with_keys_of_their_own_that_engines_have(tmp_path: Path) -> None:
+    cluster = make_cluster()
+    secret = ticket_key_secret(cluster, TicketKeys(b"k" * KEY_BYTES, next=b"n" * KEY_BYTES))
+    signing = read_by_a_pod(secret, tmp_path / "gateway", GATEWAY_KEY_FILE)
+    verifying = read_by_a_pod(secret, tmp_path / "engine", GATEWAY_PUBLIC_KEY_FILE)
+    assert tuple(map(public_bytes, signing)) == verifying
+    assert not {b"k" * KEY_BYTES, b"n" * KEY_BYTES} & set(signing)
+    (volume,) = [v for v in pod_spec(gateway_deployment(cluster))["volumes"] if v["name"] == "ticket-key"]
+    assert {item["key"].split(".")[0] for item in volume["secret"]["items"]} == {"gateway-key"}
 
 
 def test_the_key_is_long_enough_for_its_readers() -> None:

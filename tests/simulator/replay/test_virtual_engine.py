@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from agentserving.contract.ids import ProgramId
+from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import ATLAS, FCFS, GITTINS, MLFQ, PLAS, PROGRAM_FCFS, PROGRAM_PLAS, Policy
 from agentserving_controlplane.policy import gittins
 from agentserving_engine.policy import CallFacts, PrefillCost
@@ -128,7 +128,7 @@ def test_every_program_ends_and_every_block_is_freed(
 
 def lone(engine: VirtualEngine, key: str, prompt: int, output: int, now_us: int) -> None:
     request = Request(key, [Segment(0, prompt + output)], prompt, output)
-    engine.arrive(request, CallFacts(key, key), now_us)
+    engine.arrive(request, CallFacts(key, ProgramKey(Tenant("default"), ProgramId(key))), now_us)
 
 
 def test_a_lone_call_takes_its_prefill_and_one_step_per_token() -> None:

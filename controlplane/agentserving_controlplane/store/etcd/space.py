@@ -5,20 +5,22 @@ This module does what etcd's documentation prescribes: compact the history, defr
 last, and disarm the alarm. Compaction alone is not enough, because the quota limits the size of the database file, and
 only defragmentation makes the file smaller (etcd-io/etcd#16779).
 
-It is done only where it cannot harm others: while the alarm is raised, so that writes fail anyway, and only in an etcd
-that contains no keys but ours, since compaction removes the history of other clients as well. Defragmentation stops a
-member for seconds and may cost this process its lease (etcd-io/etcd#13313); the next holder finds less to do.
+Defragmentation stops a member for seconds and may cost this process its lease (etcd-io/etcd#13313); the next holder
+finds less to do. It is done only while the alarm is raised or near. `tend` avoids the alarm: it compacts the history as
+soon as the file has half the size of the quota, and the freed pages are used before the file grows. Both are done only
+in an etcd that contains no keys but ours, since compaction removes the history of other clients as well.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import structlog
 
 from agentserving_controlplane.store.etcd import wire_pb2 as pb
 from agentserving_controlplane.store.etcd.client import EtcdClient
-from agentserving_controlplane.store.port import StoreError
+from agentserving_controlplane.store.port import StoreError, StoreUnavailableError
 
 log = structlog.get_logger()
 
@@ -28,14 +30,48 @@ COMPACTION_S, DEFRAGMENTATION_S = 30.0, 60.0
 # When reclaiming frees less than this share, the data itself is near the quota, and repeating it only stops members.
 LITTLE = 0.1
 AGAIN_S, AGAIN_AFTER_LITTLE_S = 2.0, 60.0
+# etcd's default.
+QUOTA_BYTES = 2 << 30
+# Share of the quota from which on the history is compacted, and the time between two compactions: one reads all keys.
+COMPACT_FROM, COMPACT_AGAIN_S = 0.5, 30.0
+# From this share on a file with unused pages is defragmented: what waits for the alarm stops the member as long.
+DEFRAGMENT_FROM = 0.9
 
 
 class Space:
     """Of one etcd cluster; `prefix` is what all our keys begin with."""
 
-    def __init__(self, client: EtcdClient, prefix: bytes) -> None:
-        self._client, self._prefix = client, prefix
-        self._not_before_s = 0.0
+    def __init__(self, client: EtcdClient, prefix: bytes, quota_bytes: int = QUOTA_BYTES) -> None:
+        self._client, self._prefix, self._quota_bytes = client, prefix, quota_bytes
+        self._not_before_s = self._no_compaction_before_s = 0.0
+
+    async def tend(self) -> float:
+        """Compacts the history when the file is large; returns the share of the quota that data needs. StoreError."""
+        size, used, quota = await self._sizes()
+        if size < COMPACT_FROM * quota:
+            return used / quota
+        revision, foreign = await self._count_foreign_keys()
+        now_s = time.monotonic()
+        if not foreign and used >= COMPACT_FROM * quota and now_s >= self._no_compaction_before_s:
+            self._no_compaction_before_s = now_s + COMPACT_AGAIN_S
+            await self._compact(revision)
+            before, (_, used, _) = used, await self._sizes()
+            log.info("etcd compacted", revision=revision, quota=quota, bytes_before=before, bytes_after=used)
+        elif not foreign and size >= DEFRAGMENT_FROM * quota and used < (1 - LITTLE) * size:
+            await self.reclaim()
+        return used / quota
+
+    async def _sizes(self) -> tuple[int, int, int]:
+        """Bytes of the largest member's file, bytes of it in use, and the quota."""
+        states = []
+        for index in range(len(self._client.endpoints)):
+            with contextlib.suppress(StoreUnavailableError):
+                states.append(await self._client.call_at(index, "Status", pb.StatusRequest(), REQUEST_S))
+        if not states:
+            raise StoreUnavailableError("no member of etcd says how large it is")
+        quotas = [state.dbSizeQuota for state in states if state.dbSizeQuota > 0]
+        quota = min(quotas, default=self._quota_bytes)
+        return max(state.dbSize for state in states), max(state.dbSizeInUse for state in states), quota
 
     async def reclaim(self) -> str:
         """Tries to make a full etcd writable again. Returns what came of it, for the message of StoreFullError.
@@ -52,7 +88,7 @@ class Space:
             share, outcome = 0.0, f"reclaiming space failed: {error}"
         if share >= LITTLE:
             self._not_before_s = time.monotonic() + AGAIN_S
-        log.error("etcd has exceeded its quota", outcome=outcome)
+        log.error("etcd has exceeded its quota, or nearly", outcome=outcome)
         return outcome
 
     async def _reclaim(self) -> tuple[float, str]:

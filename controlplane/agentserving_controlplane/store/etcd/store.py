@@ -15,7 +15,7 @@ from agentserving.transport.connection import Tls
 from agentserving_controlplane.store.etcd import wire_pb2 as pb
 from agentserving_controlplane.store.etcd.client import EtcdClient
 from agentserving_controlplane.store.etcd.lease import WriterLease
-from agentserving_controlplane.store.etcd.space import Space, prefix_end
+from agentserving_controlplane.store.etcd.space import QUOTA_BYTES, Space, prefix_end
 from agentserving_controlplane.store.port import (
     FencedError,
     Snapshot,
@@ -30,15 +30,25 @@ LEASE_S = 5
 
 
 class EtcdStore:
-    """Keys are stored under `<prefix>/d/`. `endpoints`: host:port of members, best of all."""
+    """Keys are stored under `<prefix>/d/`. `endpoints`: host:port of members, best of all.
 
-    def __init__(self, endpoints: Sequence[str], prefix: str, tls: Tls | None = None, lease_s: int = LEASE_S) -> None:
+    `quota_bytes`: of an etcd that does not say what its quota is (before 3.6).
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        prefix: str,
+        tls: Tls | None = None,
+        lease_s: int = LEASE_S,
+        quota_bytes: int = QUOTA_BYTES,
+    ) -> None:
         self.endpoints, self.prefix = tuple(endpoints), prefix
         self._client = EtcdClient(self.endpoints, tls)
         self._data = f"{prefix}/d/".encode()
         self._leader = f"{prefix}/leader".encode()
         self._lease = WriterLease(self._client, self._leader, lease_s)
-        self._space = Space(self._client, f"{prefix}/".encode())
+        self._space = Space(self._client, f"{prefix}/".encode(), quota_bytes)
         self._epoch = 0
 
     async def acquire(self, owner: str, on_holder: Callable[[str], None] = ignore_holder) -> int:
@@ -79,6 +89,10 @@ class EtcdStore:
         if not response.succeeded:
             raise FencedError(f"epoch {epoch} is over: {self._leader.decode()} was deleted or belongs to another")
         return response.header.revision
+
+    async def tend(self) -> float:
+        """See Store."""
+        return await self._space.tend()
 
     async def _reclaimed(self, error: StoreFullError) -> StoreFullError:
         return StoreFullError(f"{error}; {await self._space.reclaim()}")

@@ -751,11 +751,14 @@ class StatusResponse(google.protobuf.message.Message):
     DBSIZE_FIELD_NUMBER: builtins.int
     LEADER_FIELD_NUMBER: builtins.int
     DBSIZEINUSE_FIELD_NUMBER: builtins.int
+    DBSIZEQUOTA_FIELD_NUMBER: builtins.int
     dbSize: builtins.int
     """Bytes allocated in the database file; the quota limits these."""
     leader: builtins.int
     dbSizeInUse: builtins.int
     """Bytes of it that hold data."""
+    dbSizeQuota: builtins.int
+    """Of etcd 3.6 and newer; 0 = not known."""
     @property
     def header(self) -> global___ResponseHeader: ...
     def __init__(
@@ -765,8 +768,9 @@ class StatusResponse(google.protobuf.message.Message):
         dbSize: builtins.int = ...,
         leader: builtins.int = ...,
         dbSizeInUse: builtins.int = ...,
+        dbSizeQuota: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["dbSize", b"dbSize", "dbSizeInUse", b"dbSizeInUse", "header", b"header", "leader", b"leader"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dbSize", b"dbSize", "dbSizeInUse", b"dbSizeInUse", "dbSizeQuota", b"dbSizeQuota", "header", b"header", "leader", b"leader"]) -> None: ...
 
 global___StatusResponse = StatusResponse

@@ -1,0 +1,72 @@
+"""`audit`: who changed what, and who was refused, from the logs of control planes.
+
+The lines are in the logs and nowhere else, so the command reads those: of the cluster of this machine, of pods, of a
+file or of standard input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TextIO
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from agentserving_cli.audit_log import AuditLine, Wanted, chosen, duration, read
+from agentserving_cli.output import WIDE, is_data, output_option, print_data
+
+# The lines of all logs that a cluster has, at least since then.
+Logs = Callable[[timedelta], Iterable[str]]
+Where = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _duration(ctx: click.Context, param: click.Parameter, value: str) -> timedelta:
+    try:
+        return duration(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def audit_command(where: Where) -> click.Command:
+    """`where` adds the options that name a cluster, and passes its `Logs`."""
+
+    @click.command()
+    @click.option(
+        "--since", callback=_duration, default="1h", show_default=True, help="How far back: 90s, 15m, 1h, 2d."
+    )
+    @click.option("--tenant", default="", help="Of one tenant only.")
+    @click.option("--who", default="", help="Of one key id or certificate only.")
+    @click.option("--refused", is_flag=True, help="Only what was refused or failed.")
+    @click.option("-f", "--file", type=click.File(errors="replace"), help="A log to read instead; - is standard input.")
+    @output_option
+    @where
+    def audit(
+        logs: Logs, since: timedelta, tenant: str, who: str, refused: bool, file: TextIO | None, output: str
+    ) -> None:
+        """Who changed what, and who was refused, from the logs of the control planes."""
+        wanted = Wanted(since=datetime.now(UTC) - since, tenant=tenant, who=who, refused=refused)
+        lines = chosen(read(file if file is not None else logs(since)), wanted)
+        if is_data(output):
+            print_data([line.fields for line in lines], output)
+            return
+        console = Console(soft_wrap=True, width=WIDE if output == "wide" else None)
+        console.print(_table(lines) if lines else "nothing was changed or refused")
+
+    return audit
+
+
+def _table(lines: Iterable[AuditLine]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("TIME", "WHO", "ROLE", "TENANT", "METHOD", "OBJECT", "OUTCOME", "FROM"):
+        table.add_column(title, no_wrap=title in ("TIME", "METHOD"), overflow="fold")
+    for line in lines:
+        outcome = " ".join(filter(None, (line.text("outcome"), line.text("reason"))))
+        if omitted := line.text("omitted"):
+            outcome += f" ({omitted} refusals before it were not written)"
+        names = ("who", "role", "tenant", "method", "object")
+        cells = [line.when.strftime("%Y-%m-%d %H:%M:%S"), *map(line.text, names), outcome, line.text("peer")]
+        table.add_row(*map(escape, cells))
+    return table
