@@ -40,6 +40,9 @@ class Serving:
     ticket_key_file: Path | None = option(
         None, "file of the secret that signs tickets while no control plane can be reached; none: calls have none then"
     )
+    group_by_content: bool = option(
+        True, "a call without an id whose messages extend an earlier call's joins its program; false: it is a program"
+    )
     drain_s: float = option(0.0, "seconds that requests may go on after SIGTERM", least=0)
 
 
@@ -65,6 +68,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     made = FrontPicker(
         serving.run_dir, channel, settings.ext_proc,
         keys_channel=keys_channel if has_keys else None, own_tickets=_own_tickets(serving),
+        group_by_content=serving.group_by_content,
     )  # fmt: skip
     async with made as front:
         supervisor.start("admissions", front.admission.run)

@@ -27,6 +27,11 @@ class Body(msgspec.Struct):
     previous_response_id: Any = None
     vllm_xargs: Any = None
     session_id: Any = msgspec.UNSET
+    # Unparsed: `content` reads them, for calls without an id.
+    messages: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
+    system: msgspec.Raw = msgspec.Raw()
+    instructions: msgspec.Raw = msgspec.Raw()
 
     @property
     def model_name(self) -> str:
@@ -42,6 +47,7 @@ class Body(msgspec.Struct):
         return self.vllm_xargs if isinstance(self.vllm_xargs, dict) else {}
 
 
+_PARSED = tuple(name for name, kind in Body.__annotations__.items() if kind == "Any")
 _DECODER = msgspec.json.Decoder(Body)
 # Unreadable: the answer might be a stream.
 _UNKNOWN = Body(stream=True)
@@ -83,4 +89,4 @@ def _as_python_reads(body: bytes | bytearray) -> Body:
         return _UNKNOWN
     if not isinstance(document, dict):
         return _UNKNOWN
-    return Body(**{name: document[name] for name in Body.__struct_fields__ if name in document})
+    return Body(**{name: document[name] for name in _PARSED if name in document})

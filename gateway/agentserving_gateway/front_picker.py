@@ -15,6 +15,7 @@ from agentserving_process.probes import Answer
 from agentserving_gateway import authz, metrics, model_lists
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.calls import EndOfCall
+from agentserving_gateway.content import Runs
 from agentserving_gateway.credentials import Authenticator
 from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.envoy import FrontSettings
@@ -36,9 +37,11 @@ class FrontPicker:
     def __init__(
         self, run_dir: Path, channel: LeaderChannel, ext_proc: ExtProcOptions | None = None,
         *, keys_channel: LeaderChannel | None = None, own_tickets: OwnTickets | None = None,
+        group_by_content: bool = True,
     ) -> None:  # fmt: skip
         """`ext_proc`: also serves gateways of others. `keys_channel`: clients have keys, which come by it.
-        `own_tickets`: for calls while there is no leader."""
+        `own_tickets`: for calls while there is no leader. `group_by_content`: calls without an id, too."""
+        self._runs = Runs() if group_by_content else None
         self.run_dir = run_dir.absolute()
         self._paths = FrontSettings(listen=":0", run_dir=self.run_dir)
         self.admin = EnvoyAdmin(Path(self._paths.admin_socket))
@@ -59,7 +62,7 @@ class FrontPicker:
         )
         responses = Responses()
         stack.push_async_callback(responses.close)
-        picker = self.core = Picker(self.admission, responses, self.authenticator)
+        picker = self.core = Picker(self.admission, responses, self.authenticator, self._runs)
         await stack.enter_async_context(authz.served(picker, Path(paths.picker_socket)))
         if self._ext_proc is not None:
             self._endpoint_picker = ExtProc(

@@ -3,6 +3,8 @@
 The program of a URL (/p/{program}/...) stands for a whole run of a command: what an agent's own headers call a session
 is a thread of it, and their sub-agents are its children.
 
+A root that another source names may have a parent by our own header: that of the workflow it was started in.
+
 A header is a claim, scoped by the tenant of the credential. The body counts only when no header names a program. Our
 own header names, and what an id or a name may be, are those of the client library (agentserving.programs.headers).
 """
@@ -40,8 +42,10 @@ class _Source:
     label: str
     program: str
     parent: str = ""
-    # A sub-agent's own id: then the program is the sub-agent, and `program` names its parent.
+    # A sub-agent's own id, unless it is that of `program`: then the program is the sub-agent, and its parent is
+    # `program`, or the sub-agent of it that `parent` names.
     child: str = ""
+    name: str = ""
     final: str = ""
 
 
@@ -61,7 +65,13 @@ SOURCES = (
         parent="x-claude-code-parent-agent-id",
         child="x-claude-code-agent-id",
     ),
-    _Source(label="codex", program="session-id"),
+    _Source(
+        label="codex",
+        program="session-id",
+        parent="x-codex-parent-thread-id",
+        child="thread-id",
+        name="x-openai-subagent",
+    ),
     _Source(label="codex", program="session_id"),
     _Source(label="opencode", program="x-session-id", parent="x-parent-session-id"),
     _Source(label="opencode", program="x-session-affinity"),
@@ -72,7 +82,7 @@ HEADERS = tuple(
     dict.fromkeys(
         name
         for source in SOURCES
-        for name in (source.program, source.parent, source.child, source.final, *ours.SENT)
+        for name in (source.program, source.parent, source.child, source.name, source.final, *ours.SENT)
         if name
     )
 )
@@ -92,19 +102,24 @@ def _thread(text: str) -> str:
 def from_head(headers: Mapping[str, str], program: ProgramId = _NONE) -> Identity | None:
     """The identity that headers (names in lower case) and the program of the URL give; None when there is none."""
     named, program = _from_headers(headers), clean(program)
+    above = clean(headers.get(ours.PARENT_PROGRAM_ID, ""))
     if not program:
-        return named
+        return named if named is None or named.parent_program_id else _below(named, above)
     if named is None:
-        return Identity(program_id=program, source="url")
+        return _below(Identity(program_id=program, source="url"), above)
     if named.source == OWN:
         # A program that was opened by the client library, inside the run.
-        parent = named.parent_program_id or program
-        return replace(named, parent_program_id=_NONE if parent == named.program_id else parent)
+        return _below(named, named.parent_program_id or program)
     if named.parent_program_id:
         return replace(
             named, program_id=clean(f"{program}/{named.program_id}"), parent_program_id=program, source="url"
         )
-    return replace(named, program_id=program, thread_id=named.thread_id or named.program_id, source="url")
+    root = replace(named, program_id=program, thread_id=named.thread_id or named.program_id, source="url")
+    return _below(root, above)
+
+
+def _below(identity: Identity, parent: ProgramId) -> Identity:
+    return replace(identity, parent_program_id=_NONE if parent == identity.program_id else parent)
 
 
 def _from_headers(headers: Mapping[str, str]) -> Identity | None:
@@ -113,9 +128,12 @@ def _from_headers(headers: Mapping[str, str]) -> Identity | None:
         if not program:
             continue
         parent = clean(headers.get(source.parent, "")) if source.parent else _NONE
-        child = clean(headers.get(source.child, "")) if source.child else ProgramId("")
-        if child:
-            program, parent = clean(f"{program}/{child}"), clean(f"{program}/{parent}") if parent else program
+        child = clean(headers.get(source.child, "")) if source.child else _NONE
+        name = headers.get(ours.PROGRAM_NAME, "")
+        if child and child != program:
+            parent = clean(f"{program}/{parent}") if parent and parent != program else program
+            program = clean(f"{program}/{child}")
+            name = headers.get(source.name, "") or name
         elif source.child:
             parent = _NONE
         return Identity(
@@ -123,7 +141,7 @@ def _from_headers(headers: Mapping[str, str]) -> Identity | None:
             parent_program_id=_NONE if parent == program else parent,
             thread_id=_thread(headers.get(ours.THREAD_ID, "")),
             parent_call_ids=tuple(p.strip() for p in headers.get(ours.PARENT_CALL_IDS, "").split(",") if p.strip()),
-            name=ours.short_name(headers.get(ours.PROGRAM_NAME, "")),
+            name=ours.short_name(name),
             final=source.final != "" and headers.get(source.final, "").lower() in ("1", "true", "yes"),
             source=source.label,
         )

@@ -18,10 +18,11 @@ from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission, HoldError
 from agentserving_gateway.body import Body, read_body
 from agentserving_gateway.calls import Admitted, CallRequest, Ending, EndOfCall
+from agentserving_gateway.content import Runs
 from agentserving_gateway.credentials import Authenticator, Client
 from agentserving_gateway.engines import Engine
 from agentserving_gateway.errors import HttpError
-from agentserving_gateway.identity import from_head, identify
+from agentserving_gateway.identity import Identity, from_head, identify
 from agentserving_gateway.leader import MAX_FALLBACKS
 from agentserving_gateway.rates import Rates
 from agentserving_gateway.responses import Responses
@@ -76,8 +77,12 @@ class NeedsBodyError(Exception):
 class Picker:
     """One per process."""
 
-    def __init__(self, admission: Admission, responses: Responses, authenticator: Authenticator) -> None:
+    def __init__(
+        self, admission: Admission, responses: Responses, authenticator: Authenticator, runs: Runs | None = None
+    ) -> None:
+        """`runs`: groups calls without an id by what they say; None = each is a program of its own."""
         self._admission, self._responses, self._authenticator = admission, responses, authenticator
+        self._runs = runs
         self._rates = Rates()
 
     async def pick(self, head: Head, content: bytes | None, *, body_follows: bool = True) -> Pick:
@@ -133,6 +138,9 @@ class Picker:
         began = time.perf_counter()
         body = Body() if content is None else read_body(content)
         identity = identify(head.headers, body, head.program)
+        if not identity.program_id and self._runs is not None:
+            program = self._runs.program_of(client.tenant, body)
+            identity = Identity(program_id=program, source="content") if program else identity
         holder = None
         if head.path == RESPONSES and is_response_id(body.previous_response_id):
             holder = await self._holder(client, body.previous_response_id)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 OURS = "x-agentserving-program-id"
+PARENT = "x-agentserving-parent-program-id"
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,15 @@ OURS = "x-agentserving-program-id"
             ("c/a", "c/b", "claude-code"),
         ),
         ({"session-id": "s"}, {}, ("s", "", "codex")),
+        ({"session-id": "s", "thread-id": "s"}, {}, ("s", "", "codex")),
+        ({"session-id": "s", "thread-id": "t"}, {}, ("s/t", "s", "codex")),
+        ({"session-id": "s", "thread-id": "t", "x-codex-parent-thread-id": "s"}, {}, ("s/t", "s", "codex")),
+        ({"session-id": "s", "thread-id": "u", "x-codex-parent-thread-id": "t"}, {}, ("s/u", "s/t", "codex")),
+        ({"session-id": "s", "thread-id": "s", PARENT: "w"}, {}, ("s", "w", "codex")),
+        ({"session-id": "s", "thread-id": "t", PARENT: "w"}, {}, ("s/t", "s", "codex")),
+        ({"x-claude-code-session-id": "c", PARENT: "w"}, {}, ("c", "w", "claude-code")),
+        ({"x-claude-code-session-id": "c", PARENT: "c"}, {}, ("c", "", "claude-code")),
+        ({PARENT: "w"}, {}, ("", "", "none")),
         ({"x-session-id": "o", "x-parent-session-id": "r"}, {}, ("o", "r", "opencode")),
         ({"x-session-affinity": "o"}, {}, ("o", "", "opencode")),
         ({}, {"program_id": "b", "prompt_cache_key": "k"}, ("b", "", "body")),
@@ -61,6 +71,9 @@ def test_the_first_source_wins(headers: dict[str, str], body: object, wanted: tu
         ({OURS: "opened"}, ("opened", "run", "")),
         ({OURS: "opened", "x-agentserving-parent-program-id": "q"}, ("opened", "q", "")),
         ({OURS: "run"}, ("run", "", "")),
+        ({PARENT: "w"}, ("run", "w", "")),
+        ({"session-id": "s", PARENT: "w"}, ("run", "w", "s")),
+        ({"session-id": "s", "thread-id": "t", PARENT: "w"}, ("run/s/t", "run", "")),
     ],
 )
 def test_the_program_of_the_url_is_that_of_sessions_and_the_parent_of_what_is_opened_in_it(
@@ -68,6 +81,12 @@ def test_the_program_of_the_url_is_that_of_sessions_and_the_parent_of_what_is_op
 ) -> None:
     found = identify(headers, Body(), ProgramId("run"))
     assert (found.program_id, found.parent_program_id, found.thread_id) == wanted
+
+
+def test_a_sub_agent_of_codex_is_named_after_its_kind() -> None:
+    headers = {"session-id": "s", client_headers.PROGRAM_NAME: "mine", "x-openai-subagent": "review"}
+    assert identify({**headers, "thread-id": "t"}, Body()).name == "review"
+    assert identify({**headers, "thread-id": "s"}, Body()).name == "mine"
 
 
 def test_a_program_of_the_url_that_is_too_long_is_hashed() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import msgspec
 import pytest
+from agentserving import v1
 from agentserving.contract.accounting import account_at_admit, charge_call
 from agentserving.contract.channel import AckCalls, FrameSplitter, frame, to_engine_decoder
 from agentserving.contract.policy import PRESETS, Accounting, InvalidPolicyError, Level, Policy, from_dict, to_dict
@@ -140,3 +144,12 @@ def test_a_ticket_is_good_on_the_boots_that_it_names() -> None:
         assert verify(text, KEYS, engine_id=engine_id, now_unix_s=0, boot_id=boot_id).managed
     with pytest.raises(InvalidTicketError, match="wrong_boot"):
         verify(text, KEYS, engine_id="e2", now_unix_s=0, boot_id="b1")
+
+
+def test_every_file_of_the_contract_names_one_go_package() -> None:
+    files = sorted(Path(v1.__path__[0]).glob("*.proto"))
+    modules = [importlib.import_module(f"agentserving.v1.{file.stem}_pb2") for file in files]
+    assert len(modules) >= 8
+    assert {module.DESCRIPTOR.GetOptions().go_package for module in modules} == {
+        "agentserving.io/proto/agentserving/v1;agentservingv1"
+    }

@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$agentserving/v1/stream_service.proto\x12\x0f\x61gentserving.v1\"\x13\n\x11GetStreamsRequest\"%\n\x12GetStreamsResponse\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"R\n\rStreamOpening\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x31\n\x08metadata\x18\x02 \x03(\x0b\x32\x1f.agentserving.v1.StreamMetadata\"-\n\x0eStreamMetadata\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t2f\n\rStreamService\x12U\n\nGetStreams\x12\".agentserving.v1.GetStreamsRequest\x1a#.agentserving.v1.GetStreamsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$agentserving/v1/stream_service.proto\x12\x0f\x61gentserving.v1\"\x13\n\x11GetStreamsRequest\"%\n\x12GetStreamsResponse\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"R\n\rStreamOpening\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x31\n\x08metadata\x18\x02 \x03(\x0b\x32\x1f.agentserving.v1.StreamMetadata\"-\n\x0eStreamMetadata\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t2f\n\rStreamService\x12U\n\nGetStreams\x12\".agentserving.v1.GetStreamsRequest\x1a#.agentserving.v1.GetStreamsResponseB6Z4agentserving.io/proto/agentserving/v1;agentservingv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentserving.v1.stream_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'Z4agentserving.io/proto/agentserving/v1;agentservingv1'
   _globals['_GETSTREAMSREQUEST']._serialized_start=57
   _globals['_GETSTREAMSREQUEST']._serialized_end=76
   _globals['_GETSTREAMSRESPONSE']._serialized_start=78
