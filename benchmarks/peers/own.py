@@ -38,7 +38,7 @@ def processes(home: Path, first: int, engine_port: int, engines: int) -> list[di
         (home / f"{name}.key").write_bytes(secrets.token_bytes(32))
     known = {"spec": spec, "home": home, "run_dir": home / "front", "ports": ports}
     found = [
-        commands.etcd(find_etcd(), home, ports),
+        _of_any_version(commands.etcd, binary=find_etcd(), **known),
         commands.control_plane(spec, home, ports, plane),
         *(
             _of_any_version(commands.sidecar, engine=each, channel=home.parent / "channel" / each.engine_id, **known)
