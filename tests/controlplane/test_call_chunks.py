@@ -8,7 +8,7 @@ import pytest
 from agentserving.contract.policy import Accounting
 from agentserving_controlplane.errors import OverloadedError
 from agentserving_controlplane.store.port import MAX_BATCH_BYTES, MAX_BATCH_WRITES
-from agentserving_controlplane.table import admission_plan, call_chunks, rows
+from agentserving_controlplane.table import admission_plan, call_chunks, late_charges, rows
 from agentserving_controlplane.table.process_table import ProcessTable
 from agentserving_controlplane.table.states import Outcome
 from controlplane.table_builders import Disk, admit, at, check_invariants, end, key, open_program, report_of
@@ -95,5 +95,6 @@ def test_the_largest_rows_of_a_tree_and_a_chunk_fit_into_one_batch() -> None:
     assert len(row.threads) == rows.MAX_THREADS_KEPT
     assert max(map(len, disk.items.values())) < rows.MAX_ROW_BYTES
     chunk_bytes = max(len(v) for k, v in disk.items.items() if k.startswith(rows.CHUNKS_PREFIX))
-    assert 2 * rows.MAX_ROW_BYTES + chunk_bytes < MAX_BATCH_BYTES
+    late_bytes = 600 * late_charges.MAX_LISTED
+    assert 2 * rows.MAX_ROW_BYTES + chunk_bytes + late_bytes < MAX_BATCH_BYTES
     check_invariants(table)

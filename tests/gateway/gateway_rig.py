@@ -285,6 +285,17 @@ async def attach(engine: Engine, channel: grpc.aio.Channel, models: Sequence[str
     await stream.write(epb.AttachRequest(hello=hello))
 
 
+async def attached(
+    scripts: Sequence[Script], models: Sequence[Sequence[str]], channel: grpc.aio.Channel, plane: ControlPlane
+) -> list[Engine]:
+    """An engine for each script, once the control plane knows all of them."""
+    engines = [Engine(f"e{index}", script) for index, script in enumerate(scripts)]
+    for index, engine in enumerate(engines):
+        await attach(engine, channel, models[index] if models else ())
+    await until(lambda: sum(e.attached for e in plane.engines.engines.values()) == len(engines))
+    return engines
+
+
 @asynccontextmanager
 async def rig(
     *scripts: Script, models: Sequence[Sequence[str]] = (), keys: PlayedKeys | None = None, **front: Any
@@ -303,11 +314,8 @@ async def rig(
         keys.serve(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    engines = [Engine(f"e{index}", script) for index, script in enumerate(scripts)]
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-    for index, engine in enumerate(engines):
-        await attach(engine, channel, models[index] if models else ())
-    await until(lambda: sum(e.attached for e in plane.engines.engines.values()) == len(engines))
+    engines = await attached(scripts, models, channel, plane)
     link = Link(port)
     await link.start()
     stack = AsyncExitStack()

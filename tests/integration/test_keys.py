@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import stat
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from agentserving.transport.errors import PermissionDeniedError
 from agentserving.v1 import engine_service_pb2 as epb
 from agentserving.v1 import engine_service_pb2_grpc as erpc
 from agentserving_cli.load import run_mixed_load
+from agentserving_cli.local.etcd_certificates import EtcdCertificates
 from integration.local_cluster import Cluster
 
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(240)]
@@ -86,7 +88,7 @@ def test_keys_and_tokens_are_only_the_users(cluster: Cluster) -> None:
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     texts = [file.read_text().strip() for file in home.iterdir() if file.suffix == ".key"]
     assert len(texts) == 4
-    assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in home.iterdir())
+    assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in home.rglob("*") if file.is_file())
     secrets = [text[12:] for text in texts]
     assert cluster.key[12:] in secrets
     seen = [file for file in cluster.directory.rglob("*") if file.is_file() and home not in file.parents]
@@ -141,6 +143,21 @@ def test_nobody_attaches_as_an_engine_without_a_sidecars_token(cluster: Cluster)
                 next(stream)
         assert refused.value.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
     assert call(cluster, cluster.key)[0] == 200
+
+
+def test_etcd_answers_the_cluster_alone(cluster: Cluster) -> None:
+    """Otherwise another user of the machine could write an administrator's key into it."""
+    (etcd,) = [each for each in cluster.tree if "etcd" in each.name()]
+    argv = etcd.cmdline()
+    stranger = ssl.create_default_context(cafile=cluster.directory / "keys" / "etcd" / "ca.crt")
+    for flag in ("--listen-client-urls", "--listen-peer-urls"):
+        url = argv[argv.index(flag) + 1]
+        with pytest.raises(OSError, match=r"certificate required|bad certificate|reset|EOF"):
+            urllib.request.urlopen(f"{url}/version", timeout=10, context=stranger)
+        with pytest.raises(OSError, match=r"400|closed|reset"):
+            urllib.request.urlopen(f"{url.replace('https', 'http')}/version", timeout=10)
+    known = EtcdCertificates(cluster.directory / "keys" / "etcd").context()
+    assert urllib.request.urlopen(f"{argv[argv.index('--listen-client-urls') + 1]}/version", timeout=10, context=known)
 
 
 def test_agents_with_the_printed_lines_and_the_client_library_work(cluster: Cluster) -> None:

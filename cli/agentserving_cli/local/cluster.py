@@ -148,7 +148,7 @@ class LocalCluster:
         for child in engines:
             await self._launch(child)
         if self.spec.store == "etcd":
-            await self._up(self._child(commands.etcd(find_etcd(), self._state.home, self.ports)))
+            await self._up(self._child(commands.etcd(self.spec, find_etcd(), self._state.home, self.ports)))
         for plane in self.ports.control_planes:
             await self._up(self._child(commands.control_plane(self.spec, self._state.home, self.ports, plane)))
         for engine in self.ports.engines:
@@ -226,17 +226,22 @@ class LocalCluster:
             argv=list(command.argv),
             env=command.env,
             log=log,
-            ready=self._answers(command.ready_url),
+            ready=self._answers(command),
             start_bound_s=command.start_bound_s,
             ports=command.ports,
         )
         self.children[command.name] = child
         return child
 
-    def _answers(self, url: str) -> Callable[[], Awaitable[bool]]:
+    def _answers(self, command: Command) -> Callable[[], Awaitable[bool]]:
         async def ready() -> bool:
             try:
-                return (await self._client.get(url)).status_code == 200
+                if command.certificates is None:
+                    return (await self._client.get(command.ready_url)).status_code == 200
+                async with httpx.AsyncClient(
+                    trust_env=False, timeout=2.0, verify=command.certificates.context()
+                ) as client:
+                    return (await client.get(command.ready_url)).status_code == 200
             except httpx.HTTPError:
                 return False
 

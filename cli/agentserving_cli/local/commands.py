@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentserving_cli.local.credentials import Credentials
+from agentserving_cli.local.etcd_certificates import EtcdCertificates
 from agentserving_cli.local.layout import (
     BUILT_IN_CONTEXT,
     ClusterSpec,
@@ -29,7 +30,8 @@ BUILT_IN_START_BOUND_S, MODEL_START_BOUND_S = 600.0, 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """`ready_url` answers 200 once the component serves, within `start_bound_s`; `ports` are those it listens on."""
+    """`ready_url` answers 200 once the component serves, within `start_bound_s`, to a client with `certificates` where
+    it asks for them; `ports` are those it listens on."""
 
     name: str
     argv: Sequence[str]
@@ -37,26 +39,46 @@ class Command:
     ports: tuple[int, ...]
     env: Mapping[str, str]
     start_bound_s: float = START_BOUND_S
+    certificates: EtcdCertificates | None = None
 
 
 def _ours(name: str, argv: Sequence[str], ready_url: str, *ports: int) -> Command:
     return Command(name=name, argv=argv, ready_url=ready_url, ports=ports, env={"PYTHONPATH": source_path()})
 
 
-def etcd(binary: str, home: Path, ports: Ports) -> Command:
-    """One member; it takes over the data of an earlier run under its new addresses."""
-    client, peer = (f"http://127.0.0.1:{port}" for port in (ports.etcd_client, ports.etcd_peer))
+def etcd(spec: ClusterSpec, binary: str, home: Path, ports: Ports) -> Command:
+    """One member; it takes over the data of an earlier run under its new addresses. With keys, it admits nobody without
+    the cluster's own certificate."""
+    scheme = "https" if spec.auth else "http"
+    client, peer = (f"{scheme}://127.0.0.1:{port}" for port in (ports.etcd_client, ports.etcd_peer))
     argv = [
         binary, "--name", "local", "--data-dir", str(home / "etcd"),
         "--listen-client-urls", client, "--advertise-client-urls", client,
         "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"local={peer}",
         "--auto-compaction-retention", "1", "--logger", "zap", "--log-level", "warn",
     ]  # fmt: skip
+    own = Credentials(home).etcd
+    for prefix in ("", "peer-") if spec.auth else ():
+        argv += [
+            f"--{prefix}cert-file", str(own.cert), f"--{prefix}key-file", str(own.key),
+            f"--{prefix}trusted-ca-file", str(own.ca), f"--{prefix}client-cert-auth",
+        ]  # fmt: skip
     if (home / "etcd").exists():
         argv.append("--force-new-cluster")
     return Command(
-        name="etcd", argv=argv, ready_url=f"{client}/health", ports=(ports.etcd_client, ports.etcd_peer), env={}
+        name="etcd",
+        argv=argv,
+        ready_url=f"{client}/health",
+        ports=(ports.etcd_client, ports.etcd_peer),
+        env={},
+        certificates=own if spec.auth else None,
     )
+
+
+def _etcd_tls(spec: ClusterSpec, home: Path) -> Sequence[str]:
+    own = Credentials(home).etcd
+    flags = ("--etcd-tls-ca", str(own.ca), "--etcd-tls-cert", str(own.cert), "--etcd-tls-key", str(own.key))
+    return flags if spec.auth and spec.store == "etcd" else ()
 
 
 def _auth(spec: ClusterSpec) -> str:
@@ -77,7 +99,7 @@ def control_plane(spec: ClusterSpec, home: Path, ports: Ports, plane: ControlPla
         "--etcd-endpoints", f"127.0.0.1:{ports.etcd_client}", "--etcd-prefix", "/agentserving/local",
         "--ticket-key-file", str(home / "ticket.key"), "--policy", spec.policy, "--balancer", spec.balancer,
         "--lease-s", str(LEASE_S if spec.control_planes > 1 else LEASE_ALONE_S),
-        _auth(spec), *(("--bootstrap-keys", str(keys.bootstrap_file)) if spec.auth else ()),
+        *_etcd_tls(spec, home), _auth(spec), *(("--bootstrap-keys", str(keys.bootstrap_file)) if spec.auth else ()),
     )  # fmt: skip
     return _ours(plane.name, argv, f"http://127.0.0.1:{plane.http}/readyz", plane.grpc, plane.http)
 

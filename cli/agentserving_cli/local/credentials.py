@@ -1,4 +1,5 @@
-"""The keys of a one-machine cluster: those of its user, made once, and the tokens of its parts, new at each start.
+"""The keys of a one-machine cluster: those of its user, made once; tokens of its parts and certificates of its etcd,
+new at each start.
 
 All texts are in files that only the user may read, under `keys/` in the state directory; the control plane gets their
 hashes (`bootstrap.json`). `agentserving` reads the administrator's key from there.
@@ -6,6 +7,7 @@ hashes (`bootstrap.json`). `agentserving` reads the administrator's key from the
 
 from __future__ import annotations
 
+import datetime
 import os
 import time
 from collections.abc import Callable
@@ -14,9 +16,11 @@ from pathlib import Path
 from agentserving.contract.identity import Role
 from agentserving.contract.keys import KeyRow, decode_rows, encode_rows, hash_of, new_key, parse
 
+from agentserving_cli.local.etcd_certificates import EtcdCertificates
+
 # The tenant of this machine's user; administrators' commands show it by default.
 TENANT = "default"
-_DIRECTORY, _ROWS = "keys", "bootstrap.json"
+_DIRECTORY, _ROWS, _ETCD = "keys", "bootstrap.json", "etcd"
 _USERS = {"client": (Role.CLIENT, TENANT), "admin": (Role.ADMIN, "")}
 _PARTS = {"gateway": (Role.GATEWAY, ""), "sidecar": (Role.SIDECAR, "")}
 
@@ -31,6 +35,11 @@ class Credentials:
     def bootstrap_file(self) -> Path:
         """Rows for --bootstrap-keys."""
         return self._home / _ROWS
+
+    @property
+    def etcd(self) -> EtcdCertificates:
+        """Of etcd and of the control planes, its only clients."""
+        return EtcdCertificates(self._home / _ETCD)
 
     def file(self, name: str) -> Path:
         """The key of `client` or `admin`, the token of `gateway` or `sidecar`."""
@@ -47,6 +56,7 @@ class Credentials:
         rows = [known.get(name) or self._new(name, *of, now_unix_s()) for name, of in _USERS.items()]
         rows += [self._new(name, *of, now_unix_s()) for name, of in _PARTS.items()]
         _write(self.bootstrap_file, encode_rows(rows))
+        self.etcd.make(_write, datetime.datetime.fromtimestamp(now_unix_s(), datetime.UTC))
 
     def _known(self) -> dict[str, KeyRow]:
         """The user's keys whose text and row fit together. A user who deletes a file gets a new key."""

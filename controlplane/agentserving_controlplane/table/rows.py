@@ -23,7 +23,7 @@ MAX_ENGINES_KEPT = 8
 # Bounds of the parts of a row. The largest row stays below MAX_ROW_BYTES, so that a row, its root's row and one chunk
 # fit into one batch of the store (1 MB).
 MAX_ROW_BYTES = 450_000
-MAX_THREADS_KEPT, MAX_MISSING_KEPT, MAX_EPOCHS_KEPT = 128, 1000, 256
+MAX_THREADS_KEPT, MAX_MISSING_KEPT, MAX_EPOCHS_KEPT = 512, 1000, 256
 MAX_THREAD_BYTES, MAX_TOOL_BYTES = 128, 128
 # Every sum saturates here, so that no report makes a number that the wire (int64) cannot carry.
 MAX_SUM = 1 << 60

@@ -22,8 +22,8 @@ from agentserving_operator.manifests.services import (
     etcd_services,
     gateway_service,
 )
-from agentserving_operator.spec.cluster import StoreType
 from agentserving_operator.spec.crd import GROUP
+from agentserving_operator.spec.store import StoreType
 from agentserving_operator.spec.tls import Issuer
 
 __all__ = ["HASH_ANNOTATION", "AgentServingCluster", "Component", "Images", "Manifest", "components", "desired"]

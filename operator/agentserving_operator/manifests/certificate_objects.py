@@ -27,8 +27,8 @@ from agentserving_operator.manifests.tls import (
     secret_name,
     server_name,
 )
-from agentserving_operator.spec.cluster import StoreType
 from agentserving_operator.spec.parsing import plain
+from agentserving_operator.spec.store import StoreType
 
 _OWNERS = {
     Leaf.CONTROL_PLANE: Component.CONTROL_PLANE,

@@ -29,7 +29,7 @@ from agentserving_operator.manifests.common import (
 from agentserving_operator.manifests.engine_pod import KEY_DIR, KEY_FILE
 from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints
 from agentserving_operator.manifests.tls import Leaf, directory, flags, mounts, volumes
-from agentserving_operator.spec.cluster import StoreType
+from agentserving_operator.spec.store import StoreType
 
 # A leader that cannot reach etcd for this long stops leading. A single control plane has no one to hand over to, and a
 # single etcd member that moves to another node needs about half a minute.

@@ -26,8 +26,8 @@ from agentserving_operator.manifests.common import (
     spread,
 )
 from agentserving_operator.manifests.tls import Leaf, directory, etcd_client_name, mounts, volumes
-from agentserving_operator.spec.cluster import EtcdStore
 from agentserving_operator.spec.crd import GROUP
+from agentserving_operator.spec.store import EtcdStore
 
 DATA_DIR = "/var/lib/etcd"
 CONFIG_DIR = "/run/etcd"

@@ -26,8 +26,9 @@ from agentserving_operator.manifests.common import (
     selector,
 )
 from agentserving_operator.manifests.inference_pool import gateway_peers
-from agentserving_operator.spec.cluster import EngineType, StoreType
+from agentserving_operator.spec.cluster import EngineType
 from agentserving_operator.spec.network import Egress, ModelSource
+from agentserving_operator.spec.store import StoreType
 
 # A policy sees the port of the DNS pod, which is 5353 on OpenShift.
 DNS_PORTS = (53, 5353)

@@ -17,9 +17,9 @@ from agentserving_operator.observe.engine_states import engine_trouble, rejectio
 from agentserving_operator.observe.overview import Overview
 from agentserving_operator.observe.reasons import ConditionType, Reason, Trouble
 from agentserving_operator.observe.trouble import trouble_of
-from agentserving_operator.spec.cluster import StoreType
 from agentserving_operator.spec.parsing import plain
 from agentserving_operator.spec.status import ClusterStatus, Condition, ConditionStatus, EngineCounts, PolicyInForce
+from agentserving_operator.spec.store import StoreType
 
 MAX_MESSAGE = 4096
 WORKLOADS = {

@@ -18,6 +18,7 @@ METADATA_KEY = "api"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"
 # What rules over immutable fields say, unless the class has a CANNOT_BE_CHANGED of its own.
 CANNOT_BE_CHANGED = "cannot be changed: create a new AgentServingCluster"
+DNS_SUBDOMAIN = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"
 
 
 @dataclass(frozen=True, slots=True)
