@@ -5,11 +5,9 @@ wraps `handle_request` of the classes that really send: HTTPTransport, AsyncHTTP
 the aiohttp transports of LiteLLM and httpx-aiohttp. Those are wrapped when their class is defined, because importing
 LiteLLM takes seconds and often happens after `instrument()`. Sentry wraps `Client.send` instead, which would not do
 here: httpx follows redirects inside of `send` and copies the headers to every host, while a transport sees each hop by
-itself, after the host is known. `aiohttp_hooks`, `urllib3_hooks` and `thread_hooks` have the other
-libraries' and the standard library's wrappers.
-
-The caller's request is never changed: what is sent is a copy with our headers, so
+itself, after the host is known. The caller's request is never changed: what is sent is a copy with our headers, so
 neither a retry nor a redirect carries old ids along. No class is replaced and no client looks different.
+`aiohttp_hooks`, `urllib3_hooks` and `thread_hooks` have what `instrument()` wraps beside httpx.
 
 For other transports, and for users who want nothing process-wide, `attach(client)` uses the client's own event hooks,
 which are public. They run per hop as well, but must write into the request, so our headers are removed again when a hop
