@@ -12,13 +12,14 @@ be reset only in the context that created it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from agentserving.client import current_call
 from agentserving.programs import headers
@@ -30,6 +31,10 @@ _probe: ContextVar[None] = ContextVar("agentserving_probe")
 # Tasks may run on several loops, and worker threads beside them. Re-entrant: a finalizer may end a call at any time.
 _lock = threading.RLock()
 _by_task: weakref.WeakKeyDictionary[asyncio.Task[Any], dict[Tracker, Thread]] = weakref.WeakKeyDictionary()
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,35 @@ def leave(point: Point | None, session: object) -> None:
     """Restores what was current before `enter`, even from another context."""
     _point.set(point)
     _session.set(session)
+
+
+@contextmanager
+def _at(point: Point | None, session: object) -> Iterator[None]:
+    tokens = _point.set(point), _session.set(session)
+    try:
+        yield
+    finally:
+        _point.reset(tokens[0])
+        _session.reset(tokens[1])
+
+
+def carried(function: Callable[P, R]) -> Callable[P, R] | None:
+    """The function, to be run in the current program by another OS thread; None outside of programs."""
+    point, session = _point.get(), _session.get()
+    if point is None:
+        return None
+
+    @functools.wraps(function)
+    def run(*args: P.args, **named: P.kwargs) -> R:
+        with _at(point, session):
+            return function(*args, **named)
+
+    return run
+
+
+def outside() -> AbstractContextManager[None]:
+    """What the block starts belongs to no program."""
+    return _at(None, None)
 
 
 def current_thread(at: Point) -> Thread:

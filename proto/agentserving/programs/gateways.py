@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 # The first group with a variable that is set counts; with AGENTSERVING_GATEWAY, the others may name other servers.
 ENVIRONMENT = (("AGENTSERVING_GATEWAY",), ("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL"))
 _PORTS = {"http": 80, "https": 443}
+# One host by three names: SDKs and environments differ in which they use.
+_LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
 
 Origin = tuple[str, str, int]
 
@@ -22,7 +24,7 @@ class Url(Protocol):
     @property
     def scheme(self) -> str: ...
     @property
-    def host(self) -> str: ...
+    def host(self) -> str | None: ...
     @property
     def port(self) -> int | None: ...
 
@@ -35,7 +37,11 @@ def origin_of(base_url: str) -> Origin | None:
         host, port = parts.hostname, parts.port
     except ValueError:
         return None
-    return (parts.scheme, host, port or _PORTS.get(parts.scheme, 0)) if host else None
+    return _origin(parts.scheme, host, port) if host else None
+
+
+def _origin(scheme: str, host: str, port: int | None) -> Origin:
+    return scheme, "localhost" if host in _LOOPBACK else host, port or _PORTS.get(scheme, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,7 @@ class Gateways:
 
     def include(self, url: Url) -> bool:
         """True when this URL leads to a gateway."""
-        origin = (url.scheme, url.host, url.port or _PORTS.get(url.scheme, 0))
+        origin = _origin(url.scheme, url.host or "", url.port)
         return any(origin == origin_of(base_url) for base_url in self.base_urls or _from_environment())
 
 

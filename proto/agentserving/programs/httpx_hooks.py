@@ -7,6 +7,7 @@ LiteLLM takes seconds and often happens after `instrument()`. Sentry wraps `Clie
 here: httpx follows redirects inside of `send` and copies the headers to every host, while a transport sees each hop by
 itself, after the host is known. The caller's request is never changed: what is sent is a copy with our headers, so
 neither a retry nor a redirect carries old ids along. No class is replaced and no client looks different.
+`aiohttp_hooks`, `urllib3_hooks` and `thread_hooks` have what `instrument()` wraps beside httpx.
 
 For other transports, and for users who want nothing process-wide, `attach(client)` uses the client's own event hooks,
 which are public. They run per hop as well, but must write into the request, so our headers are removed again when a hop
@@ -26,13 +27,14 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
-from agentserving.programs import context, headers
-from agentserving.programs.context import CarriedCall
-from agentserving.programs.gateways import Gateways
+from agentserving.programs import aiohttp_hooks, headers, thread_hooks, urllib3_hooks
+from agentserving.programs.carrying import Call, Patch, call_for, sending
+from agentserving.programs.gateways import Gateways, Url
 from agentserving.programs.response_body import library_of as _library
 from agentserving.programs.response_body import observed
 
 LIBRARIES = ("httpx", "httpx2")
+OTHERS = {"aiohttp": aiohttp_hooks, "urllib3": urllib3_hooks}
 # Key in a request's extensions: the hooks that made it a call, the call, and the headers that were added.
 _MARK = "agentserving.call"
 
@@ -41,21 +43,18 @@ Send = Callable[[Any, Any], Any]
 AsyncSend = Callable[[Any, Any], Awaitable[Any]]
 
 
-def _call_for(request: Any, gateways: Gateways) -> CarriedCall | None:
+def _call_for(request: Any, gateways: Gateways | None) -> Call | None:
     """The call that a request becomes; None for a request to others, and for one that is a call already."""
-    at = context.current_point()
-    if at is None or request.method != "POST" or _MARK in request.extensions or not gateways.include(request.url):
+    if gateways is None or _MARK in request.extensions:
         return None
-    if request.headers.get(headers.PROGRAM_ID, at.thread.tracker.program_id) != at.thread.tracker.program_id:
-        return None
-    return context.begin_call()
+    return call_for(gateways, request.method, request.url, request.headers.get(headers.PROGRAM_ID, ""))
 
 
-def _missing(request: Any, call: CarriedCall) -> dict[str, str]:
+def _missing(request: Any, call: Call) -> dict[str, str]:
     return {name: value for name, value in call.headers.items() if name not in request.headers}
 
 
-def _marked(request: Any, call: CarriedCall) -> Any:
+def _marked(request: Any, call: Call) -> Any:
     """A copy of the request with our headers; the body is shared."""
     merged = request.headers.copy()
     merged.update(_missing(request, call))
@@ -68,7 +67,7 @@ def _marked(request: Any, call: CarriedCall) -> Any:
     return type(request)(request.method, request.url, headers=merged, extensions=extensions, **body)
 
 
-def _answered(response: Any, call: CarriedCall) -> Any:
+def _answered(response: Any, call: Call) -> Any:
     if response.is_success:
         call.answered(response.headers.get(headers.CALL_ID, ""))
     response.stream = observed(response, call.end)
@@ -87,13 +86,22 @@ class _Instrumentation:
         self.wrapped: list[tuple[type[Any], str, Any, Any]] = []
 
     def wrap(self, owner: type[Any], method: str) -> None:
+        """Wraps a method of httpx, once per class."""
+        self.patch((owner, method, self._async if inspect.iscoroutinefunction(getattr(owner, method)) else self._sync))
+
+    def patch(self, patch: Patch) -> None:
         """Wraps a method, once per class."""
-        original = getattr(owner, method)
+        owner, method, wrapped = patch
         if any(found is owner for found, *_ in self.wrapped):
             return
-        wrapper = self._async(original) if inspect.iscoroutinefunction(original) else self._sync(original)
+        original = getattr(owner, method)
+        wrapper = wrapped(original)
         setattr(owner, method, wrapper)
         self.wrapped.append((owner, method, original, wrapper))
+
+    def call_for(self, method: str, url: Url, named: str) -> Call | None:
+        """For the hooks of other libraries."""
+        return None if self.gateways is None else call_for(self.gateways, method, url, named)
 
     def wrap_aiohttp(self, base: type[Any]) -> None:
         """Wraps the aiohttp transports among the subclasses of AsyncBaseTransport, now and when one is defined."""
@@ -119,11 +127,13 @@ class _Instrumentation:
     def _sync(self, original: Send) -> Send:
         @functools.wraps(original)
         def handle_request(transport: Any, request: Any) -> Any:
-            call = _call_for(request, self.gateways) if self.gateways is not None else None
+            call = _call_for(request, self.gateways)
             if call is None:
                 return original(transport, request)
             try:
-                return _answered(original(transport, _marked(request, call)), call)
+                with sending():
+                    response = original(transport, _marked(request, call))
+                return _answered(response, call)
             except BaseException:
                 call.end()
                 raise
@@ -133,11 +143,13 @@ class _Instrumentation:
     def _async(self, original: AsyncSend) -> AsyncSend:
         @functools.wraps(original)
         async def handle_async_request(transport: Any, request: Any) -> Any:
-            call = _call_for(request, self.gateways) if self.gateways is not None else None
+            call = _call_for(request, self.gateways)
             if call is None:
                 return await original(transport, request)
             try:
-                return _answered(await original(transport, _marked(request, call)), call)
+                with sending():
+                    response = await original(transport, _marked(request, call))
+                return _answered(response, call)
             except BaseException:
                 call.end()
                 raise
@@ -153,21 +165,29 @@ _instrumentation = _Instrumentation()
 
 
 def instrument(*, base_urls: str | Iterable[str] = ()) -> None:
-    """Makes every httpx request to the gateway carry the current program. A second call only changes `base_urls`.
+    """Makes every request to the gateway carry the current program, and OS threads carry it along.
+
+    httpx, aiohttp and urllib3 (requests) are covered, http.client is not. A second call only changes `base_urls`.
 
     base_urls: URLs of gateways, compared by scheme, host and port; by default AGENTSERVING_GATEWAY, else
-    OPENAI_BASE_URL and ANTHROPIC_BASE_URL, as they are when the request is made. ModuleNotFoundError without httpx.
+    OPENAI_BASE_URL and ANTHROPIC_BASE_URL, as they are when the request is made. ModuleNotFoundError without any of
+    these libraries.
     """
     gateways = Gateways.of(base_urls)
     found = [importlib.import_module(name) for name in LIBRARIES if importlib.util.find_spec(name) is not None]
-    if not found:
-        raise ModuleNotFoundError("agentserving.instrument() needs httpx or httpx2: no SDK that uses one is installed")
+    others = [hooks for name, hooks in OTHERS.items() if importlib.util.find_spec(name) is not None]
+    if not found and not others:
+        names = ", ".join((*LIBRARIES, *OTHERS))
+        raise ModuleNotFoundError(f"agentserving.instrument() needs one of {names}: none of them is installed")
     with _instrumentation.lock:
         _instrumentation.gateways = gateways
         for library in found:
             _instrumentation.wrap(library.HTTPTransport, "handle_request")
             _instrumentation.wrap(library.AsyncHTTPTransport, "handle_async_request")
             _instrumentation.wrap_aiohttp(library.AsyncBaseTransport)
+        for hooks in (*others, thread_hooks):
+            for patch in hooks.patches(_instrumentation.call_for):
+                _instrumentation.patch(patch)
 
 
 def uninstrument() -> None:

@@ -7,12 +7,14 @@ one, a program ends when it has been idle for long.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from agentserving.programs import context, headers
+from agentserving.programs.carrying import PROGRAM_ID, inherited_program_id
 from agentserving.programs.notifications import Notifier
 from agentserving.programs.tracking import Point, Thread, Tracker
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from agentserving.client.aio import AsyncClient
     from agentserving.client.blocking import Client
     from agentserving.client.operations import Operation
+
+log = logging.getLogger("agentserving")
 
 # Depth limit of the process table; a deeper program becomes a child of the deepest one that may have children.
 MAX_DEPTH = 15
@@ -63,6 +67,10 @@ class ProgramSession:
             thread=thread.thread_id,
             parents=context.frontier(thread),
         )
+
+    def environment(self) -> dict[str, str]:
+        """Variables for a subprocess whose calls belong to this program, if it calls `instrument()`."""
+        return {PROGRAM_ID: self.program_id}
 
     # -- threads -------------------------------------------------------------------------------------------------
 
@@ -122,6 +130,12 @@ class ProgramSession:
     def _leave(self, error: BaseException | None) -> None:
         self._failed = error is not None
         context.leave(*self._previous)
+        if not self._tracker.calls_begun and self._tracker.others:
+            log.warning(
+                "program %s made no call: no gateway's address is among those that were called (%s);"
+                " set AGENTSERVING_GATEWAY or OPENAI_BASE_URL to it, or pass base_urls to instrument()",
+                self.name or self.program_id, ", ".join(self._tracker.others),
+            )  # fmt: skip
 
     def __enter__(self) -> Self:
         self._once()
@@ -227,14 +241,17 @@ def program(
 
     name: for people; cut at 128 bytes. program_id: 1 to 128 of A-Z a-z 0-9 . _ : @ / -; random when None. A program
     that is open already is continued, and not closed at the end. parent: the program this one is a sub-agent of, by
-    default the current one; "" = none. control_plane: its address, or a client to use (Client for `with`, AsyncClient
-    for `async with`); by default AGENTSERVING_CONTROL_PLANE, "" = none. api_key: for the control plane; by default the
-    first key of agentserving in AGENTSERVING_API_KEY, OPENAI_API_KEY, ANTHROPIC_API_KEY. ValueError for an invalid id.
+    default the current one, else that of AGENTSERVING_PROGRAM_ID; "" = none. control_plane: its address, or a client to
+    use (Client for `with`, AsyncClient for `async with`); by default AGENTSERVING_CONTROL_PLANE, "" = none. api_key:
+    for the control plane; by default the first key of agentserving in AGENTSERVING_API_KEY, OPENAI_API_KEY,
+    ANTHROPIC_API_KEY. ValueError for an invalid id.
     """
     program_id = f"p-{uuid.uuid4().hex}" if program_id is None else program_id
     if not headers.is_program_id(program_id):
         raise ValueError(f"program_id: 1 to 128 of A-Z a-z 0-9 . _ : @ / -, got {program_id!r}")
-    above = current_program() if parent is None else parent
+    above = (current_program() or inherited_program_id()) if parent is None else parent
+    if parent is None and above == program_id:
+        above = ""
     parent_id, depth = above.child_parent() if isinstance(above, ProgramSession) else (above or "", 1 if above else 0)
     if parent_id and not headers.is_program_id(parent_id):
         raise ValueError(f"parent: 1 to 128 of A-Z a-z 0-9 . _ : @ / -, got {parent_id!r}")

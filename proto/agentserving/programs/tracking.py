@@ -32,6 +32,7 @@ MAX_INFERRED_THREADS = 1024
 MAX_NAMED_THREADS = 2048
 # Ended threads that a thread remembers for its next call, which can follow MAX_PARENTS of them.
 MAX_UNJOINED = 1024
+MAX_OTHERS = 8
 MAIN = "main"
 
 
@@ -144,6 +145,14 @@ class Tracker:
         self._free: list[int] = []
         self._inferred_count = 0
         self._names: set[str] = set()
+        # Calls begun, and servers other than gateways that requests went to meanwhile.
+        self.calls_begun = 0
+        self.others: dict[str, None] = {}
+
+    def elsewhere(self, server: str) -> None:
+        """A request of the program went to a server that is no gateway."""
+        if len(self.others) < MAX_OTHERS:
+            self.others[server] = None
 
     # -- threads -------------------------------------------------------------------------------------------------
 
@@ -200,6 +209,7 @@ class Tracker:
         thread.adopt()
         thread.started, thread.closed = True, False
         thread.in_flight += 1
+        self.calls_begun += 1
         thread.unanswered = PendingCall(thread, parents, joined, thread.turn)
         return thread.unanswered
 
