@@ -146,7 +146,7 @@ class CallEnds:
     def _end(self, row: ProgramRow, call: CallRow, outcome: Outcome) -> None:
         state, now = self._state, self._state.now()
         if not tries.is_over(call):
-            state.engines.call_ended(call.engine_id, row.root_key, outcome, now.steady_us)
+            state.engines.call_ended(call.engine_id, row.root_key, outcome, now.steady_us, call.boot_id)
         state.table.end_call(row.key, call.call_id, outcome, now)
         state.settle()
 

@@ -84,7 +84,8 @@ class CallOperations:
         if plan.replaces is not None:
             found = state.table.index.call(plan.replaces[1], plan.request.tenant)
             if found is not None:
-                state.engines.call_failed(found[1].engine_id, now.steady_us)
+                replaced = found[1]
+                state.engines.call_failed(replaced.engine_id, now.steady_us, replaced.boot_id)
         call = state.table.commit(plan, engines[0], now, engines[1:])
         state.engines.call_admitted(engines[0], call.call_id)
         if plan.ends_tool_wait:

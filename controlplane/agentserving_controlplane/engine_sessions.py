@@ -238,7 +238,7 @@ class EngineSession:
         if report.outcome is Outcome.COMPLETED:
             engine.learn(report.service_us)
         else:
-            self._state.engines.call_ended(engine.engine_id, row.root_key, report.outcome, now_us)
+            self._state.engines.call_ended(engine.engine_id, row.root_key, report.outcome, now_us, report.boot_id)
         tokens = report.prompt_tokens + report.output_tokens
         self._state.balancer.ran(row.root_key, engine, tokens)
 

@@ -44,9 +44,9 @@ def _programs(plane: ControlPlane) -> Iterator[Metric]:
         yield GaugeMetricFamily(f"agentserving_{name}", name.replace("_", " "), value)
     index, totals = plane.table.index, plane.table.totals
     for name, text, value in (
-        ("agentserving_programs_closed", "Closed programs that are retained", len(index.closed)),
-        ("agentserving_programs_paused", "Programs whose trees are paused", index.paused_of.total),
-        ("agentserving_rows_unreadable", "Rows of the store that recovery could not read", plane.unreadable_rows),
+        ("agentserving_closed_programs", "Closed programs that are retained", len(index.closed)),
+        ("agentserving_paused_programs", "Programs whose trees are paused", index.paused_of.total),
+        ("agentserving_unreadable_rows", "Rows of the store that recovery could not read", plane.unreadable_rows),
     ):
         yield GaugeMetricFamily(name, text, value)
     for name, text, count in (

@@ -100,7 +100,7 @@ async def test_a_row_that_cannot_be_read_is_left_alone_and_counted_and_all_other
     async with leader(store) as plane:
         await attach(plane)
         assert plane.unreadable_rows == len(bad)
-        assert b"agentserving_rows_unreadable 5.0" in exposition(plane)
+        assert b"agentserving_unreadable_rows 5.0" in exposition(plane)
         assert [row.program_id for row in plane.table.rows.values()] == ["good"]
         admit(plane, "good")
         assert bad.items() <= (await store.load()).items.items(), "nothing is deleted"

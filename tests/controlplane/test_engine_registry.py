@@ -69,6 +69,26 @@ def test_an_engine_has_the_most_serious_state_that_applies_and_a_reason(
     assert bool(condition.reason) == (state is not EngineState.READY)
 
 
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.REJECTED, Outcome.COMPLETED])
+def test_what_becomes_known_of_an_earlier_process_is_no_evidence_about_the_engine(outcome: Outcome) -> None:
+    """Calls that a crash broke end when the next process serves already."""
+    engines = EngineRegistry()
+    engine = attached(engines, "a", boot_id="old")
+    attached(engines, "b")
+    if outcome is Outcome.COMPLETED:
+        engine.outliers.failures = outliers.FAILURES - 1
+    engine.boot("new")
+    before = engine.outliers.failures
+    for number in range(5):
+        engines.call_ended(EngineId("a"), key(f"p{number}"), outcome, 0, "old")
+        engines.call_failed(EngineId("a"), 0, "old")
+    assert engine.condition.state is EngineState.READY
+    assert engine.outliers.failures == before
+    engines.call_failed(EngineId("a"), 0, "new")
+    engines.call_failed(EngineId("a"), 0)
+    assert engine.outliers.failures == before + 2
+
+
 @pytest.mark.parametrize("health", [Health.DOWN, Health.LOADING, Health.STUCK])
 def test_an_engine_that_does_not_serve_gets_no_call_while_another_does(health: Health) -> None:
     engines = EngineRegistry()

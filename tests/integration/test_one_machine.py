@@ -112,7 +112,7 @@ def test_prompts_are_written_nowhere_and_programs_are_no_labels(cluster: Cluster
 
 
 UNIT = re.compile(
-    r"_(seconds|seconds_per_token|bytes|tokens|blocks|calls|programs|classes|keys|engines|writes|reports|version|epoch|revision|ratio)$"
+    r"_(seconds|seconds_per_token|bytes|tokens|blocks|calls|programs|classes|keys|engines|writes|reports|version|epoch|revision|ratio|rows)$"
 )
 STATES = re.compile(
     r"_(healthy|ready|attached|connected|stuck|running|completed|unmanaged|in_flight|waiting|live|leader|state|health)$"

@@ -157,16 +157,18 @@ class EngineRegistry:
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
-    def call_failed(self, engine_id: EngineId, now_us: int) -> None:
+    # `boot_id`: of the engine process that had the call; empty: unknown. What another process did is no evidence.
+
+    def call_failed(self, engine_id: EngineId, now_us: int, boot_id: str = "") -> None:
         """A call of the engine failed, or could not reach it."""
-        engine = self.engines.get(engine_id)
+        engine = self._evident(engine_id, boot_id)
         if engine is not None:
             engine.outliers.failed(now_us)
             self.changed.add(engine_id)
 
-    def call_rejected(self, engine_id: EngineId, program: ProgramKey, now_us: int) -> None:
+    def call_rejected(self, engine_id: EngineId, program: ProgramKey, now_us: int, boot_id: str = "") -> None:
         """The engine answered a call of a (root) program with 4xx."""
-        engine = self.engines.get(engine_id)
+        engine = self._evident(engine_id, boot_id)
         if engine is None:
             return
         self.refresh()
@@ -175,18 +177,24 @@ class EngineRegistry:
         engine.outliers.rejected(program, others_serve and len(self._rejecting) < others_ready, now_us)
         self.changed.add(engine_id)
 
-    def call_ended(self, engine_id: EngineId, program: ProgramKey, outcome: Outcome, now_us: int) -> None:
+    def call_ended(
+        self, engine_id: EngineId, program: ProgramKey, outcome: Outcome, now_us: int, boot_id: str = ""
+    ) -> None:
         """A call of a (root) program has ended. Some outcomes are evidence for or against the engine."""
         match outcome:
             case Outcome.COMPLETED:
-                engine = self.engines.get(engine_id)
+                engine = self._evident(engine_id, boot_id)
                 if engine is not None:
                     engine.outliers.succeeded()
                     self.changed.add(engine_id)
             case Outcome.FAILED:
-                self.call_failed(engine_id, now_us)
+                self.call_failed(engine_id, now_us, boot_id)
             case Outcome.REJECTED:
-                self.call_rejected(engine_id, program, now_us)
+                self.call_rejected(engine_id, program, now_us, boot_id)
+
+    def _evident(self, engine_id: EngineId, boot_id: str) -> Engine | None:
+        engine = self.engines.get(engine_id)
+        return engine if engine is not None and boot_id in ("", engine.boot_id) else None
 
     def call_admitted(self, engine_id: EngineId, call_id: CallId) -> None:
         """A call has been admitted to the engine."""
