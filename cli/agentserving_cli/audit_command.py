@@ -52,21 +52,42 @@ def audit_command(where: Where) -> click.Command:
         if is_data(output):
             print_data([line.fields for line in lines], output)
             return
-        console = Console(soft_wrap=True, width=WIDE if output == "wide" else None)
-        console.print(_table(lines) if lines else "nothing was changed or refused")
+        wide = output == "wide"
+        console = Console(width=WIDE if wide else None)
+        console.print(_table(lines, wide, console.width) if lines else "nothing was changed or refused")
 
     return audit
 
 
-def _table(lines: Iterable[AuditLine]) -> Table:
+def _table(lines: Iterable[AuditLine], wide: bool, width: int) -> Table:
+    """Eight columns in 200 characters; in 80, those that say who did what to what, and an object cut at its end."""
+    titles = ("TIME", "WHO", "ROLE", "TENANT", "METHOD", "OBJECT", "OUTCOME", "FROM")
+    shown = [title for title in titles if wide or title not in ("TENANT", "FROM")]
+    rows = [_cells(line, wide) for line in lines]
+    widths = {title: max(len(title), *(len(row[title]) for row in rows)) for title in shown}
+    # Two characters are between columns.
+    others = sum(widths.values()) - widths["OBJECT"] + 2 * (len(shown) - 1)
+    widths["OBJECT"] = max(len("OBJECT"), min(widths["OBJECT"], width - others))
     table = Table(box=None, pad_edge=False)
-    for title in ("TIME", "WHO", "ROLE", "TENANT", "METHOD", "OBJECT", "OUTCOME", "FROM"):
-        table.add_column(title, no_wrap=title in ("TIME", "METHOD"), overflow="fold")
-    for line in lines:
-        outcome = " ".join(filter(None, (line.text("outcome"), line.text("reason"))))
-        if omitted := line.text("omitted"):
-            outcome += f" ({omitted} refusals before it were not written)"
-        names = ("who", "role", "tenant", "method", "object")
-        cells = [line.when.strftime("%Y-%m-%d %H:%M:%S"), *map(line.text, names), outcome, line.text("peer")]
-        table.add_row(*map(escape, cells))
+    for title in shown:
+        table.add_column(title, no_wrap=title != "OUTCOME", width=widths[title] if title != "OUTCOME" else None)
+    for row in rows:
+        table.add_row(*(escape(row[title]) for title in shown))
     return table
+
+
+def _cells(line: AuditLine, wide: bool) -> dict[str, str]:
+    outcome = " ".join(filter(None, (line.text("outcome"), line.text("reason"))))
+    if omitted := line.text("omitted"):
+        outcome += f" ({omitted} refusals before it were not written)"
+    method = line.text("method")
+    return {
+        "TIME": line.when.strftime("%Y-%m-%d %H:%M:%S" if wide else "%H:%M:%S"),
+        "WHO": line.text("who"),
+        "ROLE": line.text("role"),
+        "TENANT": line.text("tenant"),
+        "METHOD": method if wide else method.rpartition(".")[2],
+        "OBJECT": line.text("object"),
+        "OUTCOME": outcome,
+        "FROM": line.text("peer"),
+    }

@@ -145,11 +145,13 @@ def _close(client: Client, run: Run, outcome: Outcome, quiet: bool) -> None:
 
 
 def _summary(program: Program) -> str:
-    calls = f"{program.calls_completed} call{'' if program.calls_completed == 1 else 's'}"
-    if not (program.calls_completed or program.calls):
-        return f"{program.program_id} made no calls: does the command use another base URL than the environment's?"
-    return (
-        f"{program.program_id} made {calls}: {program.total_service_us / 1e6:.1f} s of service, "
-        f"{program.wait_us / 1e6:.1f} s of waiting, {program.output_tokens} tokens. See: agentserving get "
-        f"{program.program_id}"
-    )
+    name = program.program_id
+    if program.calls_completed or program.calls:
+        calls = f"{program.calls_completed} call{'' if program.calls_completed == 1 else 's'}"
+        return (
+            f"{name} made {calls}: {program.total_service_us / 1e6:.1f} s of service, {program.wait_us / 1e6:.1f} s of "
+            f"waiting, {program.output_tokens} tokens. See: agentserving get {name}"
+        )
+    if program.attained_service_us:
+        return f"programs inside {name} received {program.attained_service_us / 1e6:.1f} s of service"
+    return f"{name} made no calls: does the command use another base URL than the environment's?"

@@ -79,6 +79,9 @@ async def test_what_a_control_plane_writes_is_what_the_command_shows() -> None:
     table = run(local.main, "-f", "-", "-o", "wide", "--refused", stdin=written.getvalue())
     assert "UNAUTHENTICATED UNKNOWN_KEY" in table
     assert "run-7" not in table
+    narrow = run(local.main, "-f", "-", stdin=written.getvalue())
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "UNAUTHENTICATED" in narrow
 
 
 def test_logs_of_the_local_cluster_are_read_in_the_order_of_time(tmp_path: Path) -> None:
