@@ -15,14 +15,18 @@ gRPC API: its JSON API cannot reach its own server where that admits control pla
 from __future__ import annotations
 
 import argparse
+import errno
+import http.client
 import json
 import os
+import socket
 import ssl
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,7 +116,11 @@ class Cluster:
         self._opener = urllib.request.build_opener(*handlers)
 
     def known_to_peer(self, peer_url: str) -> list[Member]:
-        """The members that one peer knows; empty when it does not answer, as before it has started."""
+        """The members that one peer knows; empty when nothing listens there, as before it has started.
+
+        EtcdError when it listens and does not answer: etcd ends the connection of a member whose certificate names no
+        host of its address, and for seconds after a pod has moved its name leads to the former address.
+        """
         try:
             with self._opener.open(f"{peer_url}/members", timeout=REQUEST_TIMEOUT_S) as response:
                 return [
@@ -124,8 +132,12 @@ class Cluster:
                     )
                     for found in json.load(response)
                 ]
-        except (OSError, ValueError, KeyError):
-            return []
+        except urllib.error.URLError as error:
+            if _nothing_listens(error.reason):
+                return []
+            raise EtcdError(f"{peer_url}: {error.reason}") from error
+        except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+            raise EtcdError(f"{peer_url}: {error or type(error).__name__}") from error
 
     def members(self, client_urls: Sequence[str]) -> list[Member]:
         """The members that a majority agrees on."""
@@ -168,19 +180,40 @@ class Cluster:
         return grpc.secure_channel(target, self._credentials, options)
 
 
+def started(cluster: Cluster, name: str, peer_urls: Iterable[str]) -> list[str]:
+    """Client URLs of the other members that have started. EtcdError if none is known and a peer did not say."""
+    urls: set[str] = set()
+    unknown: EtcdError | None = None
+    for peer_url in peer_urls:
+        try:
+            known = cluster.known_to_peer(peer_url)
+        except EtcdError as error:
+            unknown = error
+        else:
+            urls.update(url for member in known if member.name != name for url in member.client_urls)
+    if unknown is not None and not urls:
+        raise unknown
+    return sorted(urls)
+
+
+def _nothing_listens(reason: object) -> bool:
+    if isinstance(reason, (ConnectionRefusedError, TimeoutError, socket.gaierror)):
+        return True
+    return isinstance(reason, OSError) and reason.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH)
+
+
 def state_of(flags: Mapping[str, str], cluster: Cluster) -> str:
     """The --initial-cluster-state of a member without a log, which has been added again if that was necessary."""
     name = flags["name"]
     peers = dict(each.partition("=")[::2] for each in flags["initial-cluster"].split(","))
     peer_url = peers.pop(name)
-    known = [member for url in peers.values() for member in cluster.known_to_peer(url)]
-    client_urls = sorted({url for member in known if member.name != name for url in member.client_urls})
-    if not client_urls:
-        # No other member has started: the cluster is new, and starts when a majority of its members does.
-        return NEW
     deadline = time.monotonic() + GIVE_UP_S
     while True:
         try:
+            client_urls = started(cluster, name, peers.values())
+            if not client_urls:
+                # No other member has started: the cluster is new, and starts when a majority of its members does.
+                return NEW
             decision = decide(cluster.members(client_urls), name, peer_url)
             if decision.remove is not None:
                 say(f"{name} lost its volume: removing its former self (member {decision.remove:x}) from the cluster")
@@ -192,7 +225,7 @@ def state_of(flags: Mapping[str, str], cluster: Cluster) -> str:
         except EtcdError as error:
             if time.monotonic() > deadline:
                 raise
-            say(f"{name} lost its volume and cannot join its cluster again yet: {error}")
+            say(f"{name} has no log and cannot join its cluster yet: {error}")
             time.sleep(RETRY_S)
 
 

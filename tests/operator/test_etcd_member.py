@@ -6,8 +6,10 @@ import datetime
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,6 +109,51 @@ def test_without_a_majority_it_fails_and_removes_nothing(monkeypatch: pytest.Mon
 
 def test_a_cluster_in_which_no_other_member_has_started_is_new() -> None:
     assert state_of(FLAGS, Scripted(started=False)) == NEW  # type: ignore[arg-type]
+
+
+class Rejecting(Scripted):
+    """The other member ends the first connections."""
+
+    rejections = 2
+
+    def known_to_peer(self, peer_url: str) -> list[Member]:
+        if self.rejections:
+            self.rejections -= 1
+            raise EtcdError(f"{peer_url}: connection reset")
+        return super().known_to_peer(peer_url)
+
+
+def test_a_peer_that_rejects_a_connection_is_asked_again_and_no_sign_of_a_new_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agentserving_operator.etcd_member.RETRY_S", 0.0)
+    cluster = Rejecting([member("b")])
+    assert state_of(FLAGS, cluster) == EXISTING  # type: ignore[arg-type]
+    assert cluster.calls == ["remove 7", "add http://b:2380"]
+    assert state_of(FLAGS, Rejecting(started=False)) == NEW  # type: ignore[arg-type]
+    monkeypatch.setattr("agentserving_operator.etcd_member.GIVE_UP_S", -1.0)
+    with pytest.raises(EtcdError, match="connection reset"):
+        state_of(FLAGS, Rejecting())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n", b"x"])
+def test_a_peer_where_nothing_listens_has_not_started_and_one_that_says_nothing_is_an_error(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        def reply() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=reply)
+        thread.start()
+        with pytest.raises(EtcdError, match=url):
+            Cluster({}).known_to_peer(url)
+        thread.join()
+    assert Cluster({}).known_to_peer(url) == []
+    assert Cluster({}).known_to_peer("http://no-such-host.invalid:2380") == []
 
 
 def test_flags_of_tls_are_nested_in_the_configuration_file() -> None:
