@@ -109,7 +109,7 @@ class CallEnds:
         """`engine_id` has the call: that the engines before it do not is evidence against them."""
         now = self._state.now()
         for each in tries.passed_over(call, engine_id):
-            self._state.engines.call_failed(each, now.steady_us)
+            self._state.engines.call_failed(each, now.steady_us, admit_us=call.admit_us)
 
     def try_failed(self, call_id: CallId) -> None:
         """A try has ended without an answer, and the call may go on elsewhere."""
@@ -146,7 +146,7 @@ class CallEnds:
     def _end(self, row: ProgramRow, call: CallRow, outcome: Outcome) -> None:
         state, now = self._state, self._state.now()
         if not tries.is_over(call):
-            state.engines.call_ended(call.engine_id, row.root_key, outcome, now.steady_us, call.boot_id)
+            state.engines.call_ended(call.engine_id, row.root_key, outcome, now.steady_us, call.boot_id, call.admit_us)
         state.table.end_call(row.key, call.call_id, outcome, now)
         state.settle()
 

@@ -85,7 +85,7 @@ class CallOperations:
             found = state.table.index.call(plan.replaces[1], plan.request.tenant)
             if found is not None:
                 replaced = found[1]
-                state.engines.call_failed(replaced.engine_id, now.steady_us, replaced.boot_id)
+                state.engines.call_failed(replaced.engine_id, now.steady_us, replaced.boot_id, replaced.admit_us)
         call = state.table.commit(plan, engines[0], now, engines[1:])
         state.engines.call_admitted(engines[0], call.call_id)
         if plan.ends_tool_wait:

@@ -104,7 +104,7 @@ class EngineSession:
         state, now = self._state, self._state.now()
         engine = self.engine = state.engines.ensure(hello.engine_id, now.steady_us)
         if hello.boot_id:
-            engine.boot(hello.boot_id)
+            engine.boot(hello.boot_id, now.unix_us)
         engine.address, engine.sidecar_address = hello.address, hello.sidecar_address
         engine.capabilities, engine.leaving = hello.capabilities, hello.draining
         (self._is_leaving.set if hello.draining else self._is_leaving.clear)()

@@ -77,15 +77,18 @@ def test_what_becomes_known_of_an_earlier_process_is_no_evidence_about_the_engin
     attached(engines, "b")
     if outcome is Outcome.COMPLETED:
         engine.outliers.failures = outliers.FAILURES - 1
-    engine.boot("new")
+    engine.boot("new", 1_000)
     before = engine.outliers.failures
     for number in range(5):
-        engines.call_ended(EngineId("a"), key(f"p{number}"), outcome, 0, "old")
+        engines.call_ended(EngineId("a"), key(f"p{number}"), outcome, 0, "old", 500)
         engines.call_failed(EngineId("a"), 0, "old")
+        # The old process had reported nothing of them yet.
+        engines.call_ended(EngineId("a"), key(f"p{number}"), outcome, 0, "", 999)
+        engines.call_failed(EngineId("a"), 0, admit_us=999)
     assert engine.condition.state is EngineState.READY
     assert engine.outliers.failures == before
-    engines.call_failed(EngineId("a"), 0, "new")
-    engines.call_failed(EngineId("a"), 0)
+    engines.call_failed(EngineId("a"), 0, "new", 500)
+    engines.call_failed(EngineId("a"), 0, admit_us=1_000)
     assert engine.outliers.failures == before + 2
 
 

@@ -53,6 +53,8 @@ class Engine:
     heard_us: int = 0
     heard_unix_us: int = 0
     lost_us: int = 0
+    # When this leader first heard of its process.
+    booted_unix_us: int = 0
     # Smoothed service time of its calls.
     call_us: float = CALL_US
     outliers: OutlierRecord = field(default_factory=OutlierRecord)
@@ -102,10 +104,10 @@ class Engine:
         self.outliers.succeeded()
         self.call_us += SMOOTHING * (service_us - self.call_us)
 
-    def boot(self, boot_id: str) -> None:
+    def boot(self, boot_id: str, now_unix_us: int = 0) -> None:
         """The engine process is `boot_id`; what another one did is no evidence against it."""
         if boot_id != self.boot_id:
-            self.boot_id = boot_id
+            self.boot_id, self.booted_unix_us = boot_id, now_unix_us
             self.outliers = OutlierRecord()
 
     # -- costs ---------------------------------------------------------------------------------------------------

@@ -157,18 +157,21 @@ class EngineRegistry:
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
-    # `boot_id`: of the engine process that had the call; empty: unknown. What another process did is no evidence.
+    # `boot_id`: of the engine process that had the call. While the engine has not reported the call, it is empty, and
+    # `admit_us`, when the call was admitted (Unix time), says whether it was an earlier process.
 
-    def call_failed(self, engine_id: EngineId, now_us: int, boot_id: str = "") -> None:
+    def call_failed(self, engine_id: EngineId, now_us: int, boot_id: str = "", admit_us: int | None = None) -> None:
         """A call of the engine failed, or could not reach it."""
-        engine = self._evident(engine_id, boot_id)
+        engine = self._evident(engine_id, boot_id, admit_us)
         if engine is not None:
             engine.outliers.failed(now_us)
             self.changed.add(engine_id)
 
-    def call_rejected(self, engine_id: EngineId, program: ProgramKey, now_us: int, boot_id: str = "") -> None:
+    def call_rejected(
+        self, engine_id: EngineId, program: ProgramKey, now_us: int, boot_id: str = "", admit_us: int | None = None
+    ) -> None:
         """The engine answered a call of a (root) program with 4xx."""
-        engine = self._evident(engine_id, boot_id)
+        engine = self._evident(engine_id, boot_id, admit_us)
         if engine is None:
             return
         self.refresh()
@@ -178,23 +181,33 @@ class EngineRegistry:
         self.changed.add(engine_id)
 
     def call_ended(
-        self, engine_id: EngineId, program: ProgramKey, outcome: Outcome, now_us: int, boot_id: str = ""
+        self,
+        engine_id: EngineId,
+        program: ProgramKey,
+        outcome: Outcome,
+        now_us: int,
+        boot_id: str = "",
+        admit_us: int | None = None,
     ) -> None:
         """A call of a (root) program has ended. Some outcomes are evidence for or against the engine."""
         match outcome:
             case Outcome.COMPLETED:
-                engine = self._evident(engine_id, boot_id)
+                engine = self._evident(engine_id, boot_id, admit_us)
                 if engine is not None:
                     engine.outliers.succeeded()
                     self.changed.add(engine_id)
             case Outcome.FAILED:
-                self.call_failed(engine_id, now_us, boot_id)
+                self.call_failed(engine_id, now_us, boot_id, admit_us)
             case Outcome.REJECTED:
-                self.call_rejected(engine_id, program, now_us, boot_id)
+                self.call_rejected(engine_id, program, now_us, boot_id, admit_us)
 
-    def _evident(self, engine_id: EngineId, boot_id: str) -> Engine | None:
+    def _evident(self, engine_id: EngineId, boot_id: str, admit_us: int | None) -> Engine | None:
+        """The engine, if its present process had the call."""
         engine = self.engines.get(engine_id)
-        return engine if engine is not None and boot_id in ("", engine.boot_id) else None
+        if engine is None or boot_id not in ("", engine.boot_id):
+            return None
+        is_earlier = not boot_id and admit_us is not None and admit_us < engine.booted_unix_us
+        return None if is_earlier else engine
 
     def call_admitted(self, engine_id: EngineId, call_id: CallId) -> None:
         """A call has been admitted to the engine."""
