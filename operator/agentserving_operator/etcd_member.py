@@ -32,6 +32,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+from agentserving.transport.channels import channel
+from agentserving.transport.connection import Pem
 from google.protobuf.message import Message
 
 from agentserving_operator import etcd_cluster_pb2 as pb
@@ -106,13 +108,13 @@ class Cluster:
 
     def __init__(self, flags: Mapping[str, str]) -> None:
         handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
-        self._credentials: grpc.ChannelCredentials | None = None
+        self._pem: Pem | None = None
         if "peer-trusted-ca-file" in flags:
             ca, cert, key = (flags[f"peer-{name}"] for name in ("trusted-ca-file", "cert-file", "key-file"))
             context = ssl.create_default_context(cafile=ca)
             context.load_cert_chain(cert, key)
             handlers.append(urllib.request.HTTPSHandler(context=context))
-            self._credentials = grpc.ssl_channel_credentials(*(Path(each).read_bytes() for each in (ca, key, cert)))
+            self._pem = Pem(Path(ca).read_bytes(), Path(cert).read_bytes(), Path(key).read_bytes())
         self._opener = urllib.request.build_opener(*handlers)
 
     def known_to_peer(self, peer_url: str) -> list[Member]:
@@ -158,8 +160,8 @@ class Cluster:
     def _call(self, client_urls: Sequence[str], method: str, request: Message, response: type[T]) -> T:
         error = EtcdError("no other member has started")
         for url in client_urls:
-            with self._channel(urllib.parse.urlsplit(url).netloc) as channel:
-                call: Any = channel.unary_unary(
+            with channel(urllib.parse.urlsplit(url).netloc, (), self._pem) as opened:
+                call: Any = opened.unary_unary(
                     f"/etcdserverpb.Cluster/{method}",
                     request_serializer=type(request).SerializeToString,
                     response_deserializer=response.FromString,
@@ -171,13 +173,6 @@ class Cluster:
                 else:
                     return answer
         raise error
-
-    def _channel(self, target: str) -> grpc.Channel:
-        # A proxy in the environment is for the internet.
-        options = (("grpc.enable_http_proxy", 0),)
-        if self._credentials is None:
-            return grpc.insecure_channel(target, options)
-        return grpc.secure_channel(target, self._credentials, options)
 
 
 def started(cluster: Cluster, name: str, peer_urls: Iterable[str]) -> list[str]:

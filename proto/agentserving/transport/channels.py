@@ -49,7 +49,11 @@ def dial(address: str, settings: Settings, *, known: Sequence[str] = ()) -> grpc
 
     OSError when a certificate cannot be read.
     """
-    options, pem = _plan(address, settings, known)
+    return channel(address, *_plan(address, settings, known))
+
+
+def channel(address: str, options: Options, pem: Pem | None) -> grpc.Channel:
+    """A blocking channel with these options besides DIRECT; `pem` None = in the clear."""
     if pem is None:
         return grpc.insecure_channel(address, options=_merged(options))
     return grpc.secure_channel(address, pem.credentials(), options=_merged(options))
