@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agentserving.contract.signatures import public_bytes
-from agentserving.transport.connection import Tls
+from agentserving import Client
+from agentserving.transport.connection import Settings, Tls
 from agentserving_cli.local.cluster import find_etcd
 from agentserving_operator.control_planes import ControlPlanes, Target
 from agentserving_operator.manifests import Manifest, desired
 from agentserving_operator.manifests.certificate_objects import all_leaves
 from agentserving_operator.manifests.common import Port
+from agentserving_operator.manifests.ticket_key_secret import files_of
 from agentserving_operator.manifests.tls import etcd_client_name, server_name
 from support.certificate_files import CertificateFiles
 from support.eventually import eventually
@@ -81,9 +82,9 @@ class Pods:
             path = self._directory / (mount["name"] if shared else f"{container['name']}-{mount['name']}")
             path.mkdir(parents=True, exist_ok=True)
             places[mount["mountPath"]] = str(path)
-            if mount["name"] == "ticket-key":
-                (path / "key").write_bytes(b"k" * 32)
-                (path / "public").write_bytes(public_bytes(b"k" * 32))
+            if mount["name"] == "ticket-key" and not any(path.iterdir()):
+                for file, data in files_of(b"k" * 32).items():
+                    (path / file).write_bytes(data)
         text = re.sub("|".join(map(re.escape, places)), lambda found: places[found[0]], text)
         text = HOSTS.sub(POD_IP, text)
         return text.replace("$(POD_NAME)", f"{container['pod']}-0").replace("127.0.0.1:7072", f"{POD_IP}:7072")
@@ -125,12 +126,14 @@ class Pods:
             each.wait()
 
 
-def request(port: int, verb: str, path: str, body: Any = None, program: str = "") -> tuple[int, str]:
-    """(status, body) of an HTTP request; status 0 if the connection fails."""
+def request(port: int, verb: str, path: str, body: Any = None, program: str = "", key: str = "") -> tuple[int, str]:
+    """(status, body) of an HTTP request, with a client's key; status 0 if the connection fails."""
     connection = http.client.HTTPConnection(POD_IP, port, timeout=30)
     try:
         text = None if body is None else json.dumps(body)
         headers = {"Content-Type": "application/json"} | ({"x-agentserving-program-id": program} if program else {})
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         connection.request(verb, path, text, headers)
         response = connection.getresponse()
         return response.status, response.read().decode()
@@ -138,6 +141,12 @@ def request(port: int, verb: str, path: str, body: Any = None, program: str = ""
         return 0, ""
     finally:
         connection.close()
+
+
+def _served(body: Any, key: str) -> tuple[int, str] | None:
+    """None until the gateway knows the key."""
+    status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body, "asker", key)
+    return None if status == 401 else (status, text)
 
 
 @pytest.fixture(
@@ -167,14 +176,18 @@ async def test_the_generated_containers_serve_calls_drain_and_exit(pods: Pods) -
     for name in ("engine", "sidecar", "control-plane", "gateway", "picker"):
         assert pods.probe(name, "livenessProbe") == 200, name
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
-    # With a program id: a program without one ends with its call.
-    status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body, "asker")
-    assert status == 200, text
     address = f"{POD_IP}:{Port.CONTROL_PLANE}"
-    tls = None
+    tls, key = None, ""
     if pods.certificates is not None:
+        # New clusters with certificates ask clients for keys.
+        assert request(Port.GATEWAY, "POST", "/v1/chat/completions", body, "asker")[0] == 401
         files = pods.certificates.paths("operator")
         tls = Tls(**files, server_name=server_name(pods.cluster)).read()
+        with Client(address, settings=Settings(tls=tls)) as client:
+            key = client.create_key("default", name="asker").text
+    # With a program id: a program without one ends with its call.
+    status, text = eventually(lambda: _served(body, key), "a call is served")
+    assert status == 200, text
     target = Target(address=address, scheduling=pods.cluster.spec.scheduling, generation=1, tls=tls)
     seen = await ControlPlanes().apply_policy(target)
     assert seen is not None
@@ -183,7 +196,7 @@ async def test_the_generated_containers_serve_calls_drain_and_exit(pods: Pods) -
     done = pods.hook("engine")
     assert done.returncode == 0, done.stderr
     assert pods.probe("sidecar", "readinessProbe") == 503
-    status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body)
+    status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body, key=key)
     assert status == 503, text
     identity = [name for name in pods.containers if name == "identity"]
     for name in ("engine", "sidecar", *identity, "picker", "gateway", "control-plane"):

@@ -67,7 +67,7 @@ def ticket_key_secret(cluster: AgentServingCluster, keys: TicketKeys) -> Manifes
     data: dict[str, str] = {}
     for suffix, key in (("", keys.key), (".next", keys.next), (".previous", keys.previous)):
         if key is not None:
-            files = _files_of(key)
+            files = files_of(key)
             data |= {f"{name}{suffix}": base64.b64encode(content).decode() for name, content in files.items()}
     secret = child_object(
         cluster, "v1", "Secret", Component.CONTROL_PLANE, cluster.ticket_key_name, type="Opaque", data=data
@@ -78,7 +78,7 @@ def ticket_key_secret(cluster: AgentServingCluster, keys: TicketKeys) -> Manifes
     return secret
 
 
-def _files_of(key: bytes) -> dict[str, bytes]:
+def files_of(key: bytes) -> dict[str, bytes]:
     """What goes with one key of the control plane, by the name of its file without a suffix."""
     gateway = hmac.digest(key, _GATEWAY, "sha256")
     return {"key": key, "public": public_bytes(key), "gateway-key": gateway, "gateway-public": public_bytes(gateway)}
