@@ -31,7 +31,7 @@ COLUMNS = {
 
 
 def tenant_commands(where: Where) -> click.Group:
-    """The group `tenant`."""
+    """`tenant set | list | remove`; `where` adds the options that name a cluster."""
 
     @click.group()
     def tenant() -> None:

@@ -111,7 +111,7 @@ class ControlPlane(LeaderState):
             except NewerSchemaError:
                 raise
             except ValueError as error:
-                # Its program, or whoever holds the key, begins anew; all others go on.
+                # Its program starts again without history, its key is unknown; all others are restored.
                 self.unreadable_rows += 1
                 log.error("a row of the store cannot be read, it is left as it is", key=key, error=str(error))
         for begin in range(0, len(programs), ITEMS_PER_SLICE):

@@ -47,8 +47,8 @@ def _ours(name: str, argv: Sequence[str], ready_url: str, *ports: int) -> Comman
 
 
 def etcd(spec: ClusterSpec, binary: str, home: Path, ports: Ports) -> Command:
-    """One member; it takes over the data of an earlier run under its new addresses. With keys, it admits nobody without
-    the cluster's own certificate."""
+    """One member; it takes over the data of an earlier run under its new addresses. With keys, it admits
+    only the cluster's own certificate."""
     scheme = "https" if spec.auth else "http"
     client, peer = (f"{scheme}://127.0.0.1:{port}" for port in (ports.etcd_client, ports.etcd_peer))
     argv = [

@@ -45,7 +45,7 @@ class EtcdCertificates:
         return self.home / "etcd.key"
 
     def context(self) -> ssl.SSLContext:
-        """Of a client."""
+        """TLS context of a control plane or a probe, which presents the certificate. OSError."""
         context = ssl.create_default_context(cafile=self.ca)
         context.load_cert_chain(self.cert, self.key)
         return context

@@ -92,7 +92,7 @@ RULES: dict[str, dict[str, Access]] = {
 }
 
 _PACKAGE = "/agentserving.v1."
-_NOBODY = _rule()
+_UNTICKETED = _rule()
 # By the path of gRPC: /agentserving.v1.ProgramService/OpenProgram.
 _BY_PATH = {
     f"{_PACKAGE}{service}/{name}": access for service, methods in RULES.items() for name, access in methods.items()
@@ -101,7 +101,7 @@ _BY_PATH = {
 
 def access_to(path: str) -> Access:
     """The rule of an RPC; one that permits nobody for an RPC that is not in the table."""
-    return _BY_PATH.get(path, _NOBODY)
+    return _BY_PATH.get(path, _UNTICKETED)
 
 
 def short(path: str) -> str:

@@ -1,4 +1,4 @@
-"""StreamService: tells gateways and sidecars where their streams are served as frames (agentserving_process.frames)."""
+"""StreamService: where gateways and sidecars find their streams as frames (agentserving_process.frames)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FRAMED = frozenset({"/agentserving.v1.CallService/Admissions", "/agentserving.v1
 
 
 class StreamServicer(rpc.StreamServiceServicer):
-    """See stream_service.proto."""
+    """Announces the address of framed streams, or none where they are not served."""
 
     def __init__(self, address: str) -> None:
         """`address`: host:port; empty = gRPC only."""

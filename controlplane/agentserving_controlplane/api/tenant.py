@@ -18,7 +18,7 @@ _SETTINGS = ("weight", *BOUNDS)
 
 
 class TenantServicer(rpc.TenantServiceServicer):
-    """See tenant_service.proto."""
+    """Weights and bounds of tenants, for operators and administrators."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self._tenants = plane.tenant_operations

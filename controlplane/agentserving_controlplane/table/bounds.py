@@ -121,7 +121,7 @@ class Bounds:
     def __init__(self, use: Use, capacity: Capacity, late: Tally) -> None:
         self.capacity = capacity
         self._use, self._late = use, late
-        # What each tenant is entitled to; replaced by whoever knows.
+        # What each tenant is entitled to; the leader sets it.
         self.of_tenant: Callable[[Tenant], TenantBounds] = unbounded
 
     def check_programs(self, tenant: Tenant, more: int = 1) -> None:

@@ -16,7 +16,7 @@ from agentserving_controlplane.table.stored_items import late_place
 
 
 class ExpiringRows:
-    """Of one table."""
+    """Expires the programs and calls of one process table."""
 
     def __init__(self, index: ProgramIndex, programs: Programs, late: LateCharges, changes: Changes) -> None:
         self._index, self._programs, self._late, self._changes = index, programs, late, changes

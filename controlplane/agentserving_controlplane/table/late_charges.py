@@ -4,7 +4,7 @@ A sender may end a call, or replace it by a retry, before its engine does. The a
 otherwise ending one's own calls early would be a way to be served for nothing.
 
 Such a call is remembered until its engine's final report, or until nothing has been heard of it for as long as of a
-call in flight. It counts as one of its program's calls in flight, so their number is bounded. It is stored beside the
+call in flight. It counts as one of its program's calls in flight, so their number is bounded. It is stored with the
 program's row, in lists with keys of their own: what is charged and what remains to be charged land together.
 """
 

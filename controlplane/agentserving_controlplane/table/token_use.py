@@ -28,7 +28,7 @@ _decoder = msgspec.msgpack.Decoder(tuple[int, int])
 
 
 class TokenUse:
-    """Of all tenants."""
+    """Tokens of the current day (UTC) by tenant, as stored under TOKENS_PREFIX."""
 
     def __init__(self) -> None:
         self._of: dict[Tenant, _Use] = {}

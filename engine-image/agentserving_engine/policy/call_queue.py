@@ -23,7 +23,7 @@ from agentserving_engine.policy.levels import Levels
 from agentserving_engine.policy.preemption import Preemption, Room
 from agentserving_engine.policy.retention import Place
 from agentserving_engine.policy.state import NO_CHANGE, CallFacts, CallState, CallStats, Decision, ProgramState
-from agentserving_engine.policy.tenant_accounts import NOBODY, TenantAccounts, Usage
+from agentserving_engine.policy.tenant_accounts import UNTICKETED, TenantAccounts, Usage
 
 
 class CallQueue:
@@ -338,7 +338,7 @@ class CallQueue:
 
         Calls without a tenant make none: the policy has them run last.
         """
-        if tenant == NOBODY:
+        if tenant == UNTICKETED:
             return
         if self._tenant is None:
             self._tenant = tenant
@@ -361,7 +361,7 @@ class CallQueue:
         return self._fair is not None and self._fair.reorder_running()
 
     def _part(self) -> None:
-        """The engine is empty: nobody is owed anything."""
+        """The engine is empty: no tenant is owed anything."""
         self._tenant = None
         if self._fair is not None:
             self._fair, self._order = None, LazyHeap(self._order.changes + 1)

@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 from agentserving.contract.ids import ProgramKey
 
-from agentserving_engine.policy.tenant_accounts import NOBODY
+from agentserving_engine.policy.tenant_accounts import UNTICKETED
 from agentserving_engine.policy.tool_waits import Origin, ToolWaits
 
 # Position of a program among programs: (rank of its level, its arrival); lower goes first.
@@ -275,7 +275,7 @@ def _yields(program: ProgramKey, to: ProgramKey) -> bool:
 
     Otherwise a tenant would hold KV, for which it is not charged, against the others.
     """
-    return program != to and program.tenant in (to.tenant, NOBODY)
+    return program != to and program.tenant in (to.tenant, UNTICKETED)
 
 
 def _covers(wait: Origin, context: Origin) -> bool:

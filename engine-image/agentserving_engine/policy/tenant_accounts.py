@@ -8,7 +8,7 @@ slots is charged for that instead (Ghodsi et al., "Dominant Resource Fairness", 
 computes prompts stops everybody, so it is charged in full to those whose prompts they are.
 
 A tenant that begins to wait starts no lower than those that wait already: the time in which it wanted nothing saves it
-nothing. If nobody else waits, there was room for everyone so far, and nobody is owed anything: it starts no lower than
+nothing. If no other waits, there was room for all so far, and no tenant is owed anything: it starts no lower than
 any tenant that runs. What a tenant is ahead is never forgotten while the engine has calls, so leaving and coming back
 clears no debt.
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from agentserving.contract.ids import Tenant
 
 # Calls without a tenant's ticket, all together. They run behind all tenants' calls, but do not starve.
-NOBODY, NOBODYS_WEIGHT = Tenant(""), 0.01
+UNTICKETED, UNTICKETED_WEIGHT = Tenant(""), 0.01
 # A tenant may be ahead of another by so much of the whole engine's time before a running call of it is preempted for
 # that; and the call must have run for as long since its last start, so that recomputing what it loses (a second or two)
 # stays a small part of it.
@@ -69,7 +69,7 @@ class TenantAccounts:
             account.weight = self._weight(tenant)
 
     def _weight(self, tenant: Tenant) -> float:
-        return NOBODYS_WEIGHT if tenant == NOBODY else self._weights.get(tenant, 1)
+        return UNTICKETED_WEIGHT if tenant == UNTICKETED else self._weights.get(tenant, 1)
 
     def clear(self) -> None:
         """Forgets all virtual times: the engine is empty."""

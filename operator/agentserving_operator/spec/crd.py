@@ -1,4 +1,4 @@
-"""The CustomResourceDefinitions, generated from the modules beside. Pure except `main`, which `make crd` runs."""
+"""The CustomResourceDefinitions, generated from the other modules. Pure except `main`, which `make crd` runs."""
 
 from __future__ import annotations
 

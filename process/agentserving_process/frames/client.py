@@ -71,7 +71,7 @@ class FramedStream(Generic[Response]):
         await self._connection.send(Kind.END)
 
     def cancel(self) -> None:
-        """Ends the stream at once; `read` raises."""
+        """Ends the stream immediately; `read` raises."""
         self._timer.cancel()
         self._connection.fail(ConnectionAbortedError("the stream was cancelled"))
 

@@ -93,7 +93,7 @@ class Connection(asyncio.Protocol):
         self._writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Once, whoever closed it."""
+        """Runs once, whichever side closed it."""
         self._lose(exc or ConnectionResetError("the connection was closed"))
 
     # -- for the owner -------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Connection(asyncio.Protocol):
             self.fail(TimeoutError(f"nothing was received for {self._silent_s:g} s"))
 
     def fail(self, error: Exception) -> None:
-        """Gives the connection up at once."""
+        """Aborts the connection without flushing it."""
         self._lose(error)
         self._transport.abort()
 

@@ -7,7 +7,7 @@ LiteLLM takes seconds and often happens after `instrument()`. Sentry wraps `Clie
 here: httpx follows redirects inside of `send` and copies the headers to every host, while a transport sees each hop by
 itself, after the host is known. The caller's request is never changed: what is sent is a copy with our headers, so
 neither a retry nor a redirect carries old ids along. No class is replaced and no client looks different.
-`aiohttp_hooks`, `urllib3_hooks` and `thread_hooks` have what `instrument()` wraps beside httpx.
+`aiohttp_hooks`, `urllib3_hooks` and `thread_hooks` have what `instrument()` wraps besides httpx.
 
 For other transports, and for users who want nothing process-wide, `attach(client)` uses the client's own event hooks,
 which are public. They run per hop as well, but must write into the request, so our headers are removed again when a hop

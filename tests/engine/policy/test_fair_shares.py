@@ -12,7 +12,7 @@ from agentserving.contract.ids import Tenant
 from agentserving.contract.policy import ATLAS, FCFS, MLFQ, PLAS, PRESETS, PROGRAM_PLAS, Policy
 from agentserving_engine.policy import CallQueue, Decision, Room
 from agentserving_engine.policy.call_queue import FairOrder
-from agentserving_engine.policy.tenant_accounts import MAX_ABSENT, NOBODY, QUANTUM_US, TenantAccounts
+from agentserving_engine.policy.tenant_accounts import MAX_ABSENT, QUANTUM_US, UNTICKETED, TenantAccounts
 from engine.policy.builders import call, program
 from engine.policy.shared_engine import STEP_US, Load, SharedEngine
 from hypothesis import given, settings
@@ -172,8 +172,8 @@ def test_an_engine_that_was_empty_has_one_tenant_again() -> None:
 
 
 def test_calls_without_a_tenant_run_last_and_do_not_starve() -> None:
-    engine = SharedEngine(FCFS, 4, [honest(), honest("globex"), honest(NOBODY, calls=50)])
-    assert 0 < share(engine, NOBODY, 2000) < 0.02
+    engine = SharedEngine(FCFS, 4, [honest(), honest("globex"), honest(UNTICKETED, calls=50)])
+    assert 0 < share(engine, UNTICKETED, 2000) < 0.02
 
 
 # -- accounts and events -------------------------------------------------------------------------------------------
