@@ -75,13 +75,23 @@ class Outlet:
     def __init__(self, context: grpc.aio.ServicerContext) -> None:  # type: ignore[type-arg]
         self._context = context
         self._writing = asyncio.Lock()
+        # Written to its end whatever becomes of the task that asked for it.
+        self._last: asyncio.Task[None] | None = None
 
     async def write(self, message: object) -> None:
-        """Waits while the client does not read."""
+        """Waits while the client does not read. Cancelled, it leaves its write to `close`.
+
+        gRPC goes on with a write whose task was cancelled, and a status sent meanwhile fails: the client would wait for
+        its stream's end for ever.
+        """
         async with self._writing:
-            await self._context.write(message)
+            self._last = asyncio.ensure_future(self._context.write(message))
+            await asyncio.shield(self._last)
 
     async def close(self) -> None:
         """Blocks further writes before a status is sent; gives up waiting for a client that does not read."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._writing.acquire(), LAST_WRITE_S)
+            async with asyncio.timeout(LAST_WRITE_S):
+                await self._writing.acquire()
+                if self._last is not None:
+                    await asyncio.wait([self._last])
