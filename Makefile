@@ -5,7 +5,7 @@ UV := $(shell command -v uv || echo "python3 -m uv")
 RUN := .venv/bin
 PYTHON ?= 3.11
 
-.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-agents epp-conformance images check sbom fuzz proto crd clean
+.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-agents epp-conformance images check docs sbom fuzz proto crd clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -70,6 +70,10 @@ images: ## build both images with docker, podman or buildah; VLLM_IMAGE=name@sha
 
 check: setup ## run ruff, mypy --strict, bandit, import-linter, buf, and compare generated files; changes nothing
 	scripts/check.sh
+
+docs: setup ## build the documentation as a site into build/site; broken links fail
+	$(UV) pip install --quiet --python .venv/bin/python --constraint constraints.txt --group docs
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
 
 sbom: setup ## list what the image installs, as CycloneDX JSON, in dist/sbom.json
 	scripts/sbom.sh dist/sbom.json
