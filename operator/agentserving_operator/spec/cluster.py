@@ -27,6 +27,7 @@ from agentserving_operator.spec.fields import (
 from agentserving_operator.spec.inference_pool import InferencePool
 from agentserving_operator.spec.network import Network
 from agentserving_operator.spec.parts import Resources, SecretKey, TaintEffect, Toleration
+from agentserving_operator.spec.pod_template import PodTemplate
 from agentserving_operator.spec.scheduling import Scheduling
 from agentserving_operator.spec.store import Store, StoreType
 from agentserving_operator.spec.tls import Tls
@@ -256,6 +257,9 @@ class Engine:
         3_600,
         default=15,
     )
+    template: PodTemplate | None = struct(
+        "More about engine pods; their containers are engine and sidecar.", default=None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +269,7 @@ class ControlPlane:
     replicas: int = integer("One leads, the others stand by. More than 1 need an etcd.", 1, 5, default=1)
     program_idle_seconds: int = integer("A program without calls for this long expires.", 1, 604_800, default=600)
     resources: Resources = struct("Requests and limits.", default=Resources)
+    template: PodTemplate | None = struct("More about its pods; the container is control-plane.", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,6 +287,9 @@ class Gateway:
     )
     inference_pool: InferencePool = struct(
         "For users of another gateway that supports InferencePools.", default=InferencePool
+    )
+    template: PodTemplate | None = struct(
+        "More about its pods; the containers are gateway (Envoy) and picker.", default=None
     )
 
 
