@@ -114,7 +114,7 @@ class LeaderState:
         self.history.begin()
         for group in groups:
             self.commits.put_together(self._writes(group))
-            for key in {item.key for item in group} if len(group) > 1 else (group[0].key,):
+            for key in dict.fromkeys(item.key for item in group) if len(group) > 1 else (group[0].key,):
                 self.history.note(key, removed=False)
         for tenant in self.table.tokens.take_changed():
             if self.table.bounds.of_tenant(tenant).tokens_per_day:

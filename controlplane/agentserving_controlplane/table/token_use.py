@@ -32,7 +32,7 @@ class TokenUse:
 
     def __init__(self) -> None:
         self._of: dict[Tenant, _Use] = {}
-        self._changed: set[Tenant] = set()
+        self._changed: dict[Tenant, None] = {}
 
     def add(self, tenant: Tenant, tokens: int, now: Instant) -> None:
         """A call has ended."""
@@ -41,7 +41,7 @@ class TokenUse:
             self._of[tenant] = _Use(day, tokens)
         else:
             use.tokens += tokens
-        self._changed.add(tenant)
+        self._changed[tenant] = None
 
     def today(self, tenant: Tenant, now: Instant) -> int:
         """Tokens that a tenant has used since midnight."""
@@ -57,9 +57,9 @@ class TokenUse:
                 retry_after_s=(DAY_US - now.unix_us % DAY_US) / 1e6,
             )
 
-    def take_changed(self) -> set[Tenant]:
-        """Tenants whose use has changed since the last time."""
-        changed, self._changed = self._changed, set()
+    def take_changed(self) -> list[Tenant]:
+        """Tenants whose use has changed since the last time, in the order of their changes."""
+        changed, self._changed = list(self._changed), {}
         return changed
 
     def take_past(self, now: Instant) -> list[Tenant]:

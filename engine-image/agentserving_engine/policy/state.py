@@ -63,7 +63,8 @@ class ProgramState:
     wait_us: int
     arrival_us: int
     paused: bool = False
-    calls: set[str] = field(default_factory=set)
+    # In the order of their arrival, in which they are visited: a set's order would differ from process to process.
+    calls: dict[str, CallState] = field(default_factory=dict)
 
     def raise_to(self, attained_us: int, wait_us: int) -> None:
         """Takes over an account; never lowers what is known."""
