@@ -83,5 +83,13 @@ def test_an_engine_refuses_who_comes_past_the_gateway(demo: Demo) -> None:
     assert answer.split() == ["403"]
 
 
+def test_gateways_and_sidecars_keep_framed_streams_to_the_leader(demo: Demo) -> None:
+    demo.until_settled()
+    for target, port, stream in (("deploy/demo-gateway", 8081, "admissions"), ("pod/demo-engine-0", 7072, "attach")):
+        with demo.kubectl.forward(target, port) as address:
+            metrics = httpx.get(f"http://{address}/metrics", trust_env=False).text
+        assert f'agentserving_leader_stream_framed{{stream="{stream}"}} 1.0' in metrics.splitlines(), target
+
+
 def test_a_grpc_client_inside_the_cluster_is_served(demo: Demo) -> None:
     assert agents.python(demo.kubectl, agents.CALL, demo.control_plane, "by-grpc").split() == ["200", "12"]

@@ -119,7 +119,8 @@ def from_head(headers: Mapping[str, str], program: ProgramId = _NONE) -> Identit
 
 
 def _below(identity: Identity, parent: ProgramId) -> Identity:
-    return replace(identity, parent_program_id=_NONE if parent == identity.program_id else parent)
+    parent = _NONE if parent == identity.program_id else parent
+    return identity if parent == identity.parent_program_id else replace(identity, parent_program_id=parent)
 
 
 def _from_headers(headers: Mapping[str, str]) -> Identity | None:
@@ -158,8 +159,3 @@ def from_body(body: Body) -> Identity:
         if isinstance(value, str) and value.strip():
             return Identity(program_id=clean(value), source=label)
     return Identity()
-
-
-def identify(headers: Mapping[str, str], body: Body, program: ProgramId = _NONE) -> Identity:
-    """The head first, then the body. `program`: of the URL."""
-    return from_head(headers, program) or from_body(body)

@@ -15,3 +15,14 @@ ADMIT_SECONDS = Histogram(
     "From the request's head to the choice of an engine",
     buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0),
 )
+
+_COUNTERS: dict[str, Counter] = {}
+
+
+def identified(source: str) -> None:
+    """Counts a call by where its program id came from."""
+    counter = _COUNTERS.get(source)
+    if counter is None:
+        # Looking a child up costs several times what counting does.
+        counter = _COUNTERS[source] = IDENTITIES.labels(source)
+    counter.inc()

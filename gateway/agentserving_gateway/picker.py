@@ -22,7 +22,7 @@ from agentserving_gateway.content import Runs
 from agentserving_gateway.credentials import Authenticator, Client
 from agentserving_gateway.engines import Engine
 from agentserving_gateway.errors import HttpError
-from agentserving_gateway.identity import Identity, from_head, identify
+from agentserving_gateway.identity import Identity, from_body, from_head
 from agentserving_gateway.leader import MAX_FALLBACKS
 from agentserving_gateway.rates import Rates
 from agentserving_gateway.responses import Responses
@@ -93,12 +93,13 @@ class Picker:
         Without `body_follows` there is no body to be had, and the head decides, however long that takes.
         """
         client = self._authenticator.client_of(head.headers)
-        if content is None and body_follows and self._needs_body(head):
+        named = from_head(head.headers, head.program) if head.route.kind is Kind.CALL else None
+        if content is None and body_follows and self._needs_body(head, named):
             raise NeedsBodyError
         tokens = _prompt_tokens(head, content)
         rates = self._rates.take(client.credential, client.limits, tokens, time.monotonic())
         try:
-            pick = await self._pick(head, client, content, body_follows)
+            pick = await self._pick(head, named, client, content, body_follows)
         except NeedsBodyError:
             self._rates.give_back(client.credential, tokens, time.monotonic())
             raise
@@ -110,9 +111,11 @@ class Picker:
             rates=rates,
         )
 
-    async def _pick(self, head: Head, client: Client, content: bytes | None, body_follows: bool) -> Pick:
+    async def _pick(
+        self, head: Head, named: Identity | None, client: Client, content: bytes | None, body_follows: bool
+    ) -> Pick:
         if head.route.kind is Kind.CALL:
-            return await self._call(head, client, content, may_hold=content is not None or not body_follows)
+            return await self._call(head, named, client, content, may_hold=content is not None or not body_follows)
         body = Body() if content is None else read_body(content)
         if head.route.kind is Kind.RESPONSE:
             holder = await self._holder(client, response_id_of(head.path))
@@ -126,25 +129,27 @@ class Picker:
             end = EndOfCall(call_id=pick.call_id, tenant=pick.tenant, ending=Ending.CANCELLED, if_unseen=was_read)
             self._admission.end(end)
 
-    def _needs_body(self, head: Head) -> bool:
+    def _needs_body(self, head: Head, named: Identity | None) -> bool:
         if head.route.methods != ("POST",) or head.route.kind is Kind.RESPONSE:
             return False
         # The previous response is on one engine.
         if self._admission.models_differ or head.path == RESPONSES:
             return True
-        return head.route.kind is Kind.CALL and from_head(head.headers, head.program) is None
+        return head.route.kind is Kind.CALL and named is None
 
-    async def _call(self, head: Head, client: Client, content: bytes | None, *, may_hold: bool) -> Pick:
+    async def _call(
+        self, head: Head, named: Identity | None, client: Client, content: bytes | None, *, may_hold: bool
+    ) -> Pick:
         began = time.perf_counter()
         body = Body() if content is None else read_body(content)
-        identity = identify(head.headers, body, head.program)
+        identity = named or from_body(body)
         if not identity.program_id and self._runs is not None:
             program = self._runs.program_of(client.tenant, body)
             identity = Identity(program_id=program, source="content") if program else identity
         holder = None
         if head.path == RESPONSES and is_response_id(body.previous_response_id):
             holder = await self._holder(client, body.previous_response_id)
-        metrics.IDENTITIES.labels(identity.source).inc()
+        metrics.identified(identity.source)
         request = CallRequest(
             tenant=client.tenant,
             program_id=identity.program_id,

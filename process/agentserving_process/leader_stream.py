@@ -47,6 +47,7 @@ UNANSWERED = 3
 LOG_AGAIN_S = 60.0
 
 CONNECTED = Gauge("agentserving_leader_stream_connected", "1 = the stream to the leader is open", ["stream"])
+FRAMED = Gauge("agentserving_leader_stream_framed", "1 = the open stream is framed, 0 = gRPC, or none", ["stream"])
 FAILURES = Counter("agentserving_leader_stream_failures", "Streams to the leader that broke", ["stream", "reason"])
 
 Request_co = TypeVar("Request_co", covariant=True)
@@ -193,13 +194,15 @@ class LeaderStream(Generic[Request, Response]):
             stream.cancel()
         self.is_connected = False
         CONNECTED.labels(self._name).set(0)
+        FRAMED.labels(self._name).set(0)
         try:
             self._events.lost()
         except Exception as error:
             log.error("stream to the leader: error in `lost`", stream=self._name, exc_info=error)
 
     async def _converse(self) -> None:
-        stream = await self._framed_stream() or self._open_stream(await self._channel.channel())
+        framed = await self._framed_stream()
+        stream = framed or self._open_stream(await self._channel.channel())
         try:
             greeting = deque(self._events.greeting())
         except BaseException:
@@ -215,7 +218,7 @@ class LeaderStream(Generic[Request, Response]):
                     # What grpc.aio gives for bytes that are no message.
                     raise StreamBrokenError("malformed", "the control plane sent an undecodable message")
                 if not self.is_connected:
-                    self._connect()
+                    self._connect(is_framed=framed is not None)
                 self._events.received(response)
                 response = await stream.read()
         finally:
@@ -250,14 +253,15 @@ class LeaderStream(Generic[Request, Response]):
     def _use_grpc(self) -> None:
         self._grpc_only, self._unanswered = (self._channel.address, time.monotonic() + FRAMED_AGAIN_S), 0
 
-    def _connect(self) -> None:
+    def _connect(self, *, is_framed: bool) -> None:
         self._channel.found()
         self._unanswered = 0
         self._connected_s = time.monotonic()
         self.is_connected = True
         self._logged.clear()
         CONNECTED.labels(self._name).set(1)
-        log.info("connected to the leader", stream=self._name, address=self._channel.address)
+        FRAMED.labels(self._name).set(is_framed)
+        log.info("connected to the leader", stream=self._name, address=self._channel.address, framed=is_framed)
         self._events.connected()
 
     async def _write(self, stream: Any) -> None:

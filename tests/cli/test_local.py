@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 from agentserving.client import messages
 from agentserving.client.values import Engine, EngineState
+from agentserving.contract.engine_http import VLLM_KEEP_ALIVE
 from agentserving.v1 import types_pb2
 from agentserving_cli.local import cluster as cluster_module
 from agentserving_cli.local.cluster import LocalCluster
 from agentserving_cli.local.engine_states import changes
-from agentserving_cli.local.layout import ClusterSpec, gpus_of, memory_share, tool_flags, vllm_argv
+from agentserving_cli.local.layout import ClusterSpec, engine_env, gpus_of, memory_share, tool_flags, vllm_argv
 from agentserving_cli.local.ports import HIGHEST, LOWEST, free_ports, port_is_free
 from agentserving_cli.local.process import Child, StartFailedError
 from agentserving_cli.local.state_dir import StateDir, StateDirError, is_claimed, read_addresses
 from agentserving_cli.up import proxy_in_the_way
 from agentserving_engine.http.middleware import EngineMiddleware
+from agentserving_gateway.envoy.clusters import ENGINE_IDLE_S
 
 
 def test_a_port_with_a_listener_is_not_free() -> None:
@@ -217,3 +219,7 @@ async def test_the_end_of_any_component_ends_the_start_with_its_reason(
         await cluster.stop()
     assert plane.process is not None
     assert plane.process.returncode is not None
+
+
+def test_vllm_closes_idle_connections_long_after_the_gateway_does(tmp_path: Path) -> None:
+    assert int(engine_env("e0", tmp_path, tmp_path, None)[VLLM_KEEP_ALIVE]) > 10 * ENGINE_IDLE_S

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from agentserving.contract.ticket import verify
 from agentserving_gateway.envoy import names
-from gateway.gateway_rig import KEYS, Rig, Script, answer_json, dechunked, rig, until, value
+from gateway.gateway_rig import KEYS, Rig, Script, answer_and_stay, answer_json, dechunked, rig, until, value
 from gateway.test_every_call_ends_once import begins_and_waits, breaks_off, hangs_up, refuses
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -157,7 +157,7 @@ async def test_a_chunked_request_is_understood(made: Rig) -> None:
 
 
 async def test_pipelined_requests_are_answered_in_their_order(made: Rig) -> None:
-    made.play(kept_alive(answer_json))
+    made.play(kept_alive(answer_and_stay))
     one = POST + b"x-request-id: one\r\ncontent-length: 2\r\n\r\n{}"
     two = POST + b"x-request-id: two\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}"
     reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
@@ -180,7 +180,7 @@ async def test_a_client_that_asks_for_it_gets_its_connection_closed(made: Rig) -
 
 
 async def test_a_connection_serves_one_call_after_another(made: Rig) -> None:
-    made.play(kept_alive(answer_json))
+    made.play(kept_alive(answer_and_stay))
     reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
     for _ in range(3):
         writer.write(WHOLE)
@@ -216,7 +216,7 @@ async def test_a_request_that_comes_before_the_engine_has_hung_up_is_served_next
 
 async def test_calls_share_a_connection_to_the_engine_and_a_client_that_goes_does_not_break_it(made: Rig) -> None:
     later: list[bytes] = []
-    made.play(kept_alive(answer_json, later))
+    made.play(kept_alive(answer_and_stay, later))
     for _ in range(4):
         answer = await made.post(headers="connection: close\r\n")
         assert answer.endswith(b"\r\n\r\n{}")
@@ -226,7 +226,7 @@ async def test_calls_share_a_connection_to_the_engine_and_a_client_that_goes_doe
 
 async def test_an_idle_connection_that_the_engine_closed_is_replaced_by_a_new_one() -> None:
     async def once_then_vanish(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await answer_json(request, reader, writer)
+        await answer_and_stay(request, reader, writer)
         await reader.readexactly(1)  # the next request has begun: hang up on it
         writer.transport.abort()
 

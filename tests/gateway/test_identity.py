@@ -9,12 +9,17 @@ from agentserving.contract.ids import ProgramId
 from agentserving.programs import headers as client_headers
 from agentserving_gateway.body import Body, read_body
 from agentserving_gateway.errors import HttpError
-from agentserving_gateway.identity import Identity, clean, identify
+from agentserving_gateway.identity import Identity, clean, from_body, from_head
 from hypothesis import given
 from hypothesis import strategies as st
 
 OURS = "x-agentserving-program-id"
 PARENT = "x-agentserving-parent-program-id"
+
+
+def identify(headers: dict[str, str], body: Body, program: ProgramId = ProgramId("")) -> Identity:
+    """As the picker: the head first, then the body."""
+    return from_head(headers, program) or from_body(body)
 
 
 @pytest.mark.parametrize(

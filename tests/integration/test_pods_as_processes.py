@@ -143,6 +143,11 @@ def request(port: int, verb: str, path: str, body: Any = None, program: str = ""
         connection.close()
 
 
+def _shows(port: int, line: str) -> bool:
+    """Whether this line is among the metrics at a port."""
+    return line in request(port, "GET", "/metrics")[1].splitlines()
+
+
 def _served(body: Any, key: str) -> tuple[int, str] | None:
     """None until the gateway knows the key."""
     status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body, "asker", key)
@@ -185,6 +190,9 @@ async def test_the_generated_containers_serve_calls_drain_and_exit(pods: Pods) -
         tls = Tls(**files, server_name=server_name(pods.cluster)).read()
         with Client(address, settings=Settings(tls=tls)) as client:
             key = client.create_key("default", name="asker").text
+    for port, stream in ((Port.GATEWAY_HTTP, "admissions"), (Port.SIDECAR_HTTP, "attach")):
+        line = f'agentserving_leader_stream_framed{{stream="{stream}"}} 1.0'
+        eventually(partial(_shows, port, line), f"the stream {stream} is framed")
     # With a program id: a program without one ends with its call.
     status, text = eventually(lambda: _served(body, key), "a call is served")
     assert status == 200, text

@@ -41,6 +41,8 @@ CONNECTIONS = [
     ("gateway", "engine", 8000),
     ("gateway", "control-plane", 7070),
     ("engine", "control-plane", 7070),
+    ("gateway", "control-plane", 7076),
+    ("engine", "control-plane", 7076),
     ("operator", "control-plane", 7070),
     ("control-plane", "etcd", 2379),
     ("client", "control-plane", 7070),
@@ -63,15 +65,21 @@ REFUSED = [
     *(
         ("impostor", target, port)
         for target, port in [
-            ("control-plane", 7070), ("engine", 8000), ("engine", 7071), ("engine", 7072), ("etcd", 2379),
-            ("etcd", 2380), ("gateway", 8081),
+            ("control-plane", 7070), ("control-plane", 7076), ("engine", 8000), ("engine", 7071), ("engine", 7072),
+            ("etcd", 2379), ("etcd", 2380), ("gateway", 8081),
         ]
     ),
     *(
         ("stranger", target, port)
-        for target, port in [("control-plane", 7070), ("control-plane", 7080), ("engine", 8000), ("etcd", 2379)]
+        for target, port in [
+            ("control-plane", 7070), ("control-plane", 7076), ("control-plane", 7080), ("engine", 8000), ("etcd", 2379),
+        ]
     ),
     ("client", "etcd", 2379),
+    ("client", "control-plane", 7076),
+    ("operator", "control-plane", 7076),
+    ("prometheus", "control-plane", 7076),
+    ("other cluster", "control-plane", 7076),
     ("client", "engine", 7072),
     ("operator", "engine", 8000),
     ("operator", "etcd", 2379),

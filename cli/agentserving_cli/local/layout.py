@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from agentserving.contract.engine_http import KEEP_ALIVE_S, VLLM_KEEP_ALIVE
 from agentserving.contract.policy import DEFAULT
 
 from agentserving_cli.local.ports import free_ports
@@ -167,6 +168,7 @@ def engine_env(
         "PYTHONPATH": source_path(),
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        VLLM_KEEP_ALIVE: str(KEEP_ALIVE_S),
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }
     if core is not None:

@@ -8,7 +8,8 @@ from agentserving_gateway.envoy.names import ENDPOINTS
 from agentserving_gateway.envoy.settings import FrontSettings
 
 ENGINES, READS, LOG = "engines", "reads", "log"
-# uvicorn closes idle connections after 5 s; a request must not meet that.
+# A request must not meet the engine's end of its idle connection: ours wait longer (contract.engine_http), and uvicorn
+# waits 5 s unless it is told otherwise.
 ENGINE_IDLE_S = 4.0
 CONNECT_S = 2.0
 MANY = 100_000

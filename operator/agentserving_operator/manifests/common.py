@@ -45,6 +45,8 @@ class Port:
     CONTROL_PLANE = 7070
     # Of clients with keys, and without certificates.
     CONTROL_PLANE_CLIENTS = 7075
+    # Of gateways and sidecars, who learn it from the leader: it is in no Service.
+    CONTROL_PLANE_STREAMS = 7076
     CONTROL_PLANE_HTTP = 7080
     GATEWAY = 8080
     GATEWAY_HTTP = 8081

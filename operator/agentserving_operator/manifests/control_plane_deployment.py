@@ -76,6 +76,7 @@ def _template(cluster: AgentServingCluster) -> Manifest:
         env=[{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}, *PYTHON_ENV],
         ports=[
             port("grpc", Port.CONTROL_PLANE),
+            port("streams", Port.CONTROL_PLANE_STREAMS),
             *([port("clients", Port.CONTROL_PLANE_CLIENTS)] if keys_are_needed(cluster) else []),
             port("http", Port.CONTROL_PLANE_HTTP),
         ],
@@ -97,6 +98,7 @@ def _template(cluster: AgentServingCluster) -> Manifest:
 def _arguments(cluster: AgentServingCluster) -> list[str]:
     return [
         "--listen", f"0.0.0.0:{Port.CONTROL_PLANE}", "--advertise", f"$(POD_IP):{Port.CONTROL_PLANE}",
+        "--streams-listen", f"0.0.0.0:{Port.CONTROL_PLANE_STREAMS}",
         "--lease-s", str(LEASE_S if cluster.spec.control_plane.replicas > 1 else LEASE_ALONE_S),
         "--http-host", "0.0.0.0", "--http-port", str(Port.CONTROL_PLANE_HTTP),
         "--ticket-key-file", KEY_FILE,

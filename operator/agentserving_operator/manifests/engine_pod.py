@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from agentserving.contract.engine_http import KEEP_ALIVE_S, VLLM_KEEP_ALIVE
+
 from agentserving_operator.manifests.common import (
     PYTHON_ENV,
     AgentServingCluster,
@@ -170,6 +172,7 @@ def _vllm_env(cluster: AgentServingCluster) -> list[Manifest]:
         *_vllm_access(cluster),
         {"name": "HF_HOME", "value": MODELS_DIR},
         {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
+        {"name": VLLM_KEEP_ALIVE, "value": str(KEEP_ALIVE_S)},
     ]
     if cluster.spec.model.token is not None:
         found.append({"name": "HF_TOKEN_PATH", "value": f"{MODEL_TOKEN_DIR}/{MODEL_TOKEN_FILE}"})

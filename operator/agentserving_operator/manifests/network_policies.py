@@ -86,6 +86,7 @@ def _ingress(cluster: AgentServingCluster, component: Component) -> list[Manifes
         ],
         Component.CONTROL_PLANE: [
             *_from([Port.CONTROL_PLANE], callers),
+            *_from([Port.CONTROL_PLANE_STREAMS], [parts[Component.ENGINE], parts[Component.GATEWAY]]),
             *(_from([Port.CONTROL_PLANE_CLIENTS], [clients]) if keys_are_needed(cluster) else []),
             *_from([Port.CONTROL_PLANE_HTTP], readers),
         ],
@@ -123,7 +124,8 @@ def _dns() -> Manifest:
 
 def _egress(cluster: AgentServingCluster, component: Component) -> list[Manifest]:
     parts = {part: _part(cluster, part) for part in Component}
-    to_control_plane = _to([Port.CONTROL_PLANE], [parts[Component.CONTROL_PLANE]])
+    planes = [Port.CONTROL_PLANE, Port.CONTROL_PLANE_STREAMS]
+    to_control_plane = _to(planes, [parts[Component.CONTROL_PLANE]])
     if component is Component.ENGINE:
         return [to_control_plane, *_model_sources(cluster)]
     if component is Component.GATEWAY:

@@ -49,6 +49,12 @@ def test_it_listens_for_other_pods(tmp_path: Path) -> None:
     assert found.plane.program_idle_s == 42
 
 
+def test_it_serves_framed_streams_and_names_its_pod_as_their_address(tmp_path: Path) -> None:
+    found = settings(tmp_path).serving
+    assert found.streams_listen == "0.0.0.0:7076"
+    assert found.streams_address(7076) == "$(POD_IP):7076"
+
+
 @pytest.mark.parametrize("client", [True, False])
 def test_an_external_etcd_may_require_certificates(tmp_path: Path, client: bool) -> None:
     external = {"endpoints": ["a:1"], "tlsSecretName": "tls", "clientCertificate": client}

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import agentserving_engine
 import pytest
+from agentserving.contract.engine_http import VLLM_KEEP_ALIVE
 from agentserving.contract.signatures import public_bytes
 from agentserving_engine.calls import Unticketed
 from agentserving_engine.http.middleware import EngineMiddleware
 from agentserving_engine.settings import HttpSettings, PluginSettings
+from agentserving_gateway.envoy.clusters import ENGINE_IDLE_S
 from agentserving_operator.manifests.engine_pod import MIDDLEWARE, SCHEDULER, engine_container
 from agentserving_operator.manifests.engine_statefulset import engine_statefulset
 from agentserving_simulator import __main__ as simulator
@@ -55,6 +57,10 @@ def test_the_longest_silence_of_a_stream_is_a_field_of_the_spec_for_both_kinds_o
         assert HttpSettings.from_env(env).sse_keep_alive_s == seconds
         simulated = engine_container(make_cluster(engine={**SIMULATED, **given}))
         assert simulator._arguments(simulated["args"]).sse_keep_alive_s == seconds
+
+
+def test_vllm_closes_idle_connections_long_after_gateways_do() -> None:
+    assert int(env_of(engine_container(make_cluster()))[VLLM_KEEP_ALIVE]) > 10 * ENGINE_IDLE_S
 
 
 def test_the_plugin_finds_its_settings(tmp_path: Path) -> None:
