@@ -19,7 +19,7 @@ from agentserving_controlplane.engines.health import Health
 from agentserving_controlplane.engines.load_balancer import Balancer, LoadBalancer, Wanted
 from agentserving_controlplane.engines.registry import EngineRegistry
 from agentserving_controlplane.instant import Instant
-from agentserving_controlplane.policy.auto import Choice, Contention
+from agentserving_controlplane.policy.auto import Contention
 from agentserving_controlplane.policy.computed import computed
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
@@ -112,6 +112,10 @@ class VirtualCluster:
         self._table = ProcessTable(1, spec.policy.accounting)
         self._registry = EngineRegistry(self._table.index.calls_on, self._table.index.engines_changed)
         self._balancer = LoadBalancer(self._registry, spec.balancer)
+        self._sizes = Sizes()
+        # What engines execute, and what `auto` has chosen.
+        decided = computed(spec.policy, self._sizes, Contention(), (), 0)
+        self._executed, self.choices = decided.policy, decided.choices
         self._engines = {engine.engine_id: engine for engine in map(self._attached, range(spec.engines))}
         self.engines = list(self._engines.values())
         self._live: dict[ProgramId, _Live] = {}
@@ -119,10 +123,6 @@ class VirtualCluster:
         self._calls: dict[CallId, tuple[ProgramId, int]] = {}
         self._events: list[tuple[int, int, tuple[object, ...]]] = []
         self._order = 0
-        self._sizes = Sizes()
-        # What engines execute, and what `auto` has chosen.
-        self._executed = spec.policy
-        self.choices: tuple[Choice, ...] = ()
         # True while a recomputation of the levels is scheduled.
         self._relevel_scheduled = False
         # Closed loop: the programs that have not arrived yet. One arrives whenever one ends.
@@ -132,7 +132,7 @@ class VirtualCluster:
     def _attached(self, number: int) -> _Engine:
         """A new engine, known to the control plane as its hello would make it known."""
         limits = self.spec.limits
-        model = VirtualEngine(self.spec.policy, self.spec.cost, limits)
+        model = VirtualEngine(self._executed, self.spec.cost, limits)
         known = self._registry.ensure(EngineId(f"engine-{number}"))
         known.attached, known.address, known.health = True, "in virtual time", Health.SERVING
         known.capabilities = Capabilities(
@@ -199,8 +199,10 @@ class VirtualCluster:
         self._relevel_scheduled = False
         self._sizes.go_on((live.program.name, live.row.attained_service_us) for live in self._live.values())
         queues = [engine.model.queue for engine in self.engines]
-        contention = Contention(
-            sum(queue.waiting_count for queue in queues), sum(queue.running_count for queue in queues)
+        contention = Contention.of(
+            sum(queue.waiting_count for queue in queues),
+            sum(queue.running_count for queue in queues),
+            (live.open for live in self._live.values()),
         )
         decided = computed(self.spec.policy, self._sizes, contention, self.choices, self.now_us)
         policy, self.choices = decided.policy, decided.choices
