@@ -27,6 +27,7 @@ from agentserving_cli.local.vllm_env import EnvironmentFailedError
 from agentserving_cli.program_commands import program_commands
 from agentserving_cli.run_command import run
 from agentserving_cli.tenant_commands import tenant_commands
+from agentserving_cli.token_options import token_options
 from agentserving_cli.up import GaveUpError, run_up
 
 console = Console()
@@ -122,6 +123,7 @@ def main() -> None:
     help="No keys: whoever reaches a port of this cluster may do everything.",
 )
 @click.option("--gateway-port", type=click.IntRange(0, 65535), default=0, help="0, the default: any free one.")
+@token_options
 @state_dir_option
 def up(gateway_port: int, state_dir: Path, **chosen: Any) -> None:
     """Start a cluster on this machine and stay until Ctrl-C.

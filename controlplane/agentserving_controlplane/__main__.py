@@ -134,6 +134,10 @@ class Servers:
         self._settings = settings
         self.parts, self.clients = Gate(), Gate() if settings.serving.clients_listen else None
         self._audit, self._streams = Audit(), OpenStreams()
+        # None: clients have keys only.
+        self.tokens = settings.tokens.watch()
+        if self.tokens is not None:
+            self.tokens.on_change.add(self._streams.keep_signed_by)
         self._servers: list[grpc.aio.Server] = []
         self._health: list[Any] = []
         self._framed: StreamServer | None = None
@@ -188,6 +192,7 @@ class Servers:
             plane.api_keys.keys,
             has_certificates=has_certificates and bool(self._settings.tls.tls_cert),
             cluster=access.cluster,
+            tokens=self.tokens.verifier if self.tokens is not None else None,
         )
         return Guard(authenticator, port, self._audit, self._streams)
 
@@ -214,6 +219,8 @@ async def serve(settings: Settings, supervisor: Supervisor) -> int:
             listen=settings.serving.listen,
         )
     servers = Servers(settings)
+    if servers.tokens is not None:
+        supervisor.start("keys of JWTs", servers.tokens.run)
     try:
         await servers.start()
         store = make_store(settings.store)

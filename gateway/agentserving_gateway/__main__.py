@@ -17,6 +17,7 @@ from agentserving_process.options import option
 from agentserving_process.probes import Answer, ProbeOptions
 from agentserving_process.supervision import CannotStartError, Supervisor
 from agentserving_process.tls import LeaderOptions
+from agentserving_process.web_tokens.watch import TokenOptions
 from aiohttp import web
 
 from agentserving_gateway.credentials import ClientAuth
@@ -54,6 +55,11 @@ class Settings:
     ext_proc: ExtProcOptions
     probes: ProbeOptions
     leader: LeaderOptions
+    tokens: TokenOptions
+
+    def __post_init__(self) -> None:
+        if self.tokens.jwt_issuer and self.serving.client_auth is not ClientAuth.KEYS:
+            raise ValueError("--jwt-issuer: --client-auth keys is needed with it: JWTs are accepted beside keys")
 
 
 async def serve(settings: Settings, supervisor: Supervisor) -> None:
@@ -65,15 +71,18 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     has_keys = serving.client_auth is ClientAuth.KEYS
     if not has_keys:
         log.warning("no authentication: whoever reaches the gateway's port is served (--client-auth keys closes it)")
+    tokens = settings.tokens.watch()
     made = FrontPicker(
         serving.run_dir, channel, settings.ext_proc,
         keys_channel=keys_channel if has_keys else None, own_tickets=_own_tickets(serving),
-        group_by_content=serving.group_by_content,
+        group_by_content=serving.group_by_content, tokens=tokens.verifier if tokens is not None else None,
     )  # fmt: skip
     async with made as front:
         supervisor.start("admissions", front.admission.run)
         if front.keys is not None:
             supervisor.start("keys", front.keys.run)
+        if tokens is not None:
+            supervisor.start("keys of JWTs", tokens.run)
         envoy = _EnvoyWatch(front.admin)
         supervisor.start("watch of Envoy", envoy.run)
 

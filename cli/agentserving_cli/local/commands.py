@@ -99,7 +99,8 @@ def control_plane(spec: ClusterSpec, home: Path, ports: Ports, plane: ControlPla
         "--etcd-endpoints", f"127.0.0.1:{ports.etcd_client}", "--etcd-prefix", "/agentserving/local",
         "--ticket-key-file", str(home / "ticket.key"), "--policy", spec.policy, "--balancer", spec.balancer,
         "--lease-s", str(LEASE_S if spec.control_planes > 1 else LEASE_ALONE_S),
-        *_etcd_tls(spec, home), _auth(spec), *(("--bootstrap-keys", str(keys.bootstrap_file)) if spec.auth else ()),
+        *_etcd_tls(spec, home), _auth(spec), *spec.token_flags,
+        *(("--bootstrap-keys", str(keys.bootstrap_file)) if spec.auth else ()),
     )  # fmt: skip
     return _ours(plane.name, argv, f"http://127.0.0.1:{plane.http}/readyz", plane.grpc, plane.http)
 
@@ -119,7 +120,7 @@ def picker(spec: ClusterSpec, home: Path, run_dir: Path, ports: Ports) -> Comman
     argv = component(
         "agentserving_gateway", "--run-dir", str(run_dir),
         "--control-plane", ports.control_plane, "--http-port", str(ports.gateway_http),
-        _auth(spec), *_token(spec, home, "gateway"),
+        _auth(spec), *spec.token_flags, *_token(spec, home, "gateway"),
         "--ticket-key-file", str(home / "gateway.key"),
     )  # fmt: skip
     return _ours("picker", argv, f"http://127.0.0.1:{ports.gateway_http}/readyz", ports.gateway_http)
