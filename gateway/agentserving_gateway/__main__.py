@@ -20,8 +20,10 @@ from agentserving_process.tls import LeaderOptions
 from agentserving_process.web_tokens.watch import TokenOptions
 from aiohttp import web
 
+from agentserving_gateway.certificate_files import FrontCertificate, FrontTls
 from agentserving_gateway.credentials import ClientAuth
 from agentserving_gateway.drain import SETTLE_S
+from agentserving_gateway.envoy import FrontSettings
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 from agentserving_gateway.ext_proc.service import ExtProcOptions
 from agentserving_gateway.front_picker import FrontPicker
@@ -56,6 +58,7 @@ class Settings:
     probes: ProbeOptions
     leader: LeaderOptions
     tokens: TokenOptions
+    tls: FrontTls
 
     def __post_init__(self) -> None:
         if self.tokens.jwt_issuer and self.serving.client_auth is not ClientAuth.KEYS:
@@ -81,6 +84,9 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
         supervisor.start("admissions", front.admission.run)
         if front.keys is not None:
             supervisor.start("keys", front.keys.run)
+        if settings.tls.front_cert is not None:
+            paths = settings.tls.added_to(FrontSettings(listen=":0", run_dir=front.run_dir))
+            supervisor.start("front's certificate", FrontCertificate(paths).run)
         if tokens is not None:
             supervisor.start("keys of JWTs", tokens.run)
         envoy = _EnvoyWatch(front.admin)

@@ -16,6 +16,7 @@ VALID: list[dict[str, Any]] = [
     {**MINIMAL, "store": {"type": "ExternalEtcd", "external": {"endpoints": ["a:2379"]}}},
     {**MINIMAL, "scheduling": {"policy": "custom", "custom": {"accounting": "Sum"}}},
     {**MINIMAL, "tls": {"issuer": "Operator"}},
+    {**MINIMAL, "gateway": {"tls": {"secretName": "front"}}},
     {**MINIMAL, "tls": {"issuer": "None"}},
     {**MINIMAL, "auth": {"clients": "Keys"}},
     {**MINIMAL, "auth": {"clients": "Keys", "jwt": {"issuer": "https://a.b/", "audience": "c", "jwksSecretName": "d"}}},
@@ -28,6 +29,7 @@ JWT = {"issuer": "https://a.b/", "audience": "c", "jwksSecretName": "d"}
 
 # (spec, field, words of the parser)
 INVALID: list[tuple[dict[str, Any], str, str]] = [
+    ({**MINIMAL, "gateway": {"tls": {}}}, "spec.gateway.tls.secretName", "is required"),
     ({**MINIMAL, "auth": {"jwt": JWT}}, "spec.auth.jwt", "needs clients Keys"),
     ({**MINIMAL, "auth": {"clients": "None", "jwt": JWT}}, "spec.auth.jwt", "needs clients Keys"),
     (
