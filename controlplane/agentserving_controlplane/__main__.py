@@ -27,7 +27,8 @@ from agentserving.v1 import (
     tenant_service_pb2,
     tenant_service_pb2_grpc,
 )
-from agentserving_process import logs, probes, supervision
+from agentserving_process import certificate_expiry, logs, probes, supervision
+from agentserving_process.certificate_expiry import Use
 from agentserving_process.frames.server import StreamServer
 from agentserving_process.listening import listen
 from agentserving_process.supervision import CannotStartError, Supervisor
@@ -218,6 +219,8 @@ async def serve(settings: Settings, supervisor: Supervisor) -> int:
             " engines and change the policy (--client-auth keys closes it)",
             listen=settings.serving.listen,
         )
+    settings.tls.report_expiry()
+    certificate_expiry.report(Use.ETCD, settings.store.etcd_tls_cert)
     servers = Servers(settings)
     if servers.tokens is not None:
         supervisor.start("keys of JWTs", servers.tokens.run)

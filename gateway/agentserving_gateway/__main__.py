@@ -12,7 +12,8 @@ import structlog
 import uvloop
 from agentserving.contract.ticket_keys import signing_keys
 from agentserving.transport.leader_channel import LeaderChannel
-from agentserving_process import logs, open_files, options, probes, supervision
+from agentserving_process import certificate_expiry, logs, open_files, options, probes, supervision
+from agentserving_process.certificate_expiry import Use
 from agentserving_process.options import option
 from agentserving_process.probes import Answer, ProbeOptions
 from agentserving_process.supervision import CannotStartError, Supervisor
@@ -74,6 +75,9 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     has_keys = serving.client_auth is ClientAuth.KEYS
     if not has_keys:
         log.warning("no authentication: whoever reaches the gateway's port is served (--client-auth keys closes it)")
+    settings.leader.report_expiry()
+    certificate_expiry.report(Use.FRONT, settings.tls.front_cert)
+    certificate_expiry.report(Use.ENDPOINT_PICKER, settings.ext_proc.ext_proc_cert)
     tokens = settings.tokens.watch()
     made = FrontPicker(
         serving.run_dir, channel, settings.ext_proc,
