@@ -19,6 +19,7 @@ from agentserving_process.addresses import split_address
 from agentserving_process.options import REQUIRED, option
 from agentserving_process.probes import ProbeOptions
 from agentserving_process.tls import TlsOptions
+from agentserving_process.web_tokens.watch import TokenOptions
 
 from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_controlplane.store.etcd.space import QUOTA_BYTES
@@ -208,6 +209,11 @@ class Settings:
     store: StoreOptions = field(default_factory=StoreOptions)
     tls: TlsOptions = field(default_factory=TlsOptions)
     probes: ProbeOptions = field(default_factory=ProbeOptions)
+    tokens: TokenOptions = field(default_factory=TokenOptions)
+
+    def __post_init__(self) -> None:
+        if self.tokens.jwt_issuer and not self.access.required:
+            raise ValueError("--jwt-issuer: --client-auth keys is needed with it: JWTs are accepted beside keys")
 
 
 def parse(argv: Sequence[str] | None = None) -> Settings:

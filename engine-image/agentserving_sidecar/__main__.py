@@ -81,6 +81,7 @@ def connected_sidecar(settings: Settings, journal: Journal) -> tuple[Sidecar, En
 
 async def serve(settings: Settings, supervisor: Supervisor) -> None:
     """Runs until SIGTERM or SIGINT, then drains."""
+    settings.leader.report_expiry()
     with closing(open_journal(settings)) as journal:
         sidecar, link, leader_link = connected_sidecar(settings, journal)
         async with (

@@ -19,6 +19,7 @@ from agentserving_process import logs, open_files, options
 from agentserving_process.addresses import split_address
 from agentserving_process.options import option
 
+from agentserving_gateway.certificate_files import FrontCertificate, FrontTls, check
 from agentserving_gateway.credentials import ClientAuth
 from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.envoy import FrontSettings, bootstrap
@@ -52,6 +53,7 @@ class Settings:
     """All of them."""
 
     front: Front
+    tls: FrontTls
 
 
 def find_envoy(named: str = "") -> str:
@@ -96,9 +98,15 @@ def settings_of(front: Front) -> FrontSettings:
 
 
 def command(settings: FrontSettings, *, envoy: str = "", workers: int = 0) -> list[str]:
-    """Writes the configuration; returns Envoy's command line. `workers` 0: as many as `usable_cores`."""
+    """Writes the configuration; returns Envoy's command line. `workers` 0: as many as `usable_cores`.
+
+    ValueError for a certificate that cannot be used.
+    """
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     EnginesFile(settings.engines_file).load()
+    if settings.front_cert is not None and settings.front_key is not None:
+        check(settings.front_cert, settings.front_key)
+        FrontCertificate(settings).announce()
     file = settings.run_dir / "envoy.json"
     file.write_text(json.dumps(bootstrap(settings), indent=1))
     concurrency = ["--concurrency", str(workers or usable_cores(CPU_MAX, len(os.sched_getaffinity(0))))]
@@ -116,9 +124,9 @@ def main() -> None:
     argv = []
     try:
         open_files.raise_limit()
-        argv = command(settings_of(front), envoy=front.envoy, workers=front.workers)
+        argv = command(settings.tls.added_to(settings_of(front)), envoy=front.envoy, workers=front.workers)
         os.execv(argv[0], argv)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         log.error("cannot start", reason=str(error), command=argv[:1])
         sys.exit(1)
 

@@ -129,7 +129,7 @@ class Reconciler:
         target = _target(cluster, observed, issued)
         observed = await self._ask_control_plane(target, observed)
         tenants = await self._settle_tenants(cluster, target, previous.get("tenants", []))
-        observed = replace(observed, tenants=tenants.recorded)
+        observed = replace(observed, tenants=tenants.recorded, expiring=issued.expiring)
         await self._write_status(live, status_of(cluster, observed, previous, self.now()))
         result = _result(cluster, observed, issued)
         return VisitResult.PENDING if result is VisitResult.SETTLED and tenants.pending else result

@@ -22,15 +22,42 @@ VALID: list[dict[str, Any]] = [
         "store": {"etcd": {"template": {"spec": {"affinity": {"nodeAffinity": {}}, "tolerations": [{"key": "x"}]}}}},
     },
     {**MINIMAL, "tls": {"issuer": "Operator"}},
+    {**MINIMAL, "gateway": {"tls": {"secretName": "front"}}},
     {**MINIMAL, "tls": {"issuer": "None"}},
     {**MINIMAL, "auth": {"clients": "Keys"}},
+    {**MINIMAL, "auth": {"clients": "Keys", "jwt": {"issuer": "https://a.b/", "audience": "c", "jwksSecretName": "d"}}},
     {**MINIMAL, "network": {"egress": "Open", "modelSources": [], "metricsNamespaces": []}},
     {**MINIMAL, "network": {"modelSources": [{"cidr": "10.1.0.0/16", "port": 8080}]}},
     {**MINIMAL, "tls": {"issuer": "CertManager", "issuerRef": {"name": "ca", "kind": "ClusterIssuer"}}},
 ]
 
+JWT = {"issuer": "https://a.b/", "audience": "c", "jwksSecretName": "d"}
+
 # (spec, field, words of the parser)
 INVALID: list[tuple[dict[str, Any], str, str]] = [
+    ({**MINIMAL, "gateway": {"tls": {}}}, "spec.gateway.tls.secretName", "is required"),
+    ({**MINIMAL, "auth": {"jwt": JWT}}, "spec.auth.jwt", "needs clients Keys"),
+    ({**MINIMAL, "auth": {"clients": "None", "jwt": JWT}}, "spec.auth.jwt", "needs clients Keys"),
+    (
+        {**MINIMAL, "auth": {"clients": "Keys", "jwt": {**JWT, "algorithms": ["HS256"]}}},
+        "spec.auth.jwt.algorithms[0]",
+        "must be one of RS256",
+    ),
+    (
+        {**MINIMAL, "auth": {"clients": "Keys", "jwt": {**JWT, "algorithms": []}}},
+        "spec.auth.jwt.algorithms",
+        "needs one",
+    ),
+    (
+        {**MINIMAL, "auth": {"clients": "Keys", "jwt": {**JWT, "audience": "a,b"}}},
+        "spec.auth.jwt.audience",
+        "does not match",
+    ),
+    (
+        {**MINIMAL, "auth": {"clients": "Keys", "jwt": {**JWT, "issuer": "$(POD_IP)"}}},
+        "spec.auth.jwt.issuer",
+        "does not match",
+    ),
     ({}, "spec.model", "is required"),
     ({"model": {}}, "spec.model.name", "is required"),
     ({"model": None}, "spec.model", "is required"),

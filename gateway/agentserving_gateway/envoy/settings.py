@@ -16,6 +16,9 @@ class FrontSettings:
     run_dir: Path
     # Clients have keys: they are removed, and nothing is served without the picker, which verifies them.
     client_keys: bool = False
+    # Clients use TLS: a certificate chain and its private key, PEM files. Both or neither.
+    front_cert: Path | None = None
+    front_key: Path | None = None
     # OpenAI's own limit for images is 50 MB; base64 of several screenshots exceeds 8 MiB.
     max_body_bytes: int = 64 << 20
     # Above vLLM's and uvicorn's own 64 KiB no engine would take the head anyway.
@@ -58,6 +61,11 @@ class FrontSettings:
     def keys_file(self) -> Path:
         """Hashes of clients' keys, the picker's own."""
         return self.run_dir / "keys.json"
+
+    @property
+    def front_secret(self) -> Path:
+        """Names the files of the front's certificate to Envoy."""
+        return self.run_dir / "secrets" / "front.json"
 
     @property
     def engines_file(self) -> Path:

@@ -230,6 +230,11 @@ def http_probe(port: int, path: str, **rest: int) -> Manifest:
     return {"httpGet": {"path": path, "port": port}, **rest}
 
 
+def by_https(probe: Manifest) -> Manifest:
+    """The same probe of a port with TLS; kubelet verifies no certificate."""
+    return {**probe, "httpGet": {**probe["httpGet"], "scheme": "HTTPS"}}
+
+
 def spread(cluster: AgentServingCluster, component: Component) -> list[Manifest]:
     """Spreads pods over nodes if there are several; a single node takes all of them."""
     return [

@@ -29,6 +29,7 @@ from agentserving_operator.manifests.common import (
 from agentserving_operator.manifests.engine_pod import KEY_DIR, KEY_FILE
 from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints
 from agentserving_operator.manifests.tls import Leaf, directory, flags, mounts, volumes
+from agentserving_operator.manifests.web_tokens import token_flags, token_mounts, token_volumes
 from agentserving_operator.spec.store import StoreType
 
 # A leader that cannot reach etcd for this long stops leading. A single control plane has no one to hand over to, and a
@@ -80,7 +81,7 @@ def _template(cluster: AgentServingCluster) -> Manifest:
             *([port("clients", Port.CONTROL_PLANE_CLIENTS)] if keys_are_needed(cluster) else []),
             port("http", Port.CONTROL_PLANE_HTTP),
         ],
-        volumeMounts=[*mounted, *mounts(cluster, Leaf.CONTROL_PLANE)],
+        volumeMounts=[*mounted, *token_mounts(cluster), *mounts(cluster, Leaf.CONTROL_PLANE)],
         startupProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/healthz", **STARTED),
         readinessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
         livenessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/healthz", **ALIVE),
@@ -89,7 +90,7 @@ def _template(cluster: AgentServingCluster) -> Manifest:
         cluster,
         Component.CONTROL_PLANE,
         containers=[one],
-        volumes=[*there, *volumes(cluster, Leaf.CONTROL_PLANE)],
+        volumes=[*there, *token_volumes(cluster), *volumes(cluster, Leaf.CONTROL_PLANE)],
         terminationGracePeriodSeconds=30,
         topologySpreadConstraints=spread(cluster, Component.CONTROL_PLANE),
     )
@@ -116,7 +117,7 @@ def _access_arguments(cluster: AgentServingCluster) -> list[str]:
     return [
         "--client-auth", "keys", "--cluster", f"{cluster.namespace}/{cluster.name}",
         "--clients-listen", f"0.0.0.0:{Port.CONTROL_PLANE_CLIENTS}",
-        "--clients-advertise", f"$(POD_IP):{Port.CONTROL_PLANE_CLIENTS}",
+        "--clients-advertise", f"$(POD_IP):{Port.CONTROL_PLANE_CLIENTS}", *token_flags(cluster),
     ]  # fmt: skip
 
 

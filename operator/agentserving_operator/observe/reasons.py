@@ -98,6 +98,8 @@ class Reason(StrEnum):
     TOO_MANY_TENANTS = "TooManyTenants"
     # The control plane refuses what an AgentServingTenant says.
     TENANT_REFUSED = "TenantRefused"
+    # A certificate was not renewed and is about to expire, or has; the message names its Secret.
+    CERTIFICATE_EXPIRES = "CertificateExpires"
     # The namespace is being deleted.
     NAMESPACE_TERMINATING = "NamespaceTerminating"
 

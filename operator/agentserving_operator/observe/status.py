@@ -42,7 +42,7 @@ _NO_SPACE = ("database space exceeded", "NOSPACE")
 class Observed:
     """What exists. `objects` by kind and name; `overview` None = the control plane did not answer.
 
-    `tenants`: those to record in the status (`observe.tenants`).
+    `tenants`: those to record in the status (`observe.tenants`). `expiring`: about certificates near their end.
     """
 
     objects: Mapping[tuple[str, str], Manifest]
@@ -50,6 +50,7 @@ class Observed:
     overview: Overview | None = None
     troubles: Sequence[Trouble] = field(default=())
     tenants: tuple[str, ...] = ()
+    expiring: Trouble | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +254,7 @@ def _degraded(of_workloads: Sequence[Trouble | None], of_engines: Trouble | None
     rejections = rejection_trouble(observed.overview.rejecting_engines) if observed.overview else None
     if of_engines is not None and of_engines.reason is Reason.ENGINE_LOADING:
         of_engines = None
-    possible = [*observed.troubles, *of_workloads, of_engines, rejections]
+    possible = [*observed.troubles, *of_workloads, of_engines, rejections, observed.expiring]
     troubles = [trouble for trouble in possible if trouble is not None]
     if not troubles:
         return Finding(ConditionStatus.FALSE, Reason.AS_EXPECTED, "nothing has failed")

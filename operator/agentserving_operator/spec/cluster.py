@@ -30,7 +30,7 @@ from agentserving_operator.spec.parts import Resources, SecretKey, TaintEffect, 
 from agentserving_operator.spec.pod_template import PodTemplate
 from agentserving_operator.spec.scheduling import Scheduling
 from agentserving_operator.spec.store import Store, StoreType
-from agentserving_operator.spec.tls import Tls
+from agentserving_operator.spec.tls import FrontTls, Tls
 
 # The four A100 boards, as NVIDIA's GPU feature discovery labels nodes.
 A100_PRODUCTS = (
@@ -278,7 +278,10 @@ class Gateway:
 
     replicas: int = integer("Number of gateways; they are stateless.", 1, 64, default=1)
     service_type: ServiceType = choice("Type of its Service.", default=ServiceType.CLUSTER_IP)
-    port: int = integer("Port of the Service.", 1, 65_535, default=80)
+    port: int | None = integer("Port of the Service; absent: 80, or 443 with tls.", 1, 65_535, default=None)
+    tls: FrontTls | None = struct(
+        "Clients use https, with your certificate; absent: http. HTTP/2 is offered with https only.", default=None
+    )
     max_body_bytes: int = integer("Size limit of a request body.", 1_024, 1 << 30, default=64 << 20)
     drain_seconds: int = integer("How long a leaving gateway may finish its calls.", 0, 3_600, default=300)
     resources: Resources = struct("Requests and limits of Envoy.", default=Resources)
@@ -291,6 +294,11 @@ class Gateway:
     template: PodTemplate | None = struct(
         "More about its pods; the containers are gateway (Envoy) and picker.", default=None
     )
+
+    @property
+    def service_port(self) -> int:
+        """Port of the Service."""
+        return self.port or (80 if self.tls is None else 443)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
