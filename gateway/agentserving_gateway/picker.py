@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from agentserving.contract import response_ids
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
+from agentserving.contract.rates import Rate
 from agentserving_process.addresses import split_address
 
 from agentserving_gateway import metrics
@@ -24,7 +25,7 @@ from agentserving_gateway.engines import Engine
 from agentserving_gateway.errors import HttpError
 from agentserving_gateway.identity import Identity, from_head, identify
 from agentserving_gateway.leader import MAX_FALLBACKS
-from agentserving_gateway.rates import Rates
+from agentserving_gateway.rates import Rates, headers
 from agentserving_gateway.responses import Responses
 from agentserving_gateway.routes import RESPONSES, Kind, Route, is_response_id, response_id_of
 
@@ -57,7 +58,7 @@ class Pick:
     """`addresses` in the order in which they are tried; empty strings for what a request without a ticket has not.
 
     `credential`: the id of the client's key. `removed_headers`: what engines must not see of the request's head.
-    `rates`: headers for the client, which say what is left of its key's rates.
+    `rates`: what is left of the tenant's bounds; `rate_headers`: of these and of the key's, for the client.
     """
 
     addresses: tuple[str, ...]
@@ -67,7 +68,8 @@ class Pick:
     ticket: str = ""
     credential: str = ""
     removed_headers: tuple[str, ...] = ()
-    rates: Mapping[str, str] = field(default_factory=dict)
+    rates: tuple[Rate, ...] = ()
+    rate_headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class NeedsBodyError(Exception):
@@ -92,6 +94,14 @@ class Picker:
 
         Without `body_follows` there is no body to be had, and the head decides, however long that takes.
         """
+        try:
+            return await self._picked(head, content, body_follows)
+        except HttpError as error:
+            if error.rates:
+                error.more_headers = headers(error.rates, head.path, time.time())
+            raise
+
+    async def _picked(self, head: Head, content: bytes | None, body_follows: bool) -> Pick:
         client = self._authenticator.client_of(head.headers)
         if content is None and body_follows and self._needs_body(head):
             raise NeedsBodyError
@@ -102,12 +112,16 @@ class Picker:
         except NeedsBodyError:
             self._rates.give_back(client.credential, tokens, time.monotonic())
             raise
+        except HttpError as error:
+            error.rates = (*rates, *error.rates)
+            raise
+        rates = (*rates, *pick.rates)
         return replace(
             pick,
             tenant=client.tenant,
             credential=client.credential,
             removed_headers=self._authenticator.removed_headers,
-            rates=rates,
+            rate_headers=headers(rates, head.path, time.time()) if rates else {},
         )
 
     async def _pick(self, head: Head, client: Client, content: bytes | None, body_follows: bool) -> Pick:
@@ -168,6 +182,7 @@ class Picker:
             program_id=admitted.program_id,
             call_id=admitted.call_id,
             ticket=admitted.ticket,
+            rates=admitted.rates,
         )
 
     async def _holder(self, client: Client, response_id: str) -> Engine | None:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from agentserving.contract.ids import Tenant
 from agentserving.contract.response_ids import response_id
 from agentserving.contract.ticket import verify
+from agentserving_controlplane.policy.tenants import TenantRow
 from agentserving_gateway.routes import SHOWN, route_of
 from gateway.gateway_rig import KEYS, Rig, answer_json, rig, until, value
 from gateway.played_keys import PlayedKeys
@@ -248,12 +250,36 @@ async def test_a_keys_calls_a_minute_are_bounded_and_each_is_counted_once(doors:
         answer = await doors.made.post(path, headers=bearer(text) + program)
         assert status(answer) == 429
         assert 0 < int(value(answer, "retry-after")) <= 20
-        assert value(answer, "x-ratelimit-remaining-requests") == "0"
+        name = "anthropic-ratelimit-requests-{}" if path == "/v1/messages" else "x-ratelimit-{}-requests"
+        assert (value(answer, name.format("limit")), value(answer, name.format("remaining"))) == ("3", "0")
         assert "3 requests a minute" in body(answer)["error"]["message"]
         assert body(answer)["error"]["type"] == "rate_limit_error"
     answer = await doors.made.post(headers=bearer(other) + program)
     assert status(answer) == 200
     assert not value(answer, "x-ratelimit-limit-requests")
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages"])
+async def test_bounds_of_a_tenant_are_shown_on_answers_and_refusals(doors: Doors, path: str) -> None:
+    name = "anthropic-ratelimit-{1}-{0}" if path == "/v1/messages" else "x-ratelimit-{0}-{1}"
+    tenant = Tenant("bounded" + path[4:7])
+    doors.made.plane.tenants.put(TenantRow(tenant=tenant, calls_per_minute=2, tokens_per_day=500))
+    key, other = await doors.make(tenant), await doors.make(tenant, calls_per_minute=1)
+    answer = await doors.made.post(path, headers=bearer(other) + PROGRAM)
+    assert status(answer) == 200
+    shown = {what: value(answer, name.format(what, "requests")) for what in ("limit", "remaining")}
+    assert shown == {"limit": "1", "remaining": "0"}, "of both bounds the one that is reached first"
+    answer = await doors.made.post(path, headers=bearer(key) + PROGRAM)
+    assert status(answer) == 200
+    assert value(answer, name.format("remaining", "requests")) == "0"
+    assert value(answer, name.format("limit", "tokens")) == "500"
+    answer = await doors.made.post(path, headers=bearer(key) + PROGRAM)
+    assert status(answer) == 429
+    assert 0 < int(value(answer, "retry-after")) <= 30
+    assert value(answer, name.format("limit", "requests")) == "2"
+    assert value(answer, name.format("remaining", "requests")) == "0"
+    assert value(answer, name.format("reset", "requests"))
+    assert "this tenant may use 2 calls a minute" in body(answer)["error"]["message"]
 
 
 async def test_a_keys_prompt_tokens_a_minute_are_bounded(doors: Doors) -> None:

@@ -80,6 +80,7 @@ def _retry_unasked() -> Json:
 
 def _ask(settings: FrontSettings, name: str, prefix: str, bound_s: float, **fields: object) -> Json:
     """An ext_authz filter in front of the picker: HTTP/1.1, because grpc.aio costs five times as much a call."""
+    rates = [{"prefix": prefix} for prefix in names.RATES]
     config = typed(
         _AUTHZ + "ExtAuthz",
         transport_api_version="V3",
@@ -93,8 +94,8 @@ def _ask(settings: FrontSettings, name: str, prefix: str, bound_s: float, **fiel
             "path_prefix": prefix,
             "authorization_response": {
                 "allowed_upstream_headers": _exact(names.PICKER_SETS),
-                "allowed_client_headers": {"patterns": [*_exact(names.REFUSAL)["patterns"], {"prefix": names.RATES}]},
-                "allowed_client_headers_on_success": {"patterns": [{"prefix": names.RATES}]},
+                "allowed_client_headers": {"patterns": [*_exact(names.REFUSAL)["patterns"], *rates]},
+                "allowed_client_headers_on_success": {"patterns": rates},
             },
         },
         **fields,

@@ -24,8 +24,8 @@ CREDENTIALS = (AUTHORIZATION, API_KEY)
 TENANT, CREDENTIAL = "x-agentserving-tenant", "x-agentserving-credential"
 # Envoy believes a client that is on a private network, and tells engines its own view of a client's address.
 ENVOYS_OWN = "x-envoy-"
-# What the picker tells clients: of a refusal, and (prefix, OpenAI's) of their key's rates.
-REFUSAL, RATES = ("content-type", "retry-after", "www-authenticate"), "x-ratelimit-"
+# What the picker tells clients: of a refusal, and (prefixes of OpenAI and Anthropic) of their rates.
+REFUSAL, RATES = ("content-type", "retry-after", "www-authenticate"), ("x-ratelimit-", "anthropic-ratelimit-")
 # Added to what the route retries on: by the picker, or else by Envoy.
 RETRY_ON = "x-envoy-retry-on"
 RETRY_SERVER_ERRORS, RETRY_NOTHING_ELSE = "retriable-status-codes", "reset"
