@@ -28,6 +28,7 @@ from agentserving_operator.manifests.common import (
 )
 from agentserving_operator.manifests.engine_pod import KEY_DIR, KEY_FILE
 from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints
+from agentserving_operator.manifests.metrics_token import token_flags, token_mounts, token_volumes
 from agentserving_operator.manifests.tls import Leaf, directory, flags, mounts, volumes
 from agentserving_operator.spec.store import StoreType
 
@@ -79,7 +80,7 @@ def _template(cluster: AgentServingCluster) -> Manifest:
             *([port("clients", Port.CONTROL_PLANE_CLIENTS)] if keys_are_needed(cluster) else []),
             port("http", Port.CONTROL_PLANE_HTTP),
         ],
-        volumeMounts=[*mounted, *mounts(cluster, Leaf.CONTROL_PLANE)],
+        volumeMounts=[*mounted, *token_mounts(cluster), *mounts(cluster, Leaf.CONTROL_PLANE)],
         startupProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/healthz", **STARTED),
         readinessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
         livenessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/healthz", **ALIVE),
@@ -88,7 +89,7 @@ def _template(cluster: AgentServingCluster) -> Manifest:
         cluster,
         Component.CONTROL_PLANE,
         containers=[one],
-        volumes=[*there, *volumes(cluster, Leaf.CONTROL_PLANE)],
+        volumes=[*there, *token_volumes(cluster), *volumes(cluster, Leaf.CONTROL_PLANE)],
         terminationGracePeriodSeconds=30,
         topologySpreadConstraints=spread(cluster, Component.CONTROL_PLANE),
     )
@@ -98,7 +99,7 @@ def _arguments(cluster: AgentServingCluster) -> list[str]:
     return [
         "--listen", f"0.0.0.0:{Port.CONTROL_PLANE}", "--advertise", f"$(POD_IP):{Port.CONTROL_PLANE}",
         "--lease-s", str(LEASE_S if cluster.spec.control_plane.replicas > 1 else LEASE_ALONE_S),
-        "--http-host", "0.0.0.0", "--http-port", str(Port.CONTROL_PLANE_HTTP),
+        "--http-host", "0.0.0.0", "--http-port", str(Port.CONTROL_PLANE_HTTP), *token_flags(cluster),
         "--ticket-key-file", KEY_FILE,
         "--program-idle-s", str(cluster.spec.control_plane.program_idle_seconds),
         *(flags(directory(Leaf.CONTROL_PLANE)) if cluster.spec.tls.on else []),

@@ -25,6 +25,7 @@ from agentserving_operator.manifests.common import (
 )
 from agentserving_operator.manifests.engine_pod import KEY_DIR
 from agentserving_operator.manifests.inference_pool import picker_flags
+from agentserving_operator.manifests.metrics_token import token_flags, token_mounts, token_volumes
 from agentserving_operator.manifests.tls import Leaf, client_flags, directory, mounts, volumes
 from agentserving_operator.spec.parsing import plain
 from agentserving_operator.spec.parts import Resources
@@ -60,6 +61,7 @@ def _template(cluster: AgentServingCluster) -> Manifest:
             {"name": "run", "emptyDir": {}},
             {"name": "tmp", "emptyDir": {}},
             *_ticket_key_volume(cluster),
+            *token_volumes(cluster),
             *volumes(cluster, Leaf.GATEWAY),
         ],
         terminationGracePeriodSeconds=gateway.drain_seconds + GRACE_AFTER_DRAIN_S,
@@ -134,7 +136,8 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
             "agentserving_gateway",
             "--run-dir", RUN_DIR, "--drain-s", str(gateway.drain_seconds),
             "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
-            "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP), *picker_flags(cluster),
+            "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP), *token_flags(cluster),
+            *picker_flags(cluster),
             *_client_auth(cluster), *_own_tickets(cluster), *client_flags(cluster, directory(Leaf.GATEWAY)),
         ),
         env=[*PYTHON_ENV],
@@ -146,6 +149,7 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
             {"name": "run", "mountPath": RUN_DIR},
             {"name": "tmp", "mountPath": "/tmp"},
             *_ticket_key_mount(cluster),
+            *token_mounts(cluster),
             *mounts(cluster, Leaf.GATEWAY),
         ],
         startupProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", **STARTED),
