@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
+from agentserving_process.audit import changed
 from agentserving_process.listening import cannot_listen
 from aiohttp import web
 
@@ -42,6 +43,7 @@ async def drain_socket(sidecar: Sidecar, directory: Path, limit_s: float) -> Asy
 
     async def drain(_: web.Request) -> web.Response:
         sidecar.drain()
+        changed(role="engine", method="Sidecar.Drain", about=f"engine/{sidecar.engine_id}")
         is_drained = await drained(sidecar, limit_s)
         return web.Response(text="drained\n" if is_drained else "the time limit came first\n")
 

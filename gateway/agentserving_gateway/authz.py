@@ -143,6 +143,7 @@ class Conversation(asyncio.Protocol):
             program=program,
             headers=headers,
             length=int(length) if length.isdigit() else 0,
+            peer=headers.get(names.CLIENT_ADDRESS, ""),
         )
         try:
             return await self._picker.pick(head, b"".join(pieces) if prefix == BODY_PREFIX else None)

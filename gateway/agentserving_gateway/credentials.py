@@ -111,6 +111,8 @@ def _refused(error: KeyRefusedError) -> HttpError:
         401,
         _MESSAGES[error.reason].format(key_id=error.key_id),
         code="missing_api_key" if is_missing else "invalid_api_key",
+        refusal=error.reason.value,
+        credential=error.key_id,
         # RFC 6750, section 3: a request without a credential gets no error code.
         challenge='Bearer realm="agentserving"' + ("" if is_missing else ', error="invalid_token"'),
     )

@@ -16,7 +16,8 @@ class HttpError(Exception):
     """The answer to a refused request. The message says what happened, which field, and what to do.
 
     `type` is OpenAI's word for the kind, `param` the field of the body, `code` a closed word, `challenge` the value of
-    WWW-Authenticate, `rates` what is left of the bounds of the key and its tenant.
+    WWW-Authenticate, `rates` what is left of the bounds of the key and its tenant. `refusal`: why someone was not let
+    in, for the audit log, with `credential`, the id of the key that they sent.
     """
 
     status: int
@@ -27,6 +28,8 @@ class HttpError(Exception):
     retry_after_s: float = 0.0
     challenge: str = ""
     rates: tuple[Rate, ...] = ()
+    refusal: str = ""
+    credential: str = ""
     more_headers: Mapping[str, str] = field(default_factory=dict)
 
     @property

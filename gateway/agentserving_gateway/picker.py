@@ -14,6 +14,7 @@ from agentserving.contract import response_ids
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.rates import Rate
 from agentserving_process.addresses import split_address
+from agentserving_process.audit import Refusals
 
 from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission, HoldError
@@ -37,7 +38,7 @@ MAX_FOREIGN = 3
 class Head:
     """A request without its body; names of headers in lower case. `length`: bytes of the body, 0 = unknown.
 
-    `program`: from the URL, before `path`; empty for most.
+    `program`: from the URL, before `path`; empty for most. `peer`: the client's address; empty = not known.
     `among`: the addresses (host:port, or a host for all its ports) that may be chosen; None = every engine.
     """
 
@@ -46,6 +47,7 @@ class Head:
     headers: Mapping[str, str]
     program: ProgramId = ProgramId("")
     length: int = 0
+    peer: str = ""
     among: frozenset[str] | None = None
 
     def allows(self, address: str) -> bool:
@@ -85,7 +87,7 @@ class Picker:
         """`runs`: groups calls without an id by what they say; None = each is a program of its own."""
         self._admission, self._responses, self._authenticator = admission, responses, authenticator
         self._runs = runs
-        self._rates = Rates()
+        self._rates, self._refusals = Rates(), Refusals(time.monotonic())
 
     async def pick(self, head: Head, content: bytes | None, *, body_follows: bool = True) -> Pick:
         """Raises HttpError for a refusal, 401 before anything else is looked at; NeedsBodyError when `content` is None
@@ -97,6 +99,11 @@ class Picker:
         try:
             return await self._picked(head, content, body_follows)
         except HttpError as error:
+            if error.refusal:
+                self._refusals.refused(
+                    time.monotonic(), outcome="UNAUTHENTICATED", reason=error.refusal, role="client",
+                    who=error.credential, peer=head.peer, method=head.path,
+                )  # fmt: skip
             if error.rates:
                 error.more_headers = headers(error.rates, head.path, time.time())
             raise

@@ -18,6 +18,7 @@ from agentserving_controlplane.policy.tenants import TenantRow
 from agentserving_gateway.routes import SHOWN, route_of
 from gateway.gateway_rig import KEYS, Rig, answer_json, rig, until, value
 from gateway.played_keys import PlayedKeys
+from structlog.testing import capture_logs
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -235,6 +236,28 @@ async def test_nobody_is_served_while_no_keys_are_known() -> None:
                 assert value(answer, "retry-after")
                 assert "has not received the API keys" in body(answer)["error"]["message"]
         assert made.engines[0].requests == []
+
+
+async def test_refused_keys_are_in_the_audit_log_with_their_address_and_never_with_their_text() -> None:
+    keys = PlayedKeys()
+    expired = keys.make("a", lifetime_s=1, age_s=10)
+    forged = "x-client-address: 6.6.6.6\r\n"
+    async with rig(answer_json, keys=keys) as made:
+        await until(lambda: made.picker.ready.ok)
+        with capture_logs() as logs:
+            for _ in range(3):
+                assert status(await made.post(headers=bearer(expired) + PROGRAM + forged)) == 401
+            assert status(await made.post("/v1/messages", headers=bearer("as_unknown0_" + "A" * 43))) == 401
+            assert status(await made.post(headers=PROGRAM)) == 401
+    said = [
+        (line["method"], line.get("who"), line["peer"], line["reason"]) for line in logs if line["event"] == "audit"
+    ]
+    assert said == [
+        ("/v1/completions", expired[3:11], "127.0.0.1", "KEY_EXPIRED"),
+        ("/v1/messages", None, "127.0.0.1", "UNKNOWN_KEY"),
+        ("/v1/completions", None, "127.0.0.1", "NO_CREDENTIAL"),
+    ]
+    assert expired not in str(logs)
 
 
 @pytest.mark.parametrize("by_body", [False, True])

@@ -7,6 +7,7 @@ the engine aborts the call.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import grpc
 from agentserving.contract.ticket import InvalidTicketError
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
+from agentserving_process.audit import Refusals
 from prometheus_client import Counter
 
 from agentserving_sidecar.engine_http import EngineHttp
@@ -30,7 +32,7 @@ class GenerateServicer(rpc.CallServiceServicer):
 
     def __init__(self, engine: EngineHttp, check: Callable[[str], None]) -> None:
         """`check` raises InvalidTicketError for a ticket that is not one of this engine's."""
-        self._engine, self._check = engine, check
+        self._engine, self._check, self._refusals = engine, check, Refusals(time.monotonic())
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
         """INVALID_ARGUMENT for another path or a body that is too large; UNAVAILABLE when the engine is.
@@ -41,6 +43,10 @@ class GenerateServicer(rpc.CallServiceServicer):
             self._check(request.ticket)
         except InvalidTicketError as error:
             REFUSED.labels(error.reason).inc()
+            self._refusals.refused(
+                time.monotonic(), outcome="UNAUTHENTICATED", reason=error.reason, role="client",
+                peer=str(context.peer()).rpartition(":")[0], method="CallService.Generate",
+            )  # fmt: skip
             message = f"ticket: {error.reason}; AdmitCall gives a call its ticket, for the engine that it names"
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
         if request.path not in PATHS:

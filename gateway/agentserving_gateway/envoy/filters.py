@@ -53,11 +53,12 @@ def http_filters(settings: FrontSettings) -> list[Json]:
 
 def _remove_reserved() -> Json:
     moved = (
-        (names.CLIENT_SESSION, names.TICKET),
-        (names.CLIENT_REQUEST_ID, names.REQUEST_ID),
-        (names.CLIENT_LENGTH, "content-length"),
+        (names.CLIENT_SESSION, f"%REQ({names.TICKET})%"),
+        (names.CLIENT_REQUEST_ID, f"%REQ({names.REQUEST_ID})%"),
+        (names.CLIENT_LENGTH, "%REQ(content-length)%"),
+        (names.CLIENT_ADDRESS, "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
     )
-    mutations: list[Json] = [{"append": header(to, f"%REQ({of})%")} for to, of in moved]
+    mutations: list[Json] = [{"append": header(to, of)} for to, of in moved]
     kept = {to for to, _ in moved}
     mutations += [{"remove": name} for name in names.RESERVED if name not in kept]
     mutations.append({"remove_on_match": {"key_matcher": {"prefix": names.ENVOYS_OWN, "ignore_case": True}}})
