@@ -74,7 +74,7 @@ class PlaneSettings:
         above=0,
     )
     default_tenant_calls: int = option(
-        20_000, "calls in flight of a tenant without a bound of its own, where clients have keys", above=0
+        10_000, "calls in flight of a tenant without a bound of its own, where clients have keys", above=0
     )
     # Engines get all of them in one message of at most 8 MiB; one takes 260 bytes at most.
     max_paused_programs: int = option(

@@ -30,6 +30,12 @@ from agentserving_sidecar.settings import Settings
 from agentserving_sidecar.sidecar import Sidecar
 
 PROG = "agentserving-sidecar"
+SERVER_OPTIONS = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 16 << 20),
+    # Streams of one connection; further ones wait at their sender.
+    ("grpc.max_concurrent_streams", 1000),
+]
 # The model list is a help for routing: the sidecar works without.
 MODELS_RESTART = Backoff(first_s=1.0, max_s=30.0)
 
@@ -50,7 +56,7 @@ def open_journal(settings: Settings) -> Journal:
 @asynccontextmanager
 async def generate_server(settings: Settings, engine: EngineHttp) -> AsyncIterator[None]:
     """CallService.Generate and gRPC health checks, while the block runs."""
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)])
+    server = grpc.aio.server(options=SERVER_OPTIONS)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     add_generate(server, engine, settings.sidecar.ticket_check(settings.engine.engine_id))
