@@ -27,7 +27,7 @@ from agentserving_operator.manifests.common import (
     spread,
 )
 from agentserving_operator.manifests.engine_pod import KEY_DIR, KEY_FILE
-from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints
+from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints, etcd_settings
 from agentserving_operator.manifests.metrics_token import token_flags, token_mounts, token_volumes
 from agentserving_operator.manifests.tls import Leaf, directory, flags, mounts, volumes
 from agentserving_operator.spec.store import StoreType
@@ -127,6 +127,9 @@ def _store_arguments(cluster: AgentServingCluster) -> list[str]:
     prefix = (external.prefix if external else None) or f"/agentserving/{cluster.namespace}/{cluster.name}"
     endpoints = external.endpoints if external else etcd_endpoints(cluster)
     found = ["--store", "etcd", "--etcd-endpoints", ",".join(endpoints), "--etcd-prefix", prefix]
+    if external is None:
+        # etcd says its quota from 3.6 on only.
+        found += ["--etcd-quota-bytes", str(etcd_settings(cluster).quota_mib << 20)]
     if external is None and cluster.spec.tls.on:
         found += flags(directory(Leaf.CONTROL_PLANE), "--etcd-tls")
     if external is not None and external.tls_secret_name is not None:
