@@ -64,6 +64,8 @@ MAX_REQUEST_BYTES = 16 << 20
 SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    # Streams of one connection; further ones wait at their sender.
+    ("grpc.max_concurrent_streams", 1000),
     # Clients ping every second (agentserving.transport.channels).
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 300),
     ("grpc.http2.max_ping_strikes", 0),

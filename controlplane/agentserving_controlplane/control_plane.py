@@ -75,7 +75,9 @@ class ControlPlane(LeaderState):
         on_fenced: Callable[[Exception], None],
         access: AccessOptions | None = None,
     ) -> None:
-        super().__init__(settings, store, epoch, on_fenced)
+        super().__init__(
+            settings, store, epoch, on_fenced, settings.capacity(keys=access is not None and access.required)
+        )
         self.access = access or AccessOptions()
         self.api_keys = KeyOperations(self, self.access.bootstrap_keys)
         self.tenant_operations = TenantOperations(self)

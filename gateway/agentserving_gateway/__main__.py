@@ -24,7 +24,7 @@ from aiohttp import web
 from agentserving_gateway.certificate_files import FrontCertificate, FrontTls
 from agentserving_gateway.credentials import ClientAuth
 from agentserving_gateway.drain import SETTLE_S
-from agentserving_gateway.envoy import FrontSettings
+from agentserving_gateway.envoy import MAX_CONNECTIONS, FrontSettings
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 from agentserving_gateway.ext_proc.service import ExtProcOptions
 from agentserving_gateway.front_picker import FrontPicker
@@ -46,6 +46,9 @@ class Serving:
     )
     group_by_content: bool = option(
         True, "a call without an id whose messages extend an earlier call's joins its program; false: it is a program"
+    )
+    max_connections: int = option(
+        MAX_CONNECTIONS, "client connections that Envoy takes, its --max-connections", least=1
     )
     drain_s: float = option(0.0, "seconds that requests may go on after SIGTERM", least=0)
 
@@ -82,10 +85,12 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     made = FrontPicker(
         serving.run_dir, channel, settings.ext_proc,
         keys_channel=keys_channel if has_keys else None, own_tickets=_own_tickets(serving),
-        group_by_content=serving.group_by_content, tokens=tokens.verifier if tokens is not None else None,
+        group_by_content=serving.group_by_content, max_connections=serving.max_connections,
+        tokens=tokens.verifier if tokens is not None else None,
     )  # fmt: skip
     async with made as front:
         supervisor.start("admissions", front.admission.run)
+        supervisor.start("crowd", front.crowd.run)
         if front.keys is not None:
             supervisor.start("keys", front.keys.run)
         if settings.tls.front_cert is not None:

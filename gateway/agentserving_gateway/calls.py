@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
+from agentserving.contract.rates import Rate
 
 
 class Ending(Enum):
@@ -61,7 +62,7 @@ class EndOfCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """Where a call goes. `call_id` and `ticket` are empty for an unmanaged call."""
+    """Where a call goes. `call_id` and `ticket` are empty for an unmanaged call. `rates`: of the tenant's bounds."""
 
     engine_id: EngineId
     engine_address: str
@@ -71,13 +72,15 @@ class Admitted:
     call_id: CallId = CallId("")
     program_id: ProgramId = ProgramId("")
     ticket: str = ""
+    rates: tuple[Rate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """The leader does not admit a call. `code` is a google.rpc.Code, `reason` a closed word."""
+    """The leader does not admit a call. `code` is a google.rpc.Code, `reason` a closed word, `rates` as of Admitted."""
 
     code: int
     reason: str
     message: str
     retry_after_s: float = 0.0
+    rates: tuple[Rate, ...] = ()

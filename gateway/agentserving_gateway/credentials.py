@@ -137,5 +137,8 @@ def _refused(error: KeyRefusedError, takes_tokens: bool) -> HttpError:
         401,
         message + ("; a JWT of your organisation's issuer is accepted as well" if takes_tokens else ""),
         code="missing_api_key" if is_missing else "invalid_api_key",
+        refusal=error.reason.value,
+        credential=error.key_id,
+        # RFC 6750, section 3: a request without a credential gets no error code.
         challenge=_CHALLENGE + ("" if is_missing else _INVALID),
     )

@@ -112,12 +112,16 @@ def _token(spec: ClusterSpec, home: Path, part: str) -> Sequence[str]:
     return ("--part-token-file", str(Credentials(home).file(part))) if spec.auth else ()
 
 
+def _metrics(spec: ClusterSpec, home: Path) -> Sequence[str]:
+    return ("--metrics-token-file", str(Credentials(home).metrics_token)) if spec.auth else ()
+
+
 def control_plane(spec: ClusterSpec, home: Path, ports: Ports, plane: ControlPlaneAddress) -> Command:
     """One control plane; its table is in `spec.store`."""
     keys = Credentials(home)
     argv = component(
         "agentserving_controlplane", "--listen", f"127.0.0.1:{plane.grpc}", "--streams-listen", "127.0.0.1:0",
-        "--http-port", str(plane.http), "--store", spec.store,
+        "--http-port", str(plane.http), *_metrics(spec, home), "--store", spec.store,
         "--etcd-endpoints", f"127.0.0.1:{ports.etcd_client}", "--etcd-prefix", "/agentserving/local",
         "--ticket-key-file", str(home / "ticket.key"), "--policy", spec.policy, "--balancer", spec.balancer,
         "--lease-s", str(LEASE_S if spec.control_planes > 1 else LEASE_ALONE_S),
@@ -148,7 +152,7 @@ def picker(spec: ClusterSpec, home: Path, run_dir: Path, ports: Ports) -> Comman
     """Tells Envoy where each request goes."""
     argv = component(
         "agentserving_gateway", "--run-dir", str(run_dir),
-        "--control-plane", ports.control_plane, "--http-port", str(ports.gateway_http),
+        "--control-plane", ports.control_plane, "--http-port", str(ports.gateway_http), *_metrics(spec, home),
         _auth(spec), *spec.token_flags, *_front_tls(spec), *_token(spec, home, "gateway"),
         "--ticket-key-file", str(home / "gateway.key"),
     )  # fmt: skip
@@ -185,7 +189,8 @@ def sidecar(spec: ClusterSpec, home: Path, ports: Ports, engine: EngineAddresses
         "agentserving_sidecar", "--engine-id", engine.engine_id, "--engine-address", f"127.0.0.1:{engine.http}",
         "--channel-dir", str(channel), "--control-plane", ports.control_plane,
         "--state-dir", str(home / name), "--listen", f"127.0.0.1:{engine.sidecar}",
-        "--http-port", str(engine.sidecar_http), "--drain-s", "3",
+        "--http-port", str(engine.sidecar_http), *_metrics(spec, home), "--drain-s", "3",
+        *(("--ticket-key-file", str(home / "ticket.pub")) if spec.auth else ()),
         *_token(spec, home, "sidecar"),
     )  # fmt: skip
     url = f"http://127.0.0.1:{engine.sidecar_http}/readyz"

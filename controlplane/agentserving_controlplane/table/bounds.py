@@ -33,6 +33,9 @@ class Capacity:
     # Of each tenant, whatever its own bounds are.
     tenant_programs: int = 100_000
     tenant_paused_programs: int = 2_000
+    # Of a tenant that nothing else was said about.
+    default_tenant_programs: int = 100_000
+    default_tenant_calls: int = 0
 
 
 DEFAULT_CAPACITY = Capacity()
@@ -46,12 +49,18 @@ class TenantBounds(Protocol):
     @property
     def max_calls(self) -> int: ...
     @property
+    def calls_per_minute(self) -> int: ...
+    @property
+    def tokens_per_minute(self) -> int: ...
+    @property
     def tokens_per_day(self) -> int: ...
 
 
 class _Unbounded(NamedTuple):
     max_programs: int = 0
     max_calls: int = 0
+    calls_per_minute: int = 0
+    tokens_per_minute: int = 0
     tokens_per_day: int = 0
 
 
@@ -128,7 +137,7 @@ class Bounds:
         """OverloadedError when a tenant may not have `more` live programs."""
         capacity, live = self.capacity, self._use.live
         count = live.of(tenant) + more
-        own = self.of_tenant(tenant).max_programs or capacity.tenant_programs
+        own = self.of_tenant(tenant).max_programs or capacity.default_tenant_programs
         bound = min(own, capacity.tenant_programs)
         if count > bound:
             self._refuse_programs(f"this tenant has {live.of(tenant)} live programs, of at most {bound}")
@@ -150,7 +159,7 @@ class Bounds:
 
     def check_call(self, tenant: Tenant, replaced: int) -> None:
         """OverloadedError when a tenant may not have one more call in flight; `replaced` calls end with it."""
-        bound = self.of_tenant(tenant).max_calls
+        bound = self.of_tenant(tenant).max_calls or self.capacity.default_tenant_calls
         count = self._use.calls_of.of(tenant) + self._late.of(tenant)
         if bound and count - replaced >= bound:
             raise OverloadedError(

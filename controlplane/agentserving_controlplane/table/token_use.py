@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 from agentserving.contract.ids import Tenant
+from agentserving.contract.rates import TOKENS, Rate
 
 from agentserving_controlplane.errors import OverloadedError
 from agentserving_controlplane.instant import Instant
@@ -54,8 +55,13 @@ class TokenUse:
             raise OverloadedError(
                 "TOKENS_USED_UP",
                 f"this tenant has used {used} tokens today, of at most {bound}: it may go on after midnight UTC",
-                retry_after_s=(DAY_US - now.unix_us % DAY_US) / 1e6,
+                retry_after_s=_until_midnight_s(now),
+                rates=(self.left(tenant, bound, now),),
             )
+
+    def left(self, tenant: Tenant, bound: int, now: Instant) -> Rate:
+        """What is left of a tenant's bound for this day."""
+        return Rate(TOKENS, bound, max(0, bound - self.today(tenant, now)), _until_midnight_s(now))
 
     def take_changed(self) -> list[Tenant]:
         """Tenants whose use has changed since the last time, in the order of their changes."""
@@ -77,3 +83,7 @@ class TokenUse:
     def restore(self, store_key: str, data: bytes) -> None:
         """Inverse of `encode`. ValueError."""
         self._of[Tenant(store_key.removeprefix(TOKENS_PREFIX))] = _Use(*_decoder.decode(data))
+
+
+def _until_midnight_s(now: Instant) -> float:
+    return (DAY_US - now.unix_us % DAY_US) / 1e6

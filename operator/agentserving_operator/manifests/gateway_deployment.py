@@ -26,6 +26,11 @@ from agentserving_operator.manifests.common import (
 )
 from agentserving_operator.manifests.engine_pod import KEY_DIR
 from agentserving_operator.manifests.inference_pool import picker_flags
+from agentserving_operator.manifests.metrics_token import (
+    metrics_token_flags,
+    metrics_token_mounts,
+    metrics_token_volumes,
+)
 from agentserving_operator.manifests.tls import Leaf, client_flags, directory, mounts, volumes
 from agentserving_operator.manifests.web_tokens import token_flags, token_mounts, token_volumes
 from agentserving_operator.spec.parsing import plain
@@ -65,6 +70,7 @@ def _template(cluster: AgentServingCluster) -> Manifest:
             {"name": "tmp", "emptyDir": {}},
             *_ticket_key_volume(cluster),
             *token_volumes(cluster),
+            *metrics_token_volumes(cluster),
             *_front_tls_volume(cluster),
             *volumes(cluster, Leaf.GATEWAY),
         ],
@@ -163,7 +169,8 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
             "agentserving_gateway",
             "--run-dir", RUN_DIR, "--drain-s", str(gateway.drain_seconds),
             "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
-            "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP), *picker_flags(cluster),
+            "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP), *metrics_token_flags(cluster),
+            *picker_flags(cluster),
             *_client_auth(cluster), *token_flags(cluster), *_own_tickets(cluster), *_front_tls(cluster),
             *client_flags(cluster, directory(Leaf.GATEWAY)),
         ),
@@ -177,6 +184,7 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
             {"name": "tmp", "mountPath": "/tmp"},
             *_ticket_key_mount(cluster),
             *token_mounts(cluster),
+            *metrics_token_mounts(cluster),
             *_front_tls_mount(cluster),
             *mounts(cluster, Leaf.GATEWAY),
         ],

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentserving_operator.manifests import AgentServingCluster, Component, Manifest
-from agentserving_operator.manifests.common import selector
+from agentserving_operator.manifests.common import keys_are_needed, selector
 from agentserving_operator.manifests.services import gateway_url
 from agentserving_operator.observe.engine_states import engine_trouble, rejection_trouble
 from agentserving_operator.observe.overview import Overview
@@ -94,6 +94,7 @@ def status_of(
     findings[ConditionType.READY] = _ready(findings, observed.troubles)
     findings[ConditionType.PROGRESSING] = _progressing(workloads, observed)
     findings[ConditionType.DEGRADED] = _degraded([each.trouble for each in workloads.values()], of_engines, observed)
+    findings[ConditionType.CLIENTS_AUTHENTICATED] = _clients(cluster)
     status = ClusterStatus(
         observed_generation=cluster.generation,
         conditions=conditions(findings, cluster.generation, previous, now),
@@ -233,6 +234,20 @@ def _ready(findings: Mapping[ConditionType, Finding], troubles: Sequence[Trouble
         if finding is not None and finding.status is not ConditionStatus.TRUE:
             return Finding(ConditionStatus.FALSE, finding.reason, f"{kind}: {finding.message}")
     return Finding(ConditionStatus.TRUE, Reason.READY, "programs are served")
+
+
+def _clients(cluster: AgentServingCluster) -> Finding:
+    """Without keys everything works, so nothing else would say that there are none."""
+    if keys_are_needed(cluster):
+        return Finding(ConditionStatus.TRUE, Reason.KEYS_NEEDED, "clients need keys")
+    open_to = "whoever reaches the gateway or a control plane is served, as any tenant"
+    if cluster.spec.auth.clients is None and not cluster.spec.tls.on:
+        why = "keys need TLS, and spec.tls.issuer is None: make a cluster with TLS, or say spec.auth.clients: None"
+    elif cluster.spec.auth.clients is None:
+        why = "this cluster is from before keys existed: give clients keys, then set spec.auth.clients to Keys"
+    else:
+        why = "spec.auth.clients is None"
+    return Finding(ConditionStatus.FALSE, Reason.OPEN_TO_ALL, f"{open_to}: {why}")
 
 
 def _progressing(workloads: Mapping[Component, _Workload], observed: Observed) -> Finding:
