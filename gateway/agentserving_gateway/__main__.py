@@ -1,4 +1,4 @@
-"""The picker of a front: tells Envoy where each request goes."""
+"""The picker of a front: answers Envoy's question where each request goes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     )
     has_keys = serving.client_auth is ClientAuth.KEYS
     if not has_keys:
-        log.warning("no authentication: whoever reaches the gateway's port is served (--client-auth keys closes it)")
+        log.warning("no authentication: anyone who reaches the gateway's port is served (--client-auth keys closes it)")
     made = FrontPicker(
         serving.run_dir, channel, settings.ext_proc,
         keys_channel=keys_channel if has_keys else None, own_tickets=_own_tickets(serving),

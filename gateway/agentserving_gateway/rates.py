@@ -1,6 +1,6 @@
 """How often a key may be used: token buckets for calls and for prompt tokens a minute. Pure: time is an argument.
 
-A bucket holds a minute's worth and fills steadily, so bursts up to the bound are taken at once. A request that is
+A bucket holds a minute's worth and fills steadily, so bursts up to the bound are admitted. A request that is
 larger than a whole bucket passes when the bucket is full, and is paid off afterwards: it would else never pass. Each
 gateway counts for itself: behind n of them a key has up to n times its bound.
 """

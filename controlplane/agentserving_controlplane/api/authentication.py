@@ -31,7 +31,7 @@ class Admitted(NamedTuple):
     tenant: Tenant
 
 
-# None: this control plane authenticates nobody.
+# None: this control plane does not authenticate callers.
 _ADMITTED: ContextVar[Admitted | None] = ContextVar("admitted", default=None)
 
 admitted = _ADMITTED.get
@@ -45,7 +45,7 @@ note_refusal = _REFUSAL.set
 
 
 def current_caller() -> Caller | None:
-    """Who makes the RPC of this task; None when this control plane authenticates nobody."""
+    """Who makes the RPC of this task; None when this control plane does not authenticate callers."""
     known = admitted()
     return known.caller if known is not None else None
 

@@ -288,10 +288,7 @@ class CallQueue:
         promoted = self._promote(now_us)
         if not self._order:
             return Decision(demoted, promoted) if demoted or promoted else NO_CHANGE
-        if isinstance(self._order, FairOrder):
-            preempt, admit = self._preemption.select_between_tenants(self._order, self._policy, room, now_us)
-        else:
-            preempt, admit = self._preemption.select(self._order, self._policy, room, now_us)
+        preempt, admit = self._preemption.select(self._order, self._policy, room, now_us)
         return Decision(demoted, promoted, tuple(preempt), tuple(admit))
 
     def _demote(self) -> tuple[str, ...]:

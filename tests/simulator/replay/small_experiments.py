@@ -30,8 +30,10 @@ def results(preset: Policy, workload: str, engines: int, rate_per_s: float, coun
 
 if __name__ == "__main__":
     print(
-        json.dumps({
-            name: {f"{each[0]} on {each[1]}": results(policy, *each) for each in EXPERIMENTS}
-            for name, policy in PRESETS.items()
-        })
+        json.dumps(
+            {
+                name: {f"{each[0]} on {each[1]}": results(policy, *each) for each in EXPERIMENTS}
+                for name, policy in PRESETS.items()
+            }
+        )
     )
