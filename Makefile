@@ -29,7 +29,7 @@ test: setup ## run all tests: unit, property, integration with real etcd and rea
 BUSY_CPUS ?= 2
 TESTS ?=
 
-test-busy: setup ## run all tests beside a CPU load (needs stress-ng): BUSY_CPUS=2, TESTS="tests/gateway -x" for a part
+test-busy: setup ## run all tests under a CPU load (needs stress-ng): BUSY_CPUS=2, TESTS="tests/gateway -x" for a part
 	command -v stress-ng >/dev/null || { echo "stress-ng is not installed: apt-get install stress-ng" >&2; exit 2; }
 	$(RUN)/python -m agentserving_cli.local.vllm_env
 	stress-ng --quiet --cpu $(BUSY_CPUS) & load=$$!; trap 'kill $$load' EXIT; $(RUN)/python -m pytest $(TESTS)
@@ -41,7 +41,7 @@ test-matrix: setup ## test the scheduler plugin on every supported vLLM (`make t
 bench: setup ## measure timings and ratios into benchmarks/results
 	$(RUN)/python -m benchmarks.run
 
-bench-peers: setup ## measure the front beside plain Envoy, nginx, haproxy, llm-d and litellm, those that are here (needs gcc)
+bench-peers: setup ## measure the front, plain Envoy, nginx, haproxy, llm-d and litellm, if installed (needs gcc)
 	$(RUN)/python -m benchmarks.peers --out benchmarks/results/peers.json
 
 scale: setup ## measure how the control plane grows with programs and engines (QUICK=1: small, writes nothing)

@@ -120,7 +120,7 @@ def main() -> None:
     flag_value=False,
     default=True,
     type=bool,
-    help="No keys: whoever reaches a port of this cluster may do everything.",
+    help="No keys: anyone who reaches a port of this cluster may do everything.",
 )
 @click.option("--gateway-port", type=click.IntRange(0, 65535), default=0, help="0, the default: any free one.")
 @click.option(

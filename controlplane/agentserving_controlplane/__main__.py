@@ -217,7 +217,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> int:
     """Runs until SIGTERM or SIGINT (0), or until the lease is lost (RESTART)."""
     if not settings.access.required:
         log.warning(
-            "no authentication: whoever reaches this port may read, pause and cancel every tenant's programs, attach"
+            "no authentication: anyone who reaches this port may read, pause and cancel every tenant's programs, attach"
             " engines and change the policy (--client-auth keys closes it)",
             listen=settings.serving.listen,
         )

@@ -178,7 +178,7 @@ class AccessOptions:
 
     @property
     def required(self) -> bool:
-        """True when nobody is let in without a credential."""
+        """True when every caller needs a credential."""
         return self.client_auth is ClientAuth.KEYS
 
 

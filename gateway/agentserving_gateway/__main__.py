@@ -1,4 +1,4 @@
-"""The picker of a front: tells Envoy where each request goes."""
+"""The picker of a front: answers Envoy's question where each request goes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     )
     has_keys = serving.client_auth is ClientAuth.KEYS
     if not has_keys:
-        log.warning("no authentication: whoever reaches the gateway's port is served (--client-auth keys closes it)")
+        log.warning("no authentication: anyone who reaches the gateway's port is served (--client-auth keys closes it)")
     settings.leader.report_expiry()
     certificate_expiry.report(Use.FRONT, settings.tls.front_cert)
     certificate_expiry.report(Use.ENDPOINT_PICKER, settings.ext_proc.ext_proc_cert)

@@ -1,8 +1,8 @@
 """A call between its request and its end, as values: what the picker asks of the leader, and what it answers.
 
 Who ends a call: the engine's report, or this picker, which names every call whose exchange is over. Ends that did not
-go as planned are sent at once, one by one; the others in batches, since nearly all of them repeat what the engine has
-reported. They end the calls that an engine has answered without its scheduler.
+go as planned are sent one by one; the others in batches, since nearly all of them repeat what the engine has reported.
+They end the calls that an engine has answered without its scheduler.
 """
 
 from __future__ import annotations

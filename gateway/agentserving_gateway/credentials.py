@@ -72,7 +72,7 @@ class Authenticator:
 
     @property
     def is_ready(self) -> bool:
-        """False while nobody can be let in, because no keys are known."""
+        """False while no caller can be admitted, because no keys are known."""
         return self._keys is None or self._keys() is not None
 
     @property

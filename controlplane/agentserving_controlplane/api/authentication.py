@@ -34,7 +34,7 @@ class Admitted(NamedTuple):
     until_unix_s: float = 0.0
 
 
-# None: this control plane authenticates nobody.
+# None: this control plane does not authenticate callers.
 _ADMITTED: ContextVar[Admitted | None] = ContextVar("admitted", default=None)
 
 admitted = _ADMITTED.get
@@ -48,7 +48,7 @@ note_refusal = _REFUSAL.set
 
 
 def current_caller() -> Caller | None:
-    """Who makes the RPC of this task; None when this control plane authenticates nobody."""
+    """Who makes the RPC of this task; None when this control plane does not authenticate callers."""
     known = admitted()
     return known.caller if known is not None else None
 

@@ -64,9 +64,12 @@ class _Unbounded(NamedTuple):
     tokens_per_day: int = 0
 
 
+_UNBOUNDED = _Unbounded()
+
+
 def unbounded(tenant: Tenant) -> TenantBounds:
     """Of tenants that nothing has been said about."""
-    return _Unbounded()
+    return _UNBOUNDED
 
 
 class Tally:
@@ -86,7 +89,7 @@ class Tally:
     def add(self, tenant: Tenant, more: int) -> None:
         """Adds to a tenant's count; `more` may be negative."""
         self.total += more
-        count = self._counts[tenant] = self.of(tenant) + more
+        count = self._counts[tenant] = self._counts.get(tenant, 0) + more
         if not count:
             del self._counts[tenant]
 
@@ -160,8 +163,10 @@ class Bounds:
     def check_call(self, tenant: Tenant, replaced: int) -> None:
         """OverloadedError when a tenant may not have one more call in flight; `replaced` calls end with it."""
         bound = self.of_tenant(tenant).max_calls or self.capacity.default_tenant_calls
+        if not bound:
+            return
         count = self._use.calls_of.of(tenant) + self._late.of(tenant)
-        if bound and count - replaced >= bound:
+        if count - replaced >= bound:
             raise OverloadedError(
                 "TOO_MANY_CALLS",
                 f"this tenant has {count} calls in flight, of at most {bound}: wait until some have ended",

@@ -180,7 +180,7 @@ class _Exchange:
                 if not message.get("more_body", False):
                     return await self._body_complete(message)
                 if self._entry.salt:
-                    # The whole body is passed on at once, with the salt.
+                    # The whole body is passed on in one piece, with the salt.
                     continue
             return message
 

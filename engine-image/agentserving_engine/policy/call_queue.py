@@ -95,14 +95,11 @@ class CallQueue:
 
     def charge(self, keys: Iterable[str], dt_us: int) -> None:
         """A step of `dt_us` ran these calls: each has attained all of it (paper: model-execution time)."""
-        calls, spent = self._calls, self._spent
-        for key in keys:
-            call = calls.get(key)
-            if call is None:
-                continue
-            service_us = call.service_us = call.service_us + dt_us
-            if service_us >= call.spends_at_us:
-                spent.add(key)
+        for call in map(self._calls.get, keys):
+            if call is not None:
+                call.service_us = service_us = call.service_us + dt_us
+                if service_us >= call.spends_at_us:
+                    self._spent.add(call.facts.key)
 
     def finish(self, key: str, now_us: int) -> CallStats | None:
         """Removes a call and returns its totals; None for an unknown key."""
@@ -291,10 +288,7 @@ class CallQueue:
         promoted = self._promote(now_us)
         if not self._order:
             return Decision(demoted, promoted) if demoted or promoted else NO_CHANGE
-        if isinstance(self._order, FairOrder):
-            preempt, admit = self._preemption.select_between_tenants(self._order, self._policy, room, now_us)
-        else:
-            preempt, admit = self._preemption.select(self._order, self._policy, room, now_us)
+        preempt, admit = self._preemption.select(self._order, self._policy, room, now_us)
         return Decision(demoted, promoted, tuple(preempt), tuple(admit))
 
     def _demote(self) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def _ask(settings: FrontSettings, name: str, prefix: str, bound_s: float, **fiel
     config = typed(
         _AUTHZ + "ExtAuthz",
         transport_api_version="V3",
-        # While the picker is away, calls are served without tickets; but never for a client that nobody has verified.
+        # While the picker is away, calls are served without tickets; but never for an unverified client.
         failure_mode_allow=not settings.client_keys,
         status_on_error={"code": PICKER_AWAY},
         clear_route_cache=True,

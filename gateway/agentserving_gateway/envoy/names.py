@@ -24,9 +24,9 @@ AUTHORIZATION, API_KEY = "authorization", "x-api-key"
 CREDENTIALS = (AUTHORIZATION, API_KEY)
 # Who sent the request, as the picker has verified: for the access log and the ends of calls.
 TENANT, CREDENTIAL = "x-agentserving-tenant", "x-agentserving-credential"
-# Envoy believes a client that is on a private network, and tells engines its own view of a client's address.
+# Envoy believes a client that is on a private network, and passes engines its own view of a client's address.
 ENVOYS_OWN = "x-envoy-"
-# What the picker tells clients: of a refusal, and (prefixes of OpenAI and Anthropic) of their rates.
+# What the picker says to clients: of a refusal, and (prefixes of OpenAI and Anthropic) of their rates.
 REFUSAL, RATES = ("content-type", "retry-after", "www-authenticate"), ("x-ratelimit-", "anthropic-ratelimit-")
 # Added to what the route retries on: by the picker, or else by Envoy.
 RETRY_ON = "x-envoy-retry-on"

@@ -256,7 +256,7 @@ def namespaces(names: Sequence[str]) -> list[Manifest]:
     """A NetworkPolicy's peer for all pods of these namespaces; no peer without any: an empty selector means all."""
     if not names:
         return []
-    # The API server sets this label, and nobody can give it to another namespace.
+    # The API server sets this label, and no one can give it to another namespace.
     chosen = {"key": NAMESPACE_LABEL, "operator": "In", "values": list(names)}
     return [{"namespaceSelector": {"matchExpressions": [chosen]}}]
 

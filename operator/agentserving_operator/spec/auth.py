@@ -87,7 +87,7 @@ class Auth:
 
     clients: ClientAuth | None = choice(
         "Keys: every call and every RPC of a client needs a key, which belongs to a tenant, and engines refuse calls "
-        "without a ticket; needs spec.tls. None: whoever reaches a port is served, as any tenant. Absent: Keys for a "
+        "without a ticket; needs spec.tls. None: anyone who reaches a port is served as any tenant. Absent: Keys for a "
         "new cluster, None without TLS; what is in force stays (status.clientAuth), so a cluster from before keys "
         "existed stays without.",
         default=None,

@@ -235,7 +235,7 @@ class Engine:
     )
     shared_memory: str = quantity("Size of /dev/shm.", default="8Gi")
     prefix_cache: PrefixCache = choice(
-        "PerTenant: the time to a first token tells no tenant what another one has asked. Shared: one cache for all, "
+        "PerTenant: the time to a first token reveals nothing of other tenants' prompts. Shared: one cache for all, "
         "for a cluster whose tenants may know of each other's prompts.",
         default=PrefixCache.PER_TENANT,
     )
