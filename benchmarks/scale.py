@@ -34,7 +34,8 @@ from agentserving_controlplane.table.programs import OpenRequest
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import records
+from benchmarks import records, scale_bars
+from benchmarks.bar_table import bar_table
 from benchmarks.recovery import settings
 
 RATE = 200
@@ -325,6 +326,7 @@ def show(raw: dict[str, Any], console: Console) -> None:
     console.print(table)
     for name, values in raw["outages"].items():
         console.print(f"{name}: {', '.join(f'{value:.1f}' for value in values)}")
+    console.print(bar_table(scale_bars.bars(raw), records.commit_of(records.ROOT)))
 
 
 @click.command()

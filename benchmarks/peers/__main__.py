@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.against import python_of
-from benchmarks.bars import Bar
+from benchmarks.bar_table import bar_table
 from benchmarks.peers import fronts, loads, running
 from benchmarks.peers.fronts import Front
 from benchmarks.peers.loads import DIRECT, LOADS, OURS, Load
@@ -106,16 +106,6 @@ def table(rounds: Rounds) -> Table:
                 f"{loads.median([each['rate'] for each in entries]):.0f}",
                 f"{loads.median(loads.cpu(rounds, front, load.name)):.3f}", str(errors), str(len(entries)),
             )  # fmt: skip
-    return rows
-
-
-def bar_table(found: list[Bar], commit: str) -> Table:
-    """Each with its interval."""
-    rows = Table("bar", "load", "value", "95 % interval", "goal", "verdict", "rounds", title=f"bars at {commit}")
-    for each in found:
-        interval = f"{each.low:.3f} to {each.high:.3f}"
-        value = f"{each.value:.3f} {each.unit}"
-        rows.add_row(each.name, each.against, value, interval, each.goal, str(each.verdict), str(each.runs))
     return rows
 
 
