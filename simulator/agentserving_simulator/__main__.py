@@ -19,6 +19,8 @@ from agentserving_process.addresses import split_address
 from agentserving_process.supervision import CannotStartError, Supervisor
 from aiohttp import web
 
+from agentserving_simulator.answers.script import InvalidScriptError
+from agentserving_simulator.conduct_options import add_conduct, conduct_of
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.engine import Limits, SimulatedEngine
 from agentserving_simulator.http_front import Front
@@ -47,6 +49,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--sse-keep-alive-s", type=keep_alive_seconds, default=SSE_KEEP_ALIVE_S, metavar="SECONDS",
         help="longest silence of a stream; then a comment is sent (default %(default)s, 0 = never)",
     )  # fmt: skip
+    add_conduct(parser)
     arguments = parser.parse_args(argv)
     for name in ("max_num_seqs", "num_blocks", "max_model_len", "speed"):
         if getattr(arguments, name) <= 0:
@@ -103,10 +106,11 @@ def _engine(arguments: argparse.Namespace) -> tuple[SimulatedEngine, Entrance]:
 async def _serve(arguments: argparse.Namespace, supervisor: Supervisor) -> None:
     try:
         engine, entrance = _engine(arguments)
-    except (PluginConfigError, OSError) as error:
+        conduct = conduct_of(arguments)
+    except (PluginConfigError, InvalidScriptError, OSError) as error:
         raise CannotStartError(str(error)) from None
     # A client that disconnects cancels its handler, which cancels its requests.
-    app = Front(engine, arguments.model, entrance, arguments.sse_keep_alive_s).app()
+    app = Front(engine, arguments.model, entrance, conduct, arguments.engine_id).app()
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()
     host, port = split_address(arguments.listen)
