@@ -331,3 +331,23 @@ async def test_embeddings_of_like_texts_are_close() -> None:
 
 def dot(one: list[float], other: list[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+async def test_the_tool_runner_of_the_sdk_sends_whole_conversations_to_an_engine_that_stores_none() -> None:
+    ran = []
+
+    @anthropic.beta_async_tool
+    async def search(query: str) -> str:
+        """Searches."""
+        ran.append(query)
+        return "found"
+
+    async with simulated(Conduct(behaviour=Behaviour(turns=2))) as served:
+        runner = served.anthropic().beta.messages.tool_runner(
+            model=MODEL, max_tokens=500, tools=[search], messages=[{"role": "user", "content": QUESTION}]
+        )
+        answer = await runner.until_done()
+        (block,) = answer.content
+        assert block.type == "text"
+        assert block.text == ANSWER
+        assert len(ran) == 2
