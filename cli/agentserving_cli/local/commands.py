@@ -10,7 +10,6 @@ from agentserving_cli.local.credentials import Credentials
 from agentserving_cli.local.etcd_certificates import EtcdCertificates
 from agentserving_cli.local.layout import (
     BUILT_IN_CONTEXT,
-    SCRIPTED,
     ClusterSpec,
     ControlPlaneAddress,
     EngineAddresses,
@@ -132,7 +131,7 @@ def simulator(spec: ClusterSpec, home: Path, engine: EngineAddresses, channel: P
         "agentserving_simulator", "--listen", f"127.0.0.1:{engine.http}", "--engine-id", engine.engine_id,
         "--channel-dir", str(channel), "--ticket-key-file", str(home / "ticket.pub"),
         "--gateway-key-file", str(home / "gateway.pub"), "--unticketed", spec.unticketed, "--model", spec.model,
-        "--max-num-seqs", str(spec.max_num_seqs), "--max-model-len", str(BUILT_IN_CONTEXT[SCRIPTED]), *spec.engine_args,
+        "--max-num-seqs", str(spec.max_num_seqs), *spec.engine_args,
     )  # fmt: skip
     return _ours(engine.engine_id, argv, f"http://127.0.0.1:{engine.http}/health", engine.http)
 

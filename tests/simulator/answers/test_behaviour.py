@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,6 +108,13 @@ def test_a_script_says_what_is_answered_turn_by_turn() -> None:
     assert text(plan(*tools, behaviour=behaviour, request="other")) == ANSWER
     # A title for the conversation, say: no tools are offered.
     assert plan(behaviour=behaviour, request="fix the test").ends_after == behaviour.answer_tokens
+
+
+def test_the_script_of_the_documentation_is_one() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "simulator.md").read_text()
+    (text,) = re.findall(r"```json\n(.*?)```", page, re.S)
+    counting, other = read_scripts(text.encode())
+    assert (counting.when, [call.name for call in other.turns[0].calls]) == ("count the files", ["Read", "Grep"])
 
 
 @pytest.mark.parametrize(
