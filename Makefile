@@ -5,7 +5,7 @@ UV := $(shell command -v uv || echo "python3 -m uv")
 RUN := .venv/bin
 PYTHON ?= 3.11
 
-.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-agents epp-conformance images check sbom fuzz proto crd clean
+.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-agents epp-conformance images check docs sbom fuzz proto crd clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -29,7 +29,7 @@ test: setup ## run all tests: unit, property, integration with real etcd and rea
 BUSY_CPUS ?= 2
 TESTS ?=
 
-test-busy: setup ## run all tests beside a CPU load (needs stress-ng): BUSY_CPUS=2, TESTS="tests/gateway -x" for a part
+test-busy: setup ## run all tests under a CPU load (needs stress-ng): BUSY_CPUS=2, TESTS="tests/gateway -x" for a part
 	command -v stress-ng >/dev/null || { echo "stress-ng is not installed: apt-get install stress-ng" >&2; exit 2; }
 	$(RUN)/python -m agentserving_cli.local.vllm_env
 	stress-ng --quiet --cpu $(BUSY_CPUS) & load=$$!; trap 'kill $$load' EXIT; $(RUN)/python -m pytest $(TESTS)
@@ -41,7 +41,7 @@ test-matrix: setup ## test the scheduler plugin on every supported vLLM (`make t
 bench: setup ## measure timings and ratios into benchmarks/results
 	$(RUN)/python -m benchmarks.run
 
-bench-peers: setup ## measure the front beside plain Envoy, nginx, haproxy, llm-d and litellm, those that are here (needs gcc)
+bench-peers: setup ## measure the front, plain Envoy, nginx, haproxy, llm-d and litellm, if installed (needs gcc)
 	$(RUN)/python -m benchmarks.peers --out benchmarks/results/peers.json
 
 scale: setup ## measure how the control plane grows with programs and engines (QUICK=1: small, writes nothing)
@@ -70,6 +70,10 @@ images: ## build both images with docker, podman or buildah; VLLM_IMAGE=name@sha
 
 check: setup ## run ruff, mypy --strict, bandit, import-linter, buf, and compare generated files; changes nothing
 	scripts/check.sh
+
+docs: setup ## build the documentation as a site into build/site; broken links fail
+	$(UV) pip install --quiet --python .venv/bin/python --constraint constraints.txt --group docs
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
 
 sbom: setup ## list what the image installs, as CycloneDX JSON, in dist/sbom.json
 	scripts/sbom.sh dist/sbom.json

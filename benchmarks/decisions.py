@@ -20,7 +20,7 @@ from agentserving_gateway.admission import Admission
 from agentserving_gateway.body import read_body
 from agentserving_gateway.calls import CallRequest, Ending, EndOfCall
 from agentserving_gateway.engines_file import EnginesFile
-from agentserving_gateway.identity import identify
+from agentserving_gateway.identity import from_body, from_head
 
 from benchmarks import open_loop
 
@@ -35,7 +35,7 @@ async def decisions(admission: Admission, seed: int) -> list[float]:
 
     async def admit(_: int, due: float) -> None:
         headers = {"x-agentserving-program-id": f"live-{rng.randrange(PROGRAMS)}"}
-        identity = identify(headers, read_body(BODY))
+        identity = from_head(headers) or from_body(read_body(BODY))
         request = CallRequest(
             tenant=Tenant("default"), program_id=identity.program_id, prompt_tokens=len(BODY) // 4, model="tiny"
         )

@@ -19,6 +19,13 @@ Fields of `spec`, generated from the CustomResourceDefinition (`make crd`). `kub
 a cluster. **Required** fields have no default; "-" is an optional field that is absent by default.
 
 """
+TEMPLATES = """
+## Pod templates
+
+The fields of `engine.template`, `controlPlane.template`, `gateway.template` and `store.etcd.template`; examples and
+what may not be changed are on the page about [pods](pods.md).
+
+"""
 TENANTS = """
 ## AgentServingTenant
 
@@ -33,6 +40,9 @@ def rows(schema: dict[str, Any], path: str = "spec", required: bool = False) -> 
     """(path, type, default, description) of a field and of all fields below it, in the order of the schema."""
     if path != "spec":
         yield path, _type(schema), _default(schema, required), _one_line(schema.get("description", ""))
+    if path != "spec" and path.endswith(".template"):
+        # The same in several places: in a table of its own.
+        return
     inner, prefix = schema, path
     if schema.get("type") == "array":
         inner, prefix = schema["items"], path + "[]"
@@ -64,15 +74,24 @@ def _one_line(text: str) -> str:
 
 def page() -> str:
     """The whole page."""
-    clusters, tenants = _table("agentservingclusters"), _table("agentservingtenants")
-    return f"{HEAD}{clusters}{TENANTS}{tenants}"
+    clusters, tenants = _table(_spec("agentservingclusters")), _table(_spec("agentservingtenants"))
+    return f"{HEAD}{clusters}{TEMPLATES}{_table(_template())}{TENANTS}{tenants}"
 
 
-def _table(plural: str) -> str:
+def _spec(plural: str) -> dict[str, Any]:
     document = yaml.safe_load((FILES / f"{plural}.yaml").read_text())
-    spec = document["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    found: dict[str, Any] = document["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    return found
+
+
+def _template() -> dict[str, Any]:
+    gateway: dict[str, Any] = _spec("agentservingclusters")["properties"]["gateway"]["properties"]["template"]
+    return gateway
+
+
+def _table(schema: dict[str, Any]) -> str:
     lines = ["| field | type | default | meaning |", "|---|---|---|---|"]
-    for path, kind, default, text in rows(spec):
+    for path, kind, default, text in rows(schema):
         lines.append(f"| `{path.removeprefix('spec.')}` | {kind} | {default} | {text} |")
     return "\n".join(lines) + "\n"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from agentserving_controlplane.engines.load_balancer import Balancer
@@ -25,6 +25,7 @@ from benchmarks.paper.sessions import coding_agents
 class Run:
     """`rate_per_s` programs per second arrive for `window_s` seconds, or `programs` in total; all run to their end."""
 
+    # Several are joined by "+", each with its share of the rate: "bfcl*1+map-reduce*0.4".
     workload: str
     contender: str
     rate_per_s: float
@@ -64,6 +65,10 @@ def _at_most(run: Run) -> int:
 
 
 def _programs(run: Run) -> list[Program]:
+    if "+" in run.workload:
+        parts = [part.split("*") for part in run.workload.split("+")]
+        each = [replace(run, workload=name, rate_per_s=run.rate_per_s * float(share)) for name, share in parts]
+        return sorted((program for part in each for program in _programs(part)), key=lambda one: one.arrival_s)
     arrive = bursts if run.bursty else poisson
     draw = coding_agents if run.workload == "coding" else partial(generate, run.workload, arrive=arrive)
     # A burst may bring several times the mean.

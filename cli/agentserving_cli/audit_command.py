@@ -1,4 +1,4 @@
-"""`audit`: who changed what, and who was refused, from the logs of control planes.
+"""`audit`: who changed what, and who was refused, from the logs of control planes, gateways and sidecars.
 
 The lines are in the logs and nowhere else, so the command reads those: of the cluster of this machine, of pods, of a
 file or of standard input.
@@ -46,7 +46,7 @@ def audit_command(where: Where) -> click.Command:
     def audit(
         logs: Logs, since: timedelta, tenant: str, who: str, refused: bool, file: TextIO | None, output: str
     ) -> None:
-        """Who changed what, and who was refused, from the logs of the control planes."""
+        """Who changed what, and who was refused, from the logs of the cluster's parts."""
         wanted = Wanted(since=datetime.now(UTC) - since, tenant=tenant, who=who, refused=refused)
         lines = chosen(read(file if file is not None else logs(since)), wanted)
         if is_data(output):
@@ -80,6 +80,8 @@ def _cells(line: AuditLine, wide: bool) -> dict[str, str]:
     outcome = " ".join(filter(None, (line.text("outcome"), line.text("reason"))))
     if omitted := line.text("omitted"):
         outcome += f" ({omitted} refusals before it were not written)"
+    if repeated := line.text("repeated"):
+        outcome += f" ({repeated} more since the line before)"
     method = line.text("method")
     return {
         "TIME": line.when.strftime("%Y-%m-%d %H:%M:%S" if wide else "%H:%M:%S"),

@@ -27,6 +27,7 @@ from agentserving_cli.local.vllm_env import EnvironmentFailedError
 from agentserving_cli.program_commands import program_commands
 from agentserving_cli.run_command import run
 from agentserving_cli.tenant_commands import tenant_commands
+from agentserving_cli.token_options import token_options
 from agentserving_cli.up import GaveUpError, run_up
 
 console = Console()
@@ -119,9 +120,22 @@ def main() -> None:
     flag_value=False,
     default=True,
     type=bool,
-    help="No keys: whoever reaches a port of this cluster may do everything.",
+    help="No keys: anyone who reaches a port of this cluster may do everything.",
 )
 @click.option("--gateway-port", type=click.IntRange(0, 65535), default=0, help="0, the default: any free one.")
+@click.option(
+    "--tls-cert",
+    "front_cert",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    help="Clients use https: PEM file of the certificate chain; a renewed one is used without a restart.",
+)
+@click.option(
+    "--tls-key",
+    "front_key",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    help="PEM file of its private key.",
+)
+@token_options
 @state_dir_option
 def up(gateway_port: int, state_dir: Path, **chosen: Any) -> None:
     """Start a cluster on this machine and stay until Ctrl-C.
@@ -132,6 +146,8 @@ def up(gateway_port: int, state_dir: Path, **chosen: Any) -> None:
     """
     if chosen["control_planes"] > 1 and chosen["store"] != "etcd":
         raise click.UsageError("--control-planes: several need --store etcd, which they share")
+    if (chosen["front_cert"] is None) != (chosen["front_key"] is None):
+        raise click.UsageError("--tls-cert and --tls-key: give both or neither")
     chosen["model"] = chosen["model"] or (SCRIPTED if chosen["engine"] == "vllm" else TINY)
     with _failures():
         sys.exit(asyncio.run(run_up(ClusterSpec(state_dir, gateway_port=gateway_port, **chosen), console)))

@@ -67,7 +67,7 @@ async def _or_immediately(cluster: LocalCluster, ending: asyncio.Task[Any], sign
 def _greet(cluster: LocalCluster, console: Console) -> None:
     if not cluster.spec.auth:
         console.print(
-            "\n[bold red]No authentication[/bold red] (--no-auth): whoever reaches a port of this cluster may use it, "
+            "\n[bold red]No authentication[/bold red] (--no-auth): anyone who reaches its ports may use it, "
             "read and cancel every program, and change the policy.", highlight=False, soft_wrap=True,
         )  # fmt: skip
     console.print("\n[bold]Ready.[/bold] Point any OpenAI or Anthropic client at it:")

@@ -27,7 +27,8 @@ from agentserving.v1 import (
     tenant_service_pb2,
     tenant_service_pb2_grpc,
 )
-from agentserving_process import logs, probes, supervision
+from agentserving_process import certificate_expiry, logs, probes, supervision
+from agentserving_process.certificate_expiry import Use
 from agentserving_process.frames.server import StreamServer
 from agentserving_process.listening import listen
 from agentserving_process.supervision import CannotStartError, Supervisor
@@ -63,6 +64,8 @@ MAX_REQUEST_BYTES = 16 << 20
 SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    # Streams of one connection; further ones wait at their sender.
+    ("grpc.max_concurrent_streams", 1000),
     # Clients ping every second (agentserving.transport.channels).
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 300),
     ("grpc.http2.max_ping_strikes", 0),
@@ -134,6 +137,10 @@ class Servers:
         self._settings = settings
         self.parts, self.clients = Gate(), Gate() if settings.serving.clients_listen else None
         self._audit, self._streams = Audit(), OpenStreams()
+        # None: clients have keys only.
+        self.tokens = settings.tokens.watch()
+        if self.tokens is not None:
+            self.tokens.on_change.add(self._streams.keep_signed_by)
         self._servers: list[grpc.aio.Server] = []
         self._health: list[Any] = []
         self._framed: StreamServer | None = None
@@ -188,6 +195,7 @@ class Servers:
             plane.api_keys.keys,
             has_certificates=has_certificates and bool(self._settings.tls.tls_cert),
             cluster=access.cluster,
+            tokens=self.tokens.verifier if self.tokens is not None else None,
         )
         return Guard(authenticator, port, self._audit, self._streams)
 
@@ -209,11 +217,15 @@ async def serve(settings: Settings, supervisor: Supervisor) -> int:
     """Runs until SIGTERM or SIGINT (0), or until the lease is lost (RESTART)."""
     if not settings.access.required:
         log.warning(
-            "no authentication: whoever reaches this port may read, pause and cancel every tenant's programs, attach"
+            "no authentication: anyone who reaches this port may read, pause and cancel every tenant's programs, attach"
             " engines and change the policy (--client-auth keys closes it)",
             listen=settings.serving.listen,
         )
+    settings.tls.report_expiry()
+    certificate_expiry.report(Use.ETCD, settings.store.etcd_tls_cert)
     servers = Servers(settings)
+    if servers.tokens is not None:
+        supervisor.start("keys of JWTs", servers.tokens.run)
     try:
         await servers.start()
         store = make_store(settings.store)

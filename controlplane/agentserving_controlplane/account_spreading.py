@@ -1,8 +1,8 @@
 """Sends accounts that have moved to the other engines that run calls of the same trees.
 
-An account that moves while nothing was sent for SPREAD_INTERVAL_S goes out at once. Those that move soon after wait for
-the rest of the interval, each once and with its last value: the cost is bounded by the trees and engines that are busy,
-not by the calls that end.
+An account that moves while nothing was sent for SPREAD_INTERVAL_S is sent immediately. Those that move soon after wait
+for the rest of the interval, each once and with its last value: the cost is bounded by the trees and engines that are
+busy, not by the calls that end.
 """
 
 from __future__ import annotations

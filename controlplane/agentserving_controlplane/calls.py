@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import msgspec
 from agentserving.contract import ticket
-from agentserving.contract.ids import CallId, EngineId, ProgramId
+from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
+from agentserving.contract.rates import Rate
 from agentserving.contract.signatures import SigningKey
 
 from agentserving_controlplane.engines.directives import ToolWait
@@ -40,6 +41,8 @@ class Admission(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     epoch: int
     # Engines on which the ticket is good as well, in the order in which to try them.
     fallbacks: tuple[NamedEngine, ...] = ()
+    # What is left of the tenant's bounds in time.
+    rates: tuple[Rate, ...] = ()
 
 
 class CallOperations:
@@ -57,8 +60,9 @@ class CallOperations:
             known = state.keys.find(request.tenant, request.idempotency_key, request.digest, now.steady_us)
             if known is not None:
                 return self._admission(known.row, known.call)
-        bound = state.table.bounds.of_tenant(request.tenant).tokens_per_day
-        state.table.tokens.check(request.tenant, bound, now)
+        bounds = state.table.bounds.of_tenant(request.tenant)
+        state.table.tokens.check(request.tenant, bounds.tokens_per_day, now)
+        state.table.rates.check(request.tenant, bounds, now)
         plan = state.table.plan_admission(request)
         if plan.opens or plan.reopens:
             state.check_space()
@@ -76,8 +80,14 @@ class CallOperations:
         row = state.table.index.rows[plan.key]
         if request.idempotency_key:
             state.keys.add(row, call, now.steady_us)
+        state.table.rates.admitted(request.tenant, now)
         state.settle()
-        return self._admission(row, call, key)
+        return self._admission(row, call, key, self._left(request.tenant, bounds.tokens_per_day, now))
+
+    def _left(self, tenant: Tenant, tokens_per_day: int, now: Instant) -> tuple[Rate, ...]:
+        table = self._state.table
+        rates = table.rates.left(tenant, now)
+        return (*rates, table.tokens.left(tenant, tokens_per_day, now)) if tokens_per_day else rates
 
     def _commit(self, plan: AdmissionPlan, engines: list[EngineId], now: Instant) -> CallRow:
         state = self._state
@@ -103,7 +113,9 @@ class CallOperations:
         for engine_id in plan.engines:
             self._state.links.send(engine_id, directive)
 
-    def _admission(self, row: ProgramRow, call: CallRow, key: SigningKey | None = None) -> Admission:
+    def _admission(
+        self, row: ProgramRow, call: CallRow, key: SigningKey | None = None, rates: tuple[Rate, ...] = ()
+    ) -> Admission:
         state = self._state
         # A repeated AdmitCall gets the ticket of the first, wherever the call is by now.
         engine = state.engines.reachable(call.engines[0] if call.engines else call.engine_id)
@@ -140,6 +152,7 @@ class CallOperations:
             ticket=signed,
             epoch=state.epoch,
             fallbacks=self._named(call.engines[1:]),
+            rates=rates,
         )
 
     def _boots(self, engine_id: EngineId, call: CallRow) -> tuple[str, ...]:

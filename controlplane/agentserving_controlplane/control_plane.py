@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import msgspec
 import structlog
 from agentserving.contract.ids import EngineId, ProgramKey
+from agentserving.contract.policy import Source
 
 from agentserving_controlplane.call_ends import CallEnds
 from agentserving_controlplane.calls import CallOperations
@@ -74,7 +75,9 @@ class ControlPlane(LeaderState):
         on_fenced: Callable[[Exception], None],
         access: AccessOptions | None = None,
     ) -> None:
-        super().__init__(settings, store, epoch, on_fenced)
+        super().__init__(
+            settings, store, epoch, on_fenced, settings.capacity(keys=access is not None and access.required)
+        )
         self.access = access or AccessOptions()
         self.api_keys = KeyOperations(self, self.access.bootstrap_keys)
         self.tenant_operations = TenantOperations(self)
@@ -133,8 +136,8 @@ class ControlPlane(LeaderState):
         for engine_id in self.table.index.engines_with_calls():
             self.engines.ensure(engine_id, now.steady_us)
         self.commits.start()
-        # Before engines attach, so that they go on with what was chosen; and again at the first tick.
-        if self.policy_in_force.choices:
+        # Before engines attach, so that they begin or go on with what is chosen; and again at the first tick.
+        if self.policy.policy.source is Source.AUTO:
             await self._upkeep.relevel()
             self._upkeep.relevel_now()
         self.settle()

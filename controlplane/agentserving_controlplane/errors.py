@@ -18,6 +18,8 @@ DomainError
 
 from __future__ import annotations
 
+from agentserving.contract.rates import Rate
+
 
 class DomainError(Exception):
     """Root of all refusals: `reason` is a closed word for programs, the message says what a person can do about it.
@@ -66,7 +68,11 @@ class ExistsError(DomainError):
 
 
 class OverloadedError(DomainError):
-    """A limit is reached."""
+    """A limit is reached. `rates`: what is left of the bounds in time, where it is one of those."""
+
+    def __init__(self, reason: str, message: str, *, retry_after_s: float = 0.0, rates: tuple[Rate, ...] = ()) -> None:
+        super().__init__(reason, message, retry_after_s=retry_after_s)
+        self.rates = rates
 
 
 class UnavailableError(DomainError):

@@ -1,7 +1,7 @@
 """Keys of clients and administrators: made, listed, revoked, expired. Tokens of parts that were given at the start.
 
-Rows are stored under `keys/`, beside the table. A revocation is in force here at once, reaches gateways by their
-WatchKeys streams at once, and ends the open streams of the key; then it is awaited by the store. Rows of keys that have
+Rows are stored under `keys/`, next to the table. A revocation takes effect here immediately, reaches gateways by their
+WatchKeys streams, and ends the open streams of the key; then it is awaited by the store. Rows of keys that have
 been invalid for RETENTION_S are removed, so that a caller learns for a while why its key is refused.
 """
 
@@ -193,7 +193,7 @@ class KeyOperations:
                 return NewKey(made.text, row)
 
     async def revoke(self, key_id: str) -> KeyRow:
-        """Ends a key; in force at once, durable when this returns. NotFoundError, ConflictError."""
+        """Ends a key; effective immediately, durable when this returns. NotFoundError, ConflictError."""
         row = self.keys.get(key_id)
         if row is None:
             raise NotFoundError("KEY_NOT_FOUND", f"no key {key_id!r}", field="key_id")

@@ -19,6 +19,7 @@ from agentserving_process.addresses import split_address
 from agentserving_process.options import REQUIRED, option
 from agentserving_process.probes import ProbeOptions
 from agentserving_process.tls import TlsOptions
+from agentserving_process.web_tokens.watch import TokenOptions
 
 from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_controlplane.store.etcd.space import QUOTA_BYTES
@@ -68,6 +69,14 @@ class PlaneSettings:
         "live programs of any one tenant; a tenant may have a smaller bound of its own",
         above=0,
     )
+    default_tenant_programs: int = option(
+        10_000,
+        "live programs of a tenant without a bound of its own (agentserving tenant set), where clients have keys",
+        above=0,
+    )
+    default_tenant_calls: int = option(
+        10_000, "calls in flight of a tenant without a bound of its own, where clients have keys", above=0
+    )
     # Engines get all of them in one message of at most 8 MiB; one takes 260 bytes at most.
     max_paused_programs: int = option(
         DEFAULT_CAPACITY.paused_programs,
@@ -76,15 +85,16 @@ class PlaneSettings:
         most=30_000,
     )
 
-    @property
-    def capacity(self) -> Capacity:
-        """Bounds of the process table."""
+    def capacity(self, *, keys: bool) -> Capacity:
+        """Bounds of the process table. Without keys a tenant is a claim, and bounds of tenants hold nobody back."""
         return Capacity(
             programs=self.max_programs,
             closed_programs=self.max_closed_programs,
             paused_programs=self.max_paused_programs,
             tenant_programs=self.max_tenant_programs,
             tenant_paused_programs=max(1, self.max_paused_programs // 5),
+            default_tenant_programs=self.default_tenant_programs if keys else self.max_tenant_programs,
+            default_tenant_calls=self.default_tenant_calls if keys else 0,
         )
 
 
@@ -168,7 +178,7 @@ class AccessOptions:
 
     @property
     def required(self) -> bool:
-        """True when nobody is let in without a credential."""
+        """True when every caller needs a credential."""
         return self.client_auth is ClientAuth.KEYS
 
 
@@ -208,6 +218,11 @@ class Settings:
     store: StoreOptions = field(default_factory=StoreOptions)
     tls: TlsOptions = field(default_factory=TlsOptions)
     probes: ProbeOptions = field(default_factory=ProbeOptions)
+    tokens: TokenOptions = field(default_factory=TokenOptions)
+
+    def __post_init__(self) -> None:
+        if self.tokens.jwt_issuer and not self.access.required:
+            raise ValueError("--jwt-issuer: --client-auth keys is needed with it: JWTs are accepted beside keys")
 
 
 def parse(argv: Sequence[str] | None = None) -> Settings:

@@ -29,6 +29,7 @@ from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.group_commit import GroupCommit
 from agentserving_controlplane.store.port import FencedError, Store, StoreError, Write
 from agentserving_controlplane.store.write_buffer import LateWrite
+from agentserving_controlplane.table.bounds import Capacity
 from agentserving_controlplane.table.changes import Item
 from agentserving_controlplane.table.endings import Endings
 from agentserving_controlplane.table.history import History
@@ -59,14 +60,19 @@ class LeaderState:
     """The parts of a leader; `ControlPlane` adds the operations."""
 
     def __init__(
-        self, settings: PlaneSettings, store: Store, epoch: int, on_fenced: Callable[[Exception], None]
+        self,
+        settings: PlaneSettings,
+        store: Store,
+        epoch: int,
+        on_fenced: Callable[[Exception], None],
+        capacity: Capacity,
     ) -> None:
         self.settings = settings
         self.epoch = epoch
         self._store = store
         self.policy_in_force = PolicyInForce(preset(settings.policy), settings.balancer)
         self.tenants = Tenants()
-        self.table = ProcessTable(epoch, capacity=settings.capacity)
+        self.table = ProcessTable(epoch, capacity=capacity)
         self.table.bounds.of_tenant = self.tenants.of
         self.engines = EngineRegistry(self.table.index.calls_on, self.table.index.engines_changed)
         self.balancer = LoadBalancer(self.engines)
@@ -114,7 +120,7 @@ class LeaderState:
         self.history.begin()
         for group in groups:
             self.commits.put_together(self._writes(group))
-            for key in {item.key for item in group} if len(group) > 1 else (group[0].key,):
+            for key in dict.fromkeys(item.key for item in group) if len(group) > 1 else (group[0].key,):
                 self.history.note(key, removed=False)
         for tenant in self.table.tokens.take_changed():
             if self.table.bounds.of_tenant(tenant).tokens_per_day:

@@ -7,6 +7,7 @@ all rows. Work on many rows yields to other tasks every few rows, so it never de
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 
 import structlog
@@ -137,9 +138,11 @@ class Upkeep:
             return
         self._relevel_due_us = now_us + RELEVEL_US
         sizes, live, closed = self._sizes, [], set[ProgramKey]()
+        open_calls = Counter[ProgramKey]()
         for count, row in enumerate(list(state.table.rows.values()), start=1):
             if count % ROWS_PER_SLICE == 0:
                 await asyncio.sleep(0)
+            open_calls[row.root_key] += len(row.calls)
             if row.root != row.program_id:
                 continue
             if row.state is ProgramState.CLOSED and row.outcome in (Outcome.COMPLETED, Outcome.EXPIRED):
@@ -152,7 +155,8 @@ class Upkeep:
         sizes.go_on(live)
         before, unix_us = state.policy_in_force.choices, state.now().unix_us
         loads = [engine.load for engine in state.engines if engine.attached]
-        contention = Contention(sum(load.waiting for load in loads), sum(load.running for load in loads))
+        waiting, running = sum(load.waiting for load in loads), sum(load.running for load in loads)
+        contention = Contention.of(waiting, running, open_calls.values())
         decided = await asyncio.to_thread(computed, policy, sizes, contention, before, unix_us)
         # Another policy may have been applied in the meantime.
         if state.policy.policy is not policy:

@@ -1,4 +1,4 @@
-"""Coding agents as users run them, against `agentserving up` with real vLLM: prompt, tool, result, answer.
+"""Coding agents as users run them, against `agentserving up` with either engine: prompt, tool, result, answer.
 
 npm installs the versions of package.json into the user's cache directory, once. Each agent has a home and a working
 directory of its own, and nothing is sent to anyone but the cluster: the agents' own telemetry is off.
@@ -21,13 +21,17 @@ import pytest
 from agentserving_cli.local.vllm_env import cache_dir
 from integration.local_cluster import Cluster
 
-pytestmark = [pytest.mark.vllm, pytest.mark.etcd, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.etcd, pytest.mark.timeout(1200)]
 
-ANSWER = "Done. This is a scripted model"
+MODEL = "scripted"
+# Flags of `up`, and how the answers begin.
+ENGINES = {
+    "vLLM": ((), "Done. This is a scripted model"),
+    "simulator": (("--engine", "simulator", "--model", MODEL), "Done. This is a simulated engine"),
+}
 PACKAGES = Path(__file__).with_name("package.json")
 # An agent's start and two calls of 25k tokens each on a busy CPU.
 AGENT_BOUND_S = 300
-MODEL = "scripted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,15 +124,27 @@ def binaries() -> Path:
     return home / "node_modules" / ".bin"
 
 
+@pytest.fixture(scope="module", params=[pytest.param("vLLM", marks=pytest.mark.vllm), "simulator"])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    flags, _ = ENGINES[engine]
     made = Cluster(
-        tmp_path_factory.mktemp("agents") / "state", "--engines", "1", "--store", "memory", auth=True, bound_s=800
-    )
+        tmp_path_factory.mktemp("agents") / "state", "--engines", "1", "--store", "memory", *flags,
+        auth=True, bound_s=800,
+    )  # fmt: skip
     try:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture
+def answer(engine: str) -> str:
+    return ENGINES[engine][1]
 
 
 def programs(cluster: Cluster) -> dict[str, Any]:
@@ -136,7 +152,9 @@ def programs(cluster: Cluster) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_an_agent_runs_a_tool_and_answers(name: str, cluster: Cluster, binaries: Path, tmp_path: Path) -> None:
+def test_an_agent_runs_a_tool_and_answers(
+    name: str, cluster: Cluster, answer: str, binaries: Path, tmp_path: Path
+) -> None:
     agent, before = AGENTS[name], programs(cluster)
     base_url = cluster.addresses["gateway"]
     for path, text in agent.files.items():
@@ -155,7 +173,7 @@ def test_an_agent_runs_a_tool_and_answers(name: str, cluster: Cluster, binaries:
         timeout=AGENT_BOUND_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ANSWER in done.stdout
+    assert answer in done.stdout
     new = [program for program_id, program in programs(cluster).items() if program_id not in before]
     calls = [int(program["calls_completed"]) for program in new]
     # The call of the tool, and the answer to its result.
@@ -175,7 +193,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_under_run_an_agent_needs_no_set_up_and_is_one_program(
-    name: str, cluster: Cluster, binaries: Path, tmp_path: Path
+    name: str, cluster: Cluster, answer: str, binaries: Path, tmp_path: Path
 ) -> None:
     work = tmp_path / "work"
     work.mkdir()
@@ -190,7 +208,7 @@ def test_under_run_an_agent_needs_no_set_up_and_is_one_program(
         timeout=AGENT_BOUND_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ANSWER in done.stdout
+    assert answer in done.stdout
     (program,) = [each for each in programs(cluster).values() if each["name"] == f"run of {name}"]
     assert program["outcome"] == "OUTCOME_COMPLETED"
     assert int(program["calls_completed"]) >= 2, done.stdout + done.stderr

@@ -71,3 +71,34 @@ def test_engines_and_gateways_are_replaced_under_load_and_no_call_fails(settled:
     for part in parts:
         uids = {uid for uid, _ in before[part].values()}
         assert not uids & {uid for uid, _ in running(settled, part).values()}, part
+
+
+def test_a_pod_template_reaches_the_running_process_and_leaves_without_a_trace(settled: Demo) -> None:
+    settled.kubectl.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "company-ca"},
+            "data": {"ca.crt": "a certificate"},
+        }
+    )
+    container = {
+        "name": "picker",
+        "env": [{"name": "HTTPS_PROXY", "value": "http://proxy.example.com:3128"}],
+        "volumeMounts": [{"name": "company-ca", "mountPath": "/etc/company", "readOnly": True}],
+    }
+    spec = {"containers": [container], "volumes": [{"name": "company-ca", "configMap": {"name": "company-ca"}}]}
+    template = {"metadata": {"annotations": {"example.com/cost-center": "7"}}, "spec": spec}
+    with Load(settled.kubectl, settled.url) as load:
+        settled.patch({"gateway": {"template": template}})
+        settled.until_settled(240)
+        (pod,) = settled.pods("gateway")
+        assert pod["metadata"]["annotations"]["example.com/cost-center"] == "7"
+        ask = "import os; print(os.environ['HTTPS_PROXY'], open('/etc/company/ca.crt').read())"
+        said = settled.kubectl("exec", pod["metadata"]["name"], "-c", "picker", "--", "python", "-c", ask)
+        assert said.strip() == "http://proxy.example.com:3128 a certificate"
+        settled.patch({"gateway": {"template": None}})
+        settled.until_settled(240)
+    assert load.failures == []
+    (pod,) = settled.pods("gateway")
+    assert "company-ca" not in str(pod["spec"])

@@ -1,4 +1,4 @@
-"""The boot of this engine, for the processes that accept its requests: the scheduler writes it beside its socket."""
+"""The boot of this engine, for the processes that accept its requests: the scheduler writes it next to its socket."""
 
 from __future__ import annotations
 

@@ -173,9 +173,10 @@ class EngineSession:
 
         `requests`: all requests in the engine, in the order of arrival. Accounts and records are kept.
         """
-        there, accounting = list(requests), self.calls.policy.accounting
-        for key in set(self.book.request_ids).difference(there):
-            self.book.end(key, None, "failed", now_us, accounting)
+        there, accounting = dict.fromkeys(requests), self.calls.policy.accounting
+        for key in self.book.request_ids:
+            if key not in there:
+                self.book.end(key, None, "failed", now_us, accounting)
         self.policy.rebuild([self.book.facts(key, accounting) for key in there], running, now_us)
         self._engine.reorder()
 

@@ -20,7 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from agentserving_sidecar.api.attach import LeaderLink
 from agentserving_sidecar.api.generate import add_generate
-from agentserving_sidecar.draining import drained
+from agentserving_sidecar.draining import drain_socket, drained
 from agentserving_sidecar.engine_http import EngineHttp
 from agentserving_sidecar.engine_link import EngineLink
 from agentserving_sidecar.http_front import http_app
@@ -30,6 +30,12 @@ from agentserving_sidecar.settings import Settings
 from agentserving_sidecar.sidecar import Sidecar
 
 PROG = "agentserving-sidecar"
+SERVER_OPTIONS = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 16 << 20),
+    # Streams of one connection; further ones wait at their sender.
+    ("grpc.max_concurrent_streams", 1000),
+]
 # The model list is a help for routing: the sidecar works without.
 MODELS_RESTART = Backoff(first_s=1.0, max_s=30.0)
 
@@ -50,10 +56,10 @@ def open_journal(settings: Settings) -> Journal:
 @asynccontextmanager
 async def generate_server(settings: Settings, engine: EngineHttp) -> AsyncIterator[None]:
     """CallService.Generate and gRPC health checks, while the block runs."""
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)])
+    server = grpc.aio.server(options=SERVER_OPTIONS)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    add_generate(server, engine)
+    add_generate(server, engine, settings.sidecar.ticket_check(settings.engine.engine_id))
     # With a certificate but no CA, anybody could call: then it serves in the clear, as without a certificate.
     listen(server, settings.sidecar.listen, settings.leader.server() if settings.leader.tls_ca else None)
     await server.start()
@@ -81,12 +87,14 @@ def connected_sidecar(settings: Settings, journal: Journal) -> tuple[Sidecar, En
 
 async def serve(settings: Settings, supervisor: Supervisor) -> None:
     """Runs until SIGTERM or SIGINT, then drains."""
+    settings.leader.report_expiry()
     with closing(open_journal(settings)) as journal:
         sidecar, link, leader_link = connected_sidecar(settings, journal)
         async with (
             EngineHttp(settings.engine.engine_address, settings.engine.engine_api_key_file) as engine,
             generate_server(settings, engine),
-            served(http_app(sidecar, settings.engine.drain_s, engine), settings.probes),
+            served(http_app(sidecar, engine), settings.probes),
+            drain_socket(sidecar, settings.engine.channel_dir, settings.engine.drain_s),
             Supervisor() as tasks,
         ):
             models = ModelList(engine, sidecar.models_changed)

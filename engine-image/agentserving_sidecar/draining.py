@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import structlog
+from agentserving_process.audit import changed
+from agentserving_process.listening import cannot_listen
+from aiohttp import web
 
 from agentserving_sidecar.sidecar import Sidecar
 
 log = structlog.get_logger()
 
 POLL_S = 0.05
+# In the directory that the sidecar shares with its engine.
+SOCKET_NAME = "drain.sock"
 
 
 async def drained(sidecar: Sidecar, limit_s: float) -> bool:
@@ -26,9 +33,32 @@ async def drained(sidecar: Sidecar, limit_s: float) -> bool:
     return True
 
 
-def may_drain(remote: str | None) -> bool:
-    """True for callers in the engine's network namespace: its preStop hook. Probes and metrics are open to others."""
+@asynccontextmanager
+async def drain_socket(sidecar: Sidecar, directory: Path, limit_s: float) -> AsyncIterator[None]:
+    """Serves GET /drain on a Unix socket while the block runs: the response comes once the engine is idle.
+
+    Kubernetes ends a pod's containers before its native sidecars, so it is the engine's preStop hook that asks. It
+    needs no other credential than the directory, which the engine and this process share. CannotStartError.
+    """
+
+    async def drain(_: web.Request) -> web.Response:
+        sidecar.drain()
+        changed(role="engine", method="Sidecar.Drain", about=f"engine/{sidecar.engine_id}")
+        is_drained = await drained(sidecar, limit_s)
+        return web.Response(text="drained\n" if is_drained else "the time limit came first\n")
+
+    app, path = web.Application(), directory / SOCKET_NAME
+    app.add_routes([web.get("/drain", drain)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
     try:
-        return remote is not None and ipaddress.ip_address(remote).is_loopback
-    except ValueError:
-        return False
+        try:
+            path.unlink(missing_ok=True)
+            await web.UnixSite(runner, str(path)).start()
+            path.chmod(0o660)
+        except OSError as error:
+            raise cannot_listen(str(path), error) from None
+        yield
+    finally:
+        await runner.cleanup()
+        path.unlink(missing_ok=True)

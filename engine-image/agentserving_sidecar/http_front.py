@@ -1,4 +1,4 @@
-"""Probes and metrics of the sidecar, and the drain hook of its engine."""
+"""Probes and metrics of the sidecar."""
 
 from __future__ import annotations
 
@@ -6,30 +6,19 @@ from agentserving_process.probes import Answer, application
 from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
-from agentserving_sidecar.draining import drained, may_drain
 from agentserving_sidecar.engine_http import EngineHttp
 from agentserving_sidecar.metrics import Collector
 from agentserving_sidecar.sidecar import Sidecar
 
 
-def http_app(sidecar: Sidecar, drain_s: float, engine: EngineHttp | None = None) -> web.Application:
-    """/healthz: this process. /readyz: the engine behind it, as reported to the leader. /metrics. /drain.
-
-    GET /drain responds once the engine is idle. Kubernetes ends a pod's containers before its native sidecars, so it is
-    the engine's preStop hook that asks.
+def http_app(sidecar: Sidecar, engine: EngineHttp | None = None) -> web.Application:
+    """/healthz: this process. /readyz: the engine behind it, as reported to the leader. /metrics.
 
     GET /engine/metrics passes the engine's own metrics on: it serves them on the port of its calls, which a
     NetworkPolicy keeps closed to Prometheus.
     """
     engine_metrics = CollectorRegistry()
     engine_metrics.register(Collector(sidecar))
-
-    async def drain(request: web.Request) -> web.Response:
-        if not may_drain(request.remote):
-            return web.Response(status=403, text="only the engine's own pod may drain it\n")
-        sidecar.drain()
-        is_drained = await drained(sidecar, drain_s)
-        return web.Response(text="drained\n" if is_drained else "the time limit came first\n")
 
     async def metrics_of_engine(_: web.Request) -> web.Response:
         if engine is None:
@@ -40,7 +29,7 @@ def http_app(sidecar: Sidecar, drain_s: float, engine: EngineHttp | None = None)
     return application(
         ready=lambda: readiness(sidecar),
         metrics=lambda: generate_latest(engine_metrics) + generate_latest(REGISTRY),
-        routes=[web.get("/drain", drain), web.get("/engine/metrics", metrics_of_engine)],
+        routes=[web.get("/engine/metrics", metrics_of_engine)],
     )
 
 

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentserving.contract.signatures import VerifyingKey
+from agentserving.contract.ticket import IssuerKeys, verify
+from agentserving.contract.ticket_keys import TicketKeys, verifying_keys
 from agentserving_process.options import REQUIRED, option
 from agentserving_process.probes import ProbeOptions
 from agentserving_process.tls import LeaderOptions
+
+TicketCheck = Callable[[str], None]
+
+
+def read_ticket_keys(path: str) -> TicketKeys[VerifyingKey]:
+    """The public keys in a file. ValueError names the file and what is wrong with it."""
+    try:
+        return verifying_keys(Path(path))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _check(text: str, keys: Sequence[VerifyingKey], engine_id: str) -> None:
+    verify(text, IssuerKeys(keys), engine_id=engine_id, now_unix_s=time.time())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +50,17 @@ class SidecarOptions:
 
     state_dir: Path = option(REQUIRED, "directory for the journal; it must outlast the process")
     listen: str = option("127.0.0.1:7071", "host:port of CallService.Generate, for clients of the gRPC API")
+    ticket_keys: TicketKeys[VerifyingKey] | None = option(
+        None, "file of the public key of tickets: Generate passes on what has a ticket for this engine; none: the"
+        " engine alone decides", name="ticket_key_file", read=read_ticket_keys,
+    )  # fmt: skip
+
+    def ticket_check(self, engine_id: str) -> TicketCheck:
+        """Raises InvalidTicketError for a call that may not be passed on."""
+        keys = self.ticket_keys
+        if keys is None:
+            return lambda text: None
+        return lambda text: _check(text, keys(), engine_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,8 +32,8 @@ log = structlog.get_logger()
 
 # How often the health is decided on without an event: a stopped engine causes none.
 EVALUATE_S = 0.2
-# A heartbeat of a serving engine that says nothing new is passed on this often, others at once. Whether the sidecar is
-# there the leader knows from the stream.
+# A heartbeat of a serving engine that says nothing new is passed on this often, others without delay. Whether the
+# sidecar is there the leader knows from the stream.
 UNCHANGED_BEAT_S = 4.0
 # Entries per report when the journal is replayed.
 RESEND_BATCH = 500

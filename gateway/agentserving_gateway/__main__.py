@@ -1,4 +1,4 @@
-"""The picker of a front: tells Envoy where each request goes."""
+"""The picker of a front: answers Envoy's question where each request goes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ import structlog
 import uvloop
 from agentserving.contract.ticket_keys import signing_keys
 from agentserving.transport.leader_channel import LeaderChannel
-from agentserving_process import logs, open_files, options, probes, supervision
+from agentserving_process import certificate_expiry, logs, open_files, options, probes, supervision
+from agentserving_process.certificate_expiry import Use
 from agentserving_process.options import option
 from agentserving_process.probes import Answer, ProbeOptions
 from agentserving_process.supervision import CannotStartError, Supervisor
 from agentserving_process.tls import LeaderOptions
+from agentserving_process.web_tokens.watch import TokenOptions
 from aiohttp import web
 
+from agentserving_gateway.certificate_files import FrontCertificate, FrontTls
 from agentserving_gateway.credentials import ClientAuth
 from agentserving_gateway.drain import SETTLE_S
+from agentserving_gateway.envoy import MAX_CONNECTIONS, FrontSettings
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 from agentserving_gateway.ext_proc.service import ExtProcOptions
 from agentserving_gateway.front_picker import FrontPicker
@@ -43,6 +47,9 @@ class Serving:
     group_by_content: bool = option(
         True, "a call without an id whose messages extend an earlier call's joins its program; false: it is a program"
     )
+    max_connections: int = option(
+        MAX_CONNECTIONS, "client connections that Envoy takes, its --max-connections", least=1
+    )
     drain_s: float = option(0.0, "seconds that requests may go on after SIGTERM", least=0)
 
 
@@ -54,6 +61,12 @@ class Settings:
     ext_proc: ExtProcOptions
     probes: ProbeOptions
     leader: LeaderOptions
+    tokens: TokenOptions
+    tls: FrontTls
+
+    def __post_init__(self) -> None:
+        if self.tokens.jwt_issuer and self.serving.client_auth is not ClientAuth.KEYS:
+            raise ValueError("--jwt-issuer: --client-auth keys is needed with it: JWTs are accepted beside keys")
 
 
 async def serve(settings: Settings, supervisor: Supervisor) -> None:
@@ -64,16 +77,27 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     )
     has_keys = serving.client_auth is ClientAuth.KEYS
     if not has_keys:
-        log.warning("no authentication: whoever reaches the gateway's port is served (--client-auth keys closes it)")
+        log.warning("no authentication: anyone who reaches the gateway's port is served (--client-auth keys closes it)")
+    settings.leader.report_expiry()
+    certificate_expiry.report(Use.FRONT, settings.tls.front_cert)
+    certificate_expiry.report(Use.ENDPOINT_PICKER, settings.ext_proc.ext_proc_cert)
+    tokens = settings.tokens.watch()
     made = FrontPicker(
         serving.run_dir, channel, settings.ext_proc,
         keys_channel=keys_channel if has_keys else None, own_tickets=_own_tickets(serving),
-        group_by_content=serving.group_by_content,
+        group_by_content=serving.group_by_content, max_connections=serving.max_connections,
+        tokens=tokens.verifier if tokens is not None else None,
     )  # fmt: skip
     async with made as front:
         supervisor.start("admissions", front.admission.run)
+        supervisor.start("crowd", front.crowd.run)
         if front.keys is not None:
             supervisor.start("keys", front.keys.run)
+        if settings.tls.front_cert is not None:
+            paths = settings.tls.added_to(FrontSettings(listen=":0", run_dir=front.run_dir))
+            supervisor.start("front's certificate", FrontCertificate(paths).run)
+        if tokens is not None:
+            supervisor.start("keys of JWTs", tokens.run)
         envoy = _EnvoyWatch(front.admin)
         supervisor.start("watch of Envoy", envoy.run)
 

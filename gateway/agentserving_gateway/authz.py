@@ -143,6 +143,7 @@ class Conversation(asyncio.Protocol):
             program=program,
             headers=headers,
             length=int(length) if length.isdigit() else 0,
+            peer=headers.get(names.CLIENT_ADDRESS, ""),
         )
         try:
             return await self._picker.pick(head, b"".join(pieces) if prefix == BODY_PREFIX else None)
@@ -179,7 +180,7 @@ def _allowed(pick: Pick) -> bytes:
         lines.append(f"{names.TENANT}: {pick.tenant}")
     if pick.credential:
         lines.append(f"{names.CREDENTIAL}: {pick.credential}")
-    lines += [f"{name}: {value}" for name, value in pick.rates.items()]
+    lines += [f"{name}: {value}" for name, value in pick.rate_headers.items()]
     if pick.program_id:
         lines.append(f"{names.PROGRAM_ID}: {pick.program_id}")
     if pick.call_id:

@@ -1,8 +1,8 @@
 """A call between its request and its end, as values: what the picker asks of the leader, and what it answers.
 
 Who ends a call: the engine's report, or this picker, which names every call whose exchange is over. Ends that did not
-go as planned are sent at once, one by one; the others in batches, since nearly all of them repeat what the engine has
-reported. They end the calls that an engine has answered without its scheduler.
+go as planned are sent one by one; the others in batches, since nearly all of them repeat what the engine has reported.
+They end the calls that an engine has answered without its scheduler.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
+from agentserving.contract.rates import Rate
 
 
 class Ending(Enum):
@@ -61,7 +62,7 @@ class EndOfCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """Where a call goes. `call_id` and `ticket` are empty for an unmanaged call."""
+    """Where a call goes. `call_id` and `ticket` are empty for an unmanaged call. `rates`: of the tenant's bounds."""
 
     engine_id: EngineId
     engine_address: str
@@ -71,13 +72,15 @@ class Admitted:
     call_id: CallId = CallId("")
     program_id: ProgramId = ProgramId("")
     ticket: str = ""
+    rates: tuple[Rate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """The leader does not admit a call. `code` is a google.rpc.Code, `reason` a closed word."""
+    """The leader does not admit a call. `code` is a google.rpc.Code, `reason` a closed word, `rates` as of Admitted."""
 
     code: int
     reason: str
     message: str
     retry_after_s: float = 0.0
+    rates: tuple[Rate, ...] = ()

@@ -1,7 +1,9 @@
-"""Who sends a request: the key in its head, verified against the keys that the leader has sent. Pure but for the clock.
+"""Who sends a request: the credential in its head. Pure but for the clock.
 
-A key comes as `Authorization: Bearer <key>` (OpenAI) or `x-api-key: <key>` (Anthropic). What a request claims about its
-tenant is never read: a tenant is the key's. Without keys (--client-auth none) everybody is the tenant `default`.
+A credential is a key, verified against the keys that the leader has sent, or a JWT, verified against its issuer's
+public keys. It comes as `Authorization: Bearer <credential>` (OpenAI) or `x-api-key: <credential>` (Anthropic). What a
+request claims about its tenant is never read: the credential names it. Without keys (--client-auth none) everybody is
+the tenant `default`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from enum import Enum
 
 from agentserving.contract.ids import Tenant
 from agentserving.contract.keys import KeyRefusal, KeyRefusedError, KeySet, from_authorization, parse
+from agentserving_process.web_tokens.verifier import TokenRefusedError, TokenVerifier, is_token
 
 from agentserving_gateway import metrics
 from agentserving_gateway.envoy.names import API_KEY, AUTHORIZATION, CREDENTIALS
@@ -32,8 +35,9 @@ class ClientAuth(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """A client that was let in. `credential`: the id of its key, empty without keys; `for_engines`: a credential that
-    is passed on when engines are asked on the client's behalf."""
+    """A client that was let in. `credential`: the id of its key, or `jwt:<kid>:<sub>`; empty without keys.
+
+    `for_engines`: a credential that is passed on when engines are asked on the client's behalf."""
 
     tenant: Tenant
     credential: str = ""
@@ -57,12 +61,18 @@ class Authenticator:
     `now`: Unix time.
     """
 
-    def __init__(self, keys: Callable[[], KeySet | None] | None = None, now: Callable[[], float] = time.time) -> None:
-        self._keys, self._now = keys, now
+    def __init__(
+        self,
+        keys: Callable[[], KeySet | None] | None = None,
+        now: Callable[[], float] = time.time,
+        tokens: TokenVerifier | None = None,
+    ) -> None:
+        """`tokens`: JWTs are accepted as well as keys."""
+        self._keys, self._now, self._tokens = keys, now, tokens
 
     @property
     def is_ready(self) -> bool:
-        """False while nobody can be let in, because no keys are known."""
+        """False while no caller can be admitted, because no keys are known."""
         return self._keys is None or self._keys() is not None
 
     @property
@@ -77,16 +87,19 @@ class Authenticator:
         """
         if self._keys is None:
             return Client(tenant=Tenant("default"), for_engines=headers.get(AUTHORIZATION, ""))
+        sent = _sent(headers)
+        if self._tokens is not None and is_token(sent):
+            return self._by_token(self._tokens, sent)
         keys = self._keys()
         if keys is None:
             metrics.UNAUTHENTICATED.labels("NO_KEYS_YET").inc()
             message = "this gateway has not received the API keys of its clients yet: try again in a moment"
             raise HttpError(503, message, "server_error", "no_keys", retry_after_s=KEYS_COME_S)
         try:
-            row = keys.verify(_sent(headers), self._now())
+            row = keys.verify(sent, self._now())
         except KeyRefusedError as error:
             metrics.UNAUTHENTICATED.labels(error.reason.value).inc()
-            raise _refused(error) from None
+            raise _refused(error, self._tokens is not None) from None
         limits = UNLIMITED
         if row.calls_per_minute or row.prompt_tokens_per_minute:
             limits = Limits(
@@ -94,23 +107,38 @@ class Authenticator:
             )
         return Client(tenant=row.tenant, credential=row.key_id, limits=limits)
 
+    def _by_token(self, tokens: TokenVerifier, text: str) -> Client:
+        try:
+            found = tokens.verify(text, self._now())
+        except TokenRefusedError as error:
+            metrics.UNAUTHENTICATED.labels(error.reason.value).inc()
+            raise HttpError(401, str(error), code="invalid_token", challenge=_CHALLENGE + _INVALID) from None
+        return Client(tenant=found.tenant, credential=found.credential)
+
+
+# RFC 6750, section 3: a request without a credential gets no error code.
+_CHALLENGE, _INVALID = 'Bearer realm="agentserving"', ', error="invalid_token"'
+
 
 def _sent(headers: Mapping[str, str]) -> str:
-    """The key of a request; some SDKs send both headers, one of them with a placeholder."""
+    """The credential of a request; some SDKs send both headers, one of them with a placeholder."""
     bearer = from_authorization(headers.get(AUTHORIZATION, ""))
     api_key = headers.get(API_KEY, "").strip()
-    if parse(bearer) is None and api_key:
+    if parse(bearer) is None and not is_token(bearer) and api_key:
         return api_key
     # A credential of another kind is no key, and is not nothing.
     return bearer or headers.get(AUTHORIZATION, "")
 
 
-def _refused(error: KeyRefusedError) -> HttpError:
+def _refused(error: KeyRefusedError, takes_tokens: bool) -> HttpError:
     is_missing = error.reason is KeyRefusal.NO_CREDENTIAL
+    message = _MESSAGES[error.reason].format(key_id=error.key_id)
     return HttpError(
         401,
-        _MESSAGES[error.reason].format(key_id=error.key_id),
+        message + ("; a JWT of your organisation's issuer is accepted as well" if takes_tokens else ""),
         code="missing_api_key" if is_missing else "invalid_api_key",
+        refusal=error.reason.value,
+        credential=error.key_id,
         # RFC 6750, section 3: a request without a credential gets no error code.
-        challenge='Bearer realm="agentserving"' + ("" if is_missing else ', error="invalid_token"'),
+        challenge=_CHALLENGE + ("" if is_missing else _INVALID),
     )

@@ -13,6 +13,7 @@ from agentserving_gateway.envoy.filters import PICKER
 # A stop must not wait for an Envoy that hangs.
 ASK_S = 2.0
 POLL_S = 0.05
+_CONNECTIONS = "http.front.downstream_cx_active"
 _ACTIVE = "http.front.downstream_rq_active"
 
 
@@ -55,6 +56,11 @@ class EnvoyAdmin:
     async def active(self) -> int | None:
         """Requests being served; None when Envoy does not answer."""
         text = await self.ask("GET", f"/stats?filter=^{_ACTIVE}$")
+        return int(text.rpartition(":")[2]) if text else None
+
+    async def connections(self) -> int | None:
+        """Connections of clients; None when Envoy does not answer."""
+        text = await self.ask("GET", f"/stats?filter=^{_CONNECTIONS}$")
         return int(text.rpartition(":")[2]) if text else None
 
     async def metrics(self) -> str | None:

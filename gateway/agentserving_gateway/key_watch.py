@@ -56,7 +56,7 @@ class KeyWatch:
     # -- StreamEvents --------------------------------------------------------------------------------------------
 
     async def ready(self) -> None:
-        """Any leader is asked at once."""
+        """Any leader is asked without delay."""
 
     def greeting(self) -> list[pb.WatchKeysRequest]:
         """The request is part of the call."""

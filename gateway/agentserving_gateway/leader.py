@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
+from agentserving.contract.rates import Rate
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
@@ -241,6 +242,7 @@ def _admitted(message: pb.AdmitCallResponse, tenant: Tenant) -> Admitted:
         call_id=CallId(message.call_id),
         program_id=ProgramId(message.program_id),
         ticket=message.ticket,
+        rates=_rates(message.rates) if message.rates else (),
     )
 
 
@@ -250,7 +252,12 @@ def _refusal(message: pb.AdmissionError) -> Refusal:
         reason=message.reason,
         message=message.message,
         retry_after_s=message.retry_after.ToMilliseconds() / 1000,
+        rates=_rates(message.rates),
     )
+
+
+def _rates(messages: Iterable[pb.Rate]) -> tuple[Rate, ...]:
+    return tuple(Rate(each.unit, each.limit, each.remaining, each.reset.ToMilliseconds() / 1000) for each in messages)
 
 
 def _engine(message: types_pb2.Engine) -> Engine:

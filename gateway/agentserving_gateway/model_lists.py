@@ -26,6 +26,7 @@ from agentserving_gateway.picker import no_engine
 MODELS = "/v1/models"
 ASK_S = 3.0
 MAX_LIST_BYTES = 4 << 20
+MAX_HEAD_BYTES = 64 << 10
 # Between two neighbours only, or Envoy's.
 _HOP = frozenset(("host", "connection", "content-length", "transfer-encoding", "accept-encoding", "upgrade", "te"))
 
@@ -125,7 +126,8 @@ async def served(admission: Admission, authenticator: Authenticator, path: Path)
         lists = ModelLists(admission, authenticator, session)
         app = web.Application()
         app.add_routes([web.get(MODELS, lists.get), web.get(MODELS + "/{model:.+}", lists.get)])
-        runner = web.AppRunner(app, access_log=None)
+        # Envoy has bounded the head before.
+        runner = web.AppRunner(app, access_log=None, max_line_size=MAX_HEAD_BYTES, max_field_size=MAX_HEAD_BYTES)
         await runner.setup()
         try:
             await web.UnixSite(runner, str(path)).start()

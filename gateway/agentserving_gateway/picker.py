@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from agentserving.contract import response_ids
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
+from agentserving.contract.rates import Rate
 from agentserving_process.addresses import split_address
+from agentserving_process.audit import Refusals
 
 from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission, HoldError
@@ -24,7 +26,7 @@ from agentserving_gateway.engines import Engine
 from agentserving_gateway.errors import HttpError
 from agentserving_gateway.identity import Identity, from_body, from_head
 from agentserving_gateway.leader import MAX_FALLBACKS
-from agentserving_gateway.rates import Rates
+from agentserving_gateway.rates import Rates, headers
 from agentserving_gateway.responses import Responses
 from agentserving_gateway.routes import RESPONSES, Kind, Route, is_response_id, response_id_of
 
@@ -36,7 +38,7 @@ MAX_FOREIGN = 3
 class Head:
     """A request without its body; names of headers in lower case. `length`: bytes of the body, 0 = unknown.
 
-    `program`: from the URL, before `path`; empty for most.
+    `program`: from the URL, before `path`; empty for most. `peer`: the client's address; empty = not known.
     `among`: the addresses (host:port, or a host for all its ports) that may be chosen; None = every engine.
     """
 
@@ -45,6 +47,7 @@ class Head:
     headers: Mapping[str, str]
     program: ProgramId = ProgramId("")
     length: int = 0
+    peer: str = ""
     among: frozenset[str] | None = None
 
     def allows(self, address: str) -> bool:
@@ -57,7 +60,7 @@ class Pick:
     """`addresses` in the order in which they are tried; empty strings for what a request without a ticket has not.
 
     `credential`: the id of the client's key. `removed_headers`: what engines must not see of the request's head.
-    `rates`: headers for the client, which say what is left of its key's rates.
+    `rates`: what is left of the tenant's bounds; `rate_headers`: of these and of the key's, for the client.
     """
 
     addresses: tuple[str, ...]
@@ -67,7 +70,8 @@ class Pick:
     ticket: str = ""
     credential: str = ""
     removed_headers: tuple[str, ...] = ()
-    rates: Mapping[str, str] = field(default_factory=dict)
+    rates: tuple[Rate, ...] = ()
+    rate_headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class NeedsBodyError(Exception):
@@ -83,7 +87,7 @@ class Picker:
         """`runs`: groups calls without an id by what they say; None = each is a program of its own."""
         self._admission, self._responses, self._authenticator = admission, responses, authenticator
         self._runs = runs
-        self._rates = Rates()
+        self._rates, self._refusals = Rates(), Refusals(time.monotonic())
 
     async def pick(self, head: Head, content: bytes | None, *, body_follows: bool = True) -> Pick:
         """Raises HttpError for a refusal, 401 before anything else is looked at; NeedsBodyError when `content` is None
@@ -92,6 +96,19 @@ class Picker:
 
         Without `body_follows` there is no body to be had, and the head decides, however long that takes.
         """
+        try:
+            return await self._picked(head, content, body_follows)
+        except HttpError as error:
+            if error.refusal:
+                self._refusals.refused(
+                    time.monotonic(), outcome="UNAUTHENTICATED", reason=error.refusal, role="client",
+                    who=error.credential, peer=head.peer, method=head.path,
+                )  # fmt: skip
+            if error.rates:
+                error.more_headers = headers(error.rates, head.path, time.time())
+            raise
+
+    async def _picked(self, head: Head, content: bytes | None, body_follows: bool) -> Pick:
         client = self._authenticator.client_of(head.headers)
         named = from_head(head.headers, head.program) if head.route.kind is Kind.CALL else None
         if content is None and body_follows and self._needs_body(head, named):
@@ -103,12 +120,16 @@ class Picker:
         except NeedsBodyError:
             self._rates.give_back(client.credential, tokens, time.monotonic())
             raise
+        except HttpError as error:
+            error.rates = (*rates, *error.rates)
+            raise
+        rates = (*rates, *pick.rates)
         return replace(
             pick,
             tenant=client.tenant,
             credential=client.credential,
             removed_headers=self._authenticator.removed_headers,
-            rates=rates,
+            rate_headers=headers(rates, head.path, time.time()) if rates else {},
         )
 
     async def _pick(
@@ -173,6 +194,7 @@ class Picker:
             program_id=admitted.program_id,
             call_id=admitted.call_id,
             ticket=admitted.ticket,
+            rates=admitted.rates,
         )
 
     async def _holder(self, client: Client, response_id: str) -> Engine | None:

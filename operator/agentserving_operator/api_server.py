@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
 from urllib.parse import quote
 
 import aiohttp
+from agentserving_process.audit import Refusals, changed
 from kubernetes.aio import client, config
 
 from agentserving_operator import metrics
@@ -72,6 +74,7 @@ class ApiServer:
 
     def __init__(self, requests: client.ApiClient, watches: client.ApiClient) -> None:
         self._requests, self._watches = requests, watches
+        self._refusals = Refusals(time.monotonic())
 
     @classmethod
     async def connect(cls, kubeconfig: str = "") -> Self:
@@ -160,14 +163,16 @@ class ApiServer:
         metadata = manifest["metadata"]
         path = path_of(manifest["kind"], metadata["namespace"], metadata["name"])
         query = [("fieldManager", MANAGER), ("force", "true")]
-        applied: Manifest = await self._call("PATCH", path, query, manifest, APPLY)
+        with self._audited("apply", manifest):
+            applied: Manifest = await self._call("PATCH", path, query, manifest, APPLY)
         return applied
 
     async def create(self, manifest: Manifest) -> Manifest | None:
         """Creates an object; None when one of that name exists."""
         path = path_of(manifest["kind"], manifest["metadata"]["namespace"])
         try:
-            created: Manifest = await self._call("POST", path, [("fieldManager", MANAGER)], manifest)
+            with self._audited("create", manifest):
+                created: Manifest = await self._call("POST", path, [("fieldManager", MANAGER)], manifest)
         except RefusedError as error:
             if error.reason == "AlreadyExists":
                 return None
@@ -179,7 +184,8 @@ class ApiServer:
         metadata = live["metadata"]
         options = {"preconditions": {"uid": metadata["uid"]}, "propagationPolicy": "Background"}
         try:
-            await self._call("DELETE", path_of(live["kind"], metadata["namespace"], metadata["name"]), (), options)
+            with self._audited("delete", live):
+                await self._call("DELETE", path_of(live["kind"], metadata["namespace"], metadata["name"]), (), options)
         except RefusedError as error:
             if error.status not in (404, 409):
                 raise
@@ -189,6 +195,23 @@ class ApiServer:
         metadata = manifest["metadata"]
         path = path_of(manifest["kind"], metadata["namespace"], metadata["name"], "status")
         await self._call("PATCH", path, [("fieldManager", MANAGER), ("force", "true")], manifest, APPLY)
+
+    @contextmanager
+    def _audited(self, verb: str, manifest: Manifest) -> Iterator[None]:
+        """One line of the audit log for a change of an object, or for the API server's refusal. Events are none."""
+        metadata = manifest["metadata"]
+        name = metadata.get("name") or metadata.get("generateName", "")
+        about = f"{manifest['kind']}/{metadata['namespace']}/{name}"
+        said = {"role": "operator", "method": f"kubernetes.{verb}"}
+        try:
+            yield
+        except RefusedError as error:
+            self._refusals.refused(
+                time.monotonic(), outcome=str(error.status), reason=error.reason, object=about, **said
+            )
+            raise
+        if manifest["kind"] != "Event":
+            changed(about=about, **said)
 
     # -- the wire ------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ BALANCERS = {
 }
 DEADLINE_S = 3.0
 # An engine has at most about a kilobyte in an overview, so this is for 2,000 of them. In memory a response takes about
-# thirty times as much, and whoever controls a namespace may answer in a control plane's place.
+# thirty times as much, and anyone who controls a namespace may answer in a control plane's place.
 MAX_RESPONSE_BYTES = 2 << 20
 
 
@@ -67,7 +67,7 @@ class ControlPlanes:
     async def apply_policy(self, target: Target) -> Overview | None:
         """Sets the policy of the spec if another one is in force. Returns the state after that; None = no answer.
 
-        Policies are compared by value, so the result is the same whoever applied before, and a policy that somebody
+        Policies are compared by value, so it does not matter what was applied before, and a policy that somebody
         set by hand is replaced. Raises PolicyRefusedError.
         """
         # An exception leaves nothing behind that a round could compare with.

@@ -5,7 +5,7 @@ must not see the keys of other engines; so this one alone mounts it, opens no po
 volume in memory. It runs as long as the pod, because certificates are renewed meanwhile.
 
 Three files belong together, so a new version has a directory of its own, to which `current` is switched. Standard
-library only, to be small: it runs beside every engine.
+library only, to be small: it runs next to every engine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def current_files(target: Path) -> dict[str, bytes]:
 
 
 def store(target: Path, files: Mapping[str, bytes]) -> None:
-    """Replaces all files at once, and deletes the version before last: readers may have opened the last one."""
+    """Replaces all files in one step, and deletes the version before last: readers may have opened the last one."""
     versions = sorted(int(each.name) for each in target.iterdir() if each.name.isdigit())
     number = versions[-1] + 1 if versions else 1
     new, link = target / str(number), target / "next"

@@ -7,9 +7,11 @@ by one, so that the operator needs no right to list Secrets. `renewal` decides w
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
@@ -33,10 +35,13 @@ from agentserving_operator.manifests.certificate_objects import (
 from agentserving_operator.manifests.tls import Leaf, engines_secret_name, secret_name, server_name
 from agentserving_operator.observe.drift import matches
 from agentserving_operator.observe.owned import may_take, name_taken, refused
-from agentserving_operator.observe.reasons import Trouble
+from agentserving_operator.observe.reasons import Reason, Trouble
 from agentserving_operator.spec.tls import Issuer
 
 log = structlog.get_logger()
+
+# In a condition; all of them expire for one reason.
+MAX_LISTED = 3
 
 
 class Secrets(Protocol):
@@ -53,25 +58,67 @@ class Secrets(Protocol):
 class Issued:
     """What the operator itself needs: its client certificate, and an id of the trusted CAs ("" = not known).
 
-    `pending`: certificates are missing that cert-manager will write, which no watch of ours reports.
+    `pending`: certificates are missing that cert-manager will write, which no watch of ours reports. `expiring`: about
+    certificates near their end, whoever should have renewed them.
     """
 
     client: Pem | None = None
     trust: str = ""
     pending: bool = False
+    expiring: Trouble | None = None
 
 
 async def issue(api: Secrets, cluster: AgentServingCluster, now: datetime.datetime, troubles: list[Trouble]) -> Issued:
     """Issues and renews certificates. Problems are added to `troubles`."""
+    live: dict[str, Manifest | None] = {}
+    issued = Issued()
+    if cluster.spec.tls.on:
+        issued = await _issue(api, cluster, now, live, troubles)
+    return replace(issued, expiring=await _expiring(api, cluster, now, live))
+
+
+async def _expiring(
+    api: Secrets, cluster: AgentServingCluster, now: datetime.datetime, live: Mapping[str, Manifest | None]
+) -> Trouble | None:
+    """About certificates near their end: the cluster's, and the one that its clients see."""
+    chains = {name: pair_of(each) for name, each in live.items()}
+    chains |= {each: pair_of(live.get(engines_secret_name(cluster.name)), each) for each in engine_leaves(cluster)}
+    if cluster.spec.gateway.tls is not None:
+        name = cluster.spec.gateway.tls.secret_name
+        with contextlib.suppress(RefusedError):
+            chains[name] = pair_of(await api.get("Secret", cluster.namespace, name))
+    found = {name: pair.cert for name, pair in chains.items() if pair is not None}
+    if not found:
+        return None
+    # Imported only when there are certificates, because `cryptography` takes 10 MB.
+    from agentserving_operator.certificates.expiry import overdue
+
+    late = sorted((ends, name) for name, ends in overdue(found, now).items())
+    if not late:
+        return None
+    listed = ", ".join(f"{name} on {ends:%Y-%m-%d %H:%M} UTC" for ends, name in late[:MAX_LISTED])
+    more = f" and {len(late) - MAX_LISTED} more" if len(late) > MAX_LISTED else ""
+    message = (
+        f"certificates that were not renewed expire: {listed}{more}; ask who renews them: cert-manager "
+        "(`kubectl describe certificate`), the owner of spec.gateway.tls, or the operator's log"
+    )
+    return Trouble(Reason.CERTIFICATE_EXPIRES, message)
+
+
+async def _issue(
+    api: Secrets,
+    cluster: AgentServingCluster,
+    now: datetime.datetime,
+    live: dict[str, Manifest | None],
+    troubles: list[Trouble],
+) -> Issued:
+    """Fills `live` with the Secrets of certificates by name."""
     issuer = cluster.spec.tls.issuer
-    if issuer is Issuer.NONE:
-        return Issued()
     names = [*(secret_name(cluster.name, leaf) for leaf in leaves(cluster)), engines_secret_name(cluster.name)]
     if issuer is Issuer.OPERATOR:
         names.insert(0, ca_secret_name(cluster))
     else:
         names += [engine_secret_name(engine_id) for engine_id in engine_leaves(cluster)]
-    live: dict[str, Manifest | None] = {}
     for name in names:
         try:
             live[name] = await api.get("Secret", cluster.namespace, name)

@@ -115,22 +115,13 @@ class Reconciler:
             return VisitResult.GONE
         generation, previous = int(live["metadata"]["generation"]), live.get("status", {})
         try:
-            spec = parse(ClusterSpec, live["spec"])
+            cluster = self._cluster(live)
+            # A pod template may contradict what the parts need: seen before anything is written.
+            desired(cluster)
         except SpecError as error:
             trouble = Trouble(Reason.INVALID_SPEC, str(error))
             await self._write_status(live, invalid_status(trouble, generation, previous, self.now()))
             return VisitResult.INVALID
-        cluster = AgentServingCluster(
-            name=name,
-            namespace=namespace,
-            uid=live["metadata"]["uid"],
-            spec=spec,
-            images=self.images,
-            generation=generation,
-            operator_namespace=self.operator_namespace,
-            client_auth=in_force(spec.auth.clients, spec.tls.on, previous),
-            key_request=str((live["metadata"].get("annotations") or {}).get(ROTATE, "")),
-        )
         troubles: list[Trouble] = []
         issued = await issue(self.api, cluster, self._now(), troubles)
         cluster = replace(cluster, trust=issued.trust)
@@ -138,10 +129,25 @@ class Reconciler:
         target = _target(cluster, observed, issued)
         observed = await self._ask_control_plane(target, observed)
         tenants = await self._settle_tenants(cluster, target, previous.get("tenants", []))
-        observed = replace(observed, tenants=tenants.recorded)
+        observed = replace(observed, tenants=tenants.recorded, expiring=issued.expiring)
         await self._write_status(live, status_of(cluster, observed, previous, self.now()))
         result = _result(cluster, observed, issued)
         return VisitResult.PENDING if result is VisitResult.SETTLED and tenants.pending else result
+
+    def _cluster(self, live: Manifest) -> AgentServingCluster:
+        metadata, previous = live["metadata"], live.get("status", {})
+        spec = parse(ClusterSpec, live["spec"])
+        return AgentServingCluster(
+            name=metadata["name"],
+            namespace=metadata["namespace"],
+            uid=metadata["uid"],
+            spec=spec,
+            images=self.images,
+            generation=int(metadata["generation"]),
+            operator_namespace=self.operator_namespace,
+            client_auth=in_force(spec.auth.clients, spec.tls.on, previous),
+            key_request=str((metadata.get("annotations") or {}).get(ROTATE, "")),
+        )
 
     def _now(self) -> datetime.datetime:
         return datetime.datetime.fromisoformat(self.now())

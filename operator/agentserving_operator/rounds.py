@@ -70,7 +70,7 @@ class Rounds:
         slots = asyncio.Semaphore(PARALLEL)
 
         async def touch_if_changed(key: ClusterKey) -> None:
-            # A cluster that nobody looks after yet is new, whatever its control plane says.
+            # A cluster without an operator so far is new, whatever its control plane says.
             if not is_full and key in self._visits.clusters:
                 async with slots:
                     if not await self._planes.has_changed(*key):

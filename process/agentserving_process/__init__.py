@@ -7,6 +7,8 @@
 | `supervision` | runs the process: signals, supervised tasks, exit codes |
 | `probes` | the HTTP server of /healthz, /readyz and /metrics |
 | `tls` | flags for certificates |
+| `certificate_expiry` | when certificates end, as metrics |
+| `web_tokens` | JWTs of clients |
 | `addresses` | host:port |
 | `listening` | ports of gRPC servers, and why one cannot be opened |
 | `leader_stream` | one reconnecting bidirectional stream to the leading control plane |

@@ -40,6 +40,16 @@ class TlsOptions:
         """
         return self._server(self.tls_ca)
 
+    def report_expiry(self) -> None:
+        """Reports in the metrics when these certificates end."""
+        if not (self.tls_cert or self.tls_ca):
+            return
+        # Not every process has certificates, and `cryptography` takes 10 MB.
+        from agentserving_process.certificate_expiry import Use, report
+
+        report(Use.PART, self.tls_cert)
+        report(Use.CA, self.tls_ca)
+
     def server_for_clients(self) -> grpc.ServerCredentials | None:
         """The same for a server whose clients have no certificates, but keys."""
         return self._server("")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.policy import Policy, Source
@@ -19,7 +20,7 @@ from agentserving_controlplane.engines.health import Health
 from agentserving_controlplane.engines.load_balancer import Balancer, LoadBalancer, Wanted
 from agentserving_controlplane.engines.registry import EngineRegistry
 from agentserving_controlplane.instant import Instant
-from agentserving_controlplane.policy.auto import Choice, Contention
+from agentserving_controlplane.policy.auto import Contention
 from agentserving_controlplane.policy.computed import computed
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
@@ -112,17 +113,18 @@ class VirtualCluster:
         self._table = ProcessTable(1, spec.policy.accounting)
         self._registry = EngineRegistry(self._table.index.calls_on, self._table.index.engines_changed)
         self._balancer = LoadBalancer(self._registry, spec.balancer)
+        self._sizes = Sizes()
+        # What engines execute, and what `auto` has chosen.
+        decided = computed(spec.policy, self._sizes, Contention(), (), 0)
+        self._executed, self.choices = decided.policy, decided.choices
         self._engines = {engine.engine_id: engine for engine in map(self._attached, range(spec.engines))}
         self.engines = list(self._engines.values())
         self._live: dict[ProgramId, _Live] = {}
         # The program of a call in flight, and the call's index in it.
-        self._calls: dict[CallId, tuple[ProgramId, int]] = {}
-        self._events: list[tuple[int, int, tuple[object, ...]]] = []
+        self._calls: dict[CallId, tuple[_Live, int]] = {}
+        # When, in which order at the same time, and what happens.
+        self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._order = 0
-        self._sizes = Sizes()
-        # What engines execute, and what `auto` has chosen.
-        self._executed = spec.policy
-        self.choices: tuple[Choice, ...] = ()
         # True while a recomputation of the levels is scheduled.
         self._relevel_scheduled = False
         # Closed loop: the programs that have not arrived yet. One arrives whenever one ends.
@@ -132,7 +134,7 @@ class VirtualCluster:
     def _attached(self, number: int) -> _Engine:
         """A new engine, known to the control plane as its hello would make it known."""
         limits = self.spec.limits
-        model = VirtualEngine(self.spec.policy, self.spec.cost, limits)
+        model = VirtualEngine(self._executed, self.spec.cost, limits)
         known = self._registry.ensure(EngineId(f"engine-{number}"))
         known.attached, known.address, known.health = True, "in virtual time", Health.SERVING
         known.capabilities = Capabilities(
@@ -147,7 +149,7 @@ class VirtualCluster:
     def add(self, programs: Iterable[Program]) -> None:
         """Schedules the arrival of programs."""
         for program in programs:
-            self._at(int(program.arrival_s * 1e6), program)
+            self._at(int(program.arrival_s * 1e6), partial(self._open, program))
 
     def keep_open(self, programs: Iterator[Program], count: int, ramp_s: float) -> None:
         """Closed loop: `count` programs are open at a time, the first ones from spread over `ramp_s` on.
@@ -157,7 +159,7 @@ class VirtualCluster:
         self._feed = programs
         for index in range(count):
             when_s = ramp_s * index / count
-            self._at(int(when_s * 1e6), replace(next(programs), arrival_s=when_s))
+            self._at(int(when_s * 1e6), partial(self._open, replace(next(programs), arrival_s=when_s)))
 
     def open_calls(self) -> list[CallResult]:
         """The calls that have not ended."""
@@ -180,18 +182,10 @@ class VirtualCluster:
 
     def run(self, until_s: float = math.inf) -> list[ProgramResult]:
         """Runs to `until_s`, or until all programs have ended; gives all results so far, in the order of the ends."""
-        last_us = until_s * 1e6
-        while self._events and self._events[0][0] <= last_us:
-            self.now_us, _, event = heapq.heappop(self._events)
-            match event:
-                case (Program() as program,):
-                    self._open(program)
-                case (str() as program_id, int() as index):
-                    self._issue(self._live[ProgramId(program_id)], index)
-                case (_Engine() as engine, int() as version) if version == engine.version:
-                    self._step(engine)
-                case (Source(),):
-                    self._relevel()
+        last_us, events = until_s * 1e6, self._events
+        while events and events[0][0] <= last_us:
+            self.now_us, _, happens = heapq.heappop(events)
+            happens()
         return self.results
 
     def _relevel(self) -> None:
@@ -199,8 +193,10 @@ class VirtualCluster:
         self._relevel_scheduled = False
         self._sizes.go_on((live.program.name, live.row.attained_service_us) for live in self._live.values())
         queues = [engine.model.queue for engine in self.engines]
-        contention = Contention(
-            sum(queue.waiting_count for queue in queues), sum(queue.running_count for queue in queues)
+        contention = Contention.of(
+            sum(queue.waiting_count for queue in queues),
+            sum(queue.running_count for queue in queues),
+            (live.open for live in self._live.values()),
         )
         decided = computed(self.spec.policy, self._sizes, contention, self.choices, self.now_us)
         policy, self.choices = decided.policy, decided.choices
@@ -212,14 +208,13 @@ class VirtualCluster:
         self._relevel_later()
 
     def _relevel_later(self) -> None:
-        source = self.spec.policy.source
-        if source is not Source.FIXED and not self._relevel_scheduled and self._live:
+        if self.spec.policy.source is not Source.FIXED and not self._relevel_scheduled and self._live:
             self._relevel_scheduled = True
-            self._at(self.now_us + RELEVEL_US, source)
+            self._at(self.now_us + RELEVEL_US, self._relevel)
 
-    def _at(self, when_us: int, *event: object) -> None:
+    def _at(self, when_us: int, happens: Callable[[], None]) -> None:
         self._order += 1
-        heapq.heappush(self._events, (when_us, self._order, event))
+        heapq.heappush(self._events, (when_us, self._order, happens))
 
     # -- programs ------------------------------------------------------------------------------------------------
 
@@ -247,7 +242,7 @@ class VirtualCluster:
 
     def _issue_after(self, live: _Live, index: int, gap_s: float) -> None:
         if gap_s > 0:
-            self._at(self.now_us + int(gap_s * 1e6), live.program.program_id, index)
+            self._at(self.now_us + int(gap_s * 1e6), partial(self._issue, live, index))
         else:
             self._issue(live, index)
 
@@ -262,7 +257,7 @@ class VirtualCluster:
         plan = self._table.plan_admission(request)
         engine = self._choose(plan)
         admitted = self._table.commit(plan, engine.engine_id, self._now)
-        self._calls[admitted.call_id] = (row.program_id, index)
+        self._calls[admitted.call_id] = (live, index)
         contexts = live.contexts.get(engine.engine_id)
         if contexts is None:
             contexts = live.contexts[engine.engine_id] = Contexts(
@@ -306,26 +301,29 @@ class VirtualCluster:
     def _wake(self, engine: _Engine, when_us: int | None) -> None:
         engine.version += 1
         if when_us is not None:
-            self._at(when_us, engine, engine.version)
+            self._at(when_us, partial(self._step, engine, engine.version))
 
-    def _step(self, engine: _Engine) -> None:
+    def _step(self, engine: _Engine, version: int) -> None:
+        if version != engine.version:
+            return
         for ended in engine.model.end(self.now_us):
             self._ended(engine, ended)
         self._wake(engine, engine.model.begin(self.now_us))
 
     def _ended(self, engine: _Engine, ended: Ended) -> None:
         call_id = CallId(ended.request.key)
-        program_id, index = self._calls.pop(call_id)
-        live = self._live[program_id]
-        row, known = live.row, engine.known
+        live, index = self._calls.pop(call_id)
+        row = live.row
         root = row.root_key
         report = self._report(engine, ended, row)
         self._table.report(report, self._now)
         if self._feed is not None:
             self.calls.append(CallResult.of(ended.request, self.now_us))
-        engine.report_load()
-        known.learn(report.service_us)
-        self._balancer.ran(root, known, ended.request.total)
+        if len(self.engines) > 1:
+            # What a choice depends on.
+            engine.report_load()
+            engine.known.learn(report.service_us)
+            self._balancer.ran(root, engine.known, ended.request.total)
         for each in self.engines:
             each.model.queue.set_account(root, row.attained_service_us, row.account_wait_us)
         live.open -= 1
@@ -385,4 +383,4 @@ class VirtualCluster:
         self._table.take_changes()
         self._table.expiring.expire(row, NO_RETENTION, Instant(self.now_us + 1, self.now_us + 1))
         if self._feed is not None and (following := next(self._feed, None)) is not None:
-            self._at(self.now_us, replace(following, arrival_s=self.now_us / 1e6))
+            self._at(self.now_us, partial(self._open, replace(following, arrival_s=self.now_us / 1e6)))

@@ -19,9 +19,14 @@ from agentserving_process.addresses import split_address
 from agentserving_process.supervision import CannotStartError, Supervisor
 from aiohttp import web
 
+from agentserving_simulator.answers.script import InvalidScriptError
+from agentserving_simulator.conduct_options import add_conduct, conduct_of
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.engine import Limits, SimulatedEngine
 from agentserving_simulator.http_front import Front
+
+# Coding agents begin with 25,000 tokens of instructions and tools.
+AGENTS_CONTEXT = 131_072
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -41,13 +46,19 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", default="tiny", help="model name that the engine serves")
     parser.add_argument("--max-num-seqs", type=int, default=Limits().max_num_seqs)
     parser.add_argument("--num-blocks", type=int, default=Limits().num_blocks)
-    parser.add_argument("--max-model-len", type=int, default=Limits().max_model_len)
+    parser.add_argument(
+        "--max-model-len", type=int, metavar="TOKENS",
+        help=f"longest prompt with its answer (default {AGENTS_CONTEXT}, or as many as the blocks hold)",
+    )  # fmt: skip
     parser.add_argument("--speed", type=float, default=1.0, help="speed as a multiple of an A100's with an 8B model")
     parser.add_argument(
         "--sse-keep-alive-s", type=keep_alive_seconds, default=SSE_KEEP_ALIVE_S, metavar="SECONDS",
         help="longest silence of a stream; then a comment is sent (default %(default)s, 0 = never)",
     )  # fmt: skip
+    add_conduct(parser)
     arguments = parser.parse_args(argv)
+    if arguments.max_model_len is None:
+        arguments.max_model_len = min(AGENTS_CONTEXT, max(1, arguments.num_blocks * Limits().block_size))
     for name in ("max_num_seqs", "num_blocks", "max_model_len", "speed"):
         if getattr(arguments, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be positive, not {getattr(arguments, name)}")
@@ -103,10 +114,11 @@ def _engine(arguments: argparse.Namespace) -> tuple[SimulatedEngine, Entrance]:
 async def _serve(arguments: argparse.Namespace, supervisor: Supervisor) -> None:
     try:
         engine, entrance = _engine(arguments)
-    except (PluginConfigError, OSError) as error:
+        conduct = conduct_of(arguments)
+    except (PluginConfigError, InvalidScriptError, OSError) as error:
         raise CannotStartError(str(error)) from None
     # A client that disconnects cancels its handler, which cancels its requests.
-    app = Front(engine, arguments.model, entrance, arguments.sse_keep_alive_s).app()
+    app = Front(engine, arguments.model, entrance, conduct, arguments.engine_id).app()
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()
     host, port = split_address(arguments.listen)

@@ -251,10 +251,10 @@ class SimulatedEngine:
     def _produce(self, request: SimRequest, now_us: int) -> None:
         request.produce()
         self.session.produced(request.request_id, 1)
-        if request.generated >= request.max_tokens or request.total >= self.limits.max_model_len:
+        if reason := request.end_reason(self.limits.max_model_len):
             context = request.hashes(self.limits.block_size)
             self.session.retain(request.request_id, context, request.total, now_us)
-            self._end(request.request_id, "length", now_us)
+            self._end(request.request_id, reason, now_us)
 
     def _release(self, request: SimRequest) -> None:
         self.pool.give(request.blocks)

@@ -1,37 +1,93 @@
-"""The OpenAI paths of the simulated engine: completions and chat completions, streamed or not.
+"""The HTTP paths of the simulated engine: OpenAI's and Anthropic's, streamed or not.
 
 Calls are answered as an ASGI application, so that they go through the middleware that vLLM's do: keep-alive comments,
-error events, refused bodies.
+error events, refused bodies, ids of responses.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from agentserving_engine.clock import now_us
+import msgspec
+from agentserving.contract.response_ids import response_id
+from agentserving_engine.http.dialects import RESPONSES, Dialect, dialect_of, error_document
 from agentserving_engine.http.entrance import Entrance
-from agentserving_engine.http.middleware import TICKET_HEADER, Receive, Send
+from agentserving_engine.http.middleware import TENANT, TICKET_HEADER, Receive, Send
 from agentserving_engine.settings import SSE_KEEP_ALIVE_S
 from aiohttp import web
 
-from agentserving_simulator.aiohttp_exchange import respond
-from agentserving_simulator.completion_request import BadRequestError, CompletionRequest, parse
+from agentserving_simulator import faults
+from agentserving_simulator.aiohttp_exchange import ABORT, respond
+from agentserving_simulator.answers.asked import Asked, BadRequestError, document
+from agentserving_simulator.answers.behaviour import Behaviour
+from agentserving_simulator.dialects import (
+    chat,
+    chat_answer,
+    completions,
+    embeddings,
+    messages,
+    messages_answer,
+    responses,
+    responses_answer,
+)
+from agentserving_simulator.dialects.reply import Heading, Whole, Writer, WriterFactory
 from agentserving_simulator.engine import SimulatedEngine
-from agentserving_simulator.requests import Finished, Outputs, SimRequest
+from agentserving_simulator.generation import Generation
+
+# Larger bodies are read in another OS thread: the loop makes the engine's steps.
+LARGE_BODY_BYTES = 64 << 10
+FAULT_HEADER = faults.HEADER.encode()
+
+Found = TypeVar("Found")
+
+
+class _CutError(Exception):
+    """An injected fault closes the connection here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """How a path reads its requests and writes its answers."""
+
+    parse: Callable[[dict[str, Any], int], Asked]
+    whole: Whole
+    writer: WriterFactory
+
+
+APIS = {
+    "/v1/chat/completions": Api(chat.parse, chat_answer.whole, chat_answer.ChatWriter),
+    "/v1/completions": Api(completions.parse, completions.whole, completions.CompletionsWriter),
+    RESPONSES: Api(responses.parse, responses_answer.whole, responses_answer.ResponsesWriter),
+    "/v1/messages": Api(messages.parse, messages_answer.whole, messages_answer.MessagesWriter),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conduct:
+    """How an engine answers. `keep_alive_s` is the longest silence of a stream; 0 = no limit."""
+
+    behaviour: Behaviour = field(default_factory=Behaviour)
+    faults: tuple[faults.Fault, ...] = ()
+    fault_seed: int = 0
+    keep_alive_s: float = SSE_KEEP_ALIVE_S
 
 
 class Front:
-    """HTTP handlers of one engine. `keep_alive_s` is the longest silence of a stream; 0 = no limit."""
+    """HTTP handlers of one engine."""
 
     def __init__(
-        self, engine: SimulatedEngine, model: str, entrance: Entrance, keep_alive_s: float = SSE_KEEP_ALIVE_S
+        self, engine: SimulatedEngine, model: str, entrance: Entrance, conduct: Conduct, engine_id: str = ""
     ) -> None:
-        self._engine, self._model, self._entrance, self._keep_alive_s = engine, model, entrance, keep_alive_s
+        self._engine, self._model, self._entrance, self._conduct = engine, model, entrance, conduct
+        self._engine_id = engine_id
+        self._numbers = itertools.count()
 
     def app(self) -> web.Application:
         """The aiohttp application."""
@@ -41,8 +97,10 @@ class Front:
             [
                 web.get("/health", self._health),
                 web.get("/v1/models", self._models),
-                web.post("/v1/completions", self._completions),
-                web.post("/v1/chat/completions", self._chat),
+                web.get("/v1/models/{model:.+}", self._one_model),
+                web.post("/v1/messages/count_tokens", self._count_tokens),
+                web.post("/v1/embeddings", self._embeddings),
+                *(web.post(path, self._generate) for path in APIS),
             ]
         )
         return app
@@ -50,104 +108,157 @@ class Front:
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response()
 
-    async def _models(self, _: web.Request) -> web.Response:
+    def _model_entry(self) -> dict[str, Any]:
         limit = self._engine.limits.max_model_len
-        entry = {"id": self._model, "object": "model", "owned_by": "agentserving", "max_model_len": limit}
-        return web.json_response({"object": "list", "data": [entry]})
+        return {"id": self._model, "object": "model", "created": 0, "owned_by": "agentserving", "max_model_len": limit}
 
-    async def _completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._answer(request, "completions")
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [self._model_entry()]})
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._answer(request, "chat")
+    async def _one_model(self, request: web.Request) -> web.Response:
+        if request.match_info["model"] != self._model:
+            raise web.HTTPNotFound(reason=f"this engine serves {self._model}")
+        return web.json_response(self._model_entry())
 
-    async def _answer(self, request: web.Request, kind: str) -> web.StreamResponse:
-        async def application(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-            session = dict(scope["headers"]).get(TICKET_HEADER, b"").decode("latin-1")
-            await self._call(kind, session, receive, send)
+    async def _count_tokens(self, request: web.Request) -> web.Response:
+        def count(body: dict[str, Any]) -> dict[str, Any]:
+            return {"input_tokens": len(messages.prompt(body, self._engine.limits.max_model_len))}
 
-        return await respond(request, application, self._keep_alive_s, self._entrance)
+        return await self._read_only(request, count, Dialect.MESSAGES)
 
-    async def _call(self, kind: str, session: str | None, receive: Receive, send: Send) -> None:
+    async def _embeddings(self, request: web.Request) -> web.Response:
+        def respond_to(body: dict[str, Any]) -> dict[str, Any]:
+            return embeddings.respond(body, self._model, self._engine.limits.max_model_len)
+
+        return await self._read_only(request, respond_to, Dialect.OPENAI)
+
+    async def _read_only(
+        self, request: web.Request, read: Callable[[dict[str, Any]], dict[str, Any]], dialect: Dialect
+    ) -> web.Response:
+        """Answers without the engine."""
+        body = await request.read()
+        try:
+            found = await _apart(body, lambda: read(self._document(body)[0]))
+        except BadRequestError as error:
+            text = error_document(dialect, error.status, str(error), param=error.param, code=None)
+            return web.Response(body=text, status=error.status, content_type="application/json")
+        return web.json_response(found)
+
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        named = ""
+        if request.path == RESPONSES:
+            tenant = request.headers.get(TENANT.decode(), "")
+            named = response_id(self._engine_id, uuid.uuid4().hex, tenant)
+        return await respond(request, self._call, self._conduct.keep_alive_s, self._entrance, named)
+
+    async def _call(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """The ASGI application of the generating paths."""
         message = await receive()
         if message["type"] == "http.disconnect":
             return
+        body: bytes = message["body"]
+        api, dialect = APIS[scope["path"]], dialect_of(scope["path"])
+        assert dialect is not None, scope["path"]
         try:
-            body = parse(_document(message["body"]), kind, self._model, self._engine.limits.max_model_len)
-        except BadRequestError as error:
-            detail = {"message": str(error), "type": "invalid_request_error", "param": error.param}
-            await _send_json(send, {"error": {**detail, "code": error.status}}, error.status)
-            return
-        base = uuid.uuid4()
-        head = _head(kind, f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{base.hex}", self._model)
-        requests = self._requests(body, head["id"], base.int)
-        try:
-            for each in requests:
-                self._engine.add(each, session, now_us(), time.time())
-            if body.stream:
-                await _stream(send, body, kind, head, requests)
-            else:
-                await _send_json(send, await _whole(body, kind, head, requests))
-        finally:
-            for each in requests:
-                self._engine.cancel(each.request_id, now_us())
-
-    def _requests(self, body: CompletionRequest, name: str, seed: int) -> list[SimRequest]:
-        outputs: Outputs = asyncio.Queue()
-        limit = self._engine.limits.max_model_len
-        return [
-            SimRequest(
-                f"{choice}_{name}", list(prompt), min(body.max_tokens, limit - len(prompt)), seed=seed >> choice,
-                choice=choice, outputs=outputs, salt=body.cache_salt,
+            found, asked, hit = await _apart(body, lambda: self._read(api, body, scope["headers"]))
+            if await _refused(send, dialect, hit):
+                return
+            heading = self._heading(found)
+            generation = Generation(
+                self._engine, asked, self._conduct.behaviour, int(heading.unique, 16), f"sim-{heading.unique}"
             )
-            for choice, prompt in enumerate(prompt for prompt in body.prompts for _ in range(body.choices))
-        ]  # fmt: skip
+        except BadRequestError as error:
+            text = error_document(dialect, error.status, str(error), param=error.param, code=None)
+            await _send(send, text, error.status)
+            return
+        session = dict(scope["headers"]).get(TICKET_HEADER, b"").decode("latin-1")
+        try:
+            generation.start(session)
+            if asked.stream:
+                await _stream(send, generation, api.writer(heading, asked, generation.plans), hit.cut_after)
+                return
+            whole = await generation.whole(heading, api.whole)
+            if hit.cut_after is not None:
+                raise _CutError
+            await _send(send, json.dumps(whole).encode())
+        except _CutError:
+            scope[ABORT]()
+        finally:
+            generation.close()
+
+    def _read(
+        self, api: Api, body: bytes, headers: Iterable[tuple[bytes, bytes]]
+    ) -> tuple[dict[str, Any], Asked, faults.Hit]:
+        """(the body, what it asks for, the fault that hits it). Raises BadRequestError."""
+        found, behind_model = self._document(body)
+        in_header = dict(headers).get(FAULT_HEADER, b"").decode("latin-1")
+        try:
+            listed = faults.read_faults(in_header or behind_model) or self._conduct.faults
+        except faults.InvalidFaultError as error:
+            raise BadRequestError(str(error), faults.HEADER) from error
+        hit = faults.draw(listed, self._conduct.fault_seed, next(self._numbers))
+        return found, api.parse(found, self._engine.limits.max_model_len), hit
+
+    def _document(self, body: bytes) -> tuple[dict[str, Any], str]:
+        """(a body for this model, the faults behind the model's name). Raises BadRequestError."""
+        found = document(_parsed(body))
+        requested, behind = faults.split_model(found.get("model", self._model), self._model)
+        if requested != self._model:
+            message = f"The model `{requested}` does not exist; this engine serves {self._model}"
+            raise BadRequestError(message, "model", 404)
+        return found, behind
+
+    def _heading(self, body: dict[str, Any]) -> Heading:
+        named = body.get("request_id")
+        return Heading(
+            unique=uuid.uuid4().hex,
+            model=self._model,
+            created=int(time.time()),
+            response_id=named if isinstance(named, str) else "",
+        )
 
 
-async def _whole(
-    body: CompletionRequest, kind: str, head: dict[str, Any], requests: list[SimRequest]
-) -> dict[str, Any]:
-    words: list[list[str]] = [[] for _ in requests]
-    reasons = [""] * len(requests)
-    async for choice, item in _outputs(requests):
-        if isinstance(item, Finished):
-            reasons[choice] = item.reason
-        else:
-            words[choice].append(item)
-    choices = [
-        _choice(kind, index, "".join(text), reason, delta=False)
-        for index, (text, reason) in enumerate(zip(words, reasons, strict=True))
-    ]
-    return {**head, "choices": choices, "usage": _usage(body, requests)}
+async def _apart(body: bytes, read: Callable[[], Found]) -> Found:
+    """Reads a large body in another OS thread, so that engine and streams go on meanwhile."""
+    return await asyncio.to_thread(read) if len(body) > LARGE_BODY_BYTES else read()
 
 
-async def _stream(
-    send: Send, body: CompletionRequest, kind: str, head: dict[str, Any], requests: list[SimRequest]
-) -> None:
+async def _refused(send: Send, dialect: Dialect, hit: faults.Hit) -> bool:
+    """Waits if the fault is one of latency, and answers if it is a status."""
+    if hit.latency_s:
+        await asyncio.sleep(hit.latency_s)
+    if not hit.status:
+        return False
+    text = error_document(
+        dialect, hit.status, f"injected fault: status {hit.status}", param=None, code="injected_fault"
+    )
+    await _send(send, text, hit.status, [(b"retry-after", b"%g" % hit.retry_after_s)])
+    return True
+
+
+async def _stream(send: Send, generation: Generation, writer: Writer, cut_after: int | None) -> None:
+    """Raises _CutError after so many tokens."""
     headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    head = {**head, "object": "chat.completion.chunk" if kind == "chat" else "text_completion"}
-    async for choice, item in _outputs(requests):
-        reason, text = (item.reason, "") if isinstance(item, Finished) else (None, item)
-        await _event(send, {**head, "choices": [_choice(kind, choice, text, reason, delta=True)]})
-    if body.include_usage:
-        await _event(send, {**head, "choices": [], "usage": _usage(body, requests)})
-    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+
+    def on_token(number: int) -> None:
+        if number == cut_after:
+            raise _CutError
+
+    async for event in generation.events(writer, on_token):
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _outputs(requests: list[SimRequest]) -> AsyncIterator[tuple[int, str | Finished]]:
-    """Tokens and ends of all choices, in the order in which they are produced."""
-    left = len(requests)
-    while left:
-        choice, item = await requests[0].outputs.get()
-        left -= isinstance(item, Finished)
-        yield choice, item
-
-
-def _document(body: bytes) -> object:
+def _parsed(body: bytes) -> object:
+    """Raises BadRequestError. What msgspec refuses and Python's json takes is what vLLM takes."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
     try:
         return json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequestError(f"the body is not JSON: {error}", "") from error
 
 
@@ -162,37 +273,7 @@ async def _enveloped(request: web.Request, handler: Callable[[web.Request], Awai
         return web.json_response(document, status=error.status)
 
 
-def _head(kind: str, base: str, model: str) -> dict[str, Any]:
-    name = "chat.completion" if kind == "chat" else "text_completion"
-    return {"id": base, "object": name, "created": int(time.time()), "model": model}
-
-
-def _choice(kind: str, index: int, text: str, reason: str | None, *, delta: bool) -> dict[str, Any]:
-    if kind == "completions":
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
-    message = {"role": "assistant", "content": text}
-    return {"index": index, "delta" if delta else "message": message, "finish_reason": reason}
-
-
-def _usage(body: CompletionRequest, requests: list[SimRequest]) -> dict[str, Any]:
-    # A prompt counts once, however many choices it has.
-    prompts = requests[:: body.choices]
-    prompt, output = sum(each.prompt_tokens for each in prompts), sum(each.generated for each in requests)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": output,
-        "total_tokens": prompt + output,
-        "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in prompts)},
-    }
-
-
-async def _send_json(send: Send, document: dict[str, Any], status: int = 200) -> None:
-    body = json.dumps(document).encode()
-    headers = [(b"content-type", b"application/json; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+async def _send(send: Send, body: bytes, status: int = 200, more: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    headers = [(b"content-type", b"application/json; charset=utf-8"), (b"content-length", b"%d" % len(body)), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-async def _event(send: Send, document: dict[str, Any]) -> None:
-    data = b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
-    await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
 from agentserving_simulator.tokens import block_hash, word
@@ -10,7 +11,7 @@ from agentserving_simulator.tokens import block_hash, word
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of a request; `reason` is "length" or "abort"."""
+    """The end of a request; `reason` is "stop" (by itself), "length" (max_tokens, context) or "abort"."""
 
     reason: str
 
@@ -29,6 +30,10 @@ class SimRequest:
     _: KW_ONLY
     seed: int = 0
     choice: int = 0
+    # What it answers, token by token; empty = placeholder words.
+    answer: Sequence[str] = ()
+    # Tokens after which it ends by itself; None = never.
+    ends_after: int | None = None
     # Separates prefix caches, as vLLM's `cache_salt`.
     salt: str = ""
     # Requests of one HTTP request may share a queue: their tokens arrive as they are produced.
@@ -57,9 +62,15 @@ class SimRequest:
 
     def produce(self) -> None:
         """Adds a token to the answer."""
-        token = word(self.seed, self.generated)
+        token = self.answer[self.generated] if self.answer else word(self.seed, self.generated)
         self.tokens.append(token)
         self.outputs.put_nowait((self.choice, token))
+
+    def end_reason(self, max_model_len: int) -> str:
+        """Why the answer ends here; "" if it goes on."""
+        if self.ends_after is not None and self.generated >= self.ends_after:
+            return "stop"
+        return "length" if self.generated >= self.max_tokens or self.total >= max_model_len else ""
 
     def hashes(self, block_size: int) -> list[bytes]:
         """Hashes of all full blocks of the tokens so far."""

@@ -7,10 +7,8 @@ when it comes back inside the next prompt, so that the prefix cache finds a prog
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 _TOKEN = re.compile(r"\s?\S{1,4}|\s")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -19,17 +17,6 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 def tokenize(text: str) -> list[str]:
     """Splits a text into tokens; their concatenation is the text."""
     return _TOKEN.findall(text)
-
-
-def render(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A chat as one prompt, to which the answer is appended. Images and tool calls are rendered as JSON."""
-    lines = []
-    for message in messages:
-        content = message.get("content")
-        extra = {key: value for key, value in message.items() if key not in ("role", "content", "name")}
-        text = content if isinstance(content, str) else json.dumps(content)
-        lines.append(f"{message.get('role')}: {text}{json.dumps(extra) if extra else ''}\n")
-    return "".join(lines) + "assistant: "
 
 
 def word(seed: int, index: int) -> str:

@@ -103,19 +103,25 @@ def test_without_logs_or_with_a_bad_duration_the_command_says_what_to_do(tmp_pat
     assert (done.exit_code, "write 90s, 15m, 1h or 2d" in done.output) == (2, True)
 
 
-def test_the_plugin_reads_the_logs_of_the_control_planes_pods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plugin_reads_the_logs_of_every_part_that_writes_audit_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("KUBECTL_ANSWERS", str(tmp_path))
     cluster = {"metadata": {"name": "demo", "namespace": "x"}, "spec": {}, "status": {}}
     (tmp_path / f"{RESOURCE}.json").write_text(json.dumps({"items": [cluster]}))
     (tmp_path / "logs").write_text("[pod/demo-control-plane-0/control-plane] " + line(5) + "\n" + line(1) + "\n")
-    assert len(json.loads(run(kube.main, "-n", "x", "--since", "90s", "-o", "json"))) == 1
-    assert len(json.loads(run(kube.main, "-n", "x", "-o", "json"))) == 2
+    assert len(json.loads(run(kube.main, "-n", "x", "--since", "90s", "-o", "json"))) == 3
+    assert len(json.loads(run(kube.main, "-n", "x", "-o", "json"))) == 6
     asked = [json.loads(each) for each in (tmp_path / "asked").read_text().splitlines()]
-    logs_of = next(words for words in asked if "logs" in words)
-    assert "--since=90s" in logs_of
-    assert any("component=control-plane" in word for word in logs_of)
+    logs_of = [words for words in asked if "logs" in words][:3]
+    assert all("--since=90s" in words for words in logs_of)
+    for words, component, container in zip(
+        logs_of, ("control-plane", "gateway", "engine"), ("control-plane", "picker", "sidecar"), strict=True
+    ):
+        assert any(word.endswith(f"component={component}") for word in words)
+        assert words[words.index("-c") + 1] == container
     (tmp_path / "logs").unlink()
     done = CliRunner().invoke(kube.main, ["audit", "-n", "x"])
     assert done.exit_code == 1, "kubectl failed"

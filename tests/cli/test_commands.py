@@ -73,7 +73,16 @@ def test_a_missing_policy_file_is_not_taken_for_a_preset() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["up", "--engines", "0"], ["up", "--gateway-port", "70000"], ["get"], ["nothing"]]
+    "arguments",
+    [
+        ["up", "--engines", "0"],
+        ["up", "--gateway-port", "70000"],
+        ["get"],
+        ["nothing"],
+        ["up", "--jwt-issuer", "https://a.b"],
+        ["up", "--jwt-jwks-file", "/none"],
+        ["up", "--jwt-issuer", "a", "--jwt-audience", "b", "--jwt-jwks-file", "/etc/hostname", "--no-auth"],
+    ],
 )
 def test_a_bad_command_line_is_status_2_with_the_usage(arguments: list[str]) -> None:
     done = CliRunner().invoke(main, arguments)

@@ -20,6 +20,7 @@ from agentserving_controlplane.settings import AccessOptions, ClientAuth, Servin
 from agentserving_controlplane.store.memory import MemoryStore
 from agentserving_controlplane.store.port import Store
 from agentserving_process.tls import TlsOptions
+from agentserving_process.web_tokens.watch import JwksWatch, TokenOptions
 from support.eventually import DEADLINE_S
 from support.role_certificates import SERVER_NAME, RoleCertificates
 from support.served_plane import SETTINGS
@@ -46,6 +47,7 @@ class GuardedPlane:
     def __init__(self, stack: AsyncExitStack, certificates: RoleCertificates | None, settings: Settings) -> None:
         self._stack, self._certificates, self._settings = stack, certificates, settings
         self.plane: ControlPlane
+        self.tokens: JwksWatch | None = None
         # Of those who ask where framed streams are, where certificates do not say who they are.
         self.finder: Metadata = ()
         self._channels: dict[Any, grpc.aio.Channel] = {}
@@ -88,7 +90,12 @@ class GuardedPlane:
 
 @asynccontextmanager
 async def guarded(
-    directory: Path | None, store: Store | None = None, *, two_ports: bool = True, **access: Any
+    directory: Path | None,
+    store: Store | None = None,
+    *,
+    two_ports: bool = True,
+    tokens: TokenOptions | None = None,
+    **access: Any,
 ) -> AsyncIterator[GuardedPlane]:
     """With TLS when there is a directory for its files."""
     ports = free_ports(2)
@@ -103,6 +110,7 @@ async def guarded(
         access=AccessOptions(client_auth=ClientAuth.KEYS, cluster=CLUSTER, **access),
         tls=TlsOptions(**certificates.write(directory, uri("control-plane"))) if certificates and directory
         else TlsOptions(),
+        tokens=tokens or TokenOptions(),
     )  # fmt: skip
     servers = Servers(settings)
     await servers.start()
@@ -111,7 +119,7 @@ async def guarded(
     await servers.open(plane)
     async with AsyncExitStack() as stack:
         served = GuardedPlane(stack, certificates, settings)
-        served.plane = plane
+        served.plane, served.tokens = plane, servers.tokens
         yield served
     await servers.stop(0)
     await plane.commits.close(1)

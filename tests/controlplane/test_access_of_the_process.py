@@ -40,7 +40,7 @@ def test_without_authentication_it_says_so_at_each_start(tmp_path: Path) -> None
     process = control_plane(tmp_path, listen=f"127.0.0.1:{free_ports(1)[0]}", client_auth="none")
     try:
         process.start().wait_ready()
-        assert "no authentication: whoever reaches this port" in process.log.read_text()
+        assert "no authentication: anyone who reaches this port" in process.log.read_text()
     finally:
         process.kill()
 

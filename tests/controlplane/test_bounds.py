@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 from agentserving.contract.ids import EngineId, ProgramId, ProgramKey, Tenant
+from agentserving.contract.rates import Rate
 from agentserving_controlplane.control_plane import ControlPlane
-from agentserving_controlplane.errors import OverloadedError
+from agentserving_controlplane.errors import OverloadedError, UnavailableError
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.metrics import exposition
+from agentserving_controlplane.policy.tenants import TenantRow
 from agentserving_controlplane.state import NEARLY_FULL
 from agentserving_controlplane.store.memory import MemoryStore
 from agentserving_controlplane.table.admission_plan import AdmissionRequest
@@ -22,6 +24,7 @@ from agentserving_controlplane.table.states import Outcome
 from agentserving_controlplane.table.token_use import DAY_US
 from controlplane.leader_builders import ACME, GLOBEX, admit, attach, end, leader, report
 from controlplane.table_builders import at, check_invariants, report_of, snapshot
+from support.served_plane import SETTINGS
 
 HOUR_US = DAY_US // 24
 INITECH = Tenant("initech")
@@ -31,6 +34,8 @@ INITECH = Tenant("initech")
 class Entitled:
     max_programs: int = 0
     max_calls: int = 0
+    calls_per_minute: int = 0
+    tokens_per_minute: int = 0
     tokens_per_day: int = 0
 
 
@@ -173,6 +178,74 @@ async def test_a_nearly_full_store_refuses_new_programs_and_serves_those_that_ex
         await plane.programs.pause(ProgramKey(ACME, ProgramId("p0")), True)
         assert plane.commits.healthy, "no write has failed"
         assert f"agentserving_store_fill_ratio {plane.store_fill}".encode() in exposition(plane)
+
+
+async def test_calls_and_tokens_a_minute_of_a_tenant_are_bounded_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [Instant(20_000 * DAY_US, 0)]
+    monkeypatch.setattr(ControlPlane, "now", staticmethod(lambda: clock[0]))
+
+    def later(seconds: float) -> None:
+        clock[0] = Instant(clock[0].unix_us + int(seconds * 1e6), clock[0].steady_us + int(seconds * 1e6))
+
+    async with leader() as plane:
+        plane.tenants.put(TenantRow(tenant=ACME, calls_per_minute=3, tokens_per_minute=600, tokens_per_day=10_000))
+        session = await attach(plane)
+        first = admit(plane, "p")
+        assert first.rates == (
+            Rate("requests", 3, 2, 20.0), Rate("tokens", 600, 600, 0.0), Rate("tokens", 10_000, 10_000, 86_400.0),
+        )  # fmt: skip
+        assert admit(plane, "p", GLOBEX).rates == (), "a tenant without bounds"
+        for _ in range(2):
+            admit(plane, "p")
+        says = "may use 3 calls a minute: try again in 20 s"
+        refused(plane.table, "RATE_LIMITED", lambda: admit(plane, "p"), says)
+        admit(plane, "p", GLOBEX)
+        later(20)
+        admit(plane, "p")
+        later(60)
+        await report(session, first, prompt_tokens=700, output_tokens=50, outcome=Outcome.COMPLETED)
+        with pytest.raises(OverloadedError, match="600 tokens of prompts and answers a minute") as caught:
+            admit(plane, "p")
+        assert caught.value.retry_after_s == pytest.approx(15.1), "150 too many flow back in 15 s, and one more"
+        assert Rate("tokens", 600, 0, 75.0) in caught.value.rates
+        later(15.15)
+        assert admit(plane, "p").rates[1].remaining == 1
+        plane.tenants.put(TenantRow(tenant=ACME, calls_per_minute=1))
+        assert admit(plane, "p").rates == (Rate("requests", 1, 0, 60.0),)
+        plane.tenants.remove(ACME)
+        assert admit(plane, "p").rates == ()
+
+
+async def test_a_refused_call_takes_nothing_from_its_tenants_rate() -> None:
+    async with leader() as plane:
+        plane.tenants.put(TenantRow(tenant=ACME, calls_per_minute=2))
+        for _ in range(5):
+            with pytest.raises(UnavailableError):
+                admit(plane, "p")
+        await attach(plane)
+        for _ in range(2):
+            admit(plane, "p")
+
+
+def test_a_tenant_that_nothing_was_said_about_has_the_default_bounds() -> None:
+    table = a_table(Entitled(max_programs=3, max_calls=2), default_tenant_programs=2, default_tenant_calls=1)
+    for number in range(2):
+        opened(table, f"p{number}", GLOBEX)
+    refused(table, "TOO_MANY_PROGRAMS", lambda: opened(table, "p2", GLOBEX), "has 2 live programs, of at most 2")
+    admitted(table, "p0", GLOBEX)
+    refused(table, "TOO_MANY_CALLS", lambda: admitted(table, "p0", GLOBEX), "1 calls in flight, of at most 1")
+    for number in range(3):
+        opened(table, f"p{number}")
+    for _ in range(2):
+        admitted(table, "p0")
+    refused(table, "TOO_MANY_CALLS", lambda: admitted(table, "p0"), "2 calls in flight, of at most 2")
+
+
+def test_one_tenants_default_is_a_small_part_of_the_table_where_clients_have_keys() -> None:
+    with_keys, without = SETTINGS.capacity(keys=True), SETTINGS.capacity(keys=False)
+    assert with_keys.default_tenant_programs <= with_keys.programs / 20
+    assert with_keys.default_tenant_calls
+    assert (without.default_tenant_programs, without.default_tenant_calls) == (without.tenant_programs, 0)
 
 
 async def test_tokens_of_a_day_are_bounded_across_leaders_until_midnight(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,10 @@ from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.memory import MemoryStore
 from agentserving_gateway.admission import Admission
-from agentserving_gateway.envoy import FrontSettings
+from agentserving_gateway.envoy import MAX_CONNECTIONS, FrontSettings
 from agentserving_gateway.front import command
 from agentserving_gateway.front_picker import FrontPicker
+from agentserving_process.web_tokens.verifier import TokenVerifier
 from gateway.played_keys import PlayedKeys
 from support.eventually import DEADLINE_S, eventually_async
 
@@ -308,11 +309,15 @@ async def attached(
 
 @asynccontextmanager
 async def rig(
-    *scripts: Script, models: Sequence[Sequence[str]] = (), keys: PlayedKeys | None = None, **front: Any
+    *scripts: Script,
+    models: Sequence[Sequence[str]] = (),
+    keys: PlayedKeys | None = None,
+    tokens: TokenVerifier | None = None,
+    **front: Any,
 ) -> AsyncIterator[Rig]:
     """A front with an engine for each script; `models` of each engine, none by default; `front`: FrontSettings.
 
-    `keys`: what the leader says of clients' keys; without them everybody is served.
+    `keys`: what the leader says of clients' keys; without them everybody is served. `tokens`: JWTs open as well.
     """
     settings = PlaneSettings(ticket_keys=lambda: (KEY,), policy="atlas", balancer=Balancer.LEAST_USED)
     store = MemoryStore()
@@ -332,10 +337,16 @@ async def rig(
     run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="as-")))
     leader, leader_of_keys = (LeaderChannel(f"127.0.0.1:{link.port}") for _ in range(2))
     picker = await stack.enter_async_context(
-        FrontPicker(run_dir, leader, keys_channel=leader_of_keys if keys is not None else None)
+        FrontPicker(
+            run_dir,
+            leader,
+            tokens=tokens,
+            keys_channel=leader_of_keys if keys is not None else None,
+            max_connections=front.get("max_connections", MAX_CONNECTIONS),
+        )
     )
     admission = picker.admission
-    running = [asyncio.create_task(admission.run())]
+    running = [asyncio.create_task(admission.run()), asyncio.create_task(picker.crowd.run())]
     if picker.keys is not None:
         running.append(asyncio.create_task(picker.keys.run()))
     await until(lambda: admission.connected and len(admission.known_engines) == len(engines))

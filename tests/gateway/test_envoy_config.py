@@ -35,6 +35,8 @@ def settings(run_dir: Path, **chosen: Any) -> FrontSettings:
 def test_envoy_takes_the_configuration(chosen: dict[str, Any], tmp_path: Path) -> None:
     made = settings(tmp_path, **chosen)
     EnginesFile(made.engines_file).load()
+    made.crowd_file.parent.mkdir()
+    made.crowd_file.write_text("0")
     file = tmp_path / "envoy.json"
     file.write_text(json.dumps(bootstrap(made)))
     done = subprocess.run(

@@ -39,6 +39,45 @@ async def test_connections_beyond_the_limit_are_closed_and_the_others_are_served
             writer.close()
 
 
+async def test_idle_connections_give_way_before_there_is_no_room_for_others() -> None:
+    request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+    async with rig(answer_json, max_connections=40, crowded_keep_alive_s=0.2) as made:
+        held = [await asyncio.open_connection("127.0.0.1", made.port) for _ in range(20)]
+        for _, writer in held:
+            writer.write(request)
+        for reader, _ in held:
+            await reader.readuntil(b"ok\n")
+        # A call in progress is not idle, however crowded it is.
+        busy_reader, busy = await asyncio.open_connection("127.0.0.1", made.port)
+        busy.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n" + PROGRAM.encode() + b"\r\n{")
+        more = [await asyncio.open_connection("127.0.0.1", made.port) for _ in range(18)]
+        for _, writer in more:
+            writer.write(request)
+        closed = [asyncio.create_task(reader.read(1 << 16)) for reader, _ in held]
+        async with asyncio.timeout(DEADLINE_S):
+            await asyncio.wait(closed)
+        assert (await made.post(headers=PROGRAM)).startswith(b"HTTP/1.1 200")
+        busy.write(b"}")
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await busy_reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
+        for _, writer in (*held, *more, (busy_reader, busy)):
+            writer.close()
+
+
+async def test_idle_connections_stay_while_there_is_room() -> None:
+    request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+    async with rig(answer_json, max_connections=40, crowded_keep_alive_s=0.2) as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        for _ in range(2):
+            writer.write(request)
+            async with asyncio.timeout(DEADLINE_S):
+                await reader.readuntil(b"ok\n")
+            # Longer than a crowded front leaves it open, and than it takes the picker to look.
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(1), 1.5)
+        writer.close()
+
+
 async def upload(port: int, size: int, piece: int, ended: list[bytes]) -> None:
     """All but the last byte of a body, a piece at a time; when the front ends it, `ended` gets its status line."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

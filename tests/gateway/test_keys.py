@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from agentserving.contract.ids import Tenant
 from agentserving.contract.response_ids import response_id
 from agentserving.contract.ticket import verify
+from agentserving_controlplane.policy.tenants import TenantRow
 from agentserving_gateway.routes import SHOWN, route_of
 from gateway.gateway_rig import KEYS, Rig, answer_json, rig, until, value
 from gateway.played_keys import PlayedKeys
+from structlog.testing import capture_logs
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -235,6 +238,28 @@ async def test_nobody_is_served_while_no_keys_are_known() -> None:
         assert made.engines[0].requests == []
 
 
+async def test_refused_keys_are_in_the_audit_log_with_their_address_and_never_with_their_text() -> None:
+    keys = PlayedKeys()
+    expired = keys.make("a", lifetime_s=1, age_s=10)
+    forged = "x-client-address: 6.6.6.6\r\n"
+    async with rig(answer_json, keys=keys) as made:
+        await until(lambda: made.picker.ready.ok)
+        with capture_logs() as logs:
+            for _ in range(3):
+                assert status(await made.post(headers=bearer(expired) + PROGRAM + forged)) == 401
+            assert status(await made.post("/v1/messages", headers=bearer("as_unknown0_" + "A" * 43))) == 401
+            assert status(await made.post(headers=PROGRAM)) == 401
+    said = [
+        (line["method"], line.get("who"), line["peer"], line["reason"]) for line in logs if line["event"] == "audit"
+    ]
+    assert said == [
+        ("/v1/completions", expired[3:11], "127.0.0.1", "KEY_EXPIRED"),
+        ("/v1/messages", None, "127.0.0.1", "UNKNOWN_KEY"),
+        ("/v1/completions", None, "127.0.0.1", "NO_CREDENTIAL"),
+    ]
+    assert expired not in str(logs)
+
+
 @pytest.mark.parametrize("by_body", [False, True])
 async def test_a_keys_calls_a_minute_are_bounded_and_each_is_counted_once(doors: Doors, by_body: bool) -> None:
     text, other = await doors.make("a", calls_per_minute=3), await doors.make("a")
@@ -248,12 +273,36 @@ async def test_a_keys_calls_a_minute_are_bounded_and_each_is_counted_once(doors:
         answer = await doors.made.post(path, headers=bearer(text) + program)
         assert status(answer) == 429
         assert 0 < int(value(answer, "retry-after")) <= 20
-        assert value(answer, "x-ratelimit-remaining-requests") == "0"
+        name = "anthropic-ratelimit-requests-{}" if path == "/v1/messages" else "x-ratelimit-{}-requests"
+        assert (value(answer, name.format("limit")), value(answer, name.format("remaining"))) == ("3", "0")
         assert "3 requests a minute" in body(answer)["error"]["message"]
         assert body(answer)["error"]["type"] == "rate_limit_error"
     answer = await doors.made.post(headers=bearer(other) + program)
     assert status(answer) == 200
     assert not value(answer, "x-ratelimit-limit-requests")
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages"])
+async def test_bounds_of_a_tenant_are_shown_on_answers_and_refusals(doors: Doors, path: str) -> None:
+    name = "anthropic-ratelimit-{1}-{0}" if path == "/v1/messages" else "x-ratelimit-{0}-{1}"
+    tenant = Tenant("bounded" + path[4:7])
+    doors.made.plane.tenants.put(TenantRow(tenant=tenant, calls_per_minute=2, tokens_per_day=500))
+    key, other = await doors.make(tenant), await doors.make(tenant, calls_per_minute=1)
+    answer = await doors.made.post(path, headers=bearer(other) + PROGRAM)
+    assert status(answer) == 200
+    shown = {what: value(answer, name.format(what, "requests")) for what in ("limit", "remaining")}
+    assert shown == {"limit": "1", "remaining": "0"}, "of both bounds the one that is reached first"
+    answer = await doors.made.post(path, headers=bearer(key) + PROGRAM)
+    assert status(answer) == 200
+    assert value(answer, name.format("remaining", "requests")) == "0"
+    assert value(answer, name.format("limit", "tokens")) == "500"
+    answer = await doors.made.post(path, headers=bearer(key) + PROGRAM)
+    assert status(answer) == 429
+    assert 0 < int(value(answer, "retry-after")) <= 30
+    assert value(answer, name.format("limit", "requests")) == "2"
+    assert value(answer, name.format("remaining", "requests")) == "0"
+    assert value(answer, name.format("reset", "requests"))
+    assert "this tenant may use 2 calls a minute" in body(answer)["error"]["message"]
 
 
 async def test_a_keys_prompt_tokens_a_minute_are_bounded(doors: Doors) -> None:

@@ -21,6 +21,8 @@ import psutil
 import pytest
 from agentserving.transport.connection import Settings
 from agentserving.transport.errors import PermissionDeniedError
+from agentserving.v1 import call_service_pb2 as cpb
+from agentserving.v1 import call_service_pb2_grpc as crpc
 from agentserving.v1 import engine_service_pb2 as epb
 from agentserving.v1 import engine_service_pb2_grpc as erpc
 from agentserving_cli.load import run_mixed_load
@@ -158,6 +160,51 @@ def test_etcd_answers_the_cluster_alone(cluster: Cluster) -> None:
             urllib.request.urlopen(f"{url.replace('https', 'http')}/version", timeout=10)
     known = EtcdCertificates(cluster.directory / "keys" / "etcd").context()
     assert urllib.request.urlopen(f"{argv[argv.index('--listen-client-urls') + 1]}/version", timeout=10, context=known)
+
+
+def page(url: str, authorization: str = "") -> int:
+    """The status of a GET."""
+    request = urllib.request.Request(url, headers={"authorization": authorization} if authorization else {})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_metrics_of_every_process_need_the_token_that_only_the_user_has(cluster: Cluster) -> None:
+    file = cluster.directory / "keys" / "metrics.token"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    urls = list(cluster.addresses["metrics"].values())
+    assert len(urls) == 4, "control plane, gateway, two sidecars"
+    more = [url.replace("/metrics", path) for url in urls for path in ("/engine/metrics", "/envoy/metrics", "/drain")]
+    for url in (*urls, *more):
+        for wrong in ("", f"Bearer {cluster.key}"):
+            assert page(url, wrong) == 401, url
+    for url in urls:
+        assert page(url, f"Bearer {file.read_text().strip()}") == 200
+        assert page(url.replace("/metrics", "/healthz")) == 200
+
+
+def test_a_sidecar_passes_on_only_what_the_control_plane_has_admitted_to_its_engine(cluster: Cluster) -> None:
+    body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 1}).encode()
+    with grpc.insecure_channel(cluster.addresses["control_plane"]) as channel:
+        metadata = [("authorization", f"Bearer {cluster.key}")]
+        stub = crpc.CallServiceStub(channel)
+        ask = cpb.AdmitCallRequest(program_id="generates", implicit=True)
+        here = stub.AdmitCall(ask, metadata=metadata, timeout=10)
+        others = [stub.AdmitCall(cpb.AdmitCallRequest(implicit=True, exclude_engine_ids=[here.engine_id]),
+                                 metadata=metadata, timeout=10)]  # fmt: skip
+    with grpc.insecure_channel(here.sidecar_address) as channel:
+        sidecar = crpc.CallServiceStub(channel)
+        for wrong in ("", "x", here.ticket[:-4] + "AAAA", others[0].ticket):
+            with pytest.raises(grpc.RpcError) as refused:
+                list(sidecar.Generate(cpb.GenerateRequest(path="/v1/completions", body=body, ticket=wrong), timeout=10))
+            assert isinstance(refused.value, grpc.Call)
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED, wrong
+        request = cpb.GenerateRequest(path="/v1/completions", body=body, ticket=here.ticket, call_id=here.call_id)
+        assert next(iter(sidecar.Generate(request, timeout=10))).http_status == 200
 
 
 def test_agents_with_the_printed_lines_and_the_client_library_work(cluster: Cluster) -> None:

@@ -32,6 +32,8 @@ pytestmark = [pytest.mark.etcd, pytest.mark.timeout(120)]
 
 SECRET = "zebra-umbrella-47"
 PROGRAM = "marked-program-93"
+# Answers end after some hundred tokens by themselves.
+ENDLESS = {"ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +273,8 @@ def test_calls_of_a_client_that_leaves_are_aborted_while_running_and_queued(clus
     settled(cluster)
     with client(cluster, "leaver") as agent:
         streams = [
-            agent.completions.create(model="tiny", prompt=f"{n}", max_tokens=6000, stream=True) for n in range(16)
+            agent.completions.create(model="tiny", prompt=f"{n}", max_tokens=6000, stream=True, extra_body=ENDLESS)
+            for n in range(16)
         ]
         for stream in streams:
             next(iter(stream))
@@ -288,7 +291,7 @@ def test_calls_of_a_client_that_leaves_are_aborted_while_running_and_queued(clus
 def _raw_call(cluster: Cluster, program: str) -> socket.socket:
     host, _, port = cluster.addresses["gateway"].removeprefix("http://").removesuffix("/v1").partition(":")
     sock = socket.create_connection((host, int(port)))
-    body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 6000}).encode()
+    body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 6000, **ENDLESS}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-agentserving-program-id: {program}\r\n"
     sock.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
     return sock
@@ -328,7 +331,7 @@ def test_a_cancelled_generate_frees_the_engine(cluster: Cluster) -> None:
     with grpc.insecure_channel(cluster.addresses["control_plane"]) as channel:
         admission = admitted(cluster, channel, "quitter")
     with grpc.insecure_channel(admission.sidecar_address) as channel:
-        stream = rpc.CallServiceStub(channel).Generate(generate(admission, max_tokens=6000), timeout=30)
+        stream = rpc.CallServiceStub(channel).Generate(generate(admission, max_tokens=6000, **ENDLESS), timeout=30)
         next(stream)
         stream.cancel()
         left_within(cluster, "quitter", 10.0)

@@ -69,7 +69,10 @@ def test_a_policy_is_acknowledged_by_every_engine_and_bad_requests_are_refused(c
 def test_cancelling_a_program_ends_its_stream(cluster: Cluster) -> None:
     def run() -> None:
         with client(cluster, "doomed") as agent:
-            list(agent.completions.create(model="tiny", prompt="x", max_tokens=8000, stream=True))
+            stream = agent.completions.create(
+                model="tiny", prompt="x", max_tokens=8000, stream=True, extra_body={"ignore_eos": True}
+            )
+            list(stream)
 
     thread = threading.Thread(target=run)
     thread.start()

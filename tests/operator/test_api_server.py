@@ -14,6 +14,7 @@ from agentserving_operator.api_server import ApiServer
 from agentserving_operator.errors import ApiError, RefusedError, UnavailableError, WatchExpiredError
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from structlog.testing import capture_logs
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -143,3 +144,28 @@ async def test_a_missing_object_is_none_and_a_connection_that_fails_is_worth_a_r
             await api.find("Pod", "ns")
         with pytest.raises(UnavailableError):
             await changes(api)
+
+
+async def test_each_change_is_one_audit_line_and_repeated_refusals_are_one(tmp_path: Path) -> None:
+    async def only_secrets(request: web.Request) -> web.Response:
+        if "secrets" in request.path or "events" in request.path:
+            return web.json_response({"metadata": {"name": "s"}})
+        return web.json_response({"reason": "Forbidden", "message": "no"}, status=403)
+
+    def an(kind: str) -> dict[str, Any]:
+        return {"kind": kind, "metadata": {"namespace": "ns", "name": "s", "uid": "u"}}
+
+    async with connected(only_secrets, tmp_path) as api:
+        with capture_logs() as logs:
+            await api.apply(an("Secret"))
+            await api.create(an("Secret"))
+            await api.delete(an("Secret"))
+            await api.create(an("Event"))
+            for _ in range(5):
+                with pytest.raises(RefusedError):
+                    await api.apply(an("Deployment"))
+    said = [(line["method"], line["object"], line["outcome"]) for line in logs if line["event"] == "audit"]
+    assert said == [
+        ("kubernetes.apply", "Secret/ns/s", "OK"), ("kubernetes.create", "Secret/ns/s", "OK"),
+        ("kubernetes.delete", "Secret/ns/s", "OK"), ("kubernetes.apply", "Deployment/ns/s", "403"),
+    ]  # fmt: skip

@@ -94,7 +94,9 @@ def test_no_right_is_a_wildcard_and_secrets_are_never_listed() -> None:
     assert {verb for _, resource, verb in rules() if resource == "secrets"} == {"get", "create", "patch"}
 
 
-def test_the_deployment_sets_variables_that_the_operator_reads() -> None:
+def test_the_deployment_sets_variables_that_the_operator_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "41").write_text("a token")
     lines = (CHART / "templates/deployment.yaml").read_text().splitlines()
     names = [line.split("name: ")[1] for line in lines if f"name: {PREFIX}_" in line]
     environment = {name: "41/41" if name.endswith("LEASE") else "41" for name in names}
@@ -102,7 +104,7 @@ def test_the_deployment_sets_variables_that_the_operator_reads() -> None:
     values = {**vars_of(given), **vars_of(given.images), **vars_of(given.probes)}
     for name in names:
         read = values[name.removeprefix(f"{PREFIX}_").lower()]
-        assert read in ("41", 41.0, ("41",), "41/41"), name
+        assert read in ("41", 41.0, ("41",), "41/41", Path("41")), name
 
 
 def vars_of(topic: Any) -> dict[str, Any]:
@@ -237,6 +239,19 @@ def test_monitors_are_rendered_if_prometheus_is_installed() -> None:
     assert json.loads(board["data"]["agentserving.json"])["panels"]
     (rule,) = (each for each in made if each["kind"] == "PrometheusRule")
     assert len(rule["spec"]["groups"][0]["rules"]) == 6
+
+
+@needs_helm
+def test_prometheus_sends_the_token_that_the_operator_and_the_clusters_ask_for() -> None:
+    made = helm("--set", "monitoring.tokenSecret=scraper", *PROMETHEUS)
+    endpoints = [end for each in made if each["kind"] == "PodMonitor" for end in each["spec"]["podMetricsEndpoints"]]
+    asked = {"type": "Bearer", "credentials": {"name": "scraper", "key": "token"}}
+    assert [each["authorization"] for each in endpoints] == [asked] * 7
+    (deployment,) = (each for each in made if each["kind"] == "Deployment")
+    one = only_container(deployment)
+    (file,) = (e["value"] for e in one["env"] if e["name"] == "AGENTSERVING_OPERATOR_METRICS_TOKEN_FILE")
+    assert file.rpartition("/")[0] in {each["mountPath"] for each in one["volumeMounts"]}
+    assert "authorization" not in str([each for each in helm(*PROMETHEUS) if each["kind"] == "PodMonitor"])
 
 
 @needs_helm

@@ -266,3 +266,62 @@ async def test_a_missing_cert_manager_is_reported_with_what_to_do() -> None:
     assert visited.ready()[0] == "CertManagerMissing"
     assert "install it, or use" in visited.ready()[1]
     assert ("Deployment", "ns", "demo-gateway") in visited.api.objects
+
+
+def degraded(visited: Visited) -> tuple[str, str, str]:
+    conditions = visited.api.objects[KIND, "ns", "demo"]["status"]["conditions"]
+    (found,) = [each for each in conditions if each["type"] == "Degraded"]
+    return found["status"], found["reason"], found["message"]
+
+
+def store_as_others(visited: Visited, name: str, pair: dict[str, str]) -> None:
+    visited.api._store({"kind": "Secret", "metadata": {"name": name, "namespace": "ns"}, "data": pair})
+
+
+async def test_a_certificate_that_others_do_not_renew_is_a_condition_long_before_it_expires() -> None:
+    issued = Visited()
+    await issued.visit()
+    front = {**SPEC, "tls": {"issuer": "None"}, "gateway": {"tls": {"secretName": "front"}}}
+    for spec, name in ((CERT_MANAGER, "demo-gateway-tls"), (front, "front")):
+        visited = Visited(spec)
+        await visited.visit()
+        assert degraded(visited)[:2] == ("False", "AsExpected")
+        store_as_others(visited, name, issued.api.objects["Secret", "ns", "demo-gateway-tls"]["data"])
+        # Due at two thirds of its life: somebody else may be about to renew it.
+        await visited.visit(seconds=LEAF_LIFE.total_seconds() * 3 / 4)
+        assert degraded(visited)[:2] == ("False", "AsExpected")
+        ready = visited.ready()
+        await visited.visit(seconds=LEAF_LIFE.total_seconds() / 10)
+        status, reason, message = degraded(visited)
+        assert (status, reason) == ("True", "CertificateExpires")
+        assert f"{name} on 2026-04-01 00:00 UTC" in message
+        # It still serves.
+        assert visited.ready() == ready
+        store_as_others(visited, name, {"tls.crt": "eA==", "tls.key": "eA=="})
+        await visited.visit()
+        assert degraded(visited)[:2] == ("False", "AsExpected")
+
+
+async def test_many_certificates_near_their_end_make_a_message_of_bounded_length() -> None:
+    issued = Visited({**SPEC, "engine": {"type": "Simulator", "replicas": 20}})
+    await issued.visit()
+    visited = Visited({**CERT_MANAGER, "engine": {"type": "Simulator", "replicas": 20}})
+    for name in LEAVES:
+        store_as_others(visited, name, issued.api.objects["Secret", "ns", name]["data"])
+    made = issued.api.objects["Secret", "ns", ENGINES]["data"]
+    for number in range(20):
+        pair = {"ca.crt": made["ca.crt"], "tls.crt": made[f"demo-engine-{number}.crt"],
+                "tls.key": made[f"demo-engine-{number}.key"]}  # fmt: skip
+        store_as_others(visited, f"demo-engine-{number}-tls", pair)
+    await visited.visit(seconds=LEAF_LIFE.total_seconds() * 0.9)
+    status, _, message = degraded(visited)
+    assert status == "True"
+    # Six leaves, and each engine's twice: as issued, and in the Secret that pods mount.
+    assert " and 43 more; " in message
+
+
+async def test_certificates_of_the_operator_are_never_near_their_end() -> None:
+    visited = Visited()
+    for _ in range(12):
+        await visited.visit(days=45)
+        assert degraded(visited)[1] == "AsExpected"

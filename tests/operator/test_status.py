@@ -11,6 +11,7 @@ from agentserving_operator.manifests.common import labels
 from agentserving_operator.observe.overview import EngineState, EngineView, Overview
 from agentserving_operator.observe.reasons import ConditionType, Reason, Trouble
 from agentserving_operator.observe.status import WORKLOADS, Observed, invalid_status, status_of
+from agentserving_operator.spec.auth import ClientAuth
 from agentserving_operator.spec.parsing import parse
 from agentserving_operator.spec.status import ClusterStatus
 from support.operator_objects import make_cluster
@@ -66,6 +67,7 @@ def test_a_cluster_whose_pods_are_ready_is_ready() -> None:
         "Ready": ("True", "Ready"), "ControlPlaneReady": ("True", "Available"), "StoreReady": ("True", "Available"),
         "EnginesReady": ("True", "Available"), "GatewayReady": ("True", "Available"),
         "Progressing": ("False", "Settled"), "Degraded": ("False", "AsExpected"),
+        "ClientsAuthenticated": ("True", "KeysNeeded"),
     }  # fmt: skip
     assert status["observedGeneration"] == 3
     assert {each["observedGeneration"] for each in status["conditions"]} == {3}
@@ -324,3 +326,22 @@ def test_engines_that_reject_tickets_degrade_a_cluster_that_serves() -> None:
     assert short(status)["Ready"] == ("True", "Ready")
     assert short(status)["Degraded"] == ("True", "TicketsRejected")
     assert "check NTP" in by_type(status)["Degraded"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "auth", "status", "says"),
+    [
+        ({}, ClientAuth.KEYS, "True", "clients need keys"),
+        ({"tls": {"issuer": "None"}}, ClientAuth.NONE, "False", "keys need TLS, and spec.tls.issuer is None"),
+        ({}, ClientAuth.NONE, "False", "from before keys existed"),
+        ({"auth": {"clients": "None"}}, ClientAuth.NONE, "False", "spec.auth.clients is None"),
+    ],
+)
+def test_a_cluster_without_keys_says_so_and_is_ready(
+    spec: dict[str, Any], auth: ClientAuth, status: str, says: str
+) -> None:
+    cluster = replace(make_cluster(**spec), client_auth=auth)
+    found = by_type(observe(cluster))
+    assert found["ClientsAuthenticated"]["status"] == status
+    assert says in found["ClientsAuthenticated"]["message"]
+    assert found["Ready"]["status"] == "True"

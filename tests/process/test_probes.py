@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import aiohttp
 import grpc
@@ -13,10 +14,12 @@ from agentserving_process.addresses import split_address
 from agentserving_process.listening import listen, reachable, why_not
 from agentserving_process.probes import Answer, ProbeOptions
 from agentserving_process.supervision import CannotStartError
+from aiohttp import web
 
 
-async def get(port: int, path: str) -> tuple[int, str]:
-    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}{path}") as response:
+async def get(port: int, path: str, authorization: str = "") -> tuple[int, str]:
+    url, headers = f"http://127.0.0.1:{port}{path}", {"authorization": authorization} if authorization else {}
+    async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as response:
         return response.status, await response.text()
 
 
@@ -77,3 +80,32 @@ def test_a_wildcard_is_reached_by_the_host_s_name() -> None:
     assert reachable("0.0.0.0:7070") == f"{socket.gethostname()}:7070"
     assert reachable("[::]:7070") == f"{socket.gethostname()}:7070"
     assert reachable("10.0.0.1:7070") == "10.0.0.1:7070"
+
+
+async def test_with_a_token_metrics_need_it_and_probes_do_not(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("s3cret\n")
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="more metrics")
+
+    options = ProbeOptions(http_port=free_ports(1)[0], metrics_token_file=file)
+    async with probes.served(probes.application(routes=[web.get("/engine/metrics", page)]), options):
+        for path in ("/healthz", "/readyz"):
+            assert (await get(options.http_port, path))[0] == 200
+        for path in ("/metrics", "/engine/metrics", "/nothing"):
+            for wrong in ("", "Bearer", "Bearer wrong", "Basic s3cret", "s3cret", "Bearer s3cret\xff"):
+                assert (await get(options.http_port, path, wrong))[0] == 401, (path, wrong)
+        assert (await get(options.http_port, "/engine/metrics", "bearer s3cret")) == (200, "more metrics")
+        file.write_text("another")
+        assert (await get(options.http_port, "/metrics", "Bearer s3cret"))[0] == 401
+        assert (await get(options.http_port, "/metrics", "Bearer another"))[0] == 200
+        file.unlink()
+        assert (await get(options.http_port, "/metrics", "Bearer "))[0] == 401, "without a token nobody may read"
+
+
+def test_a_process_does_not_start_with_an_empty_token(tmp_path: Path) -> None:
+    for file in (tmp_path / "missing", tmp_path / "empty"):
+        (tmp_path / "empty").write_text("\n")
+        with pytest.raises(ValueError, match=f"{file.name} has no token, or cannot be read"):
+            ProbeOptions(metrics_token_file=file)

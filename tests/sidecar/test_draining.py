@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import aiohttp
 import pytest
 from agentserving.contract.channel import Load
 from agentserving_engine.channel_server import ChannelServer
-from agentserving_sidecar.draining import may_drain
+from agentserving_operator.manifests.engine_pod import CHANNEL_DIR, DRAIN
+from agentserving_sidecar.draining import SOCKET_NAME, drain_socket
 from agentserving_sidecar.health import FrontState
 from agentserving_sidecar.http_front import http_app
 from aiohttp import web
 from sidecar.ports import Rig, hello, report, running_sidecar, until
+from support.eventually import DEADLINE_S
 
 
 @pytest.fixture
@@ -26,31 +29,33 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 @pytest.fixture
 async def url(rig: Rig) -> AsyncIterator[str]:
-    runner = web.AppRunner(http_app(rig.sidecar, drain_s=30))
+    runner = web.AppRunner(http_app(rig.sidecar))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     await runner.cleanup()
 
 
-async def test_the_hook_is_answered_when_the_engine_has_nothing_left_to_do(rig: Rig, url: str) -> None:
+async def test_the_pods_hook_returns_when_the_engine_has_nothing_left_to_do(rig: Rig, tmp_path: Path) -> None:
     rig.sidecar.engine_report(report(load=Load(running=1)))
-    async with aiohttp.ClientSession() as session, asyncio.timeout(20):
-        request = asyncio.create_task(session.get(f"{url}/drain"))
+    hook = DRAIN.replace(CHANNEL_DIR, str(tmp_path))
+    async with drain_socket(rig.sidecar, tmp_path, 30), asyncio.timeout(DEADLINE_S):
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", hook)
         await until(lambda: rig.sidecar.draining)
         # Longer than it takes to look again.
-        done, _ = await asyncio.wait([request], timeout=0.2)
-        assert not done
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(process.wait()), 0.2)
         rig.sidecar.engine_report(report(load=Load()))
-        async with await request as response:
-            assert (response.status, await response.text()) == (200, "drained\n")
+        assert await process.wait() == 0
+    assert not (tmp_path / SOCKET_NAME).exists()
 
 
-@pytest.mark.parametrize(
-    ("remote", "may"), [("127.0.0.1", True), ("::1", True), ("10.244.1.7", False), (None, False), ("", False)]
-)
-def test_only_the_pod_itself_may_drain_its_engine(remote: str | None, may: bool) -> None:
-    assert may_drain(remote) is may
+async def test_only_who_may_open_the_engines_directory_may_drain_it(rig: Rig, url: str, tmp_path: Path) -> None:
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/drain") as response:
+        assert response.status == 404
+    async with drain_socket(rig.sidecar, tmp_path, 30):
+        assert stat.S_IMODE((tmp_path / SOCKET_NAME).stat().st_mode) == 0o660
+    assert not rig.sidecar.draining
 
 
 async def test_readiness_is_what_the_leader_is_told(rig: Rig, url: str) -> None:

@@ -15,7 +15,7 @@ METRICS = "vllm:num_requests_running 3.0\n"
 
 async def scrape(engine: EngineHttp, journal: Path) -> tuple[int, str]:
     async with engine, running_sidecar(journal) as rig:
-        app = http_app(rig.sidecar, drain_s=30, engine=engine)
+        app = http_app(rig.sidecar, engine)
         async with TestClient(TestServer(app)) as prometheus:
             response = await prometheus.get("/engine/metrics")
             return response.status, await response.text()

@@ -15,16 +15,49 @@ VALID: list[dict[str, Any]] = [
     },
     {**MINIMAL, "store": {"type": "ExternalEtcd", "external": {"endpoints": ["a:2379"]}}},
     {**MINIMAL, "scheduling": {"policy": "custom", "custom": {"accounting": "Sum"}}},
+    {
+        **MINIMAL,
+        "engine": {"template": {"metadata": {"labels": {"team": "a"}}, "spec": {"nodeSelector": {"zone": "a"}}}},
+        "gateway": {"template": {"spec": {"containers": [{"name": "logs", "image": "logs:1"}], "hostIPC": True}}},
+        "store": {"etcd": {"template": {"spec": {"affinity": {"nodeAffinity": {}}, "tolerations": [{"key": "x"}]}}}},
+    },
     {**MINIMAL, "tls": {"issuer": "Operator"}},
+    {**MINIMAL, "gateway": {"tls": {"secretName": "front"}}},
     {**MINIMAL, "tls": {"issuer": "None"}},
     {**MINIMAL, "auth": {"clients": "Keys"}},
+    {**MINIMAL, "auth": {"clients": "Keys", "jwt": {"issuer": "https://a.b/", "audience": "c", "jwksSecretName": "d"}}},
     {**MINIMAL, "network": {"egress": "Open", "modelSources": [], "metricsNamespaces": []}},
     {**MINIMAL, "network": {"modelSources": [{"cidr": "10.1.0.0/16", "port": 8080}]}},
     {**MINIMAL, "tls": {"issuer": "CertManager", "issuerRef": {"name": "ca", "kind": "ClusterIssuer"}}},
 ]
 
+JWT = {"issuer": "https://a.b/", "audience": "c", "jwksSecretName": "d"}
+
 # (spec, field, words of the parser)
 INVALID: list[tuple[dict[str, Any], str, str]] = [
+    ({**MINIMAL, "gateway": {"tls": {}}}, "spec.gateway.tls.secretName", "is required"),
+    ({**MINIMAL, "auth": {"jwt": JWT}}, "spec.auth.jwt", "needs clients Keys"),
+    ({**MINIMAL, "auth": {"clients": "None", "jwt": JWT}}, "spec.auth.jwt", "needs clients Keys"),
+    (
+        {**MINIMAL, "auth": {"clients": "Keys", "jwt": {**JWT, "algorithms": ["HS256"]}}},
+        "spec.auth.jwt.algorithms[0]",
+        "must be one of RS256",
+    ),
+    (
+        {**MINIMAL, "auth": {"clients": "Keys", "jwt": {**JWT, "algorithms": []}}},
+        "spec.auth.jwt.algorithms",
+        "needs one",
+    ),
+    (
+        {**MINIMAL, "auth": {"clients": "Keys", "jwt": {**JWT, "audience": "a,b"}}},
+        "spec.auth.jwt.audience",
+        "does not match",
+    ),
+    (
+        {**MINIMAL, "auth": {"clients": "Keys", "jwt": {**JWT, "issuer": "$(POD_IP)"}}},
+        "spec.auth.jwt.issuer",
+        "does not match",
+    ),
     ({}, "spec.model", "is required"),
     ({"model": {}}, "spec.model.name", "is required"),
     ({"model": None}, "spec.model", "is required"),
@@ -34,6 +67,22 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"model": {"name": "a\n"}}, "spec.model.name", "does not match"),
     ({"model": {"name": "--trust-remote-code"}}, "spec.model.name", "does not match"),
     ({"model": {"name": "x" * 257}}, "spec.model.name", "at most 256"),
+    (
+        {**MINIMAL, "engine": {"template": {"spec": {"restartPolicy": "Never"}}}},
+        "spec.engine.template.spec.restartPolicy",
+        "no such field",
+    ),
+    (
+        {**MINIMAL, "engine": {"template": {"spec": {"volumes": [{"emptyDir": {}}]}}}},
+        "spec.engine.template.spec.volumes[0].name",
+        "is required",
+    ),
+    (
+        {**MINIMAL, "gateway": {"template": {"spec": {"containers": [{"name": "a"}, {"name": "a"}]}}}},
+        "spec.gateway.template.spec.containers[1]",
+        "appears twice",
+    ),
+    ({**MINIMAL, "gateway": {"template": {"spec": {"affinity": []}}}}, "spec.gateway.template.spec.affinity", "object"),
     ({**MINIMAL, "engine": {"replicas": -1}}, "spec.engine.replicas", "at least 0"),
     ({**MINIMAL, "engine": {"replicas": True}}, "spec.engine.replicas", "whole number"),
     ({**MINIMAL, "engine": {"replicas": 1.5}}, "spec.engine.replicas", "whole number"),

@@ -100,7 +100,7 @@ class Agents:
     async def _call(self, client: httpx.AsyncClient, program: str) -> None:
         body = {
             "model": "tiny", "messages": [{"role": "user", "content": "on with it"}], "max_tokens": self._tokens,
-            "stream": True, "stream_options": {"include_usage": True},
+            "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True,
         }  # fmt: skip
         began = time.monotonic()
         headers = {"x-agentserving-program-id": program}

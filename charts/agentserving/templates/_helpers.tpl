@@ -23,3 +23,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ printf "%s:%s" .image.repository (default .appVersion .image.tag) }}
 {{- end -}}
 {{- end -}}
+
+{{- /* How Prometheus says who it is, if it has to. */ -}}
+{{- define "agentserving.metricsToken" -}}
+{{- with .Values.monitoring.tokenSecret -}}
+authorization:
+  type: Bearer
+  credentials: {name: {{ . }}, key: token}
+{{- end -}}
+{{- end }}

@@ -53,6 +53,11 @@ def of_cluster(cluster: Object) -> Iterator[Finding]:
             yield Finding(False, name, "is missing from the status")
         else:
             yield Finding(condition["status"] == "True", name, _words(condition))
+    clients = seen.get("ClientsAuthenticated")
+    if clients is not None:
+        # Someone has decided it if the spec says so.
+        is_chosen = cluster.get("spec", {}).get("auth", {}).get("clients") == "None"
+        yield Finding(clients["status"] == "True" or is_chosen, "ClientsAuthenticated", _words(clients))
     degraded = seen.get("Degraded")
     if degraded is not None and degraded["status"] == "True":
         yield Finding(False, "Degraded", _words(degraded))

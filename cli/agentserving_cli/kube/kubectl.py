@@ -56,9 +56,10 @@ class Kubectl:
         items: list[dict[str, Any]] = self.get(*what)["items"]
         return items
 
-    def logs(self, selector: str, since_s: float) -> Iterator[str]:
-        """The lines of the logs of pods, one pod after the other. KubectlError."""
-        argv = self.argv("logs", "-l", selector, "--tail=-1", f"--since={math.ceil(since_s)}s", "--max-log-requests=20")
+    def logs(self, selector: str, container: str, since_s: float) -> Iterator[str]:
+        """The lines of the logs of one container of pods, one pod after the other. KubectlError."""
+        since = f"--since={math.ceil(since_s)}s"
+        argv = self.argv("logs", "-l", selector, "-c", container, "--tail=-1", since, "--max-log-requests=1000")
         with tempfile.TemporaryFile("w+") as errors:
             with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace") as child:
                 yield from child.stdout or ()

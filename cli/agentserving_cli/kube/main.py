@@ -110,14 +110,19 @@ def _where(command: Callable[..., Any]) -> Callable[..., Any]:
     return _options(found)
 
 
+# Where audit lines are written. The operator's own log is in another namespace, and is read with --file.
+AUDITED = (("control-plane", "control-plane"), ("gateway", "picker"), ("engine", "sidecar"))
+
+
 def _logs(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options; the logs of the cluster's control planes become the command's first argument."""
+    """Adds the options; the logs of the cluster's parts become the command's first argument."""
 
     @functools.wraps(command)
     def found(kubectl: Kubectl, cluster: str, *arguments: Any, **chosen: Any) -> Any:
         def lines(since: timedelta) -> Iterator[str]:
             name = _cluster(kubectl, cluster)["metadata"]["name"]
-            return kubectl.logs(labels(name, "control-plane"), since.total_seconds())
+            for component, container in AUDITED:
+                yield from kubectl.logs(labels(name, component), container, since.total_seconds())
 
         return command(lines, *arguments, **chosen)
 

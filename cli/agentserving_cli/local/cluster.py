@@ -78,6 +78,9 @@ class LocalCluster:
     @property
     def gateway_url(self) -> str:
         """The agents' OPENAI_BASE_URL."""
+        if self.spec.front_cert is not None:
+            # Certificates for this machine have its name more often than its address.
+            return f"https://localhost:{self.ports.gateway}/v1"
         return f"http://127.0.0.1:{self.ports.gateway}/v1"
 
     @property

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from agentserving_cli.local.credentials import Credentials
-from agentserving_cli.local.etcd_certificates import EtcdCertificates
 from agentserving_cli.local.layout import (
     BUILT_IN_CONTEXT,
     ClusterSpec,
@@ -28,6 +29,27 @@ LEASE_S, LEASE_ALONE_S = 5, 30
 BUILT_IN_START_BOUND_S, MODEL_START_BOUND_S = 600.0, 3600.0
 
 
+class Certificates(Protocol):
+    """What a client of a component needs."""
+
+    def context(self) -> ssl.SSLContext:
+        """For its connections."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedCertificate:
+    """Trusts the very certificate in a file, whatever names it has and whoever signed it: it is this machine's own."""
+
+    file: Path
+
+    def context(self) -> ssl.SSLContext:
+        """Reads the file."""
+        context = ssl.create_default_context(cafile=str(self.file))
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        return context
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
     """`ready_url` answers 200 once the component serves, within `start_bound_s`, to a client with `certificates` where
@@ -39,7 +61,7 @@ class Command:
     ports: tuple[int, ...]
     env: Mapping[str, str]
     start_bound_s: float = START_BOUND_S
-    certificates: EtcdCertificates | None = None
+    certificates: Certificates | None = None
 
 
 def _ours(name: str, argv: Sequence[str], ready_url: str, *ports: int) -> Command:
@@ -90,16 +112,21 @@ def _token(spec: ClusterSpec, home: Path, part: str) -> Sequence[str]:
     return ("--part-token-file", str(Credentials(home).file(part))) if spec.auth else ()
 
 
+def _metrics(spec: ClusterSpec, home: Path) -> Sequence[str]:
+    return ("--metrics-token-file", str(Credentials(home).metrics_token)) if spec.auth else ()
+
+
 def control_plane(spec: ClusterSpec, home: Path, ports: Ports, plane: ControlPlaneAddress) -> Command:
     """One control plane; its table is in `spec.store`."""
     keys = Credentials(home)
     argv = component(
         "agentserving_controlplane", "--listen", f"127.0.0.1:{plane.grpc}", "--streams-listen", "127.0.0.1:0",
-        "--http-port", str(plane.http), "--store", spec.store,
+        "--http-port", str(plane.http), *_metrics(spec, home), "--store", spec.store,
         "--etcd-endpoints", f"127.0.0.1:{ports.etcd_client}", "--etcd-prefix", "/agentserving/local",
         "--ticket-key-file", str(home / "ticket.key"), "--policy", spec.policy, "--balancer", spec.balancer,
         "--lease-s", str(LEASE_S if spec.control_planes > 1 else LEASE_ALONE_S),
-        *_etcd_tls(spec, home), _auth(spec), *(("--bootstrap-keys", str(keys.bootstrap_file)) if spec.auth else ()),
+        *_etcd_tls(spec, home), _auth(spec), *spec.token_flags,
+        *(("--bootstrap-keys", str(keys.bootstrap_file)) if spec.auth else ()),
     )  # fmt: skip
     return _ours(plane.name, argv, f"http://127.0.0.1:{plane.http}/readyz", plane.grpc, plane.http)
 
@@ -109,17 +136,24 @@ def gateway(spec: ClusterSpec, run_dir: Path, ports: Ports) -> Command:
     argv = component(
         # The picker is one loop, and each thread has connections of its own to it and to the engines.
         "agentserving_gateway.front", "--listen", f"127.0.0.1:{ports.gateway}", "--run-dir", str(run_dir),
-        "--workers", "1", _auth(spec),
+        "--workers", "1", _auth(spec), *_front_tls(spec),
     )  # fmt: skip
-    return _ours("gateway", argv, f"http://127.0.0.1:{ports.gateway}/health", ports.gateway)
+    if spec.front_cert is None:
+        return _ours("gateway", argv, f"http://127.0.0.1:{ports.gateway}/health", ports.gateway)
+    command = _ours("gateway", argv, f"https://127.0.0.1:{ports.gateway}/health", ports.gateway)
+    return replace(command, certificates=ServedCertificate(spec.front_cert))
+
+
+def _front_tls(spec: ClusterSpec) -> Sequence[str]:
+    return ("--front-cert", str(spec.front_cert), "--front-key", str(spec.front_key)) if spec.front_cert else ()
 
 
 def picker(spec: ClusterSpec, home: Path, run_dir: Path, ports: Ports) -> Command:
     """Tells Envoy where each request goes."""
     argv = component(
         "agentserving_gateway", "--run-dir", str(run_dir),
-        "--control-plane", ports.control_plane, "--http-port", str(ports.gateway_http),
-        _auth(spec), *_token(spec, home, "gateway"),
+        "--control-plane", ports.control_plane, "--http-port", str(ports.gateway_http), *_metrics(spec, home),
+        _auth(spec), *spec.token_flags, *_front_tls(spec), *_token(spec, home, "gateway"),
         "--ticket-key-file", str(home / "gateway.key"),
     )  # fmt: skip
     return _ours("picker", argv, f"http://127.0.0.1:{ports.gateway_http}/readyz", ports.gateway_http)
@@ -155,7 +189,8 @@ def sidecar(spec: ClusterSpec, home: Path, ports: Ports, engine: EngineAddresses
         "agentserving_sidecar", "--engine-id", engine.engine_id, "--engine-address", f"127.0.0.1:{engine.http}",
         "--channel-dir", str(channel), "--control-plane", ports.control_plane,
         "--state-dir", str(home / name), "--listen", f"127.0.0.1:{engine.sidecar}",
-        "--http-port", str(engine.sidecar_http), "--drain-s", "3",
+        "--http-port", str(engine.sidecar_http), *_metrics(spec, home), "--drain-s", "3",
+        *(("--ticket-key-file", str(home / "ticket.pub")) if spec.auth else ()),
         *_token(spec, home, "sidecar"),
     )  # fmt: skip
     url = f"http://127.0.0.1:{engine.sidecar_http}/readyz"

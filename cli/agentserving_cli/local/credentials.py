@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,11 @@ class Credentials:
         return self._home / _ROWS
 
     @property
+    def metrics_token(self) -> Path:
+        """What readers of metrics send as a bearer token."""
+        return self._home / "metrics.token"
+
+    @property
     def etcd(self) -> EtcdCertificates:
         """Of etcd and of the control planes, its only clients."""
         return EtcdCertificates(self._home / _ETCD)
@@ -56,6 +62,8 @@ class Credentials:
         rows = [known.get(name) or self._new(name, *of, now_unix_s()) for name, of in _USERS.items()]
         rows += [self._new(name, *of, now_unix_s()) for name, of in _PARTS.items()]
         _write(self.bootstrap_file, encode_rows(rows))
+        if not self.metrics_token.exists():
+            _write(self.metrics_token, f"{secrets.token_urlsafe(32)}\n".encode())
         self.etcd.make(_write, datetime.datetime.fromtimestamp(now_unix_s(), datetime.UTC))
 
     def _known(self) -> dict[str, KeyRow]:

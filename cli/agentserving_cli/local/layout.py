@@ -43,6 +43,11 @@ class ClusterSpec:
     model: str = TINY
     # Clients, commands and parts need keys; without, anyone who reaches a port is served.
     auth: bool = True
+    # The certificate that clients see, and its key; None: clients use http.
+    front_cert: Path | None = None
+    front_key: Path | None = None
+    # Flags of the JWTs that clients may present besides keys; none: no JWTs.
+    token_flags: tuple[str, ...] = ()
     # vLLM's parser of tool calls; empty = that of the built-in models, none for others.
     tool_parser: str = ""
     # Flags for every engine; they come last, so they win.

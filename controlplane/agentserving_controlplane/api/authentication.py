@@ -1,7 +1,8 @@
 """Who a caller is: the URI in its certificate, or else the key in its metadata. And what servicers need of it.
 
 A connection to the port of the parts has a certificate, whose URI names a role. Certificates without one say nothing;
-a key is then needed, as on the clients' port and without TLS. What was verified travels in a context variable: each RPC
+a key is then needed, as on the clients' port and without TLS. A JWT is as good as a client's key, where there is an
+issuer. What was verified travels in a context variable: each RPC
 has a task of its own.
 """
 
@@ -16,6 +17,7 @@ from urllib.parse import unquote
 from agentserving.contract.identity import Caller, Identity, Role
 from agentserving.contract.ids import Tenant
 from agentserving.contract.keys import KeyRefusal, KeyRefusedError, KeyRow, KeySet, from_authorization
+from agentserving_process.web_tokens.verifier import TokenRefusal, TokenRefusedError, TokenVerifier, is_token
 
 from agentserving_controlplane.errors import InvalidError, NotAllowedError, UnauthenticatedError
 
@@ -25,13 +27,14 @@ MAX_VERIFIED = 20_000
 
 
 class Admitted(NamedTuple):
-    """Who calls, and for which tenant."""
+    """Who calls, for which tenant, and until when its credential is valid, if a JWT (Unix time; 0 = see its key)."""
 
     caller: Caller
     tenant: Tenant
+    until_unix_s: float = 0.0
 
 
-# None: this control plane authenticates nobody.
+# None: this control plane does not authenticate callers.
 _ADMITTED: ContextVar[Admitted | None] = ContextVar("admitted", default=None)
 
 admitted = _ADMITTED.get
@@ -45,7 +48,7 @@ note_refusal = _REFUSAL.set
 
 
 def current_caller() -> Caller | None:
-    """Who makes the RPC of this task; None when this control plane authenticates nobody."""
+    """Who makes the RPC of this task; None when this control plane does not authenticate callers."""
     known = admitted()
     return known.caller if known is not None else None
 
@@ -79,9 +82,13 @@ def claimed_tenant(caller: Caller | None, metadata: Metadata) -> Tenant:
 class Authenticator:
     """Identifies callers on one port."""
 
-    def __init__(self, keys: KeySet, *, has_certificates: bool, cluster: str = "") -> None:
-        """`has_certificates`: peers present some, which must name the cluster <namespace>/<name>, if it is given."""
+    def __init__(
+        self, keys: KeySet, *, has_certificates: bool, cluster: str = "", tokens: TokenVerifier | None = None
+    ) -> None:
+        """`has_certificates`: peers present some, which must name the cluster <namespace>/<name>, if it is given.
+        `tokens`: clients may have JWTs."""
         self._keys, self._has_certificates, self._cluster = keys, has_certificates, cluster
+        self._tokens = tokens
         # What was found for values of `authorization`. Verifying a key again costs more than the rest of the guard.
         self._verified: dict[str, tuple[KeyRow, Admitted]] = {}
 
@@ -98,12 +105,23 @@ class Authenticator:
                 value = each
             elif name == _TENANT_CLAIM:
                 claims = True
-        found = self._by_key(value, now_unix_s)
+        found = self._by_token(value, now_unix_s) or self._by_key(value, now_unix_s)
         if not claims:
             return found
         # If the claim is refused, the audit log says whose it was.
         set_admitted(found)
-        return Admitted(found.caller, claimed_tenant(found.caller, metadata))
+        return found._replace(tenant=claimed_tenant(found.caller, metadata))
+
+    def _by_token(self, value: str, now_unix_s: float) -> Admitted | None:
+        """The bearer of a JWT; None for credentials of another form."""
+        if self._tokens is None or not is_token(text := from_authorization(value)):
+            return None
+        try:
+            found = self._tokens.verify(text, now_unix_s)
+        except TokenRefusedError as error:
+            raise UnauthenticatedError(error.reason.value, str(error), credential=error.credential) from None
+        caller = Caller(role=Role.CLIENT, tenant=found.tenant, credential=found.credential)
+        return Admitted(caller, found.tenant, found.until_unix_s)
 
     def _by_key(self, value: str, now_unix_s: float) -> Admitted:
         known = self._verified.get(value)
@@ -144,6 +162,18 @@ def refused(error: KeyRefusedError) -> UnauthenticatedError:
 def revoked(key_id: str, reason: KeyRefusal) -> UnauthenticatedError:
     """Why an open stream ends when its key does."""
     return refused(KeyRefusedError(reason, key_id))
+
+
+def expired(credential: str) -> UnauthenticatedError:
+    """Why an open stream ends when its JWT does."""
+    message = "the JWT of this stream has expired: open it again with a new one"
+    return UnauthenticatedError(TokenRefusal.TOKEN_EXPIRED.value, message, credential=credential)
+
+
+def unsigned(credential: str) -> UnauthenticatedError:
+    """Why an open stream ends when its JWT's key is withdrawn."""
+    message = "the key that signed the JWT of this stream is no longer its issuer's: open it again with a new JWT"
+    return UnauthenticatedError(TokenRefusal.UNKNOWN_SIGNING_KEY.value, message, credential=credential)
 
 
 def peer_host(context: Any) -> str:

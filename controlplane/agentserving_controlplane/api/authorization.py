@@ -100,7 +100,7 @@ _BY_PATH = {
 
 
 def access_to(path: str) -> Access:
-    """The rule of an RPC; one that permits nobody for an RPC that is not in the table."""
+    """The rule of an RPC; one that permits no role for an RPC that is not in the table."""
     return _BY_PATH.get(path, _UNTICKETED)
 
 
@@ -115,6 +115,6 @@ def not_allowed(caller: Caller, path: str, port: Port) -> NotAllowedError:
     if port is Port.CLIENTS and not access.for_clients:
         text = f"{short(path)} is not served on the clients' port: use the port of the cluster's parts"
     else:
-        allowed = ", ".join(sorted(access.roles)) or "nobody"
+        allowed = ", ".join(sorted(access.roles)) or "no role"
         text = f"role {caller.role} may not use {short(path)}; allowed: {allowed}"
     return NotAllowedError("NOT_ALLOWED", text)

@@ -14,6 +14,7 @@ from agentserving.contract.policy_message import policy_from, policy_to
 from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
 from google.protobuf.message import DecodeError, Message
 
+from agentserving_controlplane.api.status_codes import rate_to_message
 from agentserving_controlplane.call_ends import EndOfCall
 from agentserving_controlplane.calls import Admission
 from agentserving_controlplane.errors import InvalidError
@@ -193,7 +194,7 @@ def end_of_call(request: call_service_pb2.EndCallRequest, tenant: Tenant) -> End
 
 def admission_to_message(admission: Admission) -> call_service_pb2.AdmitCallResponse:
     """The answer to AdmitCall."""
-    return call_service_pb2.AdmitCallResponse(
+    message = call_service_pb2.AdmitCallResponse(
         call_id=admission.call_id,
         attempt=admission.attempt,
         program_id=admission.program_id,
@@ -207,6 +208,9 @@ def admission_to_message(admission: Admission) -> call_service_pb2.AdmitCallResp
             for engine in admission.fallbacks
         ],
     )
+    if admission.rates:
+        message.rates.extend(map(rate_to_message, admission.rates))
+    return message
 
 
 # -- programs and calls ----------------------------------------------------------------------------------------------

@@ -16,22 +16,28 @@ from typing import Any, NoReturn
 import grpc
 from agentserving.contract.identity import Caller, Role
 from agentserving.contract.keys import KeyRefusal
+from agentserving_process.web_tokens.jwks import Jwks
+from agentserving_process.web_tokens.verifier import signed_by
 
 from agentserving_controlplane.api.audit import Audit, object_of
 from agentserving_controlplane.api.authentication import (
     Admitted,
     Authenticator,
     admitted,
+    expired,
     noted_refusal,
     revoked,
     set_admitted,
+    unsigned,
 )
 from agentserving_controlplane.api.authorization import Port, access_to, not_allowed, short
 from agentserving_controlplane.api.status_codes import abort, code_of
-from agentserving_controlplane.errors import DomainError, OverloadedError
+from agentserving_controlplane.errors import DomainError, OverloadedError, UnauthenticatedError
 
 # Of one client's or administrator's key. Each has a few.
 MAX_STREAMS = 100
+# A JWT may be valid for longer; its streams are opened again then. libuv's timers have milliseconds in 64 bits.
+LONGEST_TIMER_S = 30 * 86_400.0
 _Inner = Callable[[Any, Any], Any]
 
 
@@ -40,17 +46,27 @@ class OpenStreams:
 
     def __init__(self) -> None:
         self._tasks: dict[str, set[asyncio.Task[Any]]] = {}
-        self._ended: dict[asyncio.Task[Any], KeyRefusal] = {}
+        self._ended: dict[asyncio.Task[Any], UnauthenticatedError] = {}
 
     def end(self, credential: str, reason: KeyRefusal) -> None:
-        """Ends all streams of a credential."""
+        """Ends all streams of a key."""
         for task in self._tasks.get(credential, ()):
-            self._ended[task] = reason
-            task.cancel()
+            self._end(task, revoked(credential, reason))
+
+    def keep_signed_by(self, jwks: Jwks) -> None:
+        """Ends the streams of JWTs that no key of this set has signed."""
+        for credential in [each for each in self._tasks if not signed_by(each, jwks)]:
+            for task in self._tasks[credential]:
+                self._end(task, unsigned(credential))
+
+    def _end(self, task: asyncio.Task[Any], why: UnauthenticatedError) -> None:
+        self._ended[task] = why
+        task.cancel()
 
     @contextlib.contextmanager
-    def open(self, caller: Caller) -> Iterator[None]:
-        """Registers the current task; UnauthenticatedError instead of its cancellation by `end`. OverloadedError."""
+    def open(self, caller: Caller, until_unix_s: float = 0.0) -> Iterator[None]:
+        """Registers the current task; UnauthenticatedError instead of its cancellation by `end`, or at `until_unix_s`
+        (0 = never). OverloadedError."""
         task = asyncio.current_task()
         assert task is not None, "an RPC runs in a task"
         credential = caller.credential
@@ -63,19 +79,26 @@ class OpenStreams:
                 retry_after_s=5.0,
             )
         tasks.add(task)
+        timer = self._timer(task, credential, until_unix_s) if until_unix_s else None
         try:
             yield
         except asyncio.CancelledError:
-            reason = self._ended.get(task)
-            if reason is None:
+            why = self._ended.get(task)
+            if why is None:
                 raise
             task.uncancel()
-            raise revoked(credential, reason) from None
+            raise why from None
         finally:
+            if timer is not None:
+                timer.cancel()
             tasks.discard(task)
             self._ended.pop(task, None)
             if not tasks:
                 self._tasks.pop(credential, None)
+
+    def _timer(self, task: asyncio.Task[Any], credential: str, until_unix_s: float) -> asyncio.TimerHandle:
+        delay_s = min(max(0.0, until_unix_s - time.time()), LONGEST_TIMER_S)
+        return asyncio.get_running_loop().call_later(delay_s, self._end, task, expired(credential))
 
 
 class Guard:
@@ -165,8 +188,8 @@ class Guard:
 
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
-                caller = self._enter(path, roles, context).caller
-                with self.streams.open(caller):
+                entered = self._enter(path, roles, context)
+                with self.streams.open(entered.caller, entered.until_unix_s):
                     async with contextlib.aclosing(inner(request, context)) as responses:
                         async for response in responses:
                             yield response
@@ -180,11 +203,12 @@ class Guard:
 
         async def guarded(requests: Any, context: Any) -> None:
             try:
-                caller = self._enter(path, roles, context).caller
+                entered = self._enter(path, roles, context)
+                caller = entered.caller
                 if audited:
                     about = f"engine/{caller.name}" if caller.name else ""
                     self._audit.changed(caller, short(path), context, "OK", about, "")
-                with self.streams.open(caller):
+                with self.streams.open(caller, entered.until_unix_s):
                     await inner(requests, context)
             except DomainError as error:
                 await self._refuse(path, context, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 import grpc
+from agentserving.contract.rates import Rate
 from agentserving.v1 import call_service_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
@@ -90,4 +91,13 @@ def admission_error(error: Exception) -> call_service_pb2.AdmissionError:
     message = call_service_pb2.AdmissionError(code=code_of(refusal), reason=refusal.reason, message=_short(refusal))
     if refusal.retry_after_s:
         message.retry_after.FromMilliseconds(round(refusal.retry_after_s * 1000))
+    if isinstance(refusal, errors.OverloadedError):
+        message.rates.extend(map(rate_to_message, refusal.rates))
+    return message
+
+
+def rate_to_message(rate: Rate) -> call_service_pb2.Rate:
+    """What is left of one bound."""
+    message = call_service_pb2.Rate(unit=rate.unit, limit=rate.limit, remaining=rate.remaining)
+    message.reset.FromMilliseconds(round(rate.reset_s * 1000))
     return message

@@ -1,6 +1,6 @@
 """Passive outlier ejection: an engine whose calls fail one after the other gets none for a while. Pure.
 
-An engine that fails each call at once always looks idle, so without ejection a load balancer sends it every call. Two
+An engine that fails all calls immediately looks idle, so without ejection a load balancer sends it every call. Two
 kinds of evidence are counted, each since the engine's last success:
 
 - failures: the connection failed, or the engine answered 5xx. FAILURES in a row eject the engine.

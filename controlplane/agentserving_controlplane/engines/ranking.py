@@ -68,7 +68,10 @@ class Place:
     measured: float = -1.0
     us_per_token: float = 0.0
     rank: Rank | None = None
+    # The group that has the rank; of which groups, and under which prefill cost.
     group: list[Rank] | None = None
+    groups: dict[float, list[Rank]] | None = None
+    cost: float = 0.0
     trial: Trial | None = None
 
 
@@ -85,7 +88,7 @@ class Pool:
     """Engines that serve the same models; none named: any model."""
 
     models: tuple[str, ...]
-    # By standing, the groups of its engines by prefill cost. A group that is empty stays until its pool is.
+    # By standing, the groups of its engines by prefill cost. None is empty: a choice looks at all of them.
     groups: tuple[dict[float, list[Rank]], ...] = field(default_factory=lambda: ({}, {}, {}))
     trials: list[Trial] = field(default_factory=list)
     engines: int = 0
@@ -173,18 +176,14 @@ class Ranking:
         standing = Standing.READY if engine.is_ready else self._other_standing(place)
         self.ready += (standing is Standing.READY) - (place.standing is Standing.READY)
         groups = place.pool.groups[standing] if standing in RANKED else None
-        group = groups.get(cost) if groups is not None else None
-        if groups is not None and group is None:
-            group = groups[cost] = []
         rank = (load, place.chosen, place.joined, place)
-        if group is not place.group or rank != place.rank:
-            if place.group is not None:
-                _remove(place.group, place.rank)
-            place.standing, place.load, place.group, place.rank = standing, load, group, rank
-            if group is not None:
-                insort(group, rank)
-        elif group is None:
-            place.standing = standing
+        if rank != place.rank or cost != place.cost or groups is not place.groups:
+            self._take_from_group(place)
+            place.load, place.rank, place.cost, place.groups = load, rank, cost, groups
+            if groups is not None:
+                place.group = groups.setdefault(cost, [])
+                insort(place.group, rank)
+        place.standing = standing
         if place.trial is not None or standing is Standing.FAILING:
             self._schedule_trial(place)
 
@@ -207,12 +206,18 @@ class Ranking:
                 insort(place.pool.trials, trial)
 
     @staticmethod
-    def _take_out(place: Place) -> None:
-        if place.group is not None:
+    def _take_from_group(place: Place) -> None:
+        if place.group is not None and place.groups is not None:
             _remove(place.group, place.rank)
+            if not place.group:
+                del place.groups[place.cost]
+        place.group = place.groups = None
+
+    def _take_out(self, place: Place) -> None:
+        self._take_from_group(place)
         if place.trial is not None:
             _remove(place.pool.trials, place.trial)
-        place.group = place.trial = None
+        place.trial = None
 
 
 def _remove(ordered: list[Any], item: object) -> None:

@@ -14,7 +14,11 @@ together evict each other's contexts and all end late, and the price is small co
    until many of them wait for each running one, and programs finish one after the other from then on until few do.
 2. In the latter order, if sizes are alike only within each class, each class gets a level, those with less service left
    first.
-3. Otherwise, and until enough programs have finished, all go through the policy's own levels.
+3. Otherwise, and until enough programs have finished, all go through the policy's own levels, unless many of the open
+   calls are of *wide* programs, which have many open at a time: then calls go in the order of their arrival, too. The
+   service of a wide program adds up in parallel, so it sinks through the levels before half of its calls have run,
+   every newcomer overtakes it, and under load no wide program ends before the arrivals do.
+4. At first, until calls wait, calls go in the order of their arrival: nothing else is known to be better.
 
 Engines know nothing of this: they execute levels, ranks and an order.
 """
@@ -35,6 +39,10 @@ ALIKE, SPREAD = 0.6, 0.75
 # go in the order of their arrival again. Chosen on two seeds of an airline ReAct trace, checked on others
 # (docs/results).
 BUSY, CALM = 4.0, 0.5
+# A program is wide with so many open calls; and the share of all open calls that are of wide programs from which calls
+# go in the order of their arrival, and below which levels apply again. Search trees have 5 open calls at most. Chosen
+# on seeds 0 to 5 of map-reduce alone and with others, checked on seeds 20 to 25 (docs/results).
+WIDE_CALLS, WIDE, NARROW = 8, 0.1, 0.05
 # Classes that are judged, those that ended programs most recently: a policy has at most 256.
 MAX_CHOICES = 64
 # Programs of classes too small to be judged, as a share of all, up to which rule 2 applies.
@@ -51,16 +59,33 @@ class Chosen(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Contention:
-    """Calls in all engines, waiting and running. Without any, nothing is known."""
+    """Calls in all engines, waiting and running. Without any, nothing is known.
+
+    `wide_share`: of the open calls of all programs, those that are of programs with at least WIDE_CALLS.
+    """
 
     waiting: int = 0
     running: int = 0
+    wide_share: float = 0.0
+
+    @classmethod
+    def of(cls, waiting: int, running: int, open_calls: Iterable[int]) -> Contention:
+        """From the calls in all engines, and the number of open calls of each program."""
+        opened = list(open_calls)
+        wide = sum(calls for calls in opened if calls >= WIDE_CALLS)
+        return cls(waiting, running, wide / max(1, sum(opened)))
 
     def is_busy(self, was_busy: bool) -> bool:
         """Many calls wait; `was_busy` is the former answer, which stays between the bounds."""
         if not self.waiting and not self.running:
             return was_busy
         return self.waiting >= (CALM if was_busy else BUSY) * self.running
+
+    def is_wide(self, was_wide: bool) -> bool:
+        """Many open calls are of wide programs; `was_wide` is the former answer, which stays if no call waits."""
+        if not self.waiting:
+            return was_wide
+        return self.wide_share >= (NARROW if was_wide else WIDE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +103,8 @@ class Choice:
     residual_us: int = 0
     finished: int = 0
     live: int = 0
+    # For all programs together: many open calls are of wide programs, or no call has waited yet.
+    wide: bool = False
     # When `chosen` became what it is, microseconds of Unix time.
     since_us: int = 0
 
@@ -167,14 +194,17 @@ def decide(policy: Policy, sizes: Sizes, contention: Contention, before: Iterabl
     by_class = all_alike and unknown <= UNKNOWN_SHARE * (together.finished + together.live)
     former = known.get(None)
     busy = contention.is_busy(former is not None and former.chosen is Chosen.PROGRAM_FCFS)
-    chosen = Chosen.PROGRAM_PLAS
+    wide = contention.is_wide(former is None or former.wide)
+    chosen = Chosen.FCFS if wide else Chosen.PROGRAM_PLAS
     if together.alike or by_class:
         chosen = Chosen.PROGRAM_FCFS if busy else Chosen.FCFS
     within = " within the class" if by_class and not together.alike else ""
     choices = [_choice(name, chosen, each, known.get(name), now_us, within) for name, each in sorted(classes.items())]
-    choice = _choice(None, chosen, together, former, now_us, "")
-    if chosen is not Chosen.PROGRAM_PLAS:
+    choice = replace(_choice(None, chosen, together, former, now_us, ""), wide=wide)
+    if together.alike or by_class:
         choice = replace(choice, reason=choice.reason + _waiting(contention, chosen))
+    elif wide:
+        choice = replace(choice, reason=choice.reason + _width(contention))
     return Decided(_executed(policy, chosen, classes if within else {}), (*choices, choice))
 
 
@@ -208,6 +238,13 @@ def _waiting(contention: Contention, chosen: Chosen) -> str:
     if chosen is Chosen.FCFS:
         return f"{calls} (programs finish one after the other from {BUSY:g} waiting for each running one)"
     return f"{calls} (calls go by their arrival again below {CALM:g} waiting for each running one)"
+
+
+def _width(contention: Contention) -> str:
+    if not contention.waiting and contention.wide_share < WIDE:
+        return "; calls go by their arrival until some wait"
+    share = f"; {contention.wide_share:.0%} of the open calls are of programs with {WIDE_CALLS} or more"
+    return f"{share} (calls go by their arrival from {WIDE:.0%} until below {NARROW:.0%})"
 
 
 def _choice(

@@ -2,7 +2,7 @@
 
 Keys written together form a group, and a key in two groups joins them: a group lands in one transaction, so no state of
 the store ever shows a part of it. Of each key only the last value is kept, which is consistent because its whole group
-lands at once. A group that would exceed one transaction is closed with the values that it has; later writes go to
+lands in one piece. A group that would exceed one transaction is closed with the values that it has; later writes go to
 another buffer (`add` returns False), which lands after this one.
 
 Values may be encoded late (`LateWrite`): a row that changes ten times before it lands is then encoded once. That is

@@ -7,8 +7,6 @@ leaves no program, parent, reopening or ended attempt behind.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
@@ -71,12 +69,11 @@ class AdmissionPlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     closing: bool
     # The program waited for a tool.
     ends_tool_wait: bool = False
-    # Engines that ran earlier calls of the program.
-    engines: frozenset[EngineId] = frozenset()
+    # Engines that ran earlier calls of the program, most recent first.
+    engines: tuple[EngineId, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
+class _Target(msgspec.Struct, frozen=True, gc=False):
     """The program of a call: its row, or the plans that open it."""
 
     row: ProgramRow | None
@@ -127,7 +124,7 @@ class AdmissionPlanner:
             replaces=(earlier[0].key, earlier[1].call_id) if earlier else None,
             closing=request.final or not request.program_id or (row is not None and row.closing and is_retry),
             ends_tool_wait=row is not None and row.state is ProgramState.TOOL_WAIT,
-            engines=frozenset(row.engines) if row is not None else frozenset(),
+            engines=tuple(row.engines) if row is not None else (),
         )
 
     # -- the program ---------------------------------------------------------------------------------------------

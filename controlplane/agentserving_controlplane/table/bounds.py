@@ -33,6 +33,9 @@ class Capacity:
     # Of each tenant, whatever its own bounds are.
     tenant_programs: int = 100_000
     tenant_paused_programs: int = 2_000
+    # Of a tenant that nothing else was said about.
+    default_tenant_programs: int = 100_000
+    default_tenant_calls: int = 0
 
 
 DEFAULT_CAPACITY = Capacity()
@@ -46,18 +49,27 @@ class TenantBounds(Protocol):
     @property
     def max_calls(self) -> int: ...
     @property
+    def calls_per_minute(self) -> int: ...
+    @property
+    def tokens_per_minute(self) -> int: ...
+    @property
     def tokens_per_day(self) -> int: ...
 
 
 class _Unbounded(NamedTuple):
     max_programs: int = 0
     max_calls: int = 0
+    calls_per_minute: int = 0
+    tokens_per_minute: int = 0
     tokens_per_day: int = 0
+
+
+_UNBOUNDED = _Unbounded()
 
 
 def unbounded(tenant: Tenant) -> TenantBounds:
     """Of tenants that nothing has been said about."""
-    return _Unbounded()
+    return _UNBOUNDED
 
 
 class Tally:
@@ -77,7 +89,7 @@ class Tally:
     def add(self, tenant: Tenant, more: int) -> None:
         """Adds to a tenant's count; `more` may be negative."""
         self.total += more
-        count = self._counts[tenant] = self.of(tenant) + more
+        count = self._counts[tenant] = self._counts.get(tenant, 0) + more
         if not count:
             del self._counts[tenant]
 
@@ -128,7 +140,7 @@ class Bounds:
         """OverloadedError when a tenant may not have `more` live programs."""
         capacity, live = self.capacity, self._use.live
         count = live.of(tenant) + more
-        own = self.of_tenant(tenant).max_programs or capacity.tenant_programs
+        own = self.of_tenant(tenant).max_programs or capacity.default_tenant_programs
         bound = min(own, capacity.tenant_programs)
         if count > bound:
             self._refuse_programs(f"this tenant has {live.of(tenant)} live programs, of at most {bound}")
@@ -150,9 +162,11 @@ class Bounds:
 
     def check_call(self, tenant: Tenant, replaced: int) -> None:
         """OverloadedError when a tenant may not have one more call in flight; `replaced` calls end with it."""
-        bound = self.of_tenant(tenant).max_calls
+        bound = self.of_tenant(tenant).max_calls or self.capacity.default_tenant_calls
+        if not bound:
+            return
         count = self._use.calls_of.of(tenant) + self._late.of(tenant)
-        if bound and count - replaced >= bound:
+        if count - replaced >= bound:
             raise OverloadedError(
                 "TOO_MANY_CALLS",
                 f"this tenant has {count} calls in flight, of at most {bound}: wait until some have ended",

@@ -43,7 +43,8 @@ class LateCharges:
 
     def count(self, key: ProgramKey) -> int:
         """Such calls of one program."""
-        return sum(map(len, self._lists.get(key, {}).values()))
+        lists = self._lists.get(key)
+        return sum(map(len, lists.values())) if lists is not None else 0
 
     def listed(self, key: ProgramKey, number: int) -> dict[CallId, CallRow]:
         """The calls of a list; empty when it is to be deleted."""

@@ -41,6 +41,7 @@ from agentserving_controlplane.table.rows import (
 )
 from agentserving_controlplane.table.states import Outcome, ProgramState
 from agentserving_controlplane.table.stored_items import StoredItems, late_place, store_key
+from agentserving_controlplane.table.tenant_rates import TenantRates
 from agentserving_controlplane.table.token_use import TokenUse
 
 
@@ -55,6 +56,7 @@ class ProcessTable:
     ) -> None:
         self.epoch, self.accounting = epoch, accounting
         self.totals, self.index, self.late, self.tokens = Totals(), ProgramIndex(), LateCharges(), TokenUse()
+        self.rates = TenantRates()
         self._stored = StoredItems(self.index, self.late)
         self._changes = Changes(self._stored.encode)
         self.bounds = Bounds(self.index, capacity, self.late.of_tenant)
@@ -307,7 +309,9 @@ class ProcessTable:
         row.output_tokens = min(row.output_tokens + call.output_tokens, MAX_SUM)
         row.preemptions = min(row.preemptions + call.preemptions, MAX_SUM)
         row.calls_completed += 1
-        self.tokens.add(row.tenant, call.prompt_tokens + call.output_tokens, now)
+        tokens = call.prompt_tokens + call.output_tokens
+        self.tokens.add(row.tenant, tokens, now)
+        self.rates.used(row.tenant, tokens, now)
         thread = row.threads.get(call.thread_id)
         if thread is not None:
             thread.service_us = min(thread.service_us + call.service_us, MAX_SUM)

@@ -50,7 +50,7 @@ class ProgramIndex:
         self._ids: dict[Tenant, SortedIds] = {}
         self._children: dict[ProgramKey, set[ProgramId]] = {}
         self._on_engine: dict[EngineId, dict[CallId, ProgramKey]] = {}
-        # Engines whose calls have changed; whoever uses them empties the set.
+        # Engines whose calls have changed; the reader empties the set.
         self.engines_changed: set[EngineId] = set()
         # Calls in flight of each tree, by engine.
         self._engines_of_tree: dict[ProgramKey, dict[EngineId, int]] = {}

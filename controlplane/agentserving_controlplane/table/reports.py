@@ -46,8 +46,8 @@ class CallReport(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     @property
     def is_negative(self) -> bool:
         """True when a counter is below zero: nothing in the report can be trusted."""
-        times = (self.service_us, self.wait_us, self.attained_service_us)
-        return min(*times, self.prompt_tokens, self.cached_tokens, self.output_tokens) < 0
+        times_us = min(self.service_us, self.wait_us, self.attained_service_us)
+        return times_us < 0 or min(self.prompt_tokens, self.cached_tokens, self.output_tokens) < 0
 
 
 def raise_counters(call: CallRow, report: CallReport) -> None:

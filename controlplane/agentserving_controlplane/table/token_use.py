@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 from agentserving.contract.ids import Tenant
+from agentserving.contract.rates import TOKENS, Rate
 
 from agentserving_controlplane.errors import OverloadedError
 from agentserving_controlplane.instant import Instant
@@ -32,7 +33,7 @@ class TokenUse:
 
     def __init__(self) -> None:
         self._of: dict[Tenant, _Use] = {}
-        self._changed: set[Tenant] = set()
+        self._changed: dict[Tenant, None] = {}
 
     def add(self, tenant: Tenant, tokens: int, now: Instant) -> None:
         """A call has ended."""
@@ -41,7 +42,7 @@ class TokenUse:
             self._of[tenant] = _Use(day, tokens)
         else:
             use.tokens += tokens
-        self._changed.add(tenant)
+        self._changed[tenant] = None
 
     def today(self, tenant: Tenant, now: Instant) -> int:
         """Tokens that a tenant has used since midnight."""
@@ -54,12 +55,17 @@ class TokenUse:
             raise OverloadedError(
                 "TOKENS_USED_UP",
                 f"this tenant has used {used} tokens today, of at most {bound}: it may go on after midnight UTC",
-                retry_after_s=(DAY_US - now.unix_us % DAY_US) / 1e6,
+                retry_after_s=_until_midnight_s(now),
+                rates=(self.left(tenant, bound, now),),
             )
 
-    def take_changed(self) -> set[Tenant]:
-        """Tenants whose use has changed since the last time."""
-        changed, self._changed = self._changed, set()
+    def left(self, tenant: Tenant, bound: int, now: Instant) -> Rate:
+        """What is left of a tenant's bound for this day."""
+        return Rate(TOKENS, bound, max(0, bound - self.today(tenant, now)), _until_midnight_s(now))
+
+    def take_changed(self) -> list[Tenant]:
+        """Tenants whose use has changed since the last time, in the order of their changes."""
+        changed, self._changed = list(self._changed), {}
         return changed
 
     def take_past(self, now: Instant) -> list[Tenant]:
@@ -77,3 +83,7 @@ class TokenUse:
     def restore(self, store_key: str, data: bytes) -> None:
         """Inverse of `encode`. ValueError."""
         self._of[Tenant(store_key.removeprefix(TOKENS_PREFIX))] = _Use(*_decoder.decode(data))
+
+
+def _until_midnight_s(now: Instant) -> float:
+    return (DAY_US - now.unix_us % DAY_US) / 1e6

@@ -1,4 +1,4 @@
-"""What the engine's HTTP server does beside vLLM's own: an ASGI middleware, loaded by vLLM's `--middleware`.
+"""What the engine's HTTP server adds to vLLM's own: an ASGI middleware, loaded by vLLM's `--middleware`.
 
 A proxy in front of engines cannot know that a silent engine is healthy, nor end a stream in the caller's dialect, nor
 afford to read bodies. The engine can. From the outside in: `middleware` is the ASGI shell, `answer` decides what goes

@@ -57,7 +57,8 @@ def dialect_of(path: str) -> Dialect | None:
 def error_document(dialect: Dialect, status: int, message: str, *, param: str | None, code: str | None) -> bytes:
     """The body of a refusal."""
     if dialect is Dialect.MESSAGES:
-        return _json({"type": "error", "error": {"type": _anthropic_type(status), "message": message}})
+        details = {"details": {"error_code": code}} if code else {}
+        return _json({"type": "error", "error": {"type": _anthropic_type(status), "message": message, **details}})
     kind = "invalid_request_error" if status < 500 else "server_error"
     return _json({"error": {"message": message, "type": kind, "param": param, "code": code}})
 

@@ -107,7 +107,7 @@ async def serve(
         for each in answer.refuse(refusal):
             await send(_message(each))
         return
-    exchange = _Exchange(answer, entry, receive, send, response)
+    exchange = _Exchange(answer, entry, receive, send, response, threads=dialect is not Dialect.MESSAGES)
     try:
         await app(scope, exchange.receive, exchange.send)
     finally:
@@ -148,11 +148,15 @@ class _Exchange:
         "_receive",
         "_response",
         "_send",
+        "_threads",
         "_time",
         "_timer",
     )
 
-    def __init__(self, answer: Answer, entry: Entry, receive: Receive, send: Send, response: str) -> None:
+    def __init__(
+        self, answer: Answer, entry: Entry, receive: Receive, send: Send, response: str, *, threads: bool
+    ) -> None:
+        self._threads = threads
         self._answer, self._entry, self._receive, self._send = answer, entry, receive, send
         # Still to be put into the body.
         self._response = response
@@ -180,7 +184,7 @@ class _Exchange:
                 if not message.get("more_body", False):
                     return await self._body_complete(message)
                 if self._entry.salt:
-                    # The whole body is passed on at once, with the salt.
+                    # The whole body is passed on in one piece, with the salt.
                     continue
             return message
 
@@ -188,7 +192,7 @@ class _Exchange:
         self._complete = True
         chunks, self._chunks = self._chunks, []
         try:
-            stream = asks_for_a_stream(chunks)
+            stream = asks_for_a_stream(chunks, threads=self._threads)
         except RefusedBodyError as error:
             for each in self._answer.refuse(error):
                 await self._send(_message(each))

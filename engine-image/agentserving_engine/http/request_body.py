@@ -17,6 +17,9 @@ from typing import Any
 
 import msgspec
 
+# Anthropic's, in `error.details.error_code`.
+NO_THREADS = "thread_unsupported_request"
+
 
 class RefusedBodyError(Exception):
     """The request must not reach vLLM. `param` is the field, `code` a closed word."""
@@ -35,6 +38,7 @@ class _Body(msgspec.Struct):
     cache_salt: Any = None
     request_id: Any = None
     vllm_xargs: Any = None
+    thread: Any = None
 
 
 _OURS = ("priority", "kv_transfer_params", "ec_transfer_params", "cache_salt", "request_id")
@@ -43,9 +47,11 @@ _OURS = ("priority", "kv_transfer_params", "ec_transfer_params", "cache_salt", "
 _DECODER = msgspec.json.Decoder(_Body)
 
 
-def asks_for_a_stream(chunks: Sequence[bytes]) -> bool:
+def asks_for_a_stream(chunks: Sequence[bytes], *, threads: bool = True) -> bool:
     """Reads a whole request body, in the chunks in which it arrived. False for what vLLM will reject.
 
+    `threads` False: the field `thread` is refused. With it Anthropic's SDK sends only what is new in a conversation;
+    vLLM stores none and would answer without the rest. The SDK recognises the refusal and sends everything.
     Raises RefusedBodyError.
     """
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -63,6 +69,9 @@ def asks_for_a_stream(chunks: Sequence[bytes]) -> bool:
             raise _reserved(name)
         if not _says_nothing(more.get(name)):
             raise _reserved(f"vllm_xargs.{name}")
+    if not threads and found.thread is not None:
+        message = "this engine stores no conversations: send the whole one, without thread"
+        raise RefusedBodyError(message, param="thread", code=NO_THREADS)
     # pydantic also takes "yes" and 1 for true. Those streams are served, too; they are not opened early.
     return found.stream is True
 

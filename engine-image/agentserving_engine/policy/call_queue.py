@@ -55,11 +55,10 @@ class CallQueue:
             arrival = facts.program_arrival_us or now_us
             program = self._programs[facts.program] = ProgramState(0, 0, arrival)
         program.raise_to(facts.attained_service_us, facts.program_wait_us)
-        program.calls.add(facts.key)
         table, level = self._levels.of(facts.class_name, facts.attained_service_us, managed=facts.managed)
         call = CallState(facts=facts, table=table, level=level, seq=self._next_seq(), waiting_since_us=now_us)
         call.enter(level, 0)
-        self._calls[facts.key] = call
+        self._calls[facts.key] = program.calls[facts.key] = call
         if facts.program.tenant != self._tenant and self._fair is None:
             self._meet(facts.program.tenant)
         self._enqueue(call, program)
@@ -96,14 +95,11 @@ class CallQueue:
 
     def charge(self, keys: Iterable[str], dt_us: int) -> None:
         """A step of `dt_us` ran these calls: each has attained all of it (paper: model-execution time)."""
-        calls, spent = self._calls, self._spent
-        for key in keys:
-            call = calls.get(key)
-            if call is None:
-                continue
-            service_us = call.service_us = call.service_us + dt_us
-            if service_us >= call.spends_at_us:
-                spent.add(key)
+        for call in map(self._calls.get, keys):
+            if call is not None:
+                call.service_us = service_us = call.service_us + dt_us
+                if service_us >= call.spends_at_us:
+                    self._spent.add(call.facts.key)
 
     def finish(self, key: str, now_us: int) -> CallStats | None:
         """Removes a call and returns its totals; None for an unknown key."""
@@ -122,7 +118,7 @@ class CallQueue:
             self._order.discard(key)
             call.wait_us = call.waited_us(now_us)
         program = self._programs[call.facts.program]
-        program.calls.discard(key)
+        del program.calls[key]
         if not program.calls and not program.paused:
             del self._programs[call.facts.program]
         if not self._calls:
@@ -135,9 +131,9 @@ class CallQueue:
         if program is None:
             return
         program.raise_to(attained_us, wait_us)
-        for key in program.calls:
+        for key, call in program.calls.items():
             if key in self._order:
-                self._watch_starvation(self._calls[key], program)
+                self._watch_starvation(call, program)
 
     def pause(self, program_key: ProgramKey, paused: bool, now_us: int) -> list[str]:
         """Pauses or resumes a program; returns the running calls that the caller must preempt."""
@@ -150,8 +146,7 @@ class CallQueue:
             return []
         program.paused = paused
         running = []
-        for key in sorted(program.calls):
-            call = self._calls[key]
+        for key, call in program.calls.items():
             if call.running:
                 running.append(key)
             elif paused:
@@ -293,10 +288,7 @@ class CallQueue:
         promoted = self._promote(now_us)
         if not self._order:
             return Decision(demoted, promoted) if demoted or promoted else NO_CHANGE
-        if isinstance(self._order, FairOrder):
-            preempt, admit = self._preemption.select_between_tenants(self._order, self._policy, room, now_us)
-        else:
-            preempt, admit = self._preemption.select(self._order, self._policy, room, now_us)
+        preempt, admit = self._preemption.select(self._order, self._policy, room, now_us)
         return Decision(demoted, promoted, tuple(preempt), tuple(admit))
 
     def _demote(self) -> tuple[str, ...]:

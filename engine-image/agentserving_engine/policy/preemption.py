@@ -10,7 +10,7 @@ recomputation exceed its share of the engine's time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from agentserving.contract.ids import Tenant
@@ -18,7 +18,7 @@ from agentserving.contract.policy import Policy
 
 from agentserving_engine.policy.fair_order import FairOrder, Rank
 from agentserving_engine.policy.lazy_heap import LazyHeap
-from agentserving_engine.policy.selection import select, select_between_tenants
+from agentserving_engine.policy.selection import select
 from agentserving_engine.policy.slot_pace import PreemptionBudget
 from agentserving_engine.policy.state import CallState
 from agentserving_engine.policy.tenant_accounts import QUANTUM_US
@@ -53,15 +53,22 @@ class Preemption:
         self._calls, self._running, self._rank = calls, running, rank
         self.budget = PreemptionBudget()
 
-    def select(self, order: LazyHeap[Rank], policy: Policy, room: Room, now_us: int) -> tuple[list[str], list[str]]:
-        """(calls to preempt, calls to admit) with one tenant."""
+    def select(
+        self, order: LazyHeap[Rank] | FairOrder, policy: Policy, room: Room, now_us: int
+    ) -> tuple[list[str], list[str]]:
+        """(calls to preempt, calls to admit)."""
+        if isinstance(order, FairOrder):
+            victims_of = self._between_tenants(order, policy, room, now_us)
+            # Fairness between tenants holds whatever the policy does inside.
+            max_preemptions = max(1, policy.max_preemptions)
+        else:
+            victims_of, max_preemptions = self._by_level(room, now_us), policy.max_preemptions
         preempt, admit = select(
             iter(order),
-            lambda rank: self._victims(lambda call: call.rank > rank, room, now_us),
-            lambda key: self._calls[key].rank,
+            victims_of,
             free_slots=room.slots - len(self._running),
             free_blocks=room.free_blocks,
-            max_preemptions=policy.max_preemptions,
+            max_preemptions=max_preemptions,
             need_blocks=room.need_blocks,
             returns_blocks=room.returns_blocks,
             admissible=room.admissible,
@@ -70,17 +77,40 @@ class Preemption:
             self.budget.spend(room.resume_us(key))
         return preempt, admit
 
-    def select_between_tenants(
+    def _by_level(self, room: Room, now_us: int) -> Callable[[str, Sequence[str]], list[str]]:
+        """With one tenant, calls of worse levels. They are looked for once: later waiting calls are no better."""
+        calls = self._calls
+        victims: list[str] | None = None
+
+        def victims_of(key: str, preempt: Sequence[str]) -> list[str]:
+            nonlocal victims
+            rank = calls[key].rank
+            if victims is None:
+                victims = self._victims(lambda call: call.rank > rank, room, now_us)
+            else:
+                victims = [victim for victim in victims if calls[victim].rank > rank]
+            return victims
+
+        return victims_of
+
+    def _between_tenants(
         self, order: FairOrder, policy: Policy, room: Room, now_us: int
-    ) -> tuple[list[str], list[str]]:
-        """The same with several. A tenant's own calls are preempted as its policy says; another's if it owes."""
-        accounts = order.accounts
+    ) -> Callable[[str, Sequence[str]], list[str]]:
+        """With several: a tenant's own calls are preempted as its policy says, another's if that tenant owes it time.
 
-        def tenant_of(key: str) -> Tenant:
-            return self._calls[key].tenant
+        `select` stops at the first call that does not fit here as well: if tenants behind it could go on exchanging
+        their own calls, one would exchange them for ever and compute nothing but prompts.
+        """
+        accounts, calls = order.accounts, self._calls
+        # The tenant that the newest victims made room for; how many victims have been seen; one was another tenant's.
+        last, seen, crossed = Tenant(""), 0, False
 
-        def victims_of(key: str, others: bool) -> list[str]:
-            rank, tenant = self._calls[key].rank, tenant_of(key)
+        def victims_of(key: str, preempt: Sequence[str]) -> list[str]:
+            nonlocal last, seen, crossed
+            # Accounts do not know yet of a preemption that was just chosen: one exchange between tenants a decision.
+            crossed |= any(calls[victim].tenant != last for victim in preempt[seen:])
+            rank, tenant = calls[key].rank, calls[key].tenant
+            last, seen, others = tenant, len(preempt), not crossed
             ahead = {one for one in accounts.running_tenants if one != tenant and accounts.owes(one, tenant)}
 
             def is_worse(call: CallState) -> bool:
@@ -88,23 +118,9 @@ class Preemption:
                     return policy.max_preemptions > 0 and call.rank > rank
                 return others and call.tenant in ahead and call.service_us - call.started_service_us >= QUANTUM_US
 
-            return self._victims(is_worse, room, now_us)
+            return [victim for victim in self._victims(is_worse, room, now_us) if victim not in preempt]
 
-        preempt, admit = select_between_tenants(
-            iter(order),
-            victims_of,
-            tenant_of,
-            free_slots=room.slots - len(self._running),
-            free_blocks=room.free_blocks,
-            # Fairness between tenants holds whatever the policy does inside.
-            max_preemptions=max(1, policy.max_preemptions),
-            need_blocks=room.need_blocks,
-            returns_blocks=room.returns_blocks,
-            admissible=room.admissible,
-        )
-        for key in preempt:
-            self.budget.spend(room.resume_us(key))
-        return preempt, admit
+        return victims_of
 
     def _victims(self, is_worse: Callable[[CallState], bool], room: Room, now_us: int) -> list[str]:
         """Running calls that may be preempted, worst last."""

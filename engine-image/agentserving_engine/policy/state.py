@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 
 import msgspec
 from agentserving.contract.ids import ProgramKey, Tenant
@@ -14,13 +14,14 @@ from agentserving_engine.policy.levels import LevelTable
 MIN_SERVICE_US = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class CallFacts:
-    """A call as it arrives; `program` is the root program, whose account counts."""
-
+class _Identity(msgspec.Struct, frozen=True, gc=False):
     key: str
     program: ProgramKey
-    _: KW_ONLY
+
+
+class CallFacts(_Identity, frozen=True, gc=False, kw_only=True):
+    """A call as it arrives; `program` is the root program, whose account counts."""
+
     attained_service_us: int = 0
     program_wait_us: int = 0
     # 0 = unknown: the program counts as arriving with this call.
@@ -63,7 +64,8 @@ class ProgramState:
     wait_us: int
     arrival_us: int
     paused: bool = False
-    calls: set[str] = field(default_factory=set)
+    # In the order of their arrival, in which they are visited: a set's order would differ from process to process.
+    calls: dict[str, CallState] = field(default_factory=dict)
 
     def raise_to(self, attained_us: int, wait_us: int) -> None:
         """Takes over an account; never lowers what is known."""

@@ -7,16 +7,21 @@ the engine aborts the call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
 import grpc
+from agentserving.contract.ticket import InvalidTicketError
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
+from agentserving_process.audit import Refusals
+from prometheus_client import Counter
 
 from agentserving_sidecar.engine_http import EngineHttp
 
+REFUSED = Counter("agentserving_sidecar_generate_refusals", "Calls of Generate without a valid ticket.", ["reason"])
 WINDOW_S = 0.015
 MAX_BODY_BYTES = 10 << 20
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings")
@@ -25,11 +30,25 @@ PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messag
 class GenerateServicer(rpc.CallServiceServicer):
     """Serves Generate only; AdmitCall belongs to the control plane."""
 
-    def __init__(self, engine: EngineHttp) -> None:
-        self._engine = engine
+    def __init__(self, engine: EngineHttp, check: Callable[[str], None]) -> None:
+        """`check` raises InvalidTicketError for a ticket that is not one of this engine's."""
+        self._engine, self._check, self._refusals = engine, check, Refusals(time.monotonic())
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
-        """INVALID_ARGUMENT for another path or a body that is too large; UNAVAILABLE when the engine is."""
+        """INVALID_ARGUMENT for another path or a body that is too large; UNAVAILABLE when the engine is.
+
+        UNAUTHENTICATED without a valid ticket: it is the credential of a call that the control plane has admitted.
+        """
+        try:
+            self._check(request.ticket)
+        except InvalidTicketError as error:
+            REFUSED.labels(error.reason).inc()
+            self._refusals.refused(
+                time.monotonic(), outcome="UNAUTHENTICATED", reason=error.reason, role="client",
+                peer=str(context.peer()).rpartition(":")[0], method="CallService.Generate",
+            )  # fmt: skip
+            message = f"ticket: {error.reason}; AdmitCall gives a call its ticket, for the engine that it names"
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
         if request.path not in PATHS:
             message = f"path: {request.path[:100]!r} is none of {', '.join(PATHS)}"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
@@ -54,6 +73,6 @@ async def _coalesced(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
             await asyncio.sleep(WINDOW_S)
 
 
-def add_generate(server: grpc.aio.Server, engine: EngineHttp) -> None:
-    """Registers the service."""
-    rpc.add_CallServiceServicer_to_server(GenerateServicer(engine), server)
+def add_generate(server: grpc.aio.Server, engine: EngineHttp, check: Callable[[str], None]) -> None:
+    """Registers the service; `check` as of GenerateServicer."""
+    rpc.add_CallServiceServicer_to_server(GenerateServicer(engine, check), server)

@@ -7,10 +7,11 @@ process next to it, decides where a call goes (`authz`). Both share one director
     reads.sock      the picker's own answers: GET /v1/models
     log.sock        Envoy's access log service (gRPC) at the picker: how each call ended
     admin.sock      Envoy's admin interface; no port is opened for it
+    crowd/          connections, written by the picker: what share of Envoy's connections is open
     engines/        eds.json, written by the picker: the engines, with their health
 """
 
 from agentserving_gateway.envoy.bootstrap import bootstrap
-from agentserving_gateway.envoy.settings import FrontSettings
+from agentserving_gateway.envoy.settings import MAX_CONNECTIONS, FrontSettings
 
-__all__ = ["FrontSettings", "bootstrap"]
+__all__ = ["MAX_CONNECTIONS", "FrontSettings", "bootstrap"]

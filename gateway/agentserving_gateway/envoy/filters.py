@@ -53,11 +53,12 @@ def http_filters(settings: FrontSettings) -> list[Json]:
 
 def _remove_reserved() -> Json:
     moved = (
-        (names.CLIENT_SESSION, names.TICKET),
-        (names.CLIENT_REQUEST_ID, names.REQUEST_ID),
-        (names.CLIENT_LENGTH, "content-length"),
+        (names.CLIENT_SESSION, f"%REQ({names.TICKET})%"),
+        (names.CLIENT_REQUEST_ID, f"%REQ({names.REQUEST_ID})%"),
+        (names.CLIENT_LENGTH, "%REQ(content-length)%"),
+        (names.CLIENT_ADDRESS, "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
     )
-    mutations: list[Json] = [{"append": header(to, f"%REQ({of})%")} for to, of in moved]
+    mutations: list[Json] = [{"append": header(to, of)} for to, of in moved]
     kept = {to for to, _ in moved}
     mutations += [{"remove": name} for name in names.RESERVED if name not in kept]
     mutations.append({"remove_on_match": {"key_matcher": {"prefix": names.ENVOYS_OWN, "ignore_case": True}}})
@@ -80,10 +81,11 @@ def _retry_unasked() -> Json:
 
 def _ask(settings: FrontSettings, name: str, prefix: str, bound_s: float, **fields: object) -> Json:
     """An ext_authz filter in front of the picker: HTTP/1.1, because grpc.aio costs five times as much a call."""
+    rates = [{"prefix": prefix} for prefix in names.RATES]
     config = typed(
         _AUTHZ + "ExtAuthz",
         transport_api_version="V3",
-        # While the picker is away, calls are served without tickets; but never for a client that nobody has verified.
+        # While the picker is away, calls are served without tickets; but never for an unverified client.
         failure_mode_allow=not settings.client_keys,
         status_on_error={"code": PICKER_AWAY},
         clear_route_cache=True,
@@ -93,8 +95,8 @@ def _ask(settings: FrontSettings, name: str, prefix: str, bound_s: float, **fiel
             "path_prefix": prefix,
             "authorization_response": {
                 "allowed_upstream_headers": _exact(names.PICKER_SETS),
-                "allowed_client_headers": {"patterns": [*_exact(names.REFUSAL)["patterns"], {"prefix": names.RATES}]},
-                "allowed_client_headers_on_success": {"patterns": [{"prefix": names.RATES}]},
+                "allowed_client_headers": {"patterns": [*_exact(names.REFUSAL)["patterns"], *rates]},
+                "allowed_client_headers_on_success": {"patterns": rates},
             },
         },
         **fields,

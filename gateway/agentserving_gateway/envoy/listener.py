@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agentserving_gateway.envoy import access_log
+from agentserving_gateway.envoy.certificates import downstream
 from agentserving_gateway.envoy.extensions import Json, extension, seconds
 from agentserving_gateway.envoy.filters import http_filters
 from agentserving_gateway.envoy.replies import local_reply_config
@@ -17,11 +18,14 @@ BUFFER = 1 << 20
 def listener(settings: FrontSettings) -> Json:
     """One address, one filter chain."""
     host, port = settings.address
+    chain: Json = {"filters": [_connection_manager(settings)]}
+    if settings.front_cert is not None:
+        chain["transport_socket"] = downstream(settings)
     return {
         "name": "front",
         "address": {"socket_address": {"address": host, "port_value": port}},
         "per_connection_buffer_limit_bytes": BUFFER,
-        "filter_chains": [{"filters": [_connection_manager(settings)]}],
+        "filter_chains": [chain],
     }
 
 

@@ -15,6 +15,8 @@ TICKET, REQUEST_ID = "x-session-id", "x-request-id"
 CLIENT_SESSION, CLIENT_REQUEST_ID = "x-client-session-id", "x-client-request-id"
 # The length of the client's body: the request to the picker has a body of its own, or none.
 CLIENT_LENGTH = "x-client-content-length"
+# Where the client connects from, for the audit log.
+CLIENT_ADDRESS = "x-client-address"
 # The picker needs the body: Envoy asks again, with it.
 LOOK = "x-agentserving-look"
 # Headers in which clients send keys: they never reach an engine where keys are verified.
@@ -22,10 +24,10 @@ AUTHORIZATION, API_KEY = "authorization", "x-api-key"
 CREDENTIALS = (AUTHORIZATION, API_KEY)
 # Who sent the request, as the picker has verified: for the access log and the ends of calls.
 TENANT, CREDENTIAL = "x-agentserving-tenant", "x-agentserving-credential"
-# Envoy believes a client that is on a private network, and tells engines its own view of a client's address.
+# Envoy believes a client that is on a private network, and passes engines its own view of a client's address.
 ENVOYS_OWN = "x-envoy-"
-# What the picker tells clients: of a refusal, and (prefix, OpenAI's) of their key's rates.
-REFUSAL, RATES = ("content-type", "retry-after", "www-authenticate"), "x-ratelimit-"
+# What the picker says to clients: of a refusal, and (prefixes of OpenAI and Anthropic) of their rates.
+REFUSAL, RATES = ("content-type", "retry-after", "www-authenticate"), ("x-ratelimit-", "anthropic-ratelimit-")
 # Added to what the route retries on: by the picker, or else by Envoy.
 RETRY_ON = "x-envoy-retry-on"
 RETRY_SERVER_ERRORS, RETRY_NOTHING_ELSE = "retriable-status-codes", "reset"
@@ -33,9 +35,9 @@ RETRY_SERVER_ERRORS, RETRY_NOTHING_ELSE = "retriable-status-codes", "reset"
 # Believed by an engine or by Envoy, so never taken from a client.
 RESERVED = (
     TICKET, REQUEST_ID, CALL_ID, ENGINE, ENDPOINTS, LOOK, TENANT, CREDENTIAL, CLIENT_SESSION, CLIENT_REQUEST_ID,
-    CLIENT_LENGTH, "x-vllm-priority", "x-data-parallel-rank", "proxy-authorization",
+    CLIENT_LENGTH, CLIENT_ADDRESS, "x-vllm-priority", "x-data-parallel-rank", "proxy-authorization",
 )  # fmt: skip
 
 # What the picker reads of a request besides the headers that identify programs, and what it sets.
-PICKER_READS = (CLIENT_SESSION, CLIENT_LENGTH, *CREDENTIALS)
+PICKER_READS = (CLIENT_SESSION, CLIENT_LENGTH, CLIENT_ADDRESS, *CREDENTIALS)
 PICKER_SETS = (ENDPOINTS, TICKET, REQUEST_ID, PROGRAM_ID, CALL_ID, LOOK, RETRY_ON, TENANT, CREDENTIAL)

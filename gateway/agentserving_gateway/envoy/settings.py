@@ -7,6 +7,8 @@ from pathlib import Path
 
 from agentserving_process.addresses import split_address
 
+MAX_CONNECTIONS = 20_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontSettings:
@@ -16,11 +18,14 @@ class FrontSettings:
     run_dir: Path
     # Clients have keys: they are removed, and nothing is served without the picker, which verifies them.
     client_keys: bool = False
+    # Clients use TLS: a certificate chain and its private key, PEM files. Both or neither.
+    front_cert: Path | None = None
+    front_key: Path | None = None
     # OpenAI's own limit for images is 50 MB; base64 of several screenshots exceeds 8 MiB.
     max_body_bytes: int = 64 << 20
     # Above vLLM's and uvicorn's own 64 KiB no engine would take the head anyway.
     max_head_kib: int = 64
-    max_connections: int = 20_000
+    max_connections: int = MAX_CONNECTIONS
     # Above 90 % of it no new request is accepted. Bodies that still arrive are ended: over HTTP/2 from 70 % on, those
     # that hold most; over HTTP/1.1 above 95 %.
     max_heap_bytes: int = 1 << 30
@@ -29,6 +34,8 @@ class FrontSettings:
     # A client may take so long for the head, and for the whole request.
     head_s: float = 10.0
     request_s: float = 120.0
+    # Where many connections are open, idle ones are closed earlier, down to this.
+    crowded_keep_alive_s: float = 1.0
     # How long a drained connection may stay open for an answer in progress.
     drain_s: float = 600.0
 
@@ -58,6 +65,16 @@ class FrontSettings:
     def keys_file(self) -> Path:
         """Hashes of clients' keys, the picker's own."""
         return self.run_dir / "keys.json"
+
+    @property
+    def front_secret(self) -> Path:
+        """Names the files of the front's certificate to Envoy."""
+        return self.run_dir / "secrets" / "front.json"
+
+    @property
+    def crowd_file(self) -> Path:
+        """What share of the connections is open, from 0 to 1: Envoy's own count cannot trigger an action."""
+        return self.run_dir / "crowd" / "connections"
 
     @property
     def engines_file(self) -> Path:

@@ -14,6 +14,7 @@ from agentserving_operator.manifests.etcd_statefulset import etcd_statefulset
 from agentserving_operator.manifests.gateway_deployment import gateway_deployment
 from agentserving_operator.manifests.inference_pool import endpoint_picker_service, inference_pool
 from agentserving_operator.manifests.network_policies import network_policy
+from agentserving_operator.manifests.pod_template import merged
 from agentserving_operator.manifests.service_accounts import service_account
 from agentserving_operator.manifests.services import (
     clients_service,
@@ -38,7 +39,10 @@ def components(cluster: AgentServingCluster) -> list[Component]:
 
 
 def desired(cluster: AgentServingCluster) -> list[Manifest]:
-    """All objects except Secrets, in the order in which they are needed."""
+    """All objects except Secrets, in the order in which they are needed.
+
+    SpecError when a pod template of the spec changes what the parts rely on.
+    """
     parts = components(cluster)
     found = [service_account(cluster, part) for part in parts]
     if cluster.spec.tls.issuer is Issuer.CERT_MANAGER:
@@ -54,9 +58,25 @@ def desired(cluster: AgentServingCluster) -> list[Manifest]:
     found += [gateway_service(cluster), gateway_deployment(cluster)]
     if cluster.spec.gateway.inference_pool.enabled:
         found += [endpoint_picker_service(cluster), inference_pool(cluster)]
+    _merge_templates(cluster, found)
     for each in found:
         each["metadata"]["annotations"] = {HASH_ANNOTATION: _hash(each)}
     return found
+
+
+def _merge_templates(cluster: AgentServingCluster, objects: list[Manifest]) -> None:
+    spec = cluster.spec
+    etcd = spec.store.etcd
+    templates = {
+        cluster.child(Component.ENGINE): (spec.engine.template, "spec.engine.template"),
+        cluster.child(Component.CONTROL_PLANE): (spec.control_plane.template, "spec.controlPlane.template"),
+        cluster.child(Component.GATEWAY): (spec.gateway.template, "spec.gateway.template"),
+        cluster.child(Component.ETCD): (etcd.template if etcd is not None else None, "spec.store.etcd.template"),
+    }
+    for each in objects:
+        template, path = templates.get(each["metadata"]["name"], (None, ""))
+        if template is not None and each["kind"] in ("Deployment", "StatefulSet"):
+            each["spec"]["template"] = merged(each["spec"]["template"], template, path)
 
 
 def _hash(manifest: Manifest) -> str:

@@ -230,6 +230,11 @@ def http_probe(port: int, path: str, **rest: int) -> Manifest:
     return {"httpGet": {"path": path, "port": port}, **rest}
 
 
+def by_https(probe: Manifest) -> Manifest:
+    """The same probe of a port with TLS; kubelet verifies no certificate."""
+    return {**probe, "httpGet": {**probe["httpGet"], "scheme": "HTTPS"}}
+
+
 def spread(cluster: AgentServingCluster, component: Component) -> list[Manifest]:
     """Spreads pods over nodes if there are several; a single node takes all of them."""
     return [
@@ -251,7 +256,7 @@ def namespaces(names: Sequence[str]) -> list[Manifest]:
     """A NetworkPolicy's peer for all pods of these namespaces; no peer without any: an empty selector means all."""
     if not names:
         return []
-    # The API server sets this label, and nobody can give it to another namespace.
+    # The API server sets this label, and no one can give it to another namespace.
     chosen = {"key": NAMESPACE_LABEL, "operator": "In", "values": list(names)}
     return [{"namespaceSelector": {"matchExpressions": [chosen]}}]
 

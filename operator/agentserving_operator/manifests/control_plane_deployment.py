@@ -27,8 +27,14 @@ from agentserving_operator.manifests.common import (
     spread,
 )
 from agentserving_operator.manifests.engine_pod import KEY_DIR, KEY_FILE
-from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints
+from agentserving_operator.manifests.etcd_statefulset import etcd_endpoints, etcd_settings
+from agentserving_operator.manifests.metrics_token import (
+    metrics_token_flags,
+    metrics_token_mounts,
+    metrics_token_volumes,
+)
 from agentserving_operator.manifests.tls import Leaf, directory, flags, mounts, volumes
+from agentserving_operator.manifests.web_tokens import token_flags, token_mounts, token_volumes
 from agentserving_operator.spec.store import StoreType
 
 # A leader that cannot reach etcd for this long stops leading. A single control plane has no one to hand over to, and a
@@ -80,7 +86,12 @@ def _template(cluster: AgentServingCluster) -> Manifest:
             *([port("clients", Port.CONTROL_PLANE_CLIENTS)] if keys_are_needed(cluster) else []),
             port("http", Port.CONTROL_PLANE_HTTP),
         ],
-        volumeMounts=[*mounted, *mounts(cluster, Leaf.CONTROL_PLANE)],
+        volumeMounts=[
+            *mounted,
+            *metrics_token_mounts(cluster),
+            *token_mounts(cluster),
+            *mounts(cluster, Leaf.CONTROL_PLANE),
+        ],
         startupProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/healthz", **STARTED),
         readinessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
         livenessProbe=http_probe(Port.CONTROL_PLANE_HTTP, "/healthz", **ALIVE),
@@ -89,7 +100,12 @@ def _template(cluster: AgentServingCluster) -> Manifest:
         cluster,
         Component.CONTROL_PLANE,
         containers=[one],
-        volumes=[*there, *volumes(cluster, Leaf.CONTROL_PLANE)],
+        volumes=[
+            *there,
+            *metrics_token_volumes(cluster),
+            *token_volumes(cluster),
+            *volumes(cluster, Leaf.CONTROL_PLANE),
+        ],
         terminationGracePeriodSeconds=30,
         topologySpreadConstraints=spread(cluster, Component.CONTROL_PLANE),
     )
@@ -100,7 +116,7 @@ def _arguments(cluster: AgentServingCluster) -> list[str]:
         "--listen", f"0.0.0.0:{Port.CONTROL_PLANE}", "--advertise", f"$(POD_IP):{Port.CONTROL_PLANE}",
         "--streams-listen", f"0.0.0.0:{Port.CONTROL_PLANE_STREAMS}",
         "--lease-s", str(LEASE_S if cluster.spec.control_plane.replicas > 1 else LEASE_ALONE_S),
-        "--http-host", "0.0.0.0", "--http-port", str(Port.CONTROL_PLANE_HTTP),
+        "--http-host", "0.0.0.0", "--http-port", str(Port.CONTROL_PLANE_HTTP), *metrics_token_flags(cluster),
         "--ticket-key-file", KEY_FILE,
         "--program-idle-s", str(cluster.spec.control_plane.program_idle_seconds),
         *(flags(directory(Leaf.CONTROL_PLANE)) if cluster.spec.tls.on else []),
@@ -116,7 +132,7 @@ def _access_arguments(cluster: AgentServingCluster) -> list[str]:
     return [
         "--client-auth", "keys", "--cluster", f"{cluster.namespace}/{cluster.name}",
         "--clients-listen", f"0.0.0.0:{Port.CONTROL_PLANE_CLIENTS}",
-        "--clients-advertise", f"$(POD_IP):{Port.CONTROL_PLANE_CLIENTS}",
+        "--clients-advertise", f"$(POD_IP):{Port.CONTROL_PLANE_CLIENTS}", *token_flags(cluster),
     ]  # fmt: skip
 
 
@@ -128,6 +144,9 @@ def _store_arguments(cluster: AgentServingCluster) -> list[str]:
     prefix = (external.prefix if external else None) or f"/agentserving/{cluster.namespace}/{cluster.name}"
     endpoints = external.endpoints if external else etcd_endpoints(cluster)
     found = ["--store", "etcd", "--etcd-endpoints", ",".join(endpoints), "--etcd-prefix", prefix]
+    if external is None:
+        # etcd says its quota from 3.6 on only.
+        found += ["--etcd-quota-bytes", str(etcd_settings(cluster).quota_mib << 20)]
     if external is None and cluster.spec.tls.on:
         found += flags(directory(Leaf.CONTROL_PLANE), "--etcd-tls")
     if external is not None and external.tls_secret_name is not None:

@@ -34,8 +34,12 @@ PUBLIC_KEYS = tuple(f"{name}{suffix}" for name in ("public", "gateway-public") f
 # Where huggingface_hub reads the token: as a variable, every child process and crash report would have it.
 MODEL_TOKEN_DIR, MODEL_TOKEN_FILE = "/etc/agentserving/model-token", "token"
 PROBE_EVERY_S = 10
-# Returns when the engine has no calls left, or after the sidecar's --drain-s. Both images have urllib, not curl.
-DRAIN = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{Port.SIDECAR_HTTP}/drain').read()"
+# Returns when the engine has no calls left, or after the sidecar's --drain-s. The sidecar answers on a socket in the
+# directory that it shares with this container alone. Both images have Python, not curl.
+DRAIN = (
+    f"import socket; s = socket.socket(socket.AF_UNIX); s.connect('{CHANNEL_DIR}/drain.sock'); "
+    "s.sendall(b'GET /drain HTTP/1.0\\r\\n\\r\\n'); s.recv(4096)"
+)
 
 
 def engine_container(cluster: AgentServingCluster) -> Manifest:

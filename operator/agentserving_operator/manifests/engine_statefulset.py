@@ -15,6 +15,7 @@ from agentserving_operator.manifests.common import (
 )
 from agentserving_operator.manifests.engine_identity_container import identity_containers
 from agentserving_operator.manifests.engine_pod import MODEL_TOKEN_FILE, PUBLIC_KEYS, engine_container
+from agentserving_operator.manifests.metrics_token import metrics_token_volumes
 from agentserving_operator.manifests.sidecar import sidecar_container
 from agentserving_operator.manifests.tls import engine_volumes
 from agentserving_operator.spec.cluster import CacheType, EngineType, ModelCache
@@ -67,6 +68,7 @@ def _volumes(cluster: AgentServingCluster) -> list[Manifest]:
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": engine.shared_memory}},
         {"name": "tmp", "emptyDir": {}},
         secret_files("ticket-key", cluster.ticket_key_name, PUBLIC_KEYS),
+        *metrics_token_volumes(cluster),
         *engine_volumes(cluster),
     ]
     if engine.type is EngineType.VLLM:

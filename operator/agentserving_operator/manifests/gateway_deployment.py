@@ -10,6 +10,7 @@ from agentserving_operator.manifests.common import (
     Component,
     Manifest,
     Port,
+    by_https,
     child_object,
     container,
     http_probe,
@@ -25,12 +26,20 @@ from agentserving_operator.manifests.common import (
 )
 from agentserving_operator.manifests.engine_pod import KEY_DIR
 from agentserving_operator.manifests.inference_pool import picker_flags
+from agentserving_operator.manifests.metrics_token import (
+    metrics_token_flags,
+    metrics_token_mounts,
+    metrics_token_volumes,
+)
 from agentserving_operator.manifests.tls import Leaf, client_flags, directory, mounts, volumes
+from agentserving_operator.manifests.web_tokens import token_flags, token_mounts, token_volumes
 from agentserving_operator.spec.parsing import plain
 from agentserving_operator.spec.parts import Resources
 
 # Sockets and files that Envoy and the picker share.
 RUN_DIR = "/run/agentserving"
+# The certificate that clients see.
+FRONT_TLS_DIR = "/etc/agentserving/front-tls"
 # Of the Secret of ticket keys, the gateways' own.
 GATEWAY_KEY_FILE = f"{KEY_DIR}/gateway-key"
 GATEWAY_KEYS = ("gateway-key", "gateway-key.next", "gateway-key.previous")
@@ -60,6 +69,9 @@ def _template(cluster: AgentServingCluster) -> Manifest:
             {"name": "run", "emptyDir": {}},
             {"name": "tmp", "emptyDir": {}},
             *_ticket_key_volume(cluster),
+            *token_volumes(cluster),
+            *metrics_token_volumes(cluster),
+            *_front_tls_volume(cluster),
             *volumes(cluster, Leaf.GATEWAY),
         ],
         terminationGracePeriodSeconds=gateway.drain_seconds + GRACE_AFTER_DRAIN_S,
@@ -70,6 +82,12 @@ def _template(cluster: AgentServingCluster) -> Manifest:
 def _envoy(cluster: AgentServingCluster) -> Manifest:
     gateway = cluster.spec.gateway
     drain = ["python", "-m", "agentserving_gateway.drain"]
+    https = gateway.tls is not None
+
+    def probe(**rest: int) -> Manifest:
+        found = http_probe(Port.GATEWAY, "/health", **rest)
+        return by_https(found) if https else found
+
     return container(
         cluster,
         "gateway",
@@ -78,21 +96,38 @@ def _envoy(cluster: AgentServingCluster) -> Manifest:
         **python(
             "agentserving_gateway.front",
             "--listen", f"0.0.0.0:{Port.GATEWAY}", "--run-dir", RUN_DIR, *_client_auth(cluster),
-            "--max-body-bytes", str(gateway.max_body_bytes), *_heap(gateway.resources),
+            "--max-body-bytes", str(gateway.max_body_bytes), *_heap(gateway.resources), *_front_tls(cluster),
         ),
         env=[*PYTHON_ENV],
-        ports=[port("http", Port.GATEWAY)],
-        volumeMounts=[{"name": "run", "mountPath": RUN_DIR}],
+        ports=[port("https" if https else "http", Port.GATEWAY)],
+        volumeMounts=[{"name": "run", "mountPath": RUN_DIR}, *_front_tls_mount(cluster)],
         # A SIGTERM alone cuts Envoy's streams.
         lifecycle={
             "preStop": {
                 "exec": {"command": [*drain, "--run-dir", RUN_DIR, "--drain-s", str(gateway.drain_seconds)]}
             }
         },
-        startupProbe=http_probe(Port.GATEWAY, "/health", **STARTED),
-        readinessProbe=http_probe(Port.GATEWAY, "/health", periodSeconds=2, timeoutSeconds=2),
-        livenessProbe=http_probe(Port.GATEWAY, "/health", **ALIVE),
+        startupProbe=probe(**STARTED),
+        readinessProbe=probe(periodSeconds=2, timeoutSeconds=2),
+        livenessProbe=probe(**ALIVE),
     )  # fmt: skip
+
+
+def _front_tls(cluster: AgentServingCluster) -> list[str]:
+    if cluster.spec.gateway.tls is None:
+        return []
+    return ["--front-cert", f"{FRONT_TLS_DIR}/tls.crt", "--front-key", f"{FRONT_TLS_DIR}/tls.key"]
+
+
+def _front_tls_mount(cluster: AgentServingCluster) -> list[Manifest]:
+    mount = {"name": "front-tls", "mountPath": FRONT_TLS_DIR, "readOnly": True}
+    return [] if cluster.spec.gateway.tls is None else [mount]
+
+
+def _front_tls_volume(cluster: AgentServingCluster) -> list[Manifest]:
+    """Optional: an Envoy that misses its certificate says so, which a pod that cannot mount a Secret does not."""
+    given = cluster.spec.gateway.tls
+    return [] if given is None else [secret_files("front-tls", given.secret_name, ("tls.crt", "tls.key"))]
 
 
 def _client_auth(cluster: AgentServingCluster) -> list[str]:
@@ -134,8 +169,10 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
             "agentserving_gateway",
             "--run-dir", RUN_DIR, "--drain-s", str(gateway.drain_seconds),
             "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
-            "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP), *picker_flags(cluster),
-            *_client_auth(cluster), *_own_tickets(cluster), *client_flags(cluster, directory(Leaf.GATEWAY)),
+            "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP), *metrics_token_flags(cluster),
+            *picker_flags(cluster),
+            *_client_auth(cluster), *token_flags(cluster), *_own_tickets(cluster), *_front_tls(cluster),
+            *client_flags(cluster, directory(Leaf.GATEWAY)),
         ),
         env=[*PYTHON_ENV],
         ports=[
@@ -146,6 +183,9 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
             {"name": "run", "mountPath": RUN_DIR},
             {"name": "tmp", "mountPath": "/tmp"},
             *_ticket_key_mount(cluster),
+            *token_mounts(cluster),
+            *metrics_token_mounts(cluster),
+            *_front_tls_mount(cluster),
             *mounts(cluster, Leaf.GATEWAY),
         ],
         startupProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", **STARTED),

@@ -53,7 +53,7 @@ def clients_service(cluster: AgentServingCluster) -> Manifest:
 def gateway_service(cluster: AgentServingCluster) -> Manifest:
     """For agents."""
     gateway = cluster.spec.gateway
-    ports = [service_port("http", gateway.port, Port.GATEWAY)]
+    ports = [service_port("http" if gateway.tls is None else "https", gateway.service_port, Port.GATEWAY)]
     return _service(cluster, Component.GATEWAY, ports, type=gateway.service_type.value)
 
 
@@ -72,6 +72,8 @@ def etcd_services(cluster: AgentServingCluster) -> list[Manifest]:
 
 def gateway_url(cluster: AgentServingCluster) -> str:
     """Base URL for OpenAI clients inside the cluster."""
-    port = cluster.spec.gateway.port
+    gateway = cluster.spec.gateway
     host = f"{cluster.child(Component.GATEWAY)}.{cluster.namespace}.svc"
-    return f"http://{host}/v1" if port == 80 else f"http://{host}:{port}/v1"
+    scheme, usual = ("http", 80) if gateway.tls is None else ("https", 443)
+    port = "" if gateway.service_port == usual else f":{gateway.service_port}"
+    return f"{scheme}://{host}{port}/v1"

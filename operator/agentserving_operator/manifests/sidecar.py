@@ -13,11 +13,13 @@ from agentserving_operator.manifests.common import (
     Port,
     container,
     http_probe,
+    keys_are_needed,
     port,
     python,
     resources_of,
 )
-from agentserving_operator.manifests.engine_pod import CHANNEL_DIR
+from agentserving_operator.manifests.engine_pod import CHANNEL_DIR, KEY_DIR, PUBLIC_KEY_FILE
+from agentserving_operator.manifests.metrics_token import metrics_token_flags, metrics_token_mounts
 from agentserving_operator.manifests.tls import ENGINE_CURRENT_DIR, ENGINE_DIR, client_flags
 
 STATE_DIR = "/var/lib/agentserving"
@@ -31,7 +33,8 @@ def sidecar_container(cluster: AgentServingCluster) -> Manifest:
         "--channel-dir", CHANNEL_DIR, "--state-dir", STATE_DIR,
         "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
         "--listen", f"$(POD_IP):{Port.SIDECAR}",
-        "--http-host", "0.0.0.0", "--http-port", str(Port.SIDECAR_HTTP),
+        "--http-host", "0.0.0.0", "--http-port", str(Port.SIDECAR_HTTP), *metrics_token_flags(cluster),
+        *(["--ticket-key-file", PUBLIC_KEY_FILE] if keys_are_needed(cluster) else []),
         "--stuck-s", str(cluster.spec.engine.stuck_seconds),
         "--drain-s", str(cluster.spec.engine.drain_seconds), *client_flags(cluster, ENGINE_CURRENT_DIR),
     )  # fmt: skip
@@ -57,6 +60,8 @@ def sidecar_container(cluster: AgentServingCluster) -> Manifest:
             {"name": "channel", "mountPath": CHANNEL_DIR},
             {"name": "journal", "mountPath": STATE_DIR},
             {"name": "tmp", "mountPath": "/tmp"},
+            *([{"name": "ticket-key", "mountPath": KEY_DIR, "readOnly": True}] if keys_are_needed(cluster) else []),
+            *metrics_token_mounts(cluster),
             *([{"name": "engine-tls", "mountPath": ENGINE_DIR, "readOnly": True}] if cluster.spec.tls.on else []),
         ],
         # kubelet starts the engine after this probe succeeds, so it must not depend on the engine; readiness may.

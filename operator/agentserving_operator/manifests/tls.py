@@ -33,7 +33,7 @@ class Leaf(StrEnum):
     OPERATOR = "operator"
     # People with rights on the whole cluster, and `kubectl agentserving`.
     ADMIN = "admin"
-    # Programs. It has no role: the control plane asks for a key besides, unless it authenticates nobody.
+    # Programs. It has no role: the control plane also asks for a key, unless it does not authenticate callers.
     CLIENT = "client"
 
 

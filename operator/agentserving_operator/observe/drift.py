@@ -5,7 +5,7 @@ added (an admission webhook's variable, a mesh's sidecar, a person's port) are l
 Kubernetes' schema (a command, the rules of a NetworkPolicy) are ours as a whole and must be equal.
 
 A field or entry that we stopped setting does not show here; the hash in the annotation reveals it (`manifests`). What
-webhooks do to our own fields cannot be told from drift by looking: `settled` remembers it.
+webhooks do to our own fields cannot be distinguished from drift by looking: `settled` remembers it.
 """
 
 from __future__ import annotations

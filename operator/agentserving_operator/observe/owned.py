@@ -35,7 +35,7 @@ def may_take(live: Manifest, cluster: AgentServingCluster) -> bool:
     """Whether the object is ours, or an orphan that was.
 
     A cluster that was deleted with --cascade=orphan and created again takes its objects back, but not its Secrets:
-    anyone may have written the labels of an orphan, and whoever knows a CA's or a ticket's key is everyone.
+    anyone may have written the labels of an orphan, and the holder of a CA's or a ticket's key can act as anyone.
     """
     metadata = live["metadata"]
     if live["kind"] == "Secret":

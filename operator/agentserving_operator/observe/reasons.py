@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class ConditionType(StrEnum):
-    """Ready is True when the four conditions after it are."""
+    """Ready is True when the four conditions after it are. ClientsAuthenticated is a choice, not a fault."""
 
     READY = "Ready"
     CONTROL_PLANE_READY = "ControlPlaneReady"
@@ -16,6 +16,7 @@ class ConditionType(StrEnum):
     GATEWAY_READY = "GatewayReady"
     PROGRESSING = "Progressing"
     DEGRADED = "Degraded"
+    CLIENTS_AUTHENTICATED = "ClientsAuthenticated"
 
 
 class Reason(StrEnum):
@@ -29,6 +30,10 @@ class Reason(StrEnum):
     SCALED_TO_ZERO = "ScaledToZero"
     # The process table is in memory and is lost when the control plane restarts.
     IN_MEMORY = "InMemory"
+    # Clients need keys.
+    KEYS_NEEDED = "KeysNeeded"
+    # Whoever reaches a port is served, as any tenant.
+    OPEN_TO_ALL = "OpenToAll"
     # No rollout is in progress.
     SETTLED = "Settled"
     # Nothing has failed.
@@ -98,6 +103,8 @@ class Reason(StrEnum):
     TOO_MANY_TENANTS = "TooManyTenants"
     # The control plane refuses what an AgentServingTenant says.
     TENANT_REFUSED = "TenantRefused"
+    # A certificate was not renewed and is about to expire, or has; the message names its Secret.
+    CERTIFICATE_EXPIRES = "CertificateExpires"
     # The namespace is being deleted.
     NAMESPACE_TERMINATING = "NamespaceTerminating"
 

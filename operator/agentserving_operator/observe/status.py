@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentserving_operator.manifests import AgentServingCluster, Component, Manifest
-from agentserving_operator.manifests.common import selector
+from agentserving_operator.manifests.common import keys_are_needed, selector
 from agentserving_operator.manifests.services import gateway_url
 from agentserving_operator.observe.engine_states import engine_trouble, rejection_trouble
 from agentserving_operator.observe.overview import Overview
@@ -42,7 +42,7 @@ _NO_SPACE = ("database space exceeded", "NOSPACE")
 class Observed:
     """What exists. `objects` by kind and name; `overview` None = the control plane did not answer.
 
-    `tenants`: those to record in the status (`observe.tenants`).
+    `tenants`: those to record in the status (`observe.tenants`). `expiring`: about certificates near their end.
     """
 
     objects: Mapping[tuple[str, str], Manifest]
@@ -50,6 +50,7 @@ class Observed:
     overview: Overview | None = None
     troubles: Sequence[Trouble] = field(default=())
     tenants: tuple[str, ...] = ()
+    expiring: Trouble | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ def status_of(
     findings[ConditionType.READY] = _ready(findings, observed.troubles)
     findings[ConditionType.PROGRESSING] = _progressing(workloads, observed)
     findings[ConditionType.DEGRADED] = _degraded([each.trouble for each in workloads.values()], of_engines, observed)
+    findings[ConditionType.CLIENTS_AUTHENTICATED] = _clients(cluster)
     status = ClusterStatus(
         observed_generation=cluster.generation,
         conditions=conditions(findings, cluster.generation, previous, now),
@@ -234,6 +236,20 @@ def _ready(findings: Mapping[ConditionType, Finding], troubles: Sequence[Trouble
     return Finding(ConditionStatus.TRUE, Reason.READY, "programs are served")
 
 
+def _clients(cluster: AgentServingCluster) -> Finding:
+    """Without keys everything works, so nothing else would say that there are none."""
+    if keys_are_needed(cluster):
+        return Finding(ConditionStatus.TRUE, Reason.KEYS_NEEDED, "clients need keys")
+    open_to = "whoever reaches the gateway or a control plane is served, as any tenant"
+    if cluster.spec.auth.clients is None and not cluster.spec.tls.on:
+        why = "keys need TLS, and spec.tls.issuer is None: make a cluster with TLS, or say spec.auth.clients: None"
+    elif cluster.spec.auth.clients is None:
+        why = "this cluster is from before keys existed: give clients keys, then set spec.auth.clients to Keys"
+    else:
+        why = "spec.auth.clients is None"
+    return Finding(ConditionStatus.FALSE, Reason.OPEN_TO_ALL, f"{open_to}: {why}")
+
+
 def _progressing(workloads: Mapping[Component, _Workload], observed: Observed) -> Finding:
     in_progress = [
         f"{component}: {each.updated} of {each.wanted} pods are updated, {each.replicas} exist"
@@ -253,7 +269,7 @@ def _degraded(of_workloads: Sequence[Trouble | None], of_engines: Trouble | None
     rejections = rejection_trouble(observed.overview.rejecting_engines) if observed.overview else None
     if of_engines is not None and of_engines.reason is Reason.ENGINE_LOADING:
         of_engines = None
-    possible = [*observed.troubles, *of_workloads, of_engines, rejections]
+    possible = [*observed.troubles, *of_workloads, of_engines, rejections, observed.expiring]
     troubles = [trouble for trouble in possible if trouble is not None]
     if not troubles:
         return Finding(ConditionStatus.FALSE, Reason.AS_EXPECTED, "nothing has failed")

@@ -27,9 +27,10 @@ from agentserving_operator.spec.fields import (
 from agentserving_operator.spec.inference_pool import InferencePool
 from agentserving_operator.spec.network import Network
 from agentserving_operator.spec.parts import Resources, SecretKey, TaintEffect, Toleration
+from agentserving_operator.spec.pod_template import PodTemplate
 from agentserving_operator.spec.scheduling import Scheduling
 from agentserving_operator.spec.store import Store, StoreType
-from agentserving_operator.spec.tls import Tls
+from agentserving_operator.spec.tls import FrontTls, Tls
 
 # The four A100 boards, as NVIDIA's GPU feature discovery labels nodes.
 A100_PRODUCTS = (
@@ -234,7 +235,7 @@ class Engine:
     )
     shared_memory: str = quantity("Size of /dev/shm.", default="8Gi")
     prefix_cache: PrefixCache = choice(
-        "PerTenant: the time to a first token tells no tenant what another one has asked. Shared: one cache for all, "
+        "PerTenant: the time to a first token reveals nothing of other tenants' prompts. Shared: one cache for all, "
         "for a cluster whose tenants may know of each other's prompts.",
         default=PrefixCache.PER_TENANT,
     )
@@ -256,6 +257,9 @@ class Engine:
         3_600,
         default=15,
     )
+    template: PodTemplate | None = struct(
+        "More about engine pods; their containers are engine and sidecar.", default=None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +269,7 @@ class ControlPlane:
     replicas: int = integer("One leads, the others stand by. More than 1 need an etcd.", 1, 5, default=1)
     program_idle_seconds: int = integer("A program without calls for this long expires.", 1, 604_800, default=600)
     resources: Resources = struct("Requests and limits.", default=Resources)
+    template: PodTemplate | None = struct("More about its pods; the container is control-plane.", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,7 +278,10 @@ class Gateway:
 
     replicas: int = integer("Number of gateways; they are stateless.", 1, 64, default=1)
     service_type: ServiceType = choice("Type of its Service.", default=ServiceType.CLUSTER_IP)
-    port: int = integer("Port of the Service.", 1, 65_535, default=80)
+    port: int | None = integer("Port of the Service; absent: 80, or 443 with tls.", 1, 65_535, default=None)
+    tls: FrontTls | None = struct(
+        "Clients use https, with your certificate; absent: http. HTTP/2 is offered with https only.", default=None
+    )
     max_body_bytes: int = integer("Size limit of a request body.", 1_024, 1 << 30, default=64 << 20)
     drain_seconds: int = integer("How long a leaving gateway may finish its calls.", 0, 3_600, default=300)
     resources: Resources = struct("Requests and limits of Envoy.", default=Resources)
@@ -283,6 +291,14 @@ class Gateway:
     inference_pool: InferencePool = struct(
         "For users of another gateway that supports InferencePools.", default=InferencePool
     )
+    template: PodTemplate | None = struct(
+        "More about its pods; the containers are gateway (Envoy) and picker.", default=None
+    )
+
+    @property
+    def service_port(self) -> int:
+        """Port of the Service."""
+        return self.port or (80 if self.tls is None else 443)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,6 +57,8 @@ class Meta:
     immutable: bool = False
     format: str = ""
     int_or_string: bool = False
+    # Kubernetes' own objects: stored as they are, and checked by the API server when pods are made of them.
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +154,11 @@ def flag(doc: str, *, default: bool) -> Any:
     return _field(Meta(doc=doc, default=default))
 
 
+def flag_or_absent(doc: str, *, wire: str = "") -> Any:
+    """True, false, or absent."""
+    return _field(Meta(doc=doc, default=None, wire=wire))
+
+
 def choice(doc: str, *, default: Any = MISSING, immutable: bool = False) -> Any:
     """One of a StrEnum's values."""
     return _field(Meta(doc=doc, default=default, immutable=immutable))
@@ -173,6 +180,22 @@ def items(
             min_length=min_length, max_length=max_length, pattern=pattern,
         )
     )  # fmt: skip
+
+
+def foreign(doc: str, max_properties: int = 64) -> Any:
+    """An object of Kubernetes' own API, as plain values; absent by default."""
+    return _field(Meta(doc=doc, default=None, foreign=True, max_properties=max_properties))
+
+
+def foreign_items(doc: str, max_items: int, *, keys: tuple[str, ...] = ()) -> Any:
+    """A list of such objects, absent by default; a map where `keys` (strings, required) are given, else atomic."""
+    kind = "map" if keys else "atomic"
+    return _field(Meta(doc=doc, default=None, foreign=True, max_items=max_items, list_type=kind, list_map_keys=keys))
+
+
+def mapping_or_absent(doc: str, max_properties: int, max_length: int) -> Any:
+    """Strings by string, as `mapping`; absent by default."""
+    return _field(Meta(doc=doc, default=None, max_properties=max_properties, max_length=max_length))
 
 
 def mapping(doc: str, max_properties: int, max_length: int, *, default: Mapping[str, str] | None = None) -> Any:

@@ -24,7 +24,7 @@ class InferencePool:
     failure_mode: FailureMode = choice(
         "What the gateway does while no picker answers. FailOpen: it chooses an engine itself, and the call is served "
         "without its program's account. FailClose: it refuses the call. Always FailClose where clients "
-        "have keys: nobody would ask for them.",
+        "have keys: they would not be checked.",
         default=FailureMode.OPEN,
     )
     tls: bool = flag(

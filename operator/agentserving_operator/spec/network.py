@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from agentserving_operator.spec.fields import choice, integer, items, text
+from agentserving_operator.spec.fields import DNS_SUBDOMAIN, choice, integer, items, text
 
 CIDR = r"^[0-9a-fA-F:.]+/[0-9]{1,3}$"
 NAMESPACE = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
@@ -53,4 +53,11 @@ class Network:
         default=("monitoring",),
         max_length=63,
         pattern=NAMESPACE,
+    )
+    metrics_token_secret_name: str | None = text(
+        "Secret whose `token` readers of metrics must send as a bearer token (the chart's monitoring.tokenSecret makes "
+        "Prometheus do so). Absent: pods of metricsNamespaces need none. etcd's own metrics need none either way.",
+        253,
+        default=None,
+        pattern=DNS_SUBDOMAIN,
     )

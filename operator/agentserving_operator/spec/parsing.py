@@ -53,6 +53,8 @@ def _kind(value: object) -> str:
 
 
 def _value(kind: Any, meta: Meta, value: object, path: str) -> Any:
+    if meta.foreign:
+        return _foreign(kind, meta, value, path)
     if dataclasses.is_dataclass(kind):
         return parse(typing.cast("type[Any]", kind), value, path)
     origin = typing.get_origin(kind)
@@ -114,6 +116,30 @@ def _list(kind: Any, meta: Meta, value: object, path: str) -> tuple[Any, ...]:
                 raise SpecError(here, f"appears twice: {each!r}")
             seen.add(key)
     return tuple(found)
+
+
+def _foreign(kind: Any, meta: Meta, value: object, path: str) -> Any:
+    if typing.get_origin(kind) is not tuple:
+        if not isinstance(value, Mapping):
+            raise SpecError(path, f"must be an object, not {_kind(value)}")
+        return dict(value)
+    if not isinstance(value, list | tuple):
+        raise SpecError(path, f"must be a list, not {_kind(value)}")
+    if meta.max_items is not None and len(value) > meta.max_items:
+        raise SpecError(path, f"may have at most {meta.max_items} entries, has {len(value)}")
+    seen: set[object] = set()
+    for index, each in enumerate(value):
+        if not isinstance(each, Mapping):
+            raise SpecError(f"{path}[{index}]", f"must be an object, not {_kind(each)}")
+        for key in meta.list_map_keys:
+            if not isinstance(each.get(key), str):
+                raise SpecError(f"{path}[{index}].{key}", "is required, a string")
+        key_of = tuple(each[key] for key in meta.list_map_keys)
+        if key_of in seen:
+            raise SpecError(f"{path}[{index}]", f"appears twice: {', '.join(map(str, key_of))}")
+        if key_of:
+            seen.add(key_of)
+    return tuple(dict(each) for each in value)
 
 
 def _mapping(meta: Meta, value: object, path: str) -> dict[str, str]:

@@ -46,6 +46,8 @@ def _field(cls: type, info: FieldInfo, defaults: bool) -> dict[str, Any]:
 
 
 def _value(name: str, kind: Any, meta: Meta, defaults: bool) -> dict[str, Any]:
+    if meta.foreign:
+        return _foreign(name, kind, meta)
     if dataclasses.is_dataclass(kind):
         return object_schema(typing.cast(type, kind), defaults=defaults)
     origin = typing.get_origin(kind)
@@ -92,6 +94,22 @@ def _list(name: str, kind: Any, meta: Meta, defaults: bool) -> dict[str, Any]:
     if meta.list_map_keys:
         schema["x-kubernetes-list-map-keys"] = list(meta.list_map_keys)
     return schema
+
+
+def _foreign(name: str, kind: Any, meta: Meta) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    if typing.get_origin(kind) is not tuple:
+        _bounded(name, meta.max_properties)
+        return schema | {"maxProperties": meta.max_properties}
+    _bounded(name, meta.max_items)
+    if meta.list_map_keys:
+        schema["required"] = list(meta.list_map_keys)
+        schema["properties"] = {
+            key: {"type": "string", "maxLength": 253, "description": "Identifies the entry."}
+            for key in meta.list_map_keys
+        }
+    found = {"type": "array", "maxItems": meta.max_items, "x-kubernetes-list-type": meta.list_type, "items": schema}
+    return found | ({"x-kubernetes-list-map-keys": list(meta.list_map_keys)} if meta.list_map_keys else {})
 
 
 def _bounded(name: str, *bounds: object) -> None:

@@ -19,6 +19,7 @@ from agentserving_operator.spec.fields import (
     text,
 )
 from agentserving_operator.spec.parts import Resources
+from agentserving_operator.spec.pod_template import PodTemplate
 
 
 class StoreType(StrEnum):
@@ -46,6 +47,7 @@ class EtcdStore:
         "Size limit of etcd's database (--quota-backend-bytes), MiB.", 64, 8_192, default=2_048, wire="quotaMiB"
     )
     resources: Resources = struct("Requests and limits of a member.", default=Resources)
+    template: PodTemplate | None = struct("More about members' pods; the container is etcd.", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

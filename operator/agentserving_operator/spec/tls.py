@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-from agentserving_operator.spec.fields import Rule, choice, struct, text
+from agentserving_operator.spec.fields import DNS_SUBDOMAIN, Rule, choice, struct, text
 
 
 class Issuer(StrEnum):
@@ -30,6 +30,19 @@ class IssuerReference:
 
     name: str = text("Name of the issuer.", 253, min_length=1, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
     kind: IssuerKind = choice("Issuer, in this namespace, or ClusterIssuer.", default=IssuerKind.ISSUER)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontTls:
+    """TLS for the clients of gateways."""
+
+    secret_name: str = text(
+        "Secret of type kubernetes.io/tls with tls.crt and tls.key, such as cert-manager writes; a renewed one is used "
+        "without a restart.",
+        253,
+        min_length=1,
+        pattern=DNS_SUBDOMAIN,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

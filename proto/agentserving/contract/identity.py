@@ -34,7 +34,7 @@ class Role(enum.StrEnum):
     ANONYMOUS = "anonymous"
 
 
-# Roles whose identity carries a name: the engine that they are, or stand beside.
+# Roles whose identity carries a name: the engine that they are or serve.
 NAMED_ROLES = frozenset({Role.ENGINE, Role.SIDECAR})
 _IN_CERTIFICATES = frozenset(Role) - {Role.CLIENT, Role.ANONYMOUS}
 

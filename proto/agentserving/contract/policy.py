@@ -203,7 +203,7 @@ PROGRAM_ATLAS = replace(PROGRAM_PLAS, name="program-atlas", accounting=Accountin
 GITTINS = replace(PROGRAM_PLAS, name="gittins", source=Source.GITTINS)
 
 # Chooses between FCFS, PROGRAM_FCFS (with retention) and PROGRAM_PLAS. Until 30 programs have finished it is
-# PROGRAM_PLAS, and loses where that does.
+# PROGRAM_PLAS, or FCFS where programs have many calls at once.
 AUTO = replace(PROGRAM_PLAS, name="auto", source=Source.AUTO)
 
 PRESETS: dict[str, Policy] = {

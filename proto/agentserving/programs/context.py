@@ -28,7 +28,7 @@ from agentserving.programs.tracking import PendingCall, Point, Thread, Tracker
 _point: ContextVar[Point | None] = ContextVar("agentserving_point", default=None)
 _session: ContextVar[object] = ContextVar("agentserving_session", default=None)
 _probe: ContextVar[None] = ContextVar("agentserving_probe")
-# Tasks may run on several loops, and worker threads beside them. Re-entrant: a finalizer may end a call at any time.
+# Tasks may run on several loops, and on worker threads. Re-entrant: a finalizer may end a call at any time.
 _lock = threading.RLock()
 _by_task: weakref.WeakKeyDictionary[asyncio.Task[Any], dict[Tracker, Thread]] = weakref.WeakKeyDictionary()
 

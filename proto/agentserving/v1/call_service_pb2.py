@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"agentserving/v1/call_service.proto\x12\x0f\x61gentserving.v1\x1a\x1b\x61gentserving/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x02\n\x10\x41\x64mitCallRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x17\n\x0fparent_call_ids\x18\x03 \x03(\t\x12\x10\n\x08implicit\x18\x04 \x01(\x08\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x19\n\x11parent_program_id\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x03\x12\r\n\x05model\x18\x08 \x01(\t\x12\x18\n\x10retry_of_call_id\x18\t \x01(\t\x12\x1a\n\x12\x65xclude_engine_ids\x18\n \x03(\t\x12\r\n\x05\x66inal\x18\x0b \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x0c \x01(\t\x12\x0e\n\x06tenant\x18\r \x01(\t\x12\x15\n\rmax_fallbacks\x18\x0e \x01(\r\"1\n\x0bNamedEngine\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xdd\x01\n\x11\x41\x64mitCallResponse\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x12\n\nprogram_id\x18\x03 \x01(\t\x12\x11\n\tengine_id\x18\x04 \x01(\t\x12\x16\n\x0e\x65ngine_address\x18\x05 \x01(\t\x12\x0e\n\x06ticket\x18\x06 \x01(\t\x12\x17\n\x0fsidecar_address\x18\x07 \x01(\t\x12\r\n\x05\x65poch\x18\x08 \x01(\x03\x12/\n\tfallbacks\x18\t \x03(\x0b\x32\x1c.agentserving.v1.NamedEngine\"\xa8\x01\n\x0e\x45ndCallRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12\x15\n\rnever_started\x18\x03 \x01(\x08\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x11\n\tengine_id\x18\x05 \x01(\t\x12\r\n\x05tries\x18\x06 \x01(\r\x12\x11\n\tif_unseen\x18\x07 \x01(\x08\"\x11\n\x0f\x45ndCallResponse\"\xa7\x02\n\x11\x41\x64missionsRequest\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x32\n\x05\x61\x64mit\x18\x02 \x01(\x0b\x32!.agentserving.v1.AdmitCallRequestH\x00\x12.\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1f.agentserving.v1.EndCallRequestH\x00\x12.\n\x05hello\x18\x04 \x01(\x0b\x32\x1d.agentserving.v1.GatewayHelloH\x00\x12.\n\x04over\x18\x06 \x01(\x0b\x32\x1e.agentserving.v1.ExchangesOverH\x00\x12\x30\n\x04more\x18\x05 \x03(\x0b\x32\".agentserving.v1.AdmissionsRequestB\t\n\x07request\"1\n\rExchangesOver\x12\x10\n\x08\x63\x61ll_ids\x18\x01 \x03(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"4\n\x0cGatewayHello\x12\x12\n\nreads_more\x18\x02 \x01(\x08J\x04\x08\x01\x10\x02R\ngateway_id\"I\n\tEngineSet\x12(\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x17.agentserving.v1.Engine\x12\x12\n\nreads_more\x18\x02 \x01(\x08\"o\n\x0e\x41\x64missionError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xc1\x02\n\x12\x41\x64missionsResponse\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x36\n\x08\x61\x64mitted\x18\x02 \x01(\x0b\x32\".agentserving.v1.AdmitCallResponseH\x00\x12\x30\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1f.agentserving.v1.AdmissionErrorH\x00\x12-\n\x07\x65ngines\x18\x04 \x01(\x0b\x32\x1a.agentserving.v1.EngineSetH\x00\x12\x31\n\x05\x65nded\x18\x05 \x01(\x0b\x32 .agentserving.v1.EndCallResponseH\x00\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x31\n\x04more\x18\x07 \x03(\x0b\x32#.agentserving.v1.AdmissionsResponseB\n\n\x08response\"N\n\x0fGenerateRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\"L\n\x10GenerateResponse\x12\x13\n\x0bhttp_status\x18\x01 \x01(\x05\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\"-\n\x13WatchEndingsRequest\x12\x16\n\x0e\x61\x66ter_position\x18\x01 \x01(\x03\"\xc8\x01\n\rProgramOrigin\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x19\n\x11parent_program_id\x18\x03 \x01(\t\x12\x17\n\x0froot_program_id\x18\x04 \x01(\t\x12-\n\topen_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0eroot_open_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xba\x01\n\tEndedCall\x12#\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x15.agentserving.v1.Call\x12/\n\x07program\x18\x02 \x01(\x0b\x32\x1e.agentserving.v1.ProgramOrigin\x12)\n\x07outcome\x18\x03 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb4\x01\n\rClosedProgram\x12/\n\x07program\x18\x01 \x01(\x0b\x32\x1e.agentserving.v1.ProgramOrigin\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12.\n\nclose_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x63\x61lls_in_flight\x18\x04 \x01(\r\"q\n\x06\x45nding\x12*\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1a.agentserving.v1.EndedCallH\x00\x12\x31\n\x07program\x18\x02 \x01(\x0b\x32\x1e.agentserving.v1.ClosedProgramH\x00\x42\x08\n\x06\x65nding\"\xa2\x01\n\x14WatchEndingsResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12(\n\x07\x65ndings\x18\x02 \x03(\x0b\x32\x17.agentserving.v1.Ending\x12\x0c\n\x04lost\x18\x03 \x01(\x04\x12\x11\n\trestarted\x18\x04 \x01(\x08\x12-\n\tsend_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xbc\x03\n\x0b\x43\x61llService\x12R\n\tAdmitCall\x12!.agentserving.v1.AdmitCallRequest\x1a\".agentserving.v1.AdmitCallResponse\x12L\n\x07\x45ndCall\x12\x1f.agentserving.v1.EndCallRequest\x1a .agentserving.v1.EndCallResponse\x12Y\n\nAdmissions\x12\".agentserving.v1.AdmissionsRequest\x1a#.agentserving.v1.AdmissionsResponse(\x01\x30\x01\x12]\n\x0cWatchEndings\x12$.agentserving.v1.WatchEndingsRequest\x1a%.agentserving.v1.WatchEndingsResponse0\x01\x12Q\n\x08Generate\x12 .agentserving.v1.GenerateRequest\x1a!.agentserving.v1.GenerateResponse0\x01\x42\x36Z4agentserving.io/proto/agentserving/v1;agentservingv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"agentserving/v1/call_service.proto\x12\x0f\x61gentserving.v1\x1a\x1b\x61gentserving/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x02\n\x10\x41\x64mitCallRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x17\n\x0fparent_call_ids\x18\x03 \x03(\t\x12\x10\n\x08implicit\x18\x04 \x01(\x08\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x19\n\x11parent_program_id\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x03\x12\r\n\x05model\x18\x08 \x01(\t\x12\x18\n\x10retry_of_call_id\x18\t \x01(\t\x12\x1a\n\x12\x65xclude_engine_ids\x18\n \x03(\t\x12\r\n\x05\x66inal\x18\x0b \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x0c \x01(\t\x12\x0e\n\x06tenant\x18\r \x01(\t\x12\x15\n\rmax_fallbacks\x18\x0e \x01(\r\"1\n\x0bNamedEngine\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x83\x02\n\x11\x41\x64mitCallResponse\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x12\n\nprogram_id\x18\x03 \x01(\t\x12\x11\n\tengine_id\x18\x04 \x01(\t\x12\x16\n\x0e\x65ngine_address\x18\x05 \x01(\t\x12\x0e\n\x06ticket\x18\x06 \x01(\t\x12\x17\n\x0fsidecar_address\x18\x07 \x01(\t\x12\r\n\x05\x65poch\x18\x08 \x01(\x03\x12/\n\tfallbacks\x18\t \x03(\x0b\x32\x1c.agentserving.v1.NamedEngine\x12$\n\x05rates\x18\n \x03(\x0b\x32\x15.agentserving.v1.Rate\"`\n\x04Rate\x12\x0c\n\x04unit\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x03\x12\x11\n\tremaining\x18\x03 \x01(\x03\x12(\n\x05reset\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa8\x01\n\x0e\x45ndCallRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12\x15\n\rnever_started\x18\x03 \x01(\x08\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x11\n\tengine_id\x18\x05 \x01(\t\x12\r\n\x05tries\x18\x06 \x01(\r\x12\x11\n\tif_unseen\x18\x07 \x01(\x08\"\x11\n\x0f\x45ndCallResponse\"\xa7\x02\n\x11\x41\x64missionsRequest\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x32\n\x05\x61\x64mit\x18\x02 \x01(\x0b\x32!.agentserving.v1.AdmitCallRequestH\x00\x12.\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1f.agentserving.v1.EndCallRequestH\x00\x12.\n\x05hello\x18\x04 \x01(\x0b\x32\x1d.agentserving.v1.GatewayHelloH\x00\x12.\n\x04over\x18\x06 \x01(\x0b\x32\x1e.agentserving.v1.ExchangesOverH\x00\x12\x30\n\x04more\x18\x05 \x03(\x0b\x32\".agentserving.v1.AdmissionsRequestB\t\n\x07request\"1\n\rExchangesOver\x12\x10\n\x08\x63\x61ll_ids\x18\x01 \x03(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"4\n\x0cGatewayHello\x12\x12\n\nreads_more\x18\x02 \x01(\x08J\x04\x08\x01\x10\x02R\ngateway_id\"I\n\tEngineSet\x12(\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x17.agentserving.v1.Engine\x12\x12\n\nreads_more\x18\x02 \x01(\x08\"\x95\x01\n\x0e\x41\x64missionError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12$\n\x05rates\x18\x05 \x03(\x0b\x32\x15.agentserving.v1.Rate\"\xc1\x02\n\x12\x41\x64missionsResponse\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x36\n\x08\x61\x64mitted\x18\x02 \x01(\x0b\x32\".agentserving.v1.AdmitCallResponseH\x00\x12\x30\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1f.agentserving.v1.AdmissionErrorH\x00\x12-\n\x07\x65ngines\x18\x04 \x01(\x0b\x32\x1a.agentserving.v1.EngineSetH\x00\x12\x31\n\x05\x65nded\x18\x05 \x01(\x0b\x32 .agentserving.v1.EndCallResponseH\x00\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x31\n\x04more\x18\x07 \x03(\x0b\x32#.agentserving.v1.AdmissionsResponseB\n\n\x08response\"N\n\x0fGenerateRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\"L\n\x10GenerateResponse\x12\x13\n\x0bhttp_status\x18\x01 \x01(\x05\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\"-\n\x13WatchEndingsRequest\x12\x16\n\x0e\x61\x66ter_position\x18\x01 \x01(\x03\"\xc8\x01\n\rProgramOrigin\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x19\n\x11parent_program_id\x18\x03 \x01(\t\x12\x17\n\x0froot_program_id\x18\x04 \x01(\t\x12-\n\topen_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0eroot_open_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xba\x01\n\tEndedCall\x12#\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x15.agentserving.v1.Call\x12/\n\x07program\x18\x02 \x01(\x0b\x32\x1e.agentserving.v1.ProgramOrigin\x12)\n\x07outcome\x18\x03 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb4\x01\n\rClosedProgram\x12/\n\x07program\x18\x01 \x01(\x0b\x32\x1e.agentserving.v1.ProgramOrigin\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12.\n\nclose_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x63\x61lls_in_flight\x18\x04 \x01(\r\"q\n\x06\x45nding\x12*\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1a.agentserving.v1.EndedCallH\x00\x12\x31\n\x07program\x18\x02 \x01(\x0b\x32\x1e.agentserving.v1.ClosedProgramH\x00\x42\x08\n\x06\x65nding\"\xa2\x01\n\x14WatchEndingsResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12(\n\x07\x65ndings\x18\x02 \x03(\x0b\x32\x17.agentserving.v1.Ending\x12\x0c\n\x04lost\x18\x03 \x01(\x04\x12\x11\n\trestarted\x18\x04 \x01(\x08\x12-\n\tsend_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xbc\x03\n\x0b\x43\x61llService\x12R\n\tAdmitCall\x12!.agentserving.v1.AdmitCallRequest\x1a\".agentserving.v1.AdmitCallResponse\x12L\n\x07\x45ndCall\x12\x1f.agentserving.v1.EndCallRequest\x1a .agentserving.v1.EndCallResponse\x12Y\n\nAdmissions\x12\".agentserving.v1.AdmissionsRequest\x1a#.agentserving.v1.AdmissionsResponse(\x01\x30\x01\x12]\n\x0cWatchEndings\x12$.agentserving.v1.WatchEndingsRequest\x1a%.agentserving.v1.WatchEndingsResponse0\x01\x12Q\n\x08Generate\x12 .agentserving.v1.GenerateRequest\x1a!.agentserving.v1.GenerateResponse0\x01\x42\x36Z4agentserving.io/proto/agentserving/v1;agentservingv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,39 +40,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NAMEDENGINE']._serialized_start=464
   _globals['_NAMEDENGINE']._serialized_end=513
   _globals['_ADMITCALLRESPONSE']._serialized_start=516
-  _globals['_ADMITCALLRESPONSE']._serialized_end=737
-  _globals['_ENDCALLREQUEST']._serialized_start=740
-  _globals['_ENDCALLREQUEST']._serialized_end=908
-  _globals['_ENDCALLRESPONSE']._serialized_start=910
-  _globals['_ENDCALLRESPONSE']._serialized_end=927
-  _globals['_ADMISSIONSREQUEST']._serialized_start=930
-  _globals['_ADMISSIONSREQUEST']._serialized_end=1225
-  _globals['_EXCHANGESOVER']._serialized_start=1227
-  _globals['_EXCHANGESOVER']._serialized_end=1276
-  _globals['_GATEWAYHELLO']._serialized_start=1278
-  _globals['_GATEWAYHELLO']._serialized_end=1330
-  _globals['_ENGINESET']._serialized_start=1332
-  _globals['_ENGINESET']._serialized_end=1405
-  _globals['_ADMISSIONERROR']._serialized_start=1407
-  _globals['_ADMISSIONERROR']._serialized_end=1518
-  _globals['_ADMISSIONSRESPONSE']._serialized_start=1521
-  _globals['_ADMISSIONSRESPONSE']._serialized_end=1842
-  _globals['_GENERATEREQUEST']._serialized_start=1844
-  _globals['_GENERATEREQUEST']._serialized_end=1922
-  _globals['_GENERATERESPONSE']._serialized_start=1924
-  _globals['_GENERATERESPONSE']._serialized_end=2000
-  _globals['_WATCHENDINGSREQUEST']._serialized_start=2002
-  _globals['_WATCHENDINGSREQUEST']._serialized_end=2047
-  _globals['_PROGRAMORIGIN']._serialized_start=2050
-  _globals['_PROGRAMORIGIN']._serialized_end=2250
-  _globals['_ENDEDCALL']._serialized_start=2253
-  _globals['_ENDEDCALL']._serialized_end=2439
-  _globals['_CLOSEDPROGRAM']._serialized_start=2442
-  _globals['_CLOSEDPROGRAM']._serialized_end=2622
-  _globals['_ENDING']._serialized_start=2624
-  _globals['_ENDING']._serialized_end=2737
-  _globals['_WATCHENDINGSRESPONSE']._serialized_start=2740
-  _globals['_WATCHENDINGSRESPONSE']._serialized_end=2902
-  _globals['_CALLSERVICE']._serialized_start=2905
-  _globals['_CALLSERVICE']._serialized_end=3349
+  _globals['_ADMITCALLRESPONSE']._serialized_end=775
+  _globals['_RATE']._serialized_start=777
+  _globals['_RATE']._serialized_end=873
+  _globals['_ENDCALLREQUEST']._serialized_start=876
+  _globals['_ENDCALLREQUEST']._serialized_end=1044
+  _globals['_ENDCALLRESPONSE']._serialized_start=1046
+  _globals['_ENDCALLRESPONSE']._serialized_end=1063
+  _globals['_ADMISSIONSREQUEST']._serialized_start=1066
+  _globals['_ADMISSIONSREQUEST']._serialized_end=1361
+  _globals['_EXCHANGESOVER']._serialized_start=1363
+  _globals['_EXCHANGESOVER']._serialized_end=1412
+  _globals['_GATEWAYHELLO']._serialized_start=1414
+  _globals['_GATEWAYHELLO']._serialized_end=1466
+  _globals['_ENGINESET']._serialized_start=1468
+  _globals['_ENGINESET']._serialized_end=1541
+  _globals['_ADMISSIONERROR']._serialized_start=1544
+  _globals['_ADMISSIONERROR']._serialized_end=1693
+  _globals['_ADMISSIONSRESPONSE']._serialized_start=1696
+  _globals['_ADMISSIONSRESPONSE']._serialized_end=2017
+  _globals['_GENERATEREQUEST']._serialized_start=2019
+  _globals['_GENERATEREQUEST']._serialized_end=2097
+  _globals['_GENERATERESPONSE']._serialized_start=2099
+  _globals['_GENERATERESPONSE']._serialized_end=2175
+  _globals['_WATCHENDINGSREQUEST']._serialized_start=2177
+  _globals['_WATCHENDINGSREQUEST']._serialized_end=2222
+  _globals['_PROGRAMORIGIN']._serialized_start=2225
+  _globals['_PROGRAMORIGIN']._serialized_end=2425
+  _globals['_ENDEDCALL']._serialized_start=2428
+  _globals['_ENDEDCALL']._serialized_end=2614
+  _globals['_CLOSEDPROGRAM']._serialized_start=2617
+  _globals['_CLOSEDPROGRAM']._serialized_end=2797
+  _globals['_ENDING']._serialized_start=2799
+  _globals['_ENDING']._serialized_end=2912
+  _globals['_WATCHENDINGSRESPONSE']._serialized_start=2915
+  _globals['_WATCHENDINGSRESPONSE']._serialized_end=3077
+  _globals['_CALLSERVICE']._serialized_start=3080
+  _globals['_CALLSERVICE']._serialized_end=3524
 # @@protoc_insertion_point(module_scope)

@@ -127,6 +127,7 @@ class AdmitCallResponse(google.protobuf.message.Message):
     SIDECAR_ADDRESS_FIELD_NUMBER: builtins.int
     EPOCH_FIELD_NUMBER: builtins.int
     FALLBACKS_FIELD_NUMBER: builtins.int
+    RATES_FIELD_NUMBER: builtins.int
     call_id: builtins.str
     attempt: builtins.int
     program_id: builtins.str
@@ -143,6 +144,10 @@ class AdmitCallResponse(google.protobuf.message.Message):
     def fallbacks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NamedEngine]:
         """Engines on which the ticket is good as well, in the order in which to try them."""
 
+    @property
+    def rates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Rate]:
+        """What is left of the tenant's bounds, for those that it has."""
+
     def __init__(
         self,
         *,
@@ -155,10 +160,42 @@ class AdmitCallResponse(google.protobuf.message.Message):
         sidecar_address: builtins.str = ...,
         epoch: builtins.int = ...,
         fallbacks: collections.abc.Iterable[global___NamedEngine] | None = ...,
+        rates: collections.abc.Iterable[global___Rate] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "call_id", b"call_id", "engine_address", b"engine_address", "engine_id", b"engine_id", "epoch", b"epoch", "fallbacks", b"fallbacks", "program_id", b"program_id", "sidecar_address", b"sidecar_address", "ticket", b"ticket"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "call_id", b"call_id", "engine_address", b"engine_address", "engine_id", b"engine_id", "epoch", b"epoch", "fallbacks", b"fallbacks", "program_id", b"program_id", "rates", b"rates", "sidecar_address", b"sidecar_address", "ticket", b"ticket"]) -> None: ...
 
 global___AdmitCallResponse = AdmitCallResponse
+
+@typing.final
+class Rate(google.protobuf.message.Message):
+    """What is left of one bound in time."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    REMAINING_FIELD_NUMBER: builtins.int
+    RESET_FIELD_NUMBER: builtins.int
+    unit: builtins.str
+    """requests, or tokens (of prompts and answers)."""
+    limit: builtins.int
+    remaining: builtins.int
+    @property
+    def reset(self) -> google.protobuf.duration_pb2.Duration:
+        """Until all of it is available again."""
+
+    def __init__(
+        self,
+        *,
+        unit: builtins.str = ...,
+        limit: builtins.int = ...,
+        remaining: builtins.int = ...,
+        reset: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["reset", b"reset"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["limit", b"limit", "remaining", b"remaining", "reset", b"reset", "unit", b"unit"]) -> None: ...
+
+global___Rate = Rate
 
 @typing.final
 class EndCallRequest(google.protobuf.message.Message):
@@ -329,12 +366,17 @@ class AdmissionError(google.protobuf.message.Message):
     REASON_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
     RETRY_AFTER_FIELD_NUMBER: builtins.int
+    RATES_FIELD_NUMBER: builtins.int
     code: builtins.int
     """google.rpc.Code."""
     reason: builtins.str
     message: builtins.str
     @property
     def retry_after(self) -> google.protobuf.duration_pb2.Duration: ...
+    @property
+    def rates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Rate]:
+        """As in AdmitCallResponse."""
+
     def __init__(
         self,
         *,
@@ -342,9 +384,10 @@ class AdmissionError(google.protobuf.message.Message):
         reason: builtins.str = ...,
         message: builtins.str = ...,
         retry_after: google.protobuf.duration_pb2.Duration | None = ...,
+        rates: collections.abc.Iterable[global___Rate] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["retry_after", b"retry_after"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["code", b"code", "message", b"message", "reason", b"reason", "retry_after", b"retry_after"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["code", b"code", "message", b"message", "rates", b"rates", "reason", b"reason", "retry_after", b"retry_after"]) -> None: ...
 
 global___AdmissionError = AdmissionError
 

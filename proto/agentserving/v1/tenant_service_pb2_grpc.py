@@ -55,7 +55,7 @@ class TenantServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def SetTenant(self, request, context):
-        """Sets what is said about a tenant; durable before it answers. In force on attached engines at once. Fields of
+        """Sets what is said about a tenant; durable before it answers. Attached engines receive it immediately. Fields of
         `tenant` that are absent stay as they are, so repeating the request changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

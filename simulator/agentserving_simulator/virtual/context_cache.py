@@ -70,6 +70,12 @@ class ContextCache:
         if not self._reuse:
             return 0, 0
         found = loaded = 0
+        if not self.host_blocks:
+            for segment in path:
+                found += segment.resident
+                if segment.resident < segment.last - segment.first:
+                    break
+            return min(found, most_tokens // self.block_size), 0
         for segment in path:
             blocks = segment.last - segment.first
             if not loaded:
@@ -90,9 +96,10 @@ class ContextCache:
         for segment in path:
             if found <= 0:
                 break
-            found -= segment.resident
+            resident = segment.resident
+            found -= resident
             if not segment.holders:
-                idle += segment.resident
+                idle += resident
         return idle
 
     def hold(self, path: Path, found: int) -> Holding:
@@ -103,22 +110,24 @@ class ContextCache:
         for segment in path:
             if found <= 0:
                 break
-            self._pin(held, segment)
-            found -= segment.resident
-            if segment.resident < segment.last - segment.first:
+            resident = segment.resident
+            if not segment.holders and resident:
+                self._in_use(segment)
+            segment.holders += 1
+            held.pinned.append(segment)
+            found -= resident
+            if resident < segment.last - segment.first:
                 # Resident in part: this request continues to fill it, unless another one does.
                 segment.filler = segment.filler or held
                 break
             held.filled += 1
         return held
 
-    def _pin(self, held: Holding, segment: Segment) -> None:
-        if not segment.holders and segment.resident:
-            del self._idle[segment]
-            self._cached -= segment.resident
-            self.used += segment.resident
-        segment.holders += 1
-        held.pinned.append(segment)
+    def _in_use(self, segment: Segment) -> None:
+        """The resident blocks of a segment that no request has referenced are referenced from now on."""
+        del self._idle[segment]
+        self._cached -= segment.resident
+        self.used += segment.resident
 
     def grow(self, held: Holding, tokens: int) -> bool:
         """Allocates blocks for `tokens` computed tokens of the request; False, and no change, if too few are free."""
@@ -154,7 +163,8 @@ class ContextCache:
                 break
             if segment.filler is None and not segment.resident:
                 segment.filler = held
-                self._pin(held, segment)
+                segment.holders += 1
+                held.pinned.append(segment)
             if segment.filler is held:
                 fresh = max(0, min(full, segment.last) - segment.first - segment.resident)
                 segment.resident += fresh

@@ -174,21 +174,25 @@ class VirtualEngine:
         chunks = self._chunks(now_us)
         decoding = self._decoding
         steps = 1 if chunks else self._steps(interval, now_us)
-        while steps > 1 and decoding.blocks_for(steps) > self.cache.free:
+        blocks, free = decoding.blocks_for(steps), self.cache.free
+        while steps > 1 and blocks > free:
             steps //= 2
+            blocks = decoding.blocks_for(steps)
         calls = len(decoding.requests)
         if not chunks and not calls:
             return self._wakes_us(now_us)
         if chunks:
-            tokens = sum(count for _, count in chunks)
-            context = decoding.context + sum(r.computed + count for r, count in chunks)
-            pairs = sum(count * (r.computed + count / 2) for r, count in chunks)
+            tokens, context, pairs = 0, decoding.context, 0.0
+            for request, count in chunks:
+                tokens += count
+                context += request.computed + count
+                pairs += count * (request.computed + count / 2)
             took = self.cost.step_us(calls + tokens, context, calls + len(chunks), pairs)
             self._policy.prefill.observe(took, calls + len(chunks), calls + tokens)
         else:
             took = self.cost.decode_us(calls, decoding.context, steps)
             self._policy.prefill.observe(took // steps, calls, calls)
-        self.cache.take(decoding.blocks_for(steps))
+        self.cache.take(blocks)
         self._stretch = _Stretch(now_us, now_us + took, steps, chunks)
         return now_us + took
 
@@ -207,11 +211,15 @@ class VirtualEngine:
 
     def _admit(self, now_us: int) -> None:
         """Starts waiting calls, best first, while there are slots, tokens and blocks (vLLM's `schedule`)."""
-        running = len(self._decoding.requests) + len(self._prefilling)
-        budget = self.limits.max_batched_tokens - len(self._decoding.requests)
-        budget -= sum(r.total - r.computed for r in self._prefilling.values() if r.ready_us <= now_us)
-        slots = self.limits.max_num_seqs - running
-        if slots <= 0 or budget <= 0 or not self.queue.waiting_count:
+        decoding, prefilling = len(self._decoding.requests), self._prefilling
+        slots = self.limits.max_num_seqs - decoding - len(prefilling)
+        if slots <= 0 or not self.queue.waiting_count:
+            return
+        budget = self.limits.max_batched_tokens - decoding
+        for request in prefilling.values():
+            if request.ready_us <= now_us:
+                budget -= request.total - request.computed
+        if budget <= 0:
             return
         startable = self._startable(slots, now_us)
         while slots > 0 and budget > 0 and (key := next(startable, None)) is not None:
@@ -253,6 +261,8 @@ class VirtualEngine:
 
     def _chunks(self, now_us: int) -> list[tuple[Request, int]]:
         """Requests that compute prompt tokens in the next step, and how many; best first."""
+        if not self._prefilling:
+            return []
         ready = [r for r in self._prefilling.values() if r.ready_us <= now_us]
         if len(ready) > 1:
             ready.sort(key=lambda r: self.queue.rank(r.key))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import cast
 
@@ -27,15 +27,12 @@ class PathMemory:
     def idle(self, context: Sequence[object], first: int) -> int:
         """Blocks of the segments from `first` on that are cached and referenced by no request."""
         blocks = 0
-        for segment in _segments(context, first):
+        segments: Iterable[Segment] = context  # type: ignore[assignment]
+        for segment in islice(segments, first, None) if first else segments:
             if not segment.holders:
                 blocks += segment.resident
         return blocks
 
     def refresh(self, context: Sequence[object], first: int) -> None:
         """Makes those blocks the last ones to be overwritten."""
-        self._cache.refresh(list(_segments(context, first)))
-
-
-def _segments(context: Sequence[object], first: int) -> islice[Segment]:
-    return islice(cast(Sequence[Segment], context), first, None)
+        self._cache.refresh(cast(Sequence[Segment], context)[first:])

@@ -18,7 +18,10 @@ from agentserving_controlplane.policy.auto import (
     BUSY,
     CALM,
     MAX_CHOICES,
+    NARROW,
     SPREAD,
+    WIDE,
+    WIDE_CALLS,
     Choice,
     Chosen,
     Contention,
@@ -85,8 +88,53 @@ def test_programs_of_like_sizes_go_by_the_arrival_of_calls_while_queues_are_shor
 
 
 def test_short_queues_do_not_take_the_levels_from_programs_of_different_sizes() -> None:
-    decided = decide(AUTO, sizes_of({"chat": spread(2.0)}), (), 5, NO_QUEUES)
+    sizes = sizes_of({"chat": spread(2.0)})
+    before = decide(AUTO, sizes, (), 5).choices
+    decided = decide(AUTO, sizes, before, 6, NO_QUEUES)
     assert (decided.policy.levels, chosen(decided)[None]) == (PROGRAM_PLAS.levels, Chosen.PROGRAM_PLAS)
+
+
+def test_calls_go_by_their_arrival_until_some_wait() -> None:
+    """A cluster that has seen nothing does what stock vLLM does."""
+    for contention in (Contention(), NO_QUEUES):
+        decided = decide(AUTO, sizes_of({}), (), 5, contention)
+        assert (decided.policy.levels, decided.policy.order) == (FCFS.levels, FCFS.order)
+        assert "until some wait" in choice_of(decided).reason
+    decided = decide(AUTO, sizes_of({}), decided.choices, 6, Contention(waiting=1, running=10))
+    assert chosen(decided) == {None: Chosen.PROGRAM_PLAS}
+    assert chosen(decide(AUTO, sizes_of({}), decided.choices, 7, NO_QUEUES)) == {None: Chosen.PROGRAM_PLAS}
+
+
+def test_calls_of_wide_programs_go_by_their_arrival_unless_sizes_are_alike() -> None:
+    """Programs that ask for everything at once would otherwise overtake each other until none ends."""
+    wide = Contention.of(50, 10, [WIDE_CALLS] * 5 + [1] * 20)
+    for finished in ({}, {"map-reduce": spread(2.0)}):
+        decided = decide(AUTO, sizes_of(finished), (), 5, wide)
+        assert (decided.policy.levels, decided.policy.order) == (FCFS.levels, FCFS.order)
+        assert chosen(decided)[None] is Chosen.FCFS
+        assert "67% of the open calls are of programs with 8 or more" in choice_of(decided).reason
+    assert chosen(decide(AUTO, sizes_of({"map-reduce": spread(0.3)}), (), 5, wide))[None] is Chosen.PROGRAM_FCFS
+
+
+def test_between_many_and_few_wide_programs_a_choice_stays_what_it_is() -> None:
+    before: tuple[Choice, ...] = ()
+    between = (WIDE + NARROW) / 2
+    steps = (
+        (WIDE, Chosen.FCFS, 1),
+        (between, Chosen.FCFS, 1),
+        (NARROW * 0.9, Chosen.PROGRAM_PLAS, 3),
+        (between, Chosen.PROGRAM_PLAS, 3),
+        (WIDE, Chosen.FCFS, 5),
+    )
+    for now_us, (share, expected, since_us) in enumerate(steps, start=1):
+        decided = decide(AUTO, sizes_of({}), before, now_us, Contention(waiting=9, running=1, wide_share=share))
+        assert (choice_of(decided).chosen, choice_of(decided).since_us) == (expected, since_us), share
+        before = decided.choices
+
+
+def test_the_wide_share_counts_calls_of_programs_with_many_open() -> None:
+    assert Contention.of(0, 0, []).wide_share == 0.0
+    assert Contention.of(0, 0, [0, WIDE_CALLS - 1, WIDE_CALLS]).wide_share == WIDE_CALLS / (2 * WIDE_CALLS - 1)
 
 
 def test_classes_that_differ_only_from_each_other_go_by_the_arrival_of_calls_while_queues_are_short() -> None:
@@ -208,7 +256,7 @@ def test_the_moments_of_programs_that_all_finished_are_those_of_their_sizes(size
         st.sampled_from("abc"),
         st.tuples(st.lists(st.integers(0, 10**10), max_size=40), st.lists(st.integers(0, 10**10), max_size=40)),
     ),
-    st.builds(Contention, st.integers(0, 100), st.integers(0, 10)),
+    st.builds(Contention, st.integers(0, 100), st.integers(0, 10), st.floats(0, 1)),
 )
 def test_every_decision_is_a_policy_that_engines_understand(
     drawn: dict[str, tuple[list[int], list[int]]], contention: Contention
@@ -264,12 +312,12 @@ async def test_engines_switch_and_the_administrator_is_told_why() -> None:
     async with ServedPlane(policy="auto") as served:
         engine = PlayedEngine(served.engine_service)
         first = (await engine.hello()).policy
-        assert (first.policy.name, len(first.policy.levels)) == ("auto", len(PROGRAM_PLAS.levels))
+        assert (first.policy.name, first.policy.order) == ("auto", types_pb2.ORDER_CALL_ARRIVAL)
         await run_programs(served, engine, [16 * SECOND + number for number in range(MIN_SAMPLES)], "react")
         await report_load(engine, types_pb2.EngineLoad(waiting=9, running=1))
         await served.plane.tick()
         sent = (await engine.hear("policy")).directive.policy
-        assert (sent.version, len(sent.policy.levels)) == (first.version, 1)
+        assert (sent.version, sent.policy.order) == (first.version, types_pb2.ORDER_PROGRAM_ARRIVAL)
         status = await served.admin.GetPolicy(admin_service_pb2.GetPolicyRequest())
         assert status.policy == first
         assert [(each.application, each.chosen) for each in status.choices] == [

@@ -152,3 +152,14 @@ def test_no_spelling_of_a_body_escapes_the_salt(body: bytes) -> None:
 @pytest.mark.parametrize("body", [b"", b"[1]", b"no json", b'{"a": 1} x'])
 def test_what_vllm_refuses_stays_as_it_is(body: bytes) -> None:
     assert with_salt(body, "s") == body
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"thread": {"type": "create"}}', b'{"thr\\u0065ad": {}}', b'{"x": NaN, "thread": 1}']
+)
+def test_a_conversation_that_is_to_be_stored_is_refused_where_its_field_means_that(body: bytes) -> None:
+    with pytest.raises(RefusedBodyError, match="stores no conversations") as refused:
+        asks_for_a_stream([body], threads=False)
+    assert (refused.value.status, refused.value.code) == (400, "thread_unsupported_request")
+    assert not asks_for_a_stream([body])
+    assert not asks_for_a_stream([b'{"thread": null}'], threads=False)

@@ -160,7 +160,7 @@ def test_leaving_waits_for_the_drain() -> None:
     command = engine_container(make_cluster())["lifecycle"]["preStop"]["exec"]["command"]
     assert command[:2] == ["python3", "-c"]
     compile(command[2], "hook", "exec")
-    assert ":7072/drain" in command[2]
+    assert "/run/agentserving/drain.sock" in command[2]
 
 
 def test_a_tool_parser_lets_agents_call_tools() -> None:

@@ -73,7 +73,9 @@ def test_only_the_sidecar_shares_the_socket() -> None:
     shared = {m["name"]: m["mountPath"] for m in engine["volumeMounts"]}.items() & {
         m["name"]: m["mountPath"] for m in sidecar["volumeMounts"]
     }.items()
-    assert dict(shared) == {"channel": "/run/agentserving", "tmp": "/tmp"}
+    assert dict(shared) == {
+        "channel": "/run/agentserving", "tmp": "/tmp", "ticket-key": "/etc/agentserving/ticket",
+    }, "of the ticket's keys both have the public ones only"  # fmt: skip
 
 
 def test_a_leaving_engine_has_more_time_than_its_calls() -> None:

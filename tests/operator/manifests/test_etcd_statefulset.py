@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from agentserving_operator.manifests import Manifest
+from agentserving_operator.manifests.control_plane_deployment import control_plane_deployment
 from agentserving_operator.manifests.etcd_statefulset import CONFIG_FILE, DATA_DIR, etcd_statefulset
 from agentserving_operator.manifests.services import etcd_services
 from support.operator_objects import make_cluster, only_container, pod_spec
@@ -58,3 +59,12 @@ def test_old_revisions_are_compacted_and_the_database_has_a_quota(members: int) 
     flags = flags_of(etcd_statefulset(make_cluster(store={"etcd": {"members": members}})))
     assert (flags["--auto-compaction-mode"], flags["--auto-compaction-retention"]) == ("periodic", "5m")
     assert int(flags["--quota-backend-bytes"]) == 2048 << 20
+
+
+@pytest.mark.parametrize("quota", [64, 4096])
+def test_the_control_plane_knows_the_quota_of_an_etcd_that_does_not_say_it(quota: int) -> None:
+    cluster = make_cluster(store={"etcd": {"quotaMiB": quota}}, auth={"clients": "None"}, tls={"issuer": "None"})
+    arguments = only_container(control_plane_deployment(cluster))["args"]
+    assert arguments[arguments.index("--etcd-quota-bytes") + 1] == str(quota << 20)
+    external = make_cluster(store={"type": "ExternalEtcd", "external": {"endpoints": ["a:2379"]}})
+    assert "--etcd-quota-bytes" not in only_container(control_plane_deployment(external))["args"]

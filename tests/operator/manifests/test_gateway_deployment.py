@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from agentserving_gateway import __main__ as picker_main
 from agentserving_gateway import drain, front
 from agentserving_operator.manifests.gateway_deployment import gateway_deployment
+from agentserving_operator.manifests.services import gateway_service, gateway_url
 from agentserving_process import options
 from support.operator_objects import make_cluster, pod_spec
 
@@ -54,3 +56,41 @@ def test_a_new_gateway_starts_before_an_old_one_ends() -> None:
     spec = gateway_deployment(make_cluster(gateway={"replicas": 4}))["spec"]
     assert spec["replicas"] == 4
     assert spec["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_clients_may_use_https_with_a_certificate_of_a_secret() -> None:
+    cluster = make_cluster(gateway={"tls": {"secretName": "front"}})
+    spec = pod_spec(gateway_deployment(cluster))
+    made = {one["name"]: one for one in spec["containers"]}
+    (volume,) = [each for each in spec["volumes"] if each["name"] == "front-tls"]
+    assert volume["secret"]["secretName"] == "front"
+    assert [each["key"] for each in volume["secret"]["items"]] == ["tls.crt", "tls.key"]
+    envoy = options.parse(front.Settings, prog="test", argv=made["gateway"]["args"], environment={}).tls
+    picker = options.parse(
+        picker_main.Settings, prog="test", environment={},
+        argv=[each for each in made["picker"]["args"] if not each.startswith("--ticket") and "ticket" not in each],
+    ).tls  # fmt: skip
+    assert envoy == picker
+    for one in made.values():
+        (mount,) = [each for each in one["volumeMounts"] if each["name"] == "front-tls"]
+        assert str(envoy.front_cert) == f"{mount['mountPath']}/tls.crt"
+        assert str(envoy.front_key) == f"{mount['mountPath']}/tls.key"
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert made["gateway"][kind]["httpGet"]["scheme"] == "HTTPS"
+        assert "scheme" not in containers()["gateway"][kind]["httpGet"]
+
+
+@pytest.mark.parametrize(
+    ("gateway", "port", "url"),
+    [
+        ({}, 80, "http://demo-gateway.ns.svc/v1"),
+        ({"port": 8080}, 8080, "http://demo-gateway.ns.svc:8080/v1"),
+        ({"tls": {"secretName": "front"}}, 443, "https://demo-gateway.ns.svc/v1"),
+        ({"tls": {"secretName": "front"}, "port": 80}, 80, "https://demo-gateway.ns.svc:80/v1"),
+    ],
+)
+def test_its_service_and_its_url_say_which_port_and_scheme(gateway: dict[str, Any], port: int, url: str) -> None:
+    cluster = make_cluster(gateway=gateway)
+    (found,) = gateway_service(cluster)["spec"]["ports"]
+    assert (found["port"], found["name"]) == (port, url.partition(":")[0])
+    assert gateway_url(cluster) == url

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from agentserving_operator.manifests.engine_pod import PUBLIC_KEY_FILE
 from agentserving_operator.manifests.sidecar import sidecar_container
+from agentserving_operator.manifests.ticket_key_secret import files_of
 from agentserving_process import options
 from agentserving_sidecar.settings import Settings
 from support.operator_objects import env_of, make_cluster
 
 
-def test_its_command_line_is_valid() -> None:
+def test_its_command_line_is_valid(tmp_path: Path) -> None:
     one = sidecar_container(make_cluster(engine={"drainSeconds": 77, "stuckSeconds": 40}))
+    (tmp_path / "public").write_bytes(files_of(b"k" * 32)["public"])
+    arguments = [str(tmp_path / "public") if each == PUBLIC_KEY_FILE else each for each in one["args"]]
     assert one["command"] == ["python", "-m", "agentserving_sidecar"]
-    given = options.parse(Settings, prog="sidecar", argv=one["args"], environment={})
+    given = options.parse(Settings, prog="sidecar", argv=arguments, environment={})
     assert given.leader.control_plane == "demo-control-plane.ns.svc:7070"
     assert (given.engine.engine_address, given.sidecar.listen) == ("$(POD_IP):8000", "$(POD_IP):7071")
     assert (given.probes.http_host, given.probes.http_port) == ("0.0.0.0", 7072)
+    assert given.sidecar.ticket_keys is not None, "clients have keys"
     assert (given.engine.drain_s, given.engine.stuck_s) == (77.0, 40.0)
     assert {"POD_NAME", "POD_IP"} <= env_of(one).keys()
 

@@ -75,7 +75,7 @@ def test_an_external_etcd_has_the_users_certificates(tmp_path: Path) -> None:
 
 
 def test_gateways_and_sidecars_verify_a_name_that_control_planes_have() -> None:
-    cluster = make_cluster(tls=TLS)
+    cluster = make_cluster(tls=TLS, auth={"clients": "None"})
     front, engine = gateway_deployment(cluster), engine_statefulset(cluster)
     _, sidecar = pod_spec(engine)["initContainers"]
     for workload, container, settings, secret in (

@@ -22,7 +22,8 @@ PATH = "/v1/chat/completions"
 
 
 def body(tokens: int, **more: Any) -> dict[str, Any]:
-    return {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": tokens, **more}
+    messages = [{"role": "user", "content": "x"}]
+    return {"model": "tiny", "messages": messages, "max_tokens": tokens, "ignore_eos": True, **more}
 
 
 def fresh(name: str = "p") -> str:

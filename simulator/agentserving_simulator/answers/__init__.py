@@ -1,0 +1,1 @@
+"""What a simulated engine answers, whatever API asks: conversations as prompts, tool calls, scripts, token by token."""

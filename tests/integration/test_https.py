@@ -1,0 +1,38 @@
+"""`agentserving up` with a certificate: clients use https, and every command finds the cluster as before."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import ssl
+import urllib.request
+from pathlib import Path
+
+import pytest
+from agentserving_gateway.ext_proc.self_signed import self_signed
+from integration.local_cluster import Cluster
+
+pytestmark = [pytest.mark.etcd, pytest.mark.timeout(240)]
+
+
+def test_clients_use_https(tmp_path: Path) -> None:
+    key, cert = self_signed(datetime.datetime.now(datetime.UTC))
+    (tmp_path / "tls.key").write_bytes(key)
+    (tmp_path / "tls.crt").write_bytes(cert)
+    files = ("--tls-cert", str(tmp_path / "tls.crt"), "--tls-key", str(tmp_path / "tls.key"))
+    cluster = Cluster(tmp_path / "state", "--engine", "simulator", "--engines", "1", *files, auth=True)
+    try:
+        url = cluster.addresses["gateway"]
+        assert url.startswith("https://localhost:")
+        context = ssl.create_default_context(cadata=cert.decode())
+        headers = {
+            "content-type": "application/json", "authorization": f"Bearer {cluster.key}",
+            "x-agentserving-program-id": "by-https",
+        }  # fmt: skip
+        body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 2}).encode()
+        request = urllib.request.Request(url + "/completions", body, headers)
+        with urllib.request.urlopen(request, timeout=60, context=context) as answer:
+            assert answer.status == 200
+        assert cluster.program("by-https")["program_id"] == "by-https"
+    finally:
+        cluster.close()
