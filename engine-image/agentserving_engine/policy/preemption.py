@@ -98,8 +98,8 @@ class Preemption:
     ) -> Callable[[str, Sequence[str]], list[str]]:
         """With several: a tenant's own calls are preempted as its policy says, another's if that tenant owes it time.
 
-        `select` stops at the first call that does not fit here as well: if tenants behind it could go on exchanging their own calls,
-        one would exchange them for ever and compute nothing but prompts.
+        `select` stops at the first call that does not fit here as well: if tenants behind it could go on exchanging
+        their own calls, one would exchange them for ever and compute nothing but prompts.
         """
         accounts, calls = order.accounts, self._calls
         # The tenant that the newest victims made room for; how many victims have been seen; one was another tenant's.
