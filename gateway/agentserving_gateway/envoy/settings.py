@@ -19,6 +19,8 @@ class FrontSettings:
     # Clients use TLS: a certificate chain and its private key, PEM files. Both or neither.
     front_cert: Path | None = None
     front_key: Path | None = None
+    # Engines speak TLS, with certificates of this CA, a PEM file; None: they speak http.
+    engine_ca: Path | None = None
     # OpenAI's own limit for images is 50 MB; base64 of several screenshots exceeds 8 MiB.
     max_body_bytes: int = 64 << 20
     # Above vLLM's and uvicorn's own 64 KiB no engine would take the head anyway.
@@ -66,6 +68,11 @@ class FrontSettings:
     def front_secret(self) -> Path:
         """Names the files of the front's certificate to Envoy."""
         return self.run_dir / "secrets" / "front.json"
+
+    @property
+    def engines_secret(self) -> Path:
+        """Names the CA of engines to Envoy."""
+        return self.run_dir / "secrets" / "engines.json"
 
     @property
     def engines_file(self) -> Path:
