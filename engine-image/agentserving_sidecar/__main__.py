@@ -13,6 +13,7 @@ from agentserving.contract.ids import EngineId
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving_process import logs, options, supervision
 from agentserving_process.backoff import Backoff
+from agentserving_process.engine_tls import EngineTls
 from agentserving_process.listening import listen
 from agentserving_process.probes import served
 from agentserving_process.supervision import CannotStartError, Supervisor
@@ -87,27 +88,28 @@ def connected_sidecar(settings: Settings, journal: Journal) -> tuple[Sidecar, En
 
 async def serve(settings: Settings, supervisor: Supervisor) -> None:
     """Runs until SIGTERM or SIGINT, then drains."""
+    engine = settings.engine
     settings.leader.report_expiry()
     with closing(open_journal(settings)) as journal:
         sidecar, link, leader_link = connected_sidecar(settings, journal)
         async with (
-            EngineHttp(settings.engine.engine_address, settings.engine.engine_api_key_file) as engine,
-            generate_server(settings, engine),
-            served(http_app(sidecar, engine), settings.probes),
-            drain_socket(sidecar, settings.engine.channel_dir, settings.engine.drain_s),
+            EngineHttp(engine.engine_address, engine.engine_api_key_file, EngineTls(engine.engine_ca)) as http,
+            generate_server(settings, http),
+            served(http_app(sidecar, http), settings.probes),
+            drain_socket(sidecar, engine.channel_dir, engine.drain_s),
             Supervisor() as tasks,
         ):
-            models = ModelList(engine, sidecar.models_changed)
+            models = ModelList(http, sidecar.models_changed)
             sidecar.on_front_ready = models.refresh
             tasks.start("engine channel", link.run)
             tasks.start("attach", leader_link.run)
             tasks.start("journal", sidecar.recorder.run)
             tasks.start("health", sidecar.watch_health)
-            tasks.start("front probe", lambda: probe_front(engine, sidecar.front_answered))
+            tasks.start("front probe", lambda: probe_front(http, sidecar.front_answered))
             tasks.start("models", models.run, restart=MODELS_RESTART)
             await supervisor.stop_requested()
             sidecar.leave()
-            await drained(sidecar, settings.engine.drain_s)
+            await drained(sidecar, engine.drain_s)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 import aiohttp
+from agentserving_process.engine_tls import EngineTls
 
 from agentserving_sidecar.health import FrontState
 
@@ -30,8 +31,9 @@ class ModelsUnknownError(Exception):
 class EngineHttp:
     """A client of one engine. Use as an async context manager."""
 
-    def __init__(self, address: str, api_key_file: Path | None = None) -> None:
+    def __init__(self, address: str, api_key_file: Path | None = None, tls: EngineTls | None = None) -> None:
         self.address = address
+        self._tls = tls or EngineTls()
         self._api_key_file = api_key_file
         self._session: aiohttp.ClientSession | None = None
 
@@ -60,7 +62,10 @@ class EngineHttp:
         timeout = aiohttp.ClientTimeout(HEALTH_TIMEOUT_S)
         try:
             async with self.session.get(
-                f"http://{self.address}/health", timeout=timeout, headers={"connection": "close"}
+                self._tls.url(self.address, "/health"),
+                timeout=timeout,
+                headers={"connection": "close"},
+                **self._tls.options(),
             ) as response:
                 if response.status == 200:
                     return FrontState.HEALTHY, ""
@@ -76,7 +81,9 @@ class EngineHttp:
         """GET /metrics: HTTP status and body; 502 when the engine does not answer."""
         try:
             async with self.session.get(
-                f"http://{self.address}/metrics", timeout=aiohttp.ClientTimeout(METRICS_TIMEOUT_S)
+                self._tls.url(self.address, "/metrics"),
+                timeout=aiohttp.ClientTimeout(METRICS_TIMEOUT_S),
+                **self._tls.options(),
             ) as response:
                 return response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -86,9 +93,10 @@ class EngineHttp:
         """Names of the models and adapters that the engine serves. ModelsUnknownError."""
         try:
             async with self.session.get(
-                f"http://{self.address}/v1/models",
+                self._tls.url(self.address, "/v1/models"),
                 timeout=aiohttp.ClientTimeout(MODELS_TIMEOUT_S),
                 headers=self._authorization(),
+                **self._tls.options(),
             ) as response:
                 if response.status in (401, 403):
                     raise ModelsUnknownError(f"/v1/models: HTTP {response.status}", is_unauthorized=True)
@@ -105,9 +113,10 @@ class EngineHttp:
     async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
         """One call. aiohttp.ClientError when the engine cannot be reached."""
         async with self.session.post(
-            f"http://{self.address}{path}",
+            self._tls.url(self.address, path),
             data=body,
             headers={"content-type": "application/json", **self._authorization(), **headers},
             allow_redirects=False,
+            **self._tls.options(),
         ) as response:
             yield response

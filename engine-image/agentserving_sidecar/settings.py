@@ -41,6 +41,7 @@ class EngineOptions:
     # Scheduler steps take milliseconds. A longer limit follows from the measured cost of a token (health).
     stuck_s: float = option(5.0, "seconds after which a step without an end may count as a hang", above=0)
     drain_s: float = option(30.0, "seconds that calls may go on while the engine drains", least=0)
+    engine_ca: Path | None = option(None, "PEM file of the CA of engines' certificates; none: engines speak http")
     engine_api_key_file: Path | None = option(None, "file with the engine's API key, if it wants one (vLLM --api-key)")
 
 

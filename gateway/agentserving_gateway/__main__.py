@@ -21,7 +21,7 @@ from agentserving_process.tls import LeaderOptions
 from agentserving_process.web_tokens.watch import TokenOptions
 from aiohttp import web
 
-from agentserving_gateway.certificate_files import FrontCertificate, FrontTls
+from agentserving_gateway.certificate_files import FrontTls, certificate_files
 from agentserving_gateway.credentials import ClientAuth
 from agentserving_gateway.drain import SETTLE_S
 from agentserving_gateway.envoy import MAX_CONNECTIONS, FrontSettings
@@ -86,16 +86,16 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
         serving.run_dir, channel, settings.ext_proc,
         keys_channel=keys_channel if has_keys else None, own_tickets=_own_tickets(serving),
         group_by_content=serving.group_by_content, max_connections=serving.max_connections,
-        tokens=tokens.verifier if tokens is not None else None,
+        tokens=tokens.verifier if tokens is not None else None, engine_ca=settings.tls.engine_ca,
     )  # fmt: skip
     async with made as front:
         supervisor.start("admissions", front.admission.run)
         supervisor.start("crowd", front.crowd.run)
         if front.keys is not None:
             supervisor.start("keys", front.keys.run)
-        if settings.tls.front_cert is not None:
-            paths = settings.tls.added_to(FrontSettings(listen=":0", run_dir=front.run_dir))
-            supervisor.start("front's certificate", FrontCertificate(paths).run)
+        paths = settings.tls.added_to(FrontSettings(listen=":0", run_dir=front.run_dir))
+        for number, files in enumerate(certificate_files(paths)):
+            supervisor.start(f"certificates {number}", files.run)
         if tokens is not None:
             supervisor.start("keys of JWTs", tokens.run)
         envoy = _EnvoyWatch(front.admin)

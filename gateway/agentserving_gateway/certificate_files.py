@@ -1,4 +1,4 @@
-"""The front's certificate: checked before Envoy gets it, and given to Envoy again when its files have changed."""
+"""Envoy's certificates: checked before it gets them, and given to it again when their files have changed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import ssl
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import structlog
 from agentserving.contract.replaced_files import settled
 from agentserving_process.options import option
 
-from agentserving_gateway.envoy.certificates import front_secret
+from agentserving_gateway.envoy.certificates import engines_secret, front_secret
+from agentserving_gateway.envoy.extensions import Json
 from agentserving_gateway.envoy.settings import FrontSettings
 
 log = structlog.get_logger()
@@ -24,10 +26,11 @@ LOOK_EVERY_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontTls:
-    """TLS for clients"""
+    """TLS for clients and to engines"""
 
     front_cert: Path | None = option(None, "PEM file of the certificate chain that clients see; none: no TLS")
     front_key: Path | None = option(None, "PEM file of its private key")
+    engine_ca: Path | None = option(None, "PEM file of the CA of engines' certificates; none: engines speak http")
 
     def __post_init__(self) -> None:
         if (self.front_cert is None) != (self.front_key is None):
@@ -35,9 +38,12 @@ class FrontTls:
 
     def added_to(self, settings: FrontSettings) -> FrontSettings:
         """Settings with these files; Envoy and the picker may have been started in different directories."""
-        if self.front_cert is None or self.front_key is None:
-            return settings
-        return replace(settings, front_cert=self.front_cert.absolute(), front_key=self.front_key.absolute())
+        return replace(
+            settings,
+            front_cert=self.front_cert and self.front_cert.absolute(),
+            front_key=self.front_key and self.front_key.absolute(),
+            engine_ca=self.engine_ca and self.engine_ca.absolute(),
+        )
 
 
 def check(cert: Path, key: Path) -> None:
@@ -55,15 +61,23 @@ def _no_password() -> bytes:
     raise ValueError("the private key is encrypted: give one without a password")
 
 
-class FrontCertificate:
-    """Of one front; `run` is a supervised task of its picker."""
+def check_ca(ca: Path) -> None:
+    """ValueError when the file has no certificate."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca)
+    except ssl.SSLError as error:
+        raise ValueError(f"{ca}: not a CA's certificate: {error.reason or error}") from None
+    except OSError as error:
+        raise ValueError(f"{ca}: {error.strerror}") from None
 
-    def __init__(self, settings: FrontSettings) -> None:
-        """`settings` have a certificate."""
-        assert settings.front_cert is not None
-        assert settings.front_key is not None
-        self._settings, self._cert, self._key = settings, settings.front_cert, settings.front_key
-        self._announced: tuple[bytes, bytes] | None = None
+
+class CertificateFiles:
+    """Files that Envoy has by the name in a secret; `run` is a supervised task of the picker."""
+
+    def __init__(self, secret: Path, content: Json, files: Sequence[Path], check: Callable[..., None]) -> None:
+        """`secret`: the file that Envoy watches, and its content. `check`: takes the files; ValueError."""
+        self._secret, self._content, self._files, self._check = secret, content, files, check
+        self._announced: tuple[bytes, ...] | None = None
         self._complaint = ""
 
     async def run(self) -> None:
@@ -75,25 +89,37 @@ class FrontCertificate:
     def look(self) -> None:
         """Lets Envoy read the files again when they have changed; at first too, since they may have while away."""
         try:
-            found = settled(lambda: (self._cert.read_bytes(), self._key.read_bytes()))
+            found = settled(lambda: tuple(each.read_bytes() for each in self._files))
             if found == self._announced:
                 return
-            check(self._cert, self._key)
             self.announce()
         except (OSError, ValueError) as error:
             if str(error) != self._complaint:
-                log.error("cannot use the front's new certificate: clients get the previous one", error=str(error))
+                log.error("cannot use new certificates, Envoy has the previous ones", error=str(error))
             self._complaint = str(error)
             return
         if self._announced is not None:
-            log.info("the front's certificate was renewed")
+            log.info("Envoy's certificates were renewed", files=[str(each) for each in self._files])
         self._announced, self._complaint = found, ""
 
     def announce(self) -> None:
-        """Writes the file that Envoy watches; a rename, which is what it notices. OSError."""
-        secret = self._settings.front_secret
-        secret.parent.mkdir(parents=True, exist_ok=True)
+        """Writes the file that Envoy watches, if they are good; a rename is what it notices. OSError, ValueError."""
+        self._check(*self._files)
+        self._secret.parent.mkdir(parents=True, exist_ok=True)
         # Not in the watched directory: Envoy looks at each file that moves into it.
-        scratch = secret.parent.parent / f"{secret.name}.{os.getpid()}"
-        scratch.write_text(json.dumps(front_secret(self._settings)))
-        scratch.replace(secret)
+        scratch = self._secret.parent.parent / f"{self._secret.name}.{os.getpid()}"
+        scratch.write_text(json.dumps(self._content))
+        scratch.replace(self._secret)
+
+
+def certificate_files(settings: FrontSettings) -> list[CertificateFiles]:
+    """Those that these settings name."""
+    found = []
+    if settings.front_cert is not None and settings.front_key is not None:
+        files = (settings.front_cert, settings.front_key)
+        found.append(CertificateFiles(settings.front_secret, front_secret(settings), files, check))
+    if settings.engine_ca is not None:
+        found.append(
+            CertificateFiles(settings.engines_secret, engines_secret(settings), (settings.engine_ca,), check_ca)
+        )
+    return found

@@ -19,7 +19,7 @@ from agentserving_process import logs, open_files, options
 from agentserving_process.addresses import split_address
 from agentserving_process.options import option
 
-from agentserving_gateway.certificate_files import FrontCertificate, FrontTls, check
+from agentserving_gateway.certificate_files import FrontTls, certificate_files
 from agentserving_gateway.credentials import ClientAuth
 from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.envoy import MAX_CONNECTIONS, FrontSettings, bootstrap
@@ -104,9 +104,8 @@ def command(settings: FrontSettings, *, envoy: str = "", workers: int = 0) -> li
     """
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     EnginesFile(settings.engines_file).load()
-    if settings.front_cert is not None and settings.front_key is not None:
-        check(settings.front_cert, settings.front_key)
-        FrontCertificate(settings).announce()
+    for each in certificate_files(settings):
+        each.announce()
     settings.crowd_file.parent.mkdir(exist_ok=True)
     settings.crowd_file.write_text("0\n")
     file = settings.run_dir / "envoy.json"

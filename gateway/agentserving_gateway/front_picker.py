@@ -10,6 +10,7 @@ from typing import Self
 
 from agentserving.contract.ids import CallId, EngineId, Tenant
 from agentserving.transport.leader_channel import LeaderChannel
+from agentserving_process.engine_tls import EngineTls
 from agentserving_process.probes import Answer
 from agentserving_process.web_tokens.verifier import TokenVerifier
 
@@ -40,10 +41,13 @@ class FrontPicker:
         self, run_dir: Path, channel: LeaderChannel, ext_proc: ExtProcOptions | None = None,
         *, keys_channel: LeaderChannel | None = None, own_tickets: OwnTickets | None = None,
         group_by_content: bool = True, tokens: TokenVerifier | None = None, max_connections: int = MAX_CONNECTIONS,
+        engine_ca: Path | None = None,
     ) -> None:  # fmt: skip
         """`ext_proc`: also serves gateways of others. `keys_channel`: clients have keys, which come by it.
         `own_tickets`: for calls while there is no leader. `group_by_content`: calls without an id, too.
-        `tokens`: clients may have JWTs as well. `max_connections`: Envoy's own bound."""
+        `tokens`: clients may have JWTs as well. `max_connections`: Envoy's own bound. `engine_ca`: of engines that
+        speak TLS."""
+        self._engine_tls = EngineTls(engine_ca)
         self._runs = Runs() if group_by_content else None
         self.run_dir = run_dir.absolute()
         self._paths = FrontSettings(listen=":0", run_dir=self.run_dir)
@@ -62,9 +66,9 @@ class FrontPicker:
         await stack.enter_async_context(self.admin)
         await stack.enter_async_context(exchange_log.served(paths.log_socket, self._ended, self._passed_on))
         await stack.enter_async_context(
-            model_lists.served(self.admission, self.authenticator, Path(paths.reads_socket))
+            model_lists.served(self.admission, self.authenticator, Path(paths.reads_socket), self._engine_tls)
         )
-        responses = Responses()
+        responses = Responses(self._engine_tls)
         stack.push_async_callback(responses.close)
         picker = self.core = Picker(self.admission, responses, self.authenticator, self._runs)
         await stack.enter_async_context(authz.served(picker, Path(paths.picker_socket)))

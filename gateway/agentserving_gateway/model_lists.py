@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import aiohttp
+from agentserving_process.engine_tls import EngineTls
 from aiohttp import web
 
 from agentserving_gateway.admission import Admission
@@ -78,8 +79,10 @@ def _models_in(answer: Fetched) -> list[dict[str, Any]] | None:
 class ModelLists:
     """Asks the engines."""
 
-    def __init__(self, admission: Admission, authenticator: Authenticator, session: aiohttp.ClientSession) -> None:
-        self._admission, self._authenticator, self._session = admission, authenticator, session
+    def __init__(
+        self, admission: Admission, authenticator: Authenticator, session: aiohttp.ClientSession, tls: EngineTls
+    ) -> None:
+        self._admission, self._authenticator, self._session, self._tls = admission, authenticator, session, tls
 
     async def get(self, request: web.Request) -> web.Response:
         """The handler."""
@@ -107,7 +110,8 @@ class ModelLists:
     async def _fetch(self, address: str, headers: Mapping[str, str]) -> Fetched | None:
         """None when an engine does not answer in time, or with more than MAX_LIST_BYTES."""
         try:
-            async with self._session.get(f"http://{address}{MODELS}", headers=headers) as response:
+            url = self._tls.url(address, MODELS)
+            async with self._session.get(url, headers=headers, **self._tls.options()) as response:
                 body = await response.content.read(MAX_LIST_BYTES + 1)
                 while len(body) <= MAX_LIST_BYTES and (more := await response.content.read(MAX_LIST_BYTES)):
                     body += more
@@ -118,12 +122,14 @@ class ModelLists:
 
 
 @asynccontextmanager
-async def served(admission: Admission, authenticator: Authenticator, path: Path) -> AsyncIterator[None]:
+async def served(
+    admission: Admission, authenticator: Authenticator, path: Path, tls: EngineTls | None = None
+) -> AsyncIterator[None]:
     """Answers on a Unix socket while the block runs."""
     path.unlink(missing_ok=True)
     timeout = aiohttp.ClientTimeout(total=ASK_S)
     async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
-        lists = ModelLists(admission, authenticator, session)
+        lists = ModelLists(admission, authenticator, session, tls or EngineTls())
         app = web.Application()
         app.add_routes([web.get(MODELS, lists.get), web.get(MODELS + "/{model:.+}", lists.get)])
         # Envoy has bounded the head before.

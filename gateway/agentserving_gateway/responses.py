@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import aiohttp
 from agentserving.contract import response_ids
+from agentserving_process.engine_tls import EngineTls
 
 from agentserving_gateway.engines import Engine
 from agentserving_gateway.routes import RESPONSES
@@ -26,7 +27,8 @@ MAX_REMEMBERED = 10_000
 class Responses:
     """One per process."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: EngineTls | None = None) -> None:
+        self._tls = tls or EngineTls()
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_S), trust_env=False)
         self._found: OrderedDict[str, str] = OrderedDict()
 
@@ -68,7 +70,8 @@ class Responses:
         """The address when the engine there has it. Reads no body: the answer may be long."""
         headers = {"authorization": authorization} if authorization else {}
         try:
-            async with self._session.get(f"http://{address}{RESPONSES}/{response_id}", headers=headers) as answer:
+            url = self._tls.url(address, f"{RESPONSES}/{response_id}")
+            async with self._session.get(url, headers=headers, **self._tls.options()) as answer:
                 return address if answer.status == 200 else None
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None

@@ -8,6 +8,7 @@
 | `probes` | the HTTP server of /healthz, /readyz and /metrics |
 | `tls` | flags for certificates |
 | `certificate_expiry` | when certificates end, as metrics |
+| `engine_tls` | how engines' HTTP is reached |
 | `web_tokens` | JWTs of clients |
 | `addresses` | host:port |
 | `listening` | ports of gRPC servers, and why one cannot be opened |

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
+import ssl
 import sys
 import uuid
+from pathlib import Path
 
 import agentserving
 from agentserving.contract.channel import EngineHello
+from agentserving.contract.replaced_files import settled
 from agentserving_engine.calls import CallBook, Outbox, Unticketed
 from agentserving_engine.channel_server import ChannelServer
 from agentserving_engine.http.entrance import Entrance
@@ -27,6 +31,8 @@ from agentserving_simulator.http_front import Front
 
 # Coding agents begin with 25,000 tokens of instructions and tools.
 AGENTS_CONTEXT = 131_072
+# A renewed certificate is used for connections from so long after its file's change on.
+RENEW_S = 1.0
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -43,6 +49,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         help="calls without a valid ticket are refused, or run last (default %(default)s)",
     )
     parser.add_argument("--tenant-cache", choices=["separate", "shared"], default="separate")
+    parser.add_argument("--tls-cert", default="", help="PEM file of the certificate of the OpenAI paths; none: http")
+    parser.add_argument("--tls-key", default="", help="PEM file of its private key")
     parser.add_argument("--model", default="tiny", help="model name that the engine serves")
     parser.add_argument("--max-num-seqs", type=int, default=Limits().max_num_seqs)
     parser.add_argument("--num-blocks", type=int, default=Limits().num_blocks)
@@ -62,6 +70,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     for name in ("max_num_seqs", "num_blocks", "max_model_len", "speed"):
         if getattr(arguments, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be positive, not {getattr(arguments, name)}")
+    if bool(arguments.tls_cert) != bool(arguments.tls_key):
+        parser.error("--tls-cert and --tls-key: give both or neither")
     try:
         split_address(arguments.listen)
     except ValueError as error:
@@ -111,6 +121,30 @@ def _engine(arguments: argparse.Namespace) -> tuple[SimulatedEngine, Entrance]:
     return engine, Entrance(lambda: check, separate_caches=settings.separate_caches)
 
 
+def _certificate(arguments: argparse.Namespace, supervisor: Supervisor) -> ssl.SSLContext | None:
+    """None for http. OSError."""
+    if not arguments.tls_cert:
+        return None
+    files = Path(arguments.tls_cert), Path(arguments.tls_key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    known = settled(lambda: tuple(each.read_bytes() for each in files))
+    context.load_cert_chain(*files)
+
+    async def renew() -> None:
+        nonlocal known
+        while True:
+            await asyncio.sleep(RENEW_S)
+            # Between two replaced files there is nothing to load.
+            with contextlib.suppress(OSError):
+                found = settled(lambda: tuple(each.read_bytes() for each in files))
+                if found != known:
+                    context.load_cert_chain(*files)
+                    known = found
+
+    supervisor.start("certificate", renew)
+    return context
+
+
 async def _serve(arguments: argparse.Namespace, supervisor: Supervisor) -> None:
     try:
         engine, entrance = _engine(arguments)
@@ -124,7 +158,7 @@ async def _serve(arguments: argparse.Namespace, supervisor: Supervisor) -> None:
     host, port = split_address(arguments.listen)
     try:
         try:
-            await web.TCPSite(runner, host or None, port).start()
+            await web.TCPSite(runner, host or None, port, ssl_context=_certificate(arguments, supervisor)).start()
         except OSError as error:
             raise CannotStartError(f"cannot listen on {arguments.listen}: {error.strerror or error}") from None
         supervisor.start("steps", engine.run)

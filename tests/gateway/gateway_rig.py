@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -131,6 +132,8 @@ class Engine:
     connections: set[asyncio.StreamWriter] = field(default_factory=set)
     address: str = ""
     server: asyncio.Server | None = None
+    # It speaks TLS.
+    tls: ssl.SSLContext | None = None
 
     async def report(self, request: bytes, **counters: Any) -> None:
         """Says of the call in a request what a sidecar would; `outcome` makes it the last report. Nothing without a
@@ -159,7 +162,7 @@ class Engine:
 
     async def start(self) -> None:
         """Listens."""
-        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls)
         self.address = f"127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -297,10 +300,14 @@ async def attach(engine: Engine, channel: grpc.aio.Channel, models: Sequence[str
 
 
 async def attached(
-    scripts: Sequence[Script], models: Sequence[Sequence[str]], channel: grpc.aio.Channel, plane: ControlPlane
+    scripts: Sequence[Script],
+    models: Sequence[Sequence[str]],
+    channel: grpc.aio.Channel,
+    plane: ControlPlane,
+    tls: ssl.SSLContext | None = None,
 ) -> list[Engine]:
     """An engine for each script, once the control plane knows all of them."""
-    engines = [Engine(f"e{index}", script) for index, script in enumerate(scripts)]
+    engines = [Engine(f"e{index}", script, tls=tls) for index, script in enumerate(scripts)]
     for index, engine in enumerate(engines):
         await attach(engine, channel, models[index] if models else ())
     await until(lambda: sum(e.attached for e in plane.engines.engines.values()) == len(engines))
@@ -313,11 +320,14 @@ async def rig(
     models: Sequence[Sequence[str]] = (),
     keys: PlayedKeys | None = None,
     tokens: TokenVerifier | None = None,
+    engine_tls: ssl.SSLContext | None = None,
     **front: Any,
 ) -> AsyncIterator[Rig]:
     """A front with an engine for each script; `models` of each engine, none by default; `front`: FrontSettings.
 
     `keys`: what the leader says of clients' keys; without them everybody is served. `tokens`: JWTs open as well.
+    `engine_tls`:
+    of engines that speak TLS, to a front with an `engine_ca`.
     """
     settings = PlaneSettings(ticket_keys=lambda: (KEY,), policy="atlas", balancer=Balancer.LEAST_USED)
     store = MemoryStore()
@@ -330,7 +340,7 @@ async def rig(
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-    engines = await attached(scripts, models, channel, plane)
+    engines = await attached(scripts, models, channel, plane, engine_tls)
     link = Link(port)
     await link.start()
     stack = AsyncExitStack()
@@ -343,6 +353,7 @@ async def rig(
             tokens=tokens,
             keys_channel=leader_of_keys if keys is not None else None,
             max_connections=front.get("max_connections", MAX_CONNECTIONS),
+            engine_ca=front.get("engine_ca"),
         )
     )
     admission = picker.admission

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from agentserving_gateway.certificate_files import FrontCertificate, FrontTls
+from agentserving_gateway.certificate_files import FrontTls, certificate_files
 from agentserving_gateway.envoy import FrontSettings
 from agentserving_gateway.ext_proc.self_signed import self_signed
 from agentserving_gateway.front import command
@@ -89,7 +89,7 @@ async def front(directory: Path) -> AsyncIterator[Rig]:
     files = {"front_cert": directory / "tls.crt", "front_key": directory / "tls.key"}
     async with rig(answer_and_close, answer_and_close, **files) as made:
         settings = FrontTls(**files).added_to(FrontSettings(listen=":0", run_dir=made.picker.run_dir))
-        watch = asyncio.create_task(FrontCertificate(settings).run())
+        watch = asyncio.create_task(certificate_files(settings)[0].run())
         try:
             yield made
         finally:
@@ -200,7 +200,7 @@ async def test_a_certificate_that_cannot_be_used_leaves_the_previous_one(tmp_pat
         settings = FrontSettings(
             listen=":0", run_dir=made.picker.run_dir, front_cert=tmp_path / "tls.crt", front_key=tmp_path / "tls.key"
         )  # fmt: skip
-        watch = FrontCertificate(settings)
+        (watch,) = certificate_files(settings)
         if broken == "another key":
             (tmp_path / "tls.key").write_bytes(a_pair()[0])
         elif broken == "no certificate":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agentserving_gateway.envoy.certificates import upstream
 from agentserving_gateway.envoy.extensions import Json, extension, seconds, typed
 from agentserving_gateway.envoy.filters import PICKER
 from agentserving_gateway.envoy.names import ENDPOINTS
@@ -29,6 +30,7 @@ def clusters(settings: FrontSettings) -> list[Json]:
 def _engines(settings: FrontSettings) -> Json:
     file = settings.engines_file
     return {
+        **({} if settings.engine_ca is None else {"transport_socket": upstream(settings)}),
         "name": ENGINES,
         "type": "EDS",
         "eds_cluster_config": {

@@ -21,6 +21,8 @@ class FrontSettings:
     # Clients use TLS: a certificate chain and its private key, PEM files. Both or neither.
     front_cert: Path | None = None
     front_key: Path | None = None
+    # Engines speak TLS, with certificates of this CA, a PEM file; None: they speak http.
+    engine_ca: Path | None = None
     # OpenAI's own limit for images is 50 MB; base64 of several screenshots exceeds 8 MiB.
     max_body_bytes: int = 64 << 20
     # Above vLLM's and uvicorn's own 64 KiB no engine would take the head anyway.
@@ -75,6 +77,11 @@ class FrontSettings:
     def crowd_file(self) -> Path:
         """What share of the connections is open, from 0 to 1: Envoy's own count cannot trigger an action."""
         return self.run_dir / "crowd" / "connections"
+
+    @property
+    def engines_secret(self) -> Path:
+        """Names the CA of engines to Envoy."""
+        return self.run_dir / "secrets" / "engines.json"
 
     @property
     def engines_file(self) -> Path:
