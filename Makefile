@@ -81,8 +81,15 @@ sbom: setup ## list what the image installs, as CycloneDX JSON, in dist/sbom.jso
 # Sequences of RPCs that are tried; CI tries fifty.
 FUZZ_EXAMPLES ?= 100000
 
-fuzz: setup ## look for a sequence of RPCs after which the control plane is not as its model says (hours; FUZZ_EXAMPLES=100)
+# Seconds for each door.
+FUZZ_SECONDS ?= 900
+
+fuzz: setup ## look for sequences of RPCs and bytes that break something (hours; FUZZ_EXAMPLES=100 FUZZ_SECONDS=60)
 	AGENTSERVING_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(RUN)/python -m pytest -q tests/fuzz
+	$(UV) pip install --quiet --python $(RUN)/python --constraint constraints.txt atheris
+	for target in channel credentials frames http rows rpc; do \
+	  PYTHONPATH=tests $(RUN)/python -m fuzz.grow $$target $(FUZZ_SECONDS); \
+	done
 
 proto: setup ## regenerate the protobuf code
 	scripts/proto.sh

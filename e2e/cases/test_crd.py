@@ -8,9 +8,10 @@ import pytest
 import yaml
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.crd import API_VERSION, KIND, PLURAL
-from agentserving_operator.spec.parsing import parse, plain
+from agentserving_operator.spec.parsing import SpecError, parse, plain
 from kube.client import CLUSTERS, Kube, eventually
 from kube.paths import ROOT
+from support.drawn_specs import drawn
 from support.spec_samples import INVALID, MINIMAL, VALID
 
 MERGE = "application/merge-patch+json"
@@ -45,6 +46,27 @@ def test_specs_that_the_operator_refuses_are_refused_at_the_same_field(
     assert answer.status_code in (400, 422), answer.text
     message = answer.json()["message"]
     assert field in message, (words, message)
+
+
+@pytest.mark.parametrize("first", range(0, 200, 20))
+def test_drawn_specs_are_accepted_by_both_or_by_neither(admin: Kube, namespace: str, first: int) -> None:
+    """`null` stands for an absent field at the API server, which removes it before it validates."""
+    for seed in range(first, first + 20):
+        spec = without_nulls(drawn(seed))
+        try:
+            parse(ClusterSpec, spec)
+            expected = True
+        except SpecError:
+            expected = False
+        answer = create(admin, namespace, cluster(spec), dryRun="All")
+        assert answer.status_code < 500, (seed, spec, answer.text)
+        assert (answer.status_code == 201) == expected, (seed, spec, answer.text)
+
+
+def without_nulls(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: without_nulls(value) for key, value in node.items() if value is not None}
+    return [without_nulls(each) for each in node] if isinstance(node, list) else node
 
 
 def test_rules_in_cel_match_rules_in_python(admin: Kube, namespace: str) -> None:

@@ -6,16 +6,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from agentserving.contract.identity import Role
 from agentserving.v1 import admin_service_pb2 as admin
 from agentserving.v1 import call_service_pb2 as call
 from agentserving.v1 import program_service_pb2 as program
 from agentserving.v1 import types_pb2 as types
+from controlplane.guarded_plane import a_key, bearer, guarded
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.served_plane import ServedPlane, refusal, until_end
 
 MAX = 2**63 - 1
+ADMIN = a_key(role=Role.ADMIN)
 
 
 @pytest.fixture
@@ -194,6 +197,23 @@ async def test_malformed_bytes_end_their_call_only(served: ServedPlane, service:
     else:
         refused = await refusal(served.channel.unary_unary(path)(data))
     assert refused.code in (StatusCode.INTERNAL, StatusCode.INVALID_ARGUMENT, StatusCode.UNKNOWN)
+
+
+@pytest.mark.parametrize("service", ["ProgramService/OpenProgram", "CallService/AdmitCall", "KeyService/WatchKeys"])
+async def test_malformed_requests_are_refused_by_name_once_it_is_known_who_asks(
+    service: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = a_key(role=Role.GATEWAY)
+    async with guarded(None, two_ports=False, bootstrap_keys=(ADMIN.row, gateway.row)) as plane:
+        channel, path = await plane.parts(), f"/agentserving.v1.{service}"
+        key = gateway if service.endswith("WatchKeys") else ADMIN
+        for data in (b"\xff" * 40, b"\x0a\xff\xff\xff\xff\x0f"):
+            asked = channel.unary_stream if service.endswith("WatchKeys") else channel.unary_unary
+            for metadata, code in ((bearer(key.text), StatusCode.INVALID_ARGUMENT), ((), StatusCode.UNAUTHENTICATED)):
+                call = asked(path)(data, metadata=metadata)
+                refused = await refusal(until_end(call) if service.endswith("WatchKeys") else call)
+                assert refused.code == code
+    assert not caplog.records, "no traceback for what a stranger has sent"
 
 
 async def test_an_oversized_message_is_refused(served: ServedPlane) -> None:

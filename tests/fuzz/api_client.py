@@ -55,7 +55,7 @@ class Api:
                 leading = guarded(None, self.store, two_ports=False, bootstrap_keys=(ADMIN.row,))
                 served = await self._stack.enter_async_context(leading)
                 break
-        channel = await served.parts()
+        self.channel = channel = await served.parts()
         self.plane = served.plane
         # Commits are what takes time here.
         self.plane.commits._interval_s = 0.001

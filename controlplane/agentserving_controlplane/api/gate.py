@@ -6,9 +6,12 @@ that no state of its leadership is left.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from agentserving_controlplane.api.guard import Guard
 from agentserving_controlplane.api.status_codes import abort
@@ -31,6 +34,40 @@ class Services:
         """Called by generated code with the same handlers."""
 
 
+# Stands for a request whose bytes are no message of its method. gRPC would answer UNKNOWN and log a traceback, before
+# it is known who asks.
+_MALFORMED = object()
+
+
+def _decoding(handler: Any) -> Any:
+    """A handler that answers malformed requests with INVALID_ARGUMENT. Streams read their messages themselves."""
+    read = handler.request_deserializer
+
+    def decode(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError:
+            return _MALFORMED
+
+    async def unary(request: Any, context: Any) -> Any:
+        if request is _MALFORMED:
+            await abort(context, DecodeError())
+        return await handler.unary_unary(request, context)
+
+    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        if request is _MALFORMED:
+            await abort(context, DecodeError())
+        async with contextlib.aclosing(handler.unary_stream(request, context)) as responses:
+            async for response in responses:
+                yield response
+
+    if handler.unary_unary is not None:
+        return grpc.unary_unary_rpc_method_handler(unary, decode, handler.response_serializer)
+    if handler.unary_stream is not None:
+        return grpc.unary_stream_rpc_method_handler(stream, decode, handler.response_serializer)
+    return handler
+
+
 class Gate(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
     """Closed until `open`. `leader` is the address of the leader while another process leads, or empty."""
 
@@ -38,12 +75,12 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
         self.leader = ""
         self._services: Services | None = None
         self._guard: Guard | None = None
-        self._guarded: dict[str, Any] = {}
+        self._handlers: dict[str, Any] = {}
         self._refusal: Any = grpc.stream_stream_rpc_method_handler(self._refuse)
 
     def open(self, services: Services, guard: Guard | None = None) -> None:
         """Admits RPCs to the services, behind a guard if there is one: this process leads."""
-        self._services, self._guard, self._guarded = services, guard, {}
+        self._services, self._guard, self._handlers = services, guard, {}
 
     def close(self) -> None:
         """Rejects new RPCs; the server ends those under way."""
@@ -55,15 +92,15 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
             # Fits every kind of method: nothing is read, and the refusal is a status.
             return self._refusal if handler_call_details.method.startswith(PACKAGE) else None
         path = handler_call_details.method
-        guarded = self._guarded.get(path)
-        if guarded is not None:
-            return guarded
+        known = self._handlers.get(path)
+        if known is not None:
+            return known
         for handler in self._services.handlers:
             found = handler.service(handler_call_details)
             if found is not None:
-                if self._guard is not None:
-                    found = self._guarded[path] = self._guard.wrap(path, found)
-                return found
+                made = _decoding(found)
+                made = self._handlers[path] = made if self._guard is None else self._guard.wrap(path, made)
+                return made
         return None
 
     async def _refuse(self, requests: Any, context: Any) -> None:
