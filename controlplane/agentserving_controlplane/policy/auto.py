@@ -40,8 +40,8 @@ ALIKE, SPREAD = 0.6, 0.75
 # (docs/results).
 BUSY, CALM = 4.0, 0.5
 # A program is wide with so many open calls; and the share of all open calls that are of wide programs from which calls
-# go in the order of their arrival, and below which levels apply again. Search trees have 5 open calls at most. Chosen on
-# seeds 0 to 5 of map-reduce alone and with others, checked on seeds 20 to 25 (docs/results).
+# go in the order of their arrival, and below which levels apply again. Search trees have 5 open calls at most. Chosen
+# on seeds 0 to 5 of map-reduce alone and with others, checked on seeds 20 to 25 (docs/results).
 WIDE_CALLS, WIDE, NARROW = 8, 0.1, 0.05
 # Classes that are judged, those that ended programs most recently: a policy has at most 256.
 MAX_CHOICES = 64
@@ -219,7 +219,7 @@ def _executed(policy: Policy, chosen: Chosen, classes: Mapping[str, _Judged]) ->
     one = _with_levels(policy, (Level(),), ())
     if chosen is Chosen.FCFS:
         # Contexts that fit need no retention, and no program's is worth more than another's.
-        return replace(one, order=Order.CALL_ARRIVAL, retention_milli=0)
+        return replace(one, order=Order.CALL_ARRIVAL, retention_milli=0, working_set=False)
     return one
 
 

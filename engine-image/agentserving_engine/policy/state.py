@@ -63,7 +63,14 @@ class ProgramState:
     wait_us: int
     arrival_us: int
     paused: bool = False
+    # Not admitted to the working set: its calls wait outside of the order.
+    held: bool = False
     calls: set[str] = field(default_factory=set)
+
+    @property
+    def may_start(self) -> bool:
+        """Its waiting calls are in the order."""
+        return not (self.paused or self.held)
 
     def raise_to(self, attained_us: int, wait_us: int) -> None:
         """Takes over an account; never lowers what is known."""
