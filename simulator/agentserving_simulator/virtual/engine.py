@@ -67,7 +67,7 @@ class VirtualEngine:
             host_blocks=limits.host_blocks,
             reuse=limits.prefix_caching,
         )
-        # What host memory still has is loaded, not computed: then there is no point in retaining KV.
+        # What host memory has is loaded, not computed: there is no point in retaining KV.
         self.kv = KvTraits(
             block_size=limits.block_size,
             blocks=self.cache.size,
@@ -91,6 +91,7 @@ class VirtualEngine:
     # -- what the policy asks (agentserving_engine.policy.Engine) ------------------------------------------------
 
     def slots(self) -> int:
+        """Requests that may run at the same time."""
         return self.limits.max_num_seqs
 
     def free_blocks(self) -> int:
@@ -137,7 +138,7 @@ class VirtualEngine:
 
     @property
     def prefill_us_per_token(self) -> float:
-        """Measured cost of computing one prompt token, as engines report it; 0 = not measured yet."""
+        """Measured cost of a prompt token; 0 = none yet."""
         return self._policy.prefill.us_per_token
 
     # -- events --------------------------------------------------------------------------------------------------
@@ -183,8 +184,7 @@ class VirtualEngine:
         self._admit(now_us)
         self._make_room(now_us)
         chunks = self._chunks(now_us)
-        decoding = self._decoding
-        steps = 1 if chunks else self._steps(interval, now_us)
+        decoding, steps = self._decoding, 1 if chunks else self._steps(interval, now_us)
         while steps > 1 and decoding.blocks_for(steps) > self.cache.free:
             steps //= 2
         calls = len(decoding.requests)
@@ -356,8 +356,7 @@ class VirtualEngine:
         stretch, self._stretch = self._stretch, None
         if stretch is None:
             return []
-        took = stretch.end_us - stretch.begin_us
-        decoding, counters = self._decoding, self.counters
+        took, decoding, counters = stretch.end_us - stretch.begin_us, self._decoding, self.counters
         self._since += stretch.steps
         counters.steps += stretch.steps
         counters.busy_us += took
