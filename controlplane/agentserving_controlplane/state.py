@@ -113,7 +113,8 @@ class LeaderState:
         if not groups:
             return self.commits.number
         for row in self.table.programs.take_ended():
-            for engine_id in row.engines:
+            engines = (engine_id for program in self.table.index.tree(row) for engine_id in program.engines)
+            for engine_id in dict.fromkeys(engines):
                 self.links.send(engine_id, ProgramEnded(row.key))
         self.history.begin()
         for group in groups:
