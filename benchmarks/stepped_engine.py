@@ -33,6 +33,10 @@ class Memory:
         """Leading blocks that both have."""
         return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
+    def blocks_of(self, unit: object) -> int:
+        """Contexts are lists of blocks."""
+        return 1
+
     def idle(self, context: Sequence[object], first: int) -> int:
         """All blocks from `first` on: no call references them."""
         return len(context) - first
@@ -46,7 +50,9 @@ class SteppedEngine:
 
     def __init__(self, waiting: int, seed: int = 0) -> None:
         blocks = FREE_BLOCKS + BATCH * CONTEXT_BLOCKS
-        self.kv = KvTraits(block_size=BLOCK_SIZE, blocks=blocks, findable=True, reloadable=False, retainable=True)
+        self.kv = KvTraits(
+            block_size=BLOCK_SIZE, blocks=blocks, findable=True, reloadable=False, retainable=True, countable=True
+        )
         self._policy = EnginePolicy(DEFAULT, self, Memory())
         self._policy.prefill.observe(PREFILL_US_PER_TOKEN * CONTEXT_TOKENS, 0, CONTEXT_TOKENS)
         self._rng = random.Random(seed)
@@ -86,6 +92,10 @@ class SteppedEngine:
     def admission_check(self) -> Callable[[str], bool]:
         """Nothing but room prevents a start."""
         return lambda key: True
+
+    def context(self, key: str) -> Sequence[object]:
+        """Waiting calls begin a context."""
+        return ()
 
     def cached_blocks(self, key: str) -> tuple[int, int]:
         """Nothing is cached for waiting calls."""

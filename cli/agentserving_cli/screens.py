@@ -253,6 +253,7 @@ def policy_screen(version: PolicyVersion) -> Group:
         f"promoted to the best level when {beta}",
         f"preemptions a decision: at most {policy.max_preemptions}, every {policy.decision_interval_steps} steps",
         f"retained during a tool wait: {_retention(policy.retention_milli)}",
+        f"working set: {'bounded by the KV' if policy.working_set else 'unbounded'}",
         f"balancer: {_words(version.balancer.name).lower()}",
         f"followed by: {', '.join(version.acknowledged_engine_ids) or 'no engine'}{pending}",
     )

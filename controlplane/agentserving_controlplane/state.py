@@ -17,6 +17,7 @@ from agentserving.contract.policy import Accounting, preset
 
 from agentserving_controlplane.account_spreading import AccountSpreading
 from agentserving_controlplane.clock import read_clock
+from agentserving_controlplane.engines.directives import ProgramEnded
 from agentserving_controlplane.engines.links import Links
 from agentserving_controlplane.engines.load_balancer import LoadBalancer
 from agentserving_controlplane.engines.registry import EngineRegistry
@@ -117,6 +118,10 @@ class LeaderState:
         groups = self.table.take_changes()
         if not groups:
             return self.commits.number
+        for row in self.table.programs.take_ended():
+            engines = (engine_id for program in self.table.index.tree(row) for engine_id in program.engines)
+            for engine_id in dict.fromkeys(engines):
+                self.links.send(engine_id, ProgramEnded(row.key))
         self.history.begin()
         for group in groups:
             self.commits.put_together(self._writes(group))

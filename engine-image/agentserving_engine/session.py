@@ -21,6 +21,7 @@ from agentserving.contract.channel import (
     EngineReport,
     FromEngine,
     Load,
+    ProgramEnded,
     SetAccounts,
     SetPaused,
     SetPolicy,
@@ -270,11 +271,13 @@ class EngineSession:
             case Cancel():
                 self._engine.abort([key for call in message.call_ids for key in self.book.requests_of(CallId(call))])
             case SetPolicy() if steers:
-                self._set_policy(message)
+                self._set_policy(message, now_us)
             case SetPaused() if steers:
                 wanted = {_key(tenant, root) for tenant, root in message.programs}
                 for program in sorted(wanted ^ self.calls.paused_programs):
                     self._pause(program, program in wanted, now_us)
+            case ProgramEnded(tenant, root):
+                self.policy.program_ended(_key(tenant, root))
             case ToolWait() if steers:
                 self.policy.tool_wait(
                     _key(message.tenant, message.root_program_id),
@@ -284,9 +287,9 @@ class EngineSession:
                     now_us=now_us,
                 )
 
-    def _set_policy(self, message: SetPolicy) -> None:
+    def _set_policy(self, message: SetPolicy, now_us: int) -> None:
         policy = from_dict(message.policy)
-        self.policy.set_policy(policy, lambda key: self.book.facts(key, policy.accounting))
+        self.policy.set_policy(policy, lambda key: self.book.facts(key, policy.accounting), now_us)
         self.policy_version = message.version
         self._engine.reorder()
 

@@ -53,6 +53,10 @@ class BlockMemory:
         """Number of leading blocks that the two share."""
         return bisect_left(range(min(len(one), len(other))), True, key=lambda at: one[at] != other[at])
 
+    def blocks_of(self, unit: object) -> int:
+        """Contexts are lists of blocks."""
+        return 1
+
     def cached(self, context: Sequence[object], most: int) -> int:
         """Number of leading blocks in the cache, `most` at most."""
         return bisect_left(range(min(len(context), most)), True, key=lambda at: self._block(context[at]) is None)
@@ -105,17 +109,21 @@ class VllmAdapter:
             vllm.skipped_waiting = PolicyQueue(self.order)
         block_pool = vllm.kv_cache_manager.block_pool
         prefix_caching = bool(vllm.vllm_config.cache_config.enable_prefix_caching)
+        # Other layouts (hybrid models, context parallelism) have blocks that are not one hash each.
+        has_whole_hashes = (
+            prefix_caching
+            and len(vllm.kv_cache_config.kv_cache_groups) == 1
+            and block_pool.hash_block_size == vllm.block_size
+        )
         self.kv = KvTraits(
             block_size=int(vllm.block_size),
             blocks=int(block_pool.num_gpu_blocks),
             findable=prefix_caching,
             # Behind an offloading connector, evicted KV is loaded in parallel to the batch.
             reloadable=vllm.connector is not None,
-            # Other layouts (hybrid models, context parallelism) have blocks that are not one hash each.
-            retainable=vllm.connector is None
-            and prefix_caching
-            and len(vllm.kv_cache_config.kv_cache_groups) == 1
-            and block_pool.hash_block_size == vllm.block_size,
+            retainable=vllm.connector is None and has_whole_hashes,
+            # Behind a connector the tier that bounds is its memory, whose size is not known here.
+            countable=vllm.connector is None and has_whole_hashes,
         )
         self.memory = BlockMemory(block_pool)
         self._answers: list[tuple[int, EngineCoreOutput]] = []
@@ -183,6 +191,11 @@ class VllmAdapter:
             return True
 
         return admissible
+
+    def context(self, key: str) -> Sequence[object]:
+        """The hashes of a request's full blocks."""
+        hashes: Sequence[object] = self.vllm.requests[key].block_hashes
+        return hashes
 
     def cached_blocks(self, key: str) -> tuple[int, int]:
         """(blocks of a waiting request that are in the cache, those of them that no request references)."""

@@ -8,6 +8,7 @@ import structlog
 from agentserving.contract.channel import (
     Cancel,
     PolicyResult,
+    ProgramEnded,
     SetAccounts,
     SetPaused,
     SetPolicy,
@@ -79,7 +80,7 @@ class Directives:
                 self._to_engine(shares)
             case Drain():
                 self._drain()
-            case SetAccounts() | Cancel() | ToolWait() as message:
+            case SetAccounts() | Cancel() | ToolWait() | ProgramEnded() as message:
                 self._to_engine(message)
             case None:
                 log.warning("a directive of an unknown kind was ignored: the control plane is newer than this sidecar")

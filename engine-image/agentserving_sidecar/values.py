@@ -13,6 +13,7 @@ from agentserving.contract.channel import (
     EngineHello,
     Load,
     PolicyResult,
+    ProgramEnded,
     SetAccounts,
     SetShares,
     ToolWait,
@@ -102,7 +103,7 @@ class Welcome:
 
 
 # None: an action that this version does not know.
-Action = SetAccounts | SetShares | PolicyVersion | Pause | Cancel | Drain | ToolWait | None
+Action = SetAccounts | SetShares | PolicyVersion | Pause | Cancel | Drain | ToolWait | ProgramEnded | None
 
 
 @dataclass(frozen=True, slots=True)

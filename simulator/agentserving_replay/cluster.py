@@ -362,6 +362,9 @@ class VirtualCluster:
     def _close(self, live: _Live) -> None:
         row, program = live.row, live.program
         self._table.programs.close(row, Outcome.COMPLETED, self._now)
+        for ended in self._table.programs.take_ended():
+            for engine_id in ended.engines:
+                self._engines[engine_id].model.program_ended(ended.key)
         self._sizes.end(program.name, row.attained_service_us)
         self.results.append(
             ProgramResult(

@@ -83,6 +83,10 @@ class BlockPool:
         """Number of leading blocks that the two share."""
         return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
+    def blocks_of(self, unit: object) -> int:
+        """Contexts are lists of blocks."""
+        return 1
+
     def idle(self, context: Sequence[object], first: int) -> int:
         """Blocks from `first` on that are cached and referenced by no request."""
         return self.cost(self._cached(context, first))

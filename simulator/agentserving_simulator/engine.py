@@ -45,7 +45,12 @@ class SimulatedEngine:
     def __init__(self, book: CallBook, limits: Limits, cost: CostModel) -> None:
         self.limits, self.cost = limits, cost
         self.kv = KvTraits(
-            block_size=limits.block_size, blocks=limits.num_blocks, findable=True, reloadable=False, retainable=True
+            block_size=limits.block_size,
+            blocks=limits.num_blocks,
+            findable=True,
+            reloadable=False,
+            retainable=True,
+            countable=True,
         )
         self.requests: dict[str, SimRequest] = {}
         self.pool = BlockPool(limits.num_blocks)
@@ -106,6 +111,10 @@ class SimulatedEngine:
     def admission_check(self) -> Callable[[str], bool]:
         """Nothing but room keeps a request from starting."""
         return _always
+
+    def context(self, key: str) -> Sequence[object]:
+        """The hashes of a request's full blocks."""
+        return self.requests[key].hashes(self.limits.block_size)
 
     def cached_blocks(self, key: str) -> tuple[int, int]:
         """(blocks found in the cache, those of them that no request references)."""

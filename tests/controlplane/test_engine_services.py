@@ -130,6 +130,16 @@ async def test_a_tool_wait_reaches_the_programs_engines_and_its_row(served: Serv
     elsewhere.stream.cancel()
 
 
+async def test_the_engines_of_a_program_and_its_sub_agents_hear_that_it_has_ended(served: ServedPlane) -> None:
+    engine = await served.attach("e1")
+    await served.open("root")
+    await served.open("child", parent="root")
+    await engine.report(await served.admit("child"), 1, root_program_id="root", outcome=1)
+    await served.programs.CloseProgram(program_service_pb2.CloseProgramRequest(program_id="root"))
+    ended = (await engine.hear("program_ended")).directive.program_ended
+    assert (ended.tenant, ended.root_program_id) == ("default", "root")
+
+
 @pytest.mark.parametrize(
     ("fields", "reason", "field"),
     [({"tool": "t" * 129}, "TOOL_TOO_LONG", "tool"), ({"thread_id": "t" * 129}, "BAD_THREAD_ID", "thread_id")],

@@ -10,6 +10,7 @@ from agentserving.contract.channel import (
     EngineHello,
     Load,
     PolicyResult,
+    ProgramEnded,
     SetAccounts,
     SetShares,
     ToolWait,
@@ -143,6 +144,7 @@ def test_a_welcome_names_the_paused_programs_of_each_tenant() -> None:
         )),
         (pb.Directive(shares=pb.TenantShares(shares=[pb.TenantShare(tenant="acme", weight=2)])),
             SetShares([("acme", 2)])),
+        (pb.Directive(program_ended=pb.ProgramEnded(tenant="acme", root_program_id="x")), ProgramEnded("acme", "x")),
         (pb.Directive(), None),
     ],
 )  # fmt: skip

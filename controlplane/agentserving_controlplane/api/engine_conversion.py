@@ -152,6 +152,9 @@ def _directive(directive: directives.Directive, epoch: int) -> engine_service_pb
                 expected_us=directive.expected_us,
             )
             return engine_service_pb2.Directive(epoch=epoch, tool_wait=wait)
+        case directives.ProgramEnded(root):
+            over = engine_service_pb2.ProgramEnded(tenant=root.tenant, root_program_id=root.program_id)
+            return engine_service_pb2.Directive(epoch=epoch, program_ended=over)
         case directives.TenantShares(shares):
             return engine_service_pb2.Directive(epoch=epoch, shares=_shares(shares))
 

@@ -84,13 +84,20 @@ class ToolWait:
 
 
 @dataclass(frozen=True, slots=True)
+class ProgramEnded:
+    """No call of a root program's tree comes any more: its KV need not stay."""
+
+    root: ProgramKey
+
+
+@dataclass(frozen=True, slots=True)
 class TenantShares:
     """(tenant, weight) of all tenants whose weight is not 1."""
 
     shares: tuple[tuple[Tenant, int], ...]
 
 
-Directive = Accounts | ExecutePolicy | PauseCalls | CancelCalls | ToolWait | TenantShares
+Directive = Accounts | ExecutePolicy | PauseCalls | CancelCalls | ToolWait | ProgramEnded | TenantShares
 ToEngine = Welcome | Acknowledgement | Directive
 
 

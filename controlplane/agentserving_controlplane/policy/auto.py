@@ -219,7 +219,7 @@ def _executed(policy: Policy, chosen: Chosen, classes: Mapping[str, _Judged]) ->
     one = _with_levels(policy, (Level(),), ())
     if chosen is Chosen.FCFS:
         # Contexts that fit need no retention, and no program's is worth more than another's.
-        return replace(one, order=Order.CALL_ARRIVAL, retention_milli=0)
+        return replace(one, order=Order.CALL_ARRIVAL, retention_milli=0, working_set=False)
     return one
 
 

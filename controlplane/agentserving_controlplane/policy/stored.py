@@ -41,6 +41,7 @@ class _Stored(msgspec.Struct, array_like=True, kw_only=True):
     source: Source
     classes: list[tuple[str, _Levels]]
     retention_milli: int
+    working_set: bool = False
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -65,6 +66,7 @@ def encode(version: PolicyVersion) -> bytes:
         source=policy.source,
         classes=[(name, _plain(levels)) for name, levels in policy.classes],
         retention_milli=policy.retention_milli,
+        working_set=policy.working_set,
     )
     return _encoder.encode(stored)
 
@@ -98,6 +100,7 @@ def _from_stored(stored: _Stored) -> PolicyVersion:
         source=stored.source,
         classes=tuple((name, _levels(levels)) for name, levels in stored.classes),
         retention_milli=stored.retention_milli,
+        working_set=stored.working_set,
     )
     return PolicyVersion(stored.version, policy, stored.balancer)
 

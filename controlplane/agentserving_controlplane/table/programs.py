@@ -107,6 +107,7 @@ class Programs:
         self._epoch, self._index, self._changes, self._totals = epoch, index, changes, totals
         self._bounds = bounds
         self._generated = 0
+        self._ended: list[ProgramRow] = []
         # Receives closed programs, when set.
         self.endings: Endings | None = None
 
@@ -240,12 +241,19 @@ class Programs:
         self._index.active(row, now.steady_us)
         self._index.note_end(row)
         self._totals.programs_completed += 1
+        if row.root == row.program_id:
+            self._ended.append(row)
         if row.paused:
             self.pause(row, False)
         self.touch(row)
         if self.endings is not None:
             origin = origin_of(row, self._index.root_of(row))
             self.endings.note(row.tenant, ClosedProgram(origin, outcome, now.unix_us, len(row.calls)))
+
+    def take_ended(self) -> list[ProgramRow]:
+        """Root programs closed since the last call of this method."""
+        ended, self._ended = self._ended, []
+        return ended
 
     def cancel(self, row: ProgramRow, now: Instant) -> None:
         """Closes a program as CANCELLED. One that has ended already keeps its outcome, but takes no calls either."""

@@ -1,9 +1,9 @@
 """Algorithm 1 of the paper over any policy value: which call runs next on one engine. Pure.
 
-The queue holds every call of the engine, waiting and running. Its work is proportional to what changed: waiting calls
-of programs that are not paused are in two `LazyHeap`s, `_order` by rank and `_starving` by the time at which they
-starve; a call that starts stays in the second until that time comes, and is skipped then.
-The caller passes the time and reports what happened.
+The queue contains every call of the engine, waiting and running. Its work is proportional to what changed: waiting
+calls of programs that are not paused or held are in two `LazyHeap`s, `_order` by rank and `_starving` by the time at
+which they starve; a call that starts stays in the second until that time comes, and is skipped then. The caller passes
+the time and reports what happened.
 
 While calls of several tenants are here, a `FairOrder` takes the place of `_order`: tenants by their accounts, and the
 calls of each as before. It stays until the engine is empty.
@@ -30,7 +30,7 @@ class CallQueue:
     """All calls of one engine in the order of a policy; `tenants`: the accounts of an earlier queue."""
 
     def __init__(self, policy: Policy, tenants: TenantAccounts | None = None) -> None:
-        self._policy, self._levels = policy, Levels(policy)
+        self.policy, self._levels = policy, Levels(policy)
         self._calls: dict[str, CallState] = {}
         self._programs: dict[ProgramKey, ProgramState] = {}
         self._running: dict[str, CallState] = {}
@@ -145,24 +145,34 @@ class CallQueue:
         if program.paused == paused:
             return []
         program.paused = paused
-        running = []
-        for key, call in program.calls.items():
-            if call.running:
-                running.append(key)
-            elif paused:
-                self._order.discard(key)
-            else:
-                self._enqueue(call, program)
+        self._place(program)
         if not paused and not program.calls:
             del self._programs[program_key]
-        return running if paused else []
+        return [key for key, call in program.calls.items() if call.running] if paused else []
+
+    def hold(self, program_key: ProgramKey, held: bool) -> None:
+        """Takes a program's waiting calls out of the order, or puts them back; running ones run on."""
+        program = self._programs.get(program_key)
+        if program is not None and program.held != held:
+            program.held = held
+            self._place(program)
+
+    def _place(self, program: ProgramState) -> None:
+        """The program was paused, held, or may go on."""
+        for key, call in program.calls.items():
+            if call.running:
+                continue
+            if program.may_start:
+                self._enqueue(call, program)
+            else:
+                self._order.discard(key)
 
     def set_policy(self, policy: Policy, facts_of: Callable[[str], CallFacts] | None = None) -> None:
         """Executes another policy from now on: every call enters the level of its account and own service.
 
         `facts_of` returns a call's facts under the new policy, which decides whether accounts count.
         """
-        self._policy, self._levels = policy, Levels(policy)
+        self.policy, self._levels = policy, Levels(policy)
         self._starving.clear()
         self._spent.clear()
         for key, call in self._calls.items():
@@ -186,18 +196,13 @@ class CallQueue:
         return self._fair is not None
 
     @property
-    def policy(self) -> Policy:
-        """The policy in force."""
-        return self._policy
-
-    @property
     def waiting_count(self) -> int:
         """Waiting calls, those of paused programs included."""
         return len(self._calls) - len(self._running)
 
     @property
     def paused_count(self) -> int:
-        """Waiting calls of paused programs."""
+        """Waiting calls of programs that are paused or held."""
         return self.waiting_count - len(self._order)
 
     @property
@@ -224,6 +229,10 @@ class CallQueue:
     def order_changes(self) -> int:
         """Grows whenever the order of the waiting calls may have changed."""
         return self._order.changes
+
+    def __iter__(self) -> Iterator[str]:
+        """All calls, in the order of their arrival."""
+        return iter(self._calls)
 
     def __contains__(self, key: object) -> bool:
         return key in self._calls
@@ -288,7 +297,7 @@ class CallQueue:
         promoted = self._promote(now_us)
         if not self._order:
             return Decision(demoted, promoted) if demoted or promoted else NO_CHANGE
-        preempt, admit = self._preemption.select(self._order, self._policy, room, now_us)
+        preempt, admit = self._preemption.select(self._order, self.policy, room, now_us)
         return Decision(demoted, promoted, tuple(preempt), tuple(admit))
 
     def _demote(self) -> tuple[str, ...]:
@@ -313,7 +322,7 @@ class CallQueue:
                 continue
             call = self._calls[key]
             program = self._programs[call.facts.program]
-            if call.starves_at_us(program, self._policy.beta_milli) > now_us:
+            if call.starves_at_us(program, self.policy.beta_milli) > now_us:
                 # Its account has grown since the entry was made.
                 self._watch_starvation(call, program)
                 continue
@@ -366,7 +375,7 @@ class CallQueue:
         return self._seq
 
     def _rank(self, call: CallState) -> Rank:
-        rank, order = call.rank, self._policy.order
+        rank, order = call.rank, self.policy.order
         if order is Order.CALL_ARRIVAL:
             return (rank, 0, call.seq)
         if order is Order.PROGRAM_ARRIVAL:
@@ -375,12 +384,12 @@ class CallQueue:
 
     def _enqueue(self, call: CallState, program: ProgramState) -> None:
         """The call waits, or its rank has changed while it did."""
-        if not program.paused:
+        if program.may_start:
             self._order.push(call.facts.key, self._rank(call))
             self._watch_starvation(call, program)
 
     def _watch_starvation(self, call: CallState, program: ProgramState) -> None:
-        if self._policy.beta_milli and not call.at_best:
-            self._starving.push(call.facts.key, call.starves_at_us(program, self._policy.beta_milli))
+        if self.policy.beta_milli and not call.at_best:
+            self._starving.push(call.facts.key, call.starves_at_us(program, self.policy.beta_milli))
         else:
             self._starving.discard(call.facts.key)

@@ -5,6 +5,7 @@ vLLM with the plugin, the simulator and engines in virtual time run this code; e
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from agentserving_engine.policy.retention import EndedContext, Memory, Retention
 from agentserving_engine.policy.state import NO_CHANGE, CallFacts, CallStats, Decision
 from agentserving_engine.policy.tenant_accounts import Usage
 from agentserving_engine.policy.tool_waits import Origin
+from agentserving_engine.policy.working_set import Calls, Tier, WorkingSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,10 @@ class KvTraits:
     reloadable: bool
     # `Memory` can find contexts in it: otherwise nothing is retained.
     retainable: bool
+    # `Engine.context` gives what `Memory` knows: otherwise there is no working set.
+    countable: bool
+    # Blocks of the tier that evicted KV is loaded from; 0 = none, or of unknown size.
+    host_blocks: int = 0
 
 
 class Engine(Protocol):
@@ -72,6 +78,9 @@ class Engine(Protocol):
     def admission_check(self) -> Callable[[str], bool]:
         """For one decision: False for a waiting request that could not start whatever was preempted."""
 
+    def context(self, key: str) -> Sequence[object]:
+        """The units of a request's context so far, root first."""
+
     def cached_blocks(self, key: str) -> tuple[int, int]:
         """(blocks of a waiting request that are in the cache, those of them that no request references)."""
 
@@ -93,11 +102,18 @@ class EnginePolicy:
         self.queue = CallQueue(policy)
         self.retention = Retention(memory)
         self.prefill = PrefillCost()
+        self._memory = memory
+        self.working_set: WorkingSet | None = None
+        self._adopt_working_set(0)
 
     def arrive(self, facts: CallFacts, now_us: int) -> None:
         """A call has arrived."""
+        known = facts.key in self.queue
         self.queue.arrive(facts, now_us)
         self.retention.call_arrived(facts.program, now_us)
+        working_set = None if known else self.working_set
+        if working_set is not None and not working_set.call_arrived(facts.key, facts.program, now_us):
+            self.queue.hold(facts.program, True)
 
     def rebuild(self, calls: Iterable[CallFacts], running: Iterable[str], now_us: int) -> None:
         """Replaces the queue by one of these calls, in the order of their arrival.
@@ -113,14 +129,50 @@ class EnginePolicy:
             self.queue.arrive(facts, now_us)
         for key in running:
             self.queue.start(key, now_us)
+        self._adopt_working_set(now_us)
 
-    def set_policy(self, policy: Policy, facts_of: Callable[[str], CallFacts] | None = None) -> None:
+    def set_policy(self, policy: Policy, facts_of: Callable[[str], CallFacts] | None = None, now_us: int = 0) -> None:
         """Executes another policy from the next decision on; KV retained under the previous one is released."""
+        was_bounded = self.queue.policy.working_set
         self.queue.set_policy(policy, facts_of)
         self.retention.clear()
+        if policy.working_set != was_bounded:
+            self._adopt_working_set(now_us)
+
+    def _adopt_working_set(self, now_us: int) -> None:
+        """Begins or ends to bound the working set: all programs that are here are admitted."""
+        queue, engine = self.queue, self._engine
+        for program in self.working_set.waiting_programs if self.working_set else ():
+            queue.hold(program, False)
+        self.working_set = None
+        if not (queue.policy.working_set and engine.kv.findable and engine.kv.countable):
+            return
+        calls = Calls(
+            context=engine.context,
+            place=lambda key: self.queue.place(key),
+            order=lambda key: self.queue.rank(key),
+            is_running=lambda key: self.queue.is_running(key),
+        )
+        self.working_set = WorkingSet(self._memory, calls)
+        for key in queue:
+            self.working_set.adopt(key, queue.facts(key).program, now_us)
+
+    def _bound_working_set(self, now_us: int) -> None:
+        working_set, kv = self.working_set, self._engine.kv
+        if working_set is None:
+            return
+        tier = Tier.of(kv.blocks, kv.host_blocks, self.prefill.us_per_token * kv.block_size)
+        admitted, displaced = working_set.admit(now_us, tier)
+        for program in displaced:
+            self.queue.hold(program, True)
+        for program in admitted:
+            self.queue.hold(program, False)
 
     def retain(self, end: CallEnd, now_us: int) -> None:
         """Retains the context of a call that is about to leave the queue, if the policy retains KV."""
+        if self.working_set is not None:
+            self._keep_in_working_set(self.working_set, end, now_us)
+            return
         milli = self.queue.policy.retention_milli
         if not (milli and self._engine.kv.retainable and end.key in self.queue):
             return
@@ -139,7 +191,27 @@ class EnginePolicy:
 
     def finish(self, key: str, now_us: int) -> CallStats | None:
         """A call has ended; its totals, or None for an unknown key."""
+        if self.working_set is not None:
+            self.working_set.call_gone(key)
         return self.queue.finish(key, now_us)
+
+    def _keep_in_working_set(self, working_set: WorkingSet, end: CallEnd, now_us: int) -> None:
+        if end.key in self.queue and self.queue.facts(end.key).managed:
+            kv = self._engine.kv
+            tier = Tier.of(kv.blocks, kv.host_blocks, self.prefill.us_per_token * kv.block_size)
+            working_set.call_ended(end.key, self.queue.place(end.key), end.context, now_us + tier.lease_us)
+
+    def program_ended(self, program: ProgramKey) -> None:
+        """The program is over: nobody comes back to its contexts."""
+        self.retention.program_ended(program)
+        if self.working_set is not None:
+            self.working_set.program_ended(program)
+
+    def next_end_us(self) -> float:
+        """When calls may start although none came or ended; infinite when never."""
+        kept_us = self.retention.next_end_us()
+        due_us = math.inf if self.working_set is None else self.working_set.due_us
+        return due_us if kept_us is None else min(kept_us, due_us)
 
     def charge_tenants(self, dt_us: int, tokens: Mapping[str, int]) -> None:
         """A step of `dt_us` has computed so many tokens of each request.
@@ -179,6 +251,7 @@ class EnginePolicy:
     def decide(self, now_us: int) -> Decision:
         """Demotions and promotions are done; the caller preempts."""
         queue, engine = self.queue, self._engine
+        self._bound_working_set(now_us)
         if queue.settled:
             return NO_CHANGE
         block_size = engine.kv.block_size
@@ -227,6 +300,10 @@ class EnginePolicy:
         `slots`: free ones; `taken_tokens`: tokens computed since boot. `waiting` comes best first; `whole_order` is
         False when calls are missing from it that will be back in the next step.
         """
+        if self.working_set is not None:
+            if not self._engine.kv.reloadable:
+                self.working_set.refresh(taken_tokens // self._engine.kv.block_size, self._engine.free_blocks())
+            return None
         if self.retention.empty:
             return None
         free_blocks = self._engine.free_blocks()

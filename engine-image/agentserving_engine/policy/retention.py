@@ -50,6 +50,9 @@ class Memory(Protocol):
     def idle(self, context: Sequence[object], first: int) -> int:
         """Blocks of the units from `first` on that are cached and referenced by no request."""
 
+    def blocks_of(self, unit: object) -> int:
+        """Blocks of a unit."""
+
     def refresh(self, context: Sequence[object], first: int) -> None:
         """Makes those blocks the last ones to be evicted."""
 
@@ -171,6 +174,12 @@ class Retention:
     def tool_wait_ended(self, root: ProgramKey, origin: Origin) -> None:
         """The tool wait is over: the next context is retained as usual."""
         self._waits.end(root, origin)
+
+    def program_ended(self, program: ProgramKey) -> None:
+        """Nobody comes back to the program's contexts."""
+        self._verdict = None
+        self._retained.pop(program, None)
+        self._away.pop(program, None)
 
     def clear(self) -> None:
         """Drops everything: another policy is in force."""

@@ -64,8 +64,15 @@ class ProgramState:
     wait_us: int
     arrival_us: int
     paused: bool = False
+    # Not admitted to the working set: its calls wait outside of the order.
+    held: bool = False
     # In the order of their arrival, in which they are visited: a set's order would differ from process to process.
     calls: dict[str, CallState] = field(default_factory=dict)
+
+    @property
+    def may_start(self) -> bool:
+        """Its waiting calls are in the order."""
+        return not (self.paused or self.held)
 
     def raise_to(self, attained_us: int, wait_us: int) -> None:
         """Takes over an account; never lowers what is known."""

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from agentserving.contract.channel import CallRecord, Cancel, Load, PolicyResult, SetAccounts, SetShares, ToolWait
+from agentserving.contract.channel import (
+    CallRecord,
+    Cancel,
+    Load,
+    PolicyResult,
+    ProgramEnded,
+    SetAccounts,
+    SetShares,
+    ToolWait,
+)
 from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import InvalidPolicyError
 from agentserving.contract.policy_message import policy_from
@@ -173,6 +182,8 @@ def _action(directive: pb.Directive) -> Action:
                 waiting=wait.waiting,
                 expected_us=wait.expected_us,
             )
+        case "program_ended":
+            return ProgramEnded(directive.program_ended.tenant, directive.program_ended.root_program_id)
         case "shares":
             return _shares(directive.shares)
         case _:

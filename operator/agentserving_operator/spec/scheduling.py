@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from agentserving.contract import policy as values
 
-from agentserving_operator.spec.fields import Rule, choice, integer, items, struct
+from agentserving_operator.spec.fields import Rule, choice, flag, integer, items, struct
 
 CUSTOM = "custom"
 
@@ -118,6 +118,10 @@ class CustomPolicy:
         values.MAX_RETENTION_MILLI,
         default=0,
     )
+    working_set: bool = flag(
+        "Programs are admitted whole, while their contexts fit into an engine's KV; the calls of others wait.",
+        default=False,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,4 +173,5 @@ def to_policy(scheduling: Scheduling) -> values.Policy:
         decision_interval_steps=custom.decision_interval_steps,
         unmanaged_level=custom.unmanaged_level,
         retention_milli=custom.retention_milli,
+        working_set=custom.working_set,
     )

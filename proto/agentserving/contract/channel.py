@@ -150,6 +150,13 @@ class ToolWait(msgspec.Struct, tag="tool_wait", kw_only=True):
     expected_us: int
 
 
+class ProgramEnded(msgspec.Struct, tag="program_ended"):
+    """No call of this root program's tree comes any more, unless it is opened again: its KV need not stay."""
+
+    tenant: str
+    root_program_id: str
+
+
 class Cancel(msgspec.Struct, tag="cancel"):
     """Abort these calls; their clients receive the tokens generated so far."""
 
@@ -157,7 +164,7 @@ class Cancel(msgspec.Struct, tag="cancel"):
 
 
 FromEngine = EngineHello | EngineReport | PolicyResult
-ToEngine = AckCalls | SetPolicy | SetAccounts | SetPaused | SetShares | ToolWait | Cancel
+ToEngine = AckCalls | SetPolicy | SetAccounts | SetPaused | SetShares | ToolWait | ProgramEnded | Cancel
 
 encoder = msgspec.msgpack.Encoder()
 from_engine_decoder = msgspec.msgpack.Decoder(FromEngine)

@@ -86,6 +86,9 @@ class Policy:
     # How long a program's KV is retained during a tool wait, in thousandths of the time to recompute it (0 = off).
     # Calls of lower-priority programs wait if they could start only by evicting it.
     retention_milli: int = 0
+    # Programs are admitted whole, while their contexts fit into the engine's KV (or host memory behind it) beside each
+    # other; the calls of others wait. Replaces retention.
+    working_set: bool = False
 
     def __post_init__(self) -> None:
         validate(self)
@@ -236,6 +239,7 @@ def to_dict(policy: Policy) -> dict[str, Any]:
         "unmanaged_level": policy.unmanaged_level,
         "source": policy.source.value,
         "retention_milli": policy.retention_milli,
+        "working_set": policy.working_set,
         "classes": [[name, _rows(levels)] for name, levels in policy.classes],
     }
 

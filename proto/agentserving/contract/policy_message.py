@@ -34,6 +34,7 @@ def policy_from(message: types_pb2.Policy) -> Policy:
         source=_SOURCE[message.source],
         classes=tuple((each.application, _levels_from(each.levels)) for each in message.classes),
         retention_milli=message.retention_milli,
+        working_set=message.working_set,
     )
 
 
@@ -51,6 +52,7 @@ def policy_to(policy: Policy) -> types_pb2.Policy:
         source=types_pb2.LevelSource.Value(f"LEVEL_SOURCE_{policy.source.name}"),
         classes=[types_pb2.ClassLevels(application=name, levels=_levels_to(lvs)) for name, lvs in policy.classes],
         retention_milli=policy.retention_milli,
+        working_set=policy.working_set,
     )
 
 

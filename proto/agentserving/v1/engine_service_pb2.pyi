@@ -460,6 +460,26 @@ class ToolWait(google.protobuf.message.Message):
 global___ToolWait = ToolWait
 
 @typing.final
+class ProgramEnded(google.protobuf.message.Message):
+    """A root program is over: its KV need not stay."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: builtins.int
+    ROOT_PROGRAM_ID_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    root_program_id: builtins.str
+    def __init__(
+        self,
+        *,
+        tenant: builtins.str = ...,
+        root_program_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["root_program_id", b"root_program_id", "tenant", b"tenant"]) -> None: ...
+
+global___ProgramEnded = ProgramEnded
+
+@typing.final
 class CancelCalls(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -497,6 +517,7 @@ class Directive(google.protobuf.message.Message):
     DRAIN_FIELD_NUMBER: builtins.int
     TOOL_WAIT_FIELD_NUMBER: builtins.int
     SHARES_FIELD_NUMBER: builtins.int
+    PROGRAM_ENDED_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     @property
     def accounts(self) -> global___Accounts: ...
@@ -512,6 +533,8 @@ class Directive(google.protobuf.message.Message):
     def tool_wait(self) -> global___ToolWait: ...
     @property
     def shares(self) -> global___TenantShares: ...
+    @property
+    def program_ended(self) -> global___ProgramEnded: ...
     def __init__(
         self,
         *,
@@ -523,9 +546,10 @@ class Directive(google.protobuf.message.Message):
         drain: global___Drain | None = ...,
         tool_wait: global___ToolWait | None = ...,
         shares: global___TenantShares | None = ...,
+        program_ended: global___ProgramEnded | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["accounts", b"accounts", "cancel", b"cancel", "directive", b"directive", "drain", b"drain", "pause", b"pause", "policy", b"policy", "shares", b"shares", "tool_wait", b"tool_wait"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accounts", b"accounts", "cancel", b"cancel", "directive", b"directive", "drain", b"drain", "epoch", b"epoch", "pause", b"pause", "policy", b"policy", "shares", b"shares", "tool_wait", b"tool_wait"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["directive", b"directive"]) -> typing.Literal["accounts", "policy", "pause", "cancel", "drain", "tool_wait", "shares"] | None: ...
+    def HasField(self, field_name: typing.Literal["accounts", b"accounts", "cancel", b"cancel", "directive", b"directive", "drain", b"drain", "pause", b"pause", "policy", b"policy", "program_ended", b"program_ended", "shares", b"shares", "tool_wait", b"tool_wait"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["accounts", b"accounts", "cancel", b"cancel", "directive", b"directive", "drain", b"drain", "epoch", b"epoch", "pause", b"pause", "policy", b"policy", "program_ended", b"program_ended", "shares", b"shares", "tool_wait", b"tool_wait"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["directive", b"directive"]) -> typing.Literal["accounts", "policy", "pause", "cancel", "drain", "tool_wait", "shares", "program_ended"] | None: ...
 
 global___Directive = Directive

@@ -536,6 +536,7 @@ class Policy(google.protobuf.message.Message):
     SOURCE_FIELD_NUMBER: builtins.int
     CLASSES_FIELD_NUMBER: builtins.int
     RETENTION_MILLI_FIELD_NUMBER: builtins.int
+    WORKING_SET_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name for people: auto, fcfs, program-fcfs, mlfq, plas, atlas, program-plas, program-atlas, gittins or custom."""
     accounting: global___Accounting.ValueType
@@ -553,6 +554,8 @@ class Policy(google.protobuf.message.Message):
     """Keep a program's KV while its tool works for so many thousandths of the time that computing it again would take:
     calls of worse programs wait when they could start only in its place. 0 = off; at most 100,000.
     """
+    working_set: builtins.bool
+    """Programs are admitted whole, while their contexts fit into the engine's KV beside each other; others wait."""
     @property
     def levels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Level]: ...
     @property
@@ -573,8 +576,9 @@ class Policy(google.protobuf.message.Message):
         source: global___LevelSource.ValueType = ...,
         classes: collections.abc.Iterable[global___ClassLevels] | None = ...,
         retention_milli: builtins.int = ...,
+        working_set: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accounting", b"accounting", "beta_milli", b"beta_milli", "classes", b"classes", "decision_interval_steps", b"decision_interval_steps", "levels", b"levels", "max_preemptions", b"max_preemptions", "name", b"name", "order", b"order", "retention_milli", b"retention_milli", "source", b"source", "unmanaged_level", b"unmanaged_level"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accounting", b"accounting", "beta_milli", b"beta_milli", "classes", b"classes", "decision_interval_steps", b"decision_interval_steps", "levels", b"levels", "max_preemptions", b"max_preemptions", "name", b"name", "order", b"order", "retention_milli", b"retention_milli", "source", b"source", "unmanaged_level", b"unmanaged_level", "working_set", b"working_set"]) -> None: ...
 
 global___Policy = Policy
 

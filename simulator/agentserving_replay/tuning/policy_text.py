@@ -41,6 +41,7 @@ def as_yaml(policy: Policy, indent: int = 2) -> str:
         f"    decisionIntervalSteps: {policy.decision_interval_steps}",
         f"    unmanagedLevel: {policy.unmanaged_level}",
         f"    retentionMilli: {policy.retention_milli}",
+        *(["    workingSet: true"] if policy.working_set else []),
     ]
     return "".join(f"{' ' * indent}{line}\n" for line in lines)
 
@@ -51,8 +52,10 @@ def in_words(policy: Policy) -> str:
     levels = f"{len(policy.levels)} levels up to {bounds} s" if bounds else "one level"
     beta = f"beta {policy.beta_milli / 1000:g}" if policy.beta_milli else "no promotion"
     preemptions = f"at most {policy.max_preemptions} preemptions" if policy.max_preemptions else "no preemption"
+    bounded = "; working set bounded" if policy.working_set else ""
     retention = f"; KV retained for {policy.retention_milli / 1000:g} times its cost" if policy.retention_milli else ""
     account = policy.accounting.value.replace("_", " ")
     return (
-        f"account: {account}; {levels}; order: {policy.order.value.replace('_', ' ')}; {beta}; {preemptions}{retention}"
+        f"account: {account}; {levels}; order: {policy.order.value.replace('_', ' ')}; {beta}; {preemptions}"
+        f"{retention}{bounded}"
     )

@@ -8,9 +8,11 @@ Pure: the caller passes the time, microseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
+from agentserving.contract.ids import ProgramKey
 from agentserving.contract.policy import Policy
 from agentserving_engine.policy import CallEnd, CallFacts, EnginePolicy, KvTraits, origin_of
 
@@ -22,7 +24,7 @@ from agentserving_simulator.virtual.requests import Counters, Ended, Request
 
 # Longest stretch, in steps, when no call waits.
 MAX_STRETCH = 512
-# Programs in virtual time announce no tool waits, so the origin of a context does not matter.
+# No tool wait is announced in virtual time.
 NO_ORIGIN = origin_of("")
 
 
@@ -65,16 +67,18 @@ class VirtualEngine:
             host_blocks=limits.host_blocks,
             reuse=limits.prefix_caching,
         )
-        # What host memory still has is loaded, not computed: then there is no point in retaining KV.
+        # What host memory has is loaded, not computed: there is no point in retaining KV.
         self.kv = KvTraits(
             block_size=limits.block_size,
             blocks=self.cache.size,
             findable=limits.prefix_caching,
             reloadable=bool(limits.host_blocks),
             retainable=not limits.host_blocks,
+            countable=True,
+            host_blocks=limits.host_blocks,
         )
         self._policy = EnginePolicy(policy, self, PathMemory(self.cache))
-        self.queue, self._retention = self._policy.queue, self._policy.retention
+        self.queue = self._policy.queue
         self.counters = Counters()
         self.requests: dict[str, Request] = {}
         self._decoding = Decoding(limits.block_size)
@@ -122,6 +126,10 @@ class VirtualEngine:
         """Nothing but room keeps a request from starting."""
         return _always
 
+    def context(self, key: str) -> Sequence[object]:
+        """The segments of a request's prompt and answer."""
+        return self.requests[key].path
+
     def cached_blocks(self, key: str) -> tuple[int, int]:
         """(blocks found on the GPU, those of them that no request references)."""
         request = self.requests[key]
@@ -130,7 +138,7 @@ class VirtualEngine:
 
     @property
     def prefill_us_per_token(self) -> float:
-        """Measured cost of computing one prompt token, as engines report it; 0 = not measured yet."""
+        """Measured cost of a prompt token; 0 = none yet."""
         return self._policy.prefill.us_per_token
 
     # -- events --------------------------------------------------------------------------------------------------
@@ -154,6 +162,10 @@ class VirtualEngine:
         """Executes another policy after the steps in progress, as the plugin does with a directive."""
         self._next_policy = policy
 
+    def program_ended(self, program: ProgramKey) -> None:
+        """The control plane says that a program is over."""
+        self._policy.program_ended(program)
+
     def _watch(self, now_us: int) -> None:
         self.counters.call_us += len(self.requests) * (now_us - self._seen_us)
         self._seen_us = now_us
@@ -163,7 +175,7 @@ class VirtualEngine:
     def begin(self, now_us: int) -> int | None:
         """Decides and starts a stretch; returns when it ends, or None when nothing can run."""
         if self._next_policy is not None and self._next_policy != self.queue.policy:
-            self._policy.set_policy(self._next_policy)
+            self._policy.set_policy(self._next_policy, now_us=now_us)
         self._next_policy = None
         interval = self.queue.policy.decision_interval_steps
         if self._since % interval == 0 or not self._decoding.requests:
@@ -197,11 +209,12 @@ class VirtualEngine:
         return now_us + took
 
     def _wakes_us(self, now_us: int) -> int | None:
-        """When the first request gets its KV from the host, or the first retained context expires."""
-        ends = [request.ready_us for request in self._prefilling.values()]
-        if self.queue.waiting_count and (retained_until_us := self._retention.next_end_us()) is not None:
-            ends.append(max(retained_until_us, now_us + 1))
-        return min(ends, default=None)
+        """When the first request gets its KV from the host, or the policy lets another one start."""
+        ends: list[float] = [request.ready_us for request in self._prefilling.values()]
+        if self.queue.waiting_count:
+            ends.append(max(self._policy.next_end_us(), now_us + 1))
+        next_us = min(ends, default=math.inf)
+        return None if next_us == math.inf else int(next_us)
 
     def _decide(self, now_us: int) -> None:
         decision = self._policy.decide(now_us)
@@ -286,9 +299,7 @@ class VirtualEngine:
             return 1
         steps = min(decoding.steps_to_end(), self.cost.even_steps(len(decoding.requests), decoding.context))
         if self.queue.waiting_count:
-            retained_until_us = self._retention.next_end_us()
-            if retained_until_us is not None:
-                steps = self._steps_until(retained_until_us - now_us, steps)
+            steps = self._steps_until(self._policy.next_end_us() - now_us, steps)
             return min(steps, interval - self._since % interval)
         if self._prefilling:
             # KV of these is being loaded from the host.
@@ -300,7 +311,7 @@ class VirtualEngine:
             steps = min(steps, spent + -(spent + self._since) % interval)
         return min(steps, MAX_STRETCH)
 
-    def _steps_until(self, after_us: int, most: int) -> int:
+    def _steps_until(self, after_us: float, most: int) -> int:
         """The smallest number of steps that take at least `after_us`, `most` at most."""
         decoding, low, high = self._decoding, 1, most
         while low < high:
@@ -356,8 +367,7 @@ class VirtualEngine:
         stretch, self._stretch = self._stretch, None
         if stretch is None:
             return []
-        took = stretch.end_us - stretch.begin_us
-        decoding, counters = self._decoding, self.counters
+        took, decoding, counters = stretch.end_us - stretch.begin_us, self._decoding, self.counters
         self._since += stretch.steps
         counters.steps += stretch.steps
         counters.busy_us += took

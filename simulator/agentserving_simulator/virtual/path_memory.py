@@ -33,6 +33,11 @@ class PathMemory:
                 blocks += segment.resident
         return blocks
 
+    def blocks_of(self, unit: object) -> int:
+        """Blocks that become full within the segment."""
+        segment = cast(Segment, unit)
+        return segment.last - segment.first
+
     def refresh(self, context: Sequence[object], first: int) -> None:
         """Makes those blocks the last ones to be overwritten."""
         self._cache.refresh(cast(Sequence[Segment], context)[first:])

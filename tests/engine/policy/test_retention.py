@@ -26,6 +26,9 @@ class Blocks:
     def idle(self, context: Sequence[object], first: int) -> int:
         return len(context) - first
 
+    def blocks_of(self, unit: object) -> int:
+        return 1
+
     def refresh(self, context: Sequence[object], first: int) -> None:
         self.refreshed.append(context)
 
