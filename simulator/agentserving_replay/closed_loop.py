@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
+import msgspec
 from agentserving.contract.ids import ProgramId
 
 from agentserving_replay.cluster import ClusterSpec, VirtualCluster
@@ -70,7 +71,9 @@ def capped_think(program: Program, cap_s: float | None) -> Program:
     """The program with no call later than `cap_s` after its parents."""
     if cap_s is None:
         return program
-    return replace(program, calls=tuple(replace(call, gap_s=min(call.gap_s, cap_s)) for call in program.calls))
+    return replace(
+        program, calls=tuple(msgspec.structs.replace(call, gap_s=min(call.gap_s, cap_s)) for call in program.calls)
+    )
 
 
 def run_loop(

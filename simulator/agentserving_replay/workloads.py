@@ -21,7 +21,8 @@ TOOL_MU, TOOL_SIGMA = -0.5, 1.0
 
 
 def _tokens(rng: random.Random, mu: float, sigma: float, most: int) -> int:
-    return max(1, min(most, round(rng.lognormvariate(mu, sigma))))
+    tokens = round(math.exp(rng.normalvariate(mu, sigma)))
+    return most if tokens > most else tokens or 1
 
 
 class _Chain:

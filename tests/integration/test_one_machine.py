@@ -355,7 +355,7 @@ def test_a_bad_generate_is_refused_by_field_or_by_the_engine(cluster: Cluster) -
             assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
             assert message in (refused.value.details() or "")
         head, *rest = stub.Generate(pb.GenerateRequest(path="/v1/responses", body=b"{}"), timeout=10)
-        assert head.http_status == 404
+        assert head.http_status == 400
         assert json.loads(b"".join(answer.chunk for answer in rest))["error"]["message"]
         head, *_ = stub.Generate(generate(admission, max_tokens=-1), timeout=10)
         assert head.http_status == 400

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 from agentserving.contract.ids import ProgramId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One LLM call. Indices refer to earlier calls of the same program."""
 
     # Tokens of the whole prompt, including those repeated from earlier calls.

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agentserving_simulator.answers.conversation import ASSISTANT, Turn, turns_with_calls
+
 MAX_CHOICES = 128
 MAX_STOPS = 16
 # Of a conversation's text in a token; `tokenize` makes no longer ones.
@@ -57,11 +59,18 @@ class Asked:
     # The request lists tools, whether they may be called or not: it is an agent's.
     has_tools: bool = False
     reasoning: bool = False
-    # Turns with tool calls that the conversation ends with, and its last words of the user.
-    turn: int = 0
-    request: str = ""
+    # Empty for completions.
+    conversation: tuple[Turn, ...] = ()
     # The tools of the request as they came, and other fields that an answer repeats.
     echoed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def turn(self) -> int:
+        """How many turns with tool calls the conversation ends with."""
+        if self.tools.must_call:
+            # All were, though some agents (smolagents) send them back as text.
+            return sum(turn.role == ASSISTANT for turn in self.conversation)
+        return turns_with_calls(self.conversation)
 
 
 def document(body: object) -> dict[str, Any]:

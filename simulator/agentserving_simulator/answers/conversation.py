@@ -76,9 +76,15 @@ def turns_with_calls(turns: Iterable[Turn]) -> int:
     return count
 
 
-def last_request(turns: Sequence[Turn]) -> str:
-    """What the user has said last."""
-    return next((turn.text for turn in reversed(turns) if turn.role == "user"), "")
+def answers_since(turns: Sequence[Turn], words: str) -> int | None:
+    """How many answers there are since the user last said `words`; "" = since the user's first message.
+
+    None if the user has not said them.
+    """
+    places = [index for index, turn in enumerate(turns) if turn.role == "user" and words in turn.text]
+    if not places:
+        return None
+    return sum(turn.role == ASSISTANT for turn in turns[places[-1 if words else 0] :])
 
 
 def content_text(content: object) -> str:

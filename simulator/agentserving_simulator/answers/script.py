@@ -5,9 +5,10 @@
         {"reasoning": "It failed.", "calls": [{"name": "Edit"}]},
         {"text": "Fixed."}]}]
 
-The first script whose `when` is in the user's last request counts. Its turn is the number of turns with tool calls that
-the conversation ends with. Calls of tools that are not offered are left out; arguments that are left out are made.
-After the last turn, and where a turn has nothing to say, the engine does what it does without a script.
+The first script counts whose `when` the user has said; its turn is the number of answers since then. So agents that
+write their calls as text, or get results as messages of the user, can be scripted as well. Calls of tools that are not
+offered are left out; arguments that are left out are made. After the last turn, and where a turn has nothing to say,
+the engine does what it does without a script.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import msgspec
 
 from agentserving_simulator.answers.asked import Asked
+from agentserving_simulator.answers.conversation import answers_since
 
 
 class ScriptedCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,7 +38,7 @@ class ScriptedTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The answers to one request of a user; `when` = "" for any."""
+    """The answers to one request of a user; `when` = "" for a conversation's first."""
 
     turns: tuple[ScriptedTurn, ...]
     when: str = ""
@@ -57,10 +59,11 @@ def read_scripts(text: bytes) -> tuple[Script, ...]:
 
 def turn_of(scripts: Sequence[Script], asked: Asked) -> ScriptedTurn | None:
     """What a script says for this request; None = nothing."""
-    script = next((script for script in scripts if script.when in asked.request), None)
-    if script is None or asked.turn >= len(script.turns):
+    places = ((script, answers_since(asked.conversation, script.when)) for script in scripts)
+    script, place = next(((each, at) for each, at in places if at is not None), (None, 0))
+    if script is None or place >= len(script.turns):
         return None
-    turn = script.turns[asked.turn]
+    turn = script.turns[place]
     offered = {tool.name for tool in asked.tools.offered}
     says = turn.text or any(call.name in offered for call in turn.calls)
     return turn if says else None

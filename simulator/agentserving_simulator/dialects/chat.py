@@ -11,10 +11,8 @@ from agentserving_simulator.answers.conversation import (
     ToolCall,
     Turn,
     content_text,
-    last_request,
     render,
     spelled,
-    turns_with_calls,
 )
 from agentserving_simulator.tokens import tokenize
 
@@ -41,8 +39,7 @@ def parse(body: dict[str, Any], max_model_len: int) -> Asked:
         schema=structured(body, body.get("response_format")),
         has_tools=bool(listed),
         reasoning=_reasons(body),
-        turn=turns_with_calls(turns),
-        request=last_request(turns),
+        conversation=tuple(turns),
     )
 
 

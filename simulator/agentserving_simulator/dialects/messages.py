@@ -13,10 +13,8 @@ from agentserving_simulator.answers.conversation import (
     Turn,
     attachment,
     content_text,
-    last_request,
     render,
     spelled,
-    turns_with_calls,
 )
 from agentserving_simulator.tokens import tokenize
 
@@ -42,8 +40,7 @@ def parse(body: dict[str, Any], max_model_len: int) -> Asked:
         schema=_schema(body),
         has_tools=bool(listed),
         reasoning=_mapping(body.get("thinking")).get("type") in ("enabled", "adaptive"),
-        turn=turns_with_calls(turns),
-        request=last_request(turns),
+        conversation=tuple(turns),
     )
 
 

@@ -15,10 +15,8 @@ from agentserving_simulator.answers.conversation import (
     ToolCall,
     Turn,
     content_text,
-    last_request,
     render,
     spelled,
-    turns_with_calls,
 )
 from agentserving_simulator.dialects.chat import NO_REASONING, chosen, structured
 from agentserving_simulator.tokens import tokenize
@@ -65,8 +63,7 @@ def parse(body: dict[str, Any], max_model_len: int) -> Asked:
         schema=_schema(body),
         has_tools=bool(listed),
         reasoning=_mapping(body.get("reasoning")).get("effort") not in NO_REASONING,
-        turn=turns_with_calls(turns),
-        request=last_request(turns),
+        conversation=tuple(turns),
         echoed={name: default if body.get(name) is None else body[name] for name, default in _ECHOED.items()},
     )
 

@@ -392,8 +392,9 @@ class VirtualEngine:
 
     def _finish(self, request: Request, now_us: int) -> Ended:
         self._watch(now_us)
-        end = CallEnd(key=request.key, origin=NO_ORIGIN, context=request.path, tokens=request.total)
-        self._policy.retain(end, now_us)
+        if self.queue.policy.retention_milli:
+            end = CallEnd(key=request.key, origin=NO_ORIGIN, context=request.path, tokens=request.total)
+            self._policy.retain(end, now_us)
         self._stop(request)
         del self.requests[request.key]
         stats = self._policy.finish(request.key, now_us)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from agentserving.contract.ids import Tenant
 from agentserving.contract.policy import ATLAS, FCFS, MLFQ, PLAS, PRESETS, PROGRAM_PLAS, Policy
@@ -130,9 +131,9 @@ def trace(policy: Policy, seed: int, *, fair: bool) -> list[object]:
     if fair:
         engine.queue.arrive(call("kept", "kept"), 0)
         engine.queue.pause(program("kept", "default"), True, 0)
-        engine.queue.arrive(replace(call("other", "other"), program=program("other", "globex")), 0)
+        engine.queue.arrive(msgspec.structs.replace(call("other", "other"), program=program("other", "globex")), 0)
         engine.queue.finish("other", 0)
-        engine.queue.arrive(replace(call("acme", "acme"), program=program("acme", "acme")), 0)
+        engine.queue.arrive(msgspec.structs.replace(call("acme", "acme"), program=program("acme", "acme")), 0)
         engine.queue.finish("acme", 0)
     queue = engine.queue
     seen: list[object] = [(queue.running_keys, queue.first_waiting(3), engine.preemptions) for _ in engine.steps(300)]
@@ -161,7 +162,7 @@ def test_one_tenant_runs_none_of_the_code_for_several(monkeypatch: pytest.Monkey
 def test_an_engine_that_was_empty_has_one_tenant_again() -> None:
     queue = CallQueue(FCFS)
     for tenant in ("acme", "globex"):
-        queue.arrive(replace(call(tenant), program=program(tenant, tenant)), 0)
+        queue.arrive(msgspec.structs.replace(call(tenant), program=program(tenant, tenant)), 0)
     assert queue.is_shared
     changes = queue.order_changes
     queue.finish("acme", 1)
@@ -183,7 +184,7 @@ def two(policy: Policy = FCFS) -> CallQueue:
     """`globex` has two running calls and is ahead; `acme` and `globex` wait with two each."""
     queue = CallQueue(policy)
     for key in ("g1", "g2", "g3", "g4", "a1", "a2"):
-        queue.arrive(replace(call(key), program=program(key, {"a": "acme", "g": "globex"}[key[0]])), 0)
+        queue.arrive(msgspec.structs.replace(call(key), program=program(key, {"a": "acme", "g": "globex"}[key[0]])), 0)
     for key in ("g1", "g2"):
         queue.start(key, 0)
     queue.charge_tenants(SECOND)
@@ -228,7 +229,7 @@ def test_another_tenants_call_is_preempted_only_after_a_quantum() -> None:
     queue.preempt(victim, 2)
     queue.start("a1", 2)
     queue.charge(["a1"], SECOND)
-    queue.arrive(replace(call("b1"), program=program("b1", "brand-new")), 3)
+    queue.arrive(msgspec.structs.replace(call("b1"), program=program("b1", "brand-new")), 3)
     assert "a1" not in decide(queue, 2).preempt, "it is not ahead of anyone"
 
 
@@ -267,7 +268,7 @@ class SharedQueueMachine(RuleBasedStateMachine):
     def arrive(self, tenant: str, number: int, account: int) -> None:
         key = f"c{self.count}"
         self.count += 1
-        facts = replace(call(key, attained_us=account), program=program(f"p{number}", tenant))
+        facts = msgspec.structs.replace(call(key, attained_us=account), program=program(f"p{number}", tenant))
         self.queue.arrive(facts, self.now)
         self.here[key] = tenant
 

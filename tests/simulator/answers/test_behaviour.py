@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from agentserving_simulator.answers.asked import Asked, BadRequestError, Tool, Tools
 from agentserving_simulator.answers.behaviour import ANSWER, GREETING, Behaviour, plan_of
+from agentserving_simulator.answers.conversation import ToolCall, Turn
 from agentserving_simulator.answers.plan import PartKind, Plan
 from agentserving_simulator.answers.script import InvalidScriptError, read_scripts
 
@@ -27,9 +28,15 @@ FINAL = tool("final_result", answer=STRING)
 IMPOSSIBLE = tool("impossible", number={"type": "integer", "minimum": 2, "maximum": 1})
 
 
-def plan(*tools: Tool, behaviour: Behaviour | None = None, must: bool = False, **more: Any) -> Plan:
+def plan(
+    *tools: Tool, behaviour: Behaviour | None = None, must: bool = False, turn: int = 0, request: str = "x", **more: Any
+) -> Plan:
     offered = Tools(offered=tools, must_call=must)
-    asked = Asked(prompts=[["x"]], max_tokens=None, tools=offered, has_tools=bool(tools), **more)
+    series = (Turn("assistant", "", (ToolCall("any", "{}"),)), Turn("tool", "done"), Turn("user", "be brief"))
+    asked = Asked(
+        prompts=[["x"]], max_tokens=None, tools=offered, has_tools=bool(tools),
+        conversation=(Turn("user", request), *(series * turn)), **more,
+    )  # fmt: skip
     return plan_of(asked, behaviour or Behaviour(), random.Random, seed=7, most=1000)
 
 
@@ -115,6 +122,23 @@ def test_the_script_of_the_documentation_is_one() -> None:
     (text,) = re.findall(r"```json\n(.*?)```", page, re.S)
     counting, other = read_scripts(text.encode())
     assert (counting.when, [call.name for call in other.turns[0].calls]) == ("count the files", ["Read", "Grep"])
+
+
+def test_agents_that_write_calls_as_text_follow_a_script_and_come_to_an_end() -> None:
+    said = [Turn("assistant", "```run ls```"), Turn("user", "Observation: a b")]
+    scripts = read_scripts(b'{"when": "count", "turns": [{"text": "```run ls```"}, {"text": "Two."}]}')
+
+    def answered(turns: list[Turn], **more: Any) -> str:
+        asked = Asked(prompts=[["x"]], max_tokens=None, conversation=(Turn("user", "count"), *turns), **more)
+        return text(plan_of(asked, Behaviour(scripts=scripts), random.Random, seed=7, most=1000))
+
+    assert answered([]) == "```run ls```"
+    assert answered(said) == "Two."
+    assert answered([*said, Turn("assistant", "Two."), Turn("user", "count")]) == "```run ls```"
+    # Calls that come back as text, from an agent that requires one each time.
+    tools = Tools(offered=(READ, FINAL), must_call=True)
+    asked = Asked(prompts=[["x"]], max_tokens=None, tools=tools, conversation=(Turn("user", "x"), *said))
+    assert calls(plan_of(asked, Behaviour(), random.Random, seed=7, most=1000)) == ["final_result"]
 
 
 @pytest.mark.parametrize(
