@@ -138,7 +138,7 @@ def _heads(settings: FrontSettings) -> Json:
     """What a client learns of its call, and what is between Envoy and the picker."""
     return {
         "request_headers_to_remove": [
-            names.LOOK, names.CLIENT_SESSION, names.CLIENT_LENGTH, "x-forwarded-proto",
+            names.LOOK, names.CLIENT_SESSION, names.CLIENT_LENGTH, names.CLIENT_ADDRESS, "x-forwarded-proto",
             "x-envoy-expected-rq-timeout-ms", *(names.CREDENTIALS if settings.client_keys else ()),
         ],
         "response_headers_to_add": [
