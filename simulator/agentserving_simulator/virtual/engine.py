@@ -78,8 +78,7 @@ class VirtualEngine:
             host_blocks=limits.host_blocks,
         )
         self._policy = EnginePolicy(policy, self, PathMemory(self.cache))
-        self.queue = self._policy.queue
-        self.counters = Counters()
+        self.queue, self.counters = self._policy.queue, Counters()
         self.requests: dict[str, Request] = {}
         self._decoding = Decoding(limits.block_size)
         self._prefilling: dict[str, Request] = {}
@@ -274,8 +273,6 @@ class VirtualEngine:
 
     def _chunks(self, now_us: int) -> list[tuple[Request, int]]:
         """Requests that compute prompt tokens in the next step, and how many; best first."""
-        if not self._prefilling:
-            return []
         ready = [r for r in self._prefilling.values() if r.ready_us <= now_us]
         if len(ready) > 1:
             ready.sort(key=lambda r: self.queue.rank(r.key))

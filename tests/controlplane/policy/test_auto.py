@@ -319,7 +319,9 @@ async def test_engines_switch_and_the_administrator_is_told_why() -> None:
         sent = (await engine.hear("policy")).directive.policy
         assert (sent.version, sent.policy.order) == (first.version, types_pb2.ORDER_PROGRAM_ARRIVAL)
         status = await served.admin.GetPolicy(admin_service_pb2.GetPolicyRequest())
-        assert status.policy == first
+        # What was set; the choices say what it comes to.
+        assert (status.policy.version, status.policy.policy.name) == (first.version, "auto")
+        assert len(status.policy.policy.levels) > 1
         assert [(each.application, each.chosen) for each in status.choices] == [
             ("react", "program-fcfs"), ("", "program-fcfs")
         ]  # fmt: skip

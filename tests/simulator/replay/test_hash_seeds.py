@@ -41,5 +41,6 @@ def test_equal_digits_with_another_hash_seed(both: tuple[Results, Results], poli
 def test_calls_are_preempted_and_wait_in_these_experiments(both: tuple[Results, Results]) -> None:
     for policy in ("mlfq", "plas", "atlas", "program-plas", "program-atlas", "gittins", "auto"):
         results = [result for each in both[0][policy].values() for result in each]
-        assert sum(result["preemptions"] for result in results) > 50
+        # `auto` has seen too few programs here to prefer any.
+        assert policy == "auto" or sum(result["preemptions"] for result in results) > 50
         assert sum(result["wait_s"] for result in results) > 10
