@@ -32,7 +32,7 @@ from agentserving_cli.local.layout import TINY
 from agentserving_replay.traces.trace import Program
 from agentserving_replay.workloads import generate
 from agentserving_simulator.cost_model import CostModel, cost_model
-from agentserving_simulator.virtual.engine import EngineLimits
+from agentserving_simulator.virtual.limits import EngineLimits
 from rich.console import Console
 from rich.table import Table
 

@@ -24,7 +24,7 @@ import httpx
 from agentserving import Client
 from agentserving.contract.policy import PRESETS, Policy
 from agentserving_replay.traces.trace import Program
-from agentserving_simulator.virtual.engine import EngineLimits
+from agentserving_simulator.virtual.limits import EngineLimits
 from rich.console import Console
 from rich.table import Table
 

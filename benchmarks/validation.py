@@ -30,7 +30,7 @@ from agentserving_replay.results import ProgramResult
 from agentserving_replay.traces.trace import Call, Program
 from agentserving_replay.workloads import generate
 from agentserving_simulator.cost_model import CostModel
-from agentserving_simulator.virtual.engine import EngineLimits
+from agentserving_simulator.virtual.limits import EngineLimits
 
 from benchmarks.bars import Bar, bar
 from benchmarks.local import cluster, engine_totals, use_policy

@@ -19,7 +19,7 @@ from agentserving.contract.policy import (
     Order,
     Policy,
 )
-from agentserving_simulator.virtual.engine import EngineLimits
+from agentserving_simulator.virtual.limits import EngineLimits
 
 # Steps between decisions (paper, section 4.3: multi-step scheduling; N is not published).
 INTERVAL = 8

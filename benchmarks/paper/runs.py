@@ -14,7 +14,7 @@ from agentserving_replay.traces.trace import Program
 from agentserving_replay.tuning.bounds import Bounds, bounds
 from agentserving_replay.workloads import generate, poisson
 from agentserving_simulator.cost_model import cost_model
-from agentserving_simulator.virtual.engine import EngineLimits
+from agentserving_simulator.virtual.limits import EngineLimits
 
 from benchmarks.paper.bursts import bursts
 from benchmarks.paper.contenders import CONTENDERS

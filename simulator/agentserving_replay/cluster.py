@@ -33,7 +33,8 @@ from agentserving_controlplane.table.states import Outcome
 from agentserving_engine.policy import CallFacts
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.virtual.context_cache import Segment
-from agentserving_simulator.virtual.engine import EngineLimits, VirtualEngine
+from agentserving_simulator.virtual.engine import VirtualEngine
+from agentserving_simulator.virtual.limits import EngineLimits
 from agentserving_simulator.virtual.requests import Ended, Request
 
 from agentserving_replay.contexts import Contexts

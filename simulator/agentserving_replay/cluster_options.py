@@ -10,7 +10,7 @@ import click
 from agentserving.contract.policy import Policy
 from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_simulator.cost_model import GPUS, MODELS, CostModel, cost_model
-from agentserving_simulator.virtual.engine import EngineLimits
+from agentserving_simulator.virtual.limits import EngineLimits
 
 from agentserving_replay.cluster import ClusterSpec
 from agentserving_replay.traces.file import RecordedCluster

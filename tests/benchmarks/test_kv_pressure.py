@@ -10,7 +10,7 @@ from agentserving.contract.ids import ProgramId
 from agentserving.contract.policy import PRESETS
 from agentserving_replay.traces.trace import Call, Program
 from agentserving_simulator.cost_model import CostModel
-from agentserving_simulator.virtual.engine import EngineLimits
+from agentserving_simulator.virtual.limits import EngineLimits
 
 from benchmarks.bars import Verdict
 from benchmarks.kv_pressure import bases, summarise, tables, variants

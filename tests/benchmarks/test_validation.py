@@ -11,7 +11,7 @@ from agentserving_replay.cluster import ClusterSpec, VirtualCluster
 from agentserving_replay.traces.trace import Program
 from agentserving_replay.workloads import generate
 from agentserving_simulator.cost_model import CostModel
-from agentserving_simulator.virtual.engine import EngineLimits
+from agentserving_simulator.virtual.limits import EngineLimits
 
 from benchmarks.validation import Calibration, between, checked, fitting, run_virtual
 

@@ -30,8 +30,7 @@ from support.front import Front
 
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(120)]
 
-SECRET = "zebra-umbrella-47"
-PROGRAM = "marked-program-93"
+SECRET, PROGRAM = "zebra-umbrella-47", "marked-program-93"
 # Answers end after some hundred tokens by themselves.
 ENDLESS = {"ignore_eos": True}
 
@@ -396,7 +395,6 @@ def test_a_stopping_sidecar_lets_the_calls_of_its_engine_finish(cluster: Cluster
 def test_clients_read_columns_that_fit_their_screen(cluster: Cluster) -> None:
     for width in ("80", "200"):
         argv = [sys.executable, "-m", "agentserving_cli.main", "top", "--once", "--state-dir", str(cluster.directory)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": width})
-        assert done.returncode == 0
-        assert all(len(line) <= int(width) for line in done.stdout.splitlines())
-        assert "engine-0" in done.stdout
+        printed = subprocess.check_output(argv, text=True, timeout=60, env={**os.environ, "COLUMNS": width})
+        assert all(len(line) <= int(width) for line in printed.splitlines())
+        assert "engine-0" in printed

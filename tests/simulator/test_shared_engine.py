@@ -12,7 +12,8 @@ from agentserving.contract.policy import FCFS, PLAS, Policy
 from agentserving_engine.policy import CallFacts
 from agentserving_simulator.cost_model import cost_model
 from agentserving_simulator.virtual.context_cache import Segment
-from agentserving_simulator.virtual.engine import EngineLimits, VirtualEngine
+from agentserving_simulator.virtual.engine import VirtualEngine
+from agentserving_simulator.virtual.limits import EngineLimits
 from agentserving_simulator.virtual.requests import Request
 
 A100 = cost_model("a100-80gb", "llama-3.1-8b")

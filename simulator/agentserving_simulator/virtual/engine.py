@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 
 from agentserving.contract.ids import ProgramKey
 from agentserving.contract.policy import Policy
-from agentserving_engine.policy import CallEnd, CallFacts, EnginePolicy, KvTraits, origin_of
+from agentserving_engine.policy import CallEnd, CallFacts, EnginePolicy, origin_of
 
 from agentserving_simulator.cost_model import BLOCK_SIZE, CostModel
 from agentserving_simulator.virtual.context_cache import ContextCache
 from agentserving_simulator.virtual.decoding import Decoding
+from agentserving_simulator.virtual.limits import EngineLimits
 from agentserving_simulator.virtual.path_memory import PathMemory
 from agentserving_simulator.virtual.requests import Counters, Ended, Request
 
@@ -26,20 +27,6 @@ from agentserving_simulator.virtual.requests import Counters, Ended, Request
 MAX_STRETCH = 512
 # No tool wait is announced in virtual time.
 NO_ORIGIN = origin_of("")
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    """vLLM's settings of the same names; `host_blocks` is the capacity of the offloading connector."""
-
-    max_num_seqs: int = 48
-    _: KW_ONLY
-    max_batched_tokens: int = 2048
-    prefix_caching: bool = True
-    host_blocks: int = 0
-    block_size: int = BLOCK_SIZE
-    # 0 = all blocks that fit into memory with the weights.
-    num_blocks: int = 0
 
 
 @dataclass(slots=True)
@@ -67,16 +54,7 @@ class VirtualEngine:
             host_blocks=limits.host_blocks,
             reuse=limits.prefix_caching,
         )
-        # What host memory has is loaded, not computed: there is no point in retaining KV.
-        self.kv = KvTraits(
-            block_size=limits.block_size,
-            blocks=self.cache.size,
-            findable=limits.prefix_caching,
-            reloadable=bool(limits.host_blocks),
-            retainable=not limits.host_blocks,
-            countable=True,
-            host_blocks=limits.host_blocks,
-        )
+        self.kv = limits.kv_traits(self.cache.size)
         self._policy = EnginePolicy(policy, self, PathMemory(self.cache))
         self.queue, self.counters = self._policy.queue, Counters()
         self.requests: dict[str, Request] = {}

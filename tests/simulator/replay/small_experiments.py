@@ -12,7 +12,7 @@ from agentserving.contract.policy import PRESETS, Policy
 from agentserving_replay.cluster import ClusterSpec, VirtualCluster
 from agentserving_replay.workloads import generate
 from agentserving_simulator.cost_model import cost_model
-from agentserving_simulator.virtual.engine import EngineLimits
+from agentserving_simulator.virtual.limits import EngineLimits
 
 # (workload, engines, programs per second, programs)
 EXPERIMENTS = (("sharegpt", 1, 3.0, 20), ("bfcl", 1, 2.0, 20), ("map-reduce", 1, 4.0, 24), ("map-reduce", 2, 8.0, 32))

@@ -10,7 +10,7 @@ from agentserving_replay.cluster import ClusterSpec, VirtualCluster
 from agentserving_replay.tuning.bounds import bounds, srpt_mean_s
 from agentserving_replay.workloads import generate
 from agentserving_simulator.cost_model import cost_model
-from agentserving_simulator.virtual.engine import EngineLimits
+from agentserving_simulator.virtual.limits import EngineLimits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

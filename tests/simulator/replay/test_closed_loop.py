@@ -14,7 +14,7 @@ from agentserving_replay.results import CallResult
 from agentserving_replay.traces.trace import Call, Program
 from agentserving_replay.workloads import generate
 from agentserving_simulator.cost_model import cost_model
-from agentserving_simulator.virtual.engine import EngineLimits
+from agentserving_simulator.virtual.limits import EngineLimits
 
 A100 = cost_model("a100-80gb", "llama-3.1-8b")
 LOOP = Loop(concurrency=8, slo_ttft_s=1.0, duration_s=600.0, warmup_s=100.0)

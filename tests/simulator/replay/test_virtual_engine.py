@@ -17,7 +17,8 @@ from agentserving_replay.workloads import generate
 from agentserving_simulator.cost_model import CostModel, cost_model
 from agentserving_simulator.virtual import engine as virtual_engine
 from agentserving_simulator.virtual.context_cache import Segment
-from agentserving_simulator.virtual.engine import EngineLimits, VirtualEngine
+from agentserving_simulator.virtual.engine import VirtualEngine
+from agentserving_simulator.virtual.limits import EngineLimits
 from agentserving_simulator.virtual.requests import Request
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
