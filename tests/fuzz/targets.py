@@ -26,7 +26,7 @@ from agentserving_controlplane.table.rows import NewerSchemaError
 from agentserving_gateway.body import read_body
 from agentserving_gateway.content import Runs
 from agentserving_gateway.errors import HttpError
-from agentserving_gateway.identity import from_head, identify
+from agentserving_gateway.identity import from_body, from_head
 from agentserving_gateway.routes import route_of, split_program
 from agentserving_process.frames import codec
 from controlplane.guarded_plane import bearer
@@ -108,7 +108,7 @@ def http(data: bytes) -> None:
     from_head(headers, program)
     with contextlib.suppress(HttpError):
         body = read_body(data[len(path) + len(line) + 2 :])
-        identify(headers, body, program)
+        from_body(body)
         Runs().program_of(Tenant("t"), body)
         body.model_name.encode()
 
