@@ -31,6 +31,7 @@ from agentserving_replay.traces.trace import Call, Program
 from agentserving_replay.workloads import generate
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.virtual.limits import EngineLimits
+from msgspec import structs
 
 from benchmarks.bars import Bar, bar
 from benchmarks.local import cluster, engine_totals, use_policy
@@ -225,7 +226,7 @@ def simulate(
     limit_s: float = math.inf,
 ) -> tuple[list[ProgramResult | None], VirtualCluster]:
     """Runs the programs in virtual time: the result of each, None if not done by `limit_s`, and the cluster."""
-    late = [replace(p, calls=tuple(replace(c, gap_s=c.gap_s + overhead_s) for c in p.calls)) for p in programs]
+    late = [replace(p, calls=tuple(structs.replace(c, gap_s=c.gap_s + overhead_s) for c in p.calls)) for p in programs]
     simulated = VirtualCluster(ClusterSpec(policy=policy, cost=cost, limits=limits))
     simulated.add(late)
     by_id = {result.program_id: result for result in simulated.run(limit_s)}

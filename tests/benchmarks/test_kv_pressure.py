@@ -11,6 +11,7 @@ from agentserving.contract.policy import PRESETS
 from agentserving_replay.traces.trace import Call, Program
 from agentserving_simulator.cost_model import CostModel
 from agentserving_simulator.virtual.limits import EngineLimits
+from msgspec import structs
 
 from benchmarks.bars import Verdict
 from benchmarks.kv_pressure import bases, summarise, tables, variants
@@ -140,8 +141,8 @@ def test_the_bars_pair_seeds_and_the_tables_show_both_times() -> None:
 def test_tools_and_the_overhead_of_calls_take_virtual_time() -> None:
     cost, limits = CostModel(weights_us=1000.0), EngineLimits(8, block_size=32, num_blocks=240)
     alone = program(0.0, (100, 10, 0.0), (300, 30, 2.0))
-    (bare,), _ = simulate([replace(alone, calls=tuple(replace(c, gap_s=0.0) for c in alone.calls))], PRESETS["fcfs"],
-                          cost, limits, 0.0)  # fmt: skip
+    without_gaps = replace(alone, calls=tuple(structs.replace(c, gap_s=0.0) for c in alone.calls))
+    (bare,), _ = simulate([without_gaps], PRESETS["fcfs"], cost, limits, 0.0)
     (late,), _ = simulate([alone], PRESETS["fcfs"], cost, limits, 0.5)
     assert bare is not None
     assert late is not None

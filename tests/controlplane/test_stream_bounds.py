@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from typing import Any
 
 import grpc
@@ -57,7 +58,7 @@ async def test_a_connection_may_have_a_thousand_streams_and_is_told_so(options: 
         settings = await reader.readexactly(int.from_bytes(head[:3], "big"))
     # RFC 9113, section 6.5: frame type 4; pairs of an identifier and a value.
     assert head[3] == 4
-    found = {settings[at + 1]: int.from_bytes(settings[at + 2 : at + 6], "big") for at in range(0, len(settings), 6)}
+    found = dict(struct.unpack_from(">HI", settings, at) for at in range(0, len(settings), 6))
     assert found[3] == 1000, "SETTINGS_MAX_CONCURRENT_STREAMS"
     writer.close()
     await server.stop(None)
