@@ -29,7 +29,8 @@ QUOTA = 16 << 20
 @pytest.fixture
 def small() -> Iterator[EtcdServer]:
     """An etcd with a small quota of its own."""
-    server = EtcdServer("--quota-backend-bytes", str(QUOTA))
+    # Writes are in the file when they are answered, not 100 ms later: a fast loop would write half a quota unseen.
+    server = EtcdServer("--quota-backend-bytes", str(QUOTA), "--backend-batch-limit", "1")
     server.start()
     yield server
     server.close()
