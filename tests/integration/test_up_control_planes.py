@@ -22,8 +22,10 @@ NAMES = ("control-plane", "control-plane-1")
 
 
 def leads(cluster: Cluster, name: str) -> bool:
+    token = (cluster.directory / "keys" / "metrics.token").read_text().strip()
+    page = urllib.request.Request(cluster.addresses["metrics"][name], headers={"authorization": f"Bearer {token}"})
     try:
-        with urllib.request.urlopen(cluster.addresses["metrics"][name], timeout=2) as answer:
+        with urllib.request.urlopen(page, timeout=2) as answer:
             return "\nagentserving_leader 1.0" in answer.read().decode()
     except OSError:
         return False
