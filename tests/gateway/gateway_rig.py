@@ -272,12 +272,15 @@ async def start_envoy(settings: FrontSettings) -> asyncio.subprocess.Process:
 
 
 async def port_of(picker: FrontPicker, envoy: asyncio.subprocess.Process) -> int:
-    """The port of an Envoy, once it serves."""
+    """The port of an Envoy, once it accepts connections: it is known a moment earlier."""
     async with asyncio.timeout(DEADLINE_S):
         while envoy.returncode is None:
             listeners = await picker.admin.ask("GET", "/listeners?format=json")
             if listeners and (found := json.loads(listeners).get("listener_statuses")):
-                return int(found[0]["local_address"]["socket_address"]["port_value"])
+                port = int(found[0]["local_address"]["socket_address"]["port_value"])
+                with contextlib.suppress(ConnectionRefusedError):
+                    (await asyncio.open_connection("127.0.0.1", port))[1].close()
+                    return port
             await asyncio.sleep(0.02)
     raise RuntimeError((picker.run_dir / "envoy.log").read_text())
 

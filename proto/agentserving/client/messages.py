@@ -9,7 +9,7 @@ import functools
 import typing
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import MISSING, fields, is_dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import Any, TypeVar
 
@@ -38,6 +38,8 @@ def _readers(kind: Any) -> dict[str, Reader]:
 def _reader(hint: Any) -> Reader:
     if hint == datetime | None:
         return _instant
+    if hint is timedelta:
+        return lambda message, name: getattr(message, name).ToTimedelta()
     if hint == str | None:
         return lambda message, name: getattr(message, name) if message.HasField(name) else None
     if typing.get_origin(hint) is tuple:

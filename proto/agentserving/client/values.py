@@ -7,7 +7,7 @@ newer server that this version does not know reads as UNSPECIFIED.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Self
 
@@ -214,6 +214,16 @@ class NamedEngine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """What is left of one bound of the tenant; all of `limit` is available again after `reset`."""
+
+    unit: str
+    limit: int
+    remaining: int
+    reset: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
     """An admitted call: its engine, and the ticket to send there as X-Session-ID.
 
@@ -229,6 +239,7 @@ class Admission:
     sidecar_address: str
     epoch: int
     fallbacks: tuple[NamedEngine, ...]
+    rates: tuple[Rate, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
