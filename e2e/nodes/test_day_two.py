@@ -92,6 +92,8 @@ def test_a_pod_template_reaches_the_running_process_and_leaves_without_a_trace(s
     with Load(settled.kubectl, settled.url) as load:
         settled.patch({"gateway": {"template": template}})
         settled.until_settled(240)
+        # The one before may still drain.
+        eventually("the other one is gone", lambda: len(settled.pods("gateway")) == 1, 120)
         (pod,) = settled.pods("gateway")
         assert pod["metadata"]["annotations"]["example.com/cost-center"] == "7"
         ask = "import os; print(os.environ['HTTPS_PROXY'], open('/etc/company/ca.crt').read())"
@@ -99,6 +101,7 @@ def test_a_pod_template_reaches_the_running_process_and_leaves_without_a_trace(s
         assert said.strip() == "http://proxy.example.com:3128 a certificate"
         settled.patch({"gateway": {"template": None}})
         settled.until_settled(240)
+        eventually("the other one is gone", lambda: len(settled.pods("gateway")) == 1, 120)
     assert load.failures == []
     (pod,) = settled.pods("gateway")
     assert "company-ca" not in str(pod["spec"])
