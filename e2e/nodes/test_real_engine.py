@@ -15,6 +15,8 @@ from kube.kubectl import Kubectl
 NAMESPACE = "e2e-vllm"
 READY_BOUND_S = 420.0
 # In the agents' pod: long calls of two programs fill the engine and its queue, then a newcomer asks for little.
+# Cores of vLLM's threads.
+BIND = "VLLM_CPU_OMP_THREADS_BIND"
 OVERLOAD = """
 import asyncio, json, sys, time
 import aiohttp, agentserving
@@ -46,7 +48,7 @@ async def main():
         agentserving.AsyncClient(sys.argv[2]) as client,
     ):
         before = await load(client, "preemptions_proactive")
-        hogs = [asyncio.create_task(call(session, f"hog-{i % 2}", 2500)) for i in range(12)]
+        hogs = [asyncio.create_task(call(session, f"hog-{i % 2}", 2000)) for i in range(12)]
         while not (await load(client, "waiting") and await load(client, "demotions")):
             assert not all(hog.done() for hog in hogs), "the long calls ended before any waited"
             await asyncio.sleep(0.1)
@@ -89,6 +91,9 @@ def cluster(image: str) -> dict[str, Any]:
         "accelerator": {"count": 0, "products": [], "tolerations": []}, "sharedMemory": "1Gi",
         "extraArgs": ["--load-format", "dummy", "--enforce-eager", "--dtype", "float32"],
         "resources": {"requests": {"cpu": "200m", "memory": "2Gi"}},
+        # vLLM computes on one core: on both it starves the others of a node of two, and a newcomer that the control
+        # plane has no time to admit waits behind all.
+        "template": {"spec": {"containers": [{"name": "engine", "env": [{"name": BIND, "value": "0"}]}]}},
     }  # fmt: skip
     model = {
         "name": "/models/tiny-llama-1", "servedName": "tiny", "maxLength": 8192,
