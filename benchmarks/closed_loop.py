@@ -38,7 +38,9 @@ class Scale:
         """The program with all its calls, smaller."""
         smaller: list[Call] = []
         for call in program.calls:
-            known = smaller[call.extends].prompt_tokens + smaller[call.extends].output_tokens if call.extends >= 0 else 0
+            known = (
+                smaller[call.extends].prompt_tokens + smaller[call.extends].output_tokens if call.extends >= 0 else 0
+            )
             prompt = max(2, round(call.prompt_tokens * self.prompt))
             shared = min(round(call.shared_tokens * self.prompt), known, prompt - 1)
             smaller.append(

@@ -84,9 +84,7 @@ GPUS = {
     "h100-80gb": Gpu(
         memory_bytes=85.9e9, bandwidth=3.35e12, flops=989e12, fp8_flops=1979e12, link=450e9, host_link=50e9
     ),
-    "b200-180gb": Gpu(
-        memory_bytes=180e9, bandwidth=8e12, flops=2250e12, fp8_flops=4500e12, link=900e9, host_link=50e9
-    ),
+    "b200-180gb": Gpu(memory_bytes=180e9, bandwidth=8e12, flops=2250e12, fp8_flops=4500e12, link=900e9, host_link=50e9),
 }
 # config.json of the models on the hub.
 MODELS = {
