@@ -157,10 +157,8 @@ class EnginePolicy:
         for key in queue:
             self.working_set.adopt(key, queue.facts(key).program, now_us)
 
-    def _bound_working_set(self, now_us: int) -> None:
-        working_set, kv = self.working_set, self._engine.kv
-        if working_set is None:
-            return
+    def _bound(self, working_set: WorkingSet, now_us: int) -> None:
+        kv = self._engine.kv
         tier = Tier.of(kv.blocks, kv.host_blocks, self.prefill.us_per_token * kv.block_size)
         admitted, displaced = working_set.admit(now_us, tier)
         for program in displaced:
@@ -251,7 +249,8 @@ class EnginePolicy:
     def decide(self, now_us: int) -> Decision:
         """Demotions and promotions are done; the caller preempts."""
         queue, engine = self.queue, self._engine
-        self._bound_working_set(now_us)
+        if self.working_set is not None:
+            self._bound(self.working_set, now_us)
         if queue.settled:
             return NO_CHANGE
         block_size = engine.kv.block_size
