@@ -31,7 +31,7 @@ POLICIES = ("fcfs", DEFAULT.name)
 TOKENS_PER_PROGRAM = 900
 # Output tokens that arrive, relative to the engines' decode throughput: under FCFS, programs then wait about 80 % of
 # their life, as at the paper's highest rates.
-FILL = 1.4
+FILL = 1.7
 # How long reports of the last calls may take.
 IDLE_BOUND_S, ACKNOWLEDGED_BOUND_S = 30.0, 15.0
 
