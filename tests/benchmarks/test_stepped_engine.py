@@ -7,6 +7,7 @@ from pathlib import Path
 from types import FrameType
 
 from agentserving_engine.policy import engine_policy, footprint, working_set
+
 from benchmarks.stepped_engine import SteppedEngine
 
 STEPS = 100
