@@ -58,8 +58,8 @@ class Plan:
     # On the A100, FCFS keeps the SLO with four agents and has collapsed with sixteen (docs/results).
     concurrency: Sequence[int] = (6, 16)
     seeds: Sequence[int] = range(4)
-    seconds: float = 75.0
-    warmup_s: float = 20.0
+    seconds: float = 50.0
+    warmup_s: float = 15.0
 
 
 def sessions(seed: int) -> list[Program]:
