@@ -29,9 +29,8 @@ from agentserving_cli.summary import EngineTotals, Summary, summarise
 POLICIES = ("fcfs", DEFAULT.name)
 # Mean output tokens of a program of the four kinds, at scale 1.
 TOKENS_PER_PROGRAM = 900
-# Output tokens that arrive, relative to the engines' decode throughput: under FCFS, programs then wait about 80 % of
-# their life, as at the paper's highest rates.
-FILL = 1.7
+# Share of the engines' decode throughput that output tokens may take: with the prompts that is a slight overload.
+FILL = 0.6
 # How long reports of the last calls may take.
 IDLE_BOUND_S, ACKNOWLEDGED_BOUND_S = 30.0, 15.0
 
@@ -40,7 +39,7 @@ IDLE_BOUND_S, ACKNOWLEDGED_BOUND_S = 30.0, 15.0
 class DemoPlan:
     """What to run.
 
-    rate: programs a second. scale: factor on the paper's token counts, 0 = as much as overloads the engines (FILL).
+    rate: programs a second. scale: factor on the paper's token counts, 0 = as much as overloads the engines slightly.
     slots: calls that an engine runs at a time.
     """
 
@@ -83,7 +82,7 @@ async def _use_policy(client: AsyncClient, name: str) -> int:
 
 
 async def _filling_scale(cluster: LocalCluster, plan: DemoPlan) -> float:
-    """The scale at which arriving programs ask for FILL times what the engines serve."""
+    """The scale at which arriving programs ask for slightly more than the engines serve."""
     calls, tokens = 2 * plan.slots * cluster.spec.engines, 60
     body = {"model": cluster.spec.model, "prompt": "hello", "max_tokens": tokens, "ignore_eos": True}
     tokens_per_s = 0.0

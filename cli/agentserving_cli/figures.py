@@ -10,12 +10,8 @@ from agentserving_cli.summary import Summary
 COLOURS = ("#8a8f98", "#1f6feb", "#2da44e", "#bf3989")
 
 
-def _label(summary: Summary) -> str:
-    return f"{summary.policy.upper()}: {summary.wait_share:.0%} of the time waiting"
-
-
 def draw(summaries: Sequence[Summary], path: Path) -> Path:
-    """Writes a PNG: the share of programs below a latency per token, and the mean latency of each kind."""
+    """Writes a PNG: the share of programs completed within a time, and the mean latency of each shape."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -23,14 +19,13 @@ def draw(summaries: Sequence[Summary], path: Path) -> Path:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.6), constrained_layout=True)
     for summary, colour in zip(summaries, COLOURS, strict=False):
-        ordered = sorted(summary.token_latencies_ms)
+        ordered = sorted(summary.latencies_s)
         share = [100 * (index + 1) / len(ordered) for index in range(len(ordered))]
-        left.step(ordered, share, where="post", color=colour, linewidth=2, label=_label(summary))
-        left.axvline(summary.token_latency_mean_ms, color=colour, linestyle=":", linewidth=1)
-    left.set(xscale="log", xlabel="program latency per token (ms); dotted: mean", ylabel="programs (%)", ylim=(0, 100))
-    left.xaxis.set_major_formatter("{x:g}")
+        left.step(ordered, share, where="post", color=colour, linewidth=2, label=summary.policy.upper())
+        left.axvline(summary.latency_mean_s, color=colour, linestyle=":", linewidth=1)
+    left.set(xlabel="program latency (s); dotted: mean", ylabel="programs done (%)", ylim=(0, 100))
     left.legend(loc="lower right", frameon=False)
-    left.set_title("How fast programs get their tokens")
+    left.set_title("Time until a program is done")
     shapes = sorted({shape for summary in summaries for shape in summary.shapes})
     width = 0.8 / max(1, len(summaries))
     for index, (summary, colour) in enumerate(zip(summaries, COLOURS, strict=False)):
@@ -38,7 +33,7 @@ def draw(summaries: Sequence[Summary], path: Path) -> Path:
         bars = right.bar(at, [summary.shapes.get(shape, 0.0) for shape in shapes], width, color=colour)
         right.bar_label(bars, fmt="%.1f", fontsize=8)
     right.set(xticks=range(len(shapes)), xticklabels=shapes, ylabel="mean latency (s)")
-    right.set_title("How long programs take, by kind")
+    right.set_title("By kind of program")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

@@ -169,22 +169,22 @@ for _command in _own:
 
 @main.command()
 @click.option("--engine", type=click.Choice(["vllm", "simulator"]), default="vllm", show_default=True)
-@click.option("--programs", type=click.IntRange(4, 1000), default=180, show_default=True, help="Of the four kinds.")
-@click.option("--rate", type=click.FloatRange(0.01, 1000), default=5.0, show_default=True, help="Programs a second.")
+@click.option("--programs", type=click.IntRange(4, 1000), default=90, show_default=True, help="Of the four kinds.")
+@click.option("--rate", type=click.FloatRange(0.01, 1000), default=2.5, show_default=True, help="Programs a second.")
 @click.option(
     "--scale",
     type=click.FloatRange(0, 10),
     default=0.0,
     help="Of the token counts; 0, the default: what fills the engines.",
 )
-@click.option("--slots", type=click.IntRange(1, 256), default=8, show_default=True, help="Calls that an engine runs.")
+@click.option("--slots", type=click.IntRange(1, 256), default=4, show_default=True, help="Calls that an engine runs.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-results"), help="Where results go.")
 def demo(**chosen: Any) -> None:
     """Run the same agent programs under FCFS and under the default policy, and show the difference.
 
-    By default the programs are as long as it takes to overload the engines: under FCFS they wait about 80 % of their
-    life, which is where the order of calls matters. With a small --scale no call waits, and the two policies are equal.
+    By default the programs are as long as it takes to overload the engines slightly: that is where the order of calls
+    matters. With a small --scale no call waits, and the two policies are equal.
     """
     from agentserving_cli.demo import DemoPlan, run_demo
 

@@ -62,7 +62,6 @@ class Summary:
     prefix_hits: float
     failed: int
     latencies_s: list[float] = field(default_factory=list)
-    token_latencies_ms: list[float] = field(default_factory=list)
     shapes: dict[str, float] = field(default_factory=dict)
 
 
@@ -104,6 +103,5 @@ def summarise(
         prefix_hits=engines.cached_tokens / max(1, engines.prompt_tokens),
         failed=len(results) - len(good),
         latencies_s=latencies,
-        token_latencies_ms=per_token,
         shapes={shape: sum(values) / len(values) for shape, values in sorted(shapes.items())},
     )
