@@ -27,7 +27,7 @@ from agentserving_sidecar.engine_link import EngineLink
 from agentserving_sidecar.http_front import http_app
 from agentserving_sidecar.journal import Journal, JournalInUseError, NewerFormatError
 from agentserving_sidecar.probing import ModelList, probe_front
-from agentserving_sidecar.settings import Settings
+from agentserving_sidecar.settings import EngineOptions, Settings
 from agentserving_sidecar.sidecar import Sidecar
 
 PROG = "agentserving-sidecar"
@@ -52,6 +52,12 @@ def open_journal(settings: Settings) -> Journal:
         return Journal(settings.sidecar.state_dir / "journal")
     except (JournalInUseError, NewerFormatError, OSError) as error:
         raise CannotStartError(str(error)) from error
+
+
+def engine_http(engine: EngineOptions) -> EngineHttp:
+    """The client of the engine. CannotStartError when a certificate cannot be read."""
+    tls = EngineTls(engine.engine_ca, engine.engine_cert, engine.engine_key)
+    return EngineHttp(engine.engine_address, engine.engine_api_key_file, tls, engine_id=engine.engine_id)
 
 
 @asynccontextmanager
@@ -93,7 +99,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     with closing(open_journal(settings)) as journal:
         sidecar, link, leader_link = connected_sidecar(settings, journal)
         async with (
-            EngineHttp(engine.engine_address, engine.engine_api_key_file, EngineTls(engine.engine_ca)) as http,
+            engine_http(engine) as http,
             generate_server(settings, http),
             served(http_app(sidecar, http), settings.probes),
             drain_socket(sidecar, engine.channel_dir, engine.drain_s),

@@ -86,7 +86,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
         serving.run_dir, channel, settings.ext_proc,
         keys_channel=keys_channel if has_keys else None, own_tickets=_own_tickets(serving),
         group_by_content=serving.group_by_content, max_connections=serving.max_connections,
-        tokens=tokens.verifier if tokens is not None else None, engine_ca=settings.tls.engine_ca,
+        tokens=tokens.verifier if tokens is not None else None, engine_tls=settings.tls.to_engines(),
     )  # fmt: skip
     async with made as front:
         supervisor.start("admissions", front.admission.run)

@@ -41,13 +41,13 @@ class FrontPicker:
         self, run_dir: Path, channel: LeaderChannel, ext_proc: ExtProcOptions | None = None,
         *, keys_channel: LeaderChannel | None = None, own_tickets: OwnTickets | None = None,
         group_by_content: bool = True, tokens: TokenVerifier | None = None, max_connections: int = MAX_CONNECTIONS,
-        engine_ca: Path | None = None,
+        engine_tls: EngineTls | None = None,
     ) -> None:  # fmt: skip
         """`ext_proc`: also serves gateways of others. `keys_channel`: clients have keys, which come by it.
         `own_tickets`: for calls while there is no leader. `group_by_content`: calls without an id, too.
-        `tokens`: clients may have JWTs as well. `max_connections`: Envoy's own bound. `engine_ca`: of engines that
-        speak TLS."""
-        self._engine_tls = EngineTls(engine_ca)
+        `tokens`: clients may have JWTs as well. `max_connections`: Envoy's own bound. `engine_tls`: how
+        engines are reached; in the clear by default."""
+        self._engine_tls = engine_tls or EngineTls()
         self._runs = Runs() if group_by_content else None
         self.run_dir = run_dir.absolute()
         self._paths = FrontSettings(listen=":0", run_dir=self.run_dir)

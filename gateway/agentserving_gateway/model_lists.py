@@ -21,6 +21,7 @@ from aiohttp import web
 
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.credentials import Authenticator
+from agentserving_gateway.engines import Engine
 from agentserving_gateway.errors import HttpError, envelope
 from agentserving_gateway.picker import no_engine
 
@@ -101,17 +102,17 @@ class ModelLists:
             raise no_engine()
         left_out = _HOP.union(self._authenticator.removed_headers)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in left_out}
-        answers = await asyncio.gather(*(self._fetch(engine.address, headers) for engine in engines))
+        answers = await asyncio.gather(*(self._fetch(engine, headers) for engine in engines))
         for engine, answer in zip(engines, answers, strict=True):
             if answer is None:
                 self._admission.avoid(engine.engine_id)
         return answer_of(request.raw_path.partition("?")[0], [answer for answer in answers if answer is not None])
 
-    async def _fetch(self, address: str, headers: Mapping[str, str]) -> Fetched | None:
+    async def _fetch(self, engine: Engine, headers: Mapping[str, str]) -> Fetched | None:
         """None when an engine does not answer in time, or with more than MAX_LIST_BYTES."""
         try:
-            url = self._tls.url(address, MODELS)
-            async with self._session.get(url, headers=headers, **self._tls.options()) as response:
+            url = self._tls.url(engine.address, MODELS)
+            async with self._session.get(url, headers=headers, **self._tls.options(engine.engine_id)) as response:
                 body = await response.content.read(MAX_LIST_BYTES + 1)
                 while len(body) <= MAX_LIST_BYTES and (more := await response.content.read(MAX_LIST_BYTES)):
                     body += more
