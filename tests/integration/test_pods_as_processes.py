@@ -152,7 +152,7 @@ def request(port: int, verb: str, path: str, body: Any = None, program: str = ""
 
 
 def engine_shows(pods: Pods) -> str:
-    """What the engine asks of a client that has the address of its port: anything that speaks http, or a certificate."""
+    """What the engine asks of a client of its port: nothing ("anything" that speaks http), or a certificate."""
     if request(Port.ENGINE, "GET", "/health")[0] == 200:
         return "anything"
     assert pods.certificates is not None

@@ -104,10 +104,9 @@ class Engine:
     def call(self, client: str = "client") -> httpx.Response:
         """One call. httpx.TransportError when the engine does not talk to this client."""
         with httpx.Client(verify=self.context(client), timeout=120) as http:
-            return http.post(
-                f"https://127.0.0.1:{self.port}/v1/completions", json={"model": "tiny", "prompt": "hi", "max_tokens": 4},
-                extensions={"sni_hostname": engine_name(ME)},
-            )  # fmt: skip
+            body = {"model": "tiny", "prompt": "hi", "max_tokens": 4}
+            named = {"sni_hostname": engine_name(ME)}
+            return http.post(f"https://127.0.0.1:{self.port}/v1/completions", json=body, extensions=named)
 
 
 @pytest.fixture(scope="module")

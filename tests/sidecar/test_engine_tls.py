@@ -35,7 +35,9 @@ async def served(files: CertificateFiles, leaf: str, *, asks: bool = False) -> t
 
 
 async def test_health_models_and_metrics_come_by_tls_from_the_engine_only(tmp_path: Path) -> None:
-    files = CertificateFiles(tmp_path, {"engine": [engine_name("e0")], "other": [engine_name("e1")], "sidecar": [SIDECAR_NAME]})
+    files = CertificateFiles(
+        tmp_path, {"engine": [engine_name("e0")], "other": [engine_name("e1")], "sidecar": [SIDECAR_NAME]}
+    )
     tls = EngineTls(files.paths("engine")["ca"])
     for leaf in ("engine", "other", "sidecar"):
         runner, address = await served(files, leaf)

@@ -137,7 +137,8 @@ def _simulator_arguments(cluster: AgentServingCluster) -> list[str]:
         "--listen", f"0.0.0.0:{Port.ENGINE}", "--engine-id", "$(POD_NAME)", "--channel-dir", CHANNEL_DIR,
         "--ticket-key-file", PUBLIC_KEY_FILE, *_simulator_access(cluster), "--model", served_name(cluster),
         "--sse-keep-alive-s", str(cluster.spec.engine.sse_keep_alive_seconds),
-        *(flags(ENGINE_SERVED_DIR) if cluster.spec.tls.engines else []), *settings, *_limits(cluster), *cluster.spec.engine.extra_args,
+        *(flags(ENGINE_SERVED_DIR) if cluster.spec.tls.engines else []),
+        *settings, *_limits(cluster), *cluster.spec.engine.extra_args,
     ]  # fmt: skip
 
 
