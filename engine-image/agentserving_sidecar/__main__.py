@@ -11,7 +11,7 @@ import uvloop
 from agentserving import __version__
 from agentserving.contract.ids import EngineId
 from agentserving.transport.leader_channel import LeaderChannel
-from agentserving_process import logs, options, supervision
+from agentserving_process import engine_tls, logs, options, supervision
 from agentserving_process.backoff import Backoff
 from agentserving_process.engine_tls import EngineTls
 from agentserving_process.listening import listen
@@ -96,6 +96,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     """Runs until SIGTERM or SIGINT, then drains."""
     engine = settings.engine
     settings.leader.report_expiry()
+    engine_tls.report_expiry(engine.engine_ca, engine.engine_cert)
     with closing(open_journal(settings)) as journal:
         sidecar, link, leader_link = connected_sidecar(settings, journal)
         async with (

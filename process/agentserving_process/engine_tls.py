@@ -27,6 +27,17 @@ def check_engine_files(ca: Path | None, cert: Path | None, key: Path | None) -> 
         raise ValueError("--engine-cert: --engine-ca is needed with it: engines without a certificate speak http")
 
 
+def report_expiry(ca: Path | None, cert: Path | None) -> None:
+    """Reports in the metrics when these certificates end; nothing of those that are not given."""
+    if ca is None:
+        return
+    # Not every process has certificates, and `cryptography` takes 10 MB.
+    from agentserving_process.certificate_expiry import Use, report
+
+    report(Use.ENGINES_CA, ca)
+    report(Use.TO_ENGINES, cert)
+
+
 class EngineTls:
     """For aiohttp. `ca` None: engines speak http. `cert` and `key`: ours, for engines that ask for one.
 
