@@ -22,6 +22,7 @@ VALID: list[dict[str, Any]] = [
         "store": {"etcd": {"template": {"spec": {"affinity": {"nodeAffinity": {}}, "tolerations": [{"key": "x"}]}}}},
     },
     {**MINIMAL, "tls": {"issuer": "Operator"}},
+    {**MINIMAL, "tls": {"engines": True}, "engine": {"extraArgs": ["--seed", "1"]}},
     {**MINIMAL, "gateway": {"tls": {"secretName": "front"}}},
     {**MINIMAL, "tls": {"issuer": "None"}},
     {**MINIMAL, "auth": {"clients": "Keys"}},
@@ -131,6 +132,17 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({**MINIMAL, "tls": {"issuer": "Operator", "issuerRef": {"name": "ca"}}}, "spec.tls.issuerRef", "with no other"),
     ({**MINIMAL, "tls": {"issuerRef": {"name": "ca"}}}, "spec.tls.issuerRef", "with no other"),
     ({**MINIMAL, "auth": {"clients": "Keys"}, "tls": {"issuer": "None"}}, "spec.auth.clients", "needs spec.tls"),
+    ({**MINIMAL, "tls": {"issuer": "None", "engines": True}}, "spec.tls.engines", "needs an issuer"),
+    (
+        {**MINIMAL, "tls": {"engines": True}, "gateway": {"inferencePool": {"enabled": True}}},
+        "spec.tls.engines",
+        "excludes gateway.inferencePool",
+    ),
+    (
+        {**MINIMAL, "tls": {"engines": True}, "engine": {"extraArgs": ["--seed", "1", "--ssl-keyfile=x"]}},
+        "spec.engine.extraArgs",
+        "may not contain --ssl-",
+    ),
     (
         {**MINIMAL, "network": {"modelSources": [{"cidr": "example.com"}]}},
         "spec.network.modelSources[0].cidr",
