@@ -48,6 +48,8 @@ OPTIONAL_SCHEDULER_SYMBOLS = {
     "max_num_active_reqs": "0.31 and later",
     "num_waiting_for_streaming_input": "counts against the slot limit from 0.31 on",
     "skipped_waiting": "up to 0.30",
+    "use_eagle": "of the reported prefix only",
+    "use_eagle_block_drop": "later versions than those with use_eagle alone",
 }
 REQUEST_ATTRIBUTES = (
     "arrival_time",
@@ -65,6 +67,7 @@ REQUEST_ATTRIBUTES = (
     "request_id",
     "resumable",
     "session_id",
+    "skip_reading_prefix_cache",
     "status",
     "update_block_hashes",
 )

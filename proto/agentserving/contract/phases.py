@@ -1,0 +1,45 @@
+"""What a call does in its engine at a time, and what became of its prefix; numbers as in types.proto.
+
+The engine measures both, the control plane adds what only it knows, and clients show them.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Self
+
+
+class _Wire(IntEnum):
+    """A number of a newer version is UNSPECIFIED."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self:
+        return cls(0)
+
+
+class PhaseKind(_Wire):
+    """What a call does; types.proto describes each."""
+
+    UNSPECIFIED = 0
+    HELD = 1
+    QUEUE = 2
+    PREFILL = 3
+    DECODE = 4
+    PREEMPTED = 5
+
+
+class PrefixMiss(_Wire):
+    """Why the prefix cache did not have what it might have had; types.proto describes each."""
+
+    UNSPECIFIED = 0
+    NONE = 1
+    FIRST = 2
+    DIVERGED = 3
+    ANSWER_CHANGED = 4
+    EVICTED = 5
+    OTHER_ENGINE = 6
+    SALT = 7
+
+
+# (kind, microseconds) in order. Plain numbers, because they are in every report of a call.
+Phases = tuple[tuple[int, int], ...]
