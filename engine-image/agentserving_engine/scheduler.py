@@ -168,7 +168,14 @@ class SyncProgramScheduler(Scheduler):
     def _retain(self, request: Request) -> None:
         ended = self._adapter.ended(request)
         if self._adapter.is_comparable(ended):
-            self._session.remember(ended.key, ended.context, prompt_blocks=ended.prompt_blocks, salt=ended.salt)
+            self._session.remember(
+                ended.key,
+                ended.context,
+                tokens=ended.tokens,
+                prompt_tokens=ended.prompt_tokens,
+                block_size=self._adapter.kv.block_size,
+                salt=ended.salt,
+            )
         if ended.goes_on:
             self._session.retain(ended.key, ended.context, ended.tokens, now_us())
 

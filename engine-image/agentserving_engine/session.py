@@ -161,11 +161,16 @@ class EngineSession:
                 # They are those of the step that has just ended.
                 call.timeline.produced(key, self._last_step_end_us)
 
-    def remember(self, key: str, hashes: Sequence[Hashable], *, prompt_blocks: int, salt: str = "") -> None:
-        """A request is about to end normally, with this context: later prompts of its program are compared with it."""
+    def remember(
+        self, key: str, hashes: Sequence[Hashable], *, tokens: int, prompt_tokens: int, block_size: int, salt: str = ""
+    ) -> None:
+        """A request is about to end normally: later prompts of its program are compared with its context."""
         call = self.book.call_of(key)
         if call is not None:
-            self._prefixes.remember(_program(call.record), call.record.thread_id, hashes, prompt_blocks, salt)
+            # No step has computed with the last token: a block that it fills is not in the cache.
+            computed = hashes[: (tokens - 1) // block_size]
+            prompt_blocks = prompt_tokens // block_size
+            self._prefixes.remember(_program(call.record), call.record.thread_id, computed, prompt_blocks, salt)
 
     def retain(self, key: str, context: Sequence[object], tokens: int, now_us: int) -> None:
         """A request is about to end normally, with this context of `tokens` tokens: it may be retained."""
@@ -180,7 +185,8 @@ class EngineSession:
         if call is not None:
             # vLLM frees a request before it hands out the last tokens: count those that were not seen yet.
             call.record.output_tokens += output_tokens - call.tokens.pop(key, 0)
-            call.timeline.ended(key, now_us, self.calls.stopped_us(call.program, now_us))
+            stopped_us, others = self.calls.stopped_us(call.program, now_us), len(call.members) > 1
+            call.timeline.ended(key, now_us, stopped_us, others=others)
         stats = self.policy.finish(key, now_us)
         record = self.book.end(key, stats, outcome, now_us, self.calls.policy.accounting)
         if call is not None and not call.members:

@@ -98,7 +98,7 @@ class Ended(NamedTuple):
     goes_on: bool
     tokens: int
     context: Sequence[Hashable]
-    prompt_blocks: int
+    prompt_tokens: int
     salt: str
 
 
@@ -291,7 +291,7 @@ class VllmAdapter:
             goes_on=outcome != "cancelled" and not request.resumable,
             tokens=int(request.num_tokens),
             context=request.block_hashes,
-            prompt_blocks=int(request.num_prompt_tokens) // self.kv.block_size,
+            prompt_tokens=int(request.num_prompt_tokens),
             salt=request.cache_salt or "",
         )
 

@@ -271,7 +271,9 @@ class SimulatedEngine:
             self.session.remember(
                 request.request_id,
                 context,
-                prompt_blocks=request.prompt_tokens // self.limits.block_size,
+                tokens=request.total,
+                prompt_tokens=request.prompt_tokens,
+                block_size=self.limits.block_size,
                 salt=request.salt,
             )
             self.session.retain(request.request_id, context, request.total, now_us)

@@ -31,7 +31,7 @@ def run_screen(trace: Trace, width: int) -> Group:
     if [thread for thread in program.threads if thread.thread_id]:
         parts += ["", _threads_table(program, id_width)]
     if len(trace.programs) > 1:
-        parts += ["", _children_table(trace.programs[1:], id_width)]
+        parts += ["", _children_table(trace.programs[1:], id_width, with_name=width >= 100)]
         if (left := len(trace.programs) - 1 - MOST_CHILDREN + trace.programs_left_out) > 0:
             parts.append(f"[dim]and {left} more[/dim]")
     return Group(*parts)
@@ -71,11 +71,11 @@ def _threads_table(program: Program, id_width: int) -> Table:
     return shown
 
 
-def _children_table(children: tuple[ProgramTrace, ...], id_width: int) -> Table:
+def _children_table(children: tuple[ProgramTrace, ...], id_width: int, *, with_name: bool) -> Table:
     shown = plain_table(("SUB-AGENT", "STATE", "DONE", "QUEUE", "COMPUTED", "TOOLS"), ("SUB-AGENT", "STATE"))
     for child in children[:MOST_CHILDREN]:
         program, split = child.program, split_of(child.program)
-        name = f"{program.program_id} ({program.name})" if program.name else program.program_id
+        name = f"{program.program_id} ({program.name})" if program.name and with_name else program.program_id
         state = program.outcome.name if program.outcome else program.state.name
         shown.add_row(
             escape(cut(name, id_width)),

@@ -37,6 +37,8 @@ LOOKS: dict[Kind, tuple[str, str]] = {
     Kind.PREEMPTED: ("x", "red"),
 }
 _LEGEND = (Kind.GATEWAY, Kind.HELD, Kind.QUEUE, Kind.PREFILL, Kind.DECODE, Kind.PREEMPTED, Kind.TOOLS)
+# Less of a kind is not worth a line of the sums.
+SHOWN_US = 5_000
 # Columns other than the bars: number, engine, length, prefix, and the gaps.
 _NUMBER, _ENGINE, _LENGTH, _PREFIX = 4, 8, 6, 17
 _GAPS = 4
@@ -173,7 +175,7 @@ def time_table(program: Program) -> Group:
     for justify in ("left", "right", "right", "left"):
         table.add_column(justify=justify, no_wrap=True)
     for kind, us in split.items():
-        if us:
+        if us >= SHOWN_US:
             character, style = LOOKS[kind]
             bar = Text(character * max(1, round(_SPLIT_BAR * us / total)), style=style)
             table.add_row(Text(kind.value, style="dim"), seconds(us), f"{us / total:.0%}", bar)

@@ -150,6 +150,7 @@ class ProcessTable:
             engines=list(engines) if len(engines) > 1 else [],
             gateway_us=min(plan.request.gateway_us, MAX_COUNTER),
             trace_parent=plan.request.trace_parent,
+            follows=row.calls_completed > 0,
             elsewhere=bool(row.engines) and engine_id not in row.engines,
         )
         if not plan.reopens:

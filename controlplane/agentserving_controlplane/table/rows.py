@@ -78,7 +78,8 @@ class CallRow(msgspec.Struct, omit_defaults=True, gc=False):
     # Time at the gateway before the admission, and the request's traceparent.
     gateway_us: int = 0
     trace_parent: str = ""
-    # The program's earlier calls ran, but on other engines.
+    # When it was admitted, the program had finished calls; and all of its calls were on other engines.
+    follows: bool = False
     elsewhere: bool = False
 
 

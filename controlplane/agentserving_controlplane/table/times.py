@@ -57,7 +57,7 @@ def prefix_miss(row: ProgramRow, call: CallRow) -> int:
     if miss != PrefixMiss.FIRST:
         return int(miss)
     thread = row.threads.get(call.thread_id)
-    if not row.calls_completed or (call.thread_id and thread is not None and thread.calls <= 1):
+    if not call.follows or (call.thread_id and thread is not None and thread.calls <= 1):
         return int(miss)
     if call.elsewhere or call.engine_id not in row.engines:
         return int(PrefixMiss.OTHER_ENGINE)

@@ -54,9 +54,9 @@ class Timeline:
         if self._running.pop(key, None) is not None:
             self._change(now_us, stopped_us)
 
-    def ended(self, key: str, now_us: int, stopped_us: int) -> None:
-        """A request has left the engine."""
-        if self._running.pop(key, None) is not None and self._running:
+    def ended(self, key: str, now_us: int, stopped_us: int, *, others: bool = False) -> None:
+        """A request has left the engine; `others`: further ones of the call have not."""
+        if self._running.pop(key, None) is not None and others:
             self._change(now_us, stopped_us)
         else:
             self._advance(now_us, stopped_us)
