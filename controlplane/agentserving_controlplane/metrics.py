@@ -90,7 +90,13 @@ def _times(plane: ControlPlane) -> Iterator[Metric]:
     for miss in PrefixMiss:
         calls.add_metric([miss.name.lower()], totals.misses.get(miss, (0, 0))[0])
     lost.add_metric([], sum(tokens for _, tokens in totals.misses.values()))
-    yield from (calls, lost)
+    spans = CounterMetricFamily(
+        "agentserving_span_endings", "Ended calls, tool waits and programs, by what became of their spans",
+        labels=["result"],
+    )  # fmt: skip
+    for result, count in plane.span_counts.items():
+        spans.add_metric([result], count)
+    yield from (calls, lost, spans)
 
 
 def _store(plane: ControlPlane) -> Iterator[Metric]:

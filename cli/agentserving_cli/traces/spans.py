@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from agentserving.client.traces import ProgramTrace, Trace
 from agentserving.client.values import Call, Outcome
-from agentserving.contract.phases import PhaseKind, PrefixMiss
+from agentserving.contract.phases import PhaseKind, PrefixMiss, placed
 
 
 class Kind(StrEnum):
@@ -121,16 +121,14 @@ def _call(call: Call, outcome: Outcome, end_us: int) -> CallSpans:
     admit_us = unix_us(call.admit_time)
     end_us = max(end_us, admit_us)
     begin_us = admit_us - call.gateway_us
-    engine_us = min(sum(phase.duration_us for phase in call.phases), end_us - admit_us)
-    at_us = admit_us
-    if call.phases:
-        arrived_us = unix_us(call.arrive_time)
-        at_us = min(max(arrived_us, admit_us), end_us - engine_us)
+    phases = placed(
+        ((phase.kind, phase.duration_us) for phase in call.phases),
+        admit_us=admit_us, arrive_us=unix_us(call.arrive_time), end_us=end_us,
+    )  # fmt: skip
+    at_us = phases[0][1] if phases else admit_us
     parts = [Span(Kind.GATEWAY, begin_us, admit_us), Span(Kind.TRAVEL, admit_us, at_us)]
-    for phase in call.phases:
-        until_us = min(at_us + phase.duration_us, end_us)
-        parts.append(Span(_OF_PHASE.get(phase.kind, Kind.QUEUE), at_us, until_us))
-        at_us = until_us
+    parts += [Span(_OF_PHASE.get(PhaseKind(kind), Kind.QUEUE), begin, end) for kind, begin, end in phases]
+    at_us = parts[-1].end_us
     # Of a call in flight, the time since its last report.
     parts.append(Span(parts[-1].kind if not outcome and call.phases else Kind.REPORT, at_us, end_us))
     return CallSpans(call, outcome, begin_us, end_us, tuple(part for part in parts if part.end_us > part.begin_us))

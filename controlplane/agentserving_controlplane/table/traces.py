@@ -7,6 +7,7 @@ makes room, by its program that has ended a call least recently, so that a busy 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -55,6 +56,8 @@ class Traces:
         self._tenants: dict[Tenant, OrderedDict[ProgramId, Trace]] = {}
         self._sizes: dict[Tenant, int] = {}
         self._size = 0
+        # Receives each tool wait that is over, when set.
+        self.on_tool_wait: Callable[[ProgramKey, ToolWait], None] | None = None
 
     def __len__(self) -> int:
         """Calls and tool waits kept."""
@@ -86,6 +89,8 @@ class Traces:
         waits = self.of(key).tool_waits
         if waits and not waits[-1].end_us:
             waits[-1] = waits[-1]._replace(end_us=now_us)
+            if self.on_tool_wait is not None:
+                self.on_tool_wait(key, waits[-1])
 
     def forget(self, key: ProgramKey) -> None:
         """The program's row is gone."""

@@ -5,6 +5,7 @@ The engine measures both, the control plane adds what only it knows, and clients
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Self
 
@@ -43,3 +44,22 @@ class PrefixMiss(_Wire):
 
 # (kind, microseconds) in order. Plain numbers, because they are in every report of a call.
 Phases = tuple[tuple[int, int], ...]
+
+
+def placed(
+    phases: Iterable[tuple[int, int]], *, admit_us: int, arrive_us: int, end_us: int
+) -> list[tuple[int, int, int]]:
+    """(kind, begin, end) of each phase on the clock that admitted the call and heard of its end, microseconds.
+
+    `arrive_us`: when the engine received the call by its own wall clock, 0 = not known. Phases keep their lengths, and
+    their begin is limited to where they fit: whatever the clocks say, they lie between the admission and the end.
+    """
+    phases = list(phases)
+    length_us = min(sum(us for _, us in phases), max(0, end_us - admit_us))
+    at_us = max(admit_us, min(arrive_us, end_us - length_us))
+    spans = []
+    for kind, us in phases:
+        until_us = min(at_us + us, max(end_us, admit_us))
+        spans.append((kind, at_us, until_us))
+        at_us = until_us
+    return spans
