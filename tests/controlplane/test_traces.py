@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 from agentserving.contract.phases import PhaseKind, PrefixMiss
+from agentserving.v1 import call_service_pb2 as call_pb
 from agentserving.v1 import program_service_pb2 as pb
 from agentserving.v1 import types_pb2
 from agentserving_controlplane.metrics import exposition
@@ -209,3 +210,13 @@ async def test_a_large_tree_fits_into_one_message() -> None:
         assert finished <= 2000
         assert finished + left_out == 99 * 20
         assert trace.ByteSize() < 3 << 20
+
+
+async def test_a_repeated_admission_is_the_same_however_long_it_was_held_before() -> None:
+    async with ServedPlane() as plane:
+        engine = await plane.attach("e1")
+        asked = call_pb.AdmitCallRequest(program_id="p", implicit=True, idempotency_key="k", gateway_us=5)
+        first = await plane.calls.AdmitCall(asked)
+        asked.gateway_us = 70
+        assert (await plane.calls.AdmitCall(asked)).call_id == first.call_id
+        engine.stream.cancel()

@@ -198,9 +198,14 @@ _MISS_WORDS = {
 }
 
 
+def misses_of(program: Program) -> list[tuple[str, int]]:
+    """What became of the prefixes of its finished calls, in words, and of how many."""
+    return [(_MISS_WORDS[each.miss], each.calls) for each in program.prefix_misses]
+
+
 def misses_line(program: Program) -> str:
-    """What became of the prefixes of its finished calls; "" before there are any."""
+    """The same in a line; "" before there are any."""
     lost = sum(each.lost_tokens for each in program.prefix_misses)
-    words = ", ".join(f"{each.calls} {_MISS_WORDS[each.miss]}" for each in program.prefix_misses)
+    words = ", ".join(f"{calls} {miss}" for miss, calls in misses_of(program))
     again = f"; {count(lost)} tokens computed again" if lost else ""
     return f"[dim]prefix[/dim]  {words}{again}" if words else ""

@@ -34,7 +34,8 @@ MAX_CALLS_SHOWN = 1024
 
 _TRACE_PARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 # Python 3.11 has no test whether an integer is a value of an enum, and making one of a number is slow.
-_NOT_ASKED_FOR = {"idempotency_key", "gateway_us", "trace_parent"}
+# Fields that do not change what a request asks for.
+_NOT_ASKED_FOR = ("idempotency_key", "gateway_us", "trace_parent")
 _OUTCOMES = {int(each): each for each in Outcome}
 _STATES = frozenset(map(int, ProgramState))
 _BALANCER = {
@@ -49,8 +50,9 @@ def digest(request: Message) -> str:
     """Identifies what a request asks for, whatever its idempotency key."""
     bare = type(request)()
     bare.CopyFrom(request)
-    for name in _NOT_ASKED_FOR & bare.DESCRIPTOR.fields_by_name.keys():
-        bare.ClearField(name)
+    for name in _NOT_ASKED_FOR:
+        if name in bare.DESCRIPTOR.fields_by_name:
+            bare.ClearField(name)
     return hashlib.blake2b(bare.SerializeToString(deterministic=True), digest_size=12).hexdigest()
 
 
