@@ -11,6 +11,7 @@ What differs between the supported versions (the range is in `conformance`, whic
 | `reset_preempted_req_ids` | all | makes model runner V2 release the slot of a request preempted between two steps |
 | `prev_step_scheduled_req_ids` | all | model runner V1 must be sent all tokens of a request that was preempted |
 | `deferred_frees` | all | with a connector that loads KV, blocks are freed when the steps in flight end |
+| `use_eagle_block_drop` | from 0.30 | the last block that was found is computed again; before, `use_eagle` says it |
 | resumed requests in `scheduled_new_reqs` | model runner V2 | distinguished by `num_preemptions` |
 | `session_id` of beams | from 0.29 | on 0.28 the requests of a beam search have no ticket and are unmanaged |
 
@@ -132,7 +133,7 @@ class VllmAdapter:
         self.memory = BlockMemory(block_pool)
         self._has_whole_hashes = has_whole_hashes
         # Speculative decoding with hidden states computes the last block that was found again.
-        self._drops_a_block = bool(getattr(vllm, "use_eagle_block_drop", getattr(vllm, "use_eagle", False)))
+        self._drops_a_block = bool(getattr(vllm, "use_eagle_block_drop", vllm.use_eagle))
         self._answers: list[tuple[int, EngineCoreOutput]] = []
         self._unsorted = False
 

@@ -107,7 +107,7 @@ async def test_files_of_the_page_may_load_nothing_from_elsewhere() -> None:
 async def test_errors_of_the_control_plane_are_one_line() -> None:
     async with served() as server:
         status, body, _ = await get(server, "/api/trace/nothing")
-        assert (status, json.loads(body)["error"]) == (502, "no program 'nothing'")
+        assert (status, json.loads(body)["error"]) == (502, "no program 'nothing': open it first")
 
 
 async def test_a_trace_has_programs_calls_and_parts() -> None:
@@ -130,7 +130,7 @@ async def test_the_page_shows_programs_as_a_tree_and_the_selected_run(dark: bool
         await page.key("/")
         await page.send("Input.insertText", text="sub")
         await page.until("document.querySelectorAll('.program[data-id]').length === 2", "the match and its parent")
-        await page.key("Escape")
+        await page.key("Enter")
         await page.key("j")
         await page.until("document.querySelectorAll('svg rect.hit').length === 3", "the calls of the run")
         shown = await page.value("document.getElementById('run').textContent")
