@@ -234,7 +234,7 @@ class TelemetryOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All of them."""
+    """All settings of the process, by topic."""
 
     plane: PlaneSettings
     serving: Serving = field(default_factory=Serving)

@@ -64,7 +64,6 @@ class News:
 
 
 def origin_of(row: ProgramRow, root: ProgramRow) -> Origin:
-    """The origin of the calls of a row."""
     return Origin(
         program_id=row.program_id,
         name=row.name,
@@ -88,7 +87,7 @@ class Endings:
         self.on_ending: Callable[[Tenant, Ending], None] | None = None
 
     def note(self, tenant: Tenant, ending: Ending) -> None:
-        """Adds an ending."""
+        """Adds an ending as the tenant's newest."""
         position = self._newest[tenant] = self.newest(tenant) + 1
         self._ring.append((tenant, position, ending))
         if self.on_ending is not None:
