@@ -7,7 +7,6 @@ more try: spans are for looking at, and the next ones matter more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 
 import agentserving
 import aiohttp
@@ -15,12 +14,11 @@ import structlog
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from agentserving_controlplane.settings import TelemetryOptions
 from agentserving_controlplane.table.endings import ClosedProgram, EndedCall
 from agentserving_controlplane.telemetry.feed import Feed, Item
-from agentserving_controlplane.telemetry.spans import call_spans, program_span, tool_span
+from agentserving_controlplane.telemetry.spans import Spans, add_call, add_program, add_tool_wait
 
 log = structlog.get_logger()
 
@@ -56,16 +54,14 @@ class Exporter:
                     await self._export(session, items)
 
     async def _export(self, session: aiohttp.ClientSession, items: list[Item]) -> None:
-        spans: list[Span] = []
+        request = ExportTraceServiceRequest()
+        resource = request.resource_spans.add(resource=self._resource)
+        spans = resource.scope_spans.add(scope=self._scope).spans
         for begin in range(0, len(items), PER_SLICE):
             for item in items[begin : begin + PER_SLICE]:
-                spans += spans_of(item)
+                _add(spans, item)
             await asyncio.sleep(0)
-        body = ExportTraceServiceRequest(
-            resource_spans=[
-                ResourceSpans(resource=self._resource, scope_spans=[ScopeSpans(scope=self._scope, spans=spans)])
-            ]
-        ).SerializeToString()
+        body = request.SerializeToString()
         error = await self._send(session, body)
         if error:
             await asyncio.sleep(INTERVAL_S)
@@ -97,14 +93,15 @@ class Exporter:
             )  # fmt: skip
 
 
-def spans_of(item: Item) -> Iterable[Span]:
+def _add(spans: Spans, item: Item) -> None:
     """All spans of an ending."""
     tenant, ended = item
     if isinstance(ended, EndedCall):
-        return call_spans(tenant, ended)
-    if isinstance(ended, ClosedProgram):
-        return [program_span(tenant, ended)]
-    return [tool_span(tenant, ended.origin, ended.wait)]
+        add_call(spans, tenant, ended)
+    elif isinstance(ended, ClosedProgram):
+        add_program(spans, tenant, ended)
+    else:
+        add_tool_wait(spans, tenant, ended.origin, ended.wait)
 
 
 def _attribute(key: str, value: str) -> KeyValue:
