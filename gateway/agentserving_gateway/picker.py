@@ -31,6 +31,8 @@ from agentserving_gateway.responses import Responses
 from agentserving_gateway.routes import RESPONSES, Kind, Route, is_response_id, response_id_of
 from agentserving_gateway.uploads import Uploads
 
+# W3C Trace Context, version 00.
+TRACE_PARENT, MAX_TRACE_PARENT = "traceparent", 55
 # Choices of the leader outside a subset before the request is refused.
 MAX_FOREIGN = 3
 
@@ -194,6 +196,8 @@ class Picker:
             model=body.model_name,
             final=identity.final,
             exclude=self._all_but(holder),
+            received_s=time.monotonic() - (time.perf_counter() - began),
+            trace_parent=head.headers.get(TRACE_PARENT, "")[:MAX_TRACE_PARENT],
         )
         try:
             # The question without the body is answered soon, so that a picker that hangs is noticed.

@@ -113,7 +113,7 @@ class EnginePolicy:
         self.retention.call_arrived(facts.program, now_us)
         working_set = None if known else self.working_set
         if working_set is not None and not working_set.call_arrived(facts.key, facts.program, now_us):
-            self.queue.hold(facts.program, True)
+            self.queue.hold(facts.program, True, now_us)
 
     def rebuild(self, calls: Iterable[CallFacts], running: Iterable[str], now_us: int) -> None:
         """Replaces the queue by one of these calls, in the order of their arrival.
@@ -143,7 +143,7 @@ class EnginePolicy:
         """Begins or ends to bound the working set: all programs that are here are admitted."""
         queue, engine = self.queue, self._engine
         for program in self.working_set.waiting_programs if self.working_set else ():
-            queue.hold(program, False)
+            queue.hold(program, False, now_us)
         self.working_set = None
         if not (queue.policy.working_set and engine.kv.findable and engine.kv.countable):
             return
@@ -162,9 +162,9 @@ class EnginePolicy:
         tier = Tier.of(kv.blocks, kv.host_blocks, self.prefill.us_per_token * kv.block_size)
         admitted, displaced = working_set.admit(now_us, tier)
         for program in displaced:
-            self.queue.hold(program, True)
+            self.queue.hold(program, True, now_us)
         for program in admitted:
-            self.queue.hold(program, False)
+            self.queue.hold(program, False, now_us)
 
     def retain(self, end: CallEnd, now_us: int) -> None:
         """Retains the context of a call that is about to leave the queue, if the policy retains KV."""

@@ -15,12 +15,11 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.message import Message
 
 from agentserving.client import messages
+from agentserving.client.keys import ApiKey, NewApiKey
 from agentserving.client.values import (
     Admission,
-    ApiKey,
     Balancer,
     Engine,
-    NewApiKey,
     Outcome,
     Overview,
     PolicyVersion,
