@@ -44,6 +44,8 @@ class CallRequest:
     # An attempt that failed before its first byte, and the engines that must not be chosen.
     retry_of_call_id: CallId = CallId("")
     exclude: tuple[EngineId, ...] = ()
+    # The call is held until there is an engine; 0 = it is not.
+    hold_id: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,12 +41,12 @@ class FrontPicker:
         self, run_dir: Path, channel: LeaderChannel, ext_proc: ExtProcOptions | None = None,
         *, keys_channel: LeaderChannel | None = None, own_tickets: OwnTickets | None = None,
         group_by_content: bool = True, tokens: TokenVerifier | None = None, max_connections: int = MAX_CONNECTIONS,
-        engine_ca: Path | None = None,
+        engine_ca: Path | None = None, hold_s: float = 0.0,
     ) -> None:  # fmt: skip
         """`ext_proc`: also serves gateways of others. `keys_channel`: clients have keys, which come by it.
         `own_tickets`: for calls while there is no leader. `group_by_content`: calls without an id, too.
         `tokens`: clients may have JWTs as well. `max_connections`: Envoy's own bound. `engine_ca`: of engines that
-        speak TLS."""
+        speak TLS. `hold_s`: how long calls wait while there is no engine."""
         self._engine_tls = EngineTls(engine_ca)
         self._runs = Runs() if group_by_content else None
         self.run_dir = run_dir.absolute()
@@ -54,7 +54,9 @@ class FrontPicker:
         self.admin = EnvoyAdmin(Path(self._paths.admin_socket))
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.crowd = Crowd(self.admin, self._paths.crowd_file, max_connections)
-        self.admission = Admission(channel, EnginesFile(self._paths.engines_file), self.admin.knows, own_tickets)
+        self.admission = Admission(
+            channel, EnginesFile(self._paths.engines_file), self.admin.knows, own_tickets, hold_s
+        )
         self.keys = KeyWatch(keys_channel, self._paths.keys_file) if keys_channel is not None else None
         self.authenticator = Authenticator(self.keys.current if self.keys is not None else None, tokens=tokens)
         self._ext_proc = ext_proc if ext_proc is not None and ext_proc.ext_proc_listen else None

@@ -230,6 +230,7 @@ def _admit_message(request: CallRequest) -> pb.AdmitCallRequest:
         retry_of_call_id=request.retry_of_call_id,
         exclude_engine_ids=request.exclude,
         max_fallbacks=MAX_FALLBACKS,
+        hold_id=request.hold_id,
     )
 
 

@@ -174,6 +174,7 @@ def admission_request(request: call_service_pb2.AdmitCallRequest, tenant: Tenant
         exclude_engine_ids=frozenset(map(EngineId, request.exclude_engine_ids)),
         final=request.final,
         max_fallbacks=request.max_fallbacks,
+        hold_id=request.hold_id,
         idempotency_key=request.idempotency_key,
         digest=_digest_if_keyed(request, request.idempotency_key),
     )

@@ -46,6 +46,8 @@ class AdmissionRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     exclude_engine_ids: frozenset[EngineId] = frozenset()
     final: bool = False
     max_fallbacks: int = 0
+    # Of a call that its gateway holds until there is an engine; 0 = it does not.
+    hold_id: int = 0
     idempotency_key: str = ""
     # Identifies the rest of the request; set with the key.
     digest: str = ""

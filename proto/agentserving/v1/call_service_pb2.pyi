@@ -33,6 +33,7 @@ class AdmitCallRequest(google.protobuf.message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
     TENANT_FIELD_NUMBER: builtins.int
     MAX_FALLBACKS_FIELD_NUMBER: builtins.int
+    HOLD_ID_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     """Empty = a program of one call. Unknown = opened on the fly when `implicit` is set, else NOT_FOUND."""
     thread_id: builtins.str
@@ -65,6 +66,10 @@ class AdmitCallRequest(google.protobuf.message.Message):
     """Fallback engines that the sender tries by itself, in the order of the answer, when an engine fails before its
     answer begins; at most 2 are named. Such a sender ends each of its calls with EndCall when the HTTP exchange is over.
     """
+    hold_id: builtins.int
+    """The sender holds the call until an engine can take it, and asks again within 5 s with the same number; not 0. Such
+    calls count as demand (GetDemand).
+    """
     @property
     def parent_call_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Earlier calls of the same program whose results this one uses, at most 64; NOT_FOUND for any other id."""
@@ -88,8 +93,9 @@ class AdmitCallRequest(google.protobuf.message.Message):
         idempotency_key: builtins.str = ...,
         tenant: builtins.str = ...,
         max_fallbacks: builtins.int = ...,
+        hold_id: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["exclude_engine_ids", b"exclude_engine_ids", "final", b"final", "idempotency_key", b"idempotency_key", "implicit", b"implicit", "max_fallbacks", b"max_fallbacks", "model", b"model", "name", b"name", "parent_call_ids", b"parent_call_ids", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "retry_of_call_id", b"retry_of_call_id", "tenant", b"tenant", "thread_id", b"thread_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exclude_engine_ids", b"exclude_engine_ids", "final", b"final", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "implicit", b"implicit", "max_fallbacks", b"max_fallbacks", "model", b"model", "name", b"name", "parent_call_ids", b"parent_call_ids", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "retry_of_call_id", b"retry_of_call_id", "tenant", b"tenant", "thread_id", b"thread_id"]) -> None: ...
 
 global___AdmitCallRequest = AdmitCallRequest
 
