@@ -135,6 +135,8 @@ class Reconciler:
         tenants = await self._settle_tenants(cluster, target, previous.get("tenants", []))
         observed = replace(observed, tenants=tenants.recorded, expiring=issued.expiring)
         await self._write_status(live, status_of(cluster, observed, previous, self.now()))
+        if observed.autoscaling is not None:
+            self.scaling.recorded((namespace, name), observed.autoscaling.draining)
         result = _result(cluster, observed, issued)
         return VisitResult.PENDING if result is VisitResult.SETTLED and tenants.pending else result
 

@@ -22,6 +22,9 @@ class Scaling(Protocol):
     def aim(self, key: Key, target: Target | None, pods: Collection[str]) -> None:
         """The control plane of a cluster, None = it does not serve; and the pods that exist, by name."""
 
+    def recorded(self, key: Key, engine_ids: Collection[str]) -> None:
+        """The status says now that these engines are drained."""
+
     def forget(self, key: Key) -> None:
         """The cluster is gone, or scales no longer."""
 

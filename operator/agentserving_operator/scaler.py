@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import structlog
@@ -110,12 +110,22 @@ class Scaler:
                 wanted=Wanted(range=seen.live or Range(0, desired), desired=desired, reason=ScaleReason.NO_SIGNAL),
                 answered_at=now_s,
             )  # fmt: skip
-        entry.seen = seen
-        entry.undrained.intersection_update(seen.recorded)
-        entry.drained.intersection_update(seen.recorded)
+        self._note(entry, seen)
         self._decide(entry, entry.answer if self._is_fresh(entry) else None, count=False)
         entry.wanted = self._wanted(entry)[1]
         return entry.wanted
+
+    def recorded(self, key: Key, engine_ids: Collection[str]) -> None:
+        """The status says now that these are drained."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._note(entry, replace(entry.seen, recorded=tuple(engine_ids)))
+
+    @staticmethod
+    def _note(entry: _Entry, seen: Seen) -> None:
+        entry.seen = seen
+        for each in (entry.undrained, entry.drained, entry.drained_by_then):
+            each.intersection_update(seen.recorded)
 
     def aim(self, key: Key, target: Target | None, pods: Collection[str]) -> None:
         """The control plane of a cluster, None = it does not serve; and the pods that exist, by name."""

@@ -30,7 +30,7 @@ def engine_statefulset(cluster: AgentServingCluster) -> Manifest:
     engine, cache, engines = cluster.spec.engine, cluster.spec.model.cache, cluster.engines
     spec: Manifest = {
         "replicas": engines.count,
-        **({"ordinals": {"start": engines.start}} if engines.start else {}),
+        **({"ordinals": {"start": engines.start}} if engine.autoscaling is not None or engines.start else {}),
         "serviceName": cluster.child(Component.ENGINE),
         "podManagementPolicy": "Parallel",
         "updateStrategy": {"type": "RollingUpdate"},
