@@ -51,7 +51,7 @@ class Scaler(Protocol):
 class ProgramScaler:
     """The operator's."""
 
-    every_s, picks_by_context = 1.0, True
+    every_s, picks_by_context = 2.0, True
 
     def __init__(self, bounds: Bounds, begin: int) -> None:
         self._bounds, self._state = bounds, State.begin(begin, 0.0)
@@ -138,7 +138,8 @@ class ElasticCluster(VirtualCluster):
         self._scaler, self._start_us = scaler, int(start_s * 1e6)
         self._slots = {number: _Slot(0, engine) for number, engine in enumerate(self.engines)}
         self._next_number, self._size = spec.engines, Size()
-        self._held: list[tuple[_Live, int]] = []
+        # With the time since when.
+        self._held: list[tuple[_Live, int, int]] = []
         self.bill = Bill(counts=[(0.0, spec.engines)])
         self._at(0, self._scale)
 
@@ -202,7 +203,10 @@ class ElasticCluster(VirtualCluster):
         self.engines.append(engine)
         engine.known.drained = slot.leaving
         held, self._held = self._held, []
-        for live, index in held:
+        for live, index, held_us in held:
+            if not live.open:
+                # It is no tool that the program waited for.
+                live.idle_since_us += self.now_us - held_us
             self._issue(live, index)
 
     def _remove(self, number: int, slot: _Slot) -> None:
@@ -228,6 +232,6 @@ class ElasticCluster(VirtualCluster):
             call = live.program.calls[index]
             hold_id = hash((live.row.key, index)) & (1 << 62) - 1 or 1
             self._table.demand.call_held(hold_id, live.row.root_key, call.prompt_tokens, self.now_us)
-            self._held.append((live, index))
+            self._held.append((live, index, self.now_us))
             return
         super()._issue(live, index)
