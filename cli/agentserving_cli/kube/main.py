@@ -35,6 +35,7 @@ from agentserving_cli.kube.clusters import (
 )
 from agentserving_cli.kube.findings import Finding, of_cluster, of_control_plane, of_operator, of_pods
 from agentserving_cli.kube.kubectl import Kubectl, KubectlError
+from agentserving_cli.kube.render_command import render_command
 from agentserving_cli.output import is_data, output_option, print_data
 from agentserving_cli.program_commands import program_commands
 from agentserving_cli.tenant_commands import tenant_commands
@@ -110,6 +111,16 @@ def _where(command: Callable[..., Any]) -> Callable[..., Any]:
     return _options(found)
 
 
+def _read(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options; the command's first argument reads the cluster."""
+
+    @functools.wraps(command)
+    def found(kubectl: Kubectl, cluster: str, *arguments: Any, **chosen: Any) -> Any:
+        return command(functools.partial(_cluster, kubectl, cluster), *arguments, **chosen)
+
+    return _options(found)
+
+
 # Where audit lines are written. The operator's own log is in another namespace, and is read with --file.
 AUDITED = (("control-plane", "control-plane"), ("gateway", "picker"), ("engine", "sidecar"))
 
@@ -139,7 +150,10 @@ def main() -> None:
     """
 
 
-_commands = (*program_commands(_where), key_commands(_where), tenant_commands(_where), audit_command(_logs))
+_commands = (
+    *program_commands(_where), key_commands(_where), tenant_commands(_where), audit_command(_logs),
+    render_command(_read),
+)  # fmt: skip
 for _command in _commands:
     main.add_command(_command)
 
