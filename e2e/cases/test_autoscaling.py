@@ -16,7 +16,7 @@ from agentserving_operator.scaling.plan import Answer, Work
 from agentserving_operator.spec.scheduling import Scheduling
 from kube.client import CLUSTERS, Kube
 from kube.server import OPERATOR
-from kube.server import ApiServer as TestServer
+from kube.server import ApiServer as Server
 from kube.visiting import IMAGES, MERGE, SIMULATED, live, make
 
 SCALED: dict[str, Any] = {
@@ -42,7 +42,7 @@ class Planes(ControlPlanes):
 class Operator:
     """One that visits when its scaler asks for it."""
 
-    def __init__(self, server: TestServer, admin: Kube, namespace: str) -> None:
+    def __init__(self, server: Server, admin: Kube, namespace: str) -> None:
         self.kubeconfig, self.admin, self.namespace = str(server.kubeconfig(OPERATOR)), admin, namespace
         self.planes, self.clock_s = Planes(), 0.0
         self.scaler = Scaler(self.planes, lambda namespace, name: None, lambda: self.clock_s)
@@ -82,7 +82,7 @@ class Operator:
         return found
 
 
-def test_engines_come_and_the_end_with_less_context_goes(server: TestServer, admin: Kube, namespace: str) -> None:
+def test_engines_come_and_the_end_with_less_context_goes(server: Server, admin: Kube, namespace: str) -> None:
     make(admin, namespace, SCALED)
     operator = Operator(server, admin, namespace)
     operator.planes.context = 2.5
@@ -106,7 +106,7 @@ def test_engines_come_and_the_end_with_less_context_goes(server: TestServer, adm
     assert operator.ordinals() == [0, 1, 2, 3]
 
 
-def test_without_autoscaling_the_ordinals_stay_where_they_are(server: TestServer, admin: Kube, namespace: str) -> None:
+def test_without_autoscaling_the_ordinals_stay_where_they_are(server: Server, admin: Kube, namespace: str) -> None:
     make(admin, namespace, SCALED)
     operator = Operator(server, admin, namespace)
     operator.planes.context = 1.6
@@ -122,9 +122,7 @@ def test_without_autoscaling_the_ordinals_stay_where_they_are(server: TestServer
     assert "autoscaling" not in live(admin, namespace)["status"]
 
 
-def test_the_scale_subresource_sets_what_an_external_scaler_wants(
-    server: TestServer, admin: Kube, namespace: str
-) -> None:
+def test_the_scale_subresource_sets_what_an_external_scaler_wants(server: Server, admin: Kube, namespace: str) -> None:
     engine = {"type": "Simulator", "replicas": 2, "autoscaling": {"max": 5, "scaler": "External"}}
     make(admin, namespace, {**SIMULATED, "engine": engine})
     operator = Operator(server, admin, namespace)
