@@ -169,9 +169,11 @@ def show_status(kubectl: Kubectl, cluster: str, output: str) -> None:
         print_data(status, output)
         return
     policy, engines = status.get("policy", {}), status.get("engines", {})
+    scaling = status.get("autoscaling")
+    wanted = f" (wanted {scaling.get('desired', 0)}: {scaling.get('reason') or '-'})" if scaling else ""
     console.print(
         f"[bold]{escape(found['metadata']['name'])}[/bold] in {escape(found['metadata']['namespace'])}: "
-        f"engines {escape(engines.get('summary', '-'))}, policy {escape(policy.get('name') or '-')} "
+        f"engines {escape(engines.get('summary', '-') + wanted)}, policy {escape(policy.get('name') or '-')} "
         f"v{policy.get('version', 0)}, {status.get('programs', 0)} programs, "
         f"{escape(status.get('url') or 'no URL yet')}"
     )
