@@ -39,7 +39,7 @@ HOUR_S = 3600.0
 START_S = 90.0
 MOST = 12
 # Sessions in the busiest hour.
-PEAK_PER_HOUR = 30
+PEAK_PER_HOUR = 20
 
 
 def curve(hour: float) -> float:
@@ -68,14 +68,14 @@ BOUNDS = Bounds(least=1, most=MOST, target=0.8, scale_in_s=300.0, idle_s=600.0)
 ZERO = Bounds(least=0, most=MOST, target=0.8, scale_in_s=300.0, idle_s=600.0)
 SCALERS: dict[str, Callable[[], Scaler]] = {
     "programs": lambda: ProgramScaler(BOUNDS, 1),
-    "programs, to zero": lambda: ProgramScaler(ZERO, 1),
-    "HPA, 5 waiting calls": lambda: QueueScaler(BOUNDS, 5, only_waiting=True),
     "HPA, 1 waiting call": lambda: QueueScaler(BOUNDS, 1, only_waiting=True),
     "HPA, 4 calls": lambda: QueueScaler(BOUNDS, 4, only_waiting=False),
-    "HPA, 8 calls": lambda: QueueScaler(BOUNDS, 8, only_waiting=False),
-    "4 engines": lambda: FixedScaler(4),
-    "8 engines": lambda: FixedScaler(8),
     "12 engines": lambda: FixedScaler(12),
+    "4 engines": lambda: FixedScaler(4),
+    "HPA, 5 waiting calls": lambda: QueueScaler(BOUNDS, 5, only_waiting=True),
+    "HPA, 2 calls": lambda: QueueScaler(BOUNDS, 2, only_waiting=False),
+    "programs, to zero": lambda: ProgramScaler(ZERO, 1),
+    "8 engines": lambda: FixedScaler(8),
 }
 
 
@@ -159,7 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scalers", nargs="*", default=list(SCALERS), choices=list(SCALERS))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(argv)
-    outcomes = []
+    # Of the code that is loaded now, whatever is committed while this runs.
+    commit, outcomes = commit_of(ROOT), []
     for seed in range(given.seeds):
         for scaler in given.scalers:
             outcomes.append(run(scaler, seed, given.first_hour, given.hours))

@@ -74,8 +74,9 @@ async def test_more_calls_than_a_gateway_may_hold_are_refused() -> None:
     holding = Holding(60.0, most=1)
     first = asyncio.create_task(holding.wait(0.0, 0.0, NO_ENGINE))
     await asyncio.sleep(0)
-    with pytest.raises(HttpError, match="1 calls wait") as refused:
+    with pytest.raises(HttpError) as refused:
         await holding.wait(0.0, 0.0, NO_ENGINE)
+    assert refused.value.message.startswith("1 calls wait")
     assert (refused.value.status, refused.value.headers["retry-after"]) == (503, "10")
     holding.engines_changed()
     await first

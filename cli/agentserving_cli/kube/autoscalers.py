@@ -11,6 +11,8 @@ from typing import Any
 
 METRIC = "agentserving_engines_needed"
 TARGET = {"apiVersion": "agentserving.io/v1alpha1", "kind": "AgentServingCluster"}
+# Some scrapes.
+LASTING = "1m"
 # Label that the chart's PodMonitors take from pods.
 INSTANCE = "app_kubernetes_io_instance"
 
@@ -42,10 +44,14 @@ def of_cluster(cluster: dict[str, Any]) -> Scaled:
 
 
 def query(scaled: Scaled) -> str:
-    """PromQL for the engines that are needed. That calls wait says by itself that engines are full: no target there."""
+    """PromQL for the engines that are needed.
+
+    That calls wait says by itself that engines are full, so there is no target, and counts when it lasts: a few large
+    calls wait for each other now and then.
+    """
     labels = f'namespace="{scaled.namespace}",{INSTANCE}="{scaled.name}"'
     others = f'{METRIC}{{{labels},signal!="waiting"}} / {scaled.target_percent / 100:g}'
-    return f'max({others} or {METRIC}{{{labels},signal="waiting"}})'
+    return f'max({others} or min_over_time({METRIC}{{{labels},signal="waiting"}}[{LASTING}]))'
 
 
 def scaled_object(scaled: Scaled, prometheus_url: str) -> dict[str, Any]:

@@ -71,17 +71,25 @@ def needed(signals: Signals, engines: Iterable[Engine], size: Size) -> Needed:
     if not size.calls or not size.context_tokens:
         # The first engine will say how large it is.
         return Needed(calls=float(bool(calls)))
-    ready = [each for each in engines if each.is_ready]
-    running, waiting = sum(each.load.running for each in ready), sum(each.load.waiting for each in ready)
-    is_waiting = running and waiting > WAITING_SHARE * (running + waiting)
     return Needed(
         context=signals.context_tokens / size.context_tokens,
         calls=calls / size.calls,
         service=signals.owed_us / HORIZON_US / size.calls,
-        # So that as many run on each as now. What an engine holds and what it can do are estimates; that calls wait
-        # is seen.
-        waiting=len(ready) * (running + waiting) / running if is_waiting else 0.0,
+        waiting=_engines_without_waiting([each for each in engines if each.is_ready]),
     )
+
+
+def _engines_without_waiting(ready: list[Engine]) -> float:
+    """So that as many calls run on each engine as now on those where calls wait; 0 while hardly any waits.
+
+    What an engine holds and what it can do are estimates; that calls wait is seen. Engines where none waits say nothing
+    of how many fit.
+    """
+    full = [each.load for each in ready if each.load.waiting and each.load.running]
+    running, waiting = sum(each.load.running for each in ready), sum(each.load.waiting for each in ready)
+    if not full or waiting <= WAITING_SHARE * (running + waiting):
+        return 0.0
+    return (running + waiting) * len(full) / sum(each.running for each in full)
 
 
 def by_engine(signals: Signals, engines: Iterable[Engine]) -> tuple[EngineDemand, ...]:

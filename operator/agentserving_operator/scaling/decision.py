@@ -4,7 +4,8 @@ The control plane says how many full engines each signal needs (GetDemand). The 
 *recommendation* of a moment.
 
 - Out: as soon as two recommendations in a row want it, so that a burst of one moment starts no engine. The first engine
-  of a cluster without any is started at once.
+  of a cluster without any is started at once. That calls wait counts when it has lasted for WAITING_S: a few large
+  calls wait for each other now and then, and most of these waits are over before an engine could start.
 - In: to the largest recommendation of the last `scale_in_s`; to zero only after `idle_s` without any need.
 - Without a signal nothing changes.
 """
@@ -18,6 +19,7 @@ from enum import StrEnum
 
 # A recommendation is compared with the one before it only if that is not older.
 CONFIRMED_WITHIN_S = 15.0
+WAITING_S = 10.0
 # Sums of floats that should be whole engines.
 _EPSILON = 1e-6
 
@@ -81,6 +83,8 @@ class State:
     # The newest recommendation; and when the newest one above zero was made.
     newest: tuple[float, int] | None = None
     used_at: float = -math.inf
+    # (time, what the signal Waiting needed) of the last WAITING_S, and the last one before.
+    waits: tuple[tuple[float, float], ...] = ()
 
     @classmethod
     def begin(cls, desired: int, now_s: float) -> State:
@@ -112,7 +116,8 @@ def decide(state: State, need: Need | None, bounds: Bounds, now_s: float) -> tup
     """The number of engines from now on. `need` None: the control plane has not answered."""
     if need is None:
         desired = _bounded(state.desired, bounds)
-        return replace(state, desired=desired, newest=None), Decision(desired, ScaleReason.NO_SIGNAL)
+        return replace(state, desired=desired, newest=None, waits=()), Decision(desired, ScaleReason.NO_SIGNAL)
+    state, need = _with_lasting_waits(state, need, now_s)
     wanted, signal = recommendation(need, bounds)
     newest, state = state.newest, _remembering(state, wanted, bounds, now_s)
     desired = state.desired
@@ -127,6 +132,16 @@ def decide(state: State, need: Need | None, bounds: Bounds, now_s: float) -> tup
         desired = 1
     desired = _bounded(desired, bounds)
     return replace(state, desired=desired), Decision(desired, _reason(desired, wanted, signal, bounds))
+
+
+def _with_lasting_waits(state: State, need: Need, now_s: float) -> tuple[State, Need]:
+    """The need with the least that waiting calls needed within WAITING_S; 0 until that much time has been seen."""
+    waits = [*state.waits, (now_s, need.engines.get(ScaleReason.WAITING, 0.0))]
+    while len(waits) > 1 and waits[1][0] <= now_s - WAITING_S:
+        del waits[0]
+    lasting = min(amount for _, amount in waits) if waits[0][0] <= now_s - WAITING_S else 0.0
+    engines = {**need.engines, ScaleReason.WAITING: lasting}
+    return replace(state, waits=tuple(waits)), replace(need, engines=engines)
 
 
 def _remembering(state: State, wanted: int, bounds: Bounds, now_s: float) -> State:

@@ -395,7 +395,7 @@ class EnginesNeeded(google.protobuf.message.Message):
     calls: builtins.float
     service: builtins.float
     waiting: builtins.float
-    """So that as many calls run on each engine as now, and none waits; 0 while hardly any waits."""
+    """So that as many calls run on each engine as now on those where calls wait, and none waits; 0 while hardly any does."""
     def __init__(
         self,
         *,

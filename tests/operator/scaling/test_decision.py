@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from agentserving_operator.scaling.decision import Bounds, Need, ScaleReason, State, decide, recommendation
+from agentserving_operator.scaling.decision import (
+    WAITING_S,
+    Bounds,
+    Need,
+    ScaleReason,
+    State,
+    decide,
+    recommendation,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +46,23 @@ def test_a_burst_of_one_moment_adds_none() -> None:
     state = State.begin(1, 0)
     for at in range(100):
         state, desired = decided(state, need(context=6.0 if at % 2 else 0.5), at)
+        assert desired == 1
+
+
+def test_that_calls_wait_counts_when_it_lasts() -> None:
+    state = State.begin(1, 0)
+    for at in range(1, 11):
+        state, desired = decided(state, need(waiting=3.0), at)
+        assert desired == 1, at
+    state, _ = decided(state, need(waiting=2.0), 11)
+    # The least within the time, and twice.
+    assert decided(state, need(waiting=3.0), 12)[1] == 2
+
+
+def test_calls_that_wait_for_each_other_now_and_then_start_no_engine() -> None:
+    state = State.begin(1, 0)
+    for at in range(200):
+        state, desired = decided(state, need(waiting=0.0 if at % 8 == 0 else 9.0), at)
         assert desired == 1
 
 
@@ -131,7 +157,11 @@ def test_any_story_keeps_the_bounds_and_never_removes_what_was_needed_lately(
         if each is None:
             assert desired == min(max(before, bounds.least), bounds.most)
             continue
-        now_wanted = recommendation(each, bounds)[0]
+        # Waits count when they last: they may count less than now, never more.
+        lasting = dict(state.waits)
+        covered = min(lasting) <= now - WAITING_S
+        engines = {**each.engines, ScaleReason.WAITING: min(lasting.values()) if covered else 0.0}
+        now_wanted = recommendation(replace(each, engines=engines), bounds)[0]
         wanted.append((now, now_wanted))
         recent = [count for at, count in wanted if at > now - bounds.scale_in_s]
         if desired < before and bounds.least <= before <= bounds.most:
