@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(outcomes[-1], file=sys.stderr, flush=True)
             if given.json is not None:
                 found = {
-                    "commit": commit_of(ROOT),
+                    "commit": commit,
                     "outcomes": [asdict(each) for each in outcomes],
                 }
                 given.json.write_text(json.dumps(found, indent=1) + "\n")
