@@ -4,7 +4,7 @@ Arrivals are those of one hour of a code completion service (Azure), with its bu
 many as an office day's curve says begin a recorded coding session; the others are left out. Ours runs production's
 signals and decisions; beside it are autoscalers on queue length and on calls, and fixed numbers of engines.
 
-    python -m benchmarks.autoscaling [--hours 24] [--seeds 2] [--json FILE]
+    python -m benchmarks.autoscaling [--hours 24] [--peak 20] [--seeds 2] [--json FILE]
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def curve(hour: float) -> float:
     return max(0.04, day - noon)
 
 
-def programs(seed: int, first_hour: float, hours: float) -> list[Program]:
+def programs(seed: int, first_hour: float, hours: float, peak: float = PEAK_PER_HOUR) -> list[Program]:
     """The sessions of that part of a day."""
     rng = random.Random(f"autoscaling-{seed}")
     gaps, known = gaps_ms(), sessions()
-    share = PEAK_PER_HOUR / len(gaps) * (sum(gaps) / 1000 / HOUR_S)
+    share = peak / len(gaps) * (sum(gaps) / 1000 / HOUR_S)
     at, now_s, found, order = rng.randrange(len(gaps)), 0.0, list[Program](), list[int]()
     while now_s < hours * HOUR_S:
         now_s += gaps[at] / 1000
@@ -100,7 +100,7 @@ class Outcome:
     took_s: float
 
 
-def run(scaler: str, seed: int, first_hour: float, hours: float) -> Outcome:
+def run(scaler: str, seed: int, first_hour: float, hours: float, peak: float = PEAK_PER_HOUR) -> Outcome:
     """One run to the end of its programs."""
     began = time.monotonic()
     made = SCALERS[scaler]()
@@ -110,7 +110,7 @@ def run(scaler: str, seed: int, first_hour: float, hours: float) -> Outcome:
         engines=count,
     )  # fmt: skip
     cluster = ElasticCluster(spec, made, START_S)
-    cluster.add(programs(seed, first_hour, hours))
+    cluster.add(programs(seed, first_hour, hours, peak))
     # Engines are paid for during the day; what is left of it is served as well.
     cluster.run(hours * HOUR_S)
     bill = cluster.close_bill()
@@ -155,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--first-hour", type=float, default=0.0)
+    parser.add_argument("--peak", type=float, default=PEAK_PER_HOUR, help="sessions in the busiest hour")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--scalers", nargs="*", default=list(SCALERS), choices=list(SCALERS))
     parser.add_argument("--json", type=Path)
@@ -163,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commit, outcomes = commit_of(ROOT), []
     for seed in range(given.seeds):
         for scaler in given.scalers:
-            outcomes.append(run(scaler, seed, given.first_hour, given.hours))
+            outcomes.append(run(scaler, seed, given.first_hour, given.hours, given.peak))
             print(outcomes[-1], file=sys.stderr, flush=True)
             if given.json is not None:
                 found = {
