@@ -205,6 +205,7 @@ class LeaderState:
         engines = list(self.engines)
         signals = self.table.demand.signals(self.now().steady_us)
         self._engine_size = size = size_of((each for each in engines if each.attached), self._engine_size)
+        self.table.demand.most_tokens = size.context_tokens
         return Demand(
             signals=signals,
             needed=needed(signals, engines, size),

@@ -67,6 +67,14 @@ def test_context_is_kept_by_the_engine_of_the_last_call() -> None:
     assert (signals.kept_tokens, signals.kept_programs) == ({E1: 300, E2: 1100}, {E1: 1, E2: 1})
 
 
+def test_a_call_counts_as_an_engine_at_most_whatever_its_sender_estimates() -> None:
+    demand = LiveDemand()
+    demand.most_tokens = 5000
+    began(demand, "p", "1", 10**12)
+    demand.call_held(1, None, 10**12, 0)
+    assert demand.signals(1).context_tokens == 10_000
+
+
 def test_a_closed_program_needs_nothing() -> None:
     demand = LiveDemand()
     began(demand, "p", "1", 1000)

@@ -131,6 +131,8 @@ class LiveDemand:
         self._classes: OrderedDict[str, Finished] = OrderedDict()
         self._held: OrderedDict[int, _Held] = OrderedDict()
         self._tokens = self._owed_us = 0
+        # Of one call: no engine takes a longer one, whatever its sender estimates. 0 = not known.
+        self.most_tokens = 0
         self._kept_tokens: dict[EngineId, int] = {}
         self._kept_programs: dict[EngineId, int] = {}
 
@@ -146,7 +148,7 @@ class LiveDemand:
         else:
             self._leave(tree)
             self._trees.move_to_end(root)
-        self._calls[call_id] = tokens = tokens or tree.kept_tokens
+        self._calls[call_id] = tokens = self._plausible(tokens) or tree.kept_tokens
         tree.heard_us, tree.engine_id = now_us, engine_id
         tree.calls += 1
         tree.prompt_tokens += tokens
@@ -187,7 +189,7 @@ class LiveDemand:
 
     def call_held(self, hold_id: int, program: ProgramKey | None, tokens: int, now_us: int) -> None:
         """No engine can take a call, and its gateway holds it. Beyond MAX_HELD the ones asked for last count."""
-        self._held[hold_id] = _Held(program, tokens, now_us)
+        self._held[hold_id] = _Held(program, self._plausible(tokens), now_us)
         self._held.move_to_end(hold_id)
         if len(self._held) > MAX_HELD:
             self._held.popitem(last=False)
@@ -228,6 +230,9 @@ class LiveDemand:
             else:
                 self._leave(tree)
                 del self._trees[root]
+
+    def _plausible(self, tokens: int) -> int:
+        return min(tokens, self.most_tokens) if self.most_tokens else tokens
 
     # -- sums ----------------------------------------------------------------------------------------------------
 
