@@ -11,7 +11,9 @@ from agentserving.contract.rates import Rate
 from agentserving.contract.signatures import SigningKey
 
 from agentserving_controlplane.engines.directives import ToolWait
+from agentserving_controlplane.engines.engine import Engine
 from agentserving_controlplane.engines.load_balancer import Wanted
+from agentserving_controlplane.errors import UnavailableError
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.state import LeaderState
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
@@ -74,7 +76,7 @@ class CallOperations:
             exclude=request.exclude_engine_ids,
             holding=plan.engines,
         )
-        engines = state.balancer.choose_many(wanted, now.steady_us, 1 + min(request.max_fallbacks, MAX_FALLBACKS))
+        engines = self._chosen(wanted, request, now)
         # Nothing below refuses.
         call = self._commit(plan, [each.engine_id for each in engines], now)
         row = state.table.index.rows[plan.key]
@@ -83,6 +85,20 @@ class CallOperations:
         state.table.rates.admitted(request.tenant, now)
         state.settle()
         return self._admission(row, call, key, self._left(request.tenant, bounds.tokens_per_day, now))
+
+    def _chosen(self, wanted: Wanted, request: AdmissionRequest, now: Instant) -> list[Engine]:
+        """The engines of a call. UnavailableError: a call that its gateway holds then counts as demand."""
+        state, demand = self._state, self._state.table.demand
+        try:
+            found = state.balancer.choose_many(wanted, now.steady_us, 1 + min(request.max_fallbacks, MAX_FALLBACKS))
+        except UnavailableError:
+            if request.hold_id:
+                program = wanted.program if request.program_id else None
+                demand.call_held(request.hold_id, program, request.prompt_tokens, now.steady_us)
+            raise
+        if request.hold_id:
+            demand.call_released(request.hold_id)
+        return found
 
     def _left(self, tenant: Tenant, tokens_per_day: int, now: Instant) -> tuple[Rate, ...]:
         table = self._state.table

@@ -40,6 +40,7 @@ class Collector(CollectorBase):
             yield from _times(plane)
             yield from _store(plane)
             yield from _engines(plane)
+            yield from _demand(plane)
 
 
 def _programs(plane: ControlPlane) -> Iterator[Metric]:
@@ -120,6 +121,28 @@ def _engines(plane: ControlPlane) -> Iterator[Metric]:
         for each in EngineState:
             states.add_metric([engine.engine_id, each.name.lower()], int(state is each))
     yield from (in_flight, ready, states)
+
+
+def _demand(plane: ControlPlane) -> Iterator[Metric]:
+    demand = plane.demand()
+    signals, needed = demand.signals, demand.needed
+    for name, text, value in (
+        ("agentserving_programs_waiting", "Programs with calls of which none runs", demand.waiting_programs),
+        (
+            "agentserving_programs_held",
+            "Programs whose calls gateways hold for want of an engine",
+            signals.held_programs,
+        ),
+        ("agentserving_calls_held", "Calls that gateways hold for want of an engine", signals.held_calls),
+        ("agentserving_context_tokens", "Context of live programs in tokens", signals.context_tokens),
+        ("agentserving_engine_context_tokens", "Tokens in the KV cache of one engine", demand.size.context_tokens),
+        ("agentserving_owed_service_seconds", "Service predicted for the next minute", signals.owed_us / 1e6),
+    ):
+        yield GaugeMetricFamily(name, text, value)
+    found = GaugeMetricFamily("agentserving_engines_needed", "Full engines that programs need", labels=["signal"])
+    for signal in ("context", "calls", "service", "waiting"):
+        found.add_metric([signal], getattr(needed, signal))
+    yield found
 
 
 def exposition(plane: ControlPlane | None, refusals: Mapping[str, int] = MappingProxyType({})) -> bytes:

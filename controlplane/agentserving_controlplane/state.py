@@ -21,6 +21,7 @@ from agentserving_controlplane.engines.directives import ProgramEnded
 from agentserving_controlplane.engines.links import Links
 from agentserving_controlplane.engines.load_balancer import LoadBalancer
 from agentserving_controlplane.engines.registry import EngineRegistry
+from agentserving_controlplane.engines.sizing import Demand, Size, by_engine, needed, size_of
 from agentserving_controlplane.errors import OverloadedError
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.policy.in_force import PolicyInForce
@@ -81,6 +82,8 @@ class LeaderState:
         self.links = Links()
         self.accounts = AccountSpreading(self.table.index, self.links)
         self.keys = AdmissionKeys()
+        # As engines said last: there may be none.
+        self._engine_size = Size()
         # Share of the store's space that is in use.
         self.store_fill = 0.0
         # Called after each change of a program or an engine.
@@ -198,6 +201,20 @@ class LeaderState:
         account = 0 if self.table.accounting is Accounting.NONE else root.attained_service_us
         level = self.policy_in_force.for_engines.policy.level_of(account, root.name)
         return ProgramView(row, root, self.table.index.state_of(row), level, self.revision)
+
+    def demand(self) -> Demand:
+        """What live programs need of engines now."""
+        engines = list(self.engines)
+        signals = self.table.demand.signals(self.now().steady_us)
+        self._engine_size = size = size_of((each for each in engines if each.attached), self._engine_size)
+        self.table.demand.most_tokens = size.context_tokens
+        return Demand(
+            signals=signals,
+            needed=needed(signals, engines, size),
+            size=size,
+            waiting_programs=self.table.index.waiting_trees,
+            engines=by_engine(signals, engines),
+        )
 
     def overview(self) -> dict[str, int]:
         """Counts for GetOverview and /metrics."""

@@ -15,6 +15,7 @@ from agentserving_operator.control_planes import ControlPlanes
 from agentserving_operator.manifests import Images
 from agentserving_operator.observe.settled import Settled
 from agentserving_operator.reconcile import Reconciler, VisitResult
+from agentserving_operator.scaler import Scaler
 from agentserving_operator.spec.crd import API_VERSION, KIND, TENANT_KIND
 from kube.client import CLUSTERS, TENANTS, Kube
 
@@ -64,6 +65,7 @@ def visit(kubeconfig: Path, namespace: str, name: str = "demo", settled: Settled
             reconciler = Reconciler(
                 api=api, apply_policy=(planes := ControlPlanes()).apply_policy, apply_tenants=planes.apply_tenants,
                 images=IMAGES, now=now, random_bytes=secrets.token_bytes, settled=settled or Settled(),
+                scaling=Scaler(planes, lambda namespace, name: None),
             )  # fmt: skip
             return await reconciler.visit(namespace, name)
 

@@ -50,6 +50,7 @@ class Serving:
     max_connections: int = option(
         MAX_CONNECTIONS, "client connections that Envoy takes, its --max-connections", least=1
     )
+    hold_s: float = option(0.0, "seconds that calls wait while there is no engine; 0: they are refused", least=0)
     drain_s: float = option(0.0, "seconds that requests may go on after SIGTERM", least=0)
 
 
@@ -88,6 +89,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
         keys_channel=keys_channel if has_keys else None, own_tickets=_own_tickets(serving),
         group_by_content=serving.group_by_content, max_connections=serving.max_connections,
         tokens=tokens.verifier if tokens is not None else None, engine_tls=settings.tls.to_engines(),
+        hold_s=serving.hold_s,
     )  # fmt: skip
     async with made as front:
         supervisor.start("admissions", front.admission.run)

@@ -2,7 +2,7 @@
 
 While another control plane takes the lead, calls wait for it up to AWAY_WAIT_S. When all are away for longer, or
 silent, calls are served all the same: on the last known engines, by rendezvous hashing of the program id, without a
-ticket, and counted as unmanaged.
+ticket, and counted as unmanaged. While there is no engine, calls wait for one where that is switched on (holding.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from agentserving_gateway.calls import Admitted, CallRequest, Ending, EndOfCall,
 from agentserving_gateway.engines import Engine, Engines
 from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.errors import HttpError, from_refusal
+from agentserving_gateway.holding import Holding
 from agentserving_gateway.leader import MAX_FALLBACKS, Leader
 from agentserving_gateway.own_tickets import OwnTickets
 
@@ -51,8 +52,11 @@ class Admission:
         file: EnginesFile,
         is_in_force: Callable[[str], Awaitable[bool]],
         own_tickets: OwnTickets | None = None,
+        hold_s: float = 0.0,
     ) -> None:
-        """`is_in_force`: True once Envoy knows the engine at an address. `own_tickets`: for calls without a leader."""
+        """`is_in_force`: True once Envoy knows the engine at an address. `own_tickets`: for calls without a leader.
+        `hold_s`: how long a call waits for an engine while there is none."""
+        self.holding = Holding(hold_s)
         self._file, self._is_in_force = file, is_in_force
         self._engines = Engines(file.load())
         self._leader = Leader(channel, self)
@@ -88,6 +92,7 @@ class Admission:
         """The leader's engines."""
         self._engines.replace(engines)
         self._file.save(engines)
+        self.holding.engines_changed()
 
     # -- engines -------------------------------------------------------------------------------------------------
 
@@ -147,10 +152,14 @@ class Admission:
     async def admit(self, request: CallRequest, *, may_hold: bool = True) -> Admitted:
         """The engine for a call. HttpError when the leader refuses; never because it is away.
 
-        Takes up to AWAY_WAIT_S while a leader is elected; HoldError instead when it must not be held.
+        Takes up to AWAY_WAIT_S while a leader is elected, and longer while there is no engine; HoldError instead when
+        it must not be held.
         """
-        give_up_at = _now() + AWAY_WAIT_S
+        began = _now()
+        give_up_at = began + AWAY_WAIT_S
         avoided = self._engines.avoided(_now())
+        if may_hold and (number := self.holding.number()):
+            request = replace(request, hold_id=number)
         while await self._leader_is_there(may_hold) and _now() < give_up_at:
             exclude = (*request.exclude, *(avoided.difference(request.exclude)))
             asked = replace(request, exclude=exclude) if avoided else request
@@ -171,7 +180,15 @@ class Admission:
                     break  # it is there and silent
             elif avoided and answer.reason in _FOR_WANT_OF_ENGINES:
                 avoided = frozenset()
-            elif not await self._may_change(answer, may_hold):
+            elif await self._may_change(answer, may_hold):
+                continue
+            elif answer.reason == "NO_ENGINE" and self.holding.limit_s and not request.exclude:
+                if not may_hold:
+                    raise HoldError
+                await self.holding.wait(began, _now(), answer)
+                # A leader that is lost meanwhile is waited for as by a new call.
+                give_up_at = _now() + AWAY_WAIT_S
+            else:
                 raise from_refusal(answer)
         return self._without_leader(request)
 

@@ -47,6 +47,8 @@ class CallRequest:
     # When the picker was asked, monotonic; 0 = not known. And the request's W3C traceparent.
     received_s: float = 0.0
     trace_parent: str = ""
+    # The call is held until there is an engine; 0 = it is not.
+    hold_id: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,7 @@ class Front:
         ClientAuth.NONE, "keys: each request needs a key of a client; none: everybody who reaches the port is served"
     )
     max_body_bytes: int = option(64 << 20, "largest request body", least=1)
+    hold_s: float = option(0.0, "seconds that calls wait while there is no engine; the picker needs the same", least=0)
     max_connections: int = option(MAX_CONNECTIONS, "client connections at a time; the picker needs the same", least=1)
     max_heap_mib: int = option(1024, "memory of Envoy; near it requests are refused", least=64)
     workers: int = option(0, "threads of Envoy; 0: one per core that the CPU limit allows", least=0)
@@ -93,6 +94,7 @@ def settings_of(front: Front) -> FrontSettings:
         client_keys=front.client_auth is ClientAuth.KEYS,
         max_body_bytes=front.max_body_bytes,
         max_connections=front.max_connections,
+        hold_s=front.hold_s,
         max_heap_bytes=front.max_heap_mib << 20,
     )
 

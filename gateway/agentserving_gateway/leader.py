@@ -233,6 +233,7 @@ def _admit_message(request: CallRequest) -> pb.AdmitCallRequest:
         max_fallbacks=MAX_FALLBACKS,
         gateway_us=round((time.monotonic() - request.received_s) * 1e6) if request.received_s else 0,
         trace_parent=request.trace_parent,
+        hold_id=request.hold_id,
     )
 
 

@@ -9,6 +9,7 @@ RETRIES = Counter("agentserving_gateway_retries_total", "Calls retried on anothe
 ENDED = Counter("agentserving_gateway_ended_calls_total", "Calls that ended without an engine's report", ["ending"])
 IDENTITIES = Counter("agentserving_gateway_identities_total", "Where program ids came from", ["source"])
 UNAUTHENTICATED = Counter("agentserving_gateway_unauthenticated_total", "Requests without a valid key", ["reason"])
+HELD = Gauge("agentserving_gateway_held_calls", "Calls that wait for an engine because there is none")
 KEYS = Gauge("agentserving_gateway_keys", "Keys of clients that the leader has sent")
 ADMIT_SECONDS = Histogram(
     "agentserving_gateway_admission_seconds",

@@ -32,6 +32,7 @@ from agentserving_operator.lease import LostLeaseError, lead
 from agentserving_operator.manifests import Images
 from agentserving_operator.reconcile import Reconciler
 from agentserving_operator.rounds import Rounds
+from agentserving_operator.scaler import Scaler
 from agentserving_operator.visits import Visits
 from agentserving_operator.watches import watches
 
@@ -102,9 +103,11 @@ class Operator:
     stop: Callable[[], Awaitable[None]]
     planes: ControlPlanes = field(default_factory=ControlPlanes)
     visits: Visits = field(init=False)
+    scaler: Scaler = field(init=False)
     works: bool = False
 
     def __post_init__(self) -> None:
+        self.scaler = Scaler(self.planes, lambda namespace, name: self.visits.touch(namespace, name))
         reconciler = Reconciler(
             api=self.api,
             apply_policy=self.planes.apply_policy,
@@ -112,6 +115,7 @@ class Operator:
             images=self.settings.images.images(),
             now=now,
             random_bytes=secrets.token_bytes,
+            scaling=self.scaler,
             operator_namespace=self.settings.own_namespace,
         )
         self.visits = Visits(reconciler.visit)
@@ -127,6 +131,7 @@ class Operator:
         )  # fmt: skip
         async with Supervisor() as tasks:
             tasks.start("visits", self.visits.run)
+            tasks.start("scaler", self.scaler.run)
             tasks.start("rounds", lambda: rounds.run(self.settings.round_s))
             tasks.start("kopf", events.run, restart=KOPF_RESTART)
             for watch in watches(self.api, self.visits.touch, self.settings.namespaces):

@@ -1,5 +1,5 @@
 """The only module that talks to control planes, through the project's own client: applies the policy and
-tenants, reads the state.
+tenants, reads the state, drains engines.
 
 Nothing in Kubernetes changes when a program begins or an engine hangs, so no watch reports it. `ControlPlanes`
 therefore remembers what each control plane said last, and a round over all clusters asks whether that is still so.
@@ -7,6 +7,7 @@ therefore remembers what each control plane said last, and a round over all clus
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -15,11 +16,13 @@ from dataclasses import dataclass
 from agentserving import AsyncClient
 from agentserving.client import values
 from agentserving.transport.connection import Pem, Settings
-from agentserving.transport.errors import AgentServingError, InvalidArgumentError
+from agentserving.transport.errors import AgentServingError, InvalidArgumentError, NotFoundError
 
 from agentserving_operator.manifests.common import Component, Port, service_address
 from agentserving_operator.observe.overview import EngineState, EngineView, Overview, Rejections
 from agentserving_operator.observe.tenants import Outcome
+from agentserving_operator.scaling.decision import Need, ScaleReason
+from agentserving_operator.scaling.plan import Answer, Work
 from agentserving_operator.spec.scheduling import Balancer, Scheduling, to_policy
 
 BALANCERS = {
@@ -63,6 +66,8 @@ class ControlPlanes:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._known: dict[str, _Known] = {}
+        self._clients: dict[str, tuple[Pem | None, AsyncClient]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def apply_policy(self, target: Target) -> Overview | None:
         """Sets the policy of the spec if another one is in force. Returns the state after that; None = no answer.
@@ -133,10 +138,57 @@ class ControlPlanes:
                 return Outcome(refused=refused, forgotten=frozenset(forgotten), error=str(error))
         return Outcome(refused=refused, forgotten=frozenset(forgotten))
 
+    # -- scaling (scaler.Planes) ---------------------------------------------------------------------------------
+
+    async def need(self, target: Target) -> Answer | None:
+        """What live programs need. None: no answer, or one of a control plane that is older than autoscaling."""
+        try:
+            demand = await self._standing_client(target).get_demand()
+        except AgentServingError:
+            return None
+        needed = demand.needed
+        engines = {
+            ScaleReason.CONTEXT: needed.context, ScaleReason.CALLS: needed.calls,
+            ScaleReason.SERVICE: needed.service, ScaleReason.WAITING: needed.waiting,
+        }  # fmt: skip
+        work = {
+            str(each.engine_id): Work(kept_tokens=each.kept_tokens, calls=each.calls_in_flight)
+            for each in demand.engines
+        }
+        need = Need(engines=engines, calls=demand.calls + demand.calls_held, programs=demand.programs)
+        return Answer(need=need, work=work)
+
+    async def drain(self, target: Target, engine_id: str, drained: bool) -> bool:
+        """Begins or ends a drain; True when it is so, also for an engine that the control plane does not know."""
+        client = self._standing_client(target)
+        try:
+            await (client.drain_engine(engine_id) if drained else client.undrain_engine(engine_id))
+        except NotFoundError:
+            return True
+        except AgentServingError:
+            return False
+        return True
+
+    def _standing_client(self, target: Target) -> AsyncClient:
+        """One for each control plane that is asked every second: a handshake costs more than the question."""
+        known = self._clients.get(target.address)
+        if known is None or known[0] != target.tls:
+            if known is not None:
+                self._close(known[1])
+            known = self._clients[target.address] = target.tls, _client(target)
+        return known[1]
+
+    def _close(self, client: AsyncClient) -> None:
+        task = asyncio.get_running_loop().create_task(client.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
     def retain(self, clusters: Collection[tuple[str, str]]) -> None:
         """Forgets the control planes of all clusters but these (namespace, name)."""
         addresses = {_address(*each) for each in clusters}
         self._known = {address: known for address, known in self._known.items() if address in addresses}
+        for address in [each for each in self._clients if each not in addresses]:
+            self._close(self._clients.pop(address)[1])
 
     def _seen(
         self, target: Target, in_force: values.PolicyVersion, state: values.Overview, before: Rejections

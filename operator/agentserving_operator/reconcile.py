@@ -39,6 +39,7 @@ from agentserving_operator.observe.reasons import Reason, Trouble
 from agentserving_operator.observe.settled import Settled
 from agentserving_operator.observe.status import Observed, invalid_status, status_of
 from agentserving_operator.observe.tenants import Outcome
+from agentserving_operator.scaled_clusters import Scaling, scaled
 from agentserving_operator.spec.auth import in_force
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.crd import API_VERSION, KIND
@@ -102,6 +103,7 @@ class Reconciler:
     images: Images
     now: Callable[[], str]
     random_bytes: Callable[[int], bytes]
+    scaling: Scaling
     settled: Settled = field(default_factory=Settled)
     # Whose pods may connect to control planes; "" = the operator runs outside Kubernetes.
     operator_namespace: str = ""
@@ -110,6 +112,7 @@ class Reconciler:
         """Visits one cluster. UnavailableError when the API server does not respond."""
         live = await self.api.get(KIND, namespace, name)
         if live is None or "deletionTimestamp" in live["metadata"]:
+            self.scaling.forget((namespace, name))
             # Its children are garbage-collected through their owner references.
             await report_missing(self.api, namespace, name, self.now())
             return VisitResult.GONE
@@ -125,12 +128,15 @@ class Reconciler:
         troubles: list[Trouble] = []
         issued = await issue(self.api, cluster, self._now(), troubles)
         cluster = replace(cluster, trust=issued.trust)
-        observed = await self._converge(cluster, troubles)
+        observed = await self._converge(cluster, troubles, previous)
         target = _target(cluster, observed, issued)
+        self.scaling.aim((namespace, name), target, [each["metadata"]["name"] for each in observed.pods])
         observed = await self._ask_control_plane(target, observed)
         tenants = await self._settle_tenants(cluster, target, previous.get("tenants", []))
         observed = replace(observed, tenants=tenants.recorded, expiring=issued.expiring)
         await self._write_status(live, status_of(cluster, observed, previous, self.now()))
+        if observed.autoscaling is not None:
+            self.scaling.recorded((namespace, name), observed.autoscaling.draining)
         result = _result(cluster, observed, issued)
         return VisitResult.PENDING if result is VisitResult.SETTLED and tenants.pending else result
 
@@ -152,10 +158,14 @@ class Reconciler:
     def _now(self) -> datetime.datetime:
         return datetime.datetime.fromisoformat(self.now())
 
-    async def _converge(self, cluster: AgentServingCluster, troubles: list[Trouble]) -> Observed:
+    async def _converge(
+        self, cluster: AgentServingCluster, troubles: list[Trouble], previous: Mapping[str, Any]
+    ) -> Observed:
         """Makes the objects as they should be, and returns what is there after that."""
         found = await self.api.children(cluster.namespace, labels_of(cluster.name))
         live = {(each["kind"], each["metadata"]["name"]): each for each in found}
+        engines = live.get(("StatefulSet", cluster.child(Component.ENGINE)))
+        cluster, autoscaling = scaled(self.scaling, cluster, engines, previous)
         await self._ensure_ticket_key(cluster, troubles)
         wanted = {(each["kind"], each["metadata"]["name"]): each for each in desired(cluster)}
         for key, manifest in wanted.items():
@@ -176,7 +186,7 @@ class Reconciler:
                 self.settled.forget(each)
                 del live[key]
         pods = await self.api.find("Pod", cluster.namespace, labels_of(cluster.name))
-        return Observed(objects=live, pods=pods, troubles=troubles)
+        return Observed(objects=live, pods=pods, troubles=troubles, autoscaling=autoscaling)
 
     async def _delete_with(self, cluster: AgentServingCluster, live: Manifest) -> None:
         """Deletes what goes with an object that is about to be deleted."""

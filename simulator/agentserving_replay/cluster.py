@@ -118,6 +118,8 @@ class VirtualCluster:
         self._executed, self.choices = decided.policy, decided.choices
         self._engines = {engine.engine_id: engine for engine in map(self._attached, range(spec.engines))}
         self.engines = list(self._engines.values())
+        # There is, or may be, a choice of the engine.
+        self._balances = spec.engines > 1
         self._live: dict[ProgramId, _Live] = {}
         # The program of a call in flight, and the call's index in it.
         self._calls: dict[CallId, tuple[_Live, int]] = {}
@@ -286,11 +288,11 @@ class VirtualCluster:
 
     def _choose(self, plan: AdmissionPlan) -> _Engine:
         """The engine of a call. All engines are ready, so there is no choice where there is only one."""
-        if len(self.engines) == 1:
+        if not self._balances:
             return self.engines[0]
         for engine in self.engines:
             engine.report_load()
-        wanted = Wanted(program=plan.root, prompt_tokens=plan.request.prompt_tokens)
+        wanted = Wanted(program=plan.root, prompt_tokens=plan.request.prompt_tokens, holding=plan.engines)
         chosen = self._balancer.choose_many(wanted, self.now_us, count=1)[0]
         return self._engines[chosen.engine_id]
 
@@ -317,7 +319,7 @@ class VirtualCluster:
         self._table.report(report, self._now)
         if self._feed is not None:
             self.calls.append(CallResult.of(ended.request, self.now_us))
-        if len(self.engines) > 1:
+        if self._balances:
             # What a choice depends on.
             engine.report_load()
             engine.known.learn(report.service_us)
@@ -362,7 +364,8 @@ class VirtualCluster:
         self._table.programs.close(row, Outcome.COMPLETED, self._now)
         for ended in self._table.programs.take_ended():
             for engine_id in ended.engines:
-                self._engines[engine_id].model.program_ended(ended.key)
+                if engine_id in self._engines:
+                    self._engines[engine_id].model.program_ended(ended.key)
         self._sizes.end(program.name, row.attained_service_us)
         self.results.append(
             ProgramResult(

@@ -67,6 +67,12 @@ async def run(*arguments: str) -> Result:
     return await asyncio.to_thread(CliRunner().invoke, main, arguments)
 
 
+async def test_status_says_how_many_engines_the_scaler_wants_and_why(answers: Path) -> None:
+    scaled = cluster(autoscaling={"desired": 3, "reason": "Context"})
+    (answers / f"{RESOURCE}.json").write_text(json.dumps({"items": [scaled]}))
+    assert "engines 0/0 (wanted 3: Context)" in (await run("status")).output
+
+
 async def test_programs_are_listed_through_a_forwarded_port_that_is_gone_afterwards(
     served: ServedPlane, answers: Path
 ) -> None:

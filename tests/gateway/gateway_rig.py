@@ -357,6 +357,7 @@ async def rig(
             keys_channel=leader_of_keys if keys is not None else None,
             max_connections=front.get("max_connections", MAX_CONNECTIONS),
             engine_tls=EngineTls(*(front.get(f"engine_{each}") for each in ("ca", "cert", "key"))),
+            hold_s=front.get("hold_s", 0.0),
         )
     )
     admission = picker.admission

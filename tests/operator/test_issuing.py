@@ -18,7 +18,7 @@ from agentserving_operator.observe.overview import Overview
 from agentserving_operator.reconcile import Reconciler, VisitResult
 from agentserving_operator.spec.crd import KIND
 from support.memory_api import MemoryApi
-from support.operator_objects import IMAGES, no_tenants
+from support.operator_objects import IMAGES, no_scaling, no_tenants
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 SPEC: dict[str, Any] = {"model": {"name": "tiny"}, "engine": {"type": "Simulator"}, "tls": {"issuer": "Operator"}}
@@ -63,7 +63,7 @@ class Visited:
         self.api.put_cluster("ns", "demo", spec)
         self.reconciler = Reconciler(
             api=self.api, apply_policy=self.plane, apply_tenants=no_tenants, images=IMAGES, now=self.clock,
-            random_bytes=lambda n: b"r" * n,
+            scaling=no_scaling(), random_bytes=lambda n: b"r" * n,
         )  # fmt: skip
 
     async def visit(self, **later: Any) -> VisitResult:

@@ -18,7 +18,7 @@ from agentserving_operator.reconcile import Reconciler, VisitResult
 from agentserving_operator.spec.crd import KIND
 from agentserving_operator.spec.scheduling import Scheduling
 from support.memory_api import MemoryApi
-from support.operator_objects import IMAGES, no_tenants
+from support.operator_objects import IMAGES, no_scaling, no_tenants
 
 NOW = "2026-01-01T00:00:00Z"
 # Without certificates, of which no two are equal; test_issuing is about these.
@@ -48,7 +48,7 @@ async def visit(api: MemoryApi, plane: Plane | None = None, name: str = "demo") 
     """By an operator that has just started."""
     reconciler = Reconciler(
         api=api, apply_policy=plane or Plane(), apply_tenants=no_tenants, images=IMAGES, now=lambda: NOW,
-        random_bytes=lambda n: b"r" * n,
+        scaling=no_scaling(), random_bytes=lambda n: b"r" * n,
     )  # fmt: skip
     return await reconciler.visit("ns", name)
 
@@ -129,7 +129,7 @@ def annotate(api: MemoryApi, value: str) -> None:
 async def test_an_annotation_requests_a_ticket_key_which_takes_over_step_by_step(api: MemoryApi) -> None:
     clock, seen = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC), []
     reconciler = Reconciler(
-        api=api, apply_policy=Plane(), apply_tenants=no_tenants, images=IMAGES,
+        api=api, apply_policy=Plane(), apply_tenants=no_tenants, images=IMAGES, scaling=no_scaling(),
         now=lambda: clock.isoformat().replace("+00:00", "Z"),
         random_bytes=os.urandom,
     )  # fmt: skip
@@ -206,7 +206,7 @@ async def test_an_engine_that_is_down_behind_a_ready_pod_is_reported(api: Memory
 async def test_a_webhook_that_rewrites_our_fields_costs_one_write(api: MemoryApi) -> None:
     reconciler = Reconciler(
         api=api, apply_policy=Plane(), apply_tenants=no_tenants, images=IMAGES, now=lambda: NOW,
-        random_bytes=lambda n: b"r" * n,
+        scaling=no_scaling(), random_bytes=lambda n: b"r" * n,
     )  # fmt: skip
     apply = api.apply
 

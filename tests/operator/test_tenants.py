@@ -21,7 +21,7 @@ from agentserving_operator.spec.parsing import SpecError, parse
 from agentserving_operator.spec.scheduling import Scheduling
 from agentserving_operator.spec.tenant import TenantSpec
 from support.memory_api import NOW, MemoryApi
-from support.operator_objects import IMAGES
+from support.operator_objects import IMAGES, no_scaling
 from support.served_plane import ServedPlane
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ class Visited:
     async def visit(self) -> VisitResult:
         reconciler = Reconciler(
             api=self.api, apply_policy=self.plane.policy, apply_tenants=self.plane.tenants, images=IMAGES,
-            now=lambda: NOW, random_bytes=lambda n: b"r" * n,
+            scaling=no_scaling(), now=lambda: NOW, random_bytes=lambda n: b"r" * n,
         )  # fmt: skip
         return await reconciler.visit("ns", "demo")
 

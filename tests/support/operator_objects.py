@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from agentserving.client.values import TenantSettings
-from agentserving_operator.control_planes import Target
+from agentserving_operator.control_planes import ControlPlanes, Target
 from agentserving_operator.manifests import AgentServingCluster, Images, Manifest
 from agentserving_operator.observe.tenants import Outcome
+from agentserving_operator.scaler import Scaler
 from agentserving_operator.spec.auth import in_force
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.parsing import parse
@@ -23,6 +24,11 @@ def make_cluster(images: Images = IMAGES, **spec: Any) -> AgentServingCluster:
         name="demo", namespace="ns", uid="11111111-2222-3333-4444-555555555555", spec=parsed,
         images=images, generation=3, client_auth=in_force(parsed.auth.clients, parsed.tls.on, {}),
     )  # fmt: skip
+
+
+def no_scaling() -> Scaler:
+    """For clusters without autoscaling, which never ask."""
+    return Scaler(ControlPlanes(), lambda namespace, name: None)
 
 
 def pod_spec(workload: Manifest) -> Manifest:

@@ -21,6 +21,8 @@ VALID: list[dict[str, Any]] = [
         "gateway": {"template": {"spec": {"containers": [{"name": "logs", "image": "logs:1"}], "hostIPC": True}}},
         "store": {"etcd": {"template": {"spec": {"affinity": {"nodeAffinity": {}}, "tolerations": [{"key": "x"}]}}}},
     },
+    {**MINIMAL, "engine": {"autoscaling": {"max": 4}}},
+    {**MINIMAL, "engine": {"autoscaling": {"min": 0, "max": 1, "scaler": "External", "holdSeconds": 60}}},
     {**MINIMAL, "tls": {"issuer": "Operator"}},
     {**MINIMAL, "tls": {"engines": True}, "engine": {"extraArgs": ["--seed", "1"]}},
     {**MINIMAL, "gateway": {"tls": {"secretName": "front"}}},
@@ -36,6 +38,14 @@ JWT = {"issuer": "https://a.b/", "audience": "c", "jwksSecretName": "d"}
 
 # (spec, field, words of the parser)
 INVALID: list[tuple[dict[str, Any], str, str]] = [
+    ({**MINIMAL, "engine": {"autoscaling": {}}}, "spec.engine.autoscaling.max", "is required"),
+    ({**MINIMAL, "engine": {"autoscaling": {"min": 3, "max": 2}}}, "spec.engine.autoscaling.min", "at most max"),
+    ({**MINIMAL, "engine": {"autoscaling": {"max": 0}}}, "spec.engine.autoscaling.max", "at least 1"),
+    (
+        {**MINIMAL, "engine": {"autoscaling": {"max": 2, "targetPercent": 0}}},
+        "spec.engine.autoscaling.targetPercent",
+        "at least 10",
+    ),
     ({**MINIMAL, "gateway": {"tls": {}}}, "spec.gateway.tls.secretName", "is required"),
     ({**MINIMAL, "auth": {"jwt": JWT}}, "spec.auth.jwt", "needs clients Keys"),
     ({**MINIMAL, "auth": {"clients": "None", "jwt": JWT}}, "spec.auth.jwt", "needs clients Keys"),

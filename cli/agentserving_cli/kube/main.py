@@ -35,6 +35,7 @@ from agentserving_cli.kube.clusters import (
 )
 from agentserving_cli.kube.findings import Finding, of_cluster, of_control_plane, of_operator, of_pods
 from agentserving_cli.kube.kubectl import Kubectl, KubectlError
+from agentserving_cli.kube.render_command import render_command
 from agentserving_cli.output import is_data, output_option, print_data
 from agentserving_cli.program_commands import program_commands
 from agentserving_cli.tenant_commands import tenant_commands
@@ -112,6 +113,16 @@ def _where(command: Callable[..., Any]) -> Callable[..., Any]:
     return _options(found)
 
 
+def _read(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options; the command's first argument reads the cluster."""
+
+    @functools.wraps(command)
+    def found(kubectl: Kubectl, cluster: str, *arguments: Any, **chosen: Any) -> Any:
+        return command(functools.partial(_cluster, kubectl, cluster), *arguments, **chosen)
+
+    return _options(found)
+
+
 # Where audit lines are written. The operator's own log is in another namespace, and is read with --file.
 AUDITED = (("control-plane", "control-plane"), ("gateway", "picker"), ("engine", "sidecar"))
 
@@ -148,6 +159,7 @@ _commands = (
     audit_command(_logs),
     trace_command(_where),
     ui_command(_where),
+    render_command(_read),
 )
 for _command in _commands:
     main.add_command(_command)
@@ -164,9 +176,11 @@ def show_status(kubectl: Kubectl, cluster: str, output: str) -> None:
         print_data(status, output)
         return
     policy, engines = status.get("policy", {}), status.get("engines", {})
+    scaling = status.get("autoscaling")
+    wanted = f" (wanted {scaling.get('desired', 0)}: {scaling.get('reason') or '-'})" if scaling else ""
     console.print(
         f"[bold]{escape(found['metadata']['name'])}[/bold] in {escape(found['metadata']['namespace'])}: "
-        f"engines {escape(engines.get('summary', '-'))}, policy {escape(policy.get('name') or '-')} "
+        f"engines {escape(engines.get('summary', '-') + wanted)}, policy {escape(policy.get('name') or '-')} "
         f"v{policy.get('version', 0)}, {status.get('programs', 0)} programs, "
         f"{escape(status.get('url') or 'no URL yet')}"
     )

@@ -7,7 +7,7 @@ from agentserving.v1 import admin_service_pb2 as pb
 from agentserving.v1 import admin_service_pb2_grpc as rpc
 
 from agentserving_controlplane.api import conversion
-from agentserving_controlplane.api.engine_conversion import engine_to_message
+from agentserving_controlplane.api.engine_conversion import demand_to_message, engine_to_message
 from agentserving_controlplane.api.servicing import unary
 from agentserving_controlplane.control_plane import ControlPlane
 
@@ -46,6 +46,10 @@ class AdminServicer(rpc.AdminServiceServicer):
     async def UndrainEngine(self, request: pb.UndrainEngineRequest, tenant: Tenant) -> pb.UndrainEngineResponse:
         engine = await self._plane.drain(EngineId(request.engine_id), False)
         return pb.UndrainEngineResponse(engine=engine_to_message(engine))
+
+    @unary
+    async def GetDemand(self, request: pb.GetDemandRequest, tenant: Tenant) -> pb.GetDemandResponse:
+        return demand_to_message(self._plane.demand())
 
     @unary
     async def GetOverview(self, request: pb.GetOverviewRequest, tenant: Tenant) -> pb.GetOverviewResponse:

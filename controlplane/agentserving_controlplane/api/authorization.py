@@ -78,6 +78,7 @@ RULES: dict[str, dict[str, Access]] = {
         "DrainEngine": _CHANGE,
         "UndrainEngine": _CHANGE,
         "GetOverview": _READ,
+        "GetDemand": _READ,
     },
     "KeyService": {
         "CreateKey": _CHANGE,

@@ -181,6 +181,7 @@ def admission_request(request: call_service_pb2.AdmitCallRequest, tenant: Tenant
         max_fallbacks=request.max_fallbacks,
         gateway_us=request.gateway_us,
         trace_parent=trace_parent(request.trace_parent),
+        hold_id=request.hold_id,
         idempotency_key=request.idempotency_key,
         digest=_digest_if_keyed(request, request.idempotency_key),
     )

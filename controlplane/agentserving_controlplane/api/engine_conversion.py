@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import attrgetter
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
-from agentserving.v1 import engine_service_pb2, types_pb2
+from agentserving.v1 import admin_service_pb2, engine_service_pb2, types_pb2
 
 from agentserving_controlplane.api.conversion import outcome, policy_version_to_message
 from agentserving_controlplane.engine_sessions import EngineHello, EngineReport
@@ -13,6 +13,7 @@ from agentserving_controlplane.engines import directives
 from agentserving_controlplane.engines.engine import Engine
 from agentserving_controlplane.engines.facts import Capabilities, Load
 from agentserving_controlplane.engines.health import Health
+from agentserving_controlplane.engines.sizing import Demand
 from agentserving_controlplane.table.reports import CallReport
 
 _HEALTH = frozenset(map(int, Health))
@@ -173,4 +174,32 @@ def _account(account: directives.Account) -> engine_service_pb2.ProgramAccount:
         root_program_id=account.root.program_id,
         attained_service_us=account.attained_service_us,
         wait_us=account.wait_us,
+    )
+
+
+def demand_to_message(demand: Demand) -> admin_service_pb2.GetDemandResponse:
+    """GetDemand's answer."""
+    signals, size, needed = demand.signals, demand.size, demand.needed
+    return admin_service_pb2.GetDemandResponse(
+        programs=signals.programs,
+        programs_waiting=demand.waiting_programs,
+        calls=signals.calls,
+        calls_held=signals.held_calls,
+        programs_held=signals.held_programs,
+        context_tokens=signals.context_tokens,
+        owed_service_us=signals.owed_us,
+        engine_context_tokens=size.context_tokens,
+        engine_calls=size.calls,
+        needed=admin_service_pb2.EnginesNeeded(
+            context=needed.context, calls=needed.calls, service=needed.service, waiting=needed.waiting
+        ),
+        engines=[
+            admin_service_pb2.EngineDemand(
+                engine_id=each.engine_id,
+                kept_tokens=each.kept_tokens,
+                programs=each.programs,
+                calls_in_flight=each.calls,
+            )
+            for each in demand.engines
+        ],
     )

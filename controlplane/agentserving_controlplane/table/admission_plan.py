@@ -49,6 +49,8 @@ class AdmissionRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     # Time at the gateway so far, and the request's W3C traceparent: for those who look at the call later.
     gateway_us: int = 0
     trace_parent: str = ""
+    # Of a call that its gateway holds until there is an engine; 0 = it does not.
+    hold_id: int = 0
     idempotency_key: str = ""
     # Identifies the rest of the request; set with the key.
     digest: str = ""

@@ -63,6 +63,7 @@ class ProcessTable:
         self._changes = Changes(self._stored.encode)
         self.bounds = Bounds(self.index, capacity, self.late.of_tenant)
         self.programs = Programs(epoch, self.index, self._changes, self.totals, self.bounds)
+        self.demand = self.programs.demand
         self._planner = AdmissionPlanner(self.index, self.programs, self.late, self.bounds)
         self.expiring = ExpiringRows(self.index, self.programs, self.late, self._changes)
         self._next_number = 0
@@ -95,8 +96,10 @@ class ProcessTable:
             for number, calls in chunks.get(row.key, {}).items():
                 for call in calls:
                     self.index.restore_call(row, number, call, now.steady_us)
+                    self._began(row, call, call.prompt_tokens, now)
             for call in stored.values():
                 place = self.index.add_call(row, call, now.steady_us)
+                self._began(row, call, call.prompt_tokens, now)
                 if place != ROW:
                     self._changes.call(row.key, place)
 
@@ -156,6 +159,7 @@ class ProcessTable:
         if not plan.reopens:
             call_admitted(row, self.totals.times, now.unix_us)
         self._changes.call(row.key, self.index.add_call(row, call, now.steady_us))
+        self._began(row, call, plan.request.prompt_tokens, now)
         used_thread(row, plan.thread_id).calls += 1
         row.last_arrival_us = now.unix_us
         self.index.active(row, now.steady_us)
@@ -165,6 +169,10 @@ class ProcessTable:
         row.engines.insert(0, engine_id)
         del row.engines[MAX_ENGINES_KEPT:]
         return call
+
+    def _began(self, row: ProgramRow, call: CallRow, tokens: int, now: Instant) -> None:
+        name = self.index.root_of(row).name
+        self.demand.call_began(row.root_key, name, call.call_id, call.engine_id, tokens, now.steady_us)
 
     # -- reports -------------------------------------------------------------------------------------------------
 
@@ -236,6 +244,7 @@ class ProcessTable:
         )
         tries.adopt(call, report)
         self._changes.call(row.key, self.index.add_call(row, call, now.steady_us))
+        self._began(row, call, call.prompt_tokens, now)
         used_thread(row, call.thread_id).calls += 1
         self.totals.calls_adopted += 1
         return row, call
@@ -330,6 +339,10 @@ class ProcessTable:
 
     def _end(self, row: ProgramRow, call: CallRow, outcome: Outcome, now: Instant) -> None:
         self._changes.call(row.key, self.index.drop_call(row, call))
+        self.demand.call_ended(
+            row.root_key, call.call_id, call.engine_id, call.prompt_tokens + call.output_tokens, call.service_us,
+            call.wait_us, now.steady_us,
+        )  # fmt: skip
         row.last_completion_us = now.unix_us
         if row.state is not ProgramState.CLOSED:
             self.index.active(row, now.steady_us)

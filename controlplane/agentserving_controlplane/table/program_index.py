@@ -54,6 +54,8 @@ class ProgramIndex:
         self.engines_changed: set[EngineId] = set()
         # Calls in flight of each tree, by engine.
         self._engines_of_tree: dict[ProgramKey, dict[EngineId, int]] = {}
+        # Running calls of each tree that has some.
+        self._running_of_tree: dict[ProgramKey, int] = {}
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -61,6 +63,11 @@ class ProgramIndex:
     def open_calls(self) -> int:
         """Number of calls in flight."""
         return len(self.calls)
+
+    @property
+    def waiting_trees(self) -> int:
+        """Trees with calls in flight of which none runs."""
+        return len(self._engines_of_tree) - len(self._running_of_tree)
 
     def find(self, key: ProgramKey) -> ProgramRow:
         """The row of a program; NotFoundError for unknown programs and those of other tenants alike."""
@@ -232,7 +239,7 @@ class ProgramIndex:
         del row.calls[call.call_id]
         del self.calls[call.call_id]
         del self.heard_us[call.call_id]
-        self.running_calls -= call.running
+        self._count_running(row, -int(call.running))
         self.calls_of.add(row.tenant, -1)
         if not row.calls:
             self.busy -= 1
@@ -246,7 +253,7 @@ class ProgramIndex:
             self._off_engine(row, call)
             call.engine_id = engine_id
             self._to_engine(row, call)
-        self.running_calls += running - call.running
+        self._count_running(row, running - call.running)
         call.running = running
 
     def place_of(self, row: ProgramRow, call: CallRow) -> int:
@@ -256,9 +263,19 @@ class ProgramIndex:
     def _count_call(self, row: ProgramRow, call: CallRow, steady_us: int) -> None:
         self.calls[call.call_id] = row.key
         self.heard_us[call.call_id] = steady_us
-        self.running_calls += call.running
+        self._count_running(row, int(call.running))
         self.calls_of.add(row.tenant, 1)
         self._to_engine(row, call)
+
+    def _count_running(self, row: ProgramRow, change: int) -> None:
+        if not change:
+            return
+        self.running_calls += change
+        running = self._running_of_tree.get(row.root_key, 0) + change
+        if running:
+            self._running_of_tree[row.root_key] = running
+        else:
+            del self._running_of_tree[row.root_key]
 
     def _to_engine(self, row: ProgramRow, call: CallRow) -> None:
         self._on_engine.setdefault(call.engine_id, {})[call.call_id] = row.key

@@ -17,6 +17,7 @@ from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.table.bounds import Bounds
 from agentserving_controlplane.table.changes import Changes
 from agentserving_controlplane.table.endings import ClosedProgram, Endings, origin_of
+from agentserving_controlplane.table.live_demand import LiveDemand
 from agentserving_controlplane.table.program_index import ProgramIndex
 from agentserving_controlplane.table.rows import NO_PROGRAM, ProgramRow
 from agentserving_controlplane.table.states import Outcome, ProgramState
@@ -111,6 +112,7 @@ class Programs:
         self._bounds = bounds
         self._generated = 0
         self._ended: list[ProgramRow] = []
+        self.demand = LiveDemand()
         # Receives closed programs, when set.
         self.endings: Endings | None = None
         self.traces = Traces()
@@ -248,6 +250,7 @@ class Programs:
         self._totals.programs_completed += 1
         if row.root == row.program_id:
             self._ended.append(row)
+            self.demand.program_ended(row.key, now.steady_us, is_whole=outcome is Outcome.COMPLETED)
         if row.paused:
             self.pause(row, False)
         self.touch(row)

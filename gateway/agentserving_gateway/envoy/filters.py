@@ -20,7 +20,7 @@ PICK, PICK_BY_BODY = "agentserving.pick", "agentserving.pick_by_body"
 HEAD_PREFIX, BODY_PREFIX = "/head", "/body"
 # A picker that hangs delays a call so long at most; its health check spares the next ones.
 PICK_S = 2.0
-# The picker holds calls while a leader is elected (8 s): only here.
+# The picker holds calls while a leader is elected (8 s), and while there is no engine: only here.
 PICK_BY_BODY_S = 10.0
 
 _AUTHZ = "extensions.filters.http.ext_authz.v3."
@@ -41,7 +41,7 @@ def http_filters(settings: FrontSettings) -> list[Json]:
             settings,
             PICK_BY_BODY,
             BODY_PREFIX,
-            PICK_BY_BODY_S,
+            PICK_BY_BODY_S + settings.hold_s,
             with_request_body={"max_request_bytes": settings.max_body_bytes, "pack_as_bytes": True},
         ),
         _retry_unasked(),

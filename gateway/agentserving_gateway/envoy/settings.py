@@ -36,6 +36,8 @@ class FrontSettings:
     max_heap_bytes: int = 1 << 30
     # Longer than the pools of common clients and load balancers (nginx 60 s, Go 90 s, AWS ALB 60 s, GCP 600 s).
     keep_alive_s: float = 620.0
+    # How long the picker may hold a call while there is no engine.
+    hold_s: float = 0.0
     # A client may take so long for the head, and for the whole request.
     head_s: float = 10.0
     request_s: float = 120.0

@@ -69,7 +69,10 @@ def leaves(cluster: AgentServingCluster) -> dict[Leaf, list[str]]:
 def engine_leaves(cluster: AgentServingCluster) -> dict[str, list[str]]:
     """The certificates of the engines by engine id. Sidecars are clients and servers; engines may serve by it too."""
     name = cluster.child(Component.ENGINE)
-    ids = [f"{name}-{number}" for number in range(cluster.spec.engine.replicas)]
+    engine = cluster.spec.engine
+    # Those that may come have theirs before they start. Ordinals never exceed the largest number of engines.
+    most = engine.replicas if engine.autoscaling is None else max(engine.replicas, engine.autoscaling.most)
+    ids = [f"{name}-{number}" for number in range(most)]
     serves = cluster.spec.tls.engines
     return {
         each: [SIDECAR_NAME, *([engine_name(each)] if serves else []), engine_identity(cluster, each)] for each in ids

@@ -9,6 +9,7 @@ from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
 
+from agentserving_operator.scaling.plan import Range
 from agentserving_operator.spec.auth import ClientAuth
 from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.crd import API_VERSION, GROUP, KIND
@@ -83,6 +84,8 @@ class AgentServingCluster:
     operator_namespace: str = ""
     # What clients must present: resolved from the spec and the last status (`spec.auth.in_force`).
     client_auth: ClientAuth = ClientAuth.NONE
+    # Ordinals of engines, the first and their number; None = from 0, as many as the spec says.
+    engine_range: Range | None = None
     # A value that differs from the last one requests a new ticket key; "" = no request.
     key_request: str = ""
 
@@ -93,6 +96,11 @@ class AgentServingCluster:
     def address(self, component: Component, port: int) -> str:
         """host:port of a component's Service."""
         return service_address(self.namespace, self.name, component, port)
+
+    @property
+    def engines(self) -> Range:
+        """Ordinals of its engines."""
+        return self.engine_range or Range(0, self.spec.engine.replicas)
 
     @property
     def ticket_key_name(self) -> str:

@@ -26,10 +26,11 @@ GRACE_AFTER_DRAIN_S = 60
 
 
 def engine_statefulset(cluster: AgentServingCluster) -> Manifest:
-    """`spec.engine.replicas` engines, replaced one at a time."""
-    engine, cache = cluster.spec.engine, cluster.spec.model.cache
+    """As many engines as the spec or the autoscaler says, replaced one at a time."""
+    engine, cache, engines = cluster.spec.engine, cluster.spec.model.cache, cluster.engines
     spec: Manifest = {
-        "replicas": engine.replicas,
+        "replicas": engines.count,
+        **({"ordinals": {"start": engines.start}} if engine.autoscaling is not None or engines.start else {}),
         "serviceName": cluster.child(Component.ENGINE),
         "podManagementPolicy": "Parallel",
         "updateStrategy": {"type": "RollingUpdate"},

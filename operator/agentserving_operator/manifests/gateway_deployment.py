@@ -97,7 +97,7 @@ def _envoy(cluster: AgentServingCluster) -> Manifest:
             "agentserving_gateway.front",
             "--listen", f"0.0.0.0:{Port.GATEWAY}", "--run-dir", RUN_DIR, *_client_auth(cluster),
             "--max-body-bytes", str(gateway.max_body_bytes), *_heap(gateway.resources), *_front_tls(cluster),
-            *_to_engines(cluster),
+            *_to_engines(cluster), *_hold(cluster),
         ),
         env=[*PYTHON_ENV],
         ports=[port("https" if https else "http", Port.GATEWAY)],
@@ -163,6 +163,14 @@ def _ticket_key_mount(cluster: AgentServingCluster) -> list[Manifest]:
     return [mount] if keys_are_needed(cluster) else []
 
 
+def _hold(cluster: AgentServingCluster) -> list[str]:
+    """Where engines may be scaled to zero, calls wait until there is one again."""
+    autoscaling = cluster.spec.engine.autoscaling
+    if autoscaling is None or autoscaling.least:
+        return []
+    return ["--hold-s", str(autoscaling.hold_seconds)]
+
+
 def _heap(given: Resources) -> list[str]:
     """Envoy refuses requests before its container's limit kills it; without a limit its own default applies."""
     limit = memory_limit(given)
@@ -185,7 +193,7 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
             "--run-dir", RUN_DIR, "--drain-s", str(gateway.drain_seconds),
             "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
             "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP), *metrics_token_flags(cluster),
-            *picker_flags(cluster),
+            *picker_flags(cluster), *_hold(cluster),
             *_client_auth(cluster), *token_flags(cluster), *_own_tickets(cluster), *_front_tls(cluster),
             *client_flags(cluster, directory(Leaf.GATEWAY)), *_to_engines(cluster),
         ),

@@ -26,7 +26,7 @@ class Reason(StrEnum):
     READY = "Ready"
     # As many pods are ready as are needed.
     AVAILABLE = "Available"
-    # spec.engine.replicas is 0: calls are refused.
+    # spec.engine.replicas is 0 and calls are refused, or no program needs an engine.
     SCALED_TO_ZERO = "ScaledToZero"
     # The process table is in memory and is lost when the control plane restarts.
     IN_MEMORY = "InMemory"

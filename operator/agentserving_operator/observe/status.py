@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agentserving_operator.manifests import AgentServingCluster, Component, Manifest
@@ -18,7 +18,14 @@ from agentserving_operator.observe.overview import Overview
 from agentserving_operator.observe.reasons import ConditionType, Reason, Trouble
 from agentserving_operator.observe.trouble import trouble_of
 from agentserving_operator.spec.parsing import plain
-from agentserving_operator.spec.status import ClusterStatus, Condition, ConditionStatus, EngineCounts, PolicyInForce
+from agentserving_operator.spec.status import (
+    AutoscalingStatus,
+    ClusterStatus,
+    Condition,
+    ConditionStatus,
+    EngineCounts,
+    PolicyInForce,
+)
 from agentserving_operator.spec.store import StoreType
 
 MAX_MESSAGE = 4096
@@ -51,6 +58,8 @@ class Observed:
     troubles: Sequence[Trouble] = field(default=())
     tenants: tuple[str, ...] = ()
     expiring: Trouble | None = None
+    # None = without autoscaling.
+    autoscaling: AutoscalingStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +115,7 @@ def status_of(
             updated=engines.updated,
             summary=f"{engines.ready}/{engines.wanted}",
         ),
+        autoscaling=_autoscaling(observed, previous, now),
         selector=",".join(f"{k}={v}" for k, v in selector(cluster.name, Component.ENGINE).items()),
         policy=_policy(observed, previous),
         tenants=observed.tenants,
@@ -193,7 +203,13 @@ def _engine_trouble(overview: Overview | None, engines: _Workload) -> Trouble | 
 def _engines_ready(cluster: AgentServingCluster, engines: _Workload, trouble: Trouble | None) -> Finding:
     """The pods' own problems first: a container that crashes again and again explains why its engine is down."""
     if engines.exists and engines.wanted == 0:
-        return Finding(ConditionStatus.TRUE, Reason.SCALED_TO_ZERO, "spec.engine.replicas is 0: calls are refused")
+        held = cluster.spec.engine.autoscaling is not None
+        what = (
+            "no program needs an engine: the next call waits for one"
+            if held
+            else "spec.engine.replicas is 0: calls are refused"
+        )
+        return Finding(ConditionStatus.TRUE, Reason.SCALED_TO_ZERO, what)
     pods = _pods_ready(cluster, Component.ENGINE, engines)
     if trouble is not None and pods.reason in (Reason.AVAILABLE, Reason.STARTING):
         return Finding(ConditionStatus.FALSE, trouble.reason, f"{pods.message}; {trouble.message}")
@@ -274,6 +290,15 @@ def _degraded(of_workloads: Sequence[Trouble | None], of_engines: Trouble | None
     if not troubles:
         return Finding(ConditionStatus.FALSE, Reason.AS_EXPECTED, "nothing has failed")
     return Finding(ConditionStatus.TRUE, troubles[0].reason, "; ".join(trouble.message for trouble in troubles))
+
+
+def _autoscaling(observed: Observed, previous: Mapping[str, Any], now: str) -> AutoscalingStatus | None:
+    found = observed.autoscaling
+    if found is None:
+        return None
+    before = previous.get("autoscaling") or {}
+    same = before.get("desired") == found.desired
+    return replace(found, last_scale_time=before.get("lastScaleTime", now) if same else now)
 
 
 def _policy(observed: Observed, previous: Mapping[str, Any]) -> PolicyInForce | None:

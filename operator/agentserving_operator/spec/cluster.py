@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from agentserving_operator.spec.auth import Auth, ClientAuth
+from agentserving_operator.spec.autoscaling import Autoscaling
 from agentserving_operator.spec.fields import (
     DNS_SUBDOMAIN,
     Rule,
@@ -215,7 +216,15 @@ class Engine:
     )
 
     type: EngineType = choice("VLLM, or Simulator: a cost model, no GPU.", default=EngineType.VLLM)
-    replicas: int = integer("Number of engines; `kubectl scale` sets it.", 0, 256, default=1)
+    replicas: int = integer(
+        "Number of engines; `kubectl scale` sets it. With autoscaling.scaler Operator: of a new cluster.",
+        0,
+        256,
+        default=1,
+    )
+    autoscaling: Autoscaling | None = struct(
+        "The number of engines follows what programs need; absent: it is replicas.", default=None
+    )
     image: str | None = text(
         "Image of vLLM with the agentserving plugin; absent: the one that the operator was installed with.",
         512,

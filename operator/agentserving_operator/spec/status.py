@@ -58,6 +58,24 @@ class PolicyInForce:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AutoscalingStatus:
+    """The number of engines that programs need, and why."""
+
+    desired: int = integer("Number of engines that there should be.", 0, 100_000, default=0)
+    reason: str = text(
+        "The signal that needs most (Context, Calls, Service, Waiting), or AtMinimum, AtMaximum, ScaleInDelayed, Idle, "
+        "NoSignal, External.",
+        64,
+        default="",
+    )
+    last_scale_time: str | None = text("When desired changed last.", 64, default=None, format="date-time")
+    draining: tuple[str, ...] = items(
+        "Engines that the operator drains, or has drained, because fewer are needed.", 512, list_type="set",
+        max_length=63,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterStatus:
     """The observed state of a cluster."""
 
@@ -70,6 +88,7 @@ class ClusterStatus:
     )
     url: str | None = text("Base URL for OpenAI clients inside the cluster.", 512, default=None)
     engines: EngineCounts | None = struct("Numbers of engine pods.", default=None)
+    autoscaling: AutoscalingStatus | None = struct("The number of engines that programs need.", default=None)
     selector: str | None = text("Label selector of engine pods, for autoscalers.", 512, default=None)
     policy: PolicyInForce | None = struct("The scheduling policy in force.", default=None)
     tenants: tuple[str, ...] = items(

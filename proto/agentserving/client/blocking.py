@@ -94,6 +94,7 @@ class Client:
     drain_engine = Run(operations.drain_engine)
     undrain_engine = Run(operations.undrain_engine)
     get_overview = Run(operations.get_overview)
+    get_demand = Run(operations.get_demand)
     create_key = Run(operations.create_key)
     revoke_key = Run(operations.revoke_key)
     set_tenant = Run(tenant_operations.set_tenant)

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.message import Message
 
 from agentserving.client import messages
+from agentserving.client.demand import Demand
 from agentserving.client.keys import ApiKey, NewApiKey
 from agentserving.client.values import (
     Admission,
@@ -300,6 +301,17 @@ def get_overview() -> Operation[Overview]:
         pb.GetOverviewRequest(),
         pb.GetOverviewResponse,
         lambda response: messages.read(Overview, response),
+    )
+
+
+def get_demand() -> Operation[Demand]:
+    """What live programs need of engines."""
+    pb = admin_service_pb2
+    return Operation(
+        ADMIN + "GetDemand",
+        pb.GetDemandRequest(),
+        pb.GetDemandResponse,
+        lambda response: messages.read(Demand, response),
     )
 
 

@@ -314,3 +314,123 @@ class GetOverviewResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["calls_completed", b"calls_completed", "calls_running", b"calls_running", "calls_unmanaged", b"calls_unmanaged", "calls_waiting", b"calls_waiting", "engines", b"engines", "epoch", b"epoch", "policy", b"policy", "policy_choices", b"policy_choices", "programs_completed", b"programs_completed", "programs_live", b"programs_live", "programs_running", b"programs_running", "revision", b"revision", "store_healthy", b"store_healthy", "store_message", b"store_message", "store_pending_writes", b"store_pending_writes"]) -> None: ...
 
 global___GetOverviewResponse = GetOverviewResponse
+
+@typing.final
+class GetDemandRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___GetDemandRequest = GetDemandRequest
+
+@typing.final
+class GetDemandResponse(google.protobuf.message.Message):
+    """A program is a tree here: a root with its sub-agents."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROGRAMS_FIELD_NUMBER: builtins.int
+    PROGRAMS_WAITING_FIELD_NUMBER: builtins.int
+    CALLS_FIELD_NUMBER: builtins.int
+    CALLS_HELD_FIELD_NUMBER: builtins.int
+    PROGRAMS_HELD_FIELD_NUMBER: builtins.int
+    CONTEXT_TOKENS_FIELD_NUMBER: builtins.int
+    OWED_SERVICE_US_FIELD_NUMBER: builtins.int
+    ENGINE_CONTEXT_TOKENS_FIELD_NUMBER: builtins.int
+    ENGINE_CALLS_FIELD_NUMBER: builtins.int
+    NEEDED_FIELD_NUMBER: builtins.int
+    ENGINES_FIELD_NUMBER: builtins.int
+    programs: builtins.int
+    """Programs whose context counts: they have calls in flight, or had one within the last two minutes."""
+    programs_waiting: builtins.int
+    """Of those with calls in flight, the ones of which no call runs."""
+    calls: builtins.int
+    calls_held: builtins.int
+    """Calls that gateways hold because no engine can take them, and the programs that they are of."""
+    programs_held: builtins.int
+    context_tokens: builtins.int
+    """Context of these programs. Prefixes that several share count for each."""
+    owed_service_us: builtins.int
+    """Service that they are predicted to ask for within the next minute, microseconds."""
+    engine_context_tokens: builtins.int
+    """Of one engine, the mean: tokens in its KV cache, and calls that run in parallel. 0 = no engine has said so far."""
+    engine_calls: builtins.int
+    @property
+    def needed(self) -> global___EnginesNeeded: ...
+    @property
+    def engines(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___EngineDemand]: ...
+    def __init__(
+        self,
+        *,
+        programs: builtins.int = ...,
+        programs_waiting: builtins.int = ...,
+        calls: builtins.int = ...,
+        calls_held: builtins.int = ...,
+        programs_held: builtins.int = ...,
+        context_tokens: builtins.int = ...,
+        owed_service_us: builtins.int = ...,
+        engine_context_tokens: builtins.int = ...,
+        engine_calls: builtins.int = ...,
+        needed: global___EnginesNeeded | None = ...,
+        engines: collections.abc.Iterable[global___EngineDemand] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["needed", b"needed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["calls", b"calls", "calls_held", b"calls_held", "context_tokens", b"context_tokens", "engine_calls", b"engine_calls", "engine_context_tokens", b"engine_context_tokens", "engines", b"engines", "needed", b"needed", "owed_service_us", b"owed_service_us", "programs", b"programs", "programs_held", b"programs_held", "programs_waiting", b"programs_waiting"]) -> None: ...
+
+global___GetDemandResponse = GetDemandResponse
+
+@typing.final
+class EnginesNeeded(google.protobuf.message.Message):
+    """Full engines' worth of what programs need, by each signal; the largest counts."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CONTEXT_FIELD_NUMBER: builtins.int
+    CALLS_FIELD_NUMBER: builtins.int
+    SERVICE_FIELD_NUMBER: builtins.int
+    WAITING_FIELD_NUMBER: builtins.int
+    context: builtins.float
+    calls: builtins.float
+    service: builtins.float
+    waiting: builtins.float
+    """So that as many calls run on each engine as now on those where calls wait, and none waits; 0 while hardly any does."""
+    def __init__(
+        self,
+        *,
+        context: builtins.float = ...,
+        calls: builtins.float = ...,
+        service: builtins.float = ...,
+        waiting: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls", b"calls", "context", b"context", "service", b"service", "waiting", b"waiting"]) -> None: ...
+
+global___EnginesNeeded = EnginesNeeded
+
+@typing.final
+class EngineDemand(google.protobuf.message.Message):
+    """What would be lost, or would have to wait, if one engine went."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENGINE_ID_FIELD_NUMBER: builtins.int
+    KEPT_TOKENS_FIELD_NUMBER: builtins.int
+    PROGRAMS_FIELD_NUMBER: builtins.int
+    CALLS_IN_FLIGHT_FIELD_NUMBER: builtins.int
+    engine_id: builtins.str
+    kept_tokens: builtins.int
+    """Context that would be computed again, and the programs that it is of."""
+    programs: builtins.int
+    calls_in_flight: builtins.int
+    def __init__(
+        self,
+        *,
+        engine_id: builtins.str = ...,
+        kept_tokens: builtins.int = ...,
+        programs: builtins.int = ...,
+        calls_in_flight: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls_in_flight", b"calls_in_flight", "engine_id", b"engine_id", "kept_tokens", b"kept_tokens", "programs", b"programs"]) -> None: ...
+
+global___EngineDemand = EngineDemand

@@ -64,6 +64,11 @@ class AdminServiceStub(object):
                 request_serializer=agentserving_dot_v1_dot_admin__service__pb2.GetOverviewRequest.SerializeToString,
                 response_deserializer=agentserving_dot_v1_dot_admin__service__pb2.GetOverviewResponse.FromString,
                 _registered_method=True)
+        self.GetDemand = channel.unary_unary(
+                '/agentserving.v1.AdminService/GetDemand',
+                request_serializer=agentserving_dot_v1_dot_admin__service__pb2.GetDemandRequest.SerializeToString,
+                response_deserializer=agentserving_dot_v1_dot_admin__service__pb2.GetDemandResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -110,6 +115,13 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDemand(self, request, context):
+        """What live programs need of engines: the signals that autoscaling acts on. Cheap: to be asked every second.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -142,6 +154,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetOverview,
                     request_deserializer=agentserving_dot_v1_dot_admin__service__pb2.GetOverviewRequest.FromString,
                     response_serializer=agentserving_dot_v1_dot_admin__service__pb2.GetOverviewResponse.SerializeToString,
+            ),
+            'GetDemand': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDemand,
+                    request_deserializer=agentserving_dot_v1_dot_admin__service__pb2.GetDemandRequest.FromString,
+                    response_serializer=agentserving_dot_v1_dot_admin__service__pb2.GetDemandResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -306,6 +323,33 @@ class AdminService(object):
             '/agentserving.v1.AdminService/GetOverview',
             agentserving_dot_v1_dot_admin__service__pb2.GetOverviewRequest.SerializeToString,
             agentserving_dot_v1_dot_admin__service__pb2.GetOverviewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDemand(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentserving.v1.AdminService/GetDemand',
+            agentserving_dot_v1_dot_admin__service__pb2.GetDemandRequest.SerializeToString,
+            agentserving_dot_v1_dot_admin__service__pb2.GetDemandResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,7 @@ class AdmitCallRequest(google.protobuf.message.Message):
     MAX_FALLBACKS_FIELD_NUMBER: builtins.int
     GATEWAY_US_FIELD_NUMBER: builtins.int
     TRACE_PARENT_FIELD_NUMBER: builtins.int
+    HOLD_ID_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     """Empty = a program of one call. Unknown = opened on the fly when `implicit` is set, else NOT_FOUND."""
     thread_id: builtins.str
@@ -71,6 +72,10 @@ class AdmitCallRequest(google.protobuf.message.Message):
     """Time since the sender received the request, microseconds."""
     trace_parent: builtins.str
     """W3C traceparent of the request, at most 55 characters; another text is dropped."""
+    hold_id: builtins.int
+    """The sender holds the call until an engine can take it, and asks again within 5 s with the same number; not 0. Such
+    calls count as demand (GetDemand).
+    """
     @property
     def parent_call_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Earlier calls of the same program whose results this one uses, at most 64; NOT_FOUND for any other id."""
@@ -96,8 +101,9 @@ class AdmitCallRequest(google.protobuf.message.Message):
         max_fallbacks: builtins.int = ...,
         gateway_us: builtins.int = ...,
         trace_parent: builtins.str = ...,
+        hold_id: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["exclude_engine_ids", b"exclude_engine_ids", "final", b"final", "gateway_us", b"gateway_us", "idempotency_key", b"idempotency_key", "implicit", b"implicit", "max_fallbacks", b"max_fallbacks", "model", b"model", "name", b"name", "parent_call_ids", b"parent_call_ids", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "retry_of_call_id", b"retry_of_call_id", "tenant", b"tenant", "thread_id", b"thread_id", "trace_parent", b"trace_parent"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exclude_engine_ids", b"exclude_engine_ids", "final", b"final", "gateway_us", b"gateway_us", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "implicit", b"implicit", "max_fallbacks", b"max_fallbacks", "model", b"model", "name", b"name", "parent_call_ids", b"parent_call_ids", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "retry_of_call_id", b"retry_of_call_id", "tenant", b"tenant", "thread_id", b"thread_id", "trace_parent", b"trace_parent"]) -> None: ...
 
 global___AdmitCallRequest = AdmitCallRequest
 

@@ -1,0 +1,48 @@
+"""`kubectl agentserving render keda|hpa`: objects for autoscalers, to be looked at and applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+import yaml
+
+from agentserving_cli.kube.autoscalers import adapter_rule, of_cluster, pod_autoscaler, scaled_object
+from agentserving_cli.kube.clusters import Object
+
+Cluster = Callable[[], Object]
+
+
+def render_command(where: Callable[[Callable[..., Any]], Callable[..., Any]]) -> click.Group:
+    """`where` adds the options that name a cluster; the command's first argument then reads that cluster."""
+
+    @click.group()
+    def render() -> None:
+        """Print objects by which KEDA or a HorizontalPodAutoscaler sets the number of engines.
+
+        They follow what programs need. Give the cluster spec.engine.autoscaling.scaler External, so that engines
+        finish their calls before they leave.
+        """
+
+    @render.command()
+    @click.option("--prometheus", "url", required=True, help="Address of Prometheus, as KEDA reaches it.")
+    @where
+    def keda(cluster: Cluster, url: str) -> None:
+        """Print a ScaledObject for KEDA."""
+        click.echo(_yaml(scaled_object(of_cluster(cluster()), url)))
+
+    @render.command()
+    @where
+    def hpa(cluster: Cluster) -> None:
+        """Print a HorizontalPodAutoscaler, and the rule that prometheus-adapter needs for it."""
+        click.echo(_yaml(pod_autoscaler(of_cluster(cluster()))))
+        click.echo("# For prometheus-adapter's values, under rules.external:")
+        rule = _yaml(adapter_rule()["externalRules"])
+        click.echo("\n".join(f"# {line}" for line in rule.splitlines()))
+
+    return render
+
+
+def _yaml(document: Any) -> str:
+    return str(yaml.safe_dump(document, sort_keys=False, width=1000)).rstrip()
