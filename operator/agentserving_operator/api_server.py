@@ -47,6 +47,8 @@ PATHS = {
     "StatefulSet": ("/apis/apps/v1", "statefulsets"),
     "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
     "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
+    "Ingress": ("/apis/networking.k8s.io/v1", "ingresses"),
+    "HTTPRoute": ("/apis/gateway.networking.k8s.io/v1", "httproutes"),
     "Service": ("/api/v1", "services"),
     "ServiceAccount": ("/api/v1", "serviceaccounts"),
     "Secret": ("/api/v1", "secrets"),
@@ -56,8 +58,10 @@ PATHS = {
     "InferencePool": ("/apis/inference.networking.k8s.io/v1", "inferencepools"),
 }
 # The kinds of a cluster's objects that visits list and watches follow. Secrets are read by name only, so the operator
-# needs no right to list them. Certificates and InferencePools are left out because those kinds may not exist.
-CHILD_KINDS = ("ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet", "Deployment")
+# needs no right to list them. Certificates, InferencePools and HTTPRoutes are left out: those kinds may not exist.
+CHILD_KINDS = (
+    "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet", "Deployment", "Ingress",
+)  # fmt: skip
 
 
 def path_of(kind: str, namespace: str, name: str = "", subresource: str = "") -> str:

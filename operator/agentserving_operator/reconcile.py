@@ -32,6 +32,8 @@ from agentserving_operator.manifests.ticket_key_secret import (
     ticket_key_secret,
     ticket_keys_of,
 )
+from agentserving_operator.manifests.ways_in import unlisted
+from agentserving_operator.observe.entrances import entrances_of
 from agentserving_operator.observe.events import events_of
 from agentserving_operator.observe.overview import Overview
 from agentserving_operator.observe.owned import is_owned, labels_of, may_take, name_taken, refused
@@ -175,17 +177,21 @@ class Reconciler:
                 await self.api.delete(each)
                 self.settled.forget(each)
                 del live[key]
+        for kind, name in unlisted(cluster):
+            await self._delete_owned(cluster, kind, name)
         pods = await self.api.find("Pod", cluster.namespace, labels_of(cluster.name))
         return Observed(objects=live, pods=pods, troubles=troubles)
 
     async def _delete_with(self, cluster: AgentServingCluster, live: Manifest) -> None:
         """Deletes what goes with an object that is about to be deleted."""
         companion = goes_with(cluster, live)
-        if companion is None:
-            return
-        found = await self.api.get(companion[0], cluster.namespace, companion[1])
+        if companion is not None:
+            await self._delete_owned(cluster, *companion)
+
+    async def _delete_owned(self, cluster: AgentServingCluster, kind: str, name: str) -> None:
+        found = await self.api.get(kind, cluster.namespace, name)
         if found is not None and is_owned(found, cluster):
-            log.info("deleting, no longer wanted", kind=companion[0], name=companion[1], namespace=cluster.namespace)
+            log.info("deleting, no longer wanted", kind=kind, name=name, namespace=cluster.namespace)
             await self.api.delete(found)
             self.settled.forget(found)
 
@@ -278,8 +284,13 @@ def _serves(cluster: AgentServingCluster, observed: Observed) -> bool:
     return int(deployment.get("status", {}).get("readyReplicas", 0)) > 0
 
 
+def _is_routed(cluster: AgentServingCluster, observed: Observed) -> bool:
+    """HTTPRoutes are not watched, because their kind may not exist: one that is not served is looked at again."""
+    return cluster.spec.gateway.http_route is None or not entrances_of(cluster, observed.objects)[1]
+
+
 def _result(cluster: AgentServingCluster, observed: Observed, issued: Issued) -> VisitResult:
-    if observed.troubles:
+    if observed.troubles or not _is_routed(cluster, observed):
         return VisitResult.REFUSED
     if issued.pending:
         return VisitResult.PENDING

@@ -18,6 +18,11 @@ _OPTIONAL = {
         "the Gateway API Inference Extension is not installed in this Kubernetes cluster: install its CRDs "
         "(inference.networking.k8s.io/v1), or set spec.gateway.inferencePool.enabled to false",
     ),
+    "HTTPRoute": Trouble(
+        Reason.GATEWAY_API_MISSING,
+        "the Gateway API is not installed in this Kubernetes cluster: install its CRDs (gateway.networking.k8s.io/v1), "
+        "or use spec.gateway.ingress instead of spec.gateway.httpRoute",
+    ),
 }
 
 

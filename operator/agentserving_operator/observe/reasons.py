@@ -7,7 +7,10 @@ from enum import StrEnum
 
 
 class ConditionType(StrEnum):
-    """Ready is True when the four conditions after it are. ClientsAuthenticated is a choice, not a fault."""
+    """Ready is True when the four conditions after it are. ClientsAuthenticated is a choice, not a fault.
+
+    EntrancesReady is about clients outside of the Kubernetes cluster; inside, calls are served without it.
+    """
 
     READY = "Ready"
     CONTROL_PLANE_READY = "ControlPlaneReady"
@@ -17,6 +20,7 @@ class ConditionType(StrEnum):
     PROGRESSING = "Progressing"
     DEGRADED = "Degraded"
     CLIENTS_AUTHENTICATED = "ClientsAuthenticated"
+    ENTRANCES_READY = "EntrancesReady"
 
 
 class Reason(StrEnum):
@@ -34,6 +38,8 @@ class Reason(StrEnum):
     KEYS_NEEDED = "KeysNeeded"
     # Whoever reaches a port is served, as any tenant.
     OPEN_TO_ALL = "OpenToAll"
+    # spec.gateway asks for no Ingress, HTTPRoute or load balancer.
+    NOT_ASKED_FOR = "NotAskedFor"
     # No rollout is in progress.
     SETTLED = "Settled"
     # Nothing has failed.
@@ -47,6 +53,10 @@ class Reason(StrEnum):
     CREATING = "Creating"
     # Pods run but are not ready yet, and nothing indicates a failure.
     STARTING = "Starting"
+    # No ingress controller, or provider of load balancers, has given an address.
+    NO_ADDRESS = "NoAddress"
+    # A Gateway does not serve the HTTPRoute; the message quotes it.
+    ROUTE_NOT_ACCEPTED = "RouteNotAccepted"
     # The control plane did not answer.
     NOT_REACHABLE = "NotReachable"
     # The spec could not be parsed, so the cluster was not examined.
@@ -93,6 +103,8 @@ class Reason(StrEnum):
     CERT_MANAGER_MISSING = "CertManagerMissing"
     # spec.gateway.inferencePool is enabled, but the Gateway API Inference Extension is not installed.
     INFERENCE_EXTENSION_MISSING = "InferenceExtensionMissing"
+    # spec.gateway.httpRoute is set, but the Gateway API is not installed.
+    GATEWAY_API_MISSING = "GatewayApiMissing"
     # The control plane has what an AgentServingTenant says.
     IN_FORCE = "InForce"
     # There is no AgentServingCluster of the name that an AgentServingTenant gives.

@@ -14,6 +14,7 @@ from agentserving_operator.manifests import AgentServingCluster, Component, Mani
 from agentserving_operator.manifests.common import keys_are_needed, selector
 from agentserving_operator.manifests.services import gateway_url
 from agentserving_operator.observe.engine_states import engine_trouble, rejection_trouble
+from agentserving_operator.observe.entrances import entrances_of
 from agentserving_operator.observe.overview import Overview
 from agentserving_operator.observe.reasons import ConditionType, Reason, Trouble
 from agentserving_operator.observe.trouble import trouble_of
@@ -95,6 +96,7 @@ def status_of(
     findings[ConditionType.PROGRESSING] = _progressing(workloads, observed)
     findings[ConditionType.DEGRADED] = _degraded([each.trouble for each in workloads.values()], of_engines, observed)
     findings[ConditionType.CLIENTS_AUTHENTICATED] = _clients(cluster)
+    findings[ConditionType.ENTRANCES_READY] = _entrances(cluster, observed)
     status = ClusterStatus(
         observed_generation=cluster.generation,
         conditions=conditions(findings, cluster.generation, previous, now),
@@ -248,6 +250,15 @@ def _clients(cluster: AgentServingCluster) -> Finding:
     else:
         why = "spec.auth.clients is None"
     return Finding(ConditionStatus.FALSE, Reason.OPEN_TO_ALL, f"{open_to}: {why}")
+
+
+def _entrances(cluster: AgentServingCluster, observed: Observed) -> Finding:
+    addresses, troubles = entrances_of(cluster, observed.objects)
+    if troubles:
+        return Finding(ConditionStatus.FALSE, troubles[0].reason, "; ".join(each.message for each in troubles))
+    if not addresses:
+        return Finding(ConditionStatus.TRUE, Reason.NOT_ASKED_FOR, "calls come from inside the Kubernetes cluster only")
+    return Finding(ConditionStatus.TRUE, Reason.AVAILABLE, ", ".join(addresses))
 
 
 def _progressing(workloads: Mapping[Component, _Workload], observed: Observed) -> Finding:

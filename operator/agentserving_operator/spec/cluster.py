@@ -31,6 +31,7 @@ from agentserving_operator.spec.pod_template import PodTemplate
 from agentserving_operator.spec.scheduling import Scheduling
 from agentserving_operator.spec.store import Store, StoreType
 from agentserving_operator.spec.tls import FrontTls, Tls
+from agentserving_operator.spec.ways_in import HttpRoute, Ingress
 
 # The four A100 boards, as NVIDIA's GPU feature discovery labels nodes.
 A100_PRODUCTS = (
@@ -287,6 +288,10 @@ class Gateway:
     resources: Resources = struct("Requests and limits of Envoy.", default=Resources)
     picker_resources: Resources = struct(
         "Requests and limits of the picker; by default those of Envoy.", default=Resources
+    )
+    ingress: Ingress | None = struct("An Ingress that leads to gateways; absent: none.", default=None)
+    http_route: HttpRoute | None = struct(
+        "An HTTPRoute that leads to gateways (Gateway API); absent: none.", default=None
     )
     inference_pool: InferencePool = struct(
         "For users of another gateway that supports InferencePools.", default=InferencePool

@@ -26,7 +26,11 @@ class ConditionStatus(StrEnum):
 class Condition:
     """A condition as in metav1.Condition."""
 
-    type: str = text("Ready, ControlPlaneReady, StoreReady, EnginesReady, GatewayReady, Progressing or Degraded.", 316)
+    type: str = text(
+        "Ready, ControlPlaneReady, StoreReady, EnginesReady, GatewayReady, Progressing, Degraded, ClientsAuthenticated "
+        "or EntrancesReady.",
+        316,
+    )
     status: ConditionStatus = choice("True, False or Unknown.")
     observed_generation: int | None = integer("Generation of the spec that it describes.", 0, _MAX_INT, default=None)
     last_transition_time: str = text("Time of the last change of its status.", 64, format="date-time")
