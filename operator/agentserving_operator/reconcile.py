@@ -33,6 +33,7 @@ from agentserving_operator.manifests.ticket_key_secret import (
     ticket_keys_of,
 )
 from agentserving_operator.manifests.ways_in import unlisted
+from agentserving_operator.observe.address_families import family_trouble
 from agentserving_operator.observe.entrances import entrances_of
 from agentserving_operator.observe.events import events_of
 from agentserving_operator.observe.overview import Overview
@@ -180,6 +181,8 @@ class Reconciler:
         for kind, name in unlisted(cluster):
             await self._delete_owned(cluster, kind, name)
         pods = await self.api.find("Pod", cluster.namespace, labels_of(cluster.name))
+        if (trouble := family_trouble(cluster, pods)) is not None:
+            troubles.append(trouble)
         return Observed(objects=live, pods=pods, troubles=troubles)
 
     async def _delete_with(self, cluster: AgentServingCluster, live: Manifest) -> None:

@@ -15,9 +15,11 @@ from agentserving_operator.manifests.common import (
     AgentServingCluster,
     Manifest,
     Port,
+    any_host,
     container,
     http_probe,
     keys_are_needed,
+    listening,
     port,
     python,
     resources_of,
@@ -111,7 +113,7 @@ def _simulator_arguments(cluster: AgentServingCluster) -> list[str]:
         whole, hundredths = divmod(simulator.speed_percent, 100)
         settings = ["--speed", f"{whole}.{hundredths:02d}", "--num-blocks", str(simulator.num_blocks)]
     return [
-        "--listen", f"0.0.0.0:{Port.ENGINE}", "--engine-id", "$(POD_NAME)", "--channel-dir", CHANNEL_DIR,
+        "--listen", listening(cluster, Port.ENGINE), "--engine-id", "$(POD_NAME)", "--channel-dir", CHANNEL_DIR,
         "--ticket-key-file", PUBLIC_KEY_FILE, *_simulator_access(cluster), "--model", served_name(cluster),
         "--sse-keep-alive-s", str(cluster.spec.engine.sse_keep_alive_seconds),
         *settings, *_limits(cluster), *cluster.spec.engine.extra_args,
@@ -146,7 +148,8 @@ def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
     parallel = engine.accelerator.tensor_parallel_size or engine.accelerator.count
     found = [
         "--model", cluster.spec.model.name, "--served-model-name", served_name(cluster),
-        "--host", "0.0.0.0", "--port", str(Port.ENGINE), "--scheduler-cls", SCHEDULER, "--middleware", MIDDLEWARE,
+        "--host", any_host(cluster), "--port", str(Port.ENGINE),
+        "--scheduler-cls", SCHEDULER, "--middleware", MIDDLEWARE,
     ]  # fmt: skip
     found += ["--load-format", cluster.spec.model.load_format]
     if cluster.spec.model.trust_remote_code:

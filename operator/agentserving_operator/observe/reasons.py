@@ -117,6 +117,8 @@ class Reason(StrEnum):
     TENANT_REFUSED = "TenantRefused"
     # A certificate was not renewed and is about to expire, or has; the message names its Secret.
     CERTIFICATE_EXPIRES = "CertificateExpires"
+    # Pods have addresses of another family than spec.network.ipFamilies says.
+    WRONG_IP_FAMILY = "WrongIpFamily"
     # The namespace is being deleted.
     NAMESPACE_TERMINATING = "NamespaceTerminating"
 
