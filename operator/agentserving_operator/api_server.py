@@ -123,6 +123,12 @@ class ApiServer:
         lists = await asyncio.gather(*(self.find(kind, namespace, labels) for kind in CHILD_KINDS))
         return [each for items in lists for each in items]
 
+    async def warnings(self, namespace: str) -> list[Manifest]:
+        """Events of type Warning; the first PAGE of them where there are more."""
+        query = [("fieldSelector", "type=Warning"), ("limit", str(PAGE))]
+        response = await self._call("GET", path_of("Event", namespace), query)
+        return [{**item, "kind": "Event"} for item in response.get("items") or []]
+
     async def metadata(
         self, kind: str, namespace: str, labels: Mapping[str, str] | None = None
     ) -> tuple[list[Manifest], str]:

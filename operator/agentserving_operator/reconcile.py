@@ -40,7 +40,7 @@ from agentserving_operator.observe.overview import Overview
 from agentserving_operator.observe.owned import is_owned, labels_of, may_take, name_taken, refused
 from agentserving_operator.observe.reasons import Reason, Trouble
 from agentserving_operator.observe.settled import Settled
-from agentserving_operator.observe.status import Observed, invalid_status, status_of
+from agentserving_operator.observe.status import Observed, are_pods_waiting, invalid_status, status_of
 from agentserving_operator.observe.tenants import Outcome
 from agentserving_operator.spec.auth import in_force
 from agentserving_operator.spec.cluster import ClusterSpec
@@ -63,6 +63,9 @@ class Api(Protocol):
 
     async def find(self, kind: str, namespace: str, labels: Mapping[str, str] | None = None) -> list[Manifest]:
         """Objects with these labels."""
+
+    async def warnings(self, namespace: str) -> list[Manifest]:
+        """Events of type Warning."""
 
     async def children(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         """Objects with these labels, of all kinds that a cluster consists of."""
@@ -91,6 +94,8 @@ class VisitResult(StrEnum):
     SETTLED = "settled"
     # Something is in progress that no watch reports: visit again soon.
     PENDING = "pending"
+    # Pods are missing or do not start; what keeps them is in Events, which nothing watches: visit again.
+    WAITING = "waiting"
     # The API server or the control plane refused something: visit again later.
     REFUSED = "refused"
 
@@ -183,7 +188,10 @@ class Reconciler:
         pods = await self.api.find("Pod", cluster.namespace, labels_of(cluster.name))
         if (trouble := family_trouble(cluster, pods)) is not None:
             troubles.append(trouble)
-        return Observed(objects=live, pods=pods, troubles=troubles)
+        observed = Observed(objects=live, pods=pods, troubles=troubles)
+        if not are_pods_waiting(cluster, observed):
+            return observed
+        return replace(observed, warnings=await self.api.warnings(cluster.namespace))
 
     async def _delete_with(self, cluster: AgentServingCluster, live: Manifest) -> None:
         """Deletes what goes with an object that is about to be deleted."""
@@ -299,4 +307,4 @@ def _result(cluster: AgentServingCluster, observed: Observed, issued: Issued) ->
         return VisitResult.PENDING
     if _serves(cluster, observed) and (observed.overview is None or observed.overview.pending_engines):
         return VisitResult.PENDING
-    return VisitResult.SETTLED
+    return VisitResult.WAITING if are_pods_waiting(cluster, observed) else VisitResult.SETTLED

@@ -21,6 +21,24 @@ VALID: list[dict[str, Any]] = [
         "gateway": {"template": {"spec": {"containers": [{"name": "logs", "image": "logs:1"}], "hostIPC": True}}},
         "store": {"etcd": {"template": {"spec": {"affinity": {"nodeAffinity": {}}, "tolerations": [{"key": "x"}]}}}},
     },
+    {
+        **MINIMAL,
+        "gateway": {
+            "ingress": {
+                "className": "nginx",
+                "hosts": ["a.b", "*.c.d"],
+                "tlsSecretName": "t",
+                "annotations": {"a": "b"},
+            },
+            "httpRoute": {
+                "parentRefs": [{"name": "g", "namespace": "n", "sectionName": "https", "port": 443}],
+                "hostnames": ["a.b"],
+                "pathPrefix": "/llama",
+                "headers": {"X-Gateway-Model-Name": "llama"},
+            },
+        },
+        "network": {"ipFamilies": ["IPv6", "IPv4"], "ipFamilyPolicy": "PreferDualStack"},
+    },
     {**MINIMAL, "tls": {"issuer": "Operator"}},
     {**MINIMAL, "gateway": {"tls": {"secretName": "front"}}},
     {**MINIMAL, "tls": {"issuer": "None"}},
@@ -35,6 +53,10 @@ JWT = {"issuer": "https://a.b/", "audience": "c", "jwksSecretName": "d"}
 
 # (spec, field, words of the parser)
 INVALID: list[tuple[dict[str, Any], str, str]] = [
+    ({**MINIMAL, "gateway": {"ingress": {"tlsSecretName": "t"}}}, "spec.gateway.ingress.tlsSecretName", "needs hosts"),
+    ({**MINIMAL, "gateway": {"ingress": {"hosts": ["A"]}}}, "spec.gateway.ingress.hosts[0]", "does not match"),
+    ({**MINIMAL, "gateway": {"httpRoute": {"parentRefs": []}}}, "spec.gateway.httpRoute.parentRefs", "name a Gateway"),
+    ({**MINIMAL, "network": {"ipFamilies": ["v6"]}}, "spec.network.ipFamilies[0]", "does not match"),
     ({**MINIMAL, "gateway": {"tls": {}}}, "spec.gateway.tls.secretName", "is required"),
     ({**MINIMAL, "auth": {"jwt": JWT}}, "spec.auth.jwt", "needs clients Keys"),
     ({**MINIMAL, "auth": {"clients": "None", "jwt": JWT}}, "spec.auth.jwt", "needs clients Keys"),

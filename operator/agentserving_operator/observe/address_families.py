@@ -22,8 +22,8 @@ def family_trouble(cluster: AgentServingCluster, pods: Sequence[Manifest]) -> Tr
             return None
         family, others = ("IPv6", "IPv4") if ":" in address else ("IPv4", "IPv6")
         message = (
-            f"pod {pod['metadata']['name']} has the address {address}, and spec.network.ipFamilies says {others}: set it "
-            f"to [{family}], or with two stacks to [{family}, {others}]"
+            f"pod {pod['metadata']['name']} has the address {address}, and spec.network.ipFamilies says {others}: "
+            f"set it to [{family}], or with two stacks to [{family}, {others}]"
         )
         return Trouble(Reason.WRONG_IP_FAMILY, message)
     return None

@@ -25,6 +25,13 @@ _OPTIONAL = {
     ),
 }
 
+# Words of the API server about fields that cannot change.
+_IMMUTABLE = ("updates to statefulset spec", "field is immutable", "may not be changed", "may not change once set")
+_REPLACE = {
+    "StatefulSet": "kubectl delete statefulset {0} --cascade=orphan; its pods go on, and the operator makes it again. "
+    "Claims of volumes stay as they are",
+}
+
 
 def labels_of(name: str) -> dict[str, str]:
     """Labels that all objects of a cluster have, and by which they are listed."""
@@ -65,4 +72,10 @@ def refused(kind: str, name: str, error: RefusedError) -> Trouble:
     if kind in _OPTIONAL and error.status == 404 and not error.reason:
         # A missing object is answered with a Status that has a reason; a missing kind is not.
         return _OPTIONAL[kind]
+    # Nothing of a Secret is lost without a decision.
+    if kind != "Secret" and error.status == 422 and any(words in message for words in _IMMUTABLE):
+        how = _REPLACE.get(kind, f"kubectl delete {kind.lower()} {name}; the operator makes it again")
+        return Trouble(
+            Reason.CANNOT_BE_CHANGED, f"{message}. Undo the change, or replace the object: {how.format(name)}"
+        )
     return Trouble(Reason.APPLY_REFUSED, message)

@@ -85,6 +85,12 @@ class Reason(StrEnum):
     CRASHING = "Crashing"
     # A ResourceQuota is exhausted.
     QUOTA_EXCEEDED = "QuotaExceeded"
+    # A volume of a pod cannot be mounted: its Secret, ConfigMap or claim does not exist, or its driver fails.
+    VOLUME_NOT_MOUNTED = "VolumeNotMounted"
+    # A PersistentVolumeClaim gets no volume.
+    VOLUME_PENDING = "VolumePending"
+    # A field of an object cannot be changed; the message says how to replace the object.
+    CANNOT_BE_CHANGED = "CannotBeChanged"
     # Pods cannot be created for another reason.
     CREATE_FAILED = "CreateFailed"
     # The control plane cannot write to its store.

@@ -18,6 +18,7 @@ from agentserving_operator.observe.entrances import entrances_of
 from agentserving_operator.observe.overview import Overview
 from agentserving_operator.observe.reasons import ConditionType, Reason, Trouble
 from agentserving_operator.observe.trouble import trouble_of
+from agentserving_operator.observe.warnings import are_waiting, claim_trouble, warning_trouble
 from agentserving_operator.spec.parsing import plain
 from agentserving_operator.spec.status import ClusterStatus, Condition, ConditionStatus, EngineCounts, PolicyInForce
 from agentserving_operator.spec.store import StoreType
@@ -50,6 +51,8 @@ class Observed:
     pods: Sequence[Manifest]
     overview: Overview | None = None
     troubles: Sequence[Trouble] = field(default=())
+    # Events of type Warning, while something waits.
+    warnings: Sequence[Manifest] = ()
     tenants: tuple[str, ...] = ()
     expiring: Trouble | None = None
 
@@ -151,10 +154,8 @@ def conditions(
 
 
 def _workload(cluster: AgentServingCluster, observed: Observed, component: Component) -> _Workload:
-    workload = observed.objects.get((WORKLOADS[component], cluster.child(component)))
-    wanted_labels = selector(cluster.name, component).items()
-    pods = [pod for pod in observed.pods if wanted_labels <= pod["metadata"].get("labels", {}).items()]
-    trouble = trouble_of(workload, pods)
+    workload, pods = _parts_of(cluster, observed, component)
+    trouble = _why_not(workload, pods, observed.warnings)
     if workload is None:
         return _Workload(exists=False, trouble=trouble)
     status, wanted = workload.get("status", {}), int(workload["spec"].get("replicas", 1))
@@ -172,6 +173,27 @@ def _workload(cluster: AgentServingCluster, observed: Observed, component: Compo
         pods=frozenset(pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]),
         trouble=trouble,
     )
+
+
+def _parts_of(
+    cluster: AgentServingCluster, observed: Observed, component: Component
+) -> tuple[Manifest | None, list[Manifest]]:
+    workload = observed.objects.get((WORKLOADS[component], cluster.child(component)))
+    wanted_labels = selector(cluster.name, component).items()
+    return workload, [pod for pod in observed.pods if wanted_labels <= pod["metadata"].get("labels", {}).items()]
+
+
+def are_pods_waiting(cluster: AgentServingCluster, observed: Observed) -> bool:
+    """Whether pods are missing or have started nothing yet: what keeps them may be in Events only."""
+    return any(are_waiting(*_parts_of(cluster, observed, component)) for component in WORKLOADS)
+
+
+def _why_not(workload: Manifest | None, pods: Sequence[Manifest], warnings: Sequence[Manifest]) -> Trouble | None:
+    trouble = trouble_of(workload, pods)
+    if trouble is None:
+        return warning_trouble(workload, pods, warnings)
+    claim = claim_trouble(workload, pods, warnings) if trouble.reason is Reason.UNSCHEDULABLE else None
+    return trouble if claim is None else Trouble(claim.reason, f"{trouble.message}; {claim.message}")
 
 
 def _pods_ready(

@@ -323,6 +323,12 @@ class ClusterSpec:
             lambda s: s.auth.clients is not ClientAuth.KEYS or s.tls.on,
             "auth.clients",
         ),
+        Rule(
+            "self.engine.type == oldSelf.engine.type || self.model.cache.type != 'PersistentVolumeClaim'",
+            "engine.type cannot be changed with model.cache.type PersistentVolumeClaim, because a StatefulSet's claims "
+            "cannot: create a new AgentServingCluster",
+            at="engine.type",
+        ),
     )
 
     model: Model = struct("The model.")
