@@ -11,7 +11,7 @@ import yaml
 from agentserving_operator.api_server import CHILD_KINDS, path_of
 from agentserving_operator.spec.crd import PLURAL
 from kube.client import CLUSTERS, TENANTS, Kube, eventually
-from kube.inference_extension import inference_pool_crd
+from kube.inference_extension import http_route_crd, inference_pool_crd
 from kube.operator_process import OperatorProcess
 from kube.paths import CHART
 from kube.server import ApiServer
@@ -161,6 +161,36 @@ def test_an_inference_pool_appears_with_its_kind_and_goes_with_its_field(
     eventually("it is gone", lambda: admin.get(path) is None)
     service = path_of("Service", namespace, "demo-endpoint-picker")
     eventually("so is its picker's Service", lambda: admin.get(service) is None)
+
+
+def test_a_route_is_changed_and_goes_with_its_field(admin: Kube, namespace: str, running: OperatorProcess) -> None:
+    """Its events, which no watch reports, come with the next visit."""
+    crd = http_route_crd()
+    admin.define(crd)
+    make(admin, namespace, {**SIMULATED, "gateway": {"httpRoute": {"parentRefs": [{"name": "public"}]}}})
+    path = path_of("HTTPRoute", namespace, "demo")
+    eventually("the route is there", lambda: admin.get(path))
+    change(admin, namespace, {"gateway": {"httpRoute": {"hostnames": ["llm.example.com"]}}})
+    eventually("it is changed", lambda: admin.get(path)["spec"].get("hostnames") == ["llm.example.com"])
+    change(admin, namespace, {"gateway": {"httpRoute": None}})
+    eventually("it is gone", lambda: admin.get(path) is None)
+    admin.must("DELETE", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}")
+
+
+def test_a_cluster_of_an_operator_that_is_gone_is_taken_over(
+    admin: Kube, namespace: str, running: OperatorProcess
+) -> None:
+    make(admin, namespace)
+    eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
+    path = f"{CLUSTERS.format(namespace)}/demo"
+    admin.must("PATCH", f"{path}/status", {"status": {"operator": f"{namespace}/uninstalled"}}, MERGE)
+    change(admin, namespace, {"engine": {"replicas": 3}})
+    engines = path_of("StatefulSet", namespace, "demo-engine")
+    eventually("it is looked after", lambda: admin.get(engines)["spec"]["replicas"] == 3)
+    # A StatefulSet controller that has looked, and pods that do not come: Events may say why.
+    status = {"replicas": 0, "observedGeneration": admin.get(engines)["metadata"]["generation"]}
+    admin.must("PATCH", f"{engines}/status", {"status": status}, MERGE)
+    eventually("engines are missing", lambda: conditions(live(admin, namespace))["EnginesReady"]["status"] == "False")
 
 
 def _reason(admin: Kube, namespace: str) -> str:

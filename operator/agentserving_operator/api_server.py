@@ -53,6 +53,7 @@ PATHS = {
     "ServiceAccount": ("/api/v1", "serviceaccounts"),
     "Secret": ("/api/v1", "secrets"),
     "Pod": ("/api/v1", "pods"),
+    "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
     "Event": ("/apis/events.k8s.io/v1", "events"),
     "Certificate": ("/apis/cert-manager.io/v1", "certificates"),
     "InferencePool": ("/apis/inference.networking.k8s.io/v1", "inferencepools"),

@@ -34,8 +34,9 @@ from agentserving_operator.manifests.ticket_key_secret import (
 )
 from agentserving_operator.manifests.ways_in import unlisted
 from agentserving_operator.observe.address_families import family_trouble
+from agentserving_operator.observe.claims import is_held, recorded
 from agentserving_operator.observe.entrances import entrances_of
-from agentserving_operator.observe.events import events_of
+from agentserving_operator.observe.events import events_of, left_alone
 from agentserving_operator.observe.overview import Overview
 from agentserving_operator.observe.owned import is_owned, labels_of, may_take, name_taken, refused
 from agentserving_operator.observe.reasons import Reason, Trouble
@@ -88,6 +89,8 @@ class VisitResult(StrEnum):
 
     # The cluster does not exist any more.
     GONE = "gone"
+    # Another operator looks after the cluster: visit again, for it may end.
+    FOREIGN = "foreign"
     # The spec cannot be used.
     INVALID = "invalid"
     # Nothing more to do until something changes.
@@ -113,6 +116,10 @@ class Reconciler:
     settled: Settled = field(default_factory=Settled)
     # Whose pods may connect to control planes; "" = the operator runs outside Kubernetes.
     operator_namespace: str = ""
+    # This operator's Lease, namespace/name; "" = it has none, and its clusters may be taken over.
+    lease: str = ""
+    # Of clusters by uid: the operator for which they were left alone.
+    left_alone: dict[str, str] = field(default_factory=dict)
 
     async def visit(self, namespace: str, name: str) -> VisitResult:
         """Visits one cluster. UnavailableError when the API server does not respond."""
@@ -121,6 +128,8 @@ class Reconciler:
             # Its children are garbage-collected through their owner references.
             await report_missing(self.api, namespace, name, self.now())
             return VisitResult.GONE
+        if await self._is_foreign(live):
+            return VisitResult.FOREIGN
         generation, previous = int(live["metadata"]["generation"]), live.get("status", {})
         try:
             cluster = self._cluster(live)
@@ -137,10 +146,31 @@ class Reconciler:
         target = _target(cluster, observed, issued)
         observed = await self._ask_control_plane(target, observed)
         tenants = await self._settle_tenants(cluster, target, previous.get("tenants", []))
-        observed = replace(observed, tenants=tenants.recorded, expiring=issued.expiring)
+        observed = replace(observed, tenants=tenants.recorded, expiring=issued.expiring, operator=self.lease)
         await self._write_status(live, status_of(cluster, observed, previous, self.now()))
         result = _result(cluster, observed, issued)
         return VisitResult.PENDING if result is VisitResult.SETTLED and tenants.pending else result
+
+    async def _is_foreign(self, live: Manifest) -> bool:
+        """Whether another operator looks after the cluster. Says so in an Event, once for each holder."""
+        holder = recorded(live.get("status", {}))
+        if holder in ("", self.lease):
+            return False
+        lease_namespace, _, lease_name = holder.partition("/")
+        try:
+            held = is_held(await self.api.get("Lease", lease_namespace, lease_name), self._now())
+        except RefusedError:
+            # Without the right to look into its namespace: better two that wait than two that fight.
+            held = True
+        metadata = live["metadata"]
+        about = {"namespace": metadata["namespace"], "name": metadata["name"], "lease": holder}
+        if not held:
+            log.info("taking over from an operator that is gone", **about)
+        elif self.left_alone.get(metadata["uid"]) != holder:
+            self.left_alone[metadata["uid"]] = holder
+            log.warning("left alone, another operator looks after it", **about)
+            await self._say(left_alone(live, holder, self.now(), self.random_bytes(4).hex()))
+        return held
 
     def _cluster(self, live: Manifest) -> AgentServingCluster:
         metadata, previous = live["metadata"], live.get("status", {})
@@ -267,11 +297,15 @@ class Reconciler:
         named = {"name": metadata["name"], "namespace": metadata["namespace"]}
         await self.api.apply_status({"apiVersion": API_VERSION, "kind": KIND, "metadata": named, "status": status})
         for event in events_of(live, previous, status, self.now(), self.random_bytes(4).hex()):
-            try:
-                await self.api.create(event)
-            except RefusedError as error:
-                # Nothing depends on Events, and a namespace that is being deleted takes none.
-                log.warning("event refused", namespace=named["namespace"], name=named["name"], error=str(error))
+            await self._say(event)
+
+    async def _say(self, event: Manifest) -> None:
+        try:
+            await self.api.create(event)
+        except RefusedError as error:
+            # Nothing depends on Events, and a namespace that is being deleted takes none.
+            about = event["regarding"]
+            log.warning("event refused", namespace=about["namespace"], name=about["name"], error=str(error))
 
 
 def _target(cluster: AgentServingCluster, observed: Observed, issued: Issued) -> Target | None:

@@ -25,8 +25,10 @@ Touch = Callable[[str, str], None]
 DISTANCE_S = 0.5
 # Visits in parallel over all clusters, so that a round does not ask the API server for everything in one moment.
 PARALLEL = 4
-PENDING_S, WAITING_S = 2.0, 10.0
-_AGAIN_S = {VisitResult.PENDING: PENDING_S, VisitResult.WAITING: WAITING_S}
+PENDING_S, WAITING_S, FOREIGN_S = 2.0, 10.0, 15.0
+_AGAIN_S = {
+    VisitResult.PENDING: PENDING_S, VisitResult.WAITING: WAITING_S, VisitResult.FOREIGN: FOREIGN_S,
+}  # fmt: skip
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 1.0, 60.0
 
 

@@ -125,6 +125,8 @@ class Reason(StrEnum):
     CERTIFICATE_EXPIRES = "CertificateExpires"
     # Pods have addresses of another family than spec.network.ipFamilies says.
     WRONG_IP_FAMILY = "WrongIpFamily"
+    # An operator of another release looks after the cluster (an Event only).
+    OTHER_OPERATOR = "OtherOperator"
     # The namespace is being deleted.
     NAMESPACE_TERMINATING = "NamespaceTerminating"
 

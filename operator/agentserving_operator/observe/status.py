@@ -55,6 +55,8 @@ class Observed:
     warnings: Sequence[Manifest] = ()
     tenants: tuple[str, ...] = ()
     expiring: Trouble | None = None
+    # Lease of the operator, "" = it has none.
+    operator: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ def status_of(
         observed_generation=cluster.generation,
         conditions=conditions(findings, cluster.generation, previous, now),
         client_auth=cluster.client_auth,
+        operator=observed.operator or None,
         url=gateway_url(cluster),
         engines=EngineCounts(
             replicas=engines.replicas,

@@ -72,6 +72,10 @@ class ClusterStatus:
     client_auth: ClientAuth | None = choice(
         "What clients must present: as spec.auth.clients says, or what was in force when it said nothing.", default=None
     )
+    operator: str | None = text(
+        "Lease (namespace/name) of the operator that looks after this cluster; others leave it alone while it is held.",
+        512, default=None,
+    )  # fmt: skip
     url: str | None = text("Base URL for OpenAI clients inside the cluster.", 512, default=None)
     engines: EngineCounts | None = struct("Numbers of engine pods.", default=None)
     selector: str | None = text("Label selector of engine pods, for autoscalers.", 512, default=None)
