@@ -172,7 +172,7 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
             "--run-dir", RUN_DIR, "--drain-s", str(gateway.drain_seconds),
             "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
             "--http-host", any_host(cluster), "--http-port", str(Port.GATEWAY_HTTP), *metrics_token_flags(cluster),
-            *picker_flags(cluster),
+            *picker_flags(cluster), *([] if gateway.group_by_content else ["--group-by-content", "false"]),
             *_client_auth(cluster), *token_flags(cluster), *_own_tickets(cluster), *_front_tls(cluster),
             *client_flags(cluster, directory(Leaf.GATEWAY)),
         ),

@@ -25,6 +25,7 @@ from agentserving_operator.spec.fields import (
     text,
 )
 from agentserving_operator.spec.inference_pool import InferencePool
+from agentserving_operator.spec.model_files import ConfigMapKey, LoraAdapter
 from agentserving_operator.spec.network import Network
 from agentserving_operator.spec.parts import Resources, SecretKey, TaintEffect, Toleration
 from agentserving_operator.spec.pod_template import PodTemplate
@@ -127,6 +128,10 @@ class Model:
     served_name: str | None = text(
         "Name that clients use; absent: the model's name.", 256, default=None, min_length=1, pattern=r"^[^\s-][^\s]*$"
     )
+    also_served_as: tuple[str, ...] = items(
+        "Further names of the same model. With type VLLM only.",
+        16, list_type="set", max_length=256, min_length=1, pattern=r"^[^\s-][^\s]*$",
+    )  # fmt: skip
     max_length: int | None = integer("Context in tokens; absent: the model's own.", 1, 16_777_216, default=None)
     token: SecretKey | None = struct("Hugging Face token, for models that need one.", default=None)
     tool_parser: str | None = text(
@@ -141,6 +146,22 @@ class Model:
         "With toolParser: the model decides whether to call a tool, which agents expect (--enable-auto-tool-choice).",
         default=True,
     )
+    reasoning_parser: str | None = text(
+        "vLLM's parser of this model's reasoning (--reasoning-parser), such as deepseek_r1 or qwen3. Without it "
+        "reasoning is a part of the answer.",
+        64,
+        default=None,
+        min_length=1,
+        pattern=r"^[a-zA-Z0-9][-_.a-zA-Z0-9]*$",
+    )
+    chat_template: ConfigMapKey | None = struct(
+        "A Jinja template (--chat-template); absent: the model's own. Engines read it when they start.", default=None
+    )
+    lora_adapters: tuple[LoraAdapter, ...] = items(
+        "LoRA adapters, listed by /v1/models beside the model. A change restarts engines, one at a time.",
+        64, list_type="map", keys=("name",),
+    )  # fmt: skip
+    max_lora_rank: int = integer("The highest rank among them.", 8, 512, default=16)
     load_format: str = text(
         "vLLM's --load-format. safetensors are data only; auto also takes pickled weights, which can run code.",
         64,
@@ -213,6 +234,13 @@ class Engine:
             lambda e: e.type is EngineType.VLLM or e.kv_offload_gib == 0,
             "kvOffloadGiB",
         ),
+        Rule(
+            "!self.extraArgs.exists(a, a.startsWith('--data-parallel') || a.startsWith('-dp'))",
+            "data-parallel engines are not supported: each rank would schedule without the others' accounts; set "
+            "engine.replicas instead",
+            lambda e: not any(a.startswith(("--data-parallel", "-dp")) for a in e.extra_args),
+            "extraArgs",
+        ),
     )
 
     type: EngineType = choice("VLLM, or Simulator: a cost model, no GPU.", default=EngineType.VLLM)
@@ -282,6 +310,11 @@ class Gateway:
         "Clients use https, with your certificate; absent: http. HTTP/2 is offered with https only.", default=None
     )
     max_body_bytes: int = integer("Size limit of a request body.", 1_024, 1 << 30, default=64 << 20)
+    group_by_content: bool = flag(
+        "A call without an id whose messages extend those of an earlier call joins its program; false: it is a program "
+        "of its own.",
+        default=True,
+    )
     drain_seconds: int = integer("How long a leaving gateway may finish its calls.", 0, 3_600, default=300)
     resources: Resources = struct("Requests and limits of Envoy.", default=Resources)
     picker_resources: Resources = struct(
@@ -319,6 +352,12 @@ class ClusterSpec:
             "auth.clients Keys needs spec.tls: keys must not travel in the clear, and parts show their certificates",
             lambda s: s.auth.clients is not ClientAuth.KEYS or s.tls.on,
             "auth.clients",
+        ),
+        Rule(
+            "self.engine.type == 'VLLM' || (size(self.model.alsoServedAs) == 0 && size(self.model.loraAdapters) == 0)",
+            "model.alsoServedAs and model.loraAdapters go with engine.type VLLM only",
+            lambda s: s.engine.type is EngineType.VLLM or not (s.model.also_served_as or s.model.lora_adapters),
+            "model",
         ),
         Rule(
             "self.engine.type == oldSelf.engine.type || self.model.cache.type != 'PersistentVolumeClaim'",
