@@ -97,7 +97,7 @@ class Visits:
                 again_s, backoff_s = backoff_s, min(2 * backoff_s, LAST_BACKOFF_S)
             else:
                 backoff_s = FIRST_BACKOFF_S
-                again_s = _AGAIN_S.get(result)
+                again_s = _AGAIN_S.get(result) if result is not None else None
             await asyncio.sleep(self._distance_s)
             try:
                 await asyncio.wait_for(touched.wait(), again_s)
