@@ -5,7 +5,7 @@ UV := $(shell command -v uv || echo "python3 -m uv")
 RUN := .venv/bin
 PYTHON ?= 3.11
 
-.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-agents epp-conformance images check docs sbom fuzz proto crd clean
+.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-agents epp-conformance images check docs sbom release fuzz proto crd clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -77,6 +77,12 @@ docs: setup ## build the documentation as a site into build/site; broken links f
 
 sbom: setup ## list what the image installs, as CycloneDX JSON, in dist/sbom.json
 	scripts/sbom.sh dist/sbom.json
+
+# A PEM file with an ECDSA key; without one nothing is signed.
+KEY ?=
+
+release: setup ## put all that a release publishes into dist/release: wheel, chart, SBOM, checksums; KEY=key.pem signs
+	$(RUN)/python scripts/release.py $(if $(KEY),--key "$(KEY)")
 
 # Sequences of RPCs that are tried; CI tries fifty.
 FUZZ_EXAMPLES ?= 100000

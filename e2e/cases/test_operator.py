@@ -14,7 +14,7 @@ from agentserving_operator.api_server import CHILD_KINDS, path_of
 from agentserving_operator.spec.crd import PLURAL
 from cryptography import x509
 from kube.client import CLUSTERS, TENANTS, Kube, eventually
-from kube.inference_extension import inference_pool_crd
+from kube.inference_extension import http_route_crd, inference_pool_crd
 from kube.operator_process import OperatorProcess
 from kube.paths import CHART
 from kube.server import ApiServer
@@ -56,8 +56,8 @@ def test_it_creates_repairs_and_follows_changes(admin: Kube, namespace: str, run
 
 
 def test_it_deletes_leftovers_of_an_older_version(admin: Kube, namespace: str, running: OperatorProcess) -> None:
-    make(admin, namespace)
-    eventually("all objects are there", lambda: objects(admin, namespace) == 21)
+    make(admin, namespace, {**SIMULATED, "gateway": {"ingress": {}}})
+    eventually("all objects are there", lambda: objects(admin, namespace) == 22)
     for kind in CHILD_KINDS:
         component = "etcd" if kind == "StatefulSet" else "gateway"
         old = admin.get(path_of(kind, namespace, f"demo-{component}"))
@@ -65,7 +65,7 @@ def test_it_deletes_leftovers_of_an_older_version(admin: Kube, namespace: str, r
         spec = {key: value for key, value in old.get("spec", {}).items() if not key.startswith("clusterIP")}
         body = {"apiVersion": old["apiVersion"], "kind": kind, "metadata": {"name": "old", **metadata}}
         admin.must("POST", path_of(kind, namespace), {**body, **({"spec": spec} if spec else {})})
-    eventually("they are gone", lambda: objects(admin, namespace) == 21)
+    eventually("they are gone", lambda: objects(admin, namespace) == 22)
 
 
 def test_a_settled_cluster_costs_no_writes(
@@ -81,8 +81,8 @@ def test_a_settled_cluster_costs_no_writes(
 
     eventually("rounds have begun", lambda: seen(("get",)) > 3)
     reads, written = seen(("list",)), seen(WRITES)
-    # Three rounds of seven lists each.
-    eventually("three rounds", lambda: seen(("list",)) >= reads + 21)
+    # Three rounds of eight lists each.
+    eventually("three rounds", lambda: seen(("list",)) >= reads + 24)
     assert seen(WRITES) == written
 
 
@@ -180,6 +180,36 @@ def test_an_inference_pool_appears_with_its_kind_and_goes_with_its_field(
     eventually("it is gone", lambda: admin.get(path) is None)
     service = path_of("Service", namespace, "demo-endpoint-picker")
     eventually("so is its picker's Service", lambda: admin.get(service) is None)
+
+
+def test_a_route_is_changed_and_goes_with_its_field(admin: Kube, namespace: str, running: OperatorProcess) -> None:
+    """Its events, which no watch reports, come with the next visit."""
+    crd = http_route_crd()
+    admin.define(crd)
+    make(admin, namespace, {**SIMULATED, "gateway": {"httpRoute": {"parentRefs": [{"name": "public"}]}}})
+    path = path_of("HTTPRoute", namespace, "demo")
+    eventually("the route is there", lambda: admin.get(path))
+    change(admin, namespace, {"gateway": {"httpRoute": {"hostnames": ["llm.example.com"]}}})
+    eventually("it is changed", lambda: admin.get(path)["spec"].get("hostnames") == ["llm.example.com"])
+    change(admin, namespace, {"gateway": {"httpRoute": None}})
+    eventually("it is gone", lambda: admin.get(path) is None)
+    admin.must("DELETE", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}")
+
+
+def test_a_cluster_of_an_operator_that_is_gone_is_taken_over(
+    admin: Kube, namespace: str, running: OperatorProcess
+) -> None:
+    make(admin, namespace)
+    eventually("the status is written", lambda: "Ready" in conditions(live(admin, namespace)))
+    path = f"{CLUSTERS.format(namespace)}/demo"
+    admin.must("PATCH", f"{path}/status", {"status": {"operator": f"{namespace}/uninstalled"}}, MERGE)
+    change(admin, namespace, {"engine": {"replicas": 3}})
+    engines = path_of("StatefulSet", namespace, "demo-engine")
+    eventually("it is looked after", lambda: admin.get(engines)["spec"]["replicas"] == 3)
+    # A StatefulSet controller that has looked, and pods that do not come: Events may say why.
+    status = {"replicas": 0, "observedGeneration": admin.get(engines)["metadata"]["generation"]}
+    admin.must("PATCH", f"{engines}/status", {"status": status}, MERGE)
+    eventually("engines are missing", lambda: conditions(live(admin, namespace))["EnginesReady"]["status"] == "False")
 
 
 def _reason(admin: Kube, namespace: str) -> str:

@@ -76,7 +76,10 @@ class Settings:
         30.0, "seconds between rounds: each asks all control planes, each tenth visits all", above=0
     )
     stuck_s: float = option(180.0, "seconds without a visit or a round after which /healthz fails", above=0)
-    lease: str = option("", "namespace/name of the Lease where several operators run; none: this one is alone")
+    lease: str = option(
+        "", "namespace/name of the Lease by which one of several operators works, and releases leave each other's "
+        "clusters alone; none: this one is alone",
+    )  # fmt: skip
     identity: str = option("", "name of this operator in the Lease; none: the host's name")
 
     def __post_init__(self) -> None:
@@ -117,6 +120,7 @@ class Operator:
             random_bytes=secrets.token_bytes,
             scaling=self.scaler,
             operator_namespace=self.settings.own_namespace,
+            lease=self.settings.lease,
         )
         self.visits = Visits(reconciler.visit)
 

@@ -47,17 +47,22 @@ PATHS = {
     "StatefulSet": ("/apis/apps/v1", "statefulsets"),
     "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
     "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
+    "Ingress": ("/apis/networking.k8s.io/v1", "ingresses"),
+    "HTTPRoute": ("/apis/gateway.networking.k8s.io/v1", "httproutes"),
     "Service": ("/api/v1", "services"),
     "ServiceAccount": ("/api/v1", "serviceaccounts"),
     "Secret": ("/api/v1", "secrets"),
     "Pod": ("/api/v1", "pods"),
+    "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
     "Event": ("/apis/events.k8s.io/v1", "events"),
     "Certificate": ("/apis/cert-manager.io/v1", "certificates"),
     "InferencePool": ("/apis/inference.networking.k8s.io/v1", "inferencepools"),
 }
 # The kinds of a cluster's objects that visits list and watches follow. Secrets are read by name only, so the operator
-# needs no right to list them. Certificates and InferencePools are left out because those kinds may not exist.
-CHILD_KINDS = ("ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet", "Deployment")
+# needs no right to list them. Certificates, InferencePools and HTTPRoutes are left out: those kinds may not exist.
+CHILD_KINDS = (
+    "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet", "Deployment", "Ingress",
+)  # fmt: skip
 
 
 def path_of(kind: str, namespace: str, name: str = "", subresource: str = "") -> str:
@@ -118,6 +123,12 @@ class ApiServer:
         """Objects of all CHILD_KINDS with these labels."""
         lists = await asyncio.gather(*(self.find(kind, namespace, labels) for kind in CHILD_KINDS))
         return [each for items in lists for each in items]
+
+    async def warnings(self, namespace: str) -> list[Manifest]:
+        """Events of type Warning; the first PAGE of them where there are more."""
+        query = [("fieldSelector", "type=Warning"), ("limit", str(PAGE))]
+        response = await self._call("GET", path_of("Event", namespace), query)
+        return [{**item, "kind": "Event"} for item in response.get("items") or []]
 
     async def metadata(
         self, kind: str, namespace: str, labels: Mapping[str, str] | None = None

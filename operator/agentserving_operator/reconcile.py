@@ -32,12 +32,16 @@ from agentserving_operator.manifests.ticket_key_secret import (
     ticket_key_secret,
     ticket_keys_of,
 )
-from agentserving_operator.observe.events import events_of
+from agentserving_operator.manifests.ways_in import unlisted
+from agentserving_operator.observe.address_families import family_trouble
+from agentserving_operator.observe.claims import is_held, recorded
+from agentserving_operator.observe.entrances import entrances_of
+from agentserving_operator.observe.events import events_of, left_alone
 from agentserving_operator.observe.overview import Overview
 from agentserving_operator.observe.owned import is_owned, labels_of, may_take, name_taken, refused
 from agentserving_operator.observe.reasons import Reason, Trouble
 from agentserving_operator.observe.settled import Settled
-from agentserving_operator.observe.status import Observed, invalid_status, status_of
+from agentserving_operator.observe.status import Observed, are_pods_waiting, invalid_status, status_of
 from agentserving_operator.observe.tenants import Outcome
 from agentserving_operator.scaled_clusters import Scaling, scaled
 from agentserving_operator.spec.auth import in_force
@@ -62,6 +66,9 @@ class Api(Protocol):
     async def find(self, kind: str, namespace: str, labels: Mapping[str, str] | None = None) -> list[Manifest]:
         """Objects with these labels."""
 
+    async def warnings(self, namespace: str) -> list[Manifest]:
+        """Events of type Warning."""
+
     async def children(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         """Objects with these labels, of all kinds that a cluster consists of."""
 
@@ -83,12 +90,16 @@ class VisitResult(StrEnum):
 
     # The cluster does not exist any more.
     GONE = "gone"
+    # Another operator looks after the cluster: visit again, for it may end.
+    FOREIGN = "foreign"
     # The spec cannot be used.
     INVALID = "invalid"
     # Nothing more to do until something changes.
     SETTLED = "settled"
     # Something is in progress that no watch reports: visit again soon.
     PENDING = "pending"
+    # Pods are missing or do not start; what keeps them is in Events, which nothing watches: visit again.
+    WAITING = "waiting"
     # The API server or the control plane refused something: visit again later.
     REFUSED = "refused"
 
@@ -107,6 +118,10 @@ class Reconciler:
     settled: Settled = field(default_factory=Settled)
     # Whose pods may connect to control planes; "" = the operator runs outside Kubernetes.
     operator_namespace: str = ""
+    # This operator's Lease, namespace/name; "" = it has none, and its clusters may be taken over.
+    lease: str = ""
+    # Of clusters by uid: the operator for which they were left alone.
+    left_alone: dict[str, str] = field(default_factory=dict)
 
     async def visit(self, namespace: str, name: str) -> VisitResult:
         """Visits one cluster. UnavailableError when the API server does not respond."""
@@ -116,6 +131,8 @@ class Reconciler:
             # Its children are garbage-collected through their owner references.
             await report_missing(self.api, namespace, name, self.now())
             return VisitResult.GONE
+        if await self._is_foreign(live):
+            return VisitResult.FOREIGN
         generation, previous = int(live["metadata"]["generation"]), live.get("status", {})
         try:
             cluster = self._cluster(live)
@@ -133,12 +150,33 @@ class Reconciler:
         self.scaling.aim((namespace, name), target, [each["metadata"]["name"] for each in observed.pods])
         observed = await self._ask_control_plane(target, observed)
         tenants = await self._settle_tenants(cluster, target, previous.get("tenants", []))
-        observed = replace(observed, tenants=tenants.recorded, expiring=issued.expiring)
+        observed = replace(observed, tenants=tenants.recorded, expiring=issued.expiring, operator=self.lease)
         await self._write_status(live, status_of(cluster, observed, previous, self.now()))
         if observed.autoscaling is not None:
             self.scaling.recorded((namespace, name), observed.autoscaling.draining)
         result = _result(cluster, observed, issued)
         return VisitResult.PENDING if result is VisitResult.SETTLED and tenants.pending else result
+
+    async def _is_foreign(self, live: Manifest) -> bool:
+        """Whether another operator looks after the cluster. Says so in an Event, once for each holder."""
+        holder = recorded(live.get("status", {}))
+        if holder in ("", self.lease):
+            return False
+        lease_namespace, _, lease_name = holder.partition("/")
+        try:
+            held = is_held(await self.api.get("Lease", lease_namespace, lease_name), self._now())
+        except RefusedError:
+            # Without the right to look into its namespace: better two that wait than two that fight.
+            held = True
+        metadata = live["metadata"]
+        about = {"namespace": metadata["namespace"], "name": metadata["name"], "lease": holder}
+        if not held:
+            log.info("taking over from an operator that is gone", **about)
+        elif self.left_alone.get(metadata["uid"]) != holder:
+            self.left_alone[metadata["uid"]] = holder
+            log.warning("left alone, another operator looks after it", **about)
+            await self._say(left_alone(live, holder, self.now(), self.random_bytes(4).hex()))
+        return held
 
     def _cluster(self, live: Manifest) -> AgentServingCluster:
         metadata, previous = live["metadata"], live.get("status", {})
@@ -185,17 +223,26 @@ class Reconciler:
                 await self.api.delete(each)
                 self.settled.forget(each)
                 del live[key]
+        for kind, name in unlisted(cluster):
+            await self._delete_owned(cluster, kind, name)
         pods = await self.api.find("Pod", cluster.namespace, labels_of(cluster.name))
-        return Observed(objects=live, pods=pods, troubles=troubles, autoscaling=autoscaling)
+        if (trouble := family_trouble(cluster, pods)) is not None:
+            troubles.append(trouble)
+        observed = Observed(objects=live, pods=pods, troubles=troubles, autoscaling=autoscaling)
+        if not are_pods_waiting(cluster, observed):
+            return observed
+        return replace(observed, warnings=await self.api.warnings(cluster.namespace))
 
     async def _delete_with(self, cluster: AgentServingCluster, live: Manifest) -> None:
         """Deletes what goes with an object that is about to be deleted."""
         companion = goes_with(cluster, live)
-        if companion is None:
-            return
-        found = await self.api.get(companion[0], cluster.namespace, companion[1])
+        if companion is not None:
+            await self._delete_owned(cluster, *companion)
+
+    async def _delete_owned(self, cluster: AgentServingCluster, kind: str, name: str) -> None:
+        found = await self.api.get(kind, cluster.namespace, name)
         if found is not None and is_owned(found, cluster):
-            log.info("deleting, no longer wanted", kind=companion[0], name=companion[1], namespace=cluster.namespace)
+            log.info("deleting, no longer wanted", kind=kind, name=name, namespace=cluster.namespace)
             await self.api.delete(found)
             self.settled.forget(found)
 
@@ -260,11 +307,15 @@ class Reconciler:
         named = {"name": metadata["name"], "namespace": metadata["namespace"]}
         await self.api.apply_status({"apiVersion": API_VERSION, "kind": KIND, "metadata": named, "status": status})
         for event in events_of(live, previous, status, self.now(), self.random_bytes(4).hex()):
-            try:
-                await self.api.create(event)
-            except RefusedError as error:
-                # Nothing depends on Events, and a namespace that is being deleted takes none.
-                log.warning("event refused", namespace=named["namespace"], name=named["name"], error=str(error))
+            await self._say(event)
+
+    async def _say(self, event: Manifest) -> None:
+        try:
+            await self.api.create(event)
+        except RefusedError as error:
+            # Nothing depends on Events, and a namespace that is being deleted takes none.
+            about = event["regarding"]
+            log.warning("event refused", namespace=about["namespace"], name=about["name"], error=str(error))
 
 
 def _target(cluster: AgentServingCluster, observed: Observed, issued: Issued) -> Target | None:
@@ -288,11 +339,16 @@ def _serves(cluster: AgentServingCluster, observed: Observed) -> bool:
     return int(deployment.get("status", {}).get("readyReplicas", 0)) > 0
 
 
+def _is_routed(cluster: AgentServingCluster, observed: Observed) -> bool:
+    """HTTPRoutes are not watched, because their kind may not exist: one that is not served is looked at again."""
+    return cluster.spec.gateway.http_route is None or not entrances_of(cluster, observed.objects)[1]
+
+
 def _result(cluster: AgentServingCluster, observed: Observed, issued: Issued) -> VisitResult:
-    if observed.troubles:
+    if observed.troubles or not _is_routed(cluster, observed):
         return VisitResult.REFUSED
     if issued.pending:
         return VisitResult.PENDING
     if _serves(cluster, observed) and (observed.overview is None or observed.overview.pending_engines):
         return VisitResult.PENDING
-    return VisitResult.SETTLED
+    return VisitResult.WAITING if are_pods_waiting(cluster, observed) else VisitResult.SETTLED

@@ -25,7 +25,10 @@ Touch = Callable[[str, str], None]
 DISTANCE_S = 0.5
 # Visits in parallel over all clusters, so that a round does not ask the API server for everything in one moment.
 PARALLEL = 4
-PENDING_S = 2.0
+PENDING_S, WAITING_S, FOREIGN_S = 2.0, 10.0, 15.0
+_AGAIN_S = {
+    VisitResult.PENDING: PENDING_S, VisitResult.WAITING: WAITING_S, VisitResult.FOREIGN: FOREIGN_S,
+}  # fmt: skip
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 1.0, 60.0
 
 
@@ -94,7 +97,7 @@ class Visits:
                 again_s, backoff_s = backoff_s, min(2 * backoff_s, LAST_BACKOFF_S)
             else:
                 backoff_s = FIRST_BACKOFF_S
-                again_s = PENDING_S if result is VisitResult.PENDING else None
+                again_s = _AGAIN_S.get(result) if result is not None else None
             await asyncio.sleep(self._distance_s)
             try:
                 await asyncio.wait_for(touched.wait(), again_s)

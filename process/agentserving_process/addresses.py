@@ -13,3 +13,8 @@ def split_address(text: str) -> tuple[str, int]:
     elif ":" in host:
         raise ValueError(f"{text!r} is not an address: write an IPv6 address as [address]:port")
     return host, int(port)
+
+
+def of_all_families(host: str) -> str | None:
+    """The host to give asyncio, which serves IPv6 alone on "::" where other servers serve IPv4 as well."""
+    return None if host in ("", "::") else host

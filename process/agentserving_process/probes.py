@@ -18,6 +18,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import REGISTRY, generate_latest
 
+from agentserving_process.addresses import of_all_families
 from agentserving_process.listening import cannot_listen
 from agentserving_process.options import option
 
@@ -92,7 +93,7 @@ async def served(app: web.Application, options: ProbeOptions) -> AsyncIterator[N
     try:
         if options.http_port:
             try:
-                await web.TCPSite(runner, options.http_host, options.http_port).start()
+                await web.TCPSite(runner, of_all_families(options.http_host), options.http_port).start()
             except OSError as error:
                 raise cannot_listen(f"{options.http_host}:{options.http_port}", error) from None
         yield

@@ -19,7 +19,7 @@ from agentserving_engine.channel_server import ChannelServer
 from agentserving_engine.http.entrance import Entrance
 from agentserving_engine.settings import SSE_KEEP_ALIVE_S, PluginConfigError, PluginSettings, keep_alive_seconds
 from agentserving_process import logs, supervision
-from agentserving_process.addresses import split_address
+from agentserving_process.addresses import of_all_families, split_address
 from agentserving_process.supervision import CannotStartError, Supervisor
 from aiohttp import web
 
@@ -171,7 +171,9 @@ async def _serve(arguments: argparse.Namespace, supervisor: Supervisor) -> None:
     host, port = split_address(arguments.listen)
     try:
         try:
-            await web.TCPSite(runner, host or None, port, ssl_context=_certificate(arguments, supervisor)).start()
+            await web.TCPSite(
+                runner, of_all_families(host), port, ssl_context=_certificate(arguments, supervisor)
+            ).start()
         except OSError as error:
             raise CannotStartError(f"cannot listen on {arguments.listen}: {error.strerror or error}") from None
         supervisor.start("steps", engine.run)

@@ -35,8 +35,8 @@ from support.operator_objects import make_cluster, pod_spec
 
 # Volumes that several containers mount.
 SHARED = ("channel", "ticket-key", "run", "engine-identities")
-POD_IP = "127.0.77.1"
-HOSTS = re.compile(r"[-a-z0-9.$()_A-Z]+\.ns\.svc|0\.0\.0\.0|\$\(POD_IP\)")
+POD_IP, POD_IP6 = "127.0.77.1", "::1"
+HOSTS = re.compile(r"[-a-z0-9.$()_A-Z]+\.ns\.svc|0\.0\.0\.0|\[::\]|\[\$\(POD_IP\)\]|\$\(POD_IP\)|^::$")
 SPEC: dict[str, Any] = {"model": {"name": "tiny"}, "engine": {"type": "Simulator", "drainSeconds": 20}}
 
 
@@ -46,9 +46,12 @@ class Pods:
     def __init__(self, directory: Path, store: dict[str, Any]) -> None:
         self._directory = directory
         self.cluster = make_cluster(**SPEC, **store)
+        self.ip = POD_IP6 if self.cluster.spec.network.pods_are_on_ipv6 else POD_IP
+        # As in a URL.
+        self.host = f"[{self.ip}]" if ":" in self.ip else self.ip
         hosts = all_leaves(self.cluster)
         # There is no DNS here, so the certificates of etcd name an address.
-        hosts["etcd"] = [POD_IP, "localhost", etcd_client_name(self.cluster)]
+        hosts["etcd"] = [self.ip, "localhost", etcd_client_name(self.cluster)]
         self.certificates = CertificateFiles(directory, hosts) if self.cluster.spec.tls.on else None
         if self.certificates is not None:
             self._mount_identities(self.certificates)
@@ -89,8 +92,8 @@ class Pods:
                 for file, data in files_of(b"k" * 32).items():
                     (path / file).write_bytes(data)
         text = re.sub("|".join(map(re.escape, places)), lambda found: places[found[0]], text)
-        text = HOSTS.sub(POD_IP, text)
-        return text.replace("$(POD_NAME)", f"{container['pod']}-0").replace("127.0.0.1:7072", f"{POD_IP}:7072")
+        text = HOSTS.sub(self.ip if text == "::" else self.host, text)
+        return text.replace("$(POD_NAME)", f"{container['pod']}-0").replace("127.0.0.1:7072", f"{self.host}:7072")
 
     def has_identity(self) -> bool:
         """Whether the startup probe of the container `identity` succeeds."""
@@ -105,11 +108,11 @@ class Pods:
         probe = self.containers[name][kind]
         if "exec" in probe:
             return 200 if self._command(name, probe) == 0 else 503
-        return request(probe["httpGet"]["port"], "GET", probe["httpGet"]["path"])[0]
+        return self.request(probe["httpGet"]["port"], "GET", probe["httpGet"]["path"])[0]
 
     def _command(self, name: str, probe: Manifest) -> int:
         words = [self._resolved(self.containers[name], each) for each in probe["exec"]["command"]]
-        words = [each.replace("127.0.0.1", POD_IP) for each in words]
+        words = [each.replace("127.0.0.1", self.host) for each in words]
         return subprocess.run([sys.executable, *words[1:]], check=False, capture_output=True, timeout=30).returncode
 
     def hook(self, name: str) -> subprocess.CompletedProcess[bytes]:
@@ -127,6 +130,24 @@ class Pods:
         assert self.processes[name].poll() is None, (name, self.log(name))
         return self.probe(name, "readinessProbe") == 200
 
+    def request(
+        self, port: int, verb: str, path: str, body: Any = None, program: str = "", key: str = ""
+    ) -> tuple[int, str]:
+        """(status, body) of an HTTP request, with a client's key; status 0 if the connection fails."""
+        connection = http.client.HTTPConnection(self.ip, port, timeout=30)
+        try:
+            text = None if body is None else json.dumps(body)
+            headers = {"Content-Type": "application/json"} | ({"x-agentserving-program-id": program} if program else {})
+            if key:
+                headers["Authorization"] = f"Bearer {key}"
+            connection.request(verb, path, text, headers)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        except OSError:
+            return 0, ""
+        finally:
+            connection.close()
+
     def close(self) -> None:
         """Kills all containers."""
         for each in self.processes.values():
@@ -134,26 +155,9 @@ class Pods:
             each.wait()
 
 
-def request(port: int, verb: str, path: str, body: Any = None, program: str = "", key: str = "") -> tuple[int, str]:
-    """(status, body) of an HTTP request, with a client's key; status 0 if the connection fails."""
-    connection = http.client.HTTPConnection(POD_IP, port, timeout=30)
-    try:
-        text = None if body is None else json.dumps(body)
-        headers = {"Content-Type": "application/json"} | ({"x-agentserving-program-id": program} if program else {})
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        connection.request(verb, path, text, headers)
-        response = connection.getresponse()
-        return response.status, response.read().decode()
-    except OSError:
-        return 0, ""
-    finally:
-        connection.close()
-
-
 def engine_shows(pods: Pods) -> str:
     """What the engine asks of a client of its port: nothing ("anything" that speaks http), or a certificate."""
-    if request(Port.ENGINE, "GET", "/health")[0] == 200:
+    if pods.request(Port.ENGINE, "GET", "/health")[0] == 200:
         return "anything"
     assert pods.certificates is not None
     context = ssl.create_default_context(cafile=str(pods.certificates.paths("client")["ca"]))
@@ -164,7 +168,7 @@ def engine_shows(pods: Pods) -> str:
             context.load_cert_chain(files["cert"], files["key"])
         try:
             with (
-                socket.create_connection((POD_IP, Port.ENGINE), 30) as plain,
+                socket.create_connection((pods.host, Port.ENGINE), 30) as plain,
                 context.wrap_socket(plain, server_hostname=engine_name("demo-engine-0")) as connection,
             ):
                 connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
@@ -175,14 +179,14 @@ def engine_shows(pods: Pods) -> str:
     return "certificate"
 
 
-def _shows(port: int, line: str) -> bool:
+def _shows(pods: Pods, port: int, line: str) -> bool:
     """Whether this line is among the metrics at a port."""
-    return line in request(port, "GET", "/metrics")[1].splitlines()
+    return line in pods.request(port, "GET", "/metrics")[1].splitlines()
 
 
-def _served(body: Any, key: str) -> tuple[int, str] | None:
+def _served(pods: Pods, body: Any, key: str) -> tuple[int, str] | None:
     """None until the gateway knows the key."""
-    status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body, "asker", key)
+    status, text = pods.request(Port.GATEWAY, "POST", "/v1/chat/completions", body, "asker", key)
     return None if status == 401 else (status, text)
 
 
@@ -192,8 +196,9 @@ def _served(body: Any, key: str) -> tuple[int, str] | None:
         {"tls": {"issuer": "None"}},
         {"store": {"type": "Etcd"}},
         {"store": {"type": "Memory"}, "tls": {"issuer": "Operator", "engines": True}},
+        {"store": {"type": "Etcd"}, "network": {"ipFamilies": ["IPv6"]}},
     ],
-    ids=["Memory", "Etcd", "TLS", "TLS to engines"],
+    ids=["Memory", "Etcd", "TLS", "TLS to engines", "IPv6"],
 )
 def pods(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pods]:
     made = Pods(tmp_path, request.param)
@@ -215,20 +220,20 @@ async def test_the_generated_containers_serve_calls_drain_and_exit(pods: Pods) -
         assert pods.probe(name, "livenessProbe") == 200, name
     assert engine_shows(pods) == ("certificate" if pods.cluster.spec.tls.engines else "anything")
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
-    address = f"{POD_IP}:{Port.CONTROL_PLANE}"
+    address = f"{pods.host}:{Port.CONTROL_PLANE}"
     tls, key = None, ""
     if pods.certificates is not None:
         # New clusters with certificates ask clients for keys.
-        assert request(Port.GATEWAY, "POST", "/v1/chat/completions", body, "asker")[0] == 401
+        assert pods.request(Port.GATEWAY, "POST", "/v1/chat/completions", body, "asker")[0] == 401
         files = pods.certificates.paths("operator")
         tls = Tls(**files, server_name=server_name(pods.cluster)).read()
         with Client(address, settings=Settings(tls=tls)) as client:
             key = client.create_key("default", name="asker").text
     for port, stream in ((Port.GATEWAY_HTTP, "admissions"), (Port.SIDECAR_HTTP, "attach")):
         line = f'agentserving_leader_stream_framed{{stream="{stream}"}} 1.0'
-        eventually(partial(_shows, port, line), f"the stream {stream} is framed")
+        eventually(partial(_shows, pods, port, line), f"the stream {stream} is framed")
     # With a program id: a program without one ends with its call.
-    status, text = eventually(lambda: _served(body, key), "a call is served")
+    status, text = eventually(lambda: _served(pods, body, key), "a call is served")
     assert status == 200, text
     target = Target(address=address, scheduling=pods.cluster.spec.scheduling, generation=1, tls=tls)
     seen = await ControlPlanes().apply_policy(target)
@@ -238,7 +243,7 @@ async def test_the_generated_containers_serve_calls_drain_and_exit(pods: Pods) -
     done = pods.hook("engine")
     assert done.returncode == 0, done.stderr
     assert pods.probe("sidecar", "readinessProbe") == 503
-    status, text = request(Port.GATEWAY, "POST", "/v1/chat/completions", body, key=key)
+    status, text = pods.request(Port.GATEWAY, "POST", "/v1/chat/completions", body, key=key)
     assert status == 503, text
     identity = [name for name in pods.containers if name == "identity"]
     for name in ("engine", "sidecar", *identity, "picker", "gateway", "control-plane"):

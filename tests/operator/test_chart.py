@@ -197,8 +197,8 @@ def kinds(made: list[dict[str, Any]]) -> dict[str, int]:
 def test_the_default_is_an_operator_with_its_rights_and_a_crd_that_is_kept_at_uninstall() -> None:
     made = helm()
     assert kinds(made) == {
-        "CustomResourceDefinition": 2, "ServiceAccount": 1, "ClusterRole": 3, "ClusterRoleBinding": 1, "Deployment": 1,
-        "Pod": 1,
+        "CustomResourceDefinition": 2, "ServiceAccount": 1, "ClusterRole": 3, "ClusterRoleBinding": 1, "Role": 1,
+        "RoleBinding": 1, "Lease": 1, "Deployment": 1, "Pod": 1,
     }  # fmt: skip
     crds = {each["metadata"]["name"]: each for each in made if each["kind"] == "CustomResourceDefinition"}
     assert crds.keys() == {"agentservingclusters.agentserving.io", "agentservingtenants.agentserving.io"}
@@ -211,21 +211,24 @@ def test_the_default_is_an_operator_with_its_rights_and_a_crd_that_is_kept_at_un
 @needs_helm
 def test_an_operator_of_some_namespaces_has_rights_only_there() -> None:
     made = helm("--set", "namespaces={a,b}", "--set", "crds.enabled=false")
-    assert kinds(made) == {"ServiceAccount": 1, "Role": 2, "RoleBinding": 2, "Deployment": 1, "Pod": 1}
-    assert {each["metadata"]["namespace"] for each in made if each["kind"] == "Role"} == {"a", "b"}
+    assert kinds(made) == {
+        "ServiceAccount": 1, "Role": 3, "RoleBinding": 3, "Lease": 1, "Deployment": 1, "Pod": 1
+    }  # fmt: skip
+    # And in its own, for its Lease.
+    assert {each["metadata"]["namespace"] for each in made if each["kind"] == "Role"} == {"a", "b", "ops"}
 
 
 @needs_helm
-def test_two_operators_have_a_lease_and_a_single_one_has_none() -> None:
-    alone, two = helm(), helm("--set", "replicas=2")
-    assert "Lease" not in kinds(alone)
-    (lease,) = (each["metadata"] for each in two if each["kind"] == "Lease")
-    (role,) = (each for each in two if each["kind"] == "Role")
+@pytest.mark.parametrize(("replicas", "strategy"), [(1, "Recreate"), (2, "RollingUpdate")])
+def test_every_release_has_a_lease_by_which_others_know_that_it_works(replicas: int, strategy: str) -> None:
+    made = helm("--set", f"replicas={replicas}")
+    (lease,) = (each["metadata"] for each in made if each["kind"] == "Lease")
+    (role,) = (each for each in made if each["kind"] == "Role")
     assert role["rules"][0]["resourceNames"] == [lease["name"]]
-    (deployment,) = (each for each in two if each["kind"] == "Deployment")
+    (deployment,) = (each for each in made if each["kind"] == "Deployment")
     env = {each["name"]: each["value"] for each in only_container(deployment)["env"]}
     assert env["AGENTSERVING_OPERATOR_LEASE"] == f"{lease['namespace']}/{lease['name']}"
-    assert deployment["spec"]["strategy"]["type"] == "RollingUpdate"
+    assert deployment["spec"]["strategy"]["type"] == strategy
 
 
 @needs_helm

@@ -239,6 +239,36 @@ async def test_an_inference_pool_goes_when_it_is_no_longer_wanted() -> None:
     assert not [key for key in api.objects if key[0] == "InferencePool" or "endpoint-picker" in key[2]]
 
 
+async def test_ways_in_go_when_they_are_no_longer_wanted_and_those_of_others_stay() -> None:
+    api = MemoryApi()
+    ways = {"ingress": {"hosts": ["a.example"]}, "httpRoute": {"parentRefs": [{"name": "public"}]}}
+    api.put_cluster("ns", "demo", {**SPEC, "gateway": ways})
+    await visit(api)
+    there = {("Ingress", "ns", "demo-gateway"), ("HTTPRoute", "ns", "demo")}
+    assert there <= set(api.objects)
+    api.put_cluster("ns", "demo", SPEC)
+    await visit(api)
+    assert not there & set(api.objects)
+    foreign = {"kind": "HTTPRoute", "metadata": {"name": "demo", "namespace": "ns", "uid": "other"}}
+    api.objects["HTTPRoute", "ns", "demo"] = foreign
+    await visit(api)
+    assert api.objects["HTTPRoute", "ns", "demo"] == foreign
+
+
+async def test_a_route_that_no_gateway_serves_is_looked_at_again_and_does_not_make_the_cluster_unready() -> None:
+    api = MemoryApi()
+    api.put_cluster("ns", "demo", {**SPEC, "gateway": {"httpRoute": {"parentRefs": [{"name": "public"}]}}})
+    assert await visit(api) is VisitResult.REFUSED
+    assert ready(api, "EntrancesReady")[:2] == ("False", "RouteNotAccepted")
+    assert ready(api)[1] != "RouteNotAccepted"
+    accepted = [{"type": kind, "status": "True"} for kind in ("Accepted", "ResolvedRefs")]
+    api.objects["HTTPRoute", "ns", "demo"]["status"] = {
+        "parents": [{"parentRef": {"name": "public", "namespace": "ns"}, "conditions": accepted}]
+    }
+    assert await visit(api) is not VisitResult.REFUSED
+    assert ready(api, "EntrancesReady") == ("True", "Available", "HTTPRoute public")
+
+
 def with_cluster(spec: dict[str, Any]) -> MemoryApi:
     api = MemoryApi()
     api.put_cluster("ns", "demo", spec)

@@ -67,7 +67,7 @@ def test_a_cluster_whose_pods_are_ready_is_ready() -> None:
         "Ready": ("True", "Ready"), "ControlPlaneReady": ("True", "Available"), "StoreReady": ("True", "Available"),
         "EnginesReady": ("True", "Available"), "GatewayReady": ("True", "Available"),
         "Progressing": ("False", "Settled"), "Degraded": ("False", "AsExpected"),
-        "ClientsAuthenticated": ("True", "KeysNeeded"),
+        "ClientsAuthenticated": ("True", "KeysNeeded"), "EntrancesReady": ("True", "NotAskedFor"),
     }  # fmt: skip
     assert status["observedGeneration"] == 3
     assert {each["observedGeneration"] for each in status["conditions"]} == {3}

@@ -93,6 +93,9 @@ class MemoryApi:
             and (labels or {}).items() <= each["metadata"].get("labels", {}).items()
         ]
 
+    async def warnings(self, namespace: str) -> list[Manifest]:
+        return [each for each in await self.find("Event", namespace) if each.get("type") == "Warning"]
+
     async def children(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         return [each for kind in CHILD_KINDS for each in await self.find(kind, namespace, labels)]
 

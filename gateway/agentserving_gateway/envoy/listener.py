@@ -23,7 +23,8 @@ def listener(settings: FrontSettings) -> Json:
         chain["transport_socket"] = downstream(settings)
     return {
         "name": "front",
-        "address": {"socket_address": {"address": host, "port_value": port}},
+        # A wildcard of IPv6 takes IPv4 as well, as in our other servers.
+        "address": {"socket_address": {"address": host, "port_value": port, "ipv4_compat": host == "::"}},
         "per_connection_buffer_limit_bytes": BUFFER,
         "filter_chains": [chain],
     }

@@ -23,6 +23,7 @@ from agentserving_operator.manifests.services import (
     etcd_services,
     gateway_service,
 )
+from agentserving_operator.manifests.ways_in import ways_in
 from agentserving_operator.spec.crd import GROUP
 from agentserving_operator.spec.store import StoreType
 from agentserving_operator.spec.tls import Issuer
@@ -58,9 +59,11 @@ def desired(cluster: AgentServingCluster) -> list[Manifest]:
     found += [gateway_service(cluster), gateway_deployment(cluster)]
     if cluster.spec.gateway.inference_pool.enabled:
         found += [endpoint_picker_service(cluster), inference_pool(cluster)]
+    found += ways_in(cluster)
     _merge_templates(cluster, found)
     for each in found:
-        each["metadata"]["annotations"] = {HASH_ANNOTATION: _hash(each)}
+        made_of = _hash(each)
+        each["metadata"].setdefault("annotations", {})[HASH_ANNOTATION] = made_of
     return found
 
 

@@ -254,6 +254,30 @@ def spread(cluster: AgentServingCluster, component: Component) -> list[Manifest]
     ]
 
 
+def any_host(cluster: AgentServingCluster) -> str:
+    """The wildcard of all interfaces; that of IPv6 takes IPv4 as well."""
+    return "::" if cluster.spec.network.listens_on_ipv6 else "0.0.0.0"
+
+
+def listening(cluster: AgentServingCluster, port: int) -> str:
+    """Where a server in a pod listens."""
+    return f"[::]:{port}" if cluster.spec.network.listens_on_ipv6 else f"0.0.0.0:{port}"
+
+
+def pod_address(cluster: AgentServingCluster, port: int) -> str:
+    """The pod's own address, which others dial; kubelet expands it."""
+    return f"[$(POD_IP)]:{port}" if cluster.spec.network.pods_are_on_ipv6 else f"$(POD_IP):{port}"
+
+
+def ip_families(cluster: AgentServingCluster) -> Manifest:
+    """Fields of a Service; without any, the API server chooses."""
+    network = cluster.spec.network
+    found: Manifest = {"ipFamilies": list(network.ip_families)} if network.ip_families else {}
+    if network.ip_family_policy is not None:
+        found["ipFamilyPolicy"] = network.ip_family_policy.value
+    return found
+
+
 def keys_are_needed(cluster: AgentServingCluster) -> bool:
     """Whether clients have keys, and a port of their own at control planes."""
     return cluster.client_auth is ClientAuth.KEYS

@@ -14,11 +14,14 @@ from agentserving_operator.manifests.common import (
     Component,
     Manifest,
     Port,
+    any_host,
     child_object,
     container,
     http_probe,
     keys_are_needed,
+    listening,
     pod,
+    pod_address,
     port,
     python,
     resources_of,
@@ -113,10 +116,10 @@ def _template(cluster: AgentServingCluster) -> Manifest:
 
 def _arguments(cluster: AgentServingCluster) -> list[str]:
     return [
-        "--listen", f"0.0.0.0:{Port.CONTROL_PLANE}", "--advertise", f"$(POD_IP):{Port.CONTROL_PLANE}",
-        "--streams-listen", f"0.0.0.0:{Port.CONTROL_PLANE_STREAMS}",
+        "--listen", listening(cluster, Port.CONTROL_PLANE), "--advertise", pod_address(cluster, Port.CONTROL_PLANE),
+        "--streams-listen", listening(cluster, Port.CONTROL_PLANE_STREAMS),
         "--lease-s", str(LEASE_S if cluster.spec.control_plane.replicas > 1 else LEASE_ALONE_S),
-        "--http-host", "0.0.0.0", "--http-port", str(Port.CONTROL_PLANE_HTTP), *metrics_token_flags(cluster),
+        "--http-host", any_host(cluster), "--http-port", str(Port.CONTROL_PLANE_HTTP), *metrics_token_flags(cluster),
         "--ticket-key-file", KEY_FILE,
         "--program-idle-s", str(cluster.spec.control_plane.program_idle_seconds),
         *(flags(directory(Leaf.CONTROL_PLANE)) if cluster.spec.tls.on else []),
@@ -131,8 +134,8 @@ def _access_arguments(cluster: AgentServingCluster) -> list[str]:
         return []
     return [
         "--client-auth", "keys", "--cluster", f"{cluster.namespace}/{cluster.name}",
-        "--clients-listen", f"0.0.0.0:{Port.CONTROL_PLANE_CLIENTS}",
-        "--clients-advertise", f"$(POD_IP):{Port.CONTROL_PLANE_CLIENTS}", *token_flags(cluster),
+        "--clients-listen", listening(cluster, Port.CONTROL_PLANE_CLIENTS),
+        "--clients-advertise", pod_address(cluster, Port.CONTROL_PLANE_CLIENTS), *token_flags(cluster),
     ]  # fmt: skip
 
 

@@ -15,9 +15,11 @@ from agentserving_operator.manifests.common import (
     AgentServingCluster,
     Manifest,
     Port,
+    any_host,
     container,
     http_probe,
     keys_are_needed,
+    listening,
     port,
     python,
     resources_of,
@@ -34,6 +36,7 @@ PUBLIC_KEY_FILE, GATEWAY_PUBLIC_KEY_FILE = f"{KEY_DIR}/public", f"{KEY_DIR}/gate
 PUBLIC_KEYS = tuple(f"{name}{suffix}" for name in ("public", "gateway-public") for suffix in ("", ".next", ".previous"))
 # Where huggingface_hub reads the token: as a variable, every child process and crash report would have it.
 MODEL_TOKEN_DIR, MODEL_TOKEN_FILE = "/etc/agentserving/model-token", "token"
+TEMPLATE_DIR, TEMPLATE_FILE = "/etc/agentserving/chat-template", "template.jinja"
 PROBE_EVERY_S = 10
 # Returns when the engine has no calls left, or after the sidecar's --drain-s. The sidecar answers on a socket in the
 # directory that it shares with this container alone. Both images have Python, not curl.
@@ -79,6 +82,8 @@ def engine_container(cluster: AgentServingCluster) -> Manifest:
     started["volumeMounts"].append({"name": "model-cache", "mountPath": MODELS_DIR})
     if cluster.spec.model.token is not None:
         started["volumeMounts"].append({"name": "model-token", "mountPath": MODEL_TOKEN_DIR, "readOnly": True})
+    if cluster.spec.model.chat_template is not None:
+        started["volumeMounts"].append({"name": "chat-template", "mountPath": TEMPLATE_DIR, "readOnly": True})
     if engine.accelerator.count:
         devices = {engine.accelerator.resource_name: str(engine.accelerator.count)}
         resources["limits"] = {**resources.get("limits", {}), **devices}
@@ -134,7 +139,7 @@ def _simulator_arguments(cluster: AgentServingCluster) -> list[str]:
         whole, hundredths = divmod(simulator.speed_percent, 100)
         settings = ["--speed", f"{whole}.{hundredths:02d}", "--num-blocks", str(simulator.num_blocks)]
     return [
-        "--listen", f"0.0.0.0:{Port.ENGINE}", "--engine-id", "$(POD_NAME)", "--channel-dir", CHANNEL_DIR,
+        "--listen", listening(cluster, Port.ENGINE), "--engine-id", "$(POD_NAME)", "--channel-dir", CHANNEL_DIR,
         "--ticket-key-file", PUBLIC_KEY_FILE, *_simulator_access(cluster), "--model", served_name(cluster),
         "--sse-keep-alive-s", str(cluster.spec.engine.sse_keep_alive_seconds),
         *(flags(ENGINE_SERVED_DIR) if cluster.spec.tls.engines else []),
@@ -169,8 +174,10 @@ def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
     engine = cluster.spec.engine
     parallel = engine.accelerator.tensor_parallel_size or engine.accelerator.count
     found = [
-        "--model", cluster.spec.model.name, "--served-model-name", served_name(cluster),
-        "--host", "0.0.0.0", "--port", str(Port.ENGINE), "--scheduler-cls", SCHEDULER, "--middleware", MIDDLEWARE,
+        "--model", cluster.spec.model.name,
+        "--served-model-name", served_name(cluster), *cluster.spec.model.also_served_as,
+        "--host", any_host(cluster), "--port", str(Port.ENGINE),
+        "--scheduler-cls", SCHEDULER, "--middleware", MIDDLEWARE,
     ]  # fmt: skip
     if cluster.spec.tls.engines:
         found += [
@@ -185,7 +192,7 @@ def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
         found += ["--tensor-parallel-size", str(parallel)]
     if engine.kv_offload_gib:
         found += ["--kv-offloading-size", str(engine.kv_offload_gib)]
-    return [*found, *_tool_arguments(cluster), *_limits(cluster), *engine.extra_args]
+    return [*found, *_tool_arguments(cluster), *_model_arguments(cluster), *_limits(cluster), *engine.extra_args]
 
 
 def _tool_arguments(cluster: AgentServingCluster) -> list[str]:
@@ -195,6 +202,17 @@ def _tool_arguments(cluster: AgentServingCluster) -> list[str]:
         return []
     automatic = ["--enable-auto-tool-choice"] if model.enable_auto_tool_choice else []
     return ["--tool-call-parser", model.tool_parser, *automatic]
+
+
+def _model_arguments(cluster: AgentServingCluster) -> list[str]:
+    model = cluster.spec.model
+    found = [] if model.reasoning_parser is None else ["--reasoning-parser", model.reasoning_parser]
+    if model.chat_template is not None:
+        found += ["--chat-template", f"{TEMPLATE_DIR}/{TEMPLATE_FILE}"]
+    if model.lora_adapters:
+        found += ["--enable-lora", "--max-lora-rank", str(model.max_lora_rank)]
+        found += ["--lora-modules", *(f"{each.name}={each.source}" for each in model.lora_adapters)]
+    return found
 
 
 def _vllm_env(cluster: AgentServingCluster) -> list[Manifest]:

@@ -14,7 +14,12 @@ from agentserving_operator.manifests.common import (
     spread,
 )
 from agentserving_operator.manifests.engine_identity_container import identity_containers
-from agentserving_operator.manifests.engine_pod import MODEL_TOKEN_FILE, PUBLIC_KEYS, engine_container
+from agentserving_operator.manifests.engine_pod import (
+    MODEL_TOKEN_FILE,
+    PUBLIC_KEYS,
+    TEMPLATE_FILE,
+    engine_container,
+)
 from agentserving_operator.manifests.metrics_token import metrics_token_volumes
 from agentserving_operator.manifests.sidecar import sidecar_container
 from agentserving_operator.manifests.tls import engine_volumes
@@ -78,6 +83,9 @@ def _volumes(cluster: AgentServingCluster) -> list[Manifest]:
             item = {"key": token.key, "path": MODEL_TOKEN_FILE}
             secret = {"secretName": token.secret_name, "defaultMode": 0o440, "items": [item]}
             found.append({"name": "model-token", "secret": secret})
+        if (template := cluster.spec.model.chat_template) is not None:
+            item = {"key": template.key, "path": TEMPLATE_FILE}
+            found.append({"name": "chat-template", "configMap": {"name": template.config_map_name, "items": [item]}})
         if cache.type is CacheType.EMPTY_DIR:
             found.append({"name": "model-cache", "emptyDir": {"sizeLimit": cache.size}})
         if cache.type is CacheType.EXISTING:

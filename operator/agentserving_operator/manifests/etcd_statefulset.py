@@ -18,6 +18,7 @@ from agentserving_operator.manifests.common import (
     container,
     http_probe,
     labels,
+    listening,
     pod,
     port,
     python,
@@ -87,14 +88,14 @@ def etcd_flags(cluster: AgentServingCluster) -> list[str]:
         "--name=$(POD_NAME)",
         # A subdirectory, because etcd wants it closed to others, and a volume's root belongs to the group.
         f"--data-dir={DATA_DIR}/data",
-        f"--listen-client-urls={scheme}://0.0.0.0:{Port.ETCD_CLIENT}",
+        f"--listen-client-urls={scheme}://{listening(cluster, Port.ETCD_CLIENT)}",
         f"--advertise-client-urls={scheme}://{host}:{Port.ETCD_CLIENT}",
-        f"--listen-peer-urls={scheme}://0.0.0.0:{Port.ETCD_PEER}",
+        f"--listen-peer-urls={scheme}://{listening(cluster, Port.ETCD_PEER)}",
         f"--initial-advertise-peer-urls={scheme}://{host}:{Port.ETCD_PEER}",
         f"--initial-cluster={initial}",
         f"--initial-cluster-token={cluster.uid}",
         # Without TLS: probes have no certificate.
-        f"--listen-metrics-urls=http://0.0.0.0:{Port.ETCD_HTTP}",
+        f"--listen-metrics-urls=http://{listening(cluster, Port.ETCD_HTTP)}",
         # Nothing reads old revisions, and they count towards the quota.
         "--auto-compaction-mode=periodic",
         "--auto-compaction-retention=5m",

@@ -12,7 +12,9 @@ from agentserving_operator.manifests.common import (
     Manifest,
     Port,
     child_object,
+    ip_families,
     keys_are_needed,
+    listening,
     namespaces,
     selector,
 )
@@ -36,6 +38,7 @@ def endpoint_picker_service(cluster: AgentServingCluster) -> Manifest:
         "appProtocol": "http2",
     }
     spec = {"type": "ClusterIP", "selector": selector(cluster.name, Component.GATEWAY), "ports": [port]}
+    spec |= ip_families(cluster)
     return child_object(cluster, "v1", "Service", Component.GATEWAY, endpoint_picker_name(cluster), spec=spec)
 
 
@@ -77,7 +80,7 @@ def picker_flags(cluster: AgentServingCluster) -> list[str]:
     if not pool.enabled:
         return []
     return [
-        "--ext-proc-listen", f"0.0.0.0:{Port.EXT_PROC}", "--ext-proc-tls", "self-signed" if pool.tls else "none",
+        "--ext-proc-listen", listening(cluster, Port.EXT_PROC), "--ext-proc-tls", "self-signed" if pool.tls else "none",
         "--ext-proc-max-body-bytes", str(cluster.spec.gateway.max_body_bytes),
     ]  # fmt: skip
 

@@ -10,6 +10,7 @@ from agentserving_operator.manifests.common import (
     Manifest,
     Port,
     child_object,
+    ip_families,
     selector,
     service_port,
 )
@@ -19,7 +20,7 @@ from agentserving_operator.manifests.etcd_statefulset import peers_service
 def _service(
     cluster: AgentServingCluster, component: Component, ports: list[Manifest], name: str = "", **spec: Any
 ) -> Manifest:
-    whole = {"selector": selector(cluster.name, component), "ports": ports, **spec}
+    whole = {"selector": selector(cluster.name, component), "ports": ports, **ip_families(cluster), **spec}
     return child_object(cluster, "v1", "Service", component, name, spec=whole)
 
 

@@ -29,22 +29,37 @@ def events_of(
         # A new cluster that is not degraded is no news.
         never_degraded = not old and each["type"] == ConditionType.DEGRADED and each["status"] == "False"
         if each["type"] in REPORTED and not same and not never_degraded:
-            events.append(_event(live, each, now, f"{suffix}{len(events)}"))
+            events.append(_of_condition(live, each, now, f"{suffix}{len(events)}"))
     return events
 
 
-def _event(live: Manifest, condition: Mapping[str, Any], now: str, suffix: str) -> Manifest:
-    metadata = live["metadata"]
+def left_alone(live: Manifest, holder: str, now: str, suffix: str) -> Manifest:
+    """The Event about a cluster that another operator looks after."""
+    namespace, _, lease = holder.partition("/")
+    note = (
+        f"left alone: another operator looks after this cluster, whose Lease is {lease} in namespace {namespace}. "
+        "Uninstall one of the two, or give each of them namespaces of its own (the chart's value namespaces)"
+    )
+    return _event(live, "Warning", Reason.OTHER_OPERATOR, note, now, suffix)
+
+
+def _of_condition(live: Manifest, condition: Mapping[str, Any], now: str, suffix: str) -> Manifest:
     good = (condition["status"] == "True") == (condition["type"] == ConditionType.READY)
     waiting = condition["type"] == ConditionType.READY and condition["reason"] in _IN_PROGRESS
+    note = f"{condition['type']} is {condition['status']}: {condition['message']}"
+    return _event(live, "Normal" if good or waiting else "Warning", condition["reason"], note, now, suffix)
+
+
+def _event(live: Manifest, kind: str, reason: str, note: str, now: str, suffix: str) -> Manifest:
+    metadata = live["metadata"]
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
         "metadata": {"name": f"{metadata['name']}.{suffix}", "namespace": metadata["namespace"]},
         "eventTime": now.replace("Z", ".000000Z"),
-        "type": "Normal" if good or waiting else "Warning",
-        "reason": condition["reason"],
-        "note": f"{condition['type']} is {condition['status']}: {condition['message']}"[:MAX_NOTE],
+        "type": kind,
+        "reason": str(reason),
+        "note": note[:MAX_NOTE],
         "action": "Reconcile",
         "reportingController": f"{GROUP}/operator",
         "reportingInstance": MANAGER,

@@ -18,6 +18,18 @@ _OPTIONAL = {
         "the Gateway API Inference Extension is not installed in this Kubernetes cluster: install its CRDs "
         "(inference.networking.k8s.io/v1), or set spec.gateway.inferencePool.enabled to false",
     ),
+    "HTTPRoute": Trouble(
+        Reason.GATEWAY_API_MISSING,
+        "the Gateway API is not installed in this Kubernetes cluster: install its CRDs (gateway.networking.k8s.io/v1), "
+        "or use spec.gateway.ingress instead of spec.gateway.httpRoute",
+    ),
+}
+
+# Words of the API server about fields that cannot change.
+_IMMUTABLE = ("updates to statefulset spec", "field is immutable", "may not be changed", "may not change once set")
+_REPLACE = {
+    "StatefulSet": "kubectl delete statefulset {0} --cascade=orphan; its pods go on, and the operator makes it again. "
+    "Claims of volumes stay as they are",
 }
 
 
@@ -60,4 +72,10 @@ def refused(kind: str, name: str, error: RefusedError) -> Trouble:
     if kind in _OPTIONAL and error.status == 404 and not error.reason:
         # A missing object is answered with a Status that has a reason; a missing kind is not.
         return _OPTIONAL[kind]
+    # Nothing of a Secret is lost without a decision.
+    if kind != "Secret" and error.status == 422 and any(words in message for words in _IMMUTABLE):
+        how = _REPLACE.get(kind, f"kubectl delete {kind.lower()} {name}; the operator makes it again")
+        return Trouble(
+            Reason.CANNOT_BE_CHANGED, f"{message}. Undo the change, or replace the object: {how.format(name)}"
+        )
     return Trouble(Reason.APPLY_REFUSED, message)

@@ -7,7 +7,10 @@ from enum import StrEnum
 
 
 class ConditionType(StrEnum):
-    """Ready is True when the four conditions after it are. ClientsAuthenticated is a choice, not a fault."""
+    """Ready is True when the four conditions after it are. ClientsAuthenticated is a choice, not a fault.
+
+    EntrancesReady is about clients outside of the Kubernetes cluster; inside, calls are served without it.
+    """
 
     READY = "Ready"
     CONTROL_PLANE_READY = "ControlPlaneReady"
@@ -17,6 +20,7 @@ class ConditionType(StrEnum):
     PROGRESSING = "Progressing"
     DEGRADED = "Degraded"
     CLIENTS_AUTHENTICATED = "ClientsAuthenticated"
+    ENTRANCES_READY = "EntrancesReady"
 
 
 class Reason(StrEnum):
@@ -34,6 +38,8 @@ class Reason(StrEnum):
     KEYS_NEEDED = "KeysNeeded"
     # Whoever reaches a port is served, as any tenant.
     OPEN_TO_ALL = "OpenToAll"
+    # spec.gateway asks for no Ingress, HTTPRoute or load balancer.
+    NOT_ASKED_FOR = "NotAskedFor"
     # No rollout is in progress.
     SETTLED = "Settled"
     # Nothing has failed.
@@ -47,6 +53,10 @@ class Reason(StrEnum):
     CREATING = "Creating"
     # Pods run but are not ready yet, and nothing indicates a failure.
     STARTING = "Starting"
+    # No ingress controller, or provider of load balancers, has given an address.
+    NO_ADDRESS = "NoAddress"
+    # A Gateway does not serve the HTTPRoute; the message quotes it.
+    ROUTE_NOT_ACCEPTED = "RouteNotAccepted"
     # The control plane did not answer.
     NOT_REACHABLE = "NotReachable"
     # The spec could not be parsed, so the cluster was not examined.
@@ -75,6 +85,12 @@ class Reason(StrEnum):
     CRASHING = "Crashing"
     # A ResourceQuota is exhausted.
     QUOTA_EXCEEDED = "QuotaExceeded"
+    # A volume of a pod cannot be mounted: its Secret, ConfigMap or claim does not exist, or its driver fails.
+    VOLUME_NOT_MOUNTED = "VolumeNotMounted"
+    # A PersistentVolumeClaim gets no volume.
+    VOLUME_PENDING = "VolumePending"
+    # A field of an object cannot be changed; the message says how to replace the object.
+    CANNOT_BE_CHANGED = "CannotBeChanged"
     # Pods cannot be created for another reason.
     CREATE_FAILED = "CreateFailed"
     # The control plane cannot write to its store.
@@ -93,6 +109,8 @@ class Reason(StrEnum):
     CERT_MANAGER_MISSING = "CertManagerMissing"
     # spec.gateway.inferencePool is enabled, but the Gateway API Inference Extension is not installed.
     INFERENCE_EXTENSION_MISSING = "InferenceExtensionMissing"
+    # spec.gateway.httpRoute is set, but the Gateway API is not installed.
+    GATEWAY_API_MISSING = "GatewayApiMissing"
     # The control plane has what an AgentServingTenant says.
     IN_FORCE = "InForce"
     # There is no AgentServingCluster of the name that an AgentServingTenant gives.
@@ -105,6 +123,10 @@ class Reason(StrEnum):
     TENANT_REFUSED = "TenantRefused"
     # A certificate was not renewed and is about to expire, or has; the message names its Secret.
     CERTIFICATE_EXPIRES = "CertificateExpires"
+    # Pods have addresses of another family than spec.network.ipFamilies says.
+    WRONG_IP_FAMILY = "WrongIpFamily"
+    # An operator of another release looks after the cluster (an Event only).
+    OTHER_OPERATOR = "OtherOperator"
     # The namespace is being deleted.
     NAMESPACE_TERMINATING = "NamespaceTerminating"
 

@@ -14,9 +14,11 @@ from agentserving_operator.manifests import AgentServingCluster, Component, Mani
 from agentserving_operator.manifests.common import keys_are_needed, selector
 from agentserving_operator.manifests.services import gateway_url
 from agentserving_operator.observe.engine_states import engine_trouble, rejection_trouble
+from agentserving_operator.observe.entrances import entrances_of
 from agentserving_operator.observe.overview import Overview
 from agentserving_operator.observe.reasons import ConditionType, Reason, Trouble
 from agentserving_operator.observe.trouble import trouble_of
+from agentserving_operator.observe.warnings import are_waiting, claim_trouble, warning_trouble
 from agentserving_operator.spec.parsing import plain
 from agentserving_operator.spec.status import (
     AutoscalingStatus,
@@ -56,10 +58,14 @@ class Observed:
     pods: Sequence[Manifest]
     overview: Overview | None = None
     troubles: Sequence[Trouble] = field(default=())
+    # Events of type Warning, while something waits.
+    warnings: Sequence[Manifest] = ()
     tenants: tuple[str, ...] = ()
     expiring: Trouble | None = None
     # None = without autoscaling.
     autoscaling: AutoscalingStatus | None = None
+    # Lease of the operator, "" = it has none.
+    operator: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +110,12 @@ def status_of(
     findings[ConditionType.PROGRESSING] = _progressing(workloads, observed)
     findings[ConditionType.DEGRADED] = _degraded([each.trouble for each in workloads.values()], of_engines, observed)
     findings[ConditionType.CLIENTS_AUTHENTICATED] = _clients(cluster)
+    findings[ConditionType.ENTRANCES_READY] = _entrances(cluster, observed)
     status = ClusterStatus(
         observed_generation=cluster.generation,
         conditions=conditions(findings, cluster.generation, previous, now),
         client_auth=cluster.client_auth,
+        operator=observed.operator or None,
         url=gateway_url(cluster),
         engines=EngineCounts(
             replicas=engines.replicas,
@@ -159,10 +167,8 @@ def conditions(
 
 
 def _workload(cluster: AgentServingCluster, observed: Observed, component: Component) -> _Workload:
-    workload = observed.objects.get((WORKLOADS[component], cluster.child(component)))
-    wanted_labels = selector(cluster.name, component).items()
-    pods = [pod for pod in observed.pods if wanted_labels <= pod["metadata"].get("labels", {}).items()]
-    trouble = trouble_of(workload, pods)
+    workload, pods = _parts_of(cluster, observed, component)
+    trouble = _why_not(workload, pods, observed.warnings)
     if workload is None:
         return _Workload(exists=False, trouble=trouble)
     status, wanted = workload.get("status", {}), int(workload["spec"].get("replicas", 1))
@@ -180,6 +186,27 @@ def _workload(cluster: AgentServingCluster, observed: Observed, component: Compo
         pods=frozenset(pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]),
         trouble=trouble,
     )
+
+
+def _parts_of(
+    cluster: AgentServingCluster, observed: Observed, component: Component
+) -> tuple[Manifest | None, list[Manifest]]:
+    workload = observed.objects.get((WORKLOADS[component], cluster.child(component)))
+    wanted_labels = selector(cluster.name, component).items()
+    return workload, [pod for pod in observed.pods if wanted_labels <= pod["metadata"].get("labels", {}).items()]
+
+
+def are_pods_waiting(cluster: AgentServingCluster, observed: Observed) -> bool:
+    """Whether pods are missing or have started nothing yet: what keeps them may be in Events only."""
+    return any(are_waiting(*_parts_of(cluster, observed, component)) for component in WORKLOADS)
+
+
+def _why_not(workload: Manifest | None, pods: Sequence[Manifest], warnings: Sequence[Manifest]) -> Trouble | None:
+    trouble = trouble_of(workload, pods)
+    if trouble is None:
+        return warning_trouble(workload, pods, warnings)
+    claim = claim_trouble(workload, pods, warnings) if trouble.reason is Reason.UNSCHEDULABLE else None
+    return trouble if claim is None else Trouble(claim.reason, f"{trouble.message}; {claim.message}")
 
 
 def _pods_ready(
@@ -264,6 +291,15 @@ def _clients(cluster: AgentServingCluster) -> Finding:
     else:
         why = "spec.auth.clients is None"
     return Finding(ConditionStatus.FALSE, Reason.OPEN_TO_ALL, f"{open_to}: {why}")
+
+
+def _entrances(cluster: AgentServingCluster, observed: Observed) -> Finding:
+    addresses, troubles = entrances_of(cluster, observed.objects)
+    if troubles:
+        return Finding(ConditionStatus.FALSE, troubles[0].reason, "; ".join(each.message for each in troubles))
+    if not addresses:
+        return Finding(ConditionStatus.TRUE, Reason.NOT_ASKED_FOR, "calls come from inside the Kubernetes cluster only")
+    return Finding(ConditionStatus.TRUE, Reason.AVAILABLE, ", ".join(addresses))
 
 
 def _progressing(workloads: Mapping[Component, _Workload], observed: Observed) -> Finding:

@@ -26,12 +26,14 @@ from agentserving_operator.spec.fields import (
     text,
 )
 from agentserving_operator.spec.inference_pool import InferencePool
+from agentserving_operator.spec.model_files import ConfigMapKey, LoraAdapter
 from agentserving_operator.spec.network import Network
 from agentserving_operator.spec.parts import Resources, SecretKey, TaintEffect, Toleration
 from agentserving_operator.spec.pod_template import PodTemplate
 from agentserving_operator.spec.scheduling import Scheduling
 from agentserving_operator.spec.store import Store, StoreType
 from agentserving_operator.spec.tls import FrontTls, Tls
+from agentserving_operator.spec.ways_in import HttpRoute, Ingress
 
 # The four A100 boards, as NVIDIA's GPU feature discovery labels nodes.
 A100_PRODUCTS = (
@@ -127,6 +129,10 @@ class Model:
     served_name: str | None = text(
         "Name that clients use; absent: the model's name.", 256, default=None, min_length=1, pattern=r"^[^\s-][^\s]*$"
     )
+    also_served_as: tuple[str, ...] = items(
+        "Further names of the same model. With type VLLM only.",
+        16, list_type="set", max_length=256, min_length=1, pattern=r"^[^\s-][^\s]*$",
+    )  # fmt: skip
     max_length: int | None = integer("Context in tokens; absent: the model's own.", 1, 16_777_216, default=None)
     token: SecretKey | None = struct("Hugging Face token, for models that need one.", default=None)
     tool_parser: str | None = text(
@@ -141,6 +147,22 @@ class Model:
         "With toolParser: the model decides whether to call a tool, which agents expect (--enable-auto-tool-choice).",
         default=True,
     )
+    reasoning_parser: str | None = text(
+        "vLLM's parser of this model's reasoning (--reasoning-parser), such as deepseek_r1 or qwen3. Without it "
+        "reasoning is a part of the answer.",
+        64,
+        default=None,
+        min_length=1,
+        pattern=r"^[a-zA-Z0-9][-_.a-zA-Z0-9]*$",
+    )
+    chat_template: ConfigMapKey | None = struct(
+        "A Jinja template (--chat-template); absent: the model's own. Engines read it when they start.", default=None
+    )
+    lora_adapters: tuple[LoraAdapter, ...] = items(
+        "LoRA adapters, listed by /v1/models beside the model. A change restarts engines, one at a time.",
+        64, list_type="map", keys=("name",),
+    )  # fmt: skip
+    max_lora_rank: int = integer("The highest rank among them.", 8, 512, default=16)
     load_format: str = text(
         "vLLM's --load-format. safetensors are data only; auto also takes pickled weights, which can run code.",
         64,
@@ -212,6 +234,13 @@ class Engine:
             "kvOffloadGiB goes with type VLLM only",
             lambda e: e.type is EngineType.VLLM or e.kv_offload_gib == 0,
             "kvOffloadGiB",
+        ),
+        Rule(
+            "!self.extraArgs.exists(a, a.startsWith('--data-parallel') || a.startsWith('-dp'))",
+            "data-parallel engines are not supported: each rank would schedule without the others' accounts; set "
+            "engine.replicas instead",
+            lambda e: not any(a.startswith(("--data-parallel", "-dp")) for a in e.extra_args),
+            "extraArgs",
         ),
     )
 
@@ -290,10 +319,19 @@ class Gateway:
         "Clients use https, with your certificate; absent: http. HTTP/2 is offered with https only.", default=None
     )
     max_body_bytes: int = integer("Size limit of a request body.", 1_024, 1 << 30, default=64 << 20)
+    group_by_content: bool = flag(
+        "A call without an id whose messages extend those of an earlier call joins its program; false: it is a program "
+        "of its own.",
+        default=True,
+    )
     drain_seconds: int = integer("How long a leaving gateway may finish its calls.", 0, 3_600, default=300)
     resources: Resources = struct("Requests and limits of Envoy.", default=Resources)
     picker_resources: Resources = struct(
         "Requests and limits of the picker; by default those of Envoy.", default=Resources
+    )
+    ingress: Ingress | None = struct("An Ingress that leads to gateways; absent: none.", default=None)
+    http_route: HttpRoute | None = struct(
+        "An HTTPRoute that leads to gateways (Gateway API); absent: none.", default=None
     )
     inference_pool: InferencePool = struct(
         "For users of another gateway that supports InferencePools.", default=InferencePool
@@ -335,6 +373,18 @@ class ClusterSpec:
             "engine.extraArgs may not contain --ssl- with tls.engines, which sets them",
             lambda s: not s.tls.engines or not any(each.startswith("--ssl-") for each in s.engine.extra_args),
             "engine.extraArgs",
+        ),
+        Rule(
+            "self.engine.type == 'VLLM' || (size(self.model.alsoServedAs) == 0 && size(self.model.loraAdapters) == 0)",
+            "model.alsoServedAs and model.loraAdapters go with engine.type VLLM only",
+            lambda s: s.engine.type is EngineType.VLLM or not (s.model.also_served_as or s.model.lora_adapters),
+            "model",
+        ),
+        Rule(
+            "self.engine.type == oldSelf.engine.type || self.model.cache.type != 'PersistentVolumeClaim'",
+            "engine.type cannot be changed with model.cache.type PersistentVolumeClaim, because a StatefulSet's claims "
+            "cannot: create a new AgentServingCluster",
+            at="engine.type",
         ),
     )
 

@@ -18,6 +18,14 @@ class Egress(StrEnum):
     OPEN = "Open"
 
 
+class IpFamilyPolicy(StrEnum):
+    """As in Kubernetes."""
+
+    SINGLE_STACK = "SingleStack"
+    PREFER_DUAL_STACK = "PreferDualStack"
+    REQUIRE_DUAL_STACK = "RequireDualStack"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
     """Addresses from which engines load models."""
@@ -33,7 +41,17 @@ INTERNET = (ModelSource(cidr="0.0.0.0/0"), ModelSource(cidr="::/0"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """NetworkPolicies. They take effect with a network plug-in that enforces them."""
+    """Address families, and NetworkPolicies, which take effect with a network plug-in that enforces them."""
+
+    ip_family_policy: IpFamilyPolicy | None = choice(
+        "Of all Services; absent: SingleStack, Kubernetes' default.", default=None
+    )
+    ip_families: tuple[str, ...] = items(
+        "IPv4 and IPv6 in the order of your Kubernetes cluster, whose first family is that of pods' addresses: [IPv6] "
+        "where there is no other, [IPv4, IPv6] or [IPv6, IPv4] with two stacks. Empty: IPv4 in pods, and in Services "
+        "the Kubernetes cluster's own default.",
+        2, max_length=4, pattern=r"^IPv[46]$",
+    )  # fmt: skip
 
     egress: Egress = choice(
         "Closed: each part connects to DNS and to the parts that it needs, control planes to their store, and engines "
@@ -61,3 +79,13 @@ class Network:
         default=None,
         pattern=DNS_SUBDOMAIN,
     )
+
+    @property
+    def listens_on_ipv6(self) -> bool:
+        """Whether pods may have IPv6 addresses; without any, kernels may lack the family."""
+        return "IPv6" in self.ip_families or self.ip_family_policy not in (None, IpFamilyPolicy.SINGLE_STACK)
+
+    @property
+    def pods_are_on_ipv6(self) -> bool:
+        """Whether the address of a pod is one of IPv6."""
+        return self.ip_families[:1] == ("IPv6",)

@@ -26,7 +26,11 @@ class ConditionStatus(StrEnum):
 class Condition:
     """A condition as in metav1.Condition."""
 
-    type: str = text("Ready, ControlPlaneReady, StoreReady, EnginesReady, GatewayReady, Progressing or Degraded.", 316)
+    type: str = text(
+        "Ready, ControlPlaneReady, StoreReady, EnginesReady, GatewayReady, Progressing, Degraded, ClientsAuthenticated "
+        "or EntrancesReady.",
+        316,
+    )
     status: ConditionStatus = choice("True, False or Unknown.")
     observed_generation: int | None = integer("Generation of the spec that it describes.", 0, _MAX_INT, default=None)
     last_transition_time: str = text("Time of the last change of its status.", 64, format="date-time")
@@ -86,6 +90,10 @@ class ClusterStatus:
     client_auth: ClientAuth | None = choice(
         "What clients must present: as spec.auth.clients says, or what was in force when it said nothing.", default=None
     )
+    operator: str | None = text(
+        "Lease (namespace/name) of the operator that looks after this cluster; others leave it alone while it is held.",
+        512, default=None,
+    )  # fmt: skip
     url: str | None = text("Base URL for OpenAI clients inside the cluster.", 512, default=None)
     engines: EngineCounts | None = struct("Numbers of engine pods.", default=None)
     autoscaling: AutoscalingStatus | None = struct("The number of engines that programs need.", default=None)
