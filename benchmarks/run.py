@@ -26,6 +26,7 @@ ALL = (
     "low_load",
     "validation",
     "kv_pressure",
+    "agents",
 )
 
 

@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --generate-hashes \
   --python-version 3.11 --python-platform x86_64-manylinux_2_36 --constraint constraints.txt \
-  --extra server --extra operator pyproject.toml -o requirements-image.txt
+  --extra server --extra operator --extra otel pyproject.toml -o requirements-image.txt

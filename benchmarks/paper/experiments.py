@@ -144,16 +144,25 @@ def bursty(quick: bool) -> Iterable[Run]:
                 )
 
 
+OTHERS = (
+    ("h100-80gb", "llama-3.1-8b"),
+    ("a100-80gb", "llama-3.1-70b"),
+    ("h100-80gb", "llama-3.1-70b"),
+    ("h100-80gb", "qwen3-30b-a3b-fp8"),
+    ("b200-180gb", "llama-3.1-8b"),
+)
+
+
 def gpus(quick: bool) -> Iterable[Run]:
     """Other GPUs and a larger model, at the load of one A100 with the 8B model scaled by the cost of a token."""
     base = Run(workload="sharegpt", contender="", rate_per_s=0.0, seed=0, window_s=100 if quick else 600)
-    for gpu, model in (("h100-80gb", "llama-3.1-8b"), ("a100-80gb", "llama-3.1-70b"), ("h100-80gb", "llama-3.1-70b")):
+    for gpu, model in OTHERS:
         here, there = cost_model(gpu, model), cost_model(base.gpu, base.model)
         # Saturation depends on the size of the KV cache and on the time of a step.
         speed = there.decode_us(48, 48 * 4000, 1) / here.decode_us(48, 48 * 4000, 1)
         room = here.num_blocks / there.num_blocks
         rate = round(RATES["sharegpt"][-1] * speed * min(1.0, room), 2)
-        for contender in ("vllm-opt", "mlfq", "plas", "program-plas", "srpt"):
+        for contender in ("vllm-opt", "mlfq", "plas", "program-plas", "auto", "srpt"):
             for seed in range(1 if quick else SEEDS):
                 yield replace(base, contender=contender, seed=seed, gpu=gpu, model=model, rate_per_s=rate)
 

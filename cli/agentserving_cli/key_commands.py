@@ -12,7 +12,7 @@ from typing import Any
 import click
 from agentserving import Client
 from agentserving.client import operations
-from agentserving.client.values import ApiKey, KeyRole
+from agentserving.client.keys import ApiKey, KeyRole
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table

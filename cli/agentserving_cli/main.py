@@ -28,6 +28,8 @@ from agentserving_cli.program_commands import program_commands
 from agentserving_cli.run_command import run
 from agentserving_cli.tenant_commands import tenant_commands
 from agentserving_cli.token_options import token_options
+from agentserving_cli.trace_command import trace_command
+from agentserving_cli.ui_command import ui_command
 from agentserving_cli.up import GaveUpError, run_up
 
 console = Console()
@@ -162,7 +164,15 @@ def _failures() -> Iterator[None]:
         fail(str(error))
 
 
-_own = (*program_commands(_local), key_commands(_local), tenant_commands(_local), audit_command(_local_logs), run)
+_own = (
+    *program_commands(_local),
+    key_commands(_local),
+    tenant_commands(_local),
+    audit_command(_local_logs),
+    run,
+    trace_command(_local),
+    ui_command(_local),
+)
 for _command in _own:
     main.add_command(_command)
 

@@ -24,6 +24,7 @@ from agentserving_cli import screens
 from agentserving_cli.connection import wait_for_policy
 from agentserving_cli.output import WIDE, as_data, is_data, output_option, print_data
 from agentserving_cli.policy_files import policy_of
+from agentserving_cli.traces.run_screen import run_screen
 
 Connect = Callable[[], AbstractContextManager[Client]]
 # Decorates f(connect, ...): adds options that say where the cluster is.
@@ -121,17 +122,16 @@ def _watch(client: Client, interval_s: float) -> None:
 
 
 def _get(where: Where, name: str) -> click.Command:
-    @click.command(name, help="Show one program: its account, its calls, its threads.")
+    @click.command(name, help="Show one program: where its time went, its calls, threads and sub-agents.")
     @click.argument("program_id")
     @output_option
     @where
     def get(connect: Connect, program_id: str, output: str) -> None:
-        operation = operations.get_program(program_id)
         with connect() as client:
             if is_data(output):
-                print_data(client.run(as_data(operation, "program")), output)
+                print_data(client.run(as_data(operations.get_program(program_id), "program")), output)
             else:
-                _show(screens.program_screen(client.run(operation)), output)
+                _show(run_screen(client.get_trace(program_id), _width(output)), output)
 
     return get
 

@@ -41,7 +41,8 @@ def _words(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _table(columns: Iterable[str], left: Sequence[str]) -> Table:
+def plain_table(columns: Iterable[str], left: Sequence[str]) -> Table:
+    """An empty table without lines; titles of `left` columns are at the left."""
     table = Table(box=None, pad_edge=False)
     for title in columns:
         table.add_column(title, justify="left" if title in left else "right", no_wrap=True)
@@ -83,7 +84,7 @@ def programs_table(programs: Iterable[Program], width: int = 200) -> Table:
     wide = width >= WIDE
     columns = _PROGRAM_COLUMNS if wide else _NARROW
     room = max(12, width - (_TAKEN if wide else _NARROW_TAKEN))
-    table = _table(columns, ("PROGRAM", "NAME", "STATE", "ENGINE"))
+    table = plain_table(columns, ("PROGRAM", "NAME", "STATE", "ENGINE"))
     for program in sorted(programs, key=by_urgency):
         cells = _program_cells(program)
         cells["PROGRAM"], cells["NAME"] = cut(cells["PROGRAM"], room), cut(cells["NAME"], _NAME)
@@ -139,7 +140,7 @@ def engines_table(engines: Sequence[Engine], width: int = 200) -> Table:
     if not explain:
         columns = tuple(column for column in columns if column != "REASON")
     room = max(12, width - (_ENGINE_TAKEN if wide else _NARROW_ENGINE_TAKEN))
-    table = _table(columns, ("ENGINE", "STATE", "VERSION", "REASON"))
+    table = plain_table(columns, ("ENGINE", "STATE", "VERSION", "REASON"))
     for engine in engines:
         cells = _engine_cells(engine)
         cells["ENGINE"] = cut(cells["ENGINE"], _ENGINE)
@@ -225,7 +226,7 @@ def program_screen(program: Program) -> Group:
         if value:
             facts.add_row(label, value)
     parts: list[RenderableType] = [facts]
-    calls = _table(("CALL", "ENGINE", "STATE", "LEVEL", "SERVICE", "WAIT", "TOKENS"), ("CALL", "ENGINE", "STATE"))
+    calls = plain_table(("CALL", "ENGINE", "STATE", "LEVEL", "SERVICE", "WAIT", "TOKENS"), ("CALL", "ENGINE", "STATE"))
     for call in program.calls:
         calls.add_row(
             escape(call.call_id), escape(call.engine_id), "Running" if call.running else "Queued", str(call.level),
@@ -266,7 +267,7 @@ def _choice_line(choice: PolicyChoice) -> str:
 
 
 def _levels_table(levels: Sequence[Level]) -> Table:
-    table = _table(("LEVEL", "ATTAINED BELOW", "QUANTUM"), ())
+    table = plain_table(("LEVEL", "ATTAINED BELOW", "QUANTUM"), ())
     for index, level in enumerate(levels):
         bound = seconds(level.upper_bound_us) if level.upper_bound_us else "no bound"
         table.add_row(str(index), bound, seconds(level.quantum_us) if level.quantum_us else "no end")

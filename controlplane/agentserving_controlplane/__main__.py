@@ -55,6 +55,7 @@ from agentserving_controlplane.store.etcd.store import EtcdStore
 from agentserving_controlplane.store.memory import MemoryStore
 from agentserving_controlplane.store.port import FencedError, Store
 from agentserving_controlplane.table.rows import NewerSchemaError
+from agentserving_controlplane.telemetry import wiring
 
 log = structlog.get_logger()
 RESTART = -1
@@ -221,6 +222,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> int:
             " engines and change the policy (--client-auth keys closes it)",
             listen=settings.serving.listen,
         )
+    wiring.check(settings.telemetry)
     settings.tls.report_expiry()
     certificate_expiry.report(Use.ETCD, settings.store.etcd_tls_cert)
     servers = Servers(settings)

@@ -25,6 +25,7 @@ from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.garbage import Collector
 from agentserving_controlplane.settings import PlaneSettings, Settings
 from agentserving_controlplane.store.port import CommitFailedError, FencedError, Store, StoreUnavailableError
+from agentserving_controlplane.telemetry import wiring
 
 log = structlog.get_logger()
 
@@ -84,6 +85,8 @@ class Leadership:
         await self._open_gate(plane)
         self.plane = plane
         tasks.start("upkeep", lambda: _upkeep(plane, collector))
+        if (send_spans := wiring.sender(self._settings.telemetry, plane)) is not None:
+            tasks.start("spans", send_spans)
         log.info("leading", listen=self._settings.serving.listen, epoch=plane.epoch, policy=plane.policy.policy.name)
 
     async def _acquire(self) -> int:

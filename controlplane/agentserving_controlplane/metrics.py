@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
+from agentserving.contract.phases import PrefixMiss
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector as CollectorBase
@@ -15,6 +16,7 @@ from prometheus_client.registry import Collector as CollectorBase
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engines.health import EngineState
 from agentserving_controlplane.policy.auto import Chosen
+from agentserving_controlplane.table.rows import TimeRow
 
 
 class Collector(CollectorBase):
@@ -35,6 +37,7 @@ class Collector(CollectorBase):
         yield refused
         if plane is not None:
             yield from _programs(plane)
+            yield from _times(plane)
             yield from _store(plane)
             yield from _engines(plane)
             yield from _demand(plane)
@@ -69,6 +72,32 @@ def _programs(plane: ControlPlane) -> Iterator[Metric]:
     for chosen in Chosen:
         classes.add_metric([chosen], sum(choice.chosen is chosen for choice in plane.policy_in_force.choices))
     yield classes
+
+
+def _times(plane: ControlPlane) -> Iterator[Metric]:
+    totals = plane.table.totals.times
+    seconds = CounterMetricFamily(
+        "agentserving_call_time_seconds", "Time of finished calls by phase, and between calls", labels=["phase"]
+    )
+    for name in TimeRow.__struct_fields__:
+        seconds.add_metric([name.removesuffix("_us")], getattr(totals.times, name) / 1e6)
+    yield seconds
+    calls = CounterMetricFamily(
+        "agentserving_prefix_misses", "Finished calls by what became of their prefix", labels=["reason"]
+    )
+    lost = CounterMetricFamily(
+        "agentserving_prefix_lost_tokens", "Tokens evicted between two calls of a program and computed again"
+    )
+    for miss in PrefixMiss:
+        calls.add_metric([miss.name.lower()], totals.misses.get(miss, (0, 0))[0])
+    lost.add_metric([], sum(tokens for _, tokens in totals.misses.values()))
+    spans = CounterMetricFamily(
+        "agentserving_span_endings", "Ended calls, tool waits and programs, by what became of their spans",
+        labels=["result"],
+    )  # fmt: skip
+    for result, count in plane.span_counts.items():
+        spans.add_metric([result], count)
+    yield from (calls, lost, spans)
 
 
 def _store(plane: ControlPlane) -> Iterator[Metric]:

@@ -10,12 +10,15 @@ from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, T
 from agentserving_controlplane.engines.directives import PauseCalls, ToolWait, cancel_in_parts
 from agentserving_controlplane.errors import InvalidError
 from agentserving_controlplane.state import LeaderState, ProgramView
-from agentserving_controlplane.table import tries
+from agentserving_controlplane.table import traces, tries
 from agentserving_controlplane.table.programs import PROGRAM_ID, OpenRequest
 from agentserving_controlplane.table.rows import MAX_THREAD_BYTES, MAX_TOOL_BYTES, ProgramRow
 from agentserving_controlplane.table.states import Outcome, ProgramState
+from agentserving_controlplane.table.traces import Finished
 
 MAX_PAGE, DEFAULT_PAGE = 1000, 100
+# Of a trace: programs of the tree, and finished calls of all of them, about half a megabyte.
+MAX_TRACED_PROGRAMS, MAX_TRACED_CALLS, MIN_TRACED_CALLS = 100, 2000, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,24 @@ class Changed:
     revision: int
     programs: list[ProgramView]
     removed: list[ProgramId]
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramTrace:
+    """What a program did: finished calls and tool waits, oldest first. `left_out`: calls no longer known."""
+
+    view: ProgramView
+    finished: list[Finished]
+    tool_waits: list[traces.ToolWait]
+    left_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class TreeTrace:
+    """A program and its descendants, in the order in which they were opened; `left_out` programs are not there."""
+
+    programs: list[ProgramTrace]
+    left_out: int
 
 
 class ProgramOperations:
@@ -71,6 +92,26 @@ class ProgramOperations:
             [state.describe(row) for row in rows if row is not None],
             [changed for changed, gone in changes.items() if gone],
         )
+
+    def trace(self, key: ProgramKey) -> TreeTrace:
+        """What a program's tree has done, as far as it is remembered: the newest calls of each of its programs."""
+        found = self._find(key)
+        rows = sorted(self._state.table.index.tree(found), key=lambda row: (row is not found, row.open_us))
+        kept = self._state.table.programs.traces
+        shown = rows[:MAX_TRACED_PROGRAMS]
+        # Each program has its share of the response, and what others do not need.
+        room = MAX_TRACED_CALLS
+        programs: list[ProgramTrace] = []
+        for index, row in enumerate(shown):
+            trace = kept.of(row.key)
+            share = max(MIN_TRACED_CALLS, room // (len(shown) - index))
+            finished = list(trace.finished)[-share:]
+            room -= len(finished)
+            # A call that no engine has reported is not in the count.
+            reported = sum(1 for each in finished if each.call.boot_id)
+            left_out = max(0, row.calls_completed - reported)
+            programs.append(ProgramTrace(self._state.describe(row), finished, list(trace.tool_waits), left_out))
+        return TreeTrace(programs, len(rows) - len(shown))
 
     # -- changing ------------------------------------------------------------------------------------------------
 

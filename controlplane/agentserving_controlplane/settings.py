@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import agentserving
 from agentserving.contract.keys import KeyRow, decode_rows
@@ -209,6 +210,29 @@ class StoreOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetryOptions:
+    """OpenTelemetry"""
+
+    otlp_endpoint: str = option(
+        "",
+        "URL of a collector's OTLP/HTTP receiver of traces: http://collector:4318/v1/traces; none: no spans",
+    )
+    otlp_headers: tuple[str, ...] = option((), "name=value of headers for the collector, separated by commas")
+    otlp_service_name: str = option("agentserving", "service.name of the spans")
+
+    def __post_init__(self) -> None:
+        if self.otlp_endpoint and urlsplit(self.otlp_endpoint).scheme not in ("http", "https"):
+            raise ValueError(f"--otlp-endpoint: {self.otlp_endpoint!r} is no http or https URL")
+        if any(not name or not found for name, found, _ in (each.partition("=") for each in self.otlp_headers)):
+            raise ValueError("--otlp-headers: name=value, separated by commas")
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """By name."""
+        return {name.strip(): value.strip() for name, _, value in (each.partition("=") for each in self.otlp_headers)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of the process, by topic."""
 
@@ -219,6 +243,7 @@ class Settings:
     tls: TlsOptions = field(default_factory=TlsOptions)
     probes: ProbeOptions = field(default_factory=ProbeOptions)
     tokens: TokenOptions = field(default_factory=TokenOptions)
+    telemetry: TelemetryOptions = field(default_factory=TelemetryOptions)
 
     def __post_init__(self) -> None:
         if self.tokens.jwt_issuer and not self.access.required:

@@ -92,6 +92,8 @@ class LeaderState:
         first = read_clock().unix_us
         self.history = History(first)
         self.endings = self.table.programs.endings = Endings(first)
+        # Endings whose spans a collector has taken, and those that were dropped; both 0 without a collector.
+        self.span_counts = {"sent": 0, "dropped": 0}
         self.use_policy()
 
     @staticmethod

@@ -97,6 +97,7 @@ def test_names_that_children_cannot_have_are_refused(admin: Kube, namespace: str
         ({"store": {"etcd": {"size": "20Gi"}}}, "spec.store.etcd"),
         ({"store": {"etcd": {"storageClassName": "ssd"}}}, "spec.store.etcd"),
         ({"tls": {"issuer": "None"}}, "spec.tls.issuer"),
+        ({"tls": {"engines": True}}, "spec.tls.engines"),
     ],
 )
 def test_immutable_fields_are_refused(admin: Kube, namespace: str, change: Any, field: str) -> None:
@@ -131,9 +132,47 @@ def test_a_cluster_from_before_tls_was_the_default_stays_without(admin: Kube, na
         _default_issuer(admin, "Operator")
     eventually("the new CRD is served", lambda: of_a_new_one() == "Operator")
     path = f"{CLUSTERS.format(namespace)}/old"
-    assert admin.get(path)["spec"]["tls"] == {"issuer": "None"}
+    assert admin.get(path)["spec"]["tls"] == {"issuer": "None", "engines": False}
     changed = admin.must("PATCH", path, {"spec": {"engine": {"replicas": 2}}}, MERGE)
-    assert changed["spec"]["tls"] == {"issuer": "None"}
+    assert changed["spec"]["tls"] == {"issuer": "None", "engines": False}
+
+
+def _with_engines(admin: Kube, field: Any) -> Any:
+    """Sets the field `tls.engines` of the CRD, None = an older one without it; gives what was there."""
+    crd = admin.get(CRD)
+    spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    tls = spec["properties"]["tls"]
+    before = {
+        "field": tls["properties"].pop("engines"), "default": tls["default"].pop("engines"),
+        "rules": (spec["x-kubernetes-validations"], tls["x-kubernetes-validations"]),
+    } if field is None else None  # fmt: skip
+    if field is None:
+        for each in (spec, tls):
+            each["x-kubernetes-validations"] = [
+                rule for rule in each["x-kubernetes-validations"] if ".engines" not in rule["rule"]
+            ]
+    else:
+        tls["properties"]["engines"], tls["default"]["engines"] = field["field"], field["default"]
+        spec["x-kubernetes-validations"], tls["x-kubernetes-validations"] = field["rules"]
+    admin.must("PUT", CRD, crd)
+    return before
+
+
+def test_a_cluster_from_before_engines_could_have_tls_can_still_be_changed(admin: Kube, namespace: str) -> None:
+    def of_a_new_one() -> Any:
+        return create(admin, namespace, cluster(MINIMAL, "probe"), dryRun="All").json()["spec"]["tls"].get("engines")
+
+    before = _with_engines(admin, None)
+    try:
+        eventually("the old CRD is served", lambda: of_a_new_one() is None)
+        assert create(admin, namespace, cluster(MINIMAL, "old")).status_code == 201
+    finally:
+        _with_engines(admin, before)
+    eventually("the new CRD is served", lambda: of_a_new_one() is False)
+    path = f"{CLUSTERS.format(namespace)}/old"
+    changed = admin.must("PATCH", path, {"spec": {"engine": {"replicas": 2}}}, MERGE)
+    assert changed["spec"]["tls"] == {"issuer": "Operator", "engines": False}
+    assert admin.ask("PATCH", path, {"spec": {"tls": {"engines": True}}}, MERGE).status_code == 422
 
 
 def test_other_fields_can_be_changed(admin: Kube, namespace: str) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import signal
 import time
 from collections.abc import Iterator
 
 import pytest
 import yaml
+from agentserving.contract.names import engine_name
 from agentserving_operator.api_server import CHILD_KINDS, path_of
 from agentserving_operator.spec.crd import PLURAL
+from cryptography import x509
 from kube.client import CLUSTERS, TENANTS, Kube, eventually
 from kube.inference_extension import inference_pool_crd
 from kube.operator_process import OperatorProcess
@@ -126,6 +129,22 @@ def test_certificates_are_issued_and_repaired(admin: Kube, namespace: str, runni
     change(admin, namespace, {"engine": {"replicas": 3}})
     eventually("there is another pair", lambda: admin.get(path)["data"]["tls.crt"] != before["tls.crt"])
     assert admin.get(path)["data"]["ca.crt"] == before["ca.crt"]
+
+
+def test_with_tls_to_engines_each_has_a_certificate_with_its_name(
+    admin: Kube, namespace: str, running: OperatorProcess
+) -> None:
+    make(admin, namespace, {**SIMULATED, "tls": {"issuer": "Operator", "engines": True}})
+    eventually("all objects are there", lambda: objects(admin, namespace) == 30)
+    data = admin.get(path_of("Secret", namespace, "demo-engine-identities"))["data"]
+    for engine_id in ("demo-engine-0", "demo-engine-1"):
+        certificate = x509.load_pem_x509_certificate(base64.b64decode(data[f"{engine_id}.crt"]))
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert engine_name(engine_id) in names.get_values_for_type(x509.DNSName)
+    engines = admin.get(path_of("StatefulSet", namespace, "demo-engine"))["spec"]["template"]["spec"]
+    (engine,) = engines["containers"]
+    assert [port["name"] for port in engine["ports"]] == ["https"]
+    assert "exec" in engine["livenessProbe"]
 
 
 def test_a_missing_cert_manager_is_reported(admin: Kube, namespace: str, running: OperatorProcess) -> None:

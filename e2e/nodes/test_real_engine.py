@@ -1,4 +1,6 @@
-"""Real vLLM (on the CPU, a tiny random model) in an engine pod, with the plugin: a preemption inside Kubernetes."""
+"""Real vLLM (on the CPU, a tiny random model) in an engine pod, with the plugin: a preemption inside Kubernetes.
+
+Its port is closed to all without a certificate of the cluster (`tls.engines`)."""
 
 from __future__ import annotations
 
@@ -105,7 +107,13 @@ def cluster(image: str) -> dict[str, Any]:
     kind = {"apiVersion": "agentserving.io/v1alpha1", "kind": "AgentServingCluster", "metadata": {"name": "demo"}}
     return {
         **kind,
-        "spec": {**spec, "tls": {"issuer": "None"}, "controlPlane": little, "gateway": little | {"drainSeconds": 0}},
+        "spec": {
+            **spec,
+            "tls": {"issuer": "Operator", "engines": True},
+            "auth": {"clients": "None"},
+            "controlPlane": little,
+            "gateway": little | {"drainSeconds": 0},
+        },
     }
 
 
@@ -117,8 +125,8 @@ def real(operator: Kubectl) -> Iterator[Demo]:
     kubectl = Kubectl(NAMESPACE)
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     try:
-        kubectl.apply(*volume(models), cluster(image), agents.pod())
-        kubectl("wait", "--for=condition=Ready", f"pod/{agents.NAME}", "--timeout=1m")
+        kubectl.apply(*volume(models), cluster(image))
+        agents.start(kubectl, "")
         yield Demo(kubectl)
     finally:
         kubectl("delete", "asc/demo", "--ignore-not-found")

@@ -1,4 +1,4 @@
-"""A cluster with certificates of the operator and without keys: a certificate is all that a client needs."""
+"""A cluster with certificates of the operator and without keys, whose engines have certificates, too."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from agentserving.contract.names import engine_name
+from agentserving_operator.manifests.common import Port
+from agentserving_operator.manifests.tls import ENGINE_SERVED_DIR
 from kube import agents
 from kube.agents import Load
 from kube.client import eventually
@@ -26,6 +29,25 @@ for tls in (None, Tls(ca=Path(os.environ["AGENTSERVING_TLS_CA"]))):
     except agentserving.AgentServingError as error:
         print("refused", type(error).__name__)
 """
+# ADDRESS NAME: what an engine answers to http, to a client without a certificate, and to one with the cluster's.
+AT_AN_ENGINE = """
+import os, socket, ssl, sys
+host, port = sys.argv[1].rsplit(":", 1)
+files = [os.environ[f"AGENTSERVING_TLS_{name}"] for name in ("CA", "CERT", "KEY")]
+for shows in (None, False, True):
+    try:
+        with socket.create_connection((host, int(port)), 10) as plain:
+            connection = plain
+            if shows is not None:
+                context = ssl.create_default_context(cafile=files[0])
+                if shows:
+                    context.load_cert_chain(*files[1:])
+                connection = context.wrap_socket(plain, server_hostname=sys.argv[2])
+            connection.sendall(b"GET /health HTTP/1.0\\r\\n\\r\\n")
+            print("served" if b" 200 " in connection.recv(100) else "refused")
+    except OSError:
+        print("refused")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +57,7 @@ def encrypted(operator: Kubectl) -> Iterator[Demo]:
     spec = simulator_spec()
     spec["spec"]["engine"]["replicas"] = 1
     spec["spec"]["auth"] = {"clients": "None"}
+    spec["spec"]["tls"] = {"issuer": "Operator", "engines": True}
     try:
         kubectl.apply(spec)
         demo = Demo(kubectl)
@@ -53,6 +76,35 @@ def test_agents_and_clients_with_a_certificate_are_served_and_nobody_else(encryp
     assert output.split() == ["200", "12"]
     assert [line.split()[0] for line in refused.splitlines()] == ["refused", "refused"]
     assert (load.failures, load.unmanaged) == ([], 0)
+
+
+def test_an_engine_serves_nobody_without_a_certificate_of_the_cluster(encrypted: Demo) -> None:
+    (pod,) = encrypted.pods("engine")
+    address = f"{pod['status']['podIP']}:{Port.ENGINE}"
+    answers = agents.python(encrypted.kubectl, AT_AN_ENGINE, address, engine_name(pod["metadata"]["name"]))
+    assert answers.split() == ["refused", "refused", "served"]
+
+
+def test_an_engines_certificate_is_renewed_while_it_serves(encrypted: Demo) -> None:
+    kubectl, name = encrypted.kubectl, "demo-engine-identities"
+    (pod,) = encrypted.pods("engine")
+    file = f"{ENGINE_SERVED_DIR}/tls.crt"
+
+    def served() -> str:
+        read = ("python", "-c", f"print(open('{file}').read())")
+        return kubectl("exec", pod["metadata"]["name"], "-c", "engine", "--", *read).strip()
+
+    before = served()
+    with Load(kubectl, encrypted.url) as load:
+        kubectl("delete", "secret", name)
+        kubectl("annotate", "asc/demo", "e2e=renewed", "--overwrite")
+        # kubelet takes up to two minutes.
+        eventually("the engine has another certificate", lambda: served() != before, 240)
+        encrypted.until_settled()
+    assert load.failures == []
+    (same,) = encrypted.pods("engine")
+    assert same["metadata"]["uid"] == pod["metadata"]["uid"]
+    assert [each["restartCount"] for each in same["status"]["containerStatuses"]] == [0]
 
 
 def test_kubectl_agentserving_finds_the_certificate_by_itself(encrypted: Demo, plugin_on_path: None) -> None:

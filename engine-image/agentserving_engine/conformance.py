@@ -29,6 +29,7 @@ SCHEDULER_ATTRIBUTES = (
     "requires_kv_delivery",
     "reset_preempted_req_ids",
     "running",
+    "use_eagle",
     "vllm_config",
     "waiting",
 )
@@ -48,6 +49,7 @@ OPTIONAL_SCHEDULER_SYMBOLS = {
     "max_num_active_reqs": "0.31 and later",
     "num_waiting_for_streaming_input": "counts against the slot limit from 0.31 on",
     "skipped_waiting": "up to 0.30",
+    "use_eagle_block_drop": "0.30 and later; before, use_eagle says the same",
 }
 REQUEST_ATTRIBUTES = (
     "arrival_time",
@@ -65,6 +67,7 @@ REQUEST_ATTRIBUTES = (
     "request_id",
     "resumable",
     "session_id",
+    "skip_reading_prefix_cache",
     "status",
     "update_block_hashes",
 )

@@ -134,7 +134,10 @@ class SyncProgramScheduler(Scheduler):
             session.started(started.key, now)
             if started.prompt_tokens is not None:
                 session.first_started(
-                    started.key, prompt_tokens=started.prompt_tokens, cached_tokens=started.cached_tokens
+                    started.key,
+                    prompt_tokens=started.prompt_tokens,
+                    cached_tokens=started.cached_tokens,
+                    prompt=started.prompt,
                 )
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -164,6 +167,15 @@ class SyncProgramScheduler(Scheduler):
 
     def _retain(self, request: Request) -> None:
         ended = self._adapter.ended(request)
+        if self._adapter.is_comparable(ended):
+            self._session.remember(
+                ended.key,
+                ended.context,
+                tokens=ended.tokens,
+                prompt_tokens=ended.prompt_tokens,
+                block_size=self._adapter.kv.block_size,
+                salt=ended.salt,
+            )
         if ended.goes_on:
             self._session.retain(ended.key, ended.context, ended.tokens, now_us())
 

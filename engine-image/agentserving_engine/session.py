@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from agentserving.contract.channel import (
@@ -34,6 +34,7 @@ from agentserving.contract.policy import FCFS, from_dict
 
 from agentserving_engine.calls import CallBook, OpenCall
 from agentserving_engine.calls.book import copy_record
+from agentserving_engine.calls.prefixes import Prefixes, Prompt
 from agentserving_engine.policy import CallEnd, CallQueue, Engine, EnginePolicy, Memory, origin_of
 
 logger = logging.getLogger("vllm.agentserving")
@@ -86,6 +87,7 @@ class EngineSession:
         self.policy = EnginePolicy(FCFS, engine, memory)
         self.policy_version = 0
         self.load = Load()
+        self._prefixes = Prefixes()
         # None = there is no sidecar: the engine works with tickets alone.
         self.channel: Channel | None = None
         self._steps_in_flight: deque[int] = deque()
@@ -116,25 +118,36 @@ class EngineSession:
         call = self.book.call_of(key)
         if call is not None:
             call.record.prompt_tokens += prompt_tokens
+            call.timeline.arrived(now_us, self.calls.stopped_us(call.program, now_us))
         return call
 
     def started(self, key: str, now_us: int) -> None:
         """A waiting request runs from the next step on."""
         self.calls.start(key, now_us)
         self._engine.reorder()
-
-    def first_started(self, key: str, *, prompt_tokens: int, cached_tokens: int) -> None:
-        """A request starts for the first time: its prompt is counted, however often it is recomputed later."""
         call = self.book.call_of(key)
         if call is not None:
-            call.record.cached_tokens += cached_tokens
+            call.timeline.started(key, now_us, self.calls.stopped_us(call.program, now_us))
+
+    def first_started(self, key: str, *, prompt_tokens: int, cached_tokens: int, prompt: Prompt | None = None) -> None:
+        """A request starts for the first time: its prompt is counted, however often it is recomputed later.
+
+        `prompt`: what was looked up in the prefix cache; None when the cache was not asked.
+        """
+        call = self.book.call_of(key)
+        if call is not None:
+            record = call.record
+            record.cached_tokens += cached_tokens
+            if prompt is not None and not record.prefix_miss:
+                miss, record.common_tokens = self._prefixes.explain(_program(record), record.thread_id, prompt)
+                record.prefix_miss = int(miss)
         self.load.cached_tokens += cached_tokens
         self.load.prompt_tokens += prompt_tokens
 
     def preempted(self, key: str, now_us: int) -> None:
         """The engine itself has preempted a request because blocks ran out."""
         if self.calls.is_running(key):
-            self.calls.preempt(key, now_us)
+            self._waits_again(key, now_us)
             self.load.preemptions_reactive += 1
 
     def produced(self, key: str, tokens: int) -> None:
@@ -144,6 +157,20 @@ class EngineSession:
         if call is not None:
             call.record.output_tokens += tokens
             call.tokens[key] = call.tokens.get(key, 0) + tokens
+            if tokens:
+                # They are those of the step that has just ended.
+                call.timeline.produced(key, self._last_step_end_us)
+
+    def remember(
+        self, key: str, hashes: Sequence[Hashable], *, tokens: int, prompt_tokens: int, block_size: int, salt: str = ""
+    ) -> None:
+        """A request is about to end normally: later prompts of its program are compared with its context."""
+        call = self.book.call_of(key)
+        if call is not None:
+            # No step has computed with the last token: a block that it fills is not in the cache.
+            computed = hashes[: (tokens - 1) // block_size]
+            prompt_blocks = prompt_tokens // block_size
+            self._prefixes.remember(_program(call.record), call.record.thread_id, computed, prompt_blocks, salt)
 
     def retain(self, key: str, context: Sequence[object], tokens: int, now_us: int) -> None:
         """A request is about to end normally, with this context of `tokens` tokens: it may be retained."""
@@ -158,6 +185,8 @@ class EngineSession:
         if call is not None:
             # vLLM frees a request before it hands out the last tokens: count those that were not seen yet.
             call.record.output_tokens += output_tokens - call.tokens.pop(key, 0)
+            stopped_us, others = self.calls.stopped_us(call.program, now_us), len(call.members) > 1
+            call.timeline.ended(key, now_us, stopped_us, others=others)
         stats = self.policy.finish(key, now_us)
         record = self.book.end(key, stats, outcome, now_us, self.calls.policy.accounting)
         if call is not None and not call.members:
@@ -174,11 +203,13 @@ class EngineSession:
 
         `requests`: all requests in the engine, in the order of arrival. Accounts and records are kept.
         """
-        there, accounting = dict.fromkeys(requests), self.calls.policy.accounting
+        there, accounting, run = dict.fromkeys(requests), self.calls.policy.accounting, dict.fromkeys(running)
         for key in self.book.request_ids:
             if key not in there:
                 self.book.end(key, None, "failed", now_us, accounting)
-        self.policy.rebuild([self.book.facts(key, accounting) for key in there], running, now_us)
+        self.policy.rebuild([self.book.facts(key, accounting) for key in there], run, now_us)
+        for call in filter(None, map(self.book.call_of, there)):
+            call.timeline.resync(run.keys() & call.members.keys(), now_us, self.calls.stopped_us(call.program, now_us))
         self._engine.reorder()
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -244,7 +275,13 @@ class EngineSession:
     def _preempt(self, key: str, now_us: int) -> None:
         if self._engine.preempt(key):
             self.load.preemptions_proactive += 1
-            self.calls.preempt(key, now_us)
+            self._waits_again(key, now_us)
+
+    def _waits_again(self, key: str, now_us: int) -> None:
+        self.calls.preempt(key, now_us)
+        call = self.book.call_of(key)
+        if call is not None:
+            call.timeline.preempted(key, now_us, self.calls.stopped_us(call.program, now_us))
 
     # -- directives ----------------------------------------------------------------------------------------------
 
@@ -322,6 +359,7 @@ class EngineSession:
                 stats = self.calls.stats(key, now_us)
                 if stats is not None:
                     self.book.observe(call, stats)
+            call.record.phases = call.timeline.phases(now_us, self.calls.stopped_us(call.program, now_us))
             records.append(copy_record(call.record))
         self._post_report(records)
 
@@ -341,6 +379,10 @@ class EngineSession:
         load.prefill_us_per_token = self.policy.prefill.us_per_token
         load.last_step_age_us = 0
         return copy.copy(load)
+
+
+def _program(record: CallRecord) -> ProgramKey:
+    return ProgramKey(Tenant(record.tenant), ProgramId(record.program_id))
 
 
 def _key(tenant: str, root_program_id: str) -> ProgramKey:

@@ -11,6 +11,7 @@ What differs between the supported versions (the range is in `conformance`, whic
 | `reset_preempted_req_ids` | all | makes model runner V2 release the slot of a request preempted between two steps |
 | `prev_step_scheduled_req_ids` | all | model runner V1 must be sent all tokens of a request that was preempted |
 | `deferred_frees` | all | with a connector that loads KV, blocks are freed when the steps in flight end |
+| `use_eagle_block_drop` | from 0.30 | the last block that was found is computed again; before, `use_eagle` says it |
 | resumed requests in `scheduled_new_reqs` | model runner V2 | distinguished by `num_preemptions` |
 | `session_id` of beams | from 0.29 | on 0.28 the requests of a beam search have no ticket and are unmanaged |
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agentserving.contract.channel import Load
@@ -30,6 +31,7 @@ from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import RequestStatus
 
+from agentserving_engine.calls.prefixes import Prompt
 from agentserving_engine.policy import CallQueue, KvTraits
 from agentserving_engine.waiting_queue import PolicyQueue, WaitingOrder
 
@@ -85,6 +87,7 @@ class Started(NamedTuple):
     key: str
     prompt_tokens: int | None
     cached_tokens: int
+    prompt: Prompt | None = None
 
 
 class Ended(NamedTuple):
@@ -95,7 +98,9 @@ class Ended(NamedTuple):
     output_tokens: int
     goes_on: bool
     tokens: int
-    context: Sequence[object]
+    context: Sequence[Hashable]
+    prompt_tokens: int
+    salt: str
 
 
 class VllmAdapter:
@@ -126,6 +131,9 @@ class VllmAdapter:
             countable=vllm.connector is None and has_whole_hashes,
         )
         self.memory = BlockMemory(block_pool)
+        self._has_whole_hashes = has_whole_hashes
+        # Speculative decoding with hidden states computes the last block that was found again.
+        self._drops_a_block = bool(getattr(vllm, "use_eagle_block_drop", vllm.use_eagle))
         self._answers: list[tuple[int, EngineCoreOutput]] = []
         self._unsorted = False
 
@@ -283,7 +291,13 @@ class VllmAdapter:
             goes_on=outcome != "cancelled" and not request.resumable,
             tokens=int(request.num_tokens),
             context=request.block_hashes,
+            prompt_tokens=int(request.num_prompt_tokens),
+            salt=request.cache_salt or "",
         )
+
+    def is_comparable(self, ended: Ended) -> bool:
+        """Later prompts of the program can be compared with its context."""
+        return self._has_whole_hashes and ended.goes_on
 
     def answer_aborted(self, result: dict[int, Any]) -> None:
         """Adds the last outputs of aborted requests to those for the front end."""
@@ -323,9 +337,21 @@ class VllmAdapter:
         for new in output.scheduled_new_reqs:
             first = not self.vllm.requests[new.req_id].num_preemptions
             prompt_tokens = len(new.prompt_token_ids or ()) if first else None
-            yield Started(new.req_id, prompt_tokens, new.num_computed_tokens)
+            found = int(new.num_computed_tokens)
+            yield Started(new.req_id, prompt_tokens, found, self._prompt(new.req_id, found) if first else None)
         for key in output.scheduled_cached_reqs.resumed_req_ids:
             yield Started(key, None, 0)
+
+    def _prompt(self, key: str, found: int) -> Prompt | None:
+        """What was looked up for a request; None when the prefix cache was not asked, or has no whole hashes."""
+        request = self.vllm.requests[key]
+        if not self._has_whole_hashes or request.skip_reading_prefix_cache:
+            return None
+        size = self.kv.block_size
+        usable = (int(request.num_prompt_tokens) - 1) // size * size
+        if self._drops_a_block and found:
+            found += size
+        return Prompt(request.block_hashes, size, found, usable, request.cache_salt or "")
 
     def produced(self, result: Mapping[int, Any]) -> Iterator[tuple[str, int]]:
         """(request, number of new output tokens) of a step."""

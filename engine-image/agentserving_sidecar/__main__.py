@@ -11,7 +11,7 @@ import uvloop
 from agentserving import __version__
 from agentserving.contract.ids import EngineId
 from agentserving.transport.leader_channel import LeaderChannel
-from agentserving_process import logs, options, supervision
+from agentserving_process import engine_tls, logs, options, supervision
 from agentserving_process.backoff import Backoff
 from agentserving_process.engine_tls import EngineTls
 from agentserving_process.listening import listen
@@ -27,7 +27,7 @@ from agentserving_sidecar.engine_link import EngineLink
 from agentserving_sidecar.http_front import http_app
 from agentserving_sidecar.journal import Journal, JournalInUseError, NewerFormatError
 from agentserving_sidecar.probing import ModelList, probe_front
-from agentserving_sidecar.settings import Settings
+from agentserving_sidecar.settings import EngineOptions, Settings
 from agentserving_sidecar.sidecar import Sidecar
 
 PROG = "agentserving-sidecar"
@@ -52,6 +52,12 @@ def open_journal(settings: Settings) -> Journal:
         return Journal(settings.sidecar.state_dir / "journal")
     except (JournalInUseError, NewerFormatError, OSError) as error:
         raise CannotStartError(str(error)) from error
+
+
+def engine_http(engine: EngineOptions) -> EngineHttp:
+    """The client of the engine. CannotStartError when a certificate cannot be read."""
+    tls = EngineTls(engine.engine_ca, engine.engine_cert, engine.engine_key)
+    return EngineHttp(engine.engine_address, engine.engine_api_key_file, tls, engine_id=engine.engine_id)
 
 
 @asynccontextmanager
@@ -90,10 +96,11 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     """Runs until SIGTERM or SIGINT, then drains."""
     engine = settings.engine
     settings.leader.report_expiry()
+    engine_tls.report_expiry(engine.engine_ca, engine.engine_cert)
     with closing(open_journal(settings)) as journal:
         sidecar, link, leader_link = connected_sidecar(settings, journal)
         async with (
-            EngineHttp(engine.engine_address, engine.engine_api_key_file, EngineTls(engine.engine_ca)) as http,
+            engine_http(engine) as http,
             generate_server(settings, http),
             served(http_app(sidecar, http), settings.probes),
             drain_socket(sidecar, engine.channel_dir, engine.drain_s),

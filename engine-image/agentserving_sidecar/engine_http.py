@@ -31,8 +31,11 @@ class ModelsUnknownError(Exception):
 class EngineHttp:
     """A client of one engine. Use as an async context manager."""
 
-    def __init__(self, address: str, api_key_file: Path | None = None, tls: EngineTls | None = None) -> None:
-        self.address = address
+    def __init__(
+        self, address: str, api_key_file: Path | None = None, tls: EngineTls | None = None, *, engine_id: str = ""
+    ) -> None:
+        """`engine_id`: by TLS, whose certificate is expected."""
+        self.address, self.engine_id = address, engine_id
         self._tls = tls or EngineTls()
         self._api_key_file = api_key_file
         self._session: aiohttp.ClientSession | None = None
@@ -65,7 +68,7 @@ class EngineHttp:
                 self._tls.url(self.address, "/health"),
                 timeout=timeout,
                 headers={"connection": "close"},
-                **self._tls.options(),
+                **self._tls.options(self.engine_id),
             ) as response:
                 if response.status == 200:
                     return FrontState.HEALTHY, ""
@@ -83,7 +86,7 @@ class EngineHttp:
             async with self.session.get(
                 self._tls.url(self.address, "/metrics"),
                 timeout=aiohttp.ClientTimeout(METRICS_TIMEOUT_S),
-                **self._tls.options(),
+                **self._tls.options(self.engine_id),
             ) as response:
                 return response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -96,7 +99,7 @@ class EngineHttp:
                 self._tls.url(self.address, "/v1/models"),
                 timeout=aiohttp.ClientTimeout(MODELS_TIMEOUT_S),
                 headers=self._authorization(),
-                **self._tls.options(),
+                **self._tls.options(self.engine_id),
             ) as response:
                 if response.status in (401, 403):
                     raise ModelsUnknownError(f"/v1/models: HTTP {response.status}", is_unauthorized=True)
@@ -117,6 +120,6 @@ class EngineHttp:
             data=body,
             headers={"content-type": "application/json", **self._authorization(), **headers},
             allow_redirects=False,
-            **self._tls.options(),
+            **self._tls.options(self.engine_id),
         ) as response:
             yield response

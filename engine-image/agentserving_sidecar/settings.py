@@ -10,6 +10,7 @@ from pathlib import Path
 from agentserving.contract.signatures import VerifyingKey
 from agentserving.contract.ticket import IssuerKeys, verify
 from agentserving.contract.ticket_keys import TicketKeys, verifying_keys
+from agentserving_process.engine_tls import check_engine_files
 from agentserving_process.options import REQUIRED, option
 from agentserving_process.probes import ProbeOptions
 from agentserving_process.tls import LeaderOptions
@@ -42,7 +43,12 @@ class EngineOptions:
     stuck_s: float = option(5.0, "seconds after which a step without an end may count as a hang", above=0)
     drain_s: float = option(30.0, "seconds that calls may go on while the engine drains", least=0)
     engine_ca: Path | None = option(None, "PEM file of the CA of engines' certificates; none: engines speak http")
+    engine_cert: Path | None = option(None, "PEM file of this process's certificate, for an engine that asks for one")
+    engine_key: Path | None = option(None, "PEM file of its private key")
     engine_api_key_file: Path | None = option(None, "file with the engine's API key, if it wants one (vLLM --api-key)")
+
+    def __post_init__(self) -> None:
+        check_engine_files(self.engine_ca, self.engine_cert, self.engine_key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import structlog
 import uvloop
 from agentserving.contract.ticket_keys import signing_keys
 from agentserving.transport.leader_channel import LeaderChannel
-from agentserving_process import certificate_expiry, logs, open_files, options, probes, supervision
+from agentserving_process import certificate_expiry, engine_tls, logs, open_files, options, probes, supervision
 from agentserving_process.certificate_expiry import Use
 from agentserving_process.options import option
 from agentserving_process.probes import Answer, ProbeOptions
@@ -80,6 +80,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     if not has_keys:
         log.warning("no authentication: anyone who reaches the gateway's port is served (--client-auth keys closes it)")
     settings.leader.report_expiry()
+    engine_tls.report_expiry(settings.tls.engine_ca, settings.tls.engine_cert)
     certificate_expiry.report(Use.FRONT, settings.tls.front_cert)
     certificate_expiry.report(Use.ENDPOINT_PICKER, settings.ext_proc.ext_proc_cert)
     tokens = settings.tokens.watch()
@@ -87,7 +88,8 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
         serving.run_dir, channel, settings.ext_proc,
         keys_channel=keys_channel if has_keys else None, own_tickets=_own_tickets(serving),
         group_by_content=serving.group_by_content, max_connections=serving.max_connections,
-        hold_s=serving.hold_s, tokens=tokens.verifier if tokens is not None else None, engine_ca=settings.tls.engine_ca,
+        tokens=tokens.verifier if tokens is not None else None, engine_tls=settings.tls.to_engines(),
+        hold_s=serving.hold_s,
     )  # fmt: skip
     async with made as front:
         supervisor.start("admissions", front.admission.run)

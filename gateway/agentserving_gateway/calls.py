@@ -44,6 +44,9 @@ class CallRequest:
     # An attempt that failed before its first byte, and the engines that must not be chosen.
     retry_of_call_id: CallId = CallId("")
     exclude: tuple[EngineId, ...] = ()
+    # When the picker was asked, monotonic; 0 = not known. And the request's W3C traceparent.
+    received_s: float = 0.0
+    trace_parent: str = ""
     # The call is held until there is an engine; 0 = it is not.
     hold_id: int = 0
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import structlog
 from agentserving.contract.replaced_files import settled
+from agentserving_process.engine_tls import EngineTls, check_engine_files
 from agentserving_process.options import option
 
-from agentserving_gateway.envoy.certificates import engines_secret, front_secret
+from agentserving_gateway.envoy.certificates import engine_client_secret, engines_secret, front_secret
 from agentserving_gateway.envoy.extensions import Json
 from agentserving_gateway.envoy.settings import FrontSettings
 
@@ -31,10 +32,17 @@ class FrontTls:
     front_cert: Path | None = option(None, "PEM file of the certificate chain that clients see; none: no TLS")
     front_key: Path | None = option(None, "PEM file of its private key")
     engine_ca: Path | None = option(None, "PEM file of the CA of engines' certificates; none: engines speak http")
+    engine_cert: Path | None = option(None, "PEM file of the gateway's certificate, for engines that ask for one")
+    engine_key: Path | None = option(None, "PEM file of its private key")
 
     def __post_init__(self) -> None:
         if (self.front_cert is None) != (self.front_key is None):
             raise ValueError("--front-cert and --front-key: give both or neither")
+        check_engine_files(self.engine_ca, self.engine_cert, self.engine_key)
+
+    def to_engines(self) -> EngineTls:
+        """For the picker's own requests. CannotStartError when a file cannot be read."""
+        return EngineTls(self.engine_ca, self.engine_cert, self.engine_key)
 
     def added_to(self, settings: FrontSettings) -> FrontSettings:
         """Settings with these files; Envoy and the picker may have been started in different directories."""
@@ -43,6 +51,8 @@ class FrontTls:
             front_cert=self.front_cert and self.front_cert.absolute(),
             front_key=self.front_key and self.front_key.absolute(),
             engine_ca=self.engine_ca and self.engine_ca.absolute(),
+            engine_cert=self.engine_cert and self.engine_cert.absolute(),
+            engine_key=self.engine_key and self.engine_key.absolute(),
         )
 
 
@@ -122,4 +132,7 @@ def certificate_files(settings: FrontSettings) -> list[CertificateFiles]:
         found.append(
             CertificateFiles(settings.engines_secret, engines_secret(settings), (settings.engine_ca,), check_ca)
         )
+    if settings.engine_cert is not None and settings.engine_key is not None:
+        files = (settings.engine_cert, settings.engine_key)
+        found.append(CertificateFiles(settings.engine_client_secret, engine_client_secret(settings), files, check))
     return found

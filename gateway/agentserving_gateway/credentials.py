@@ -112,7 +112,10 @@ class Authenticator:
             found = tokens.verify(text, self._now())
         except TokenRefusedError as error:
             metrics.UNAUTHENTICATED.labels(error.reason.value).inc()
-            raise HttpError(401, str(error), code="invalid_token", challenge=_CHALLENGE + _INVALID) from None
+            raise HttpError(
+                401, str(error), code="invalid_token", challenge=_CHALLENGE + _INVALID, refusal=error.reason.value,
+                credential=error.credential,
+            ) from None  # fmt: skip
         return Client(tenant=found.tenant, credential=found.credential)
 
 

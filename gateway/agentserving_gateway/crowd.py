@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from agentserving_gateway.envoy.bootstrap import CROWDED
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 
 log = structlog.get_logger()
@@ -25,14 +26,23 @@ class Crowd:
 
     def __init__(self, admin: EnvoyAdmin, file: Path, max_connections: int) -> None:
         self._admin, self._file, self._max = admin, file, max_connections
+        # Of the connections, from 0 to 1, as last known.
+        self.share = 0.0
+
+    @property
+    def is_there(self) -> bool:
+        """Whether idle connections are closed early."""
+        return self.share >= CROWDED
 
     async def run(self) -> None:
         """Writes the share until it is cancelled. An Envoy that does not answer keeps the last one."""
         written = -1.0
         while True:
             count = await self._admin.connections()
-            if count is not None and (share := min(1.0, round(count / self._max, 2))) != written:
-                written = self._write(share)
+            if count is not None:
+                self.share = min(1.0, round(count / self._max, 2))
+            if count is not None and self.share != written:
+                written = self._write(self.share)
             await asyncio.sleep(EVERY_S)
 
     def _write(self, share: float) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 from agentserving.contract.ids import EngineId
+from agentserving.contract.names import engine_name
 from agentserving_process.addresses import split_address
 
 from agentserving_gateway.engines import Engine
@@ -70,7 +71,11 @@ def rendered(engines: Iterable[Engine]) -> Json:
     """A DiscoveryResponse with the one ClusterLoadAssignment. Engines without an IP address are left out."""
     endpoints = [
         {
-            "endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}},
+            "endpoint": {
+                "address": {"socket_address": {"address": host, "port_value": port}},
+                # Whose certificate is expected, with TLS.
+                "hostname": engine_name(engine.engine_id),
+            },
             "health_status": "HEALTHY" if engine.is_ready else "UNHEALTHY",
             "metadata": {
                 "filter_metadata": {"agentserving": {"engine": engine.engine_id, "models": sorted(engine.models)}}

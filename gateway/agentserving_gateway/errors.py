@@ -17,7 +17,7 @@ class HttpError(Exception):
 
     `type` is OpenAI's word for the kind, `param` the field of the body, `code` a closed word, `challenge` the value of
     WWW-Authenticate, `rates` what is left of the bounds of the key and its tenant. `refusal`: why someone was not let
-    in, for the audit log, with `credential`, the id of the key that they sent.
+    in, for the audit log, with `credential`, the id of the key that they sent, or whose JWT it is.
     """
 
     status: int

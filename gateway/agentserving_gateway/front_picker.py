@@ -30,7 +30,9 @@ from agentserving_gateway.ext_proc.service import ExtProc, ExtProcOptions
 from agentserving_gateway.key_watch import KeyWatch
 from agentserving_gateway.own_tickets import OwnTickets
 from agentserving_gateway.picker import Picker
+from agentserving_gateway.refused_clients import RefusedClients
 from agentserving_gateway.responses import Responses
+from agentserving_gateway.uploads import SHARE, Uploads
 
 
 class FrontPicker:
@@ -41,19 +43,22 @@ class FrontPicker:
         self, run_dir: Path, channel: LeaderChannel, ext_proc: ExtProcOptions | None = None,
         *, keys_channel: LeaderChannel | None = None, own_tickets: OwnTickets | None = None,
         group_by_content: bool = True, tokens: TokenVerifier | None = None, max_connections: int = MAX_CONNECTIONS,
-        engine_ca: Path | None = None, hold_s: float = 0.0,
+        engine_tls: EngineTls | None = None, hold_s: float = 0.0,
     ) -> None:  # fmt: skip
         """`ext_proc`: also serves gateways of others. `keys_channel`: clients have keys, which come by it.
         `own_tickets`: for calls while there is no leader. `group_by_content`: calls without an id, too.
-        `tokens`: clients may have JWTs as well. `max_connections`: Envoy's own bound. `engine_ca`: of engines that
-        speak TLS. `hold_s`: how long calls wait while there is no engine."""
-        self._engine_tls = EngineTls(engine_ca)
+        `tokens`: clients may have JWTs as well. `max_connections`: Envoy's own bound. `engine_tls`: how
+        engines are reached; in the clear by default. `hold_s`: how long calls wait while there is no engine."""
+        self._engine_tls = engine_tls or EngineTls()
         self._runs = Runs() if group_by_content else None
         self.run_dir = run_dir.absolute()
         self._paths = FrontSettings(listen=":0", run_dir=self.run_dir)
         self.admin = EnvoyAdmin(Path(self._paths.admin_socket))
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.crowd = Crowd(self.admin, self._paths.crowd_file, max_connections)
+        most = max(1, int(max_connections * SHARE))
+        self._uploads = Uploads(most, self._paths.request_s, lambda: self.crowd.is_there)
+        self._refused = RefusedClients()
         self.admission = Admission(
             channel, EnginesFile(self._paths.engines_file), self.admin.knows, own_tickets, hold_s
         )
@@ -68,11 +73,15 @@ class FrontPicker:
         await stack.enter_async_context(self.admin)
         await stack.enter_async_context(exchange_log.served(paths.log_socket, self._ended, self._passed_on))
         await stack.enter_async_context(
-            model_lists.served(self.admission, self.authenticator, Path(paths.reads_socket), self._engine_tls)
+            model_lists.served(
+                self.admission, self.authenticator, Path(paths.reads_socket), self._engine_tls, self._refused
+            )
         )
         responses = Responses(self._engine_tls)
         stack.push_async_callback(responses.close)
-        picker = self.core = Picker(self.admission, responses, self.authenticator, self._runs)
+        picker = self.core = Picker(
+            self.admission, responses, self.authenticator, self._runs, refused=self._refused, uploads=self._uploads
+        )  # fmt: skip
         await stack.enter_async_context(authz.served(picker, Path(paths.picker_socket)))
         if self._ext_proc is not None:
             self._endpoint_picker = ExtProc(

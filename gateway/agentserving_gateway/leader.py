@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
@@ -230,6 +231,8 @@ def _admit_message(request: CallRequest) -> pb.AdmitCallRequest:
         retry_of_call_id=request.retry_of_call_id,
         exclude_engine_ids=request.exclude,
         max_fallbacks=MAX_FALLBACKS,
+        gateway_us=round((time.monotonic() - request.received_s) * 1e6) if request.received_s else 0,
+        trace_parent=request.trace_parent,
         hold_id=request.hold_id,
     )
 

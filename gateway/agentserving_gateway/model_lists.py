@@ -21,8 +21,11 @@ from aiohttp import web
 
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.credentials import Authenticator
+from agentserving_gateway.engines import Engine
+from agentserving_gateway.envoy.names import CLIENT_ADDRESS
 from agentserving_gateway.errors import HttpError, envelope
 from agentserving_gateway.picker import no_engine
+from agentserving_gateway.refused_clients import RefusedClients
 
 MODELS = "/v1/models"
 ASK_S = 3.0
@@ -80,8 +83,10 @@ class ModelLists:
     """Asks the engines."""
 
     def __init__(
-        self, admission: Admission, authenticator: Authenticator, session: aiohttp.ClientSession, tls: EngineTls
-    ) -> None:
+        self, admission: Admission, authenticator: Authenticator, session: aiohttp.ClientSession, tls: EngineTls,
+        refused: RefusedClients,
+    ) -> None:  # fmt: skip
+        self._refused = refused
         self._admission, self._authenticator, self._session, self._tls = admission, authenticator, session, tls
 
     async def get(self, request: web.Request) -> web.Response:
@@ -89,6 +94,7 @@ class ModelLists:
         try:
             found = await self._answer(request)
         except HttpError as error:
+            self._refused.record(error, request.headers.get(CLIENT_ADDRESS, ""), request.path)
             body = json.dumps(envelope(error, request.path)).encode()
             return web.Response(status=error.status, body=body, headers=error.headers)
         return web.Response(status=found.status, body=found.body, headers={"content-type": found.content_type})
@@ -101,17 +107,17 @@ class ModelLists:
             raise no_engine()
         left_out = _HOP.union(self._authenticator.removed_headers)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in left_out}
-        answers = await asyncio.gather(*(self._fetch(engine.address, headers) for engine in engines))
+        answers = await asyncio.gather(*(self._fetch(engine, headers) for engine in engines))
         for engine, answer in zip(engines, answers, strict=True):
             if answer is None:
                 self._admission.avoid(engine.engine_id)
         return answer_of(request.raw_path.partition("?")[0], [answer for answer in answers if answer is not None])
 
-    async def _fetch(self, address: str, headers: Mapping[str, str]) -> Fetched | None:
+    async def _fetch(self, engine: Engine, headers: Mapping[str, str]) -> Fetched | None:
         """None when an engine does not answer in time, or with more than MAX_LIST_BYTES."""
         try:
-            url = self._tls.url(address, MODELS)
-            async with self._session.get(url, headers=headers, **self._tls.options()) as response:
+            url = self._tls.url(engine.address, MODELS)
+            async with self._session.get(url, headers=headers, **self._tls.options(engine.engine_id)) as response:
                 body = await response.content.read(MAX_LIST_BYTES + 1)
                 while len(body) <= MAX_LIST_BYTES and (more := await response.content.read(MAX_LIST_BYTES)):
                     body += more
@@ -123,13 +129,17 @@ class ModelLists:
 
 @asynccontextmanager
 async def served(
-    admission: Admission, authenticator: Authenticator, path: Path, tls: EngineTls | None = None
+    admission: Admission,
+    authenticator: Authenticator,
+    path: Path,
+    tls: EngineTls | None = None,
+    refused: RefusedClients | None = None,
 ) -> AsyncIterator[None]:
     """Answers on a Unix socket while the block runs."""
     path.unlink(missing_ok=True)
     timeout = aiohttp.ClientTimeout(total=ASK_S)
     async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
-        lists = ModelLists(admission, authenticator, session, tls or EngineTls())
+        lists = ModelLists(admission, authenticator, session, tls or EngineTls(), refused or RefusedClients())
         app = web.Application()
         app.add_routes([web.get(MODELS, lists.get), web.get(MODELS + "/{model:.+}", lists.get)])
         # Envoy has bounded the head before.

@@ -14,7 +14,6 @@ from agentserving.contract import response_ids
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.rates import Rate
 from agentserving_process.addresses import split_address
-from agentserving_process.audit import Refusals
 
 from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission, HoldError
@@ -27,9 +26,13 @@ from agentserving_gateway.errors import HttpError
 from agentserving_gateway.identity import Identity, from_body, from_head
 from agentserving_gateway.leader import MAX_FALLBACKS
 from agentserving_gateway.rates import Rates, headers
+from agentserving_gateway.refused_clients import RefusedClients
 from agentserving_gateway.responses import Responses
 from agentserving_gateway.routes import RESPONSES, Kind, Route, is_response_id, response_id_of
+from agentserving_gateway.uploads import Uploads
 
+# W3C Trace Context, version 00.
+TRACE_PARENT, MAX_TRACE_PARENT = "traceparent", 55
 # Choices of the leader outside a subset before the request is refused.
 MAX_FOREIGN = 3
 
@@ -82,12 +85,15 @@ class Picker:
     """One per process."""
 
     def __init__(
-        self, admission: Admission, responses: Responses, authenticator: Authenticator, runs: Runs | None = None
-    ) -> None:
-        """`runs`: groups calls without an id by what they say; None = each is a program of its own."""
+        self, admission: Admission, responses: Responses, authenticator: Authenticator, runs: Runs | None = None,
+        *, refused: RefusedClients | None = None, uploads: Uploads | None = None,
+    ) -> None:  # fmt: skip
+        """`runs`: groups calls without an id by what they say; None = each is a program of its own. `uploads`: a bound
+        of bodies that are awaited, of each tenant."""
         self._admission, self._responses, self._authenticator = admission, responses, authenticator
         self._runs = runs
-        self._rates, self._refusals = Rates(), Refusals(time.monotonic())
+        self._rates, self._refused = Rates(), refused or RefusedClients()
+        self._uploads = uploads
 
     async def pick(self, head: Head, content: bytes | None, *, body_follows: bool = True) -> Pick:
         """Raises HttpError for a refusal, 401 before anything else is looked at; NeedsBodyError when `content` is None
@@ -99,11 +105,7 @@ class Picker:
         try:
             return await self._picked(head, content, body_follows)
         except HttpError as error:
-            if error.refusal:
-                self._refusals.refused(
-                    time.monotonic(), outcome="UNAUTHENTICATED", reason=error.refusal, role="client",
-                    who=error.credential, peer=head.peer, method=head.path,
-                )  # fmt: skip
+            self._refused.record(error, head.peer, head.path)
             if error.rates:
                 error.more_headers = headers(error.rates, head.path, time.time())
             raise
@@ -112,12 +114,16 @@ class Picker:
         client = self._authenticator.client_of(head.headers)
         named = from_head(head.headers, head.program) if head.route.kind is Kind.CALL else None
         if content is None and body_follows and self._needs_body(head, named):
+            self._await_body(client)
             raise NeedsBodyError
+        if content is not None and self._uploads is not None:
+            self._uploads.arrived(client.tenant)
         tokens = _prompt_tokens(head, content)
         rates = self._rates.take(client.credential, client.limits, tokens, time.monotonic())
         try:
             pick = await self._pick(head, named, client, content, body_follows)
         except NeedsBodyError:
+            self._await_body(client)
             self._rates.give_back(client.credential, tokens, time.monotonic())
             raise
         except HttpError as error:
@@ -131,6 +137,11 @@ class Picker:
             removed_headers=self._authenticator.removed_headers,
             rate_headers=headers(rates, head.path, time.time()) if rates else {},
         )
+
+    def _await_body(self, client: Client) -> None:
+        """HttpError 429. Without keys everybody is one tenant."""
+        if self._uploads is not None and client.credential:
+            self._uploads.awaited(client.tenant, time.monotonic())
 
     async def _pick(
         self, head: Head, named: Identity | None, client: Client, content: bytes | None, body_follows: bool
@@ -153,6 +164,9 @@ class Picker:
     def _needs_body(self, head: Head, named: Identity | None) -> bool:
         if head.route.methods != ("POST",) or head.route.kind is Kind.RESPONSE:
             return False
+        # While connections are scarce, those that wait for bodies are counted.
+        if head.route.kind is Kind.READ and self._uploads is not None and self._uploads.are_bounded:
+            return True
         # The previous response is on one engine.
         if self._admission.models_differ or head.path == RESPONSES:
             return True
@@ -182,6 +196,8 @@ class Picker:
             model=body.model_name,
             final=identity.final,
             exclude=self._all_but(holder),
+            received_s=time.monotonic() - (time.perf_counter() - began),
+            trace_parent=head.headers.get(TRACE_PARENT, "")[:MAX_TRACE_PARENT],
         )
         try:
             # The question without the body is answered soon, so that a picker that hangs is noticed.

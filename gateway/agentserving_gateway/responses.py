@@ -49,7 +49,7 @@ class Responses:
         if address in by_address:
             self._found.move_to_end(response_id)
             return by_address[address]
-        asked = {asyncio.create_task(self._has(each, response_id, authorization)): each for each in by_address}
+        asked = {asyncio.create_task(self._has(each, response_id, authorization)) for each in by_address.values()}
         try:
             for answer in asyncio.as_completed(asked):
                 if (address := await answer) is not None:
@@ -66,12 +66,12 @@ class Responses:
         if len(self._found) > MAX_REMEMBERED:
             self._found.popitem(last=False)
 
-    async def _has(self, address: str, response_id: str, authorization: str) -> str | None:
+    async def _has(self, engine: Engine, response_id: str, authorization: str) -> str | None:
         """The address when the engine there has it. Reads no body: the answer may be long."""
         headers = {"authorization": authorization} if authorization else {}
         try:
-            url = self._tls.url(address, f"{RESPONSES}/{response_id}")
-            async with self._session.get(url, headers=headers, **self._tls.options()) as answer:
-                return address if answer.status == 200 else None
+            url = self._tls.url(engine.address, f"{RESPONSES}/{response_id}")
+            async with self._session.get(url, headers=headers, **self._tls.options(engine.engine_id)) as answer:
+                return engine.address if answer.status == 200 else None
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None

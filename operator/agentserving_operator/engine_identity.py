@@ -4,8 +4,9 @@ All pods of a StatefulSet mount the same Secret. The containers that a stranger 
 must not see the keys of other engines; so this one alone mounts it, opens no port, and copies one certificate to a
 volume in memory. It runs as long as the pod, because certificates are renewed meanwhile.
 
-Three files belong together, so a new version has a directory of its own, to which `current` is switched. Standard
-library only, to be small: it runs next to every engine.
+Three files belong together, so a new version has a directory of its own, to which `current` is switched. vLLM would
+miss that: its watch follows a file's inode, and sees the first replacement only. For an engine that serves by TLS the
+same files are in `served`, written in place. Standard library only, to be small: it runs next to every engine.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-CURRENT = "current"
+CURRENT, SERVED = "current", "served"
 EVERY_S, SOON_S = 10.0, 1.0
 CA, CERT, KEY = "ca.crt", "tls.crt", "tls.key"
 
@@ -55,12 +56,28 @@ def store(target: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(target / str(old))
 
 
+def write_in_place(place: Path, files: Mapping[str, bytes]) -> None:
+    """Writes those that differ, each by one call, so that a reader hardly ever sees part of one. For a moment they may
+    not fit each other: vLLM then logs an error, goes on with the former ones, and reads again after the next write."""
+    place.mkdir(mode=0o750, exist_ok=True)
+    for name, data in files.items():
+        where = place / name
+        if where.exists() and where.read_bytes() == data:
+            continue
+        with os.fdopen(os.open(where, os.O_WRONLY | os.O_CREAT, 0o640), "wb", buffering=0) as file:
+            file.write(data)
+            file.truncate(len(data))
+
+
 def copy(source: Path, target: Path, engine_id: str) -> bool:
     """Copies the engine's files if they differ; True if it did. An engine that is gone from the Secret keeps its own:
     it may be draining."""
     # Twice: kubelet replaces the files of a Secret together, but we read them one by one.
     found = own_files(source, engine_id)
-    if found is None or found != own_files(source, engine_id) or found == current_files(target):
+    if found is None or found != own_files(source, engine_id):
+        return False
+    write_in_place(target / SERVED, found)
+    if found == current_files(target):
         return False
     store(target, found)
     return True

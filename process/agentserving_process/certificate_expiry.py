@@ -20,16 +20,20 @@ class Use(StrEnum):
 
     # This process, towards other parts of the cluster.
     PART = "part"
-    # Signs those of the other parts. Of several the one that is valid for longest.
+    # Signs those of the other parts. Of several CAs the one that is valid for longest.
     CA = "ca"
     # This process, towards etcd.
     ETCD = "etcd"
+    # This process, towards engines, and what signs those of engines.
+    TO_ENGINES = "to-engines"
+    ENGINES_CA = "engines-ca"
     # The gateway, towards its clients.
     FRONT = "front"
     # The picker, towards gateways of others.
     ENDPOINT_PICKER = "endpoint-picker"
 
 
+_CAS = (Use.CA, Use.ENGINES_CA)
 _STARTS = Gauge(
     "agentserving_certificate_start_timestamp_seconds", "Unix time from which a certificate is valid", ["certificate"]
 )
@@ -56,6 +60,6 @@ def _time(path: Path, use: Use, time_of: Callable[[x509.Certificate], float]) ->
         except (OSError, ValueError):
             return math.nan
         # The first of a chain is its owner's.
-        return time_of(max(chain, key=lambda each: each.not_valid_after_utc) if use is Use.CA else chain[0])
+        return time_of(max(chain, key=lambda each: each.not_valid_after_utc) if use in _CAS else chain[0])
 
     return read

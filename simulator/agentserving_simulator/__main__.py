@@ -51,6 +51,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tenant-cache", choices=["separate", "shared"], default="separate")
     parser.add_argument("--tls-cert", default="", help="PEM file of the certificate of the OpenAI paths; none: http")
     parser.add_argument("--tls-key", default="", help="PEM file of its private key")
+    parser.add_argument(
+        "--tls-ca", default="", help="PEM file of the CA of clients' certificates; none: clients need no certificate"
+    )
     parser.add_argument("--model", default="tiny", help="model name that the engine serves")
     parser.add_argument("--max-num-seqs", type=int, default=Limits().max_num_seqs)
     parser.add_argument("--num-blocks", type=int, default=Limits().num_blocks)
@@ -72,6 +75,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must be positive, not {getattr(arguments, name)}")
     if bool(arguments.tls_cert) != bool(arguments.tls_key):
         parser.error("--tls-cert and --tls-key: give both or neither")
+    if arguments.tls_ca and not arguments.tls_cert:
+        parser.error("--tls-ca: --tls-cert is needed with it")
     try:
         split_address(arguments.listen)
     except ValueError as error:
@@ -125,10 +130,18 @@ def _certificate(arguments: argparse.Namespace, supervisor: Supervisor) -> ssl.S
     """None for http. OSError."""
     if not arguments.tls_cert:
         return None
-    files = Path(arguments.tls_cert), Path(arguments.tls_key)
+    files = [Path(each) for each in (arguments.tls_cert, arguments.tls_key, arguments.tls_ca) if each]
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED if arguments.tls_ca else ssl.CERT_NONE
+
+    def load() -> None:
+        context.load_cert_chain(arguments.tls_cert, arguments.tls_key)
+        if arguments.tls_ca:
+            # Adds to those that are trusted, as vLLM does.
+            context.load_verify_locations(arguments.tls_ca)
+
     known = settled(lambda: tuple(each.read_bytes() for each in files))
-    context.load_cert_chain(*files)
+    load()
 
     async def renew() -> None:
         nonlocal known
@@ -138,7 +151,7 @@ def _certificate(arguments: argparse.Namespace, supervisor: Supervisor) -> ssl.S
             with contextlib.suppress(OSError):
                 found = settled(lambda: tuple(each.read_bytes() for each in files))
                 if found != known:
-                    context.load_cert_chain(*files)
+                    load()
                     known = found
 
     supervisor.start("certificate", renew)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from agentserving.contract.channel import Load
 from agentserving_engine.calls import CallBook
+from agentserving_engine.calls.prefixes import Prompt
 from agentserving_engine.clock import now_us
 from agentserving_engine.policy import KvTraits
 from agentserving_engine.session import EngineSession
@@ -205,8 +206,13 @@ class SimulatedEngine:
         if not request.started:
             request.started = True
             request.cached_tokens = request.computed
+            size = self.limits.block_size
+            usable = (request.prompt_tokens - 1) // size * size
             self.session.first_started(
-                request.request_id, prompt_tokens=request.prompt_tokens, cached_tokens=request.computed
+                request.request_id,
+                prompt_tokens=request.prompt_tokens,
+                cached_tokens=request.computed,
+                prompt=Prompt(request.hashes(size), size, request.computed, usable, request.salt),
             )
 
     def _schedule(self, now_us: int) -> tuple[list[str], int]:
@@ -261,6 +267,14 @@ class SimulatedEngine:
         self.session.produced(request.request_id, 1)
         if reason := request.end_reason(self.limits.max_model_len):
             context = request.hashes(self.limits.block_size)
+            self.session.remember(
+                request.request_id,
+                context,
+                tokens=request.total,
+                prompt_tokens=request.prompt_tokens,
+                block_size=self.limits.block_size,
+                salt=request.salt,
+            )
             self.session.retain(request.request_id, context, request.total, now_us)
             self._end(request.request_id, reason, now_us)
 

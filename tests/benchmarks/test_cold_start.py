@@ -28,7 +28,12 @@ def shares_of(base: str, run: Run, seeds: range) -> tuple[float, float]:
     [
         OVERLOADED,
         replace(OVERLOADED, workload="bfcl*1+map-reduce*0.4", rate_per_s=0.5),
-        replace(OVERLOADED, workload="map-reduce*1+sharegpt*3", rate_per_s=0.4),
+        pytest.param(
+            replace(OVERLOADED, workload="map-reduce*1+sharegpt*3", rate_per_s=0.4),
+            marks=pytest.mark.xfail(
+                strict=True, reason="1.025: program-plas takes over as the load drains (decision 0220); 300 s: 0.99"
+            ),
+        ),
     ],
     ids=lambda run: run.workload,
 )

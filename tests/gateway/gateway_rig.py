@@ -33,6 +33,7 @@ from agentserving_gateway.admission import Admission
 from agentserving_gateway.envoy import MAX_CONNECTIONS, FrontSettings
 from agentserving_gateway.front import command
 from agentserving_gateway.front_picker import FrontPicker
+from agentserving_process.engine_tls import EngineTls
 from agentserving_process.web_tokens.verifier import TokenVerifier
 from gateway.played_keys import PlayedKeys
 from support.eventually import DEADLINE_S, eventually_async
@@ -307,10 +308,10 @@ async def attached(
     models: Sequence[Sequence[str]],
     channel: grpc.aio.Channel,
     plane: ControlPlane,
-    tls: ssl.SSLContext | None = None,
+    tls: Callable[[str], ssl.SSLContext] | None = None,
 ) -> list[Engine]:
     """An engine for each script, once the control plane knows all of them."""
-    engines = [Engine(f"e{index}", script, tls=tls) for index, script in enumerate(scripts)]
+    engines = [Engine(name := f"e{index}", script, tls=tls and tls(name)) for index, script in enumerate(scripts)]
     for index, engine in enumerate(engines):
         await attach(engine, channel, models[index] if models else ())
     await until(lambda: sum(e.attached for e in plane.engines.engines.values()) == len(engines))
@@ -323,14 +324,13 @@ async def rig(
     models: Sequence[Sequence[str]] = (),
     keys: PlayedKeys | None = None,
     tokens: TokenVerifier | None = None,
-    engine_tls: ssl.SSLContext | None = None,
+    engine_tls: Callable[[str], ssl.SSLContext] | None = None,
     **front: Any,
 ) -> AsyncIterator[Rig]:
     """A front with an engine for each script; `models` of each engine, none by default; `front`: FrontSettings.
 
     `keys`: what the leader says of clients' keys; without them everybody is served. `tokens`: JWTs open as well.
-    `engine_tls`:
-    of engines that speak TLS, to a front with an `engine_ca`.
+    `engine_tls`: of engines that speak TLS, by name, to a front with an `engine_ca`.
     """
     settings = PlaneSettings(ticket_keys=lambda: (KEY,), policy="atlas", balancer=Balancer.LEAST_USED)
     store = MemoryStore()
@@ -356,7 +356,7 @@ async def rig(
             tokens=tokens,
             keys_channel=leader_of_keys if keys is not None else None,
             max_connections=front.get("max_connections", MAX_CONNECTIONS),
-            engine_ca=front.get("engine_ca"),
+            engine_tls=EngineTls(*(front.get(f"engine_{each}") for each in ("ca", "cert", "key"))),
             hold_s=front.get("hold_s", 0.0),
         )
     )

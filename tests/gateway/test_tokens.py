@@ -16,6 +16,7 @@ from agentserving_process.web_tokens.jwks import read_jwks
 from agentserving_process.web_tokens.verifier import TokenRules, TokenVerifier
 from gateway.gateway_rig import KEYS, Rig, answer_json, rig, until, value
 from gateway.played_keys import PlayedKeys
+from structlog.testing import capture_logs
 from support.token_issuer import AUDIENCE, EC_KEY, ISSUER, RSA_KEY, forged, hmac_by_public_key, jwk, jwks, token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -186,3 +187,25 @@ async def test_without_an_issuer_a_token_is_an_unknown_key(tmp_path: Path) -> No
         answer = await made.post(headers=bearer(token()) + PROGRAM)
         assert status(answer) == 401
         assert "is not a client's of this cluster" in answer.decode()
+
+
+async def test_refused_tokens_are_in_the_audit_log_with_their_address_and_never_with_their_text() -> None:
+    expired = token(sub="ci@example.com", now_unix_s=time.time() - 7200)
+    strange = forged({"alg": "none"}, {"sub": "x"})
+    async with rig(answer_json, keys=PlayedKeys(), tokens=tokens()) as made:
+        await until(lambda: made.picker.authenticator.is_ready)
+        with capture_logs() as logs:
+            for text in (expired, strange):
+                assert status(await made.post(headers=bearer(text) + PROGRAM)) == 401
+                listed = f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{bearer(text)}\r\n"
+                assert status(await made.send(listed.encode())) == 401
+    lines = [line for line in logs if line["event"] == "audit"]
+    said = [(line["method"], line.get("who"), line["peer"], line["reason"]) for line in lines]
+    # Whose an unsigned one is, nobody knows.
+    assert said == [
+        (path, who, "127.0.0.1", reason)
+        for who, reason in (("jwt:rsa-1:ci@example.com", "TOKEN_EXPIRED"), (None, "ALGORITHM_NOT_ALLOWED"))
+        for path in ("/v1/completions", "/v1/models")
+    ]
+    for text in (expired, strange):
+        assert not [part for part in text.split(".") if part and part in str(logs)]

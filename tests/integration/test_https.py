@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import ssl
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -34,5 +37,12 @@ def test_clients_use_https(tmp_path: Path) -> None:
         with urllib.request.urlopen(request, timeout=60, context=context) as answer:
             assert answer.status == 200
         assert cluster.program("by-https")["program_id"] == "by-https"
+        # What `helm test` runs, with the CA that it is given.
+        argv = [sys.executable, "-m", "agentserving_gateway.smoke", url]
+        env = {**os.environ, "OPENAI_API_KEY": cluster.key}
+        for ca, expected in ((str(tmp_path / "tls.crt"), 0), ("", 1)):
+            given = {"SSL_CERT_FILE": ca} if ca else {}
+            done = subprocess.run(argv, env={**env, **given}, capture_output=True, text=True, timeout=100, check=False)
+            assert done.returncode == expected, done.stderr
     finally:
         cluster.close()

@@ -9,6 +9,8 @@ import http.client
 import json
 import os
 import re
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from typing import Any
 
 import pytest
 from agentserving import Client
+from agentserving.contract.names import engine_name
 from agentserving.transport.connection import Settings, Tls
 from agentserving_cli.local.cluster import find_etcd
 from agentserving_operator.control_planes import ControlPlanes, Target
@@ -91,18 +94,23 @@ class Pods:
 
     def has_identity(self) -> bool:
         """Whether the startup probe of the container `identity` succeeds."""
-        words = self.containers["identity"]["startupProbe"]["exec"]["command"]
-        command = [self._resolved(self.containers["identity"], each) for each in words]
-        return subprocess.run([sys.executable, *command[1:]], check=False).returncode == 0
+        return self.probe("identity", "startupProbe") == 200
 
     def log(self, name: str) -> str:
         """The end of a container's log."""
         return (self._directory / f"{name}.log").read_text()[-2000:]
 
     def probe(self, name: str, kind: str) -> int:
-        """HTTP status of a probe; 0 if the container does not answer."""
-        asked = self.containers[name][kind]["httpGet"]
-        return request(asked["port"], "GET", asked["path"])[0]
+        """HTTP status of a probe; 0 if the container does not answer. Of a command 200 or 503."""
+        probe = self.containers[name][kind]
+        if "exec" in probe:
+            return 200 if self._command(name, probe) == 0 else 503
+        return request(probe["httpGet"]["port"], "GET", probe["httpGet"]["path"])[0]
+
+    def _command(self, name: str, probe: Manifest) -> int:
+        words = [self._resolved(self.containers[name], each) for each in probe["exec"]["command"]]
+        words = [each.replace("127.0.0.1", POD_IP) for each in words]
+        return subprocess.run([sys.executable, *words[1:]], check=False, capture_output=True, timeout=30).returncode
 
     def hook(self, name: str) -> subprocess.CompletedProcess[bytes]:
         """Runs the preStop command of a container."""
@@ -143,6 +151,30 @@ def request(port: int, verb: str, path: str, body: Any = None, program: str = ""
         connection.close()
 
 
+def engine_shows(pods: Pods) -> str:
+    """What the engine asks of a client of its port: nothing ("anything" that speaks http), or a certificate."""
+    if request(Port.ENGINE, "GET", "/health")[0] == 200:
+        return "anything"
+    assert pods.certificates is not None
+    context = ssl.create_default_context(cafile=str(pods.certificates.paths("client")["ca"]))
+    asked = []
+    for shown in (False, True):
+        if shown:
+            files = pods.certificates.paths("client")
+            context.load_cert_chain(files["cert"], files["key"])
+        try:
+            with (
+                socket.create_connection((POD_IP, Port.ENGINE), 30) as plain,
+                context.wrap_socket(plain, server_hostname=engine_name("demo-engine-0")) as connection,
+            ):
+                connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+                asked.append(b" 200 " in connection.recv(100))
+        except OSError:
+            asked.append(False)
+    assert asked == [False, True]
+    return "certificate"
+
+
 def _shows(port: int, line: str) -> bool:
     """Whether this line is among the metrics at a port."""
     return line in request(port, "GET", "/metrics")[1].splitlines()
@@ -159,8 +191,9 @@ def _served(body: Any, key: str) -> tuple[int, str] | None:
         {"store": {"type": "Memory"}, "tls": {"issuer": "None"}},
         {"tls": {"issuer": "None"}},
         {"store": {"type": "Etcd"}},
+        {"store": {"type": "Memory"}, "tls": {"issuer": "Operator", "engines": True}},
     ],
-    ids=["Memory", "Etcd", "TLS"],
+    ids=["Memory", "Etcd", "TLS", "TLS to engines"],
 )
 def pods(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pods]:
     made = Pods(tmp_path, request.param)
@@ -180,6 +213,7 @@ async def test_the_generated_containers_serve_calls_drain_and_exit(pods: Pods) -
     pods.until_ready(*(name for name in pods.containers if name not in ("etcd", "identity")))
     for name in ("engine", "sidecar", "control-plane", "gateway", "picker"):
         assert pods.probe(name, "livenessProbe") == 200, name
+    assert engine_shows(pods) == ("certificate" if pods.cluster.spec.tls.engines else "anything")
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
     address = f"{POD_IP}:{Port.CONTROL_PLANE}"
     tls, key = None, ""

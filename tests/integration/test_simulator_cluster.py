@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
@@ -81,3 +83,31 @@ def test_cancelling_a_program_ends_its_stream(cluster: Cluster) -> None:
     thread.join(30)
     assert not thread.is_alive()
     cluster.wait(lambda: cluster.program("doomed").get("state") == "PROGRAM_STATE_CLOSED")
+
+
+def test_a_run_can_be_looked_at_with_its_clients_trace_and_in_a_file(cluster: Cluster, tmp_path: Path) -> None:
+    trace_parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    messages: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "hello " * 100}]
+    with client(cluster, "looked-at") as agent:
+        for _ in range(2):
+            answer = agent.chat.completions.create(
+                model="tiny", messages=messages, max_tokens=20, extra_headers={"traceparent": trace_parent}
+            )
+            messages += [
+                {"role": "assistant", "content": answer.choices[0].message.content or ""},
+                {"role": "user", "content": "and then?"},
+            ]
+    cluster.wait(lambda: cluster.program("looked-at").get("calls_completed") == "2")
+    (program,) = json.loads(cluster.cli("trace", "looked-at", "-o", "json"))["programs"]
+    first, second = (finished["call"] for finished in program["finished"])
+    assert (first["prefix_miss"], second["prefix_miss"]) == ("PREFIX_MISS_FIRST", "PREFIX_MISS_NONE")
+    assert second["cached_tokens"] == second["common_tokens"] != "0"
+    for call in (first, second):
+        assert call["trace_parent"] == trace_parent
+        assert int(call["gateway_us"]) > 0
+        kinds = [phase["kind"] for phase in call["phases"]]
+        assert kinds[-2:] == ["PHASE_KIND_PREFILL", "PHASE_KIND_DECODE"]
+    shown = cluster.cli("trace", "looked-at", "--out", str(tmp_path / "run.json"))
+    assert "1 hit" in shown
+    events = json.loads((tmp_path / "run.json").read_text())["traceEvents"]
+    assert sum(event.get("cat") == "call" for event in events) == 2

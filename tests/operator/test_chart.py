@@ -260,6 +260,20 @@ def test_the_helm_test_calls_the_configured_cluster() -> None:
     (pod,) = (each for each in made if each["kind"] == "Pod")
     assert pod["spec"]["containers"][0]["command"][-1] == "http://mine-gateway.theirs.svc/v1"
     assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert "volumes" not in pod["spec"]
+
+
+@needs_helm
+def test_the_helm_test_calls_a_gateway_with_a_certificate_of_a_ca_that_it_is_given() -> None:
+    made = helm("--set", "test.tls=true", "--set", "test.caSecret=front-ca")
+    (pod,) = (each for each in made if each["kind"] == "Pod")
+    (one,) = pod["spec"]["containers"]
+    assert one["command"][-1] == "https://demo-gateway.default.svc/v1"
+    (file,) = (each["value"] for each in one["env"] if each["name"] == "SSL_CERT_FILE")
+    (mount,) = one["volumeMounts"]
+    assert file == f"{mount['mountPath']}/ca.crt"
+    (volume,) = pod["spec"]["volumes"]
+    assert (volume["name"], volume["secret"]["secretName"]) == (mount["name"], "front-ca")
 
 
 @needs_helm

@@ -37,6 +37,7 @@ def test_it_copies_the_engines_own_files_and_no_others(places: tuple[Path, Path]
         "ca.crt": b"ca 1", "tls.crt": f"cert {ME} 1".encode(), "tls.key": f"key {ME} 1".encode()
     }  # fmt: skip
     assert OTHER not in "".join(path.read_text() for path in target.rglob("*") if path.is_file())
+    assert OTHER not in "".join(path.read_text() for path in (target / "served").iterdir())
     assert not copy(source, target, ME)
     key = target / "current" / "tls.key"
     assert key.stat().st_mode & 0o777 == 0o440
@@ -73,7 +74,25 @@ def test_readers_never_see_files_of_two_versions(places: tuple[Path, Path]) -> N
         pem = tls.read()
         assert [(each or b"").split()[-1] for each in (pem.ca, pem.cert, pem.key)] == [str(number).encode()] * 3
     # Old versions are deleted: the volume is in memory.
-    assert len([each for each in target.iterdir() if each.is_dir() and not each.is_symlink()]) == 2
+    assert len([each for each in target.iterdir() if each.name.isdigit()]) == 2
+
+
+def test_an_engine_reads_them_in_place_whose_watch_follows_the_files_themselves(places: tuple[Path, Path]) -> None:
+    source, target = places
+    issue(source, "1 and longer than the next one", ME)
+    copy(source, target, ME)
+    files = [target / "served" / name for name in ("ca.crt", "tls.crt", "tls.key")]
+    before = [each.stat().st_ino for each in files]
+    for version in ("2", "3"):
+        issue(source, version, ME)
+        assert copy(source, target, ME)
+        assert {each.read_text().split()[-1] for each in files} == {version}
+    assert [each.stat().st_ino for each in files] == before
+    assert files[2].stat().st_mode & 0o777 == 0o640
+    # What was cut off is written again, even when nothing new has come.
+    files[1].write_text("cert")
+    assert not copy(source, target, ME)
+    assert files[1].read_text() == f"cert {ME} 3"
 
 
 def test_a_copy_that_broke_off_is_made_again(places: tuple[Path, Path]) -> None:

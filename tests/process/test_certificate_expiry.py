@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from agentserving_gateway.ext_proc.self_signed import LIFE, self_signed
+from agentserving_process import engine_tls
 from agentserving_process.certificate_expiry import Use, report
 from agentserving_process.tls import TlsOptions
 from prometheus_client import REGISTRY
@@ -54,3 +55,14 @@ def test_a_process_without_certificates_reports_none() -> None:
     report(Use.ETCD, "")
     TlsOptions().report_expiry()
     assert value(EXPIRY, Use.ETCD) is None
+
+
+def test_certificates_towards_engines_are_reported_by_a_process_that_has_them(tmp_path: Path) -> None:
+    engine_tls.report_expiry(None, None)
+    ca, cert = tmp_path / "ca.crt", tmp_path / "tls.crt"
+    # A former CA stays in the file until it ends.
+    ca.write_bytes(pem(NOW - LIFE / 2) + pem(NOW))
+    cert.write_bytes(pem(NOW - LIFE / 2))
+    engine_tls.report_expiry(ca, cert)
+    assert value(EXPIRY, Use.ENGINES_CA) == (NOW + LIFE).timestamp()
+    assert value(EXPIRY, Use.TO_ENGINES) == (NOW + LIFE / 2).timestamp()

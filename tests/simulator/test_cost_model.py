@@ -27,6 +27,27 @@ def test_an_h100_is_faster_in_everything(model: str) -> None:
     assert new.num_blocks == old.num_blocks
 
 
+def test_a_b200_is_faster_in_everything_and_holds_more() -> None:
+    old, new = (cost_model(gpu, "llama-3.1-8b") for gpu in ("h100-80gb", "b200-180gb"))
+    assert new.weights_us == pytest.approx(old.weights_us * 3.35 / 8)
+    assert new.compute_us_per_token == pytest.approx(old.compute_us_per_token * 989 / 2250)
+    assert new.num_blocks > 2 * old.num_blocks
+
+
+def test_a_mixture_of_experts_reads_the_experts_that_its_tokens_use() -> None:
+    model, cost = MODELS["qwen3-30b-a3b-fp8"], cost_model("h100-80gb", "qwen3-30b-a3b-fp8")
+    assert model.active_parameters == pytest.approx(3.3e9, rel=0.03), "as its card says"
+    every = 30.5e9 / (0.8 * 3.35e12) * 1e6
+    assert cost.read_us(10_000) == pytest.approx(every)
+    lone, dozen = (cost.read_us(calls) for calls in (1, 12))
+    assert lone == pytest.approx(every * model.active_parameters / model.parameters)
+    # Of 128 experts 12 calls use 1 - (1 - 8 / 128)^12 = 54 %.
+    assert dozen == pytest.approx(cost.weights_us + 0.539 * cost.experts_us, rel=0.001)
+    assert cost.step_us(12, 0) == cost.decode_us(12, 0, 1) == int(cost.base_us + dozen)
+    # 0.9 x 85.9 - 3 GB less 30.5 GB of weights, at 96 KiB a token.
+    assert cost.num_blocks * 16 == pytest.approx((74.31e9 - 30.5e9) / (96 * 1024), rel=0.001)
+
+
 @pytest.mark.parametrize(
     ("gpu", "model", "parallel", "words"),
     [

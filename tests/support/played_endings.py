@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from agentserving.client.values import Call, ClosedProgram, EndedCall, Endings, Outcome, ProgramOrigin
 from agentserving.contract.ids import CallId, EngineId, ProgramId
+from agentserving.contract.phases import PrefixMiss
 
 BEGIN = datetime(2026, 11, 24, 9, tzinfo=UTC)
 
@@ -44,7 +45,8 @@ def ended(
         call_id=CallId(f"{of.program_id}.1.{number}"), attempt=1, thread_id=thread, engine_id=EngineId("e1"),
         attained_service_us=0, service_us=round(1000 * (ended_at - began)), wait_us=0, prompt_tokens=prompt,
         cached_tokens=cached, output_tokens=output, preemptions=0, level=0, running=False, admit_time=at(began),
-        parent_call_ids=tuple(CallId(each) for each in parents),
+        parent_call_ids=tuple(CallId(each) for each in parents), phases=(), prefix_miss=PrefixMiss.UNSPECIFIED,
+        common_tokens=0, arrive_time=None, gateway_us=0, trace_parent="",
     )  # fmt: skip
     return EndedCall(call=call, program=of, outcome=outcome, end_time=at(ended_at + heard_late))
 

@@ -24,6 +24,7 @@ VALID: list[dict[str, Any]] = [
     {**MINIMAL, "engine": {"autoscaling": {"max": 4}}},
     {**MINIMAL, "engine": {"autoscaling": {"min": 0, "max": 1, "scaler": "External", "holdSeconds": 60}}},
     {**MINIMAL, "tls": {"issuer": "Operator"}},
+    {**MINIMAL, "tls": {"engines": True}, "engine": {"extraArgs": ["--seed", "1"]}},
     {**MINIMAL, "gateway": {"tls": {"secretName": "front"}}},
     {**MINIMAL, "tls": {"issuer": "None"}},
     {**MINIMAL, "auth": {"clients": "Keys"}},
@@ -141,6 +142,17 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({**MINIMAL, "tls": {"issuer": "Operator", "issuerRef": {"name": "ca"}}}, "spec.tls.issuerRef", "with no other"),
     ({**MINIMAL, "tls": {"issuerRef": {"name": "ca"}}}, "spec.tls.issuerRef", "with no other"),
     ({**MINIMAL, "auth": {"clients": "Keys"}, "tls": {"issuer": "None"}}, "spec.auth.clients", "needs spec.tls"),
+    ({**MINIMAL, "tls": {"issuer": "None", "engines": True}}, "spec.tls.engines", "needs an issuer"),
+    (
+        {**MINIMAL, "tls": {"engines": True}, "gateway": {"inferencePool": {"enabled": True}}},
+        "spec.tls.engines",
+        "excludes gateway.inferencePool",
+    ),
+    (
+        {**MINIMAL, "tls": {"engines": True}, "engine": {"extraArgs": ["--seed", "1", "--ssl-keyfile=x"]}},
+        "spec.engine.extraArgs",
+        "may not contain --ssl-",
+    ),
     (
         {**MINIMAL, "network": {"modelSources": [{"cidr": "example.com"}]}},
         "spec.network.modelSources[0].cidr",

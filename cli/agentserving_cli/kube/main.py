@@ -39,6 +39,8 @@ from agentserving_cli.kube.render_command import render_command
 from agentserving_cli.output import is_data, output_option, print_data
 from agentserving_cli.program_commands import program_commands
 from agentserving_cli.tenant_commands import tenant_commands
+from agentserving_cli.trace_command import trace_command
+from agentserving_cli.ui_command import ui_command
 
 console = Console(soft_wrap=True)
 
@@ -151,9 +153,14 @@ def main() -> None:
 
 
 _commands = (
-    *program_commands(_where), key_commands(_where), tenant_commands(_where), audit_command(_logs),
+    *program_commands(_where),
+    key_commands(_where),
+    tenant_commands(_where),
+    audit_command(_logs),
+    trace_command(_where),
+    ui_command(_where),
     render_command(_read),
-)  # fmt: skip
+)
 for _command in _commands:
     main.add_command(_command)
 

@@ -59,6 +59,7 @@ RULES: dict[str, dict[str, Access]] = {
         "ResumeProgram": _OWN_CHANGE,
         "BeginToolWait": _OWN,
         "EndToolWait": _OWN,
+        "GetTrace": _OWN,
     },
     "CallService": {
         "AdmitCall": _OWN,

@@ -6,6 +6,7 @@ Messages of engines: engine_conversion.py.
 from __future__ import annotations
 
 import hashlib
+import re
 from itertools import islice
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
@@ -25,13 +26,16 @@ from agentserving_controlplane.state import ProgramView
 from agentserving_controlplane.table.admission_plan import AdmissionRequest
 from agentserving_controlplane.table.endings import EndedCall, Ending, News, Origin
 from agentserving_controlplane.table.programs import OpenRequest
-from agentserving_controlplane.table.rows import CallRow
+from agentserving_controlplane.table.rows import CallRow, TimeRow
 from agentserving_controlplane.table.states import Outcome, ProgramState
 
 # Calls in flight in one Program message: about 200 kB. A program may have more.
 MAX_CALLS_SHOWN = 1024
 
+_TRACE_PARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 # Python 3.11 has no test whether an integer is a value of an enum, and making one of a number is slow.
+# Fields that do not change what a request asks for.
+_NOT_ASKED_FOR = ("idempotency_key", "gateway_us", "trace_parent")
 _OUTCOMES = {int(each): each for each in Outcome}
 _STATES = frozenset(map(int, ProgramState))
 _BALANCER = {
@@ -46,7 +50,9 @@ def digest(request: Message) -> str:
     """Identifies what a request asks for, whatever its idempotency key."""
     bare = type(request)()
     bare.CopyFrom(request)
-    bare.ClearField("idempotency_key")
+    for name in _NOT_ASKED_FOR:
+        if name in bare.DESCRIPTOR.fields_by_name:
+            bare.ClearField(name)
     return hashlib.blake2b(bare.SerializeToString(deterministic=True), digest_size=12).hexdigest()
 
 
@@ -173,10 +179,17 @@ def admission_request(request: call_service_pb2.AdmitCallRequest, tenant: Tenant
         exclude_engine_ids=frozenset(map(EngineId, request.exclude_engine_ids)),
         final=request.final,
         max_fallbacks=request.max_fallbacks,
+        gateway_us=request.gateway_us,
+        trace_parent=trace_parent(request.trace_parent),
         hold_id=request.hold_id,
         idempotency_key=request.idempotency_key,
         digest=_digest_if_keyed(request, request.idempotency_key),
     )
+
+
+def trace_parent(text: str) -> str:
+    """A W3C traceparent of version 00; "" for another text."""
+    return text if _TRACE_PARENT.fullmatch(text) else ""
 
 
 def end_of_call(request: call_service_pb2.EndCallRequest, tenant: Tenant) -> EndOfCall:
@@ -232,9 +245,20 @@ def call_to_message(call: CallRow) -> types_pb2.Call:
         level=call.level,
         running=call.running,
         parent_call_ids=call.parents,
+        phases=[types_pb2.Phase(kind=types_pb2.PhaseKind.ValueType(kind), duration_us=us) for kind, us in call.phases],
+        prefix_miss=types_pb2.PrefixMiss.ValueType(call.prefix_miss),
+        common_tokens=call.common_tokens,
+        gateway_us=call.gateway_us,
+        trace_parent=call.trace_parent,
     )
     message.admit_time.FromMicroseconds(call.admit_us)
+    if call.arrive_us:
+        message.arrive_time.FromMicroseconds(call.arrive_us)
     return message
+
+
+def _times(times: TimeRow) -> types_pb2.TimeSplit:
+    return types_pb2.TimeSplit(**{name: getattr(times, name) for name in TimeRow.__struct_fields__})
 
 
 def program_to_message(view: ProgramView) -> types_pb2.Program:
@@ -270,6 +294,11 @@ def program_to_message(view: ProgramView) -> types_pb2.Program:
         level=view.level,
         revision=view.revision,
         tool=row.tool,
+        times=_times(row.times),
+        prefix_misses=[
+            types_pb2.PrefixMisses(miss=types_pb2.PrefixMiss.ValueType(miss), calls=calls, lost_tokens=lost)
+            for miss, (calls, lost) in sorted(row.prefix_misses.items())
+        ],
     )
     message.open_time.FromMicroseconds(row.open_us)
     message.last_arrival_time.FromMicroseconds(row.last_arrival_us)

@@ -82,6 +82,10 @@ def call_report(report: engine_service_pb2.CallReport, engine_id: EngineId) -> C
         running=report.running,
         outcome=outcome(report.outcome),
         engine_ids=tuple(map(EngineId, report.engine_ids)),
+        phases=tuple((phase.kind, phase.duration_us) for phase in report.phases),
+        prefix_miss=report.prefix_miss,
+        common_tokens=report.common_tokens,
+        arrive_unix_us=report.arrive_unix_us,
     )
 
 

@@ -12,6 +12,7 @@ from agentserving_controlplane.api import conversion
 from agentserving_controlplane.api.conversion import program_to_message
 from agentserving_controlplane.api.servicing import server_stream, unary
 from agentserving_controlplane.api.streams import MAX_WATCHERS, woken_by
+from agentserving_controlplane.api.trace_conversion import trace_to_message
 from agentserving_controlplane.control_plane import ControlPlane
 
 
@@ -86,6 +87,10 @@ class ProgramServicer(rpc.ProgramServiceServicer):
         self._programs.end_tool_wait(_key(request, tenant), request.thread_id)
         return pb.EndToolWaitResponse()
 
+    @unary
+    async def GetTrace(self, request: pb.GetTraceRequest, tenant: Tenant) -> pb.GetTraceResponse:
+        return trace_to_message(self._programs.trace(_key(request, tenant)), self._plane.now().unix_us)
+
 
 _Named = (
     pb.CloseProgramRequest
@@ -95,6 +100,7 @@ _Named = (
     | pb.ResumeProgramRequest
     | pb.BeginToolWaitRequest
     | pb.EndToolWaitRequest
+    | pb.GetTraceRequest
 )
 
 

@@ -46,6 +46,9 @@ class AdmissionRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     exclude_engine_ids: frozenset[EngineId] = frozenset()
     final: bool = False
     max_fallbacks: int = 0
+    # Time at the gateway so far, and the request's W3C traceparent: for those who look at the call later.
+    gateway_us: int = 0
+    trace_parent: str = ""
     # Of a call that its gateway holds until there is an engine; 0 = it does not.
     hold_id: int = 0
     idempotency_key: str = ""
@@ -97,8 +100,9 @@ class AdmissionPlanner:
 
     def plan(self, request: AdmissionRequest) -> AdmissionPlan:
         """Decides an admission up to the choice of the engine. Raises DomainError; changes nothing."""
-        if request.prompt_tokens < 0:
-            raise InvalidError("NEGATIVE", "prompt_tokens must not be negative", field="prompt_tokens")
+        for name in ("prompt_tokens", "gateway_us"):
+            if getattr(request, name) < 0:
+                raise InvalidError("NEGATIVE", f"{name} must not be negative", field=name)
         earlier = self._index.call(request.retry_of_call_id, request.tenant) if request.retry_of_call_id else None
         target = self._target(request, earlier[0] if earlier else None)
         if target.reopens:

@@ -6,6 +6,7 @@ Positions count a tenant's endings up by one from `first`, so a reader that come
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -82,11 +83,15 @@ class Endings:
         self._ring: deque[tuple[Tenant, int, Ending]] = deque(maxlen=kept)
         # Endings that readers asked for too late.
         self.lost = 0
+        # Receives each ending, when set.
+        self.on_ending: Callable[[Tenant, Ending], None] | None = None
 
     def note(self, tenant: Tenant, ending: Ending) -> None:
         """Adds an ending as the tenant's newest."""
         position = self._newest[tenant] = self.newest(tenant) + 1
         self._ring.append((tenant, position, ending))
+        if self.on_ending is not None:
+            self.on_ending(tenant, ending)
 
     def newest(self, tenant: Tenant) -> int:
         """Position of a tenant's newest ending."""

@@ -105,4 +105,5 @@ class ExpiringRows:
 
     def _remove(self, row: ProgramRow) -> None:
         self._changes.forget(row.key)
+        self._programs.traces.forget(row.key)
         self._index.remove(row)

@@ -42,7 +42,9 @@ from agentserving_controlplane.table.rows import (
 from agentserving_controlplane.table.states import Outcome, ProgramState
 from agentserving_controlplane.table.stored_items import StoredItems, late_place, store_key
 from agentserving_controlplane.table.tenant_rates import TenantRates
+from agentserving_controlplane.table.times import call_admitted, call_charged
 from agentserving_controlplane.table.token_use import TokenUse
+from agentserving_controlplane.table.traces import Finished
 
 
 class ProcessTable:
@@ -149,7 +151,13 @@ class ProcessTable:
             idempotency_key=plan.request.idempotency_key,
             request=plan.request.digest,
             engines=list(engines) if len(engines) > 1 else [],
+            gateway_us=min(plan.request.gateway_us, MAX_COUNTER),
+            trace_parent=plan.request.trace_parent,
+            follows=row.calls_completed > 0,
+            elsewhere=bool(row.engines) and engine_id not in row.engines,
         )
+        if not plan.reopens:
+            call_admitted(row, self.totals.times, now.unix_us)
         self._changes.call(row.key, self.index.add_call(row, call, now.steady_us))
         self._began(row, call, plan.request.prompt_tokens, now)
         used_thread(row, plan.thread_id).calls += 1
@@ -317,6 +325,7 @@ class ProcessTable:
         row.cached_tokens = min(row.cached_tokens + call.cached_tokens, MAX_SUM)
         row.output_tokens = min(row.output_tokens + call.output_tokens, MAX_SUM)
         row.preemptions = min(row.preemptions + call.preemptions, MAX_SUM)
+        call_charged(row, call, self.totals.times)
         row.calls_completed += 1
         tokens = call.prompt_tokens + call.output_tokens
         self.tokens.add(row.tenant, tokens, now)
@@ -339,6 +348,7 @@ class ProcessTable:
             self.index.active(row, now.steady_us)
         self.totals.calls_completed += 1
         self.totals.outcomes[outcome] = self.totals.outcomes.get(outcome, 0) + 1
+        self.programs.traces.ended(row.key, Finished(call, outcome, now.unix_us))
         if self.programs.endings is not None:
             ended = EndedCall(origin_of(row, self.index.root_of(row)), call, outcome, now.unix_us)
             self.programs.endings.note(row.tenant, ended)

@@ -21,6 +21,8 @@ from agentserving_controlplane.table.live_demand import LiveDemand
 from agentserving_controlplane.table.program_index import ProgramIndex
 from agentserving_controlplane.table.rows import NO_PROGRAM, ProgramRow
 from agentserving_controlplane.table.states import Outcome, ProgramState
+from agentserving_controlplane.table.times import TimeTotals
+from agentserving_controlplane.table.traces import Traces
 
 PROGRAM_ID = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
 MAX_NAME_BYTES, MAX_KEY_BYTES = 128, 128
@@ -67,6 +69,7 @@ class Totals:
     calls_adopted: int = 0
     calls_expired: int = 0
     outcomes: dict[Outcome, int] = field(default_factory=dict)
+    times: TimeTotals = field(default_factory=TimeTotals)
 
 
 def check_key(key: str) -> None:
@@ -112,6 +115,7 @@ class Programs:
         self.demand = LiveDemand()
         # Receives closed programs, when set.
         self.endings: Endings | None = None
+        self.traces = Traces()
 
     # -- opening -------------------------------------------------------------------------------------------------
 
@@ -240,6 +244,7 @@ class Programs:
             return
         row.state, row.outcome, row.close_us = ProgramState.CLOSED, outcome, now.unix_us
         row.tool, row.tool_expected_us = "", 0
+        self.traces.tool_wait_ended(row.key, now.unix_us)
         self._index.active(row, now.steady_us)
         self._index.note_end(row)
         self._totals.programs_completed += 1
@@ -284,6 +289,8 @@ class Programs:
         check_open(row)
         self._index.active(row, now.steady_us)
         if (row.state, row.tool, row.tool_expected_us) != (ProgramState.TOOL_WAIT, tool, expected_us):
+            if row.state is not ProgramState.TOOL_WAIT or row.tool != tool:
+                self.traces.tool_wait_began(row.key, tool, now.unix_us)
             row.state, row.tool, row.tool_expected_us = ProgramState.TOOL_WAIT, tool, expected_us
             self.touch(row)
 
@@ -292,6 +299,7 @@ class Programs:
         if row.state is not ProgramState.TOOL_WAIT:
             return False
         row.state, row.tool, row.tool_expected_us = ProgramState.ACTIVE, "", 0
+        self.traces.tool_wait_ended(row.key, now.unix_us)
         self._index.active(row, now.steady_us)
         self.touch(row)
         return True

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
+from agentserving.contract.phases import Phases
 
-from agentserving_controlplane.table.rows import NO_PROGRAM, CallRow
+from agentserving_controlplane.table.rows import MAX_PHASES, MAX_SUM, NO_PROGRAM, CallRow
 from agentserving_controlplane.table.states import Outcome
 
 # 35 years of service, or as many tokens. A larger number is an error of the reporter and is cut to this.
@@ -38,6 +39,12 @@ class CallReport(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     outcome: Outcome = Outcome.NONE
     # All engines that the ticket names, in order; empty when it names only this one.
     engine_ids: tuple[EngineId, ...] = ()
+    # Time in the engine so far, in order (agentserving.contract.phases).
+    phases: Phases = ()
+    prefix_miss: int = 0
+    common_tokens: int = 0
+    # By the engine's wall clock.
+    arrive_unix_us: int = 0
 
     @property
     def key(self) -> ProgramKey:
@@ -47,7 +54,8 @@ class CallReport(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     def is_negative(self) -> bool:
         """True when a counter is below zero: nothing in the report can be trusted."""
         times_us = min(self.service_us, self.wait_us, self.attained_service_us)
-        return times_us < 0 or min(self.prompt_tokens, self.cached_tokens, self.output_tokens) < 0
+        tokens = min(self.prompt_tokens, self.cached_tokens, self.output_tokens, self.common_tokens)
+        return times_us < 0 or tokens < 0 or any(us < 0 for _, us in self.phases)
 
 
 def raise_counters(call: CallRow, report: CallReport) -> None:
@@ -61,3 +69,8 @@ def raise_counters(call: CallRow, report: CallReport) -> None:
     call.output_tokens = max(call.output_tokens, min(report.output_tokens, MAX_COUNTER))
     call.preemptions = max(call.preemptions, min(report.preemptions, MAX_COUNTER))
     call.level = report.level
+    if sum(us for _, us in report.phases) >= sum(us for _, us in call.phases):
+        call.phases = [(kind, min(us, MAX_COUNTER)) for kind, us in report.phases[:MAX_PHASES]]
+    call.prefix_miss = report.prefix_miss or call.prefix_miss
+    call.common_tokens = max(call.common_tokens, min(report.common_tokens, MAX_COUNTER))
+    call.arrive_us = call.arrive_us or min(max(0, report.arrive_unix_us), MAX_SUM)

@@ -25,6 +25,8 @@ MAX_ENGINES_KEPT = 8
 MAX_ROW_BYTES = 450_000
 MAX_THREADS_KEPT, MAX_MISSING_KEPT, MAX_EPOCHS_KEPT = 512, 1000, 256
 MAX_THREAD_BYTES, MAX_TOOL_BYTES = 128, 128
+# Of a call: what an engine sends at most, and the bytes of all fields that say where its time went.
+MAX_PHASES, TRACE_BYTES = 24, 550
 # Every sum saturates here, so that no report makes a number that the wire (int64) cannot carry.
 MAX_SUM = 1 << 60
 
@@ -68,6 +70,17 @@ class CallRow(msgspec.Struct, omit_defaults=True, gc=False):
     failed: dict[EngineId, Outcome] = {}
     # How the HTTP exchange ended; NONE = it goes on, or its end is not known.
     exchange: Outcome = Outcome.NONE
+    # What its engine says of its time and its prefix, as in a report.
+    phases: list[tuple[int, int]] = []
+    prefix_miss: int = 0
+    common_tokens: int = 0
+    arrive_us: int = 0
+    # Time at the gateway before the admission, and the request's traceparent.
+    gateway_us: int = 0
+    trace_parent: str = ""
+    # When it was admitted, the program had finished calls; and all of its calls were on other engines.
+    follows: bool = False
+    elsewhere: bool = False
 
 
 def call_bytes(call: CallRow) -> int:
@@ -76,7 +89,19 @@ def call_bytes(call: CallRow) -> int:
     engines = call.engines or (call.engine_id,)
     ids = max(map(len, engines)) + (2 * sum(map(len, engines)) if call.engines else 0)
     named = 2 * len(call.call_id) + 4 * (len(call.thread_id) + len(call.idempotency_key) + ids)
-    return 500 + named + (sum(map(len, call.parents)) + 3 * len(call.parents) if call.parents else 0)
+    return 500 + TRACE_BYTES + named + (sum(map(len, call.parents)) + 3 * len(call.parents) if call.parents else 0)
+
+
+class TimeRow(msgspec.Struct, omit_defaults=True, gc=False):
+    """Where the time of finished calls went, and the time between calls; microseconds, as TimeSplit in types.proto."""
+
+    gateway_us: int = 0
+    held_us: int = 0
+    queue_us: int = 0
+    prefill_us: int = 0
+    decode_us: int = 0
+    preempted_us: int = 0
+    tools_us: int = 0
 
 
 class ThreadRow(msgspec.Struct, omit_defaults=True, gc=False):
@@ -133,6 +158,9 @@ class ProgramRow(msgspec.Struct, omit_defaults=True, dict=True):
     tool_expected_us: int = 0
     # Its owner has cancelled it, whatever its outcome was by then: it takes no calls until it is opened again.
     cancel_requested: bool = False
+    times: TimeRow = msgspec.field(default_factory=TimeRow)
+    # By agentserving.contract.phases.PrefixMiss: finished calls, and tokens that were computed again.
+    prefix_misses: dict[int, tuple[int, int]] = {}
 
     # Cached in the instance's dictionary (`dict=True`), which is not encoded: an admission needs each a dozen times.
     @cached_property

@@ -76,7 +76,8 @@ def begin(call: CallRow, engine_id: EngineId) -> None:
     call.failed.pop(engine_id, None)
     call.boot_id = ""
     call.service_us = call.wait_us = call.prompt_tokens = call.cached_tokens = call.output_tokens = 0
-    call.preemptions = call.level = 0
+    call.preemptions = call.level = call.prefix_miss = call.common_tokens = call.arrive_us = 0
+    call.phases = []
 
 
 def adopt(call: CallRow, report: CallReport) -> None:

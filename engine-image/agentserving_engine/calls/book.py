@@ -28,6 +28,7 @@ from agentserving_engine.calls.ended import EndedCalls
 from agentserving_engine.calls.outbox import Outbox
 from agentserving_engine.calls.rejections import Rejections
 from agentserving_engine.calls.tickets import TicketCheck, Unticketed, split
+from agentserving_engine.calls.timeline import Timeline
 from agentserving_engine.policy import CallFacts, CallStats
 
 # The front end needs milliseconds between the requests of two tokens of a beam search.
@@ -63,6 +64,8 @@ class OpenCall:
     earlier_wait_us: int = 0
     # When the last request of a beam search ended.
     between_since_us: int = 0
+    # Where its time goes.
+    timeline: Timeline = field(default_factory=lambda: Timeline(0))
     # Its terminal record was sent before: these are late requests, which are charged but not reported.
     reported: bool = False
 
@@ -174,6 +177,7 @@ class CallBook:
             self._open[call_id] = call
             return call
         call = self._open[call_id] = _opened(ticket, base)
+        call.timeline, call.record.arrive_unix_us = Timeline(now_us), int(unix_s * 1e6)
         call.reported = ended is not None
         self.accounts.raise_to(call.program, 0, ticket.wait_us)
         return call
@@ -265,6 +269,7 @@ class CallBook:
         if call.members:
             return None
         record.running = False
+        record.phases = call.timeline.past
         self._settle(call, accounting)
         del self._open[CallId(record.call_id)]
         if call.reported:

@@ -145,20 +145,21 @@ class CallQueue:
         if program.paused == paused:
             return []
         program.paused = paused
-        self._place(program)
+        self._place(program, now_us)
         if not paused and not program.calls:
             del self._programs[program_key]
         return [key for key, call in program.calls.items() if call.running] if paused else []
 
-    def hold(self, program_key: ProgramKey, held: bool) -> None:
-        """Takes a program's waiting calls out of the order, or puts them back; running ones run on."""
+    def hold(self, program_key: ProgramKey, held: bool, now_us: int) -> None:
+        """Takes a program's waiting calls out of the order, or puts them back."""
         program = self._programs.get(program_key)
         if program is not None and program.held != held:
             program.held = held
-            self._place(program)
+            self._place(program, now_us)
 
-    def _place(self, program: ProgramState) -> None:
+    def _place(self, program: ProgramState, now_us: int) -> None:
         """The program was paused, held, or may go on."""
+        program.note_stop(now_us)
         for key, call in program.calls.items():
             if call.running:
                 continue
@@ -269,6 +270,10 @@ class CallQueue:
         if call is None:
             return None
         return call.stats(call.wait_us if call.running else call.waited_us(now_us))
+
+    def stopped_us(self, program_key: ProgramKey, now_us: int) -> int:
+        """For how long, since its calls are here, a program has been paused or held; 0 for an unknown one."""
+        return program.stopped_until_us(now_us) if (program := self._programs.get(program_key)) is not None else 0
 
     def spends_after_us(self) -> int | None:
         """Service after which the first running call has spent its quantum; None when no running call has one."""

@@ -113,7 +113,7 @@ class EnginePolicy:
         self.retention.call_arrived(facts.program, now_us)
         working_set = None if known else self.working_set
         if working_set is not None and not working_set.call_arrived(facts.key, facts.program, now_us):
-            self.queue.hold(facts.program, True)
+            self.queue.hold(facts.program, True, now_us)
 
     def rebuild(self, calls: Iterable[CallFacts], running: Iterable[str], now_us: int) -> None:
         """Replaces the queue by one of these calls, in the order of their arrival.
@@ -143,7 +143,7 @@ class EnginePolicy:
         """Begins or ends to bound the working set: all programs that are here are admitted."""
         queue, engine = self.queue, self._engine
         for program in self.working_set.waiting_programs if self.working_set else ():
-            queue.hold(program, False)
+            queue.hold(program, False, now_us)
         self.working_set = None
         if not (queue.policy.working_set and engine.kv.findable and engine.kv.countable):
             return
@@ -157,16 +157,14 @@ class EnginePolicy:
         for key in queue:
             self.working_set.adopt(key, queue.facts(key).program, now_us)
 
-    def _bound_working_set(self, now_us: int) -> None:
-        working_set, kv = self.working_set, self._engine.kv
-        if working_set is None:
-            return
+    def _bound(self, working_set: WorkingSet, now_us: int) -> None:
+        kv = self._engine.kv
         tier = Tier.of(kv.blocks, kv.host_blocks, self.prefill.us_per_token * kv.block_size)
         admitted, displaced = working_set.admit(now_us, tier)
         for program in displaced:
-            self.queue.hold(program, True)
+            self.queue.hold(program, True, now_us)
         for program in admitted:
-            self.queue.hold(program, False)
+            self.queue.hold(program, False, now_us)
 
     def retain(self, end: CallEnd, now_us: int) -> None:
         """Retains the context of a call that is about to leave the queue, if the policy retains KV."""
@@ -251,7 +249,8 @@ class EnginePolicy:
     def decide(self, now_us: int) -> Decision:
         """Demotions and promotions are done; the caller preempts."""
         queue, engine = self.queue, self._engine
-        self._bound_working_set(now_us)
+        if self.working_set is not None:
+            self._bound(self.working_set, now_us)
         if queue.settled:
             return NO_CHANGE
         block_size = engine.kv.block_size

@@ -66,6 +66,9 @@ class ProgramState:
     paused: bool = False
     # Not admitted to the working set: its calls wait outside of the order.
     held: bool = False
+    # Time in which its waiting calls were out of the order, and since when they are.
+    stopped_us: int = 0
+    stopped_since_us: int | None = None
     # In the order of their arrival, in which they are visited: a set's order would differ from process to process.
     calls: dict[str, CallState] = field(default_factory=dict)
 
@@ -73,6 +76,19 @@ class ProgramState:
     def may_start(self) -> bool:
         """Its waiting calls are in the order."""
         return not (self.paused or self.held)
+
+    def note_stop(self, now_us: int) -> None:
+        """It was paused, held, or may go on."""
+        if self.may_start and self.stopped_since_us is not None:
+            self.stopped_us += max(0, now_us - self.stopped_since_us)
+            self.stopped_since_us = None
+        elif not self.may_start and self.stopped_since_us is None:
+            self.stopped_since_us = now_us
+
+    def stopped_until_us(self, now_us: int) -> int:
+        """Time in which its waiting calls were out of the order, up to now."""
+        since_us = self.stopped_since_us
+        return self.stopped_us + (0 if since_us is None else max(0, now_us - since_us))
 
     def raise_to(self, attained_us: int, wait_us: int) -> None:
         """Takes over an account; never lowers what is known."""

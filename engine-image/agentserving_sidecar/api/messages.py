@@ -119,6 +119,12 @@ def call_report(record: CallRecord, boot_id: str) -> pb.CallReport:
         outcome=_OUTCOMES.get(record.outcome, types_pb2.OUTCOME_FAILED),
         boot_id=boot_id,
         engine_ids=record.engine_ids,
+        phases=[
+            types_pb2.Phase(kind=types_pb2.PhaseKind.ValueType(kind), duration_us=us) for kind, us in record.phases
+        ],
+        prefix_miss=types_pb2.PrefixMiss.ValueType(record.prefix_miss),
+        common_tokens=record.common_tokens,
+        arrive_unix_us=record.arrive_unix_us,
     )
 
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentserving.contract.names import ENGINE_NAME
-
 from agentserving_gateway.envoy.extensions import Json, extension, typed
 from agentserving_gateway.envoy.settings import FrontSettings
 
-FRONT, ENGINES = "front", "engines"
+FRONT, ENGINES, ENGINE_CLIENT = "front", "engines", "engine-client"
 _TLS = "extensions.transport_sockets.tls.v3"
 
 
@@ -32,14 +30,19 @@ def downstream(settings: FrontSettings) -> Json:
 
 
 def upstream(settings: FrontSettings) -> Json:
-    """The transport socket of connections to engines that speak TLS."""
+    """The transport socket of connections to engines that speak TLS. Each must have its own name, which EDS gives."""
+    own = {}
+    if settings.engine_cert is not None:
+        own["tls_certificate_sds_secret_configs"] = [_by_file(ENGINE_CLIENT, settings.engine_client_secret)]
     return extension(
         "transport_sockets.tls",
         f"{_TLS}.UpstreamTlsContext",
-        sni=ENGINE_NAME,
+        auto_host_sni=True,
+        auto_sni_san_validation=True,
         common_tls_context={
             "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
             "validation_context_sds_secret_config": _by_file(ENGINES, settings.engines_secret),
+            **own,
         },
     )
 
@@ -50,8 +53,7 @@ def _by_file(name: str, file: Path) -> Json:
 
 
 def engines_secret(settings: FrontSettings) -> Json:
-    """What the file of the engines' secret contains: their CA, and the name that only their certificates have."""
-    name = {"san_type": "DNS", "matcher": {"exact": ENGINE_NAME}}
+    """What the file of the engines' secret contains: their CA."""
     return {
         "resources": [
             typed(
@@ -60,7 +62,6 @@ def engines_secret(settings: FrontSettings) -> Json:
                 validation_context={
                     "trusted_ca": {"filename": str(settings.engine_ca)},
                     "watched_directory": {"path": str(settings.engines_secret.parent)},
-                    "match_typed_subject_alt_names": [name],
                 },
             )
         ]
@@ -71,15 +72,26 @@ def front_secret(settings: FrontSettings) -> Json:
     """What the file of the front's secret contains: a DiscoveryResponse. Only for a front that has a certificate."""
     assert settings.front_cert is not None
     assert settings.front_key is not None
+    return _pair_secret(FRONT, settings.front_cert, settings.front_key, settings.front_secret)
+
+
+def engine_client_secret(settings: FrontSettings) -> Json:
+    """The same of the certificate that engines see."""
+    assert settings.engine_cert is not None
+    assert settings.engine_key is not None
+    return _pair_secret(ENGINE_CLIENT, settings.engine_cert, settings.engine_key, settings.engine_client_secret)
+
+
+def _pair_secret(name: str, cert: Path, key: Path, secret: Path) -> Json:
     return {
         "resources": [
             typed(
                 f"{_TLS}.Secret",
-                name=FRONT,
+                name=name,
                 tls_certificate={
-                    "certificate_chain": {"filename": str(settings.front_cert)},
-                    "private_key": {"filename": str(settings.front_key)},
-                    "watched_directory": {"path": str(settings.front_secret.parent)},
+                    "certificate_chain": {"filename": str(cert)},
+                    "private_key": {"filename": str(key)},
+                    "watched_directory": {"path": str(secret.parent)},
                 },
             )
         ]

@@ -38,6 +38,9 @@ RESERVED = (
     CLIENT_LENGTH, CLIENT_ADDRESS, "x-vllm-priority", "x-data-parallel-rank", "proxy-authorization",
 )  # fmt: skip
 
+# W3C Trace Context; engines receive it as well.
+TRACE_PARENT = "traceparent"
+
 # What the picker reads of a request besides the headers that identify programs, and what it sets.
-PICKER_READS = (CLIENT_SESSION, CLIENT_LENGTH, CLIENT_ADDRESS, *CREDENTIALS)
+PICKER_READS = (CLIENT_SESSION, CLIENT_LENGTH, CLIENT_ADDRESS, TRACE_PARENT, *CREDENTIALS)
 PICKER_SETS = (ENDPOINTS, TICKET, REQUEST_ID, PROGRAM_ID, CALL_ID, LOOK, RETRY_ON, TENANT, CREDENTIAL)

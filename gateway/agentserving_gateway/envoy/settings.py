@@ -23,6 +23,9 @@ class FrontSettings:
     front_key: Path | None = None
     # Engines speak TLS, with certificates of this CA, a PEM file; None: they speak http.
     engine_ca: Path | None = None
+    # Our own certificate and its private key, for engines that ask for one, PEM files. Both or neither.
+    engine_cert: Path | None = None
+    engine_key: Path | None = None
     # OpenAI's own limit for images is 50 MB; base64 of several screenshots exceeds 8 MiB.
     max_body_bytes: int = 64 << 20
     # Above vLLM's and uvicorn's own 64 KiB no engine would take the head anyway.
@@ -84,6 +87,11 @@ class FrontSettings:
     def engines_secret(self) -> Path:
         """Names the CA of engines to Envoy."""
         return self.run_dir / "secrets" / "engines.json"
+
+    @property
+    def engine_client_secret(self) -> Path:
+        """Names the files of the certificate that engines see to Envoy."""
+        return self.run_dir / "secrets" / "engine-client.json"
 
     @property
     def engines_file(self) -> Path:

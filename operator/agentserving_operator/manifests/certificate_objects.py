@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Mapping
 from typing import Any
 
-from agentserving.contract.names import SIDECAR_NAME
+from agentserving.contract.names import SIDECAR_NAME, engine_name
 
 from agentserving_operator.certificates.values import LEAF_LIFE, Authority, Certificates, Pair, is_uri
 from agentserving_operator.manifests.common import (
@@ -67,13 +67,16 @@ def leaves(cluster: AgentServingCluster) -> dict[Leaf, list[str]]:
 
 
 def engine_leaves(cluster: AgentServingCluster) -> dict[str, list[str]]:
-    """The certificates of the engines by engine id. Sidecars are clients and servers."""
+    """The certificates of the engines by engine id. Sidecars are clients and servers; engines may serve by it too."""
     name = cluster.child(Component.ENGINE)
     engine = cluster.spec.engine
     # Those that may come have theirs before they start. Ordinals never exceed the largest number of engines.
     most = engine.replicas if engine.autoscaling is None else max(engine.replicas, engine.autoscaling.most)
     ids = [f"{name}-{number}" for number in range(most)]
-    return {engine_id: [SIDECAR_NAME, engine_identity(cluster, engine_id)] for engine_id in ids}
+    serves = cluster.spec.tls.engines
+    return {
+        each: [SIDECAR_NAME, *([engine_name(each)] if serves else []), engine_identity(cluster, each)] for each in ids
+    }
 
 
 def all_leaves(cluster: AgentServingCluster) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ below its home directory, so neither runAsNonRoot nor a read-only root file syst
 
 from __future__ import annotations
 
-from typing import Any
+import ssl
 
 from agentserving.contract.engine_http import KEEP_ALIVE_S, VLLM_KEEP_ALIVE
 
@@ -22,6 +22,7 @@ from agentserving_operator.manifests.common import (
     python,
     resources_of,
 )
+from agentserving_operator.manifests.tls import ENGINE_DIR, ENGINE_SERVED_DIR, flags
 from agentserving_operator.spec.cluster import EngineType, PrefixCache
 
 SCHEDULER = "agentserving_engine.scheduler.ProgramScheduler"
@@ -40,6 +41,14 @@ DRAIN = (
     f"import socket; s = socket.socket(socket.AF_UNIX); s.connect('{CHANNEL_DIR}/drain.sock'); "
     "s.sendall(b'GET /drain HTTP/1.0\\r\\n\\r\\n'); s.recv(4096)"
 )
+# Whether an engine answers that asks for certificates: kubelet has none to show. As with kubelet's own probes, the
+# engine's is not verified.
+IS_ALIVE = (
+    "import socket, ssl, sys; c = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT); c.check_hostname = False; "
+    f"c.verify_mode = ssl.CERT_NONE; c.load_cert_chain('{ENGINE_SERVED_DIR}/tls.crt', '{ENGINE_SERVED_DIR}/tls.key'); "
+    f"s = c.wrap_socket(socket.create_connection(('127.0.0.1', {Port.ENGINE}), 5)); "
+    "s.sendall(b'GET /health HTTP/1.0\\r\\n\\r\\n'); sys.exit(b' 200 ' not in s.recv(64))"
+)
 
 
 def engine_container(cluster: AgentServingCluster) -> Manifest:
@@ -49,15 +58,16 @@ def engine_container(cluster: AgentServingCluster) -> Manifest:
     requests = {"cpu": "250m", "memory": "256Mi"} if simulated else {"cpu": "4", "memory": "16Gi"}
     resources = resources_of(engine.resources, requests=requests)
     started: Manifest = {
-        "ports": [port("http", Port.ENGINE)],
+        "ports": [port("https" if cluster.spec.tls.engines else "http", Port.ENGINE)],
         "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
         "volumeMounts": [
             {"name": "channel", "mountPath": CHANNEL_DIR},
             {"name": "ticket-key", "mountPath": KEY_DIR, "readOnly": True},
             {"name": "shm", "mountPath": "/dev/shm"},
             {"name": "tmp", "mountPath": "/tmp"},
+            *_tls_mount(cluster),
         ],
-        **_probes(engine.startup_seconds),
+        **_probes(cluster),
         "lifecycle": {"preStop": {"exec": {"command": ["python" if simulated else "python3", "-c", DRAIN]}}},
     }
     if simulated:
@@ -77,14 +87,27 @@ def engine_container(cluster: AgentServingCluster) -> Manifest:
     return vllm
 
 
-def _probes(startup_s: int) -> Manifest:
-    """Liveness is probed only after the model was loaded; after that, a minute without a response restarts it."""
-    failures = -(-startup_s // PROBE_EVERY_S)
-    ask: dict[str, Any] = {"port": Port.ENGINE, "path": "/health"}
+def _tls_mount(cluster: AgentServingCluster) -> list[Manifest]:
+    mount = {"name": "engine-tls", "mountPath": ENGINE_DIR, "readOnly": True}
+    return [mount] if cluster.spec.tls.engines else []
+
+
+def _probes(cluster: AgentServingCluster) -> Manifest:
+    """Liveness is probed only after the model was loaded; after that, a minute without a response restarts it.
+
+    With `tls.engines` readiness is what the sidecar says, which asks /health all the time: each command costs a start
+    of Python. It must not restart the engine, so the others ask the engine itself.
+    """
+    failures = -(-cluster.spec.engine.startup_seconds // PROBE_EVERY_S)
+    ask = ready = http_probe(Port.ENGINE, "/health")
+    if cluster.spec.tls.engines:
+        name = "python" if cluster.spec.engine.type is EngineType.SIMULATOR else "python3"
+        ask = {"exec": {"command": [name, "-S", "-c", IS_ALIVE]}}
+        ready = http_probe(Port.SIDECAR_HTTP, "/readyz")
     return {
-        "startupProbe": http_probe(**ask, periodSeconds=PROBE_EVERY_S, timeoutSeconds=5, failureThreshold=failures),
-        "readinessProbe": http_probe(**ask, periodSeconds=5, timeoutSeconds=5, failureThreshold=3),
-        "livenessProbe": http_probe(**ask, periodSeconds=PROBE_EVERY_S, timeoutSeconds=10, failureThreshold=6)
+        "startupProbe": {**ask, "periodSeconds": PROBE_EVERY_S, "timeoutSeconds": 5, "failureThreshold": failures},
+        "readinessProbe": {**ready, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
+        "livenessProbe": {**ask, "periodSeconds": PROBE_EVERY_S, "timeoutSeconds": 10, "failureThreshold": 6}
         # A hung engine has no calls that are worth waiting for.
         | {"terminationGracePeriodSeconds": 30},
     }
@@ -114,6 +137,7 @@ def _simulator_arguments(cluster: AgentServingCluster) -> list[str]:
         "--listen", f"0.0.0.0:{Port.ENGINE}", "--engine-id", "$(POD_NAME)", "--channel-dir", CHANNEL_DIR,
         "--ticket-key-file", PUBLIC_KEY_FILE, *_simulator_access(cluster), "--model", served_name(cluster),
         "--sse-keep-alive-s", str(cluster.spec.engine.sse_keep_alive_seconds),
+        *(flags(ENGINE_SERVED_DIR) if cluster.spec.tls.engines else []),
         *settings, *_limits(cluster), *cluster.spec.engine.extra_args,
     ]  # fmt: skip
 
@@ -148,6 +172,12 @@ def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
         "--model", cluster.spec.model.name, "--served-model-name", served_name(cluster),
         "--host", "0.0.0.0", "--port", str(Port.ENGINE), "--scheduler-cls", SCHEDULER, "--middleware", MIDDLEWARE,
     ]  # fmt: skip
+    if cluster.spec.tls.engines:
+        found += [
+            "--ssl-ca-certs", f"{ENGINE_SERVED_DIR}/ca.crt", "--ssl-certfile", f"{ENGINE_SERVED_DIR}/tls.crt",
+            "--ssl-keyfile", f"{ENGINE_SERVED_DIR}/tls.key", "--ssl-cert-reqs", str(ssl.CERT_REQUIRED.value),
+            "--enable-ssl-refresh",
+        ]  # fmt: skip
     found += ["--load-format", cluster.spec.model.load_format]
     if cluster.spec.model.trust_remote_code:
         found.append("--trust-remote-code")

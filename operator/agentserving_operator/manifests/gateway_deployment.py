@@ -31,7 +31,7 @@ from agentserving_operator.manifests.metrics_token import (
     metrics_token_mounts,
     metrics_token_volumes,
 )
-from agentserving_operator.manifests.tls import Leaf, client_flags, directory, mounts, volumes
+from agentserving_operator.manifests.tls import Leaf, client_flags, directory, mounts, to_engines_flags, volumes
 from agentserving_operator.manifests.web_tokens import token_flags, token_mounts, token_volumes
 from agentserving_operator.spec.parsing import plain
 from agentserving_operator.spec.parts import Resources
@@ -72,7 +72,7 @@ def _template(cluster: AgentServingCluster) -> Manifest:
             *token_volumes(cluster),
             *metrics_token_volumes(cluster),
             *_front_tls_volume(cluster),
-            *volumes(cluster, Leaf.GATEWAY),
+            *volumes(cluster, Leaf.GATEWAY, *_shown_to_engines(cluster)),
         ],
         terminationGracePeriodSeconds=gateway.drain_seconds + GRACE_AFTER_DRAIN_S,
         topologySpreadConstraints=spread(cluster, Component.GATEWAY),
@@ -97,11 +97,15 @@ def _envoy(cluster: AgentServingCluster) -> Manifest:
             "agentserving_gateway.front",
             "--listen", f"0.0.0.0:{Port.GATEWAY}", "--run-dir", RUN_DIR, *_client_auth(cluster),
             "--max-body-bytes", str(gateway.max_body_bytes), *_heap(gateway.resources), *_front_tls(cluster),
-            *_hold(cluster),
+            *_to_engines(cluster), *_hold(cluster),
         ),
         env=[*PYTHON_ENV],
         ports=[port("https" if https else "http", Port.GATEWAY)],
-        volumeMounts=[{"name": "run", "mountPath": RUN_DIR}, *_front_tls_mount(cluster)],
+        volumeMounts=[
+            {"name": "run", "mountPath": RUN_DIR},
+            *_front_tls_mount(cluster),
+            *mounts(cluster, *_shown_to_engines(cluster)),
+        ],
         # A SIGTERM alone cuts Envoy's streams.
         lifecycle={
             "preStop": {
@@ -129,6 +133,16 @@ def _front_tls_volume(cluster: AgentServingCluster) -> list[Manifest]:
     """Optional: an Envoy that misses its certificate says so, which a pod that cannot mount a Secret does not."""
     given = cluster.spec.gateway.tls
     return [] if given is None else [secret_files("front-tls", given.secret_name, ("tls.crt", "tls.key"))]
+
+
+def _shown_to_engines(cluster: AgentServingCluster) -> tuple[Leaf, ...]:
+    """The certificate that Envoy and the picker show engines. It has no role: Envoy, which reads what strangers send,
+    needs none at control planes."""
+    return (Leaf.CLIENT,) if cluster.spec.tls.engines else ()
+
+
+def _to_engines(cluster: AgentServingCluster) -> list[str]:
+    return to_engines_flags(cluster, directory(Leaf.CLIENT))
 
 
 def _client_auth(cluster: AgentServingCluster) -> list[str]:
@@ -181,7 +195,7 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
             "--http-host", "0.0.0.0", "--http-port", str(Port.GATEWAY_HTTP), *metrics_token_flags(cluster),
             *picker_flags(cluster), *_hold(cluster),
             *_client_auth(cluster), *token_flags(cluster), *_own_tickets(cluster), *_front_tls(cluster),
-            *client_flags(cluster, directory(Leaf.GATEWAY)),
+            *client_flags(cluster, directory(Leaf.GATEWAY)), *_to_engines(cluster),
         ),
         env=[*PYTHON_ENV],
         ports=[
@@ -195,7 +209,7 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
             *token_mounts(cluster),
             *metrics_token_mounts(cluster),
             *_front_tls_mount(cluster),
-            *mounts(cluster, Leaf.GATEWAY),
+            *mounts(cluster, Leaf.GATEWAY, *_shown_to_engines(cluster)),
         ],
         startupProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", **STARTED),
         readinessProbe=http_probe(Port.GATEWAY_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),

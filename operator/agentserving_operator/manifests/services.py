@@ -26,7 +26,7 @@ def _service(
 def engine_service(cluster: AgentServingCluster) -> Manifest:
     """Headless: gives engine pods DNS names. Calls go to the addresses that sidecars register."""
     ports = [
-        service_port("http", Port.ENGINE, Port.ENGINE),
+        service_port("https" if cluster.spec.tls.engines else "http", Port.ENGINE, Port.ENGINE),
         service_port("sidecar", Port.SIDECAR, Port.SIDECAR),
         service_port("sidecar-http", Port.SIDECAR_HTTP, Port.SIDECAR_HTTP),
     ]

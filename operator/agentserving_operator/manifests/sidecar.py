@@ -20,7 +20,7 @@ from agentserving_operator.manifests.common import (
 )
 from agentserving_operator.manifests.engine_pod import CHANNEL_DIR, KEY_DIR, PUBLIC_KEY_FILE
 from agentserving_operator.manifests.metrics_token import metrics_token_flags, metrics_token_mounts
-from agentserving_operator.manifests.tls import ENGINE_CURRENT_DIR, ENGINE_DIR, client_flags
+from agentserving_operator.manifests.tls import ENGINE_CURRENT_DIR, ENGINE_DIR, client_flags, to_engines_flags
 
 STATE_DIR = "/var/lib/agentserving"
 
@@ -37,6 +37,7 @@ def sidecar_container(cluster: AgentServingCluster) -> Manifest:
         *(["--ticket-key-file", PUBLIC_KEY_FILE] if keys_are_needed(cluster) else []),
         "--stuck-s", str(cluster.spec.engine.stuck_seconds),
         "--drain-s", str(cluster.spec.engine.drain_seconds), *client_flags(cluster, ENGINE_CURRENT_DIR),
+        *to_engines_flags(cluster, ENGINE_CURRENT_DIR),
     )  # fmt: skip
     resources = resources_of(
         cluster.spec.engine.sidecar_resources,

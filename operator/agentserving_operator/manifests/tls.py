@@ -5,8 +5,8 @@ what its owner may do. Clients connect to control planes by pod address, which n
 verify the name of the Service instead.
 
 Engines are the pods of one StatefulSet, and all of them mount the same Secret, which therefore contains a certificate
-for each engine. The container `identity` copies the pod's own one to a volume that the sidecar mounts; neither the
-sidecar nor the engine sees the others (see engine_identity.py).
+for each engine. The container `identity` copies the pod's own one to a volume that the sidecar mounts, and with
+`tls.engines` the engine, which serves by it; neither sees the others (see engine_identity.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ ROOT = "/etc/agentserving"
 ENGINES_DIR, ENGINE_DIR = f"{ROOT}/engine-identities", f"{ROOT}/engine-tls"
 # The directory that is replaced as a whole when the engine's certificate is renewed.
 ENGINE_CURRENT_DIR = f"{ENGINE_DIR}/current"
+# The same files, written in place, for an engine that serves by TLS.
+ENGINE_SERVED_DIR = f"{ENGINE_DIR}/served"
 
 
 class Leaf(StrEnum):
@@ -110,6 +112,11 @@ def engine_volumes(cluster: AgentServingCluster) -> list[Manifest]:
 def flags(at: str, prefix: str = "--tls") -> list[str]:
     """Flags of one of our components, for the files in a directory."""
     return [f"{prefix}-ca", f"{at}/ca.crt", f"{prefix}-cert", f"{at}/tls.crt", f"{prefix}-key", f"{at}/tls.key"]
+
+
+def to_engines_flags(cluster: AgentServingCluster, at: str) -> list[str]:
+    """Flags of clients of engines, with their own certificate; none where engines speak http."""
+    return flags(at, "--engine") if cluster.spec.tls.engines else []
 
 
 def client_flags(cluster: AgentServingCluster, at: str) -> list[str]:

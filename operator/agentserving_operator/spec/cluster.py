@@ -324,6 +324,18 @@ class ClusterSpec:
             lambda s: s.auth.clients is not ClientAuth.KEYS or s.tls.on,
             "auth.clients",
         ),
+        Rule(
+            "!self.tls.engines || !self.gateway.inferencePool.enabled",
+            "tls.engines excludes gateway.inferencePool: gateways of others have no certificate that engines accept",
+            lambda s: not (s.tls.engines and s.gateway.inference_pool.enabled),
+            "tls.engines",
+        ),
+        Rule(
+            "!self.tls.engines || self.engine.extraArgs.all(each, !each.startsWith('--ssl-'))",
+            "engine.extraArgs may not contain --ssl- with tls.engines, which sets them",
+            lambda s: not s.tls.engines or not any(each.startswith("--ssl-") for each in s.engine.extra_args),
+            "engine.extraArgs",
+        ),
     )
 
     model: Model = struct("The model.")

@@ -149,9 +149,9 @@ def integer(doc: str, minimum: int, maximum: int, *, default: Any = MISSING, wir
     return _field(Meta(doc=doc, default=default, minimum=minimum, maximum=maximum, wire=wire))
 
 
-def flag(doc: str, *, default: bool) -> Any:
+def flag(doc: str, *, default: bool, immutable: bool = False) -> Any:
     """True or false."""
-    return _field(Meta(doc=doc, default=default))
+    return _field(Meta(doc=doc, default=default, immutable=immutable))
 
 
 def flag_or_absent(doc: str, *, wire: str = "") -> Any:

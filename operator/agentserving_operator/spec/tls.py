@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-from agentserving_operator.spec.fields import DNS_SUBDOMAIN, Rule, choice, struct, text
+from agentserving_operator.spec.fields import DNS_SUBDOMAIN, Rule, choice, flag, struct, text
 
 
 class Issuer(StrEnum):
@@ -47,7 +47,7 @@ class FrontTls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """Mutual TLS between control planes, gateways, sidecars and the etcd that the operator runs."""
+    """Mutual TLS between control planes, gateways, sidecars, the etcd that the operator runs and, if asked, engines."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -55,6 +55,12 @@ class Tls:
             "issuerRef is needed with issuer CertManager, and with no other",
             lambda t: (t.issuer is Issuer.CERT_MANAGER) == (t.issuer_ref is not None),
             "issuerRef",
+        ),
+        Rule(
+            "!self.engines || self.issuer != 'None'",
+            "engines needs an issuer of their certificates",
+            lambda t: not t.engines or t.on,
+            "engines",
         ),
     )
 
@@ -65,6 +71,13 @@ class Tls:
         "which must add its CA to each certificate's Secret. None: no TLS, only NetworkPolicies. Immutable. A cluster "
         "that was created when None was the default has it in its spec, and stays without TLS.",
         default=Issuer.OPERATOR,
+        immutable=True,
+    )
+    # Immutable, because a gateway and an engine of which only one has changed cannot talk to each other.
+    engines: bool = flag(
+        "Calls to engines are encrypted as well, and engines serve nobody who shows no certificate of this cluster: "
+        "only gateways, their own sidecars, and pods with the Secret <cluster>-client-tls. Immutable.",
+        default=False,
         immutable=True,
     )
     issuer_ref: IssuerReference | None = struct("The issuer, with issuer CertManager.", default=None)

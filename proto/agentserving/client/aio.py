@@ -12,11 +12,12 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 import grpc
 
-from agentserving.client import operations, tenant_operations, watches
+from agentserving.client import operations, tenant_operations, traces, watches
 from agentserving.client.generation import PATH as GENERATE
 from agentserving.client.generation import GenerateCall
+from agentserving.client.keys import ApiKey
 from agentserving.client.operations import Operation
-from agentserving.client.values import Admission, ApiKey, Endings, Program, ProgramChanges, ProgramState, TenantSettings
+from agentserving.client.values import Admission, Endings, Program, ProgramChanges, ProgramState, TenantSettings
 from agentserving.transport.channels import dial_async
 from agentserving.transport.connection import Attempts, Settings, find_leader, look_elsewhere
 from agentserving.transport.errors import AgentServingError, InternalError, decoded, from_rpc
@@ -68,6 +69,7 @@ class AsyncClient:
 
     open_program = Run(operations.open_program)
     close_program = Run(operations.close_program)
+    get_trace = Run(traces.get_trace)
     get_program = Run(operations.get_program)
     cancel_program = Run(operations.cancel_program)
     pause_program = Run(operations.pause_program)

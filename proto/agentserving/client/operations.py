@@ -16,12 +16,11 @@ from google.protobuf.message import Message
 
 from agentserving.client import messages
 from agentserving.client.demand import Demand
+from agentserving.client.keys import ApiKey, NewApiKey
 from agentserving.client.values import (
     Admission,
-    ApiKey,
     Balancer,
     Engine,
-    NewApiKey,
     Outcome,
     Overview,
     PolicyVersion,

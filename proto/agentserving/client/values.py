@@ -11,11 +11,13 @@ from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Self
 
+from agentserving.client.times import Phase, PrefixMisses, TimeSplit
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
+from agentserving.contract.phases import PrefixMiss
 from agentserving.contract.policy import Policy
 
 
-class _WireEnum(IntEnum):
+class WireEnum(IntEnum):
     """Numbers as on the wire; one that is not known is UNSPECIFIED."""
 
     @classmethod
@@ -23,7 +25,7 @@ class _WireEnum(IntEnum):
         return cls(0)
 
 
-class ProgramState(_WireEnum):
+class ProgramState(WireEnum):
     """Phase of a program's life."""
 
     UNSPECIFIED = 0
@@ -33,7 +35,7 @@ class ProgramState(_WireEnum):
     CLOSED = 4
 
 
-class Outcome(_WireEnum):
+class Outcome(WireEnum):
     """How a program or a call ended; UNSPECIFIED while it has not."""
 
     UNSPECIFIED = 0
@@ -45,20 +47,7 @@ class Outcome(_WireEnum):
     REJECTED = 5
 
 
-class KeyRole(_WireEnum):
-    """Whose key it is. Only clients' and administrators' can be made."""
-
-    UNSPECIFIED = 0
-    CLIENT = 1
-    ADMIN = 2
-    GATEWAY = 3
-    SIDECAR = 4
-    OPERATOR = 5
-    CONTROL_PLANE = 6
-    ENGINE = 7
-
-
-class EngineState(_WireEnum):
+class EngineState(WireEnum):
     """Whether an engine is given calls; only a READY one is given new programs."""
 
     UNSPECIFIED = 0
@@ -72,7 +61,7 @@ class EngineState(_WireEnum):
     FAILING = 7
 
 
-class Balancer(_WireEnum):
+class Balancer(WireEnum):
     """How the engine for a call is chosen."""
 
     UNSPECIFIED = 0
@@ -101,6 +90,12 @@ class Call:
     running: bool
     admit_time: datetime | None
     parent_call_ids: tuple[CallId, ...]
+    phases: tuple[Phase, ...]
+    prefix_miss: PrefixMiss
+    common_tokens: int
+    arrive_time: datetime | None
+    gateway_us: int
+    trace_parent: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +141,8 @@ class Program:
     level: int
     revision: int
     tool: str
+    times: TimeSplit
+    prefix_misses: tuple[PrefixMisses, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,22 +356,6 @@ class Overview:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ApiKey:
-    """An API key without its secret. `tenant` is empty for administrators; `expire_time` None = never."""
-
-    key_id: str
-    role: KeyRole
-    tenant: Tenant
-    name: str
-    create_time: datetime | None
-    expire_time: datetime | None
-    revoke_time: datetime | None
-    # 0 = unbounded.
-    calls_per_minute: int
-    prompt_tokens_per_minute: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TenantSettings:
     """A tenant's share of every engine, and bounds of its use; 0 = no bound."""
 
@@ -388,11 +369,3 @@ class TenantSettings:
     # Prompt and answer tokens.
     tokens_per_minute: int
     tokens_per_day: int
-
-
-@dataclass(frozen=True, slots=True)
-class NewApiKey:
-    """A key that was just made. Its text cannot be had again."""
-
-    key: ApiKey
-    text: str

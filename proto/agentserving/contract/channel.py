@@ -42,6 +42,13 @@ class CallRecord(msgspec.Struct, array_like=True, kw_only=True):
     outcome: str = ""
     # All engines that the ticket names, in order; empty when it names only this one.
     engine_ids: tuple[str, ...] = ()
+    # Time in the engine so far, in order (agentserving.contract.phases).
+    phases: tuple[tuple[int, int], ...] = ()
+    # agentserving.contract.phases.PrefixMiss, and the tokens in common with an earlier context of the program.
+    prefix_miss: int = 0
+    common_tokens: int = 0
+    # When the engine received it, Unix microseconds of its wall clock.
+    arrive_unix_us: int = 0
 
 
 class Load(msgspec.Struct, array_like=True, kw_only=True):

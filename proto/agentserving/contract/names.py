@@ -4,5 +4,10 @@ from __future__ import annotations
 
 # Shared by all sidecars: they are dialled by pod address, and each cluster has its own CA.
 SIDECAR_NAME = "sidecar.agentserving.internal"
-# Of all engines, where gateways reach them by TLS.
-ENGINE_NAME = "engine.agentserving.internal"
+# Below it each engine has a name of its own, where gateways reach engines by TLS.
+ENGINES_NAME = "engine.agentserving.internal"
+
+
+def engine_name(engine_id: str) -> str:
+    """The DNS name in an engine's certificate. Engines are dialled by address, which no certificate can contain."""
+    return f"{engine_id}.{ENGINES_NAME}"

@@ -33,6 +33,8 @@ class AdmitCallRequest(google.protobuf.message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
     TENANT_FIELD_NUMBER: builtins.int
     MAX_FALLBACKS_FIELD_NUMBER: builtins.int
+    GATEWAY_US_FIELD_NUMBER: builtins.int
+    TRACE_PARENT_FIELD_NUMBER: builtins.int
     HOLD_ID_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     """Empty = a program of one call. Unknown = opened on the fly when `implicit` is set, else NOT_FOUND."""
@@ -66,6 +68,10 @@ class AdmitCallRequest(google.protobuf.message.Message):
     """Fallback engines that the sender tries by itself, in the order of the answer, when an engine fails before its
     answer begins; at most 2 are named. Such a sender ends each of its calls with EndCall when the HTTP exchange is over.
     """
+    gateway_us: builtins.int
+    """Time since the sender received the request, microseconds."""
+    trace_parent: builtins.str
+    """W3C traceparent of the request, at most 55 characters; another text is dropped."""
     hold_id: builtins.int
     """The sender holds the call until an engine can take it, and asks again within 5 s with the same number; not 0. Such
     calls count as demand (GetDemand).
@@ -93,9 +99,11 @@ class AdmitCallRequest(google.protobuf.message.Message):
         idempotency_key: builtins.str = ...,
         tenant: builtins.str = ...,
         max_fallbacks: builtins.int = ...,
+        gateway_us: builtins.int = ...,
+        trace_parent: builtins.str = ...,
         hold_id: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["exclude_engine_ids", b"exclude_engine_ids", "final", b"final", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "implicit", b"implicit", "max_fallbacks", b"max_fallbacks", "model", b"model", "name", b"name", "parent_call_ids", b"parent_call_ids", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "retry_of_call_id", b"retry_of_call_id", "tenant", b"tenant", "thread_id", b"thread_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exclude_engine_ids", b"exclude_engine_ids", "final", b"final", "gateway_us", b"gateway_us", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "implicit", b"implicit", "max_fallbacks", b"max_fallbacks", "model", b"model", "name", b"name", "parent_call_ids", b"parent_call_ids", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "retry_of_call_id", b"retry_of_call_id", "tenant", b"tenant", "thread_id", b"thread_id", "trace_parent", b"trace_parent"]) -> None: ...
 
 global___AdmitCallRequest = AdmitCallRequest
 

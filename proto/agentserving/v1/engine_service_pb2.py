@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from agentserving.v1 import types_pb2 as agentserving_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$agentserving/v1/engine_service.proto\x12\x0f\x61gentserving.v1\x1a\x1b\x61gentserving/v1/types.proto\"\xa6\x01\n\rAttachRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.agentserving.v1.EngineHelloH\x00\x12)\n\x06report\x18\x02 \x01(\x0b\x32\x17.agentserving.v1.ReportH\x00\x12\x30\n\npolicy_ack\x18\x03 \x01(\x0b\x32\x1a.agentserving.v1.PolicyAckH\x00\x42\t\n\x07message\"\x92\x02\n\x0b\x45ngineHello\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x17\n\x0fsidecar_address\x18\x04 \x01(\t\x12\x39\n\x0c\x63\x61pabilities\x18\x05 \x01(\x0b\x32#.agentserving.v1.EngineCapabilities\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x13\n\x0bunacked_seq\x18\x08 \x01(\x04\x12-\n\x06health\x18\t \x01(\x0e\x32\x1d.agentserving.v1.EngineHealth\x12\x15\n\rhealth_reason\x18\n \x01(\t\"\xc3\x03\n\nCallReport\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x12\n\nprogram_id\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x11\n\tthread_id\x18\x05 \x01(\t\x12\x1b\n\x13\x61ttained_service_us\x18\x06 \x01(\x03\x12\x12\n\nservice_us\x18\x07 \x01(\x03\x12\x0f\n\x07wait_us\x18\x08 \x01(\x03\x12\x15\n\rprompt_tokens\x18\t \x01(\x03\x12\x15\n\rcached_tokens\x18\n \x01(\x03\x12\x15\n\routput_tokens\x18\x0b \x01(\x03\x12\x13\n\x0bpreemptions\x18\x0c \x01(\r\x12\r\n\x05level\x18\x0f \x01(\r\x12\x0f\n\x07running\x18\x10 \x01(\x08\x12)\n\x07outcome\x18\x11 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12\x0f\n\x07\x62oot_id\x18\x12 \x01(\t\x12\x17\n\x0froot_program_id\x18\x13 \x01(\t\x12\x12\n\nengine_ids\x18\x15 \x03(\tJ\x04\x08\r\x10\x0eJ\x04\x08\x0e\x10\x0fJ\x04\x08\x14\x10\x15R\npromotionsR\tdemotionsR\x0e\x66irst_token_us\"\xe7\x01\n\x06Report\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x1b.agentserving.v1.EngineLoad\x12*\n\x05\x63\x61lls\x18\x03 \x03(\x0b\x32\x1b.agentserving.v1.CallReport\x12\r\n\x05stuck\x18\x04 \x01(\x08\x12\x13\n\x0b\x65ngine_down\x18\x05 \x01(\x08\x12\x0f\n\x07\x62oot_id\x18\x06 \x01(\t\x12-\n\x06health\x18\x07 \x01(\x0e\x32\x1d.agentserving.v1.EngineHealth\x12\x15\n\rhealth_reason\x18\x08 \x01(\t\"+\n\tPolicyAck\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"\x9e\x01\n\x0e\x41ttachResponse\x12+\n\x07welcome\x18\x01 \x01(\x0b\x32\x18.agentserving.v1.WelcomeH\x00\x12/\n\tdirective\x18\x02 \x01(\x0b\x32\x1a.agentserving.v1.DirectiveH\x00\x12#\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x14.agentserving.v1.AckH\x00\x42\t\n\x07message\"\xd6\x01\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12.\n\x06policy\x18\x02 \x01(\x0b\x32\x1e.agentserving.v1.PolicyVersion\x12+\n\x06paused\x18\x05 \x03(\x0b\x32\x1b.agentserving.v1.ProgramKey\x12-\n\x06shares\x18\x06 \x01(\x0b\x32\x1d.agentserving.v1.TenantSharesJ\x04\x08\x03\x10\x04J\x04\x08\x04\x10\x05R\x12report_interval_usR\x10held_program_ids\"<\n\x0cTenantShares\x12,\n\x06shares\x18\x01 \x03(\x0b\x32\x1c.agentserving.v1.TenantShare\"-\n\x0bTenantShare\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\r\"0\n\nProgramKey\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nprogram_id\x18\x02 \x01(\t\"\x12\n\x03\x41\x63k\x12\x0b\n\x03seq\x18\x01 \x01(\x04\"y\n\x0eProgramAccount\x12\x17\n\x0froot_program_id\x18\x02 \x01(\t\x12\x1b\n\x13\x61ttained_service_us\x18\x03 \x01(\x03\x12\x0f\n\x07wait_us\x18\x04 \x01(\x03\x12\x0e\n\x06tenant\x18\x05 \x01(\tJ\x04\x08\x01\x10\x02R\nprogram_id\"=\n\x08\x41\x63\x63ounts\x12\x31\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x1f.agentserving.v1.ProgramAccount\"@\n\nPauseCalls\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12\x0e\n\x06tenant\x18\x03 \x01(\t\"\x80\x01\n\x08ToolWait\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x17\n\x0froot_program_id\x18\x02 \x01(\t\x12\x12\n\nprogram_id\x18\x03 \x01(\t\x12\x11\n\tthread_id\x18\x04 \x01(\t\x12\x0f\n\x07waiting\x18\x05 \x01(\x08\x12\x13\n\x0b\x65xpected_us\x18\x06 \x01(\x03\"7\n\x0cProgramEnded\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x17\n\x0froot_program_id\x18\x02 \x01(\t\"\x1f\n\x0b\x43\x61ncelCalls\x12\x10\n\x08\x63\x61ll_ids\x18\x01 \x03(\t\"\x07\n\x05\x44rain\"\xb7\x03\n\tDirective\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12-\n\x08\x61\x63\x63ounts\x18\x02 \x01(\x0b\x32\x19.agentserving.v1.AccountsH\x00\x12\x30\n\x06policy\x18\x03 \x01(\x0b\x32\x1e.agentserving.v1.PolicyVersionH\x00\x12,\n\x05pause\x18\x05 \x01(\x0b\x32\x1b.agentserving.v1.PauseCallsH\x00\x12.\n\x06\x63\x61ncel\x18\x06 \x01(\x0b\x32\x1c.agentserving.v1.CancelCallsH\x00\x12\'\n\x05\x64rain\x18\x07 \x01(\x0b\x32\x16.agentserving.v1.DrainH\x00\x12.\n\ttool_wait\x18\x08 \x01(\x0b\x32\x19.agentserving.v1.ToolWaitH\x00\x12/\n\x06shares\x18\t \x01(\x0b\x32\x1d.agentserving.v1.TenantSharesH\x00\x12\x36\n\rprogram_ended\x18\n \x01(\x0b\x32\x1d.agentserving.v1.ProgramEndedH\x00\x42\x0b\n\tdirectiveJ\x04\x08\x04\x10\x05R\x07preempt2^\n\rEngineService\x12M\n\x06\x41ttach\x12\x1e.agentserving.v1.AttachRequest\x1a\x1f.agentserving.v1.AttachResponse(\x01\x30\x01\x42\x36Z4agentserving.io/proto/agentserving/v1;agentservingv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$agentserving/v1/engine_service.proto\x12\x0f\x61gentserving.v1\x1a\x1b\x61gentserving/v1/types.proto\"\xa6\x01\n\rAttachRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.agentserving.v1.EngineHelloH\x00\x12)\n\x06report\x18\x02 \x01(\x0b\x32\x17.agentserving.v1.ReportH\x00\x12\x30\n\npolicy_ack\x18\x03 \x01(\x0b\x32\x1a.agentserving.v1.PolicyAckH\x00\x42\t\n\x07message\"\x92\x02\n\x0b\x45ngineHello\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x17\n\x0fsidecar_address\x18\x04 \x01(\t\x12\x39\n\x0c\x63\x61pabilities\x18\x05 \x01(\x0b\x32#.agentserving.v1.EngineCapabilities\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x13\n\x0bunacked_seq\x18\x08 \x01(\x04\x12-\n\x06health\x18\t \x01(\x0e\x32\x1d.agentserving.v1.EngineHealth\x12\x15\n\rhealth_reason\x18\n \x01(\t\"\xcc\x04\n\nCallReport\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x12\n\nprogram_id\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x11\n\tthread_id\x18\x05 \x01(\t\x12\x1b\n\x13\x61ttained_service_us\x18\x06 \x01(\x03\x12\x12\n\nservice_us\x18\x07 \x01(\x03\x12\x0f\n\x07wait_us\x18\x08 \x01(\x03\x12\x15\n\rprompt_tokens\x18\t \x01(\x03\x12\x15\n\rcached_tokens\x18\n \x01(\x03\x12\x15\n\routput_tokens\x18\x0b \x01(\x03\x12\x13\n\x0bpreemptions\x18\x0c \x01(\r\x12\r\n\x05level\x18\x0f \x01(\r\x12\x0f\n\x07running\x18\x10 \x01(\x08\x12)\n\x07outcome\x18\x11 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12\x0f\n\x07\x62oot_id\x18\x12 \x01(\t\x12\x17\n\x0froot_program_id\x18\x13 \x01(\t\x12\x12\n\nengine_ids\x18\x15 \x03(\t\x12&\n\x06phases\x18\x16 \x03(\x0b\x32\x16.agentserving.v1.Phase\x12\x30\n\x0bprefix_miss\x18\x17 \x01(\x0e\x32\x1b.agentserving.v1.PrefixMiss\x12\x15\n\rcommon_tokens\x18\x18 \x01(\x03\x12\x16\n\x0e\x61rrive_unix_us\x18\x19 \x01(\x03J\x04\x08\r\x10\x0eJ\x04\x08\x0e\x10\x0fJ\x04\x08\x14\x10\x15R\npromotionsR\tdemotionsR\x0e\x66irst_token_us\"\xe7\x01\n\x06Report\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x1b.agentserving.v1.EngineLoad\x12*\n\x05\x63\x61lls\x18\x03 \x03(\x0b\x32\x1b.agentserving.v1.CallReport\x12\r\n\x05stuck\x18\x04 \x01(\x08\x12\x13\n\x0b\x65ngine_down\x18\x05 \x01(\x08\x12\x0f\n\x07\x62oot_id\x18\x06 \x01(\t\x12-\n\x06health\x18\x07 \x01(\x0e\x32\x1d.agentserving.v1.EngineHealth\x12\x15\n\rhealth_reason\x18\x08 \x01(\t\"+\n\tPolicyAck\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"\x9e\x01\n\x0e\x41ttachResponse\x12+\n\x07welcome\x18\x01 \x01(\x0b\x32\x18.agentserving.v1.WelcomeH\x00\x12/\n\tdirective\x18\x02 \x01(\x0b\x32\x1a.agentserving.v1.DirectiveH\x00\x12#\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x14.agentserving.v1.AckH\x00\x42\t\n\x07message\"\xd6\x01\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12.\n\x06policy\x18\x02 \x01(\x0b\x32\x1e.agentserving.v1.PolicyVersion\x12+\n\x06paused\x18\x05 \x03(\x0b\x32\x1b.agentserving.v1.ProgramKey\x12-\n\x06shares\x18\x06 \x01(\x0b\x32\x1d.agentserving.v1.TenantSharesJ\x04\x08\x03\x10\x04J\x04\x08\x04\x10\x05R\x12report_interval_usR\x10held_program_ids\"<\n\x0cTenantShares\x12,\n\x06shares\x18\x01 \x03(\x0b\x32\x1c.agentserving.v1.TenantShare\"-\n\x0bTenantShare\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\r\"0\n\nProgramKey\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nprogram_id\x18\x02 \x01(\t\"\x12\n\x03\x41\x63k\x12\x0b\n\x03seq\x18\x01 \x01(\x04\"y\n\x0eProgramAccount\x12\x17\n\x0froot_program_id\x18\x02 \x01(\t\x12\x1b\n\x13\x61ttained_service_us\x18\x03 \x01(\x03\x12\x0f\n\x07wait_us\x18\x04 \x01(\x03\x12\x0e\n\x06tenant\x18\x05 \x01(\tJ\x04\x08\x01\x10\x02R\nprogram_id\"=\n\x08\x41\x63\x63ounts\x12\x31\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x1f.agentserving.v1.ProgramAccount\"@\n\nPauseCalls\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12\x0e\n\x06tenant\x18\x03 \x01(\t\"\x80\x01\n\x08ToolWait\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x17\n\x0froot_program_id\x18\x02 \x01(\t\x12\x12\n\nprogram_id\x18\x03 \x01(\t\x12\x11\n\tthread_id\x18\x04 \x01(\t\x12\x0f\n\x07waiting\x18\x05 \x01(\x08\x12\x13\n\x0b\x65xpected_us\x18\x06 \x01(\x03\"7\n\x0cProgramEnded\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x17\n\x0froot_program_id\x18\x02 \x01(\t\"\x1f\n\x0b\x43\x61ncelCalls\x12\x10\n\x08\x63\x61ll_ids\x18\x01 \x03(\t\"\x07\n\x05\x44rain\"\xb7\x03\n\tDirective\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12-\n\x08\x61\x63\x63ounts\x18\x02 \x01(\x0b\x32\x19.agentserving.v1.AccountsH\x00\x12\x30\n\x06policy\x18\x03 \x01(\x0b\x32\x1e.agentserving.v1.PolicyVersionH\x00\x12,\n\x05pause\x18\x05 \x01(\x0b\x32\x1b.agentserving.v1.PauseCallsH\x00\x12.\n\x06\x63\x61ncel\x18\x06 \x01(\x0b\x32\x1c.agentserving.v1.CancelCallsH\x00\x12\'\n\x05\x64rain\x18\x07 \x01(\x0b\x32\x16.agentserving.v1.DrainH\x00\x12.\n\ttool_wait\x18\x08 \x01(\x0b\x32\x19.agentserving.v1.ToolWaitH\x00\x12/\n\x06shares\x18\t \x01(\x0b\x32\x1d.agentserving.v1.TenantSharesH\x00\x12\x36\n\rprogram_ended\x18\n \x01(\x0b\x32\x1d.agentserving.v1.ProgramEndedH\x00\x42\x0b\n\tdirectiveJ\x04\x08\x04\x10\x05R\x07preempt2^\n\rEngineService\x12M\n\x06\x41ttach\x12\x1e.agentserving.v1.AttachRequest\x1a\x1f.agentserving.v1.AttachResponse(\x01\x30\x01\x42\x36Z4agentserving.io/proto/agentserving/v1;agentservingv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,39 +38,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENGINEHELLO']._serialized_start=256
   _globals['_ENGINEHELLO']._serialized_end=530
   _globals['_CALLREPORT']._serialized_start=533
-  _globals['_CALLREPORT']._serialized_end=984
-  _globals['_REPORT']._serialized_start=987
-  _globals['_REPORT']._serialized_end=1218
-  _globals['_POLICYACK']._serialized_start=1220
-  _globals['_POLICYACK']._serialized_end=1263
-  _globals['_ATTACHRESPONSE']._serialized_start=1266
-  _globals['_ATTACHRESPONSE']._serialized_end=1424
-  _globals['_WELCOME']._serialized_start=1427
-  _globals['_WELCOME']._serialized_end=1641
-  _globals['_TENANTSHARES']._serialized_start=1643
-  _globals['_TENANTSHARES']._serialized_end=1703
-  _globals['_TENANTSHARE']._serialized_start=1705
-  _globals['_TENANTSHARE']._serialized_end=1750
-  _globals['_PROGRAMKEY']._serialized_start=1752
-  _globals['_PROGRAMKEY']._serialized_end=1800
-  _globals['_ACK']._serialized_start=1802
-  _globals['_ACK']._serialized_end=1820
-  _globals['_PROGRAMACCOUNT']._serialized_start=1822
-  _globals['_PROGRAMACCOUNT']._serialized_end=1943
-  _globals['_ACCOUNTS']._serialized_start=1945
-  _globals['_ACCOUNTS']._serialized_end=2006
-  _globals['_PAUSECALLS']._serialized_start=2008
-  _globals['_PAUSECALLS']._serialized_end=2072
-  _globals['_TOOLWAIT']._serialized_start=2075
-  _globals['_TOOLWAIT']._serialized_end=2203
-  _globals['_PROGRAMENDED']._serialized_start=2205
-  _globals['_PROGRAMENDED']._serialized_end=2260
-  _globals['_CANCELCALLS']._serialized_start=2262
-  _globals['_CANCELCALLS']._serialized_end=2293
-  _globals['_DRAIN']._serialized_start=2295
-  _globals['_DRAIN']._serialized_end=2302
-  _globals['_DIRECTIVE']._serialized_start=2305
-  _globals['_DIRECTIVE']._serialized_end=2744
-  _globals['_ENGINESERVICE']._serialized_start=2746
-  _globals['_ENGINESERVICE']._serialized_end=2840
+  _globals['_CALLREPORT']._serialized_end=1121
+  _globals['_REPORT']._serialized_start=1124
+  _globals['_REPORT']._serialized_end=1355
+  _globals['_POLICYACK']._serialized_start=1357
+  _globals['_POLICYACK']._serialized_end=1400
+  _globals['_ATTACHRESPONSE']._serialized_start=1403
+  _globals['_ATTACHRESPONSE']._serialized_end=1561
+  _globals['_WELCOME']._serialized_start=1564
+  _globals['_WELCOME']._serialized_end=1778
+  _globals['_TENANTSHARES']._serialized_start=1780
+  _globals['_TENANTSHARES']._serialized_end=1840
+  _globals['_TENANTSHARE']._serialized_start=1842
+  _globals['_TENANTSHARE']._serialized_end=1887
+  _globals['_PROGRAMKEY']._serialized_start=1889
+  _globals['_PROGRAMKEY']._serialized_end=1937
+  _globals['_ACK']._serialized_start=1939
+  _globals['_ACK']._serialized_end=1957
+  _globals['_PROGRAMACCOUNT']._serialized_start=1959
+  _globals['_PROGRAMACCOUNT']._serialized_end=2080
+  _globals['_ACCOUNTS']._serialized_start=2082
+  _globals['_ACCOUNTS']._serialized_end=2143
+  _globals['_PAUSECALLS']._serialized_start=2145
+  _globals['_PAUSECALLS']._serialized_end=2209
+  _globals['_TOOLWAIT']._serialized_start=2212
+  _globals['_TOOLWAIT']._serialized_end=2340
+  _globals['_PROGRAMENDED']._serialized_start=2342
+  _globals['_PROGRAMENDED']._serialized_end=2397
+  _globals['_CANCELCALLS']._serialized_start=2399
+  _globals['_CANCELCALLS']._serialized_end=2430
+  _globals['_DRAIN']._serialized_start=2432
+  _globals['_DRAIN']._serialized_end=2439
+  _globals['_DIRECTIVE']._serialized_start=2442
+  _globals['_DIRECTIVE']._serialized_end=2881
+  _globals['_ENGINESERVICE']._serialized_start=2883
+  _globals['_ENGINESERVICE']._serialized_end=2977
 # @@protoc_insertion_point(module_scope)

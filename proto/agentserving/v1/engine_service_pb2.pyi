@@ -117,6 +117,10 @@ class CallReport(google.protobuf.message.Message):
     BOOT_ID_FIELD_NUMBER: builtins.int
     ROOT_PROGRAM_ID_FIELD_NUMBER: builtins.int
     ENGINE_IDS_FIELD_NUMBER: builtins.int
+    PHASES_FIELD_NUMBER: builtins.int
+    PREFIX_MISS_FIELD_NUMBER: builtins.int
+    COMMON_TOKENS_FIELD_NUMBER: builtins.int
+    ARRIVE_UNIX_US_FIELD_NUMBER: builtins.int
     call_id: builtins.str
     attempt: builtins.int
     program_id: builtins.str
@@ -138,9 +142,17 @@ class CallReport(google.protobuf.message.Message):
     """
     boot_id: builtins.str
     root_program_id: builtins.str
+    prefix_miss: agentserving.v1.types_pb2.PrefixMiss.ValueType
+    common_tokens: builtins.int
+    arrive_unix_us: builtins.int
+    """When the engine received the call, Unix microseconds of its wall clock."""
     @property
     def engine_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """All engines that the ticket names, in order; empty when it names only this one."""
+
+    @property
+    def phases(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[agentserving.v1.types_pb2.Phase]:
+        """As in Call."""
 
     def __init__(
         self,
@@ -163,8 +175,12 @@ class CallReport(google.protobuf.message.Message):
         boot_id: builtins.str = ...,
         root_program_id: builtins.str = ...,
         engine_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        phases: collections.abc.Iterable[agentserving.v1.types_pb2.Phase] | None = ...,
+        prefix_miss: agentserving.v1.types_pb2.PrefixMiss.ValueType = ...,
+        common_tokens: builtins.int = ...,
+        arrive_unix_us: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attained_service_us", b"attained_service_us", "attempt", b"attempt", "boot_id", b"boot_id", "cached_tokens", b"cached_tokens", "call_id", b"call_id", "engine_ids", b"engine_ids", "level", b"level", "outcome", b"outcome", "output_tokens", b"output_tokens", "preemptions", b"preemptions", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "root_program_id", b"root_program_id", "running", b"running", "service_us", b"service_us", "tenant", b"tenant", "thread_id", b"thread_id", "wait_us", b"wait_us"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arrive_unix_us", b"arrive_unix_us", "attained_service_us", b"attained_service_us", "attempt", b"attempt", "boot_id", b"boot_id", "cached_tokens", b"cached_tokens", "call_id", b"call_id", "common_tokens", b"common_tokens", "engine_ids", b"engine_ids", "level", b"level", "outcome", b"outcome", "output_tokens", b"output_tokens", "phases", b"phases", "preemptions", b"preemptions", "prefix_miss", b"prefix_miss", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "root_program_id", b"root_program_id", "running", b"running", "service_us", b"service_us", "tenant", b"tenant", "thread_id", b"thread_id", "wait_us", b"wait_us"]) -> None: ...
 
 global___CallReport = CallReport
 

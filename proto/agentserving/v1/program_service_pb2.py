@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from agentserving.v1 import types_pb2 as agentserving_dot_v1_dot_types__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%agentserving/v1/program_service.proto\x12\x0f\x61gentserving.v1\x1a\x1b\x61gentserving/v1/types.proto\"j\n\x12OpenProgramRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x19\n\x11parent_program_id\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"@\n\x13OpenProgramResponse\x12)\n\x07program\x18\x01 \x01(\x0b\x32\x18.agentserving.v1.Program\"k\n\x13\x43loseProgramRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.agentserving.v1.OutcomeJ\x04\x08\x03\x10\x04R\x0fidempotency_key\"A\n\x14\x43loseProgramResponse\x12)\n\x07program\x18\x01 \x01(\x0b\x32\x18.agentserving.v1.Program\"\'\n\x11GetProgramRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\"?\n\x12GetProgramResponse\x12)\n\x07program\x18\x01 \x01(\x0b\x32\x18.agentserving.v1.Program\"k\n\x13ListProgramsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12-\n\x06states\x18\x03 \x03(\x0e\x32\x1d.agentserving.v1.ProgramState\"m\n\x14ListProgramsResponse\x12*\n\x08programs\x18\x01 \x03(\x0b\x32\x18.agentserving.v1.Program\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"B\n\x14WatchProgramsRequest\x12\x16\n\x0e\x61\x66ter_revision\x18\x01 \x01(\x03\x12\x12\n\nprogram_id\x18\x02 \x01(\t\"q\n\x15WatchProgramsResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12)\n\x07\x63hanged\x18\x02 \x03(\x0b\x32\x18.agentserving.v1.Program\x12\x1b\n\x13removed_program_ids\x18\x03 \x03(\t\"A\n\x14\x43\x61ncelProgramRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\tJ\x04\x08\x02\x10\x03R\x0fidempotency_key\"[\n\x15\x43\x61ncelProgramResponse\x12)\n\x07program\x18\x01 \x01(\x0b\x32\x18.agentserving.v1.Program\x12\x17\n\x0f\x63\x61lls_cancelled\x18\x02 \x01(\r\"@\n\x13PauseProgramRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\tJ\x04\x08\x02\x10\x03R\x0fidempotency_key\"A\n\x14PauseProgramResponse\x12)\n\x07program\x18\x01 \x01(\x0b\x32\x18.agentserving.v1.Program\"A\n\x14ResumeProgramRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\tJ\x04\x08\x02\x10\x03R\x0fidempotency_key\"B\n\x15ResumeProgramResponse\x12)\n\x07program\x18\x01 \x01(\x0b\x32\x18.agentserving.v1.Program\"`\n\x14\x42\x65ginToolWaitRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12\x13\n\x0b\x65xpected_us\x18\x04 \x01(\x03\"\x17\n\x15\x42\x65ginToolWaitResponse\";\n\x12\x45ndToolWaitRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\"\x15\n\x13\x45ndToolWaitResponse2\xb4\x07\n\x0eProgramService\x12X\n\x0bOpenProgram\x12#.agentserving.v1.OpenProgramRequest\x1a$.agentserving.v1.OpenProgramResponse\x12[\n\x0c\x43loseProgram\x12$.agentserving.v1.CloseProgramRequest\x1a%.agentserving.v1.CloseProgramResponse\x12U\n\nGetProgram\x12\".agentserving.v1.GetProgramRequest\x1a#.agentserving.v1.GetProgramResponse\x12[\n\x0cListPrograms\x12$.agentserving.v1.ListProgramsRequest\x1a%.agentserving.v1.ListProgramsResponse\x12`\n\rWatchPrograms\x12%.agentserving.v1.WatchProgramsRequest\x1a&.agentserving.v1.WatchProgramsResponse0\x01\x12^\n\rCancelProgram\x12%.agentserving.v1.CancelProgramRequest\x1a&.agentserving.v1.CancelProgramResponse\x12[\n\x0cPauseProgram\x12$.agentserving.v1.PauseProgramRequest\x1a%.agentserving.v1.PauseProgramResponse\x12^\n\rResumeProgram\x12%.agentserving.v1.ResumeProgramRequest\x1a&.agentserving.v1.ResumeProgramResponse\x12^\n\rBeginToolWait\x12%.agentserving.v1.BeginToolWaitRequest\x1a&.agentserving.v1.BeginToolWaitResponse\x12X\n\x0b\x45ndToolWait\x12#.agentserving.v1.EndToolWaitRequest\x1a$.agentserving.v1.EndToolWaitResponseB6Z4agentserving.io/proto/agentserving/v1;agentservingv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%agentserving/v1/program_service.proto\x12\x0f\x61gentserving.v1\x1a\x1b\x61gentserving/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"j\n\x12OpenProgramRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x19\n\x11parent_program_id\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"@\n\x13OpenProgramResponse\x12)\n\x07program\x18\x01 \x01(\x0b\x32\x18.agentserving.v1.Program\"k\n\x13\x43loseProgramRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.agentserving.v1.OutcomeJ\x04\x08\x03\x10\x04R\x0fidempotency_key\"A\n\x14\x43loseProgramResponse\x12)\n\x07program\x18\x01 \x01(\x0b\x32\x18.agentserving.v1.Program\"\'\n\x11GetProgramRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\"?\n\x12GetProgramResponse\x12)\n\x07program\x18\x01 \x01(\x0b\x32\x18.agentserving.v1.Program\"k\n\x13ListProgramsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12-\n\x06states\x18\x03 \x03(\x0e\x32\x1d.agentserving.v1.ProgramState\"m\n\x14ListProgramsResponse\x12*\n\x08programs\x18\x01 \x03(\x0b\x32\x18.agentserving.v1.Program\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"B\n\x14WatchProgramsRequest\x12\x16\n\x0e\x61\x66ter_revision\x18\x01 \x01(\x03\x12\x12\n\nprogram_id\x18\x02 \x01(\t\"q\n\x15WatchProgramsResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12)\n\x07\x63hanged\x18\x02 \x03(\x0b\x32\x18.agentserving.v1.Program\x12\x1b\n\x13removed_program_ids\x18\x03 \x03(\t\"A\n\x14\x43\x61ncelProgramRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\tJ\x04\x08\x02\x10\x03R\x0fidempotency_key\"[\n\x15\x43\x61ncelProgramResponse\x12)\n\x07program\x18\x01 \x01(\x0b\x32\x18.agentserving.v1.Program\x12\x17\n\x0f\x63\x61lls_cancelled\x18\x02 \x01(\r\"@\n\x13PauseProgramRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\tJ\x04\x08\x02\x10\x03R\x0fidempotency_key\"A\n\x14PauseProgramResponse\x12)\n\x07program\x18\x01 \x01(\x0b\x32\x18.agentserving.v1.Program\"A\n\x14ResumeProgramRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\tJ\x04\x08\x02\x10\x03R\x0fidempotency_key\"B\n\x15ResumeProgramResponse\x12)\n\x07program\x18\x01 \x01(\x0b\x32\x18.agentserving.v1.Program\"`\n\x14\x42\x65ginToolWaitRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12\x13\n\x0b\x65xpected_us\x18\x04 \x01(\x03\"\x17\n\x15\x42\x65ginToolWaitResponse\";\n\x12\x45ndToolWaitRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\"\x15\n\x13\x45ndToolWaitResponse\"%\n\x0fGetTraceRequest\x12\x12\n\nprogram_id\x18\x01 \x01(\t\"\x8d\x01\n\x10GetTraceResponse\x12/\n\x08programs\x18\x01 \x03(\x0b\x32\x1d.agentserving.v1.ProgramTrace\x12\x19\n\x11programs_left_out\x18\x02 \x01(\r\x12-\n\tread_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb5\x01\n\x0cProgramTrace\x12)\n\x07program\x18\x01 \x01(\x0b\x32\x18.agentserving.v1.Program\x12/\n\x08\x66inished\x18\x02 \x03(\x0b\x32\x1d.agentserving.v1.FinishedCall\x12\x16\n\x0e\x63\x61lls_left_out\x18\x03 \x01(\x03\x12\x31\n\ntool_waits\x18\x04 \x03(\x0b\x32\x1d.agentserving.v1.ToolWaitSpan\"\x8c\x01\n\x0c\x46inishedCall\x12#\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x15.agentserving.v1.Call\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.agentserving.v1.Outcome\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"z\n\x0cToolWaitSpan\x12\x0c\n\x04tool\x18\x01 \x01(\t\x12.\n\nbegin_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x85\x08\n\x0eProgramService\x12X\n\x0bOpenProgram\x12#.agentserving.v1.OpenProgramRequest\x1a$.agentserving.v1.OpenProgramResponse\x12[\n\x0c\x43loseProgram\x12$.agentserving.v1.CloseProgramRequest\x1a%.agentserving.v1.CloseProgramResponse\x12U\n\nGetProgram\x12\".agentserving.v1.GetProgramRequest\x1a#.agentserving.v1.GetProgramResponse\x12[\n\x0cListPrograms\x12$.agentserving.v1.ListProgramsRequest\x1a%.agentserving.v1.ListProgramsResponse\x12`\n\rWatchPrograms\x12%.agentserving.v1.WatchProgramsRequest\x1a&.agentserving.v1.WatchProgramsResponse0\x01\x12^\n\rCancelProgram\x12%.agentserving.v1.CancelProgramRequest\x1a&.agentserving.v1.CancelProgramResponse\x12[\n\x0cPauseProgram\x12$.agentserving.v1.PauseProgramRequest\x1a%.agentserving.v1.PauseProgramResponse\x12^\n\rResumeProgram\x12%.agentserving.v1.ResumeProgramRequest\x1a&.agentserving.v1.ResumeProgramResponse\x12^\n\rBeginToolWait\x12%.agentserving.v1.BeginToolWaitRequest\x1a&.agentserving.v1.BeginToolWaitResponse\x12X\n\x0b\x45ndToolWait\x12#.agentserving.v1.EndToolWaitRequest\x1a$.agentserving.v1.EndToolWaitResponse\x12O\n\x08GetTrace\x12 .agentserving.v1.GetTraceRequest\x1a!.agentserving.v1.GetTraceResponseB6Z4agentserving.io/proto/agentserving/v1;agentservingv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,46 +34,56 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentserving.v1.program_ser
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z4agentserving.io/proto/agentserving/v1;agentservingv1'
-  _globals['_OPENPROGRAMREQUEST']._serialized_start=87
-  _globals['_OPENPROGRAMREQUEST']._serialized_end=193
-  _globals['_OPENPROGRAMRESPONSE']._serialized_start=195
-  _globals['_OPENPROGRAMRESPONSE']._serialized_end=259
-  _globals['_CLOSEPROGRAMREQUEST']._serialized_start=261
-  _globals['_CLOSEPROGRAMREQUEST']._serialized_end=368
-  _globals['_CLOSEPROGRAMRESPONSE']._serialized_start=370
-  _globals['_CLOSEPROGRAMRESPONSE']._serialized_end=435
-  _globals['_GETPROGRAMREQUEST']._serialized_start=437
-  _globals['_GETPROGRAMREQUEST']._serialized_end=476
-  _globals['_GETPROGRAMRESPONSE']._serialized_start=478
-  _globals['_GETPROGRAMRESPONSE']._serialized_end=541
-  _globals['_LISTPROGRAMSREQUEST']._serialized_start=543
-  _globals['_LISTPROGRAMSREQUEST']._serialized_end=650
-  _globals['_LISTPROGRAMSRESPONSE']._serialized_start=652
-  _globals['_LISTPROGRAMSRESPONSE']._serialized_end=761
-  _globals['_WATCHPROGRAMSREQUEST']._serialized_start=763
-  _globals['_WATCHPROGRAMSREQUEST']._serialized_end=829
-  _globals['_WATCHPROGRAMSRESPONSE']._serialized_start=831
-  _globals['_WATCHPROGRAMSRESPONSE']._serialized_end=944
-  _globals['_CANCELPROGRAMREQUEST']._serialized_start=946
-  _globals['_CANCELPROGRAMREQUEST']._serialized_end=1011
-  _globals['_CANCELPROGRAMRESPONSE']._serialized_start=1013
-  _globals['_CANCELPROGRAMRESPONSE']._serialized_end=1104
-  _globals['_PAUSEPROGRAMREQUEST']._serialized_start=1106
-  _globals['_PAUSEPROGRAMREQUEST']._serialized_end=1170
-  _globals['_PAUSEPROGRAMRESPONSE']._serialized_start=1172
-  _globals['_PAUSEPROGRAMRESPONSE']._serialized_end=1237
-  _globals['_RESUMEPROGRAMREQUEST']._serialized_start=1239
-  _globals['_RESUMEPROGRAMREQUEST']._serialized_end=1304
-  _globals['_RESUMEPROGRAMRESPONSE']._serialized_start=1306
-  _globals['_RESUMEPROGRAMRESPONSE']._serialized_end=1372
-  _globals['_BEGINTOOLWAITREQUEST']._serialized_start=1374
-  _globals['_BEGINTOOLWAITREQUEST']._serialized_end=1470
-  _globals['_BEGINTOOLWAITRESPONSE']._serialized_start=1472
-  _globals['_BEGINTOOLWAITRESPONSE']._serialized_end=1495
-  _globals['_ENDTOOLWAITREQUEST']._serialized_start=1497
-  _globals['_ENDTOOLWAITREQUEST']._serialized_end=1556
-  _globals['_ENDTOOLWAITRESPONSE']._serialized_start=1558
-  _globals['_ENDTOOLWAITRESPONSE']._serialized_end=1579
-  _globals['_PROGRAMSERVICE']._serialized_start=1582
-  _globals['_PROGRAMSERVICE']._serialized_end=2530
+  _globals['_OPENPROGRAMREQUEST']._serialized_start=120
+  _globals['_OPENPROGRAMREQUEST']._serialized_end=226
+  _globals['_OPENPROGRAMRESPONSE']._serialized_start=228
+  _globals['_OPENPROGRAMRESPONSE']._serialized_end=292
+  _globals['_CLOSEPROGRAMREQUEST']._serialized_start=294
+  _globals['_CLOSEPROGRAMREQUEST']._serialized_end=401
+  _globals['_CLOSEPROGRAMRESPONSE']._serialized_start=403
+  _globals['_CLOSEPROGRAMRESPONSE']._serialized_end=468
+  _globals['_GETPROGRAMREQUEST']._serialized_start=470
+  _globals['_GETPROGRAMREQUEST']._serialized_end=509
+  _globals['_GETPROGRAMRESPONSE']._serialized_start=511
+  _globals['_GETPROGRAMRESPONSE']._serialized_end=574
+  _globals['_LISTPROGRAMSREQUEST']._serialized_start=576
+  _globals['_LISTPROGRAMSREQUEST']._serialized_end=683
+  _globals['_LISTPROGRAMSRESPONSE']._serialized_start=685
+  _globals['_LISTPROGRAMSRESPONSE']._serialized_end=794
+  _globals['_WATCHPROGRAMSREQUEST']._serialized_start=796
+  _globals['_WATCHPROGRAMSREQUEST']._serialized_end=862
+  _globals['_WATCHPROGRAMSRESPONSE']._serialized_start=864
+  _globals['_WATCHPROGRAMSRESPONSE']._serialized_end=977
+  _globals['_CANCELPROGRAMREQUEST']._serialized_start=979
+  _globals['_CANCELPROGRAMREQUEST']._serialized_end=1044
+  _globals['_CANCELPROGRAMRESPONSE']._serialized_start=1046
+  _globals['_CANCELPROGRAMRESPONSE']._serialized_end=1137
+  _globals['_PAUSEPROGRAMREQUEST']._serialized_start=1139
+  _globals['_PAUSEPROGRAMREQUEST']._serialized_end=1203
+  _globals['_PAUSEPROGRAMRESPONSE']._serialized_start=1205
+  _globals['_PAUSEPROGRAMRESPONSE']._serialized_end=1270
+  _globals['_RESUMEPROGRAMREQUEST']._serialized_start=1272
+  _globals['_RESUMEPROGRAMREQUEST']._serialized_end=1337
+  _globals['_RESUMEPROGRAMRESPONSE']._serialized_start=1339
+  _globals['_RESUMEPROGRAMRESPONSE']._serialized_end=1405
+  _globals['_BEGINTOOLWAITREQUEST']._serialized_start=1407
+  _globals['_BEGINTOOLWAITREQUEST']._serialized_end=1503
+  _globals['_BEGINTOOLWAITRESPONSE']._serialized_start=1505
+  _globals['_BEGINTOOLWAITRESPONSE']._serialized_end=1528
+  _globals['_ENDTOOLWAITREQUEST']._serialized_start=1530
+  _globals['_ENDTOOLWAITREQUEST']._serialized_end=1589
+  _globals['_ENDTOOLWAITRESPONSE']._serialized_start=1591
+  _globals['_ENDTOOLWAITRESPONSE']._serialized_end=1612
+  _globals['_GETTRACEREQUEST']._serialized_start=1614
+  _globals['_GETTRACEREQUEST']._serialized_end=1651
+  _globals['_GETTRACERESPONSE']._serialized_start=1654
+  _globals['_GETTRACERESPONSE']._serialized_end=1795
+  _globals['_PROGRAMTRACE']._serialized_start=1798
+  _globals['_PROGRAMTRACE']._serialized_end=1979
+  _globals['_FINISHEDCALL']._serialized_start=1982
+  _globals['_FINISHEDCALL']._serialized_end=2122
+  _globals['_TOOLWAITSPAN']._serialized_start=2124
+  _globals['_TOOLWAITSPAN']._serialized_end=2246
+  _globals['_PROGRAMSERVICE']._serialized_start=2249
+  _globals['_PROGRAMSERVICE']._serialized_end=3278
 # @@protoc_insertion_point(module_scope)

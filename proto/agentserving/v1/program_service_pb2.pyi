@@ -11,6 +11,7 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
+import google.protobuf.timestamp_pb2
 import typing
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
@@ -382,3 +383,134 @@ class EndToolWaitResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 global___EndToolWaitResponse = EndToolWaitResponse
+
+@typing.final
+class GetTraceRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROGRAM_ID_FIELD_NUMBER: builtins.int
+    program_id: builtins.str
+    def __init__(
+        self,
+        *,
+        program_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["program_id", b"program_id"]) -> None: ...
+
+global___GetTraceRequest = GetTraceRequest
+
+@typing.final
+class GetTraceResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROGRAMS_FIELD_NUMBER: builtins.int
+    PROGRAMS_LEFT_OUT_FIELD_NUMBER: builtins.int
+    READ_TIME_FIELD_NUMBER: builtins.int
+    programs_left_out: builtins.int
+    """Descendants beyond those."""
+    @property
+    def programs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ProgramTrace]:
+        """The program first, then its descendants in the order in which they were opened; at most 100."""
+
+    @property
+    def read_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When this was read, by the clock of its timestamps."""
+
+    def __init__(
+        self,
+        *,
+        programs: collections.abc.Iterable[global___ProgramTrace] | None = ...,
+        programs_left_out: builtins.int = ...,
+        read_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["read_time", b"read_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["programs", b"programs", "programs_left_out", b"programs_left_out", "read_time", b"read_time"]) -> None: ...
+
+global___GetTraceResponse = GetTraceResponse
+
+@typing.final
+class ProgramTrace(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROGRAM_FIELD_NUMBER: builtins.int
+    FINISHED_FIELD_NUMBER: builtins.int
+    CALLS_LEFT_OUT_FIELD_NUMBER: builtins.int
+    TOOL_WAITS_FIELD_NUMBER: builtins.int
+    calls_left_out: builtins.int
+    """Finished calls that are not among those."""
+    @property
+    def program(self) -> agentserving.v1.types_pb2.Program: ...
+    @property
+    def finished(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FinishedCall]:
+        """Oldest first. The leader keeps the newest 512 of a program, fewer of one that has not ended a call for long, and
+        forgets them when it restarts; the response holds at most 2,000.
+        """
+
+    @property
+    def tool_waits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ToolWaitSpan]:
+        """Ended ones, and one that goes on; the newest 512."""
+
+    def __init__(
+        self,
+        *,
+        program: agentserving.v1.types_pb2.Program | None = ...,
+        finished: collections.abc.Iterable[global___FinishedCall] | None = ...,
+        calls_left_out: builtins.int = ...,
+        tool_waits: collections.abc.Iterable[global___ToolWaitSpan] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["program", b"program"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["calls_left_out", b"calls_left_out", "finished", b"finished", "program", b"program", "tool_waits", b"tool_waits"]) -> None: ...
+
+global___ProgramTrace = ProgramTrace
+
+@typing.final
+class FinishedCall(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: builtins.int
+    OUTCOME_FIELD_NUMBER: builtins.int
+    END_TIME_FIELD_NUMBER: builtins.int
+    outcome: agentserving.v1.types_pb2.Outcome.ValueType
+    @property
+    def call(self) -> agentserving.v1.types_pb2.Call: ...
+    @property
+    def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the control plane heard of the end, some milliseconds after it."""
+
+    def __init__(
+        self,
+        *,
+        call: agentserving.v1.types_pb2.Call | None = ...,
+        outcome: agentserving.v1.types_pb2.Outcome.ValueType = ...,
+        end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["call", b"call", "end_time", b"end_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["call", b"call", "end_time", b"end_time", "outcome", b"outcome"]) -> None: ...
+
+global___FinishedCall = FinishedCall
+
+@typing.final
+class ToolWaitSpan(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: builtins.int
+    BEGIN_TIME_FIELD_NUMBER: builtins.int
+    END_TIME_FIELD_NUMBER: builtins.int
+    tool: builtins.str
+    @property
+    def begin_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Not set while it goes on."""
+
+    def __init__(
+        self,
+        *,
+        tool: builtins.str = ...,
+        begin_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["begin_time", b"begin_time", "end_time", b"end_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["begin_time", b"begin_time", "end_time", b"end_time", "tool", b"tool"]) -> None: ...
+
+global___ToolWaitSpan = ToolWaitSpan

@@ -84,6 +84,11 @@ class ProgramServiceStub(object):
                 request_serializer=agentserving_dot_v1_dot_program__service__pb2.EndToolWaitRequest.SerializeToString,
                 response_deserializer=agentserving_dot_v1_dot_program__service__pb2.EndToolWaitResponse.FromString,
                 _registered_method=True)
+        self.GetTrace = channel.unary_unary(
+                '/agentserving.v1.ProgramService/GetTrace',
+                request_serializer=agentserving_dot_v1_dot_program__service__pb2.GetTraceRequest.SerializeToString,
+                response_deserializer=agentserving_dot_v1_dot_program__service__pb2.GetTraceResponse.FromString,
+                _registered_method=True)
 
 
 class ProgramServiceServicer(object):
@@ -158,6 +163,13 @@ class ProgramServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTrace(self, request, context):
+        """What a program's tree has done so far: its newest finished calls, those in flight, and tool waits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProgramServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -210,6 +222,11 @@ def add_ProgramServiceServicer_to_server(servicer, server):
                     servicer.EndToolWait,
                     request_deserializer=agentserving_dot_v1_dot_program__service__pb2.EndToolWaitRequest.FromString,
                     response_serializer=agentserving_dot_v1_dot_program__service__pb2.EndToolWaitResponse.SerializeToString,
+            ),
+            'GetTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrace,
+                    request_deserializer=agentserving_dot_v1_dot_program__service__pb2.GetTraceRequest.FromString,
+                    response_serializer=agentserving_dot_v1_dot_program__service__pb2.GetTraceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -482,6 +499,33 @@ class ProgramService(object):
             '/agentserving.v1.ProgramService/EndToolWait',
             agentserving_dot_v1_dot_program__service__pb2.EndToolWaitRequest.SerializeToString,
             agentserving_dot_v1_dot_program__service__pb2.EndToolWaitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentserving.v1.ProgramService/GetTrace',
+            agentserving_dot_v1_dot_program__service__pb2.GetTraceRequest.SerializeToString,
+            agentserving_dot_v1_dot_program__service__pb2.GetTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

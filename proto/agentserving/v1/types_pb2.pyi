@@ -86,6 +86,86 @@ OUTCOME_REJECTED: Outcome.ValueType  # 5
 """Refused by the engine before it ran (HTTP 4xx): nothing was computed or charged."""
 global___Outcome = Outcome
 
+class _PhaseKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PhaseKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_PhaseKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PHASE_KIND_UNSPECIFIED: _PhaseKind.ValueType  # 0
+    PHASE_KIND_HELD: _PhaseKind.ValueType  # 1
+    """Waits, and may not start: its program's tree is paused, or not admitted to the engine's working set."""
+    PHASE_KIND_QUEUE: _PhaseKind.ValueType  # 2
+    """Waits for its first start."""
+    PHASE_KIND_PREFILL: _PhaseKind.ValueType  # 3
+    """Computes its prompt, or what a preemption has lost, up to the next token."""
+    PHASE_KIND_DECODE: _PhaseKind.ValueType  # 4
+    PHASE_KIND_PREEMPTED: _PhaseKind.ValueType  # 5
+    """Waits to start again after a preemption."""
+
+class PhaseKind(_PhaseKind, metaclass=_PhaseKindEnumTypeWrapper):
+    """What a call does in its engine at a time."""
+
+PHASE_KIND_UNSPECIFIED: PhaseKind.ValueType  # 0
+PHASE_KIND_HELD: PhaseKind.ValueType  # 1
+"""Waits, and may not start: its program's tree is paused, or not admitted to the engine's working set."""
+PHASE_KIND_QUEUE: PhaseKind.ValueType  # 2
+"""Waits for its first start."""
+PHASE_KIND_PREFILL: PhaseKind.ValueType  # 3
+"""Computes its prompt, or what a preemption has lost, up to the next token."""
+PHASE_KIND_DECODE: PhaseKind.ValueType  # 4
+PHASE_KIND_PREEMPTED: PhaseKind.ValueType  # 5
+"""Waits to start again after a preemption."""
+global___PhaseKind = PhaseKind
+
+class _PrefixMiss:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PrefixMissEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_PrefixMiss.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PREFIX_MISS_UNSPECIFIED: _PrefixMiss.ValueType  # 0
+    """Not known: the engine does not look, or has forgotten (it has restarted) what the program computed before."""
+    PREFIX_MISS_NONE: _PrefixMiss.ValueType  # 1
+    """Nothing is missing: the prompt extends an earlier context of the program, which was in the cache."""
+    PREFIX_MISS_FIRST: _PrefixMiss.ValueType  # 2
+    """Its program, or its thread, has no earlier context."""
+    PREFIX_MISS_DIVERGED: _PrefixMiss.ValueType  # 3
+    """The prompt differs from the program's earlier prompts after common_tokens."""
+    PREFIX_MISS_ANSWER_CHANGED: _PrefixMiss.ValueType  # 4
+    """The prompt extends an earlier one but differs from its answer after common_tokens: reasoning is left out, for
+    example, or the answer is rendered in another way.
+    """
+    PREFIX_MISS_EVICTED: _PrefixMiss.ValueType  # 5
+    """The first common_tokens had been computed, and those after cached_tokens are no longer in the cache."""
+    PREFIX_MISS_OTHER_ENGINE: _PrefixMiss.ValueType  # 6
+    """The program's earlier calls ran on other engines."""
+    PREFIX_MISS_SALT: _PrefixMiss.ValueType  # 7
+    """The program's earlier contexts have another cache salt."""
+
+class PrefixMiss(_PrefixMiss, metaclass=_PrefixMissEnumTypeWrapper):
+    """How much of a call's prompt the engine's prefix cache should have had, and why it did not. A closed enum."""
+
+PREFIX_MISS_UNSPECIFIED: PrefixMiss.ValueType  # 0
+"""Not known: the engine does not look, or has forgotten (it has restarted) what the program computed before."""
+PREFIX_MISS_NONE: PrefixMiss.ValueType  # 1
+"""Nothing is missing: the prompt extends an earlier context of the program, which was in the cache."""
+PREFIX_MISS_FIRST: PrefixMiss.ValueType  # 2
+"""Its program, or its thread, has no earlier context."""
+PREFIX_MISS_DIVERGED: PrefixMiss.ValueType  # 3
+"""The prompt differs from the program's earlier prompts after common_tokens."""
+PREFIX_MISS_ANSWER_CHANGED: PrefixMiss.ValueType  # 4
+"""The prompt extends an earlier one but differs from its answer after common_tokens: reasoning is left out, for
+example, or the answer is rendered in another way.
+"""
+PREFIX_MISS_EVICTED: PrefixMiss.ValueType  # 5
+"""The first common_tokens had been computed, and those after cached_tokens are no longer in the cache."""
+PREFIX_MISS_OTHER_ENGINE: PrefixMiss.ValueType  # 6
+"""The program's earlier calls ran on other engines."""
+PREFIX_MISS_SALT: PrefixMiss.ValueType  # 7
+"""The program's earlier contexts have another cache salt."""
+global___PrefixMiss = PrefixMiss
+
 class _Accounting:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -264,6 +344,87 @@ ENGINE_HEALTH_DOWN: EngineHealth.ValueType  # 4
 global___EngineHealth = EngineHealth
 
 @typing.final
+class Phase(google.protobuf.message.Message):
+    """A part of a call's time in its engine."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    DURATION_US_FIELD_NUMBER: builtins.int
+    kind: global___PhaseKind.ValueType
+    duration_us: builtins.int
+    def __init__(
+        self,
+        *,
+        kind: global___PhaseKind.ValueType = ...,
+        duration_us: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["duration_us", b"duration_us", "kind", b"kind"]) -> None: ...
+
+global___Phase = Phase
+
+@typing.final
+class TimeSplit(google.protobuf.message.Message):
+    """Time of a program's finished calls by phase, and the time between its calls."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GATEWAY_US_FIELD_NUMBER: builtins.int
+    HELD_US_FIELD_NUMBER: builtins.int
+    QUEUE_US_FIELD_NUMBER: builtins.int
+    PREFILL_US_FIELD_NUMBER: builtins.int
+    DECODE_US_FIELD_NUMBER: builtins.int
+    PREEMPTED_US_FIELD_NUMBER: builtins.int
+    TOOLS_US_FIELD_NUMBER: builtins.int
+    gateway_us: builtins.int
+    """At the gateway, before the leader has admitted the call."""
+    held_us: builtins.int
+    queue_us: builtins.int
+    prefill_us: builtins.int
+    decode_us: builtins.int
+    preempted_us: builtins.int
+    tools_us: builtins.int
+    """No call in flight between two calls: tools work, or people."""
+    def __init__(
+        self,
+        *,
+        gateway_us: builtins.int = ...,
+        held_us: builtins.int = ...,
+        queue_us: builtins.int = ...,
+        prefill_us: builtins.int = ...,
+        decode_us: builtins.int = ...,
+        preempted_us: builtins.int = ...,
+        tools_us: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decode_us", b"decode_us", "gateway_us", b"gateway_us", "held_us", b"held_us", "preempted_us", b"preempted_us", "prefill_us", b"prefill_us", "queue_us", b"queue_us", "tools_us", b"tools_us"]) -> None: ...
+
+global___TimeSplit = TimeSplit
+
+@typing.final
+class PrefixMisses(google.protobuf.message.Message):
+    """Finished calls of a program by what became of their prefix."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MISS_FIELD_NUMBER: builtins.int
+    CALLS_FIELD_NUMBER: builtins.int
+    LOST_TOKENS_FIELD_NUMBER: builtins.int
+    miss: global___PrefixMiss.ValueType
+    calls: builtins.int
+    lost_tokens: builtins.int
+    """Tokens that had been computed for the program before and were computed again: common_tokens without cached ones."""
+    def __init__(
+        self,
+        *,
+        miss: global___PrefixMiss.ValueType = ...,
+        calls: builtins.int = ...,
+        lost_tokens: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls", b"calls", "lost_tokens", b"lost_tokens", "miss", b"miss"]) -> None: ...
+
+global___PrefixMisses = PrefixMisses
+
+@typing.final
 class Call(google.protobuf.message.Message):
     """One LLM call in flight."""
 
@@ -284,6 +445,12 @@ class Call(google.protobuf.message.Message):
     RUNNING_FIELD_NUMBER: builtins.int
     ADMIT_TIME_FIELD_NUMBER: builtins.int
     PARENT_CALL_IDS_FIELD_NUMBER: builtins.int
+    PHASES_FIELD_NUMBER: builtins.int
+    PREFIX_MISS_FIELD_NUMBER: builtins.int
+    COMMON_TOKENS_FIELD_NUMBER: builtins.int
+    ARRIVE_TIME_FIELD_NUMBER: builtins.int
+    GATEWAY_US_FIELD_NUMBER: builtins.int
+    TRACE_PARENT_FIELD_NUMBER: builtins.int
     call_id: builtins.str
     """`<program>.<epoch>.<n>`: never used twice, not even across restarts of the control plane."""
     attempt: builtins.int
@@ -304,11 +471,26 @@ class Call(google.protobuf.message.Message):
     """0 = served first."""
     running: builtins.bool
     """True while the engine runs it; false while it queues."""
+    prefix_miss: global___PrefixMiss.ValueType
+    common_tokens: builtins.int
+    """Leading tokens, in whole KV blocks, that the prompt has in common with an earlier context of the program."""
+    gateway_us: builtins.int
+    """Time at the gateway, before the leader has admitted it."""
+    trace_parent: builtins.str
+    """W3C traceparent that came with the request; empty without one."""
     @property
     def admit_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def parent_call_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Calls of the same program whose results this one uses."""
+
+    @property
+    def phases(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Phase]:
+        """Its time in the engine so far, in order; beyond 16 phases, later ones are added to earlier ones of their kind."""
+
+    @property
+    def arrive_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the engine received it, by the engine's wall clock; not set until the engine reports it."""
 
     def __init__(
         self,
@@ -328,9 +510,15 @@ class Call(google.protobuf.message.Message):
         running: builtins.bool = ...,
         admit_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         parent_call_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        phases: collections.abc.Iterable[global___Phase] | None = ...,
+        prefix_miss: global___PrefixMiss.ValueType = ...,
+        common_tokens: builtins.int = ...,
+        arrive_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        gateway_us: builtins.int = ...,
+        trace_parent: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["admit_time", b"admit_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["admit_time", b"admit_time", "attained_service_us", b"attained_service_us", "attempt", b"attempt", "cached_tokens", b"cached_tokens", "call_id", b"call_id", "engine_id", b"engine_id", "level", b"level", "output_tokens", b"output_tokens", "parent_call_ids", b"parent_call_ids", "preemptions", b"preemptions", "prompt_tokens", b"prompt_tokens", "running", b"running", "service_us", b"service_us", "thread_id", b"thread_id", "wait_us", b"wait_us"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["admit_time", b"admit_time", "arrive_time", b"arrive_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["admit_time", b"admit_time", "arrive_time", b"arrive_time", "attained_service_us", b"attained_service_us", "attempt", b"attempt", "cached_tokens", b"cached_tokens", "call_id", b"call_id", "common_tokens", b"common_tokens", "engine_id", b"engine_id", "gateway_us", b"gateway_us", "level", b"level", "output_tokens", b"output_tokens", "parent_call_ids", b"parent_call_ids", "phases", b"phases", "preemptions", b"preemptions", "prefix_miss", b"prefix_miss", "prompt_tokens", b"prompt_tokens", "running", b"running", "service_us", b"service_us", "thread_id", b"thread_id", "trace_parent", b"trace_parent", "wait_us", b"wait_us"]) -> None: ...
 
 global___Call = Call
 
@@ -393,6 +581,8 @@ class Program(google.protobuf.message.Message):
     LEVEL_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
     TOOL_FIELD_NUMBER: builtins.int
+    TIMES_FIELD_NUMBER: builtins.int
+    PREFIX_MISSES_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     tenant: builtins.str
     name: builtins.str
@@ -435,6 +625,10 @@ class Program(google.protobuf.message.Message):
     def last_completion_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def close_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def times(self) -> global___TimeSplit: ...
+    @property
+    def prefix_misses(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PrefixMisses]: ...
     def __init__(
         self,
         *,
@@ -463,9 +657,11 @@ class Program(google.protobuf.message.Message):
         level: builtins.int = ...,
         revision: builtins.int = ...,
         tool: builtins.str = ...,
+        times: global___TimeSplit | None = ...,
+        prefix_misses: collections.abc.Iterable[global___PrefixMisses] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["close_time", b"close_time", "last_arrival_time", b"last_arrival_time", "last_completion_time", b"last_completion_time", "open_time", b"open_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attained_service_us", b"attained_service_us", "cached_tokens", b"cached_tokens", "calls", b"calls", "calls_completed", b"calls_completed", "close_time", b"close_time", "engine_ids", b"engine_ids", "last_arrival_time", b"last_arrival_time", "last_completion_time", b"last_completion_time", "level", b"level", "name", b"name", "open_time", b"open_time", "outcome", b"outcome", "output_tokens", b"output_tokens", "parent_program_id", b"parent_program_id", "preemptions", b"preemptions", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "revision", b"revision", "root_program_id", b"root_program_id", "state", b"state", "tenant", b"tenant", "threads", b"threads", "tool", b"tool", "total_service_us", b"total_service_us", "wait_us", b"wait_us"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["close_time", b"close_time", "last_arrival_time", b"last_arrival_time", "last_completion_time", b"last_completion_time", "open_time", b"open_time", "times", b"times"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attained_service_us", b"attained_service_us", "cached_tokens", b"cached_tokens", "calls", b"calls", "calls_completed", b"calls_completed", "close_time", b"close_time", "engine_ids", b"engine_ids", "last_arrival_time", b"last_arrival_time", "last_completion_time", b"last_completion_time", "level", b"level", "name", b"name", "open_time", b"open_time", "outcome", b"outcome", "output_tokens", b"output_tokens", "parent_program_id", b"parent_program_id", "preemptions", b"preemptions", "prefix_misses", b"prefix_misses", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "revision", b"revision", "root_program_id", b"root_program_id", "state", b"state", "tenant", b"tenant", "threads", b"threads", "times", b"times", "tool", b"tool", "total_service_us", b"total_service_us", "wait_us", b"wait_us"]) -> None: ...
 
 global___Program = Program
 

@@ -53,7 +53,7 @@ def work_s(program: Program, cost: CostModel, max_num_seqs: int) -> tuple[float,
         new, decoded = call.prompt_tokens - call.shared_tokens, call.output_tokens - 1
         context = call.prompt_tokens + decoded / 2
         fixed = cost.base_us / max_num_seqs + cost.call_us
-        memory += decoded * (cost.weights_us / max_num_seqs + cost.kv_us_per_token * context + fixed)
+        memory += decoded * (cost.read_us(max_num_seqs) / max_num_seqs + cost.kv_us_per_token * context + fixed)
         compute += cost.compute_us_per_token * (new + decoded) + decoded * fixed
         compute += cost.attention_us_per_pair * new * (call.shared_tokens + new / 2)
     return memory / cost.speed / 1e6, compute / cost.speed / 1e6

@@ -28,7 +28,7 @@ from agentserving_controlplane.policy.auto import (
     Decided,
     Moments,
 )
-from agentserving_controlplane.policy.gittins import MIN_SAMPLES, Sizes
+from agentserving_controlplane.policy.gittins import MIN_SAMPLES, MIN_SIZE_US, Sizes
 from hypothesis import given
 from hypothesis import strategies as st
 from support.served_plane import PlayedEngine, ServedPlane
@@ -65,6 +65,20 @@ def chosen(decided: Decided) -> dict[str | None, Chosen]:
 
 def choice_of(decided: Decided, class_name: str | None = None) -> Choice:
     return next(choice for choice in decided.choices if choice.class_name == class_name)
+
+
+def test_sizes_are_not_alike_while_some_programs_are_tiny_beside_the_mean() -> None:
+    large, tiny = spread(0.1, 10.0, 80), spread(0.1, 0.3, 20)
+    choice = choice_of(decide(AUTO, sizes_of({"mixed": large + tiny}), (), 5))
+    assert choice.cv2 < ALIKE
+    assert (choice.alike, choice.chosen) == (False, Chosen.PROGRAM_PLAS)
+    assert "mean size times mean inverse 6." in choice.reason
+    assert choice_of(decide(AUTO, sizes_of({"mixed": large}), (), 5)).alike
+
+
+@given(st.lists(st.integers(1, 10**12), min_size=1), st.lists(st.integers(0, 10**12)))
+def test_stretch_is_at_least_one(finished: list[int], live: list[int]) -> None:
+    assert Moments.of([max(each, MIN_SIZE_US) for each in finished], live).stretch >= 1 - 1e-9
 
 
 def test_programs_of_like_sizes_finish_one_after_the_other() -> None:

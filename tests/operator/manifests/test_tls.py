@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agentserving.contract.identity import Identity
+from agentserving.contract.names import ENGINES_NAME, engine_name
 from agentserving_controlplane.settings import parse
 from agentserving_gateway.__main__ import Settings as GatewaySettings
+from agentserving_gateway.front import Settings as FrontSettings
 from agentserving_operator.certificates.renewal import renewed
+from agentserving_operator.engine_identity import SERVED
 from agentserving_operator.manifests import AgentServingCluster, Manifest, desired
 from agentserving_operator.manifests.certificate_objects import (
     all_leaves,
@@ -20,6 +24,7 @@ from agentserving_operator.manifests.certificate_objects import (
     pair_of,
     secrets,
 )
+from agentserving_operator.manifests.common import Port
 from agentserving_operator.manifests.control_plane_deployment import control_plane_deployment
 from agentserving_operator.manifests.engine_pod import KEY_FILE
 from agentserving_operator.manifests.engine_statefulset import engine_statefulset
@@ -183,6 +188,58 @@ def test_only_the_container_without_a_port_sees_all_engines_certificates() -> No
     assert "engine-tls" not in [mount["name"] for mount in spec["containers"][0]["volumeMounts"]]
     # kubelet starts init containers in this order.
     assert [one["name"] for one in spec["initContainers"]] == ["identity", "sidecar"]
+
+
+def parsed(container: Manifest, settings: Any) -> Any:
+    """A component's settings from its container's command line."""
+    return options.parse(settings, prog="test", argv=container["args"], environment={})
+
+
+def test_with_tls_to_engines_each_engine_has_a_name_of_its_own_and_callers_show_certificates() -> None:
+    cluster = make_cluster(tls={"engines": True}, engine={"replicas": 2}, auth={"clients": "None"})
+    for engine_id, names in engine_leaves(cluster).items():
+        assert engine_name(engine_id) in names
+        assert sum(name.endswith(ENGINES_NAME) for name in names) == 1
+    front, engine = gateway_deployment(cluster), engine_statefulset(cluster)
+    envoy, picker = pod_spec(front)["containers"]
+    sidecar = pod_spec(engine)["initContainers"][1]
+    for workload, container, given, secret in (
+        (front, envoy, parsed(envoy, FrontSettings).tls, "demo-client-tls"),
+        (front, picker, parsed(picker, GatewaySettings).tls, "demo-client-tls"),
+        (engine, sidecar, parsed(sidecar, SidecarSettings).engine, "demo-engine-identities"),
+    ):
+        for path in (given.engine_ca, given.engine_cert, given.engine_key):
+            assert mounted(workload, str(path), container) == secret
+    # Envoy, which reads what strangers send, has no certificate with a role.
+    assert Leaf.GATEWAY.value not in json.dumps([envoy["args"], envoy["volumeMounts"]])
+    assert leaves(cluster)[Leaf.CLIENT] == []
+
+
+@pytest.mark.parametrize("kind", ["VLLM", "Simulator"])
+def test_an_engine_with_tls_asks_for_certificates_and_its_probes_need_none_of_kubelets(kind: str) -> None:
+    workload = engine_statefulset(make_cluster(tls={"engines": True}, engine={"type": kind}))
+    (one,) = pod_spec(workload)["containers"]
+    arguments, prefix = one["args"], "--ssl" if kind == "VLLM" else "--tls"
+    names = ("-ca-certs", "-certfile", "-keyfile") if kind == "VLLM" else ("-ca", "-cert", "-key")
+    for name in names:
+        path = value_after(arguments, f"{prefix}{name}")
+        # Written in place.
+        assert Path(path).parent.name == SERVED
+        assert mounted(workload, path, one) == "demo-engine-identities"
+    if kind == "VLLM":
+        assert value_after(arguments, "--ssl-cert-reqs") == str(int(ssl.CERT_REQUIRED))
+        assert "--enable-ssl-refresh" in arguments
+    assert [port["name"] for port in one["ports"]] == ["https"]
+    for probe in ("startupProbe", "livenessProbe"):
+        assert "exec" in one[probe]
+    assert one["readinessProbe"]["httpGet"] == {"port": Port.SIDECAR_HTTP, "path": "/readyz"}
+
+
+def test_without_tls_to_engines_nothing_of_it_is_in_any_object() -> None:
+    """Images may be older than the operator."""
+    text = json.dumps(desired(make_cluster()))
+    for word in ("--engine-", "--ssl-", "/served", ENGINES_NAME):
+        assert word not in text.replace("--engine-id", "").replace("--engine-address", "")
 
 
 def test_with_keys_clients_have_a_port_of_their_own(tmp_path: Path) -> None:
