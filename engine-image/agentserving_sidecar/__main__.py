@@ -54,6 +54,14 @@ def open_journal(settings: Settings) -> Journal:
         raise CannotStartError(str(error)) from error
 
 
+def engine_http(settings: Settings) -> EngineHttp:
+    """The client of the engine's HTTP port."""
+    engine = settings.engine
+    return EngineHttp(
+        engine.engine_address, engine.engine_api_key_file, EngineTls(engine.engine_ca), engine.channel_dir
+    )
+
+
 @asynccontextmanager
 async def generate_server(settings: Settings, engine: EngineHttp) -> AsyncIterator[None]:
     """CallService.Generate and gRPC health checks, while the block runs."""
@@ -93,7 +101,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     with closing(open_journal(settings)) as journal:
         sidecar, link, leader_link = connected_sidecar(settings, journal)
         async with (
-            EngineHttp(engine.engine_address, engine.engine_api_key_file, EngineTls(engine.engine_ca)) as http,
+            engine_http(settings) as http,
             generate_server(settings, http),
             served(http_app(sidecar, http), settings.probes),
             drain_socket(sidecar, engine.channel_dir, engine.drain_s),
