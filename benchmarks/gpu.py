@@ -115,7 +115,7 @@ def shaped_model(directory: Path, tiny: Path) -> Path:
 
 
 def drawn(document: dict[str, Any], seed: int) -> list[Program]:
-    """The programs of a seed."""
+    """The programs that a seed draws; the same for every policy."""
     device = DEVICES[document["device"]]
     programs = generate("sharegpt", seed, device.rate_per_s, device.programs)
     return scaled(programs, document["scale"], device.max_context)
@@ -154,7 +154,7 @@ async def measure(document: dict[str, Any], seeds: int, policies: Sequence[str],
 
 
 async def one_run(client: Client, caller: Caller, policy: str, seed: int, programs: list[Program]) -> dict[str, Any]:
-    """Runs the programs under a policy."""
+    """Runs the programs to their ends under one policy."""
     await use_policy(client, policy)
     before = engine_totals(client)
     latencies = await run_real(caller, programs, f"{policy}-{seed}")

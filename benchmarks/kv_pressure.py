@@ -130,7 +130,7 @@ def constants(engine: Calibration) -> dict[str, float]:
 
 
 async def one_run(bench: Bench, policy: Policy, programs: list[Program], tag: str) -> dict[str, Any]:
-    """Runs the programs under a policy."""
+    """Runs the programs to their ends under one policy."""
     await use_policy(bench.client, policy)
     before = engine_totals(bench.client)
     latencies = await run_real(bench.caller, programs, tag, LIMIT_S)

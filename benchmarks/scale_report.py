@@ -42,7 +42,7 @@ PANELS = (
 
 
 def spread(point: dict[str, Any], load: str, name: str, factor: float = 1.0) -> Spread:
-    """Of all runs of a point."""
+    """Median, least and most of a figure over the runs of a point."""
     values = sorted(factor * run[load][name] for run in point["runs"])
     return Spread(values[len(values) // 2], values[0], values[-1])
 

@@ -73,7 +73,6 @@ def _one_line(text: str) -> str:
 
 
 def page() -> str:
-    """The whole page."""
     clusters, tenants = _table(_spec("agentservingclusters")), _table(_spec("agentservingtenants"))
     return f"{HEAD}{clusters}{TEMPLATES}{_table(_template())}{TENANTS}{tenants}"
 

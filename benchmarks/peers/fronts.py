@@ -136,5 +136,4 @@ def _litellm(port: int, engines: Sequence[int]) -> Front:
 
 
 def this_python() -> Path:
-    """The Python that runs this."""
     return Path(sys.executable)

@@ -25,8 +25,6 @@ console = Console(soft_wrap=True)
 
 
 def key_commands(where: Where) -> click.Group:
-    """The group `key`."""
-
     @click.group()
     def key() -> None:
         """API keys of clients and administrators."""

@@ -35,7 +35,6 @@ console = Console()
 
 
 def program_commands(where: Where) -> list[click.Command]:
-    """All of them."""
     return [
         _ps(where),
         _top(where),

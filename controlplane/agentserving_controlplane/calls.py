@@ -46,7 +46,7 @@ class Admission(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class CallOperations:
-    """AdmitCall."""
+    """Admits calls and ends them, on the state of a leadership."""
 
     def __init__(self, state: LeaderState) -> None:
         self._state = state

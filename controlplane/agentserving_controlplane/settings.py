@@ -210,7 +210,7 @@ class StoreOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All of them."""
+    """All settings of the process, by topic."""
 
     plane: PlaneSettings
     serving: Serving = field(default_factory=Serving)

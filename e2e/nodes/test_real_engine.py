@@ -90,9 +90,9 @@ def cluster(image: str) -> dict[str, Any]:
         "type": "VLLM", "image": image, "maxSequences": 4, "drainSeconds": 10, "startupSeconds": 400,
         "accelerator": {"count": 0, "products": [], "tolerations": []}, "sharedMemory": "1Gi",
         "extraArgs": ["--load-format", "dummy", "--enforce-eager", "--dtype", "float32"],
-        "resources": {"requests": {"cpu": "200m", "memory": "2Gi"}},
-        # vLLM computes on one core: on both it starves the others of a node of two, and a newcomer that the control
-        # plane has no time to admit waits behind all.
+        # All of vLLM's processes together have one core: with more they starve the others of a node of two, and a
+        # newcomer that the control plane has no time to admit waits behind all.
+        "resources": {"requests": {"cpu": "200m", "memory": "2Gi"}, "limits": {"cpu": "1"}},
         "template": {"spec": {"containers": [{"name": "engine", "env": [{"name": BIND, "value": "0"}]}]}},
     }  # fmt: skip
     model = {

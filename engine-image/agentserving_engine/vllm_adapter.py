@@ -152,7 +152,6 @@ class VllmAdapter:
         return sum(len(blocks) for _, blocks in self.vllm.deferred_frees)
 
     def running_tokens(self) -> int:
-        """Tokens of all running requests."""
         return sum(int(request.num_tokens) for request in self.vllm.running)
 
     def tokens(self, key: str) -> int:
@@ -164,7 +163,7 @@ class VllmAdapter:
         return int(self.vllm.requests[key].num_computed_tokens)
 
     def released_blocks(self, key: str) -> int:
-        """Blocks of a request."""
+        """Blocks that preempting the request would give back; its last one counts whole."""
         return -(-self.computed_tokens(key) // self.kv.block_size)
 
     def preemptable(self, key: str) -> bool:

@@ -161,7 +161,6 @@ class PolicyQueue(RequestQueue):
             self._order.removed(request.request_id)
 
     def remove_requests(self, requests: Iterable[Any]) -> None:
-        """Removes each request."""
         for request in requests:
             self.remove_request(request)
 

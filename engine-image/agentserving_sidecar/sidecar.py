@@ -254,7 +254,6 @@ class Sidecar:
     # -- from the leader -----------------------------------------------------------------------------------------
 
     def received(self, message: FromLeader) -> None:
-        """A message of the leader."""
         match message:
             case Welcome():
                 self.directives.welcome(message)

@@ -55,7 +55,7 @@ class Serving:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All of them."""
+    """All settings of the process, by topic."""
 
     serving: Serving
     ext_proc: ExtProcOptions

@@ -108,7 +108,7 @@ class Admission:
 
     @property
     def known_engines(self) -> list[Engine]:
-        """The last known engines."""
+        """Engines that the leader has named last, ready or not."""
         return self._engines.known(settled=self._settled)
 
     def ready_engines(self) -> list[Engine]:
@@ -127,7 +127,6 @@ class Admission:
         return [engine for engine in ready if engine.address != chosen and engine.engine_id not in avoided]
 
     def engine_at(self, address: str) -> Engine | None:
-        """The known engine at an address."""
         return next((engine for engine in self.known_engines if engine.address == address), None)
 
     def engine_in_turn(self, model: str, exclude: Collection[EngineId]) -> Engine | None:

@@ -175,7 +175,7 @@ class Runs:
         return ProgramId("") if conversation is None else self.join(tenant, conversation)
 
     def join(self, tenant: Tenant, conversation: Conversation) -> ProgramId:
-        """As `program_of`."""
+        """The program of a conversation, which is remembered as its newest call."""
         known = self._tenants.setdefault(tenant, OrderedDict())
         self._tenants.move_to_end(tenant)
         program = self._extended(known, conversation)

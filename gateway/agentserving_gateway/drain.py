@@ -30,7 +30,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All of them."""
+    """All settings of the command, by topic."""
 
     drain: Drain
 

@@ -61,7 +61,7 @@ class Engines:
         self._avoid_until[engine_id] = now_s + AVOID_S
 
     def trust(self, engine_id: EngineId) -> None:
-        """It answered."""
+        """The engine answered: it is avoided no longer."""
         if self._avoid_until:
             self._avoid_until.pop(engine_id, None)
 

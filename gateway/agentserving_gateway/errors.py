@@ -34,7 +34,7 @@ class HttpError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of the answer."""
+        """Headers of the answer, Retry-After (whole seconds, at least 1) among them."""
         found = {"content-type": "application/json", **self.more_headers}
         if self.retry_after_s:
             found["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))

@@ -50,7 +50,7 @@ class Front:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All of them."""
+    """All settings of the command, by topic."""
 
     front: Front
     tls: FrontTls

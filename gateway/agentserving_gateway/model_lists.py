@@ -88,7 +88,7 @@ class ModelLists:
         self._admission, self._authenticator, self._session, self._tls = admission, authenticator, session, tls
 
     async def get(self, request: web.Request) -> web.Response:
-        """The handler."""
+        """Handles GET; errors in the dialect of the path."""
         try:
             found = await self._answer(request)
         except HttpError as error:

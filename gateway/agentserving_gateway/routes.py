@@ -79,7 +79,6 @@ _PATTERNS = tuple((re.compile(route.path), route) for route in ROUTES)
 
 
 def response_id_of(path: str) -> str:
-    """The id in the path of a stored response."""
     return path.removeprefix(RESPONSES).split("/")[1]
 
 

@@ -150,7 +150,7 @@ class Cluster:
         ]
 
     def remove(self, client_urls: Sequence[str], member_id: int) -> None:
-        """Removes a member for good."""
+        """Removes a member for good: an id is never used again."""
         self._call(client_urls, "MemberRemove", pb.MemberRemoveRequest(ID=member_id), pb.MemberRemoveResponse)
 
     def add(self, client_urls: Sequence[str], peer_url: str) -> None:

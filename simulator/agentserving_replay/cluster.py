@@ -74,8 +74,6 @@ class _Engine:
 
 @dataclass(slots=True, kw_only=True)
 class _Live:
-    """A live program."""
-
     program: Program
     row: ProgramRow
     # By call: the number of parents that have not ended, and the calls that wait for it.
@@ -173,7 +171,6 @@ class VirtualCluster:
 
     @property
     def open_programs(self) -> int:
-        """Live programs."""
         return len(self._live)
 
     @property

@@ -71,7 +71,6 @@ class SimulatedCluster:
         return cls(gpu=gpu, model=model, cost=cost_model(gpu, model), limits=limits, engines=count, balancer=kind)
 
     def under(self, policy: Policy) -> ClusterSpec:
-        """The cluster under a policy."""
         return ClusterSpec(
             policy=policy, cost=self.cost, limits=self.limits, engines=self.engines, balancer=self.balancer
         )

@@ -12,7 +12,6 @@ from agentserving_simulator.http_front import Conduct
 
 
 def add_conduct(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags."""
     usual = Behaviour()
     group = parser.add_argument_group("answers")
     group.add_argument(

@@ -89,7 +89,6 @@ class SimulatedEngine:
         return 0
 
     def running_tokens(self) -> int:
-        """Tokens of all running requests."""
         return sum(self.requests[key].total for key in self.session.calls.running_keys)
 
     def tokens(self, key: str) -> int:

@@ -43,7 +43,7 @@ class Generation:
         self._reasoning = 0
 
     def start(self, session: str | None) -> None:
-        """`session`: the ticket."""
+        """Gives the requests to the engine; `session` is the ticket of a managed call."""
         for each in self._requests:
             self._engine.add(each, session, now_us(), time.time())
 

@@ -26,7 +26,7 @@ from agentserving_cli.load.react import react
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Numbers of programs."""
+    """How many programs have begun and ended, of how many."""
 
     done: int
     started: int

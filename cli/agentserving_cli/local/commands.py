@@ -33,7 +33,7 @@ class Certificates(Protocol):
     """What a client of a component needs."""
 
     def context(self) -> ssl.SSLContext:
-        """For its connections."""
+        """What a connection to the served address trusts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,6 @@ def vllm(spec: ClusterSpec, engine: EngineAddresses, argv: Sequence[str], env: M
 
 
 def sidecar(spec: ClusterSpec, home: Path, ports: Ports, engine: EngineAddresses, channel: Path) -> Command:
-    """The sidecar of an engine."""
     name = f"{engine.engine_id}-sidecar"
     argv = component(
         "agentserving_sidecar", "--engine-id", engine.engine_id, "--engine-address", f"127.0.0.1:{engine.http}",

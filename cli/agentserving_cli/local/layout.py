@@ -81,7 +81,7 @@ class ControlPlaneAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """All on 127.0.0.1."""
+    """Ports of one local cluster, all on 127.0.0.1."""
 
     etcd_client: int
     etcd_peer: int

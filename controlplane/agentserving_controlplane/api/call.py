@@ -53,7 +53,7 @@ class CallServicer(rpc.CallServiceServicer):
         return pb.EndCallResponse()
 
     async def Admissions(self, requests: Any, context: Any) -> None:
-        """See `Admissions`."""
+        """Serves a gateway's stream until either side ends it."""
         outlet = Outlet(context)
         try:
             # A gateway that has been authenticated has authenticated its clients: it knows the tenant of each.

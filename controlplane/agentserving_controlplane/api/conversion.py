@@ -111,7 +111,6 @@ def policy_change(request: admin_service_pb2.ApplyPolicyRequest) -> PolicyChange
 
 
 def policy_version_to_message(version: PolicyVersion) -> types_pb2.PolicyVersion:
-    """A policy version."""
     return types_pb2.PolicyVersion(
         version=version.version,
         policy=policy_to(version.policy),
@@ -147,7 +146,7 @@ def policy_version_from_bytes(data: bytes) -> PolicyVersion:
 
 
 def open_request(request: program_service_pb2.OpenProgramRequest, tenant: Tenant) -> OpenRequest:
-    """OpenProgram."""
+    """The value of OpenProgram's request; the tenant is the caller's, not the message's."""
     return OpenRequest(
         tenant=tenant,
         program_id=ProgramId(request.program_id),
@@ -180,7 +179,7 @@ def admission_request(request: call_service_pb2.AdmitCallRequest, tenant: Tenant
 
 
 def end_of_call(request: call_service_pb2.EndCallRequest, tenant: Tenant) -> EndOfCall:
-    """EndCall."""
+    """The value of EndCall's request; the tenant is the caller's, not the message's."""
     return EndOfCall(
         tenant=tenant,
         call_id=CallId(request.call_id),
@@ -217,7 +216,6 @@ def admission_to_message(admission: Admission) -> call_service_pb2.AdmitCallResp
 
 
 def call_to_message(call: CallRow) -> types_pb2.Call:
-    """A call in flight."""
     message = types_pb2.Call(
         call_id=call.call_id,
         attempt=call.attempt,

@@ -46,7 +46,6 @@ def engine_hello(hello: engine_service_pb2.EngineHello) -> EngineHello:
 
 
 def engine_report(report: engine_service_pb2.Report, engine_id: EngineId) -> EngineReport:
-    """A report of an engine."""
     return EngineReport(
         seq=report.seq,
         load=Load(**dict(zip(_LOAD_FIELDS, _load_values(report.load), strict=True)))
@@ -108,7 +107,6 @@ def engine_to_message(engine: Engine) -> types_pb2.Engine:
 
 
 def program_key_to_message(key: ProgramKey) -> engine_service_pb2.ProgramKey:
-    """The key of a program."""
     return engine_service_pb2.ProgramKey(tenant=key.tenant, program_id=key.program_id)
 
 

@@ -66,7 +66,7 @@ class PauseCalls:
 
 @dataclass(frozen=True, slots=True)
 class CancelCalls:
-    """Aborts calls."""
+    """Abort these calls, wherever they are in the engine."""
 
     call_ids: tuple[CallId, ...]
 

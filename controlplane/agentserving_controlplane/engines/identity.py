@@ -56,7 +56,7 @@ class EngineIdentity:
 
 
 def host_of(address: str) -> str:
-    """The host of host:port or [host]:port."""
+    """The host of host:port or [host]:port, without brackets."""
     return address.rpartition(":")[0].strip("[]").lower()
 
 

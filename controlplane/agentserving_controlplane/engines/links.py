@@ -22,7 +22,7 @@ class Link:
         self.reason = ""
 
     def push(self, message: ToEngine) -> None:
-        """Queues a message."""
+        """Queues a message. A stream that is not read for MAX_QUEUED messages is ended."""
         if self.outgoing.qsize() >= MAX_QUEUED:
             self.end("this stream is not being read: attach again")
         else:

@@ -139,7 +139,6 @@ class Ranking:
         return place
 
     def drop(self, engine_id: EngineId) -> None:
-        """Removes an engine."""
         place = self.places.pop(engine_id, None)
         if place is not None:
             self._take_out(place)

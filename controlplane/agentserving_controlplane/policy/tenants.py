@@ -75,7 +75,7 @@ class Tenants:
 
 
 def encode(row: TenantRow) -> bytes:
-    """A row for the store."""
+    """The row as the store has it: JSON, which `decode` reads."""
     return msgspec.json.encode(row)
 
 

@@ -29,7 +29,7 @@ MAX_COMMIT_BYTES = 1_500_000
 
 
 class StoreError(Exception):
-    """Root of the errors of a store."""
+    """Root of what a store raises: the change is not known to be durable."""
 
 
 class StoreUnavailableError(StoreError):
@@ -88,7 +88,7 @@ def check_batch(writes: Sequence[Write]) -> None:
 
 
 def ignore_holder(holder: str) -> None:
-    """The default `on_holder`."""
+    """The default of `on_holder`: who leads does not matter."""
 
 
 class Store(Protocol):
@@ -131,6 +131,4 @@ class Store(Protocol):
         """
         ...
 
-    async def close(self) -> None:
-        """Closes connections."""
-        ...
+    async def close(self) -> None: ...

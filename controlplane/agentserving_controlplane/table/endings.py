@@ -63,7 +63,6 @@ class News:
 
 
 def origin_of(row: ProgramRow, root: ProgramRow) -> Origin:
-    """The origin of the calls of a row."""
     return Origin(
         program_id=row.program_id,
         name=row.name,
@@ -85,7 +84,7 @@ class Endings:
         self.lost = 0
 
     def note(self, tenant: Tenant, ending: Ending) -> None:
-        """Adds an ending."""
+        """Adds an ending as the tenant's newest."""
         position = self._newest[tenant] = self.newest(tenant) + 1
         self._ring.append((tenant, position, ending))
 

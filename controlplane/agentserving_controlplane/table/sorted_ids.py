@@ -37,7 +37,7 @@ class SortedIds:
         self._firsts[at] = block[0]
 
     def remove(self, program_id: ProgramId) -> None:
-        """Removes an id that is there."""
+        """Removes an id, which must be there."""
         at = bisect_right(self._firsts, program_id) - 1
         block = self._blocks[at]
         del block[bisect_left(block, program_id)]

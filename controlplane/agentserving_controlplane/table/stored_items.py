@@ -18,7 +18,6 @@ def late_place(number: int) -> int:
 
 
 def store_key(item: Item) -> str:
-    """Store key of an item."""
     tenant, program_id = item.key
     if item.place == ROW:
         return row_key(tenant, program_id)

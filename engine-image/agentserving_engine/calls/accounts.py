@@ -12,7 +12,7 @@ MAX_PROGRAMS = 65_536
 
 
 class Account(NamedTuple):
-    """Microseconds."""
+    """What a program has received and how long it has waited, in microseconds."""
 
     attained_us: int = 0
     wait_us: int = 0

@@ -45,7 +45,7 @@ def base_id(request_id: str) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class OpenCall:
-    """A managed call."""
+    """A managed call that has arrived and not ended."""
 
     record: CallRecord
     base_id: str
@@ -193,7 +193,7 @@ class CallBook:
     # -- queries -------------------------------------------------------------------------------------------------
 
     def call_of(self, request_id: str) -> OpenCall | None:
-        """The managed call of a request."""
+        """The managed call of a request of the engine, if it has one."""
         return self._by_request.get(request_id)
 
     @property

@@ -222,7 +222,6 @@ class CallQueue:
 
     @property
     def running_count(self) -> int:
-        """Running calls."""
         return len(self._running)
 
     @property

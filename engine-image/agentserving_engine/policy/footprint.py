@@ -16,7 +16,7 @@ class Footprint:
         self.blocks = 0
 
     def add(self, context: Context) -> None:
-        """Counts a context."""
+        """Counts a context; units that it shares with others cost nothing more."""
         references = self._references
         for unit in context:
             known = references.get(unit, 0)

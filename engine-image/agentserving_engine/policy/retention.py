@@ -51,7 +51,7 @@ class Memory(Protocol):
         """Blocks of the units from `first` on that are cached and referenced by no request."""
 
     def blocks_of(self, unit: object) -> int:
-        """Blocks of a unit."""
+        """How many blocks of the cache a unit has."""
 
     def refresh(self, context: Sequence[object], first: int) -> None:
         """Makes those blocks the last ones to be evicted."""
@@ -144,7 +144,7 @@ class Retention:
         self._retained[ended.program] = [*older[1 - MAX_CONTEXTS :], newest]
 
     def call_arrived(self, program: ProgramKey, now_us: int) -> None:
-        """A call of the program has arrived."""
+        """Ends the wait for the program: its context is in use, or was lost."""
         self._verdict = None
         away = self._away.pop(program, None)
         if away is not None:

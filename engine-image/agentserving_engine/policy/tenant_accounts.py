@@ -136,7 +136,6 @@ class TenantAccounts:
 
     @property
     def running_tenants(self) -> list[Tenant]:
-        """Tenants with running calls."""
         return list(self._running)
 
     def virtual_us(self, tenant: Tenant) -> float:

@@ -31,7 +31,7 @@ class LeaderEvents(Protocol):
         ...
 
     def received(self, message: FromLeader) -> None:
-        """A message of the leader."""
+        """Takes a message of the leader; called in the order of the stream."""
         ...
 
 

@@ -52,7 +52,6 @@ _LOAD_FIELDS = tuple(name for name in Load.__struct_fields__ if name in types_pb
 
 
 def attach_request(message: ToLeader) -> pb.AttachRequest:
-    """A message of the sidecar."""
     match message:
         case Hello():
             return pb.AttachRequest(hello=_hello(message))
@@ -101,7 +100,6 @@ def _report(report: Report) -> pb.Report:
 
 
 def call_report(record: CallRecord, boot_id: str) -> pb.CallReport:
-    """A call of one boot."""
     return pb.CallReport(
         call_id=record.call_id,
         attempt=record.attempt,
@@ -125,7 +123,6 @@ def call_report(record: CallRecord, boot_id: str) -> pb.CallReport:
 
 
 def load_message(load: Load) -> types_pb2.EngineLoad:
-    """The load of an engine."""
     return types_pb2.EngineLoad(**{name: getattr(load, name) for name in _LOAD_FIELDS})
 
 

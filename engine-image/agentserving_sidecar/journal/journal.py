@@ -220,7 +220,7 @@ class Journal:
         return list(self.unacked.values())
 
     def append(self, boot_id: str, records: Sequence[CallRecord]) -> list[Entry]:
-        """As `append_all`, with all records of one boot."""
+        """`append_all` for records of one boot."""
         return self.append_all([(boot_id, record) for record in records])
 
     def append_all(self, records: Sequence[tuple[str, CallRecord]]) -> list[Entry]:
@@ -300,6 +300,5 @@ class Journal:
                 db.close()
 
     def close(self) -> None:
-        """Closes the file."""
         with self._lock:
             self._close()

@@ -23,7 +23,7 @@ _HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 def clusters(settings: FrontSettings) -> list[Json]:
-    """All of them."""
+    """Clusters of the configuration: the picker, its reads, the access log, the engines."""
     return [_picker(settings), _reads(settings), _log(settings), _engines(settings)]
 
 

@@ -31,7 +31,6 @@ _CLIENT_FLAGS = ("downstream_connection_termination", "downstream_protocol_error
 
 
 def exchange_of(entry: pb.Entry) -> Exchange:
-    """An entry as a value."""
     common, headers = entry.common_properties, entry.request.request_headers
     flags, address = common.response_flags, common.upstream_remote_address.socket_address
     return Exchange(

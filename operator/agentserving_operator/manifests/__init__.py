@@ -34,7 +34,7 @@ HASH_ANNOTATION = f"{GROUP}/applied-hash"
 
 
 def components(cluster: AgentServingCluster) -> list[Component]:
-    """The components that this cluster has."""
+    """Components of this cluster: etcd only where it is the store."""
     return [part for part in Component if part is not Component.ETCD or cluster.spec.store.type is StoreType.ETCD]
 
 

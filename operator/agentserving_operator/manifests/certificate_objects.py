@@ -183,6 +183,5 @@ def pair_of(secret: Manifest | None, prefix: str = "tls") -> Pair | None:
 
 
 def authority_of(secret: Manifest | None) -> Authority | None:
-    """The CA in a Secret."""
     ca = pair_of(secret)
     return None if ca is None else Authority(ca, pair_of(secret, "old"))

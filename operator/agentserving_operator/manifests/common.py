@@ -96,7 +96,6 @@ class AgentServingCluster:
 
     @property
     def ticket_key_name(self) -> str:
-        """Name of the Secret with the keys of tickets."""
         return f"{self.name}-ticket-key"
 
 
@@ -274,10 +273,8 @@ def secret_files(name: str, secret: str, files: Iterable[str]) -> Manifest:
 
 
 def port(name: str, number: int) -> Manifest:
-    """A port of a container."""
     return {"name": name, "containerPort": number, "protocol": "TCP"}
 
 
 def service_port(name: str, number: int, target: int) -> Manifest:
-    """A port of a Service."""
     return {"name": name, "port": number, "targetPort": target, "protocol": "TCP"}

@@ -43,7 +43,7 @@ DRAIN = (
 
 
 def engine_container(cluster: AgentServingCluster) -> Manifest:
-    """The container for `spec.engine`."""
+    """The container that runs vLLM or the simulator, as `spec.engine` says."""
     engine = cluster.spec.engine
     simulated = engine.type is EngineType.SIMULATOR
     requests = {"cpu": "250m", "memory": "256Mi"} if simulated else {"cpu": "4", "memory": "16Gi"}

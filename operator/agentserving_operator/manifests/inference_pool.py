@@ -72,7 +72,7 @@ def goes_with(cluster: AgentServingCluster, live: Manifest) -> tuple[str, str] |
 
 
 def picker_flags(cluster: AgentServingCluster) -> list[str]:
-    """Flags of the picker."""
+    """Flags that make the gateway's picker serve ext_proc; none without a pool."""
     pool = cluster.spec.gateway.inference_pool
     if not pool.enabled:
         return []

@@ -14,13 +14,13 @@ def metrics_token_flags(cluster: AgentServingCluster) -> list[str]:
 
 
 def metrics_token_volumes(cluster: AgentServingCluster) -> list[Manifest]:
-    """Of its pod."""
+    """Volumes of a pod whose metrics need a token; none where they don't."""
     name = _name(cluster)
     return [secret_volume(_VOLUME, name)] if name else []
 
 
 def metrics_token_mounts(cluster: AgentServingCluster) -> list[Manifest]:
-    """Of its container."""
+    """Mounts of a container whose metrics need a token; none where they don't."""
     return [{"name": _VOLUME, "mountPath": DIRECTORY, "readOnly": True}] if _name(cluster) else []
 
 

@@ -40,7 +40,6 @@ PRIVATE = {
 
 
 def network_policy(cluster: AgentServingCluster, component: Component) -> Manifest:
-    """The NetworkPolicy of one component."""
     spec = {
         "podSelector": {"matchLabels": selector(cluster.name, component)},
         "policyTypes": ["Ingress"],

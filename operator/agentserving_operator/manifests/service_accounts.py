@@ -6,5 +6,4 @@ from agentserving_operator.manifests.common import AgentServingCluster, Componen
 
 
 def service_account(cluster: AgentServingCluster, component: Component) -> Manifest:
-    """The ServiceAccount of one component."""
     return child_object(cluster, "v1", "ServiceAccount", component, automountServiceAccountToken=False)

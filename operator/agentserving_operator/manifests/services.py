@@ -51,7 +51,7 @@ def clients_service(cluster: AgentServingCluster) -> Manifest:
 
 
 def gateway_service(cluster: AgentServingCluster) -> Manifest:
-    """For agents."""
+    """The Service that agents call."""
     gateway = cluster.spec.gateway
     ports = [service_port("http" if gateway.tls is None else "https", gateway.service_port, Port.GATEWAY)]
     return _service(cluster, Component.GATEWAY, ports, type=gateway.service_type.value)

@@ -191,8 +191,6 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulator:
-    """The simulated engine."""
-
     speed_percent: int = integer("100: as fast as an A100 with an 8B model.", 1, 100_000, default=100)
     num_blocks: int = integer("KV blocks of 16 tokens.", 16, 10_000_000, default=16_384)
 
@@ -297,7 +295,6 @@ class Gateway:
 
     @property
     def service_port(self) -> int:
-        """Port of the Service."""
         return self.port or (80 if self.tls is None else 443)
 
 

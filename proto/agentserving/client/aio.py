@@ -195,7 +195,7 @@ class AsyncClient:
     # -- running -------------------------------------------------------------------------------------------------
 
     async def run(self, operation: Operation[R]) -> R:
-        """Runs an operation, with retries."""
+        """Runs an operation at the leader, again where that is safe, until the deadline of its attempts."""
         attempts = Attempts(self.settings, time.monotonic(), again=operation.may_retry, leader=self._leader)
         while True:
             address = self._leader.address
@@ -237,7 +237,6 @@ class AsyncClient:
         return channel
 
     async def close(self) -> None:
-        """Closes all connections."""
         channels, self._channels = list(self._channels.values()), {}
         for channel in channels:
             await channel.close()

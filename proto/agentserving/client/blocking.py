@@ -208,7 +208,7 @@ class Client:
     # -- running -------------------------------------------------------------------------------------------------
 
     def run(self, operation: Operation[R]) -> R:
-        """Runs an operation, with retries."""
+        """Runs an operation at the leader, again where that is safe, until the deadline of its attempts."""
         attempts = Attempts(self.settings, time.monotonic(), again=operation.may_retry, leader=self._leader)
         while True:
             address = self._leader.address
@@ -250,7 +250,6 @@ class Client:
         return channel
 
     def close(self) -> None:
-        """Closes all connections."""
         channels, self._channels = list(self._channels.values()), {}
         for channel in channels:
             channel.close()

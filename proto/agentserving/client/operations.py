@@ -151,7 +151,6 @@ def pause_program(program_id: str) -> Operation[Program]:
 
 
 def resume_program(program_id: str) -> Operation[Program]:
-    """Resumes a paused program."""
     pb = program_service_pb2
     request = pb.ResumeProgramRequest(program_id=program_id)
     return Operation(PROGRAMS + "ResumeProgram", request, pb.ResumeProgramResponse, _program)
@@ -170,7 +169,6 @@ def begin_tool_wait(program_id: str, *, tool: str, thread_id: str = "", expected
 
 
 def end_tool_wait(program_id: str, *, thread_id: str = "") -> Operation[None]:
-    """The wait is over."""
     pb = program_service_pb2
     request = pb.EndToolWaitRequest(program_id=program_id, thread_id=thread_id)
     return Operation(PROGRAMS + "EndToolWait", request, pb.EndToolWaitResponse, _nothing)

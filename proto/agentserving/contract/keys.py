@@ -151,7 +151,6 @@ class KeySet:
         return iter(self._rows.values())
 
     def get(self, key_id: str) -> KeyRow | None:
-        """The row of a key."""
         return self._rows.get(key_id)
 
     def put(self, row: KeyRow) -> None:

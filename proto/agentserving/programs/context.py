@@ -61,7 +61,6 @@ def current_task() -> asyncio.Task[Any] | None:
 
 
 def current_flow() -> Flow:
-    """The flow of the caller."""
     task = current_task()
     return Flow(threading.get_ident(), weakref.ref(task) if task is not None else None)
 
@@ -209,12 +208,10 @@ class CarriedCall:
 
     @property
     def tracker(self) -> Tracker:
-        """The tracker of its program."""
         return self._pending.thread.tracker
 
     @property
     def program_id(self) -> str:
-        """The program it belongs to."""
         return self.tracker.program_id
 
     @property
@@ -229,7 +226,6 @@ class CarriedCall:
 
     @property
     def thread_id(self) -> str:
-        """The thread it belongs to."""
         return self._pending.thread.thread_id
 
     @property

@@ -21,7 +21,7 @@ _UNSAFE = re.compile(r"[^\x20-\x7e]+")
 
 
 def is_program_id(text: str) -> bool:
-    """1 to 128 of A-Z a-z 0-9 . _ : @ / -"""
+    """Whether it may be one: 1 to 128 of A-Z a-z 0-9 . _ : @ / -"""
     return _ID.fullmatch(text) is not None
 
 

@@ -242,11 +242,11 @@ class _Attached:
             request.extensions = {key: value for key, value in request.extensions.items() if key != _MARK}
 
     async def before_async(self, request: Any) -> None:
-        """For AsyncClient."""
+        """`before`, as httpx.AsyncClient calls it."""
         self.before(request)
 
     async def after_async(self, response: Any) -> None:
-        """For AsyncClient."""
+        """`after`, as httpx.AsyncClient calls it."""
         self.after(response)
 
 

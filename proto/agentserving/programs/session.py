@@ -175,7 +175,6 @@ class ProgramThread:
 
     @property
     def thread_id(self) -> str:
-        """Its id in the program."""
         return self.tracked.thread_id
 
     def __enter__(self) -> Self:

@@ -127,8 +127,6 @@ class Thread:
 
 @dataclass(slots=True, eq=False)
 class PendingCall:
-    """A call in flight."""
-
     thread: Thread
     parents: tuple[str, ...]
     joined: tuple[Thread, ...]

@@ -46,7 +46,6 @@ class Pem:
         return self
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Credentials of a channel."""
         return grpc.ssl_channel_credentials(self.ca, self.key, self.cert)
 
 

@@ -12,8 +12,7 @@ from agentserving.transport.connection import Pem, Tls
 class Log(Protocol):
     """A logger with fields, such as structlog's."""
 
-    def info(self, event: str, **fields: Any) -> Any:
-        """Logs an event."""
+    def info(self, event: str, **fields: Any) -> Any: ...
 
     def error(self, event: str, **fields: Any) -> Any:
         """Logs a failure."""

@@ -62,7 +62,7 @@ class Tree:
 
 @dataclass(slots=True)
 class Counts:
-    """Counts of a recording."""
+    """What has been recorded so far."""
 
     programs: int = 0
     calls: int = 0

@@ -34,5 +34,4 @@ class Program:
 
     @property
     def output_tokens(self) -> int:
-        """Output tokens of all calls."""
         return sum(call.output_tokens for call in self.calls)

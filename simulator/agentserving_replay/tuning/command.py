@@ -186,7 +186,7 @@ class Trials:
 
 
 def run_all(simulated: SimulatedCluster, programs: Sequence[Program], policy: Policy) -> list[ProgramResult]:
-    """Runs all programs under a policy."""
+    """Runs all programs to their ends under one policy."""
     cluster = VirtualCluster(simulated.under(policy))
     cluster.add(programs)
     return cluster.run()

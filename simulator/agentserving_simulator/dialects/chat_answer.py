@@ -34,7 +34,7 @@ class ChatWriter:
         return iter(())
 
     def piece(self, choice: int, piece: Piece) -> Iterator[bytes]:
-        """A delta."""
+        """One chunk; the first of a part says what it is (role, id and name of a tool call)."""
         answer = self._answers[choice]
         delta: dict[str, Any] = {} if answer.texts else {"role": "assistant", "content": ""}
         begins = piece.part not in answer.texts
@@ -53,7 +53,7 @@ class ChatWriter:
             yield self._chunk(choice, delta, None)
 
     def finished(self, choice: int, reason: str) -> Iterator[bytes]:
-        """The finish reason."""
+        """The chunk with a choice's finish_reason."""
         answer = self._answers[choice]
         answer.reason = reason
         yield self._chunk(choice, {"content": ""} if not answer.plan.calls_tools else {}, finish_reason(answer))

@@ -52,27 +52,26 @@ def _prompts(body: dict[str, Any], max_model_len: int) -> list[list[str]]:
 
 
 def whole(heading: Heading, asked: Asked, answers: list[Answer], usage: Usage) -> dict[str, Any]:
-    """A completion."""
+    """The body of a completion that is not streamed."""
     choices = [_choice(index, answer.text(PartKind.TEXT), answer.reason) for index, answer in enumerate(answers)]
     return {**_head(heading), "choices": choices, "usage": usage_of(usage)}
 
 
 class CompletionsWriter:
-    """Chunks of a completion."""
+    """Events of a completion that is streamed."""
 
     def __init__(self, heading: Heading, asked: Asked, plans: list[Plan]) -> None:
         self._asked, self._head = asked, _head(heading)
 
     def begin(self, usage: Usage) -> Iterator[bytes]:
-        """Nothing."""
+        """This dialect has no event for it."""
         return iter(())
 
     def piece(self, choice: int, piece: Piece) -> Iterator[bytes]:
-        """A token."""
         yield data({**self._head, "choices": [_choice(choice, piece.text, None)]})
 
     def finished(self, choice: int, reason: str) -> Iterator[bytes]:
-        """The finish reason."""
+        """The chunk with a choice's finish_reason."""
         yield data({**self._head, "choices": [_choice(choice, "", reason)]})
 
     def end(self, usage: Usage) -> Iterator[bytes]:

@@ -12,14 +12,14 @@ from agentserving_simulator.dialects.reply import LENGTH, STOPPED, Answer, Headi
 
 
 def whole(heading: Heading, asked: Asked, answers: list[Answer], usage: Usage) -> dict[str, Any]:
-    """A message."""
+    """The body of a message that is not streamed."""
     (answer,) = answers
     content = [_block(heading, number, part, text) for number, part, text in answer.parts()]
     return {**_message(heading, usage), "content": content, **_stopped(answer)}
 
 
 class MessagesWriter:
-    """Events of a message."""
+    """Events of a message that is streamed."""
 
     def __init__(self, heading: Heading, asked: Asked, plans: list[Plan]) -> None:
         self._heading, self._answer = heading, Answer(plans[0])

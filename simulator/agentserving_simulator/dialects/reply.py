@@ -57,7 +57,7 @@ class Answer:
         return [(number, self.plan.parts[number], text) for number, text in self.texts.items()]
 
     def text(self, kind: PartKind) -> str:
-        """All text of a kind."""
+        """All text of the parts of a kind, in order."""
         return "".join(text for _, part, text in self.parts() if part.kind is kind)
 
     @property
@@ -74,21 +74,19 @@ class Writer(Protocol):
         ...
 
     def piece(self, choice: int, piece: Piece) -> Iterable[bytes]:
-        """A token."""
+        """Events for a token of a choice."""
         ...
 
     def finished(self, choice: int, reason: str) -> Iterable[bytes]:
-        """The end of a choice."""
+        """Events for the end of a choice."""
         ...
 
     def end(self, usage: Usage) -> Iterable[bytes]:
-        """The end of the stream."""
+        """Events after all choices have ended."""
         ...
 
 
 class WriterFactory(Protocol):
-    """A class of writers."""
-
     def __call__(self, heading: Heading, asked: Asked, plans: list[Plan]) -> Writer:
         """For one stream."""
         ...
@@ -98,7 +96,7 @@ class Whole(Protocol):
     """Answers as one document."""
 
     def __call__(self, heading: Heading, asked: Asked, answers: list[Answer], usage: Usage) -> dict[str, Any]:
-        """The document."""
+        """The body of an answer that is not streamed."""
         ...
 
 

@@ -92,7 +92,7 @@ class VirtualEngine:
         return self._decoding.computed(key) or self.requests[key].computed
 
     def released_blocks(self, key: str) -> int:
-        """Blocks of a request."""
+        """Blocks that preempting the request would give back; its last one counts whole."""
         return -(-self.computed_tokens(key) // self.limits.block_size)
 
     def preemptable(self, key: str) -> bool:
