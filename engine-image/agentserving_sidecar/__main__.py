@@ -57,7 +57,9 @@ def open_journal(settings: Settings) -> Journal:
 def engine_http(engine: EngineOptions) -> EngineHttp:
     """The client of the engine. CannotStartError when a certificate cannot be read."""
     tls = EngineTls(engine.engine_ca, engine.engine_cert, engine.engine_key)
-    return EngineHttp(engine.engine_address, engine.engine_api_key_file, tls, engine_id=engine.engine_id)
+    return EngineHttp(
+        engine.engine_address, engine.engine_api_key_file, tls, engine.channel_dir, engine_id=engine.engine_id
+    )
 
 
 @asynccontextmanager

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Self
 
 import aiohttp
+from agentserving.contract.engine_http import POD_HEADER
+from agentserving.contract.pod_secret import read_pod_secret
 from agentserving_process.engine_tls import EngineTls
 
 from agentserving_sidecar.health import FrontState
@@ -32,10 +34,12 @@ class EngineHttp:
     """A client of one engine. Use as an async context manager."""
 
     def __init__(
-        self, address: str, api_key_file: Path | None = None, tls: EngineTls | None = None, *, engine_id: str = ""
-    ) -> None:
-        """`engine_id`: by TLS, whose certificate is expected."""
-        self.address, self.engine_id = address, engine_id
+        self, address: str, api_key_file: Path | None = None, tls: EngineTls | None = None,
+        pod_dir: Path | None = None, *, engine_id: str = "",
+    ) -> None:  # fmt: skip
+        """`engine_id`: by TLS, whose certificate is expected. `pod_dir`: shared with the engine, which keeps the secret
+        there that opens its metrics and models."""
+        self.address, self.engine_id, self._pod_dir = address, engine_id, pod_dir
         self._tls = tls or EngineTls()
         self._api_key_file = api_key_file
         self._session: aiohttp.ClientSession | None = None
@@ -59,6 +63,10 @@ class EngineHttp:
         if self._api_key_file is None:
             return {}
         return {"authorization": f"Bearer {self._api_key_file.read_text().strip()}"}
+
+    def _as_pod(self) -> dict[str, str]:
+        secret = read_pod_secret(self._pod_dir) if self._pod_dir is not None else ""
+        return {POD_HEADER: secret} if secret else {}
 
     async def front(self) -> tuple[FrontState, str]:
         """GET /health, on a connection of its own: one that is kept alive may be closed just then."""
@@ -86,6 +94,7 @@ class EngineHttp:
             async with self.session.get(
                 self._tls.url(self.address, "/metrics"),
                 timeout=aiohttp.ClientTimeout(METRICS_TIMEOUT_S),
+                headers=self._as_pod(),
                 **self._tls.options(self.engine_id),
             ) as response:
                 return response.status, await response.read()
@@ -98,7 +107,7 @@ class EngineHttp:
             async with self.session.get(
                 self._tls.url(self.address, "/v1/models"),
                 timeout=aiohttp.ClientTimeout(MODELS_TIMEOUT_S),
-                headers=self._authorization(),
+                headers={**self._authorization(), **self._as_pod()},
                 **self._tls.options(self.engine_id),
             ) as response:
                 if response.status in (401, 403):
@@ -118,7 +127,7 @@ class EngineHttp:
         async with self.session.post(
             self._tls.url(self.address, path),
             data=body,
-            headers={"content-type": "application/json", **self._authorization(), **headers},
+            headers={"content-type": "application/json", **self._authorization(), **self._as_pod(), **headers},
             allow_redirects=False,
             **self._tls.options(self.engine_id),
         ) as response:

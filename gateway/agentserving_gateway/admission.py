@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
-from agentserving.contract.ids import CallId, EngineId, Tenant
+from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.transport.leader_channel import LeaderChannel
 
 from agentserving_gateway import metrics
@@ -54,8 +54,8 @@ class Admission:
         own_tickets: OwnTickets | None = None,
         hold_s: float = 0.0,
     ) -> None:
-        """`is_in_force`: True once Envoy knows the engine at an address. `own_tickets`: for calls without a leader.
-        `hold_s`: how long a call waits for an engine while there is none."""
+        """`is_in_force`: True once Envoy knows the engine at an address. `own_tickets`: for calls without a leader, and
+        for requests that are no calls. `hold_s`: how long a call waits for an engine while there is none."""
         self.holding = Holding(hold_s)
         self._file, self._is_in_force = file, is_in_force
         self._engines = Engines(file.load())
@@ -136,6 +136,12 @@ class Admission:
     def engine_in_turn(self, model: str, exclude: Collection[EngineId]) -> Engine | None:
         """An engine for a request that is no call, round robin; None when none is ready."""
         return self._engines.in_turn(_now(), model, exclude=exclude, settled=self._settled)
+
+    def ticket_to_read(self, tenant: Tenant, engines: Sequence[Engine]) -> str:
+        """For a request that is no call, on any of these engines; "" when this gateway signs no tickets."""
+        if self._own_tickets is None or not engines:
+            return ""
+        return self._own_tickets.ticket(tenant, ProgramId(""), [each.engine_id for each in engines], time.time())
 
     def avoid(self, engine_id: EngineId) -> None:
         """An engine has just failed: others are chosen for a few seconds, where there are others."""

@@ -16,23 +16,25 @@ from typing import Any
 from urllib.parse import unquote
 
 import aiohttp
+from agentserving.contract.engine_http import MODELS
 from agentserving_process.engine_tls import EngineTls
 from aiohttp import web
 
 from agentserving_gateway.admission import Admission
 from agentserving_gateway.credentials import Authenticator
 from agentserving_gateway.engines import Engine
-from agentserving_gateway.envoy.names import CLIENT_ADDRESS
+from agentserving_gateway.envoy.names import CLIENT_ADDRESS, TICKET
 from agentserving_gateway.errors import HttpError, envelope
 from agentserving_gateway.picker import no_engine
 from agentserving_gateway.refused_clients import RefusedClients
 
-MODELS = "/v1/models"
 ASK_S = 3.0
 MAX_LIST_BYTES = 4 << 20
 MAX_HEAD_BYTES = 64 << 10
 # Between two neighbours only, or Envoy's.
-_HOP = frozenset(("host", "connection", "content-length", "transfer-encoding", "accept-encoding", "upgrade", "te"))
+_HOP = frozenset(
+    ("host", "connection", "content-length", "transfer-encoding", "accept-encoding", "upgrade", "te", TICKET)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +103,19 @@ class ModelLists:
 
     async def _answer(self, request: web.Request) -> Fetched:
         given = {name.lower(): value for name, value in request.headers.items()}
-        self._authenticator.client_of(given)
+        client = self._authenticator.client_of(given)
         engines = self._admission.ready_engines()
         if not engines:
             raise no_engine()
         left_out = _HOP.union(self._authenticator.removed_headers)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in left_out}
-        answers = await asyncio.gather(*(self._fetch(engine, headers) for engine in engines))
+        tickets = [self._admission.ticket_to_read(client.tenant, [engine]) for engine in engines]
+        answers = await asyncio.gather(
+            *(
+                self._fetch(engine, {**headers, TICKET: ticket} if ticket else headers)
+                for engine, ticket in zip(engines, tickets, strict=True)
+            )
+        )
         for engine, answer in zip(engines, answers, strict=True):
             if answer is None:
                 self._admission.avoid(engine.engine_id)

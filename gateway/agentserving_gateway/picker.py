@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from agentserving.contract import response_ids
+from agentserving.contract.engine_http import RESPONSES
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.rates import Rate
 from agentserving_process.addresses import split_address
@@ -28,7 +29,7 @@ from agentserving_gateway.leader import MAX_FALLBACKS
 from agentserving_gateway.rates import Rates, headers
 from agentserving_gateway.refused_clients import RefusedClients
 from agentserving_gateway.responses import Responses
-from agentserving_gateway.routes import RESPONSES, Kind, Route, is_response_id, response_id_of
+from agentserving_gateway.routes import Kind, Route, is_response_id, response_id_of
 from agentserving_gateway.uploads import Uploads
 
 # W3C Trace Context, version 00.
@@ -152,8 +153,9 @@ class Picker:
         if head.route.kind is Kind.RESPONSE:
             holder = await self._holder(client, response_id_of(head.path))
             if holder is not None and head.allows(holder.address):
-                return Pick(addresses=(holder.address,))
-        return self._any_engine(head, body.model_name)
+                ticket = self._admission.ticket_to_read(client.tenant, [holder])
+                return Pick(addresses=(holder.address,), ticket=ticket)
+        return self._any_engine(head, body.model_name, client.tenant)
 
     def drop(self, pick: Pick, *, was_read: bool = False) -> None:
         """The client has left before the request was sent; `was_read`: perhaps, so that an engine's report prevails."""
@@ -217,7 +219,11 @@ class Picker:
         """The engine that has a stored response; None: any engine says that there is none. HttpError for others'."""
         if client.credential and response_ids.is_of_another(response_id, client.tenant):
             raise HttpError(404, f"Response with id '{response_id}' not found.", code="not_found", param="response_id")
-        return await self._responses.engine_of(response_id, self._admission.known_engines, client.for_engines)
+        engines = self._admission.known_engines
+        return await self._responses.engine_of(
+            response_id, engines, client.for_engines,
+            lambda engine: self._admission.ticket_to_read(client.tenant, [engine]),
+        )  # fmt: skip
 
     def _all_but(self, engine: Engine | None) -> tuple[EngineId, ...]:
         if engine is None:
@@ -252,12 +258,16 @@ class Picker:
             return []
         return [engine.engine_id for engine in self._admission.known_engines if not head.allows(engine.address)]
 
-    def _any_engine(self, head: Head, model: str) -> Pick:
+    def _any_engine(self, head: Head, model: str, tenant: Tenant) -> Pick:
         engine = self._admission.engine_in_turn(model, self._not_allowed(head))
         if engine is None:
             raise no_engine()
-        others = [other.address for other in self._admission.others(model, engine.address)]
-        return Pick(addresses=(engine.address, *[each for each in others if head.allows(each)][:MAX_FALLBACKS]))
+        others = [each for each in self._admission.others(model, engine.address) if head.allows(each.address)]
+        engines = [engine, *others[:MAX_FALLBACKS]]
+        return Pick(
+            addresses=tuple(each.address for each in engines),
+            ticket=self._admission.ticket_to_read(tenant, engines),
+        )
 
 
 def _prompt_tokens(head: Head, content: bytes | None) -> int:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import aiohttp
 from agentserving.contract import response_ids
+from agentserving.contract.engine_http import RESPONSES
 from agentserving_process.engine_tls import EngineTls
 
 from agentserving_gateway.engines import Engine
-from agentserving_gateway.routes import RESPONSES
+from agentserving_gateway.envoy.names import TICKET
 
 ASK_S = 2.0
 # Of the responses that were asked for last.
@@ -36,8 +37,13 @@ class Responses:
         """Ends the connections to engines."""
         await self._session.close()
 
-    async def engine_of(self, response_id: str, engines: Sequence[Engine], authorization: str) -> Engine | None:
-        """The engine that has it; None when none says so. `authorization`: the client's credential for engines."""
+    async def engine_of(
+        self, response_id: str, engines: Sequence[Engine], authorization: str, ticket: Callable[[Engine], str]
+    ) -> Engine | None:
+        """The engine that has it; None when none says so. `authorization`: the client's credential for engines.
+
+        `ticket` is what an engine must be shown to answer; "" = nothing.
+        """
         by_address = {engine.address: engine for engine in engines}
         if len(engines) < 2:
             return engines[0] if engines else None
@@ -49,7 +55,9 @@ class Responses:
         if address in by_address:
             self._found.move_to_end(response_id)
             return by_address[address]
-        asked = {asyncio.create_task(self._has(each, response_id, authorization)) for each in by_address.values()}
+        asked = {
+            asyncio.create_task(self._has(engine, response_id, authorization, ticket(engine))) for engine in engines
+        }
         try:
             for answer in asyncio.as_completed(asked):
                 if (address := await answer) is not None:
@@ -66,9 +74,10 @@ class Responses:
         if len(self._found) > MAX_REMEMBERED:
             self._found.popitem(last=False)
 
-    async def _has(self, engine: Engine, response_id: str, authorization: str) -> str | None:
+    async def _has(self, engine: Engine, response_id: str, authorization: str, ticket: str) -> str | None:
         """The address when the engine there has it. Reads no body: the answer may be long."""
-        headers = {"authorization": authorization} if authorization else {}
+        sent = {"authorization": authorization, TICKET: ticket}
+        headers = {name: value for name, value in sent.items() if value}
         try:
             url = self._tls.url(engine.address, f"{RESPONSES}/{response_id}")
             async with self._session.get(url, headers=headers, **self._tls.options(engine.engine_id)) as answer:

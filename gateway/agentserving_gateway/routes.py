@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
+from agentserving.contract.engine_http import COUNTED, RESPONSES, SCORED
+from agentserving.contract.engine_http import SHOWN as SHOWN_BY_ENGINES
 from agentserving.contract.ids import ProgramId
 
 
@@ -43,17 +45,12 @@ def _exact(kind: Kind, path: str, *, answer_s: float = 0.0, method: str = "POST"
 
 # Of a stored response; no dots in front, which would be another path.
 _ID = r"[A-Za-z0-9_:-][A-Za-z0-9._:-]*"
-RESPONSES = "/v1/responses"
-_SCORED = (
-    "/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
-)  # fmt: skip
 ROUTES = (
     *(_exact(Kind.CALL, path) for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")),
     # Claude Code counts before it calls.
-    _exact(Kind.READ, "/v1/messages/count_tokens", answer_s=5.0),
-    *(_exact(Kind.READ, path, answer_s=5.0) for path in ("/tokenize", "/detokenize")),
-    *(_exact(Kind.READ, path, answer_s=60.0) for path in _SCORED),
-    *(_exact(Kind.READ, path, answer_s=5.0, method="GET") for path in ("/version", "/tokenizer_info")),
+    *(_exact(Kind.READ, path, answer_s=5.0) for path in COUNTED),
+    *(_exact(Kind.READ, path, answer_s=60.0) for path in SCORED),
+    *(_exact(Kind.READ, path, answer_s=5.0, method="GET") for path in SHOWN_BY_ENGINES),
     Route(
         kind=Kind.RESPONSE,
         methods=("GET", "DELETE"),

@@ -17,6 +17,7 @@ from agentserving.contract.replaced_files import settled
 from agentserving_engine.calls import CallBook, Outbox, Unticketed
 from agentserving_engine.channel_server import ChannelServer
 from agentserving_engine.http.entrance import Entrance
+from agentserving_engine.http.middleware import pod_secret_of
 from agentserving_engine.settings import SSE_KEEP_ALIVE_S, PluginConfigError, PluginSettings, keep_alive_seconds
 from agentserving_process import logs, supervision
 from agentserving_process.addresses import of_all_families, split_address
@@ -123,7 +124,8 @@ def _engine(arguments: argparse.Namespace) -> tuple[SimulatedEngine, Entrance]:
     engine = SimulatedEngine(book, limits, CostModel(speed=arguments.speed))
     if settings.channel_dir is not None:
         engine.session.channel = ChannelServer(settings.channel_dir / "rank0.sock", hello, outbox)
-    return engine, Entrance(lambda: check, separate_caches=settings.separate_caches)
+    secret = pod_secret_of(settings)
+    return engine, Entrance(lambda: check, separate_caches=settings.separate_caches, pod_secret=secret)
 
 
 def _certificate(arguments: argparse.Namespace, supervisor: Supervisor) -> ssl.SSLContext | None:

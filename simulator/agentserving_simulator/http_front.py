@@ -16,10 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
+from agentserving.contract.engine_http import RESPONSES
 from agentserving.contract.response_ids import response_id
-from agentserving_engine.http.dialects import RESPONSES, Dialect, dialect_of, error_document
-from agentserving_engine.http.entrance import Entrance
-from agentserving_engine.http.middleware import TENANT, TICKET_HEADER, Receive, Send
+from agentserving_engine.http import doors
+from agentserving_engine.http.dialects import Dialect, dialect_of, error_document
+from agentserving_engine.http.doors import TICKET_HEADER
+from agentserving_engine.http.entrance import Entrance, RefusedEntryError
+from agentserving_engine.http.middleware import TENANT, Receive, Send
 from agentserving_engine.settings import SSE_KEEP_ALIVE_S
 from aiohttp import web
 
@@ -92,7 +95,7 @@ class Front:
     def app(self) -> web.Application:
         """The aiohttp application."""
         # No limit, as in vLLM: the front has one.
-        app = web.Application(client_max_size=0, middlewares=[_enveloped])
+        app = web.Application(client_max_size=0, middlewares=[_enveloped, self._guarded])
         app.add_routes(
             [
                 web.get("/health", self._health),
@@ -104,6 +107,20 @@ class Front:
             ]
         )
         return app
+
+    @web.middleware
+    async def _guarded(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """As the middleware in vLLM: what is no call is closed as well."""
+        headers = [(name.lower(), value) for name, value in request.raw_headers]
+        try:
+            doors.check(request.method, request.path, headers, self._entrance, time.time())
+        except RefusedEntryError as error:
+            dialect = dialect_of(request.path) or Dialect.OPENAI
+            text = error_document(dialect, 403, error.message, param=None, code=error.code)
+            return web.Response(body=text, status=403, content_type="application/json")
+        return await handler(request)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response()

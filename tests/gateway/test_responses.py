@@ -9,10 +9,16 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from agentserving_gateway.engines import Engine
 from agentserving_gateway.responses import Responses
 from gateway.gateway_rig import Rig, rig, value
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def no_ticket(_: Engine) -> str:
+    """Of a gateway without keys."""
+    return ""
 
 
 class Stores:
@@ -100,8 +106,10 @@ async def test_another_picker_finds_the_engine_as_well(made: Rig) -> None:
     _, response, engine = await create(made)
     fresh = Responses()
     try:
-        assert await fresh.engine_of(response, made.admission.known_engines, "") is None, "engines refuse strangers"
-        found = await fresh.engine_of(response, made.admission.known_engines, "Bearer key")
+        assert await fresh.engine_of(response, made.admission.known_engines, "", no_ticket) is None, (
+            "engines refuse strangers"
+        )
+        found = await fresh.engine_of(response, made.admission.known_engines, "Bearer key", no_ticket)
         assert found is not None
         assert found.engine_id == engine
     finally:
@@ -136,7 +144,7 @@ async def test_an_engine_that_hangs_does_not_hide_the_one_that_has_the_response(
     fresh = Responses()
     try:
         async with asyncio.timeout(1.5):
-            found = await fresh.engine_of(response, made.admission.known_engines, "Bearer key")
+            found = await fresh.engine_of(response, made.admission.known_engines, "Bearer key", no_ticket)
         assert found is not None
         assert found.engine_id == engine
     finally:

@@ -270,3 +270,32 @@ def test_commands_without_the_administrators_key_say_what_to_do(cluster: Cluster
         assert done.returncode == 1
         assert words in done.stderr.replace("\n", " "), done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_an_engines_port_serves_strangers_nothing_but_its_health(cluster: Cluster) -> None:
+    with grpc.insecure_channel(cluster.addresses["control_plane"]) as channel:
+        ask = cpb.AdmitCallRequest(program_id="direct", implicit=True)
+        call = crpc.CallServiceStub(channel).AdmitCall(
+            ask, metadata=[("authorization", f"Bearer {cluster.key}")], timeout=10
+        )
+    for path in ("/v1/models", "/metrics", "/v1/responses/resp_1"):
+        for headers in ({}, {"authorization": f"Bearer {cluster.key}"}, {"x-session-id": call.ticket}):
+            request = urllib.request.Request(f"http://{call.engine_address}{path}", headers=headers)
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=10)
+            refused.value.close()
+            assert refused.value.code == 403, path
+    assert page(f"http://{call.engine_address}/health") == 200
+    # What the same requests are when a gateway sends them.
+    request = urllib.request.Request(
+        cluster.addresses["gateway"] + "/models", headers={"authorization": f"Bearer {cluster.key}"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert [each["id"] for each in json.load(answer)["data"]] == ["tiny"]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "how long is this?"}], "max_tokens": 1}
+    request = urllib.request.Request(
+        cluster.addresses["gateway"] + "/messages/count_tokens", json.dumps(body).encode(),
+        {"content-type": "application/json", "x-api-key": cluster.key},
+    )  # fmt: skip
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert json.load(answer)["input_tokens"] > 0

@@ -66,16 +66,18 @@ REFUSED = [
         ("impostor", target, port)
         for target, port in [
             ("control-plane", 7070), ("control-plane", 7076), ("engine", 8000), ("engine", 7071), ("engine", 7072),
-            ("etcd", 2379), ("etcd", 2380), ("gateway", 8081),
+            ("etcd", 2379), ("etcd", 2380), ("etcd", 2381), ("gateway", 8081),
         ]
     ),
     *(
         ("stranger", target, port)
         for target, port in [
-            ("control-plane", 7070), ("control-plane", 7076), ("control-plane", 7080), ("engine", 8000), ("etcd", 2379),
+            ("control-plane", 7070), ("control-plane", 7076), ("control-plane", 7080), ("engine", 8000),
+            ("engine", 7072), ("etcd", 2379), ("etcd", 2381),
         ]
     ),
     ("client", "etcd", 2379),
+    ("client", "etcd", 2381),
     ("client", "control-plane", 7076),
     ("operator", "control-plane", 7076),
     ("prometheus", "control-plane", 7076),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
 
 from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 from agentserving.v1 import program_service_pb2 as pb
 from agentserving.v1 import program_service_pb2_grpc as rpc
+from agentserving.v1 import types_pb2
 
 from agentserving_controlplane.api import conversion
 from agentserving_controlplane.api.conversion import program_to_message
@@ -14,6 +17,11 @@ from agentserving_controlplane.api.servicing import server_stream, unary
 from agentserving_controlplane.api.streams import MAX_WATCHERS, woken_by
 from agentserving_controlplane.api.trace_conversion import trace_to_message
 from agentserving_controlplane.control_plane import ControlPlane
+from agentserving_controlplane.state import ProgramView
+
+# A program may have 512 threads. Others are served after so long, and a page ends before it is larger.
+SLICE_S = 0.002
+PAGE_BYTES = 1 << 20
 
 
 class ProgramServicer(rpc.ProgramServiceServicer):
@@ -40,8 +48,10 @@ class ProgramServicer(rpc.ProgramServiceServicer):
     async def ListPrograms(self, request: pb.ListProgramsRequest, tenant: Tenant) -> pb.ListProgramsResponse:
         states = conversion.states(list(request.states))
         page = self._programs.page(tenant, request.page_token, request.page_size, states)
-        programs = map(program_to_message, page.programs)
-        return pb.ListProgramsResponse(programs=programs, next_page_token=page.next_token, revision=page.revision)
+        programs = await _messages(page.programs, PAGE_BYTES)
+        is_cut = len(programs) < len(page.programs)
+        token = programs[-1].program_id if is_cut else page.next_token
+        return pb.ListProgramsResponse(programs=programs, next_page_token=token, revision=page.revision)
 
     @server_stream
     async def WatchPrograms(
@@ -57,7 +67,7 @@ class ProgramServicer(rpc.ProgramServiceServicer):
                 if changed.programs or changed.removed:
                     yield pb.WatchProgramsResponse(
                         revision=seen,
-                        changed=map(program_to_message, changed.programs),
+                        changed=await _messages(changed.programs),
                         removed_program_ids=changed.removed,
                     )
                 await wake.wait()
@@ -106,3 +116,21 @@ _Named = (
 
 def _key(request: _Named, tenant: Tenant) -> ProgramKey:
     return ProgramKey(tenant, ProgramId(request.program_id))
+
+
+async def _messages(views: Sequence[ProgramView], limit_bytes: int = 0) -> list[types_pb2.Program]:
+    """The programs as they are when each is reached; a change after the list's revision is in the next changes, too.
+
+    Ends early, after the first that exceeds `limit_bytes` in all; 0 = no limit.
+    """
+    found: list[types_pb2.Program] = []
+    size, began = 0, time.perf_counter()
+    for view in views:
+        found.append(program_to_message(view))
+        size += found[-1].ByteSize()
+        if limit_bytes and size > limit_bytes:
+            break
+        if time.perf_counter() - began > SLICE_S:
+            await asyncio.sleep(0)
+            began = time.perf_counter()
+    return found

@@ -13,6 +13,8 @@ import json
 from enum import Enum
 from typing import Any
 
+from agentserving.contract.engine_http import RESPONSES
+
 
 class Dialect(Enum):
     """The API of a route."""
@@ -22,7 +24,6 @@ class Dialect(Enum):
     MESSAGES = "messages"
 
 
-RESPONSES = "/v1/responses"
 # The routes that generate. The batch and SageMaker's route read the same fields of the body.
 ROUTES = {
     "/v1/chat/completions": Dialect.OPENAI,

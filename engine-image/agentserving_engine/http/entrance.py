@@ -1,5 +1,7 @@
 """Who may enter: each call needs a ticket, which is good for one HTTP request. Pure, except for what `check` reads.
 
+Other requests than calls need one of a gateway (doors.py), which is good until it expires.
+
 An engine that accepts requests in several processes has an entrance in each; a ticket that is used in two of them is
 found by the scheduler, which sees all requests.
 """
@@ -22,6 +24,8 @@ _REFUSALS = {
     "missing": "this engine serves calls of its gateway only: send the call to the gateway",
     "expired": "the ticket of this call has expired: send the call to the gateway again",
     "wrong_boot": "the engine has restarted since this call was admitted: send the call to the gateway again",
+    "pod_only": "this path is served within the engine's pod only",
+    "no_gateway": "this path is served to gateways only: send the request to the gateway",
     "replayed": "the ticket of this call has been used: send each call to the gateway",
 }
 _INVALID = "the ticket of this call is not valid on this engine: send the call to the gateway"
@@ -31,8 +35,9 @@ class RefusedEntryError(Exception):
     """The request must not reach vLLM: 403 with this message and code, a closed word."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(_REFUSALS.get(reason, _INVALID))
-        self.message, self.code = _REFUSALS.get(reason, _INVALID), f"ticket_{reason}"
+        self.message = _REFUSALS.get(reason, _INVALID)
+        super().__init__(self.message)
+        self.code = reason if reason == "pod_only" else f"ticket_{reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,11 @@ class Entry:
 class Entrance:
     """One per process that accepts requests."""
 
-    def __init__(self, check: Callable[[], TicketCheck], *, separate_caches: bool) -> None:
-        """`check` returns which tickets are taken: the boot may become known later."""
+    def __init__(
+        self, check: Callable[[], TicketCheck], *, separate_caches: bool, pod_secret: str | None = None
+    ) -> None:
+        """`check` returns which tickets are taken: the boot may become known later. `pod_secret`: see doors.py."""
+        self.pod_secret = pod_secret
         self._check, self._separate_caches = check, separate_caches
         self._used = EndedCalls()
         self.rejections = Rejections()
@@ -69,6 +77,22 @@ class Entrance:
         self._used.add(CallId(found.call_id), exchange)
         salt = salt_of(found.tenant) if self._separate_caches else ""
         return Entry(joined(ticket, exchange), salt)
+
+    @property
+    def is_closed(self) -> bool:
+        """Nothing is served to those without a credential."""
+        return self._check().unticketed is Unticketed.REFUSE
+
+    def read(self, ticket: str, unix_s: float) -> None:
+        """For a request that is no call. Raises RefusedEntryError unless the ticket is a gateway's, for this engine."""
+        if not ticket:
+            raise RefusedEntryError("missing")
+        try:
+            found = self._check().read(ticket, unix_s)
+        except InvalidTicketError as error:
+            raise RefusedEntryError(error.reason) from error
+        if found.managed:
+            raise RefusedEntryError("no_gateway")
 
     @staticmethod
     def _without(check: TicketCheck, ticket: str | None, exchange: str, reason: str) -> Entry:

@@ -15,21 +15,22 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from agentserving.contract.engine_http import RESPONSES
+from agentserving.contract.pod_secret import made_pod_secret
 from agentserving.contract.response_ids import response_id
 
 from agentserving_engine.boot import read_boot
 from agentserving_engine.calls.tickets import TicketCheck
 from agentserving_engine.clock import now_us
 from agentserving_engine.http.answer import Answer, Chunk, Head
-from agentserving_engine.http.dialects import RESPONSES, Dialect, dialect_of
+from agentserving_engine.http.dialects import Dialect, dialect_of
+from agentserving_engine.http.doors import TICKET_HEADER, check
 from agentserving_engine.http.entrance import Entrance, Entry, RefusedEntryError
 from agentserving_engine.http.request_body import RefusedBodyError, asks_for_a_stream, with_salt
 from agentserving_engine.http.response_id import marked
-from agentserving_engine.settings import HttpSettings, PluginSettings
+from agentserving_engine.settings import HttpSettings, PluginConfigError, PluginSettings
 
 logger = logging.getLogger("vllm.agentserving")
-
-TICKET_HEADER = b"x-session-id"
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -48,8 +49,16 @@ class EngineMiddleware:
         self._entrance = entrance_of(PluginSettings.from_env(os.environ))
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        path = _route(scope) if scope["type"] == "http" else ""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        path = _route(scope)
         dialect = dialect_of(path)
+        try:
+            check(scope.get("method", ""), path, scope.get("headers", ()), self._entrance, time.time())
+        except RefusedEntryError as error:
+            await _refuse(scope, send, dialect or Dialect.OPENAI, error)
+            return
         if dialect is None:
             await self._app(scope, receive, send)
             return
@@ -70,7 +79,27 @@ def entrance_of(settings: PluginSettings) -> Entrance:
             check = settings.ticket_check(read_boot(settings.channel_dir))
         return check
 
-    return Entrance(current, separate_caches=settings.separate_caches)
+    return Entrance(current, separate_caches=settings.separate_caches, pod_secret=pod_secret_of(settings))
+
+
+def pod_secret_of(settings: PluginSettings) -> str | None:
+    """The secret by which the sidecar reads metrics; None where there is no sidecar. Raises PluginConfigError."""
+    if settings.channel_dir is None:
+        return None
+    try:
+        return made_pod_secret(settings.channel_dir)
+    except OSError as error:
+        raise PluginConfigError(f"AGENTSERVING_CHANNEL_DIR={settings.channel_dir}: {error.strerror}") from error
+
+
+async def _refuse(scope: MutableMapping[str, Any], send: Send, dialect: Dialect, error: RefusedEntryError) -> None:
+    if scope["type"] == "websocket":
+        # The server answers 403.
+        await send({"type": "websocket.close"})
+        return
+    refusal = RefusedBodyError(error.message, param=None, code=error.code, status=403)
+    for each in Answer(dialect, 0.0).refuse(refusal):
+        await send(_message(each))
 
 
 def _tenant(scope: MutableMapping[str, Any]) -> str:
@@ -80,7 +109,7 @@ def _tenant(scope: MutableMapping[str, Any]) -> str:
 
 def _route(scope: MutableMapping[str, Any]) -> str:
     """The path without vLLM's `--root-path`, as Starlette's router matches it."""
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    path, root = str(scope.get("path", "")), str(scope.get("root_path", ""))
     return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
@@ -103,9 +132,7 @@ async def serve(
     try:
         entry = _enter(scope, entrance)
     except RefusedEntryError as error:
-        refusal = RefusedBodyError(error.message, param=None, code=error.code, status=403)
-        for each in answer.refuse(refusal):
-            await send(_message(each))
+        await _refuse(scope, send, dialect, error)
         return
     exchange = _Exchange(answer, entry, receive, send, response, threads=dialect is not Dialect.MESSAGES)
     try:
@@ -115,9 +142,9 @@ async def serve(
 
 
 def _enter(scope: MutableMapping[str, Any], entrance: Entrance) -> Entry:
-    """Replaces the ticket in the request's head. GET of a stored response runs nothing, so it needs none."""
+    """Replaces the ticket in the request's head. What is done with a stored response runs nothing."""
     headers = list(scope.get("headers", ()))
-    if scope.get("method", "POST") != "POST":
+    if scope.get("method", "POST") != "POST" or _route(scope).startswith(RESPONSES + "/"):
         return Entry(None, "")
     tickets = [value for name, value in headers if name.lower() == TICKET_HEADER]
     # vLLM reads the first of several.

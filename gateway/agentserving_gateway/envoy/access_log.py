@@ -1,6 +1,7 @@
 """What Envoy records of each request: one JSON line for people, and the ends of calls for the picker. Pure.
 
-No line contains a prompt, an answer, a query or a credential.
+No line contains a prompt, an answer, a query or a credential: of a path, the name of its route is recorded, since a
+client may have put anything into a wrong one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _IS_PASSED_ON = f"'{names.CALL_ID}' in request.headers && !{_FAILED}"
 LINE: Json = {
     "time": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
     "method": "%REQ(:METHOD)%",
-    "path": "%PATH(NQ)%",
+    "path": "%ROUTE_NAME%",
     "status": "%RESPONSE_CODE%",
     "flags": "%RESPONSE_FLAGS%",
     "details": "%RESPONSE_CODE_DETAILS%",

@@ -70,6 +70,7 @@ def _preflights() -> list[Json]:
     wanted = (_methods("OPTIONS"), _present("origin"), _present("access-control-request-method"))
     return [
         {
+            "name": "preflight",
             "match": _match(".*", *wanted),
             "route": {"cluster": READS},
             "typed_per_filter_config": filters.not_asked(),
@@ -86,12 +87,14 @@ def _two_matches(route: Route, prefix: str, settings: FrontSettings) -> list[Jso
     bodiless = route.methods != ("POST",)
     headers = (_methods(*route.methods), *(_NO_BODY if bodiless else ()))
     after_look = {
+        "name": route.shown,
         "match": _match(prefix + route.path, _present(names.LOOK), *headers),
         "route": _to_engines(route) | _without(prefix),
         "typed_per_filter_config": filters.only_body(),
         **_heads(settings),
     }
     first = {
+        "name": route.shown,
         "match": _match(prefix + route.path, *headers),
         "route": _to_engines(route) | _without(prefix),
         "typed_per_filter_config": filters.only_head(),
@@ -155,24 +158,26 @@ def _heads(settings: FrontSettings) -> Json:
 def _own_routes() -> list[Json]:
     models = [
         {
+            "name": "/v1/models",
             "match": _match(prefix + MODELS, _methods("GET", "HEAD"), *_NO_BODY),
             "route": {"cluster": READS, "timeout": seconds(READS_S), **_without(prefix)},
             "typed_per_filter_config": filters.not_asked(),
         }
         for prefix in ("", PROGRAM_PREFIX)
     ]
-    return [*models, _answered(_match(HEALTH, _methods("GET", "HEAD")), 200, "ok\n")]
+    return [*models, _answered("/health", _match(HEALTH, _methods("GET", "HEAD")), 200, "ok\n")]
 
 
 def _refusals() -> list[Json]:
-    known = dict.fromkeys((*(route.path for route in ROUTES), MODELS))
-    paths = (*known, *(PROGRAM_PREFIX + path for path in known), HEALTH)
-    refused = [_answered(_match(path), 405, "method not allowed") for path in paths]
-    return [*refused, _answered({"prefix": "/"}, 404, "no such route")]
+    known = {route.path: route.shown for route in ROUTES} | {MODELS: "/v1/models"}
+    paths = {**known, **{PROGRAM_PREFIX + path: shown for path, shown in known.items()}, HEALTH: "/health"}
+    refused = [_answered(shown, _match(path), 405, "method not allowed") for path, shown in paths.items()]
+    return [*refused, _answered("no such route", {"prefix": "/"}, 404, "no such route")]
 
 
-def _answered(match: Json, status: int, text: str) -> Json:
+def _answered(name: str, match: Json, status: int, text: str) -> Json:
     return {
+        "name": name,
         "match": match,
         "direct_response": {"status": status, "body": {"inline_string": text}},
         "typed_per_filter_config": filters.not_asked(),

@@ -7,3 +7,15 @@ from __future__ import annotations
 KEEP_ALIVE_S = 75
 # vLLM's variable for it; seconds.
 VLLM_KEEP_ALIVE = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"
+
+# What gateways forward beside calls. POST: reads of a body, which engines with a pooling model also compute.
+COUNTED = ("/v1/messages/count_tokens", "/tokenize", "/detokenize")
+SCORED = (
+    "/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
+)  # fmt: skip
+# GET.
+SHOWN = ("/version", "/tokenizer_info")
+MODELS, RESPONSES = "/v1/models", "/v1/responses"
+
+# Header of requests that the sidecar makes for itself, with the secret that only its own pod has (pod_secret.py).
+POD_HEADER = "x-agentserving-pod"
