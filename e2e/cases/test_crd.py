@@ -224,5 +224,6 @@ def test_kubectl_prints_its_columns_and_accepts_its_short_names(admin: Kube, nam
     ).json()
     names = [each["name"] for each in table["columnDefinitions"]]
     assert names == ["Name", "Ready", "Reason", "URL", "Policy", "Engines", "Programs", "Age"]
-    (resource, *_) = admin.get("/apis/agentserving.io/v1alpha1")["resources"]
+    served = admin.get("/apis/agentserving.io/v1alpha1")["resources"]
+    resource = next(each for each in served if each["name"] == "agentservingclusters")
     assert (resource["shortNames"], resource["categories"]) == (["asc"], ["agentserving"])
