@@ -75,8 +75,9 @@ def test_engines_come_within_seconds_and_leave_without_breaking_a_call(scaled: D
         assert autoscaling(scaled)["reason"] in ("Context", "Waiting")
         eventually("both are ready", lambda: scaled.live()["status"]["engines"]["ready"] == 2, 120)
     assert many.failures == []
-    # Of one agent, one engine is enough. Its calls go on while the other engine is drained.
-    with Load(scaled.kubectl, scaled.url, agents=1, max_tokens=60) as few:
+    # Of one agent, one engine is enough: its calls are long, so that few programs begin within two minutes. They go on
+    # while the other engine is drained.
+    with Load(scaled.kubectl, scaled.url, agents=1, max_tokens=400) as few:
         eventually("one engine is left", lambda: size(scaled) == 1, 400)
         eventually("its pod is gone", lambda: len(scaled.pods("engine")) == 1, 120)
         eventually("nothing is drained any more", lambda: not autoscaling(scaled).get("draining"), 60)

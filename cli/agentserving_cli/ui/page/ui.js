@@ -152,7 +152,7 @@ function showCluster() {
     return;
   }
   const { counts, policy } = cluster;
-  byId("headline").textContent = `${counts.programs} programs; calls: ${counts.running} running, ${counts.waiting} queued, ` +
+  byId("headline").textContent = `${counts.programs} ${counts.programs === 1 ? "program" : "programs"}; calls: ${counts.running} running, ${counts.waiting} queued, ` +
     `${counts.completed} done${counts.unmanaged ? `, ${counts.unmanaged} unmanaged` : ""}${state.hold ? " — on hold" : ""}`;
   place.replaceChildren(h("div", { class: "cards" },
     h("div", { class: "card policy" },
