@@ -116,8 +116,8 @@ UNIT = re.compile(
     r"_(seconds|seconds_per_token|bytes|tokens|blocks|calls|programs|classes|keys|engines|writes|reports|version|epoch|revision|ratio|rows)$"
 )
 STATES = re.compile(
-    r"_(healthy|ready|attached|connected|framed|stuck|running|completed|unmanaged|in_flight|waiting|live|leader|state"
-    r"|health)$"
+    r"_(healthy|ready|attached|connected|framed|stuck|running|completed|unmanaged|in_flight|waiting|held|needed|live"
+    r"|leader|state|health)$"
 )
 
 
