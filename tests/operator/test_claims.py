@@ -12,7 +12,7 @@ from agentserving_operator.observe.claims import is_held
 from agentserving_operator.reconcile import Reconciler, VisitResult
 from agentserving_operator.spec.crd import KIND
 from support.memory_api import MemoryApi
-from support.operator_objects import IMAGES, no_tenants
+from support.operator_objects import IMAGES, no_scaling, no_tenants
 
 NOW = "2026-01-01T00:01:00Z"
 SPEC: dict[str, Any] = {"model": {"name": "tiny"}, "engine": {"type": "Simulator"}, "tls": {"issuer": "None"}}
@@ -26,7 +26,7 @@ async def no_answer(target: object) -> None:
 def operator(api: MemoryApi, lease: str = OURS) -> Reconciler:
     return Reconciler(
         api=api, apply_policy=no_answer, apply_tenants=no_tenants, images=IMAGES, now=lambda: NOW,
-        random_bytes=lambda n: b"r" * n, lease=lease,
+        random_bytes=lambda n: b"r" * n, lease=lease, scaling=no_scaling(),
     )  # fmt: skip
 
 
