@@ -2,7 +2,7 @@
 
 Arrivals are those of one hour of a code completion service (Azure), with its bursts, repeated for a day. Of them, as
 many as an office day's curve says begin a recorded coding session; the others are left out. Ours runs production's
-signals and decisions; beside it are autoscalers on queue length and on calls, and fixed numbers of engines.
+signals and decisions; compared with autoscalers on queue length and on calls, and fixed numbers of engines.
 
     python -m benchmarks.autoscaling [--hours 24] [--peak 20] [--seeds 2] [--json FILE]
 """

@@ -80,7 +80,7 @@ class Streaming:
 
 
 class RealLoop:
-    """One run of a closed loop. `client` is told when a program has ended, as its own client would."""
+    """One run of a closed loop. `client` closes each program when it has ended, as an agent would."""
 
     def __init__(self, client: Client, streaming: Streaming, tag: str) -> None:
         self._client, self._streaming, self._tag = client, streaming, tag

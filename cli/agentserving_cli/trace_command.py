@@ -18,8 +18,6 @@ WIDE_TIMELINE = 200
 
 
 def trace_command(where: Where) -> click.Command:
-    """`trace ID`."""
-
     @click.command()
     @click.argument("program_id")
     @click.option(

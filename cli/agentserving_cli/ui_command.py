@@ -14,8 +14,6 @@ from agentserving_cli.ui.server import Server, Source
 
 
 def ui_command(where: Where) -> click.Command:
-    """`ui`."""
-
     @click.command()
     @click.option("--port", type=click.IntRange(0, 65535), default=0, help="0, the default: any free one.")
     @click.option("--open/--no-open", "opens", default=True, help="Open a browser, if this is a terminal.")

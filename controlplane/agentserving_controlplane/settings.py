@@ -228,7 +228,7 @@ class TelemetryOptions:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """By name."""
+        """Headers of a request to the collector, by name."""
         return {name.strip(): value.strip() for name, _, value in (each.partition("=") for each in self.otlp_headers)}
 
 

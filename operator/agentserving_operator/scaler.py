@@ -3,7 +3,7 @@
 A visit says what is there (`seen`, `aim`) and makes the StatefulSet and the status as `wanted` says. A round here asks
 the control plane what programs need, decides (`scaling.decision`), plans (`scaling.plan`) and touches the cluster when
 a visit would now do something else. Engines to be drained are recorded in the status before they are drained, so that
-another operator ends the drains of those that stay after all, and nobody else's.
+another operator ends the drains of those that stay after all, but never those of an administrator.
 
 What is remembered of needs is lost with the process. Another one begins with the number in the status, and takes no
 engine away before it has seen for `scaleInSeconds` that fewer are needed.

@@ -318,6 +318,21 @@ async def attached(
     return engines
 
 
+async def leader_with(keys: PlayedKeys | None) -> tuple[ControlPlane, grpc.aio.Server, int]:
+    """A control plane that leads, the server that it is behind, and its port."""
+    settings = PlaneSettings(ticket_keys=lambda: (KEY,), policy="atlas", balancer=Balancer.LEAST_USED)
+    store = MemoryStore()
+    plane = ControlPlane(settings, store, await store.acquire("test"), lambda error: None)
+    await plane.recover(store)
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    add_services(server, plane)
+    if keys is not None:
+        keys.serve(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return plane, server, port
+
+
 @asynccontextmanager
 async def rig(
     *scripts: Script,
@@ -332,16 +347,7 @@ async def rig(
     `keys`: what the leader says of clients' keys; without them everybody is served. `tokens`: JWTs open as well.
     `engine_tls`: of engines that speak TLS, by name, to a front with an `engine_ca`.
     """
-    settings = PlaneSettings(ticket_keys=lambda: (KEY,), policy="atlas", balancer=Balancer.LEAST_USED)
-    store = MemoryStore()
-    plane = ControlPlane(settings, store, await store.acquire("test"), lambda error: None)
-    await plane.recover(store)
-    server = grpc.aio.server(options=SERVER_OPTIONS)
-    add_services(server, plane)
-    if keys is not None:
-        keys.serve(server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    plane, server, port = await leader_with(keys)
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
     engines = await attached(scripts, models, channel, plane, engine_tls)
     link = Link(port)
@@ -349,19 +355,14 @@ async def rig(
     stack = AsyncExitStack()
     run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="as-")))
     leader, leader_of_keys = (LeaderChannel(f"127.0.0.1:{link.port}") for _ in range(2))
-    picker = await stack.enter_async_context(
-        FrontPicker(
-            run_dir,
-            leader,
-            tokens=tokens,
-            keys_channel=leader_of_keys if keys is not None else None,
-            max_connections=front.get("max_connections", MAX_CONNECTIONS),
-            engine_tls=EngineTls(*(front.get(f"engine_{each}") for each in ("ca", "cert", "key"))),
-            hold_s=front.get("hold_s", 0.0),
-        )
-    )
+    made = FrontPicker(
+        run_dir, leader, tokens=tokens, keys_channel=leader_of_keys if keys is not None else None,
+        max_connections=front.get("max_connections", MAX_CONNECTIONS), hold_s=front.get("hold_s", 0.0),
+        engine_tls=EngineTls(*(front.get(f"engine_{each}") for each in ("ca", "cert", "key"))),
+    )  # fmt: skip
+    picker = await stack.enter_async_context(made)
     admission = picker.admission
-    running = [asyncio.create_task(admission.run()), asyncio.create_task(picker.crowd.run())]
+    running = [asyncio.create_task(each.run()) for each in (admission, picker.crowd)]
     if picker.keys is not None:
         running.append(asyncio.create_task(picker.keys.run()))
     await until(lambda: admission.connected and len(admission.known_engines) == len(engines))

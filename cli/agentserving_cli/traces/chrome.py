@@ -18,7 +18,7 @@ TOOLS_TRACK = 1
 
 
 def chrome_trace(trace: Trace) -> dict[str, Any]:
-    """The whole document."""
+    """The trace in Chrome's trace event format, which Perfetto opens: a process for each program."""
     programs = program_spans(trace)
     origin_us, _ = bounds_us(programs)
     events = [event for pid, each in enumerate(programs, start=1) for event in _program(each, pid, origin_us)]

@@ -62,7 +62,7 @@ class Source:
             return {"hidden": "engines and policy are shown to administrators: this key is a client's"}
 
     def trace(self, program_id: str) -> Json:
-        """A run."""
+        """A program's run, as the page draws it."""
         return trace_json(self._client.get_trace(program_id))
 
 

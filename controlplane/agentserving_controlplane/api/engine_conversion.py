@@ -178,7 +178,6 @@ def _account(account: directives.Account) -> engine_service_pb2.ProgramAccount:
 
 
 def demand_to_message(demand: Demand) -> admin_service_pb2.GetDemandResponse:
-    """GetDemand's answer."""
     signals, size, needed = demand.signals, demand.size, demand.needed
     return admin_service_pb2.GetDemandResponse(
         programs=signals.programs,

@@ -109,7 +109,7 @@ class _Tree:
 
     @property
     def tokens(self) -> int:
-        """Its context."""
+        """Tokens of context that the tree has in KV caches."""
         return max(self.kept_tokens, self.prompt_tokens)
 
 

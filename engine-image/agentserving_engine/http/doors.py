@@ -4,7 +4,7 @@
 |---|---|---|
 | OPEN | /health, which kubelet asks | nothing |
 | CALL | POST to the routes that generate | a ticket, for one request (entrance.py) |
-| READ | what gateways forward beside calls: tokens, scores, stored responses, names of models | a gateway's ticket |
+| READ | what gateways forward besides calls: tokens, scores, stored responses, names of models | a gateway's ticket |
 | POD | all else: metrics, documentation, adapters, sleep, whatever a version of vLLM adds | the secret of the pod |
 
 The secret opens READ as well: the sidecar asks for the list of models. A ticket of the control plane does not, because

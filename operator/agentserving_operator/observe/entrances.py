@@ -1,6 +1,6 @@
-"""Whether what the spec asks for beside the gateways' Service is served: Ingress, HTTPRoute, load balancer. Pure.
+"""Whether the entrances that the spec asks for are served: Ingress, HTTPRoute, load balancer. Pure.
 
-The API server accepts an Ingress of a class that nobody serves, and an HTTPRoute to a Gateway that does not exist.
+The API server accepts an Ingress of a class without a controller, and an HTTPRoute to a Gateway that does not exist.
 Whether somebody serves them shows only in their status, which their controllers write.
 """
 
@@ -68,7 +68,9 @@ def _refusals(cluster: AgentServingCluster, route: Manifest | None) -> Iterator[
         about = f"HTTPRoute {cluster.name}, Gateway {namespace}/{reference.name}"
         conditions = said.get((namespace, reference.name, reference.section_name or ""))
         if not conditions:
-            message = "nobody has looked at the route: is there such a Gateway, and does its controller run?"
+            message = (
+                "no controller has accepted or refused the route: is there such a Gateway, and does its controller run?"
+            )
             yield Trouble(Reason.ROUTE_NOT_ACCEPTED, f"{about}: {message}")
             continue
         for each in conditions:

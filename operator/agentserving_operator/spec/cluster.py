@@ -159,7 +159,7 @@ class Model:
         "A Jinja template (--chat-template); absent: the model's own. Engines read it when they start.", default=None
     )
     lora_adapters: tuple[LoraAdapter, ...] = items(
-        "LoRA adapters, listed by /v1/models beside the model. A change restarts engines, one at a time.",
+        "LoRA adapters, listed by /v1/models with the model. A change restarts engines, one at a time.",
         64, list_type="map", keys=("name",),
     )  # fmt: skip
     max_lora_rank: int = integer("The highest rank among them.", 8, 512, default=16)

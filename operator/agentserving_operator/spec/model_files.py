@@ -1,4 +1,4 @@
-"""The part of the spec about what is served beside the model itself: a chat template and LoRA adapters."""
+"""The part of the spec about what is served with the model: a chat template and LoRA adapters."""
 
 from __future__ import annotations
 

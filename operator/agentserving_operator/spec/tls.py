@@ -75,7 +75,7 @@ class Tls:
     )
     # Immutable, because a gateway and an engine of which only one has changed cannot talk to each other.
     engines: bool = flag(
-        "Calls to engines are encrypted as well, and engines serve nobody who shows no certificate of this cluster: "
+        "Calls to engines are encrypted as well, and engines reject clients without a certificate of this cluster: "
         "only gateways, their own sidecars, and pods with the Secret <cluster>-client-tls. Immutable.",
         default=False,
         immutable=True,

@@ -8,7 +8,7 @@ KEEP_ALIVE_S = 75
 # vLLM's variable for it; seconds.
 VLLM_KEEP_ALIVE = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"
 
-# What gateways forward beside calls. POST: reads of a body, which engines with a pooling model also compute.
+# What gateways forward besides calls. POST: reads of a body, which engines with a pooling model also compute.
 COUNTED = ("/v1/messages/count_tokens", "/tokenize", "/detokenize")
 SCORED = (
     "/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
