@@ -80,7 +80,8 @@ _RAN_NEVER: dict[str, Any] = {"ready": False, "restartCount": 0, "image": "e", "
 
 
 def engines(admin: Kube, namespace: str) -> tuple[str, str]:
-    found = conditions(live(admin, namespace))["EnginesReady"]
+    """Reason and message of EnginesReady; empty before the first visit has ended."""
+    found = conditions(live(admin, namespace)).get("EnginesReady", {"reason": "", "message": ""})
     return found["reason"], found["message"]
 
 

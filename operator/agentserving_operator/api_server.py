@@ -19,7 +19,7 @@ from agentserving_process.audit import Refusals, changed
 from kubernetes.aio import client, config
 
 from agentserving_operator import metrics
-from agentserving_operator.errors import ApiError, RefusedError, UnavailableError, WatchExpiredError
+from agentserving_operator.errors import ApiError, ConflictError, RefusedError, UnavailableError, WatchExpiredError
 from agentserving_operator.manifests.common import MANAGER, Manifest
 from agentserving_operator.spec.crd import GROUP, KIND, PLURAL, TENANT_KIND, TENANT_PLURAL, VERSION
 
@@ -201,11 +201,13 @@ class ApiServer:
             if error.status not in (404, 409):
                 raise
 
-    async def apply_status(self, manifest: Manifest) -> None:
-        """Replaces the status of a custom resource."""
+    async def apply_status(self, manifest: Manifest) -> Manifest:
+        """Replaces the status of a custom resource. A resourceVersion in its metadata must be the newest one."""
         metadata = manifest["metadata"]
         path = path_of(manifest["kind"], metadata["namespace"], metadata["name"], "status")
-        await self._call("PATCH", path, [("fieldManager", MANAGER), ("force", "true")], manifest, APPLY)
+        query = [("fieldManager", MANAGER), ("force", "true")]
+        applied: Manifest = await self._call("PATCH", path, query, manifest, APPLY)
+        return applied
 
     @contextmanager
     def _audited(self, verb: str, manifest: Manifest) -> Iterator[None]:
@@ -325,4 +327,5 @@ async def _error_response(response: aiohttp.ClientResponse, request: str) -> Api
         return WatchExpiredError(f"{request}: {message}")
     if response.status in (429, 500, 502, 503, 504):
         return UnavailableError(f"{request}: {message}")
-    return RefusedError(response.status, reason, message)
+    refused = ConflictError if reason == "Conflict" else RefusedError
+    return refused(response.status, reason, message)

@@ -2,6 +2,7 @@
 
 ApiError                    anything that went wrong with a request
 ├── RefusedError            the API server refused it: repeating it changes nothing
+│   └── ConflictError       the object was changed since it was read
 ├── UnavailableError        no response, or one that asks to try again later
 └── WatchExpiredError       a watch must list again
 """
@@ -19,6 +20,10 @@ class RefusedError(ApiError):
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(message)
         self.status, self.reason = status, reason
+
+
+class ConflictError(RefusedError):
+    """The object was changed since it was read: read it again and decide anew."""
 
 
 class UnavailableError(ApiError):

@@ -18,7 +18,7 @@ import structlog
 from agentserving.client.values import TenantSettings
 
 from agentserving_operator.control_planes import PolicyRefusedError, Target
-from agentserving_operator.errors import RefusedError
+from agentserving_operator.errors import ConflictError, RefusedError
 from agentserving_operator.issuing import Issued, issue
 from agentserving_operator.manifests import AgentServingCluster, Component, Images, Manifest, desired
 from agentserving_operator.manifests.common import Port
@@ -81,8 +81,8 @@ class Api(Protocol):
     async def delete(self, live: Manifest) -> None:
         """Deletes this very object; no error when it is gone."""
 
-    async def apply_status(self, manifest: Manifest) -> None:
-        """Replaces the whole status."""
+    async def apply_status(self, manifest: Manifest) -> Manifest:
+        """Replaces the whole status. ConflictError when metadata names a resourceVersion that is not the newest."""
 
 
 class VisitResult(StrEnum):
@@ -125,6 +125,14 @@ class Reconciler:
 
     async def visit(self, namespace: str, name: str) -> VisitResult:
         """Visits one cluster. UnavailableError when the API server does not respond."""
+        try:
+            return await self._visit(namespace, name)
+        except ConflictError:
+            # A user, an autoscaler or another operator was faster: what we decided is about an object of the past.
+            log.info("changed during the visit, will visit again", namespace=namespace, name=name)
+            return VisitResult.PENDING
+
+    async def _visit(self, namespace: str, name: str) -> VisitResult:
         live = await self.api.get(KIND, namespace, name)
         if live is None or "deletionTimestamp" in live["metadata"]:
             self.scaling.forget((namespace, name))
@@ -133,6 +141,7 @@ class Reconciler:
             return VisitResult.GONE
         if await self._is_foreign(live):
             return VisitResult.FOREIGN
+        live = await self._claimed(live)
         generation, previous = int(live["metadata"]["generation"]), live.get("status", {})
         try:
             cluster = self._cluster(live)
@@ -177,6 +186,16 @@ class Reconciler:
             log.warning("left alone, another operator looks after it", **about)
             await self._say(left_alone(live, holder, self.now(), self.random_bytes(4).hex()))
         return held
+
+    async def _claimed(self, live: Manifest) -> Manifest:
+        """The cluster with this operator's Lease recorded. ConflictError when another operator may have been faster.
+
+        Before anything else is written: of two operators that find a new cluster in one moment, only one makes it.
+        """
+        previous = live.get("status", {})
+        if recorded(previous) == self.lease:
+            return live
+        return await self.api.apply_status(_with_status(live, {**previous, "operator": self.lease}))
 
     def _cluster(self, live: Manifest) -> AgentServingCluster:
         metadata, previous = live["metadata"], live.get("status", {})
@@ -301,11 +320,10 @@ class Reconciler:
 
     async def _write_status(self, live: Manifest, status: dict[str, Any]) -> None:
         """Writes the status if it changed, and an Event for each condition that changed."""
-        previous, metadata = live.get("status", {}), live["metadata"]
+        previous = live.get("status", {})
         if status == previous:
             return
-        named = {"name": metadata["name"], "namespace": metadata["namespace"]}
-        await self.api.apply_status({"apiVersion": API_VERSION, "kind": KIND, "metadata": named, "status": status})
+        await self.api.apply_status(_with_status(live, status))
         for event in events_of(live, previous, status, self.now(), self.random_bytes(4).hex()):
             await self._say(event)
 
@@ -316,6 +334,12 @@ class Reconciler:
             # Nothing depends on Events, and a namespace that is being deleted takes none.
             about = event["regarding"]
             log.warning("event refused", namespace=about["namespace"], name=about["name"], error=str(error))
+
+
+def _with_status(live: Manifest, status: dict[str, Any]) -> Manifest:
+    """What to apply for a status that was decided on this version of the cluster."""
+    named = {key: live["metadata"][key] for key in ("name", "namespace", "resourceVersion")}
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": named, "status": status}
 
 
 def _target(cluster: AgentServingCluster, observed: Observed, issued: Issued) -> Target | None:

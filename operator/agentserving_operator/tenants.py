@@ -37,7 +37,7 @@ class Api(Protocol):
     async def find(self, kind: str, namespace: str, labels: Mapping[str, str] | None = None) -> list[Manifest]:
         """Objects with these labels."""
 
-    async def apply_status(self, manifest: Manifest) -> None:
+    async def apply_status(self, manifest: Manifest) -> Manifest:
         """Replaces the whole status."""
 
 

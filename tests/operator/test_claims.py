@@ -69,6 +69,45 @@ async def test_the_first_operator_records_its_lease() -> None:
     assert await operator(api).visit("ns", "demo") is not VisitResult.FOREIGN
 
 
+async def test_of_two_operators_that_find_a_cluster_in_one_moment_one_makes_it() -> None:
+    """Each reads that none is recorded before the other one writes."""
+    api = MemoryApi()
+    api.put_cluster("ns", "demo", SPEC)
+    api.objects["Lease", "elsewhere", "green-operator"] = lease("2026-01-01T00:00:55Z")
+    get, green = api.get, operator(api, OTHERS)
+
+    async def then_the_other_one_visits(kind: str, namespace: str, name: str) -> Manifest | None:
+        found = await get(kind, namespace, name)
+        api.get = get  # type: ignore[method-assign]
+        await green.visit("ns", "demo")
+        api.writes.clear()
+        return found
+
+    api.get = then_the_other_one_visits  # type: ignore[method-assign]
+    blue = operator(api)
+    assert await blue.visit("ns", "demo") is VisitResult.PENDING
+    assert api.writes == ["status AgentServingCluster demo"], "of which the API server refuses the only one"
+    assert api.objects[KIND, "ns", "demo"]["status"]["operator"] == OTHERS
+    assert await blue.visit("ns", "demo") is VisitResult.FOREIGN
+
+
+async def test_an_operator_that_was_succeeded_during_a_visit_takes_nothing_back() -> None:
+    api = claimed_by(OURS, lease("2026-01-01T00:00:55Z"))
+    blue, create = operator(api), api.create
+
+    async def then_it_is_succeeded(manifest: Manifest) -> Manifest | None:
+        created = await create(manifest)
+        status = {**api.objects[KIND, "ns", "demo"]["status"], "operator": OTHERS}
+        named = {"name": "demo", "namespace": "ns"}
+        await api.apply_status({"kind": KIND, "metadata": named, "status": status})
+        api.create = create  # type: ignore[method-assign]
+        return created
+
+    api.create = then_it_is_succeeded  # type: ignore[method-assign]
+    assert await blue.visit("ns", "demo") is VisitResult.PENDING
+    assert api.objects[KIND, "ns", "demo"]["status"]["operator"] == OTHERS
+
+
 @pytest.mark.parametrize("mine", [OURS, ""])
 async def test_a_cluster_of_another_operator_is_left_alone_with_one_event(mine: str) -> None:
     api = claimed_by(OTHERS, lease("2026-01-01T00:00:55Z"))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentserving_operator.api_server import CHILD_KINDS
-from agentserving_operator.errors import RefusedError, UnavailableError
+from agentserving_operator.errors import ConflictError, RefusedError, UnavailableError
 from agentserving_operator.manifests import Manifest
 from agentserving_operator.spec.crd import API_VERSION, KIND, TENANT_KIND
 
@@ -117,8 +117,11 @@ class MemoryApi:
         self._write("delete", live["kind"], where["name"])
         self.objects.pop((live["kind"], where["namespace"], where["name"]), None)
 
-    async def apply_status(self, manifest: Manifest) -> None:
+    async def apply_status(self, manifest: Manifest) -> Manifest:
         where = manifest["metadata"]
         self._write("status", manifest["kind"], where["name"])
         old = self.objects[manifest["kind"], where["namespace"], where["name"]]
-        self._store({**old, "status": copy.deepcopy(manifest["status"])})
+        newest = old["metadata"]["resourceVersion"]
+        if where.get("resourceVersion", newest) != newest:
+            raise ConflictError(409, "Conflict", "the object has been modified")
+        return self._store({**old, "status": copy.deepcopy(manifest["status"])})
