@@ -1,6 +1,7 @@
 """/metrics of a control plane. Nothing is counted twice: the collector reads the leader's state when it is scraped.
 
-Labels are bounded: outcomes and states are closed enums, and an engine's series disappear when the registry forgets it.
+Labels are bounded: outcomes and states are closed enums, an engine's series disappear when the registry forgets it, and
+histograms have series for so many tenants and classes and then one for all others.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from types import MappingProxyType
 
 from agentserving.contract.phases import PrefixMiss
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector as CollectorBase
 
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engines.health import EngineState
 from agentserving_controlplane.policy.auto import Chosen
+from agentserving_controlplane.table.distributions import Histogram
 from agentserving_controlplane.table.rows import TimeRow
 
 
@@ -38,6 +40,7 @@ class Collector(CollectorBase):
         if plane is not None:
             yield from _programs(plane)
             yield from _times(plane)
+            yield from _distributions(plane)
             yield from _store(plane)
             yield from _engines(plane)
             yield from _demand(plane)
@@ -98,6 +101,22 @@ def _times(plane: ControlPlane) -> Iterator[Metric]:
     for result, count in plane.span_counts.items():
         spans.add_metric([result], count)
     yield from (calls, lost, spans)
+
+
+def _distributions(plane: ControlPlane) -> Iterator[Metric]:
+    series = plane.table.totals.times.distributions.series
+    for name, attribute, text in (
+        ("agentserving_call_wait_seconds", "wait", "Time of a call in which it was not computed: gateway, held, queue, preempted"),
+        ("agentserving_call_first_token_seconds", "first_token", "From the request at the gateway to its first token"),
+        ("agentserving_call_output_token_seconds", "output_token", "Time between two tokens of a call, its average"),
+        ("agentserving_program_seconds", "program", "From the opening of a program to its end"),
+        ("agentserving_program_slowdown_ratio", "slowdown", "A program's time in calls by the time computed for them; 1 = no wait"),
+    ):
+        family = HistogramMetricFamily(name, text, labels=["tenant", "class"])
+        for (tenant, class_name), each in series.items():
+            histogram: Histogram = getattr(each, attribute)
+            family.add_metric([tenant, class_name], histogram.cumulative, histogram.total)
+        yield family
 
 
 def _store(plane: ControlPlane) -> Iterator[Metric]:

@@ -135,6 +135,15 @@ def test_alerts_and_dashboard_use_metrics_that_exist(name: str) -> None:
     assert asked <= exported()
 
 
+def test_each_alert_has_a_section_of_the_runbook_and_each_section_an_alert() -> None:
+    rules = yaml.safe_load((CHART / "files/alerts.yaml").read_text())
+    alerts = [rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule]
+    sections = re.findall(r"^## (\w+)$", (ROOT / "docs/runbook.md").read_text(), re.MULTILINE)
+    assert sorted(sections) == sorted(alert["alert"] for alert in alerts)
+    for alert in alerts:
+        assert alert["annotations"]["runbook"] == f"runbook/#{alert['alert'].lower()}"
+
+
 def test_monitors_name_ports_that_the_pods_have_and_that_are_open_to_prometheus() -> None:
     monitored = re.findall(r'"([a-z-]+)" \(list ([^)]*)\)', (CHART / "templates/monitors.yaml").read_text())
     assert {component for component, _ in monitored} == {each.value for each in Component}

@@ -248,6 +248,7 @@ class Programs:
         self._index.active(row, now.steady_us)
         self._index.note_end(row)
         self._totals.programs_completed += 1
+        self._totals.times.distributions.program_ended(row)
         if row.root == row.program_id:
             self._ended.append(row)
             self.demand.program_ended(row.key, now.steady_us, is_whole=outcome is Outcome.COMPLETED)

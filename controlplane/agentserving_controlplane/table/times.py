@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from agentserving.contract.phases import PhaseKind, PrefixMiss
 
+from agentserving_controlplane.table.distributions import Distributions
 from agentserving_controlplane.table.rows import MAX_SUM, CallRow, ProgramRow, TimeRow
 
 _FIELDS: dict[int, str] = {
@@ -28,6 +29,7 @@ class TimeTotals:
 
     times: TimeRow = field(default_factory=TimeRow)
     misses: dict[int, tuple[int, int]] = field(default_factory=dict)
+    distributions: Distributions = field(default_factory=Distributions)
 
 
 def call_admitted(row: ProgramRow, totals: TimeTotals, now_us: int) -> None:
@@ -40,6 +42,7 @@ def call_admitted(row: ProgramRow, totals: TimeTotals, now_us: int) -> None:
 
 def call_charged(row: ProgramRow, call: CallRow, totals: TimeTotals) -> None:
     """A call that its engine has reported has ended."""
+    totals.distributions.call_ended(row, call)
     call.prefix_miss = prefix_miss(row, call)
     lost = max(0, call.common_tokens - call.cached_tokens) if call.prefix_miss == PrefixMiss.EVICTED else 0
     for times, misses in ((row.times, row.prefix_misses), (totals.times, totals.misses)):

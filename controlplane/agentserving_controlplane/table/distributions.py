@@ -1,0 +1,106 @@
+"""How long calls and programs took, as histograms by tenant and class, for /metrics. Pure.
+
+Phases of a call are its engine's, so a call that ended without an engine's report is in none of them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from agentserving.contract.ids import Tenant
+from agentserving.contract.phases import PhaseKind
+
+from agentserving_controlplane.table.rows import CallRow, ProgramRow
+
+# Pairs of a tenant and a class (a program's name) with series of their own; later ones are counted together.
+MAX_SERIES = 64
+OTHER = (Tenant("other"), "other")
+
+_WAITING = frozenset((PhaseKind.HELD, PhaseKind.QUEUE, PhaseKind.PREEMPTED))
+_CALL_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_TOKEN_S = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
+_PROGRAM_S = (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400)
+_SLOWDOWN = (1.01, 1.1, 1.25, 1.5, 2, 3, 5, 10, 20, 50)
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts of values up to each of `bounds`, which ascend, and of those above the last one."""
+
+    bounds: Sequence[float]
+    counts: list[int] = field(default_factory=list)
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def observe(self, value: float) -> None:
+        """Counts a value. A bound includes what is equal to it, as in Prometheus."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    @property
+    def cumulative(self) -> list[tuple[str, int]]:
+        """(upper bound, values up to it), ending with `+Inf`."""
+        names, running, pairs = [*map(str, map(float, self.bounds)), "+Inf"], 0, []
+        for name, count in zip(names, self.counts, strict=True):
+            running += count
+            pairs.append((name, running))
+        return pairs
+
+
+@dataclass(slots=True)
+class Series:
+    """Of one tenant and class; seconds, and `slowdown` the time in calls by the time computed for them."""
+
+    wait: Histogram = field(default_factory=lambda: Histogram(_CALL_S))
+    first_token: Histogram = field(default_factory=lambda: Histogram(_CALL_S))
+    output_token: Histogram = field(default_factory=lambda: Histogram(_TOKEN_S))
+    program: Histogram = field(default_factory=lambda: Histogram(_PROGRAM_S))
+    slowdown: Histogram = field(default_factory=lambda: Histogram(_SLOWDOWN))
+
+
+@dataclass(slots=True)
+class Distributions:
+    """Of calls and programs that ended since this process began to lead."""
+
+    series: dict[tuple[Tenant, str], Series] = field(default_factory=dict)
+
+    def _of(self, row: ProgramRow) -> Series:
+        key = (row.tenant, row.name)
+        found = self.series.get(key)
+        if found is None:
+            key = key if len(self.series) < MAX_SERIES else OTHER
+            found = self.series.setdefault(key, Series())
+        return found
+
+    def call_ended(self, row: ProgramRow, call: CallRow) -> None:
+        """A call has ended that its engine has reported."""
+        series = self._of(row)
+        wait_us = before_us = call.gateway_us
+        after_us, answering = 0, False
+        for kind, us in call.phases:
+            answering |= kind == PhaseKind.DECODE
+            wait_us += us if kind in _WAITING else 0
+            if answering:
+                after_us += us
+            else:
+                before_us += us
+        series.wait.observe(wait_us / 1e6)
+        if call.output_tokens:
+            series.first_token.observe(before_us / 1e6)
+        if call.output_tokens > 1:
+            series.output_token.observe(after_us / 1e6 / (call.output_tokens - 1))
+
+    def program_ended(self, row: ProgramRow) -> None:
+        """A program has ended, whose calls all have; one that had no call is not counted."""
+        if not row.calls_completed:
+            return
+        series, times = self._of(row), row.times
+        series.program.observe((row.close_us - row.open_us) / 1e6)
+        computing_us = times.prefill_us + times.decode_us
+        if computing_us:
+            waiting_us = times.gateway_us + times.held_us + times.queue_us + times.preempted_us
+            series.slowdown.observe((computing_us + waiting_us) / computing_us)
