@@ -3,11 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
-buf_version=1.75.0
-buf_home="${XDG_CACHE_HOME:-$HOME/.cache}/agentserving/buf-$buf_version"
-if [ ! -x "$buf_home/node_modules/.bin/buf" ]; then
-  npm install --silent --no-audit --no-fund --prefix "$buf_home" "@bufbuild/buf@$buf_version" >/dev/null 2>&1
-fi
 step() { printf '%-16s' "$1"; shift; "$@" && echo ok; }
 step "ruff" ruff check --quiet .
 step "format" ruff format --quiet --check .
@@ -22,7 +17,7 @@ step "mypy, tools" env MYPYPATH=e2e:tests mypy --no-error-summary --explicit-pac
 step "bandit" bandit --quiet --recursive --configfile pyproject.toml --exclude '*_pb2.py,*_pb2_grpc.py' \
   proto process controlplane gateway cli engine-image simulator operator
 step "import-linter" bash -c 'lint-imports --no-cache >/tmp/lint-$$.log 2>&1 || { cat /tmp/lint-$$.log; rm -f /tmp/lint-$$.log; exit 1; }; rm -f /tmp/lint-$$.log'
-step "buf" "$buf_home/node_modules/.bin/buf" lint
+step "buf" scripts/buf.sh lint
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 scripts/proto.sh "$scratch" >/dev/null

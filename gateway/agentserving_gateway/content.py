@@ -17,7 +17,7 @@ import hashlib
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -35,6 +35,8 @@ MAX_TURNS = 256
 MAX_CALLS, MAX_CALLS_OF_TENANT = 65_536, 16_384
 # Runs that are equal so far. Beyond it the oldest is forgotten and continues as a new program.
 MAX_HEADS = 256
+# Bytes digested in one step of a reading, half a millisecond of work.
+STEP_BYTES = 1 << 18
 # An answer of this many bytes is hardly given twice. "Hello! How can I help you today?" is.
 LONG_TURN_BYTES = 256
 
@@ -79,11 +81,18 @@ class _Item(msgspec.Struct):
 
 
 _TEXTS = msgspec.json.Decoder(list[msgspec.Raw])
-_ITEMS = msgspec.json.Decoder(list[_Item])
+_ITEM = msgspec.json.Decoder(_Item)
 
 
-def conversation_of(body: Body, secret: bytes = b"") -> Conversation | None:
-    """None for a body without a list of messages, or one that is not readable, too long, or only a continuation."""
+# Pauses in which others may be served, and its result at the end.
+Reading = Generator[None, None, "Conversation | None"]
+
+
+def reading(body: Body, secret: bytes) -> Reading:
+    """None for a body without a list of messages, or one that is not readable, too long, or only a continuation.
+
+    Pauses between messages and within long ones. What cannot be interrupted is one pass over the body.
+    """
     raw = body.messages or body.input
     if not raw or body.previous_response_id is not None:
         return None
@@ -91,18 +100,30 @@ def conversation_of(body: Body, secret: bytes = b"") -> Conversation | None:
         messages = _TEXTS.decode(raw)
         if not messages or len(messages) > MAX_MESSAGES:
             return None
-        texts = [bytes(text) for text in (body.system, body.instructions, *messages)]
-        if any(b'"cache_control"' in text for text in texts):
-            texts = [_unmarked(text) if text else text for text in texts]
+        yield
+        texts = []
+        for message in (body.system, body.instructions, *messages):
+            text = bytes(message)
+            texts.append(_unmarked(text) if b'"cache_control"' in text else text)
+            yield
         state = hashlib.sha256(secret)
         for text in texts[:2]:
-            state.update(text + b"\0")
-        return _walk(state, _ITEMS.decode(raw), texts[2:])
+            yield from _digested(state, text)
+        return (yield from _walk(state, texts[2:]))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
-def _walk(state: Any, items: list[_Item], texts: list[bytes]) -> Conversation:
+def _digested(state: Any, text: bytes) -> Generator[None, None, None]:
+    """Adds a text and a zero byte, which separates texts because JSON has none."""
+    view = memoryview(text)
+    for begin in range(0, len(text), STEP_BYTES):
+        state.update(view[begin : begin + STEP_BYTES])
+        yield
+    state.update(b"\0")
+
+
+def _walk(state: Any, texts: list[bytes]) -> Reading:
     turns: list[Turn] = []
     before, size, is_unique = b"", 0, False
 
@@ -110,8 +131,8 @@ def _walk(state: Any, items: list[_Item], texts: list[bytes]) -> Conversation:
         telling = Telling.UNIQUE if is_unique else Telling.LONG if size >= LONG_TURN_BYTES else Telling.NO
         turns.append(Turn(before, state.digest(), telling))
 
-    for item, text in zip(items, texts, strict=True):
-        if _is_generated(item):
+    for text in texts:
+        if _is_generated(_ITEM.decode(text)):
             if not before:
                 before, size, is_unique = state.digest(), 0, False
             size += len(text)
@@ -119,9 +140,7 @@ def _walk(state: Any, items: list[_Item], texts: list[bytes]) -> Conversation:
         elif before:
             end_turn()
             before = b""
-        # JSON has no zero byte: it separates messages.
-        state.update(text)
-        state.update(b"\0")
+        yield from _digested(state, text)
     if before:
         end_turn()
     return Conversation(state.digest(), tuple(turns[: -MAX_TURNS - 1 : -1]))
@@ -169,13 +188,12 @@ class Runs:
     def __len__(self) -> int:
         return self._size
 
-    def program_of(self, tenant: Tenant, body: Body) -> ProgramId:
-        """The program of a call's run; empty for one that extends no known call. The call is remembered."""
-        conversation = conversation_of(body, self._secret)
-        return ProgramId("") if conversation is None else self.join(tenant, conversation)
+    def reading(self, body: Body) -> Reading:
+        """What `join` needs of a call without an id; see `reading` above."""
+        return reading(body, self._secret)
 
     def join(self, tenant: Tenant, conversation: Conversation) -> ProgramId:
-        """The program of a conversation, which is remembered as its newest call."""
+        """The program of a call's run; empty for one that extends no known call. The call is remembered."""
         known = self._tenants.setdefault(tenant, OrderedDict())
         self._tenants.move_to_end(tenant)
         program = self._extended(known, conversation)

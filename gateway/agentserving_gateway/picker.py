@@ -6,6 +6,7 @@ program; the body is read only when the head does not, and then nothing but the 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from agentserving_gateway import metrics
 from agentserving_gateway.admission import Admission, HoldError
 from agentserving_gateway.body import Body, read_body
 from agentserving_gateway.calls import Admitted, CallRequest, Ending, EndOfCall
-from agentserving_gateway.content import Runs
+from agentserving_gateway.content import Conversation, Reading, Runs
 from agentserving_gateway.credentials import Authenticator, Client
 from agentserving_gateway.engines import Engine
 from agentserving_gateway.errors import HttpError
@@ -36,6 +37,8 @@ from agentserving_gateway.uploads import Uploads
 TRACE_PARENT, MAX_TRACE_PARENT = "traceparent", 55
 # Choices of the leader outside a subset before the request is refused.
 MAX_FOREIGN = 3
+# For how long a long body is read before others are served.
+TURN_S = 0.002
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +184,8 @@ class Picker:
         body = Body() if content is None else read_body(content)
         identity = named or from_body(body)
         if not identity.program_id and self._runs is not None:
-            program = self._runs.program_of(client.tenant, body)
+            conversation = await _in_turns(self._runs.reading(body))
+            program = self._runs.join(client.tenant, conversation) if conversation is not None else ProgramId("")
             identity = Identity(program_id=program, source="content") if program else identity
         holder = None
         if head.path == RESPONSES and is_response_id(body.previous_response_id):
@@ -268,6 +272,20 @@ class Picker:
             addresses=tuple(each.address for each in engines),
             ticket=self._admission.ticket_to_read(tenant, engines),
         )
+
+
+async def _in_turns(steps: Reading) -> Conversation | None:
+    """Lets other requests be answered whenever this one has had TURN_S."""
+    began = time.perf_counter()
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: Conversation | None = end.value
+            return found
+        if time.perf_counter() - began > TURN_S:
+            await asyncio.sleep(0)
+            began = time.perf_counter()
 
 
 def _prompt_tokens(head: Head, content: bytes | None) -> int:

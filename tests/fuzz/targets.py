@@ -32,6 +32,7 @@ from agentserving_process.frames import codec
 from controlplane.guarded_plane import bearer
 from controlplane.table_builders import check_invariants
 from fuzz.api_client import ADMIN, Api
+from support.reading import program_of
 from support.served_plane import SETTINGS
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -109,7 +110,7 @@ def http(data: bytes) -> None:
     with contextlib.suppress(HttpError):
         body = read_body(data[len(path) + len(line) + 2 :])
         from_body(body)
-        Runs().program_of(Tenant("t"), body)
+        program_of(Runs(), Tenant("t"), body)
         body.model_name.encode()
 
 

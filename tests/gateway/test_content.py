@@ -12,11 +12,12 @@ import pytest
 from agentserving.contract.ids import Tenant
 from agentserving_gateway import content
 from agentserving_gateway.body import read_body
-from agentserving_gateway.content import LONG_TURN_BYTES, MAX_MESSAGES, Runs, conversation_of
+from agentserving_gateway.content import LONG_TURN_BYTES, MAX_MESSAGES, STEP_BYTES, Runs, reading
 from gateway.gateway_rig import answer_json, rig, value
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
+from support.reading import program_of, read_whole
 
 TENANT = Tenant("t")
 Item = dict[str, Any]
@@ -31,7 +32,7 @@ def counted() -> Callable[[], str]:
 
 def ask(runs: Runs, items: list[Item], *, tenant: Tenant = TENANT, field: str = "messages", **others: Any) -> str:
     """Sends one call; returns its program."""
-    return runs.program_of(tenant, read_body(json.dumps({"model": "m", field: items, **others}).encode()))
+    return program_of(runs, tenant, read_body(json.dumps({"model": "m", field: items, **others}).encode()))
 
 
 def said(role: str, text: str) -> Item:
@@ -179,7 +180,7 @@ def test_a_responses_input_and_messages_are_read_as_well() -> None:
     ],
 )
 def test_what_is_no_whole_conversation_is_not_grouped(body: Item) -> None:
-    assert conversation_of(read_body(json.dumps(body).encode())) is None
+    assert read_whole(reading(read_body(json.dumps(body).encode()), b"")) is None
 
 
 @pytest.mark.parametrize("messages", [[1, "x", None, [], {}], [{"role": 7, "type": []}, {"role": "assistant"}], [[[]]]])
@@ -267,3 +268,21 @@ async def test_calls_that_say_nothing_become_one_program_at_the_control_plane() 
         assert programs[1].startswith("c-")
         assert count() - before == 3
         assert sum(key.program_id == programs[1] for key in made.plane.table.rows) == 1
+
+
+@pytest.mark.parametrize("messages", [1, 64])
+def test_reading_a_long_body_pauses_often(messages: int) -> None:
+    """So that it delays nobody: a step digests STEP_BYTES, wherever the bytes are."""
+    text = "x" * (8 * STEP_BYTES // messages)
+    body = read_body(json.dumps({"messages": [said("user", text)] * messages}).encode())
+    assert sum(1 for _ in reading(body, b"")) >= 8
+    assert read_whole(reading(body, b"")) is not None
+
+
+@given(st.lists(st.sampled_from(["user", "assistant", "tool"]), min_size=1, max_size=12), st.integers(0, 3 * STEP_BYTES))
+def test_the_size_of_a_message_changes_nothing_about_its_turns(roles: list[str], size: int) -> None:
+    items = [said(role, "x" * size if index == 0 else str(index)) for index, role in enumerate(roles)]
+    conversation = read_whole(reading(read_body(json.dumps({"messages": items}).encode()), b"s"))
+    assert conversation is not None
+    turns = sum(role == "assistant" and roles[index - 1 : index] != ["assistant"] for index, role in enumerate(roles))
+    assert len(conversation.turns) == turns

@@ -70,7 +70,7 @@ class CallQueue:
             return
         call.wait_us = call.waited_us(now_us)
         call.running = True
-        call.started_service_us = call.service_us
+        call.started_service_us, call.started_us = call.service_us, now_us
         self._order.discard(key)
         self._running[key] = call
         if self._fair is not None:
@@ -84,6 +84,7 @@ class CallQueue:
         if self._fair is not None:
             self._fair.stopped(call.tenant)
         call.running = False
+        call.held_slot_us = call.slot_us(now_us)
         call.preemptions += 1
         call.waiting_since_us = now_us
         self._enqueue(call, self._programs[call.facts.program])
@@ -113,7 +114,7 @@ class CallQueue:
             self._preemption.budget.slot_free(now_us)
             if self._fair is not None:
                 self._fair.stopped(call.tenant)
-                self.tenants.ended(call.service_us)
+                self.tenants.ended(call.slot_us(now_us))
         else:
             self._order.discard(key)
             call.wait_us = call.waited_us(now_us)

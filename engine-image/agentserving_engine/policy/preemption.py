@@ -116,7 +116,7 @@ class Preemption:
             def is_worse(call: CallState) -> bool:
                 if call.tenant == tenant:
                     return policy.max_preemptions > 0 and call.rank > rank
-                return others and call.tenant in ahead and call.service_us - call.started_service_us >= QUANTUM_US
+                return others and call.tenant in ahead and now_us - call.started_us >= QUANTUM_US
 
             return [victim for victim in self._victims(is_worse, room, now_us) if victim not in preempt]
 

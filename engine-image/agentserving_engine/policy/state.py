@@ -116,6 +116,9 @@ class CallState(msgspec.Struct, kw_only=True):
     service_mark_us: int = 0
     wait_mark_us: int = 0
     started_service_us: int = 0
+    # When it got the slot that it runs in, and how long it has held slots before that.
+    started_us: int = 0
+    held_slot_us: int = 0
     demotions: int = 0
     promotions: int = 0
     preemptions: int = 0
@@ -134,6 +137,10 @@ class CallState(msgspec.Struct, kw_only=True):
     def rank(self) -> int:
         """Rank of the call's level, or the best one while it is promoted: lower runs first."""
         return self.table.front_rank if self.promoted else self.table.ranks[self.level]
+
+    def slot_us(self, now_us: int) -> int:
+        """How long it has held a slot since it arrived; the call is running."""
+        return self.held_slot_us + max(0, now_us - self.started_us)
 
     def waited_us(self, now_us: int) -> int:
         """Wait up to now; the call is waiting."""

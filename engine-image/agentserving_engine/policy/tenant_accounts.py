@@ -110,9 +110,9 @@ class TenantAccounts:
             account.running = 0
         self._running.clear()
 
-    def ended(self, service_us: int) -> None:
-        """A sequence has ended that has received so much."""
-        self._sequence_us += _SMOOTHING * (service_us - self._sequence_us)
+    def ended(self, slot_us: int) -> None:
+        """A sequence has ended that held a slot for so long."""
+        self._sequence_us += _SMOOTHING * (slot_us - self._sequence_us)
 
     def charge(self, dt_us: float, usage: Usage | None = None) -> None:
         """Time passed in which calls ran; O(tenants that run)."""

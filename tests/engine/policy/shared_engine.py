@@ -123,6 +123,10 @@ class SharedEngine:
             self.now += STEP_US
             queue.charge_tenants(STEP_US)
             queue.charge(running, STEP_US)
+            # As the engine session does: levels see what the whole call receives.
+            together = Counter(key.rpartition("/")[0] for key in running)
+            for key in running:
+                queue.charge([key], STEP_US * (together[key.rpartition("/")[0]] - 1))
             for key in running:
                 call = self.calls[key]
                 call.left -= 1

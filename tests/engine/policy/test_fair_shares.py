@@ -191,8 +191,8 @@ def two(policy: Policy = FCFS) -> CallQueue:
     return queue
 
 
-def decide(queue: CallQueue, slots: int) -> Decision:
-    return queue.decide(1, Room(slots=slots, free_blocks=99, need_blocks=lambda key: 1, returns_blocks=lambda key: 1))
+def decide(queue: CallQueue, slots: int, now_us: int = 1) -> Decision:
+    return queue.decide(now_us, Room(slots=slots, free_blocks=99, need_blocks=lambda key: 1, returns_blocks=lambda key: 1))
 
 
 @pytest.mark.parametrize("policy", [FCFS, MLFQ, PLAS, ATLAS])
@@ -219,18 +219,35 @@ def test_the_order_survives_another_policy_and_a_rebuilt_queue() -> None:
 
 def test_another_tenants_call_is_preempted_only_after_a_quantum() -> None:
     queue = two()
-    for _ in range(QUANTUM_US // SECOND):
-        assert decide(queue, 2).preempt == ()
+    for second in range(QUANTUM_US // SECOND):
+        assert decide(queue, 2, second * SECOND).preempt == ()
         queue.charge_tenants(SECOND)
-        queue.charge(queue.running_keys, SECOND)
-    decision = decide(queue, 2)
+        # Sequences of one call (n > 1) are charged with each other's service, which does not shorten it.
+        queue.charge(queue.running_keys, 4 * SECOND)
+    decision = decide(queue, 2, QUANTUM_US)
     assert (len(decision.preempt), decision.admit) == (1, ("a1",))
     (victim,) = decision.preempt
-    queue.preempt(victim, 2)
-    queue.start("a1", 2)
+    queue.preempt(victim, QUANTUM_US)
+    queue.start("a1", QUANTUM_US)
     queue.charge(["a1"], SECOND)
-    queue.arrive(msgspec.structs.replace(call("b1"), program=program("b1", "brand-new")), 3)
-    assert "a1" not in decide(queue, 2).preempt, "it is not ahead of anyone"
+    queue.arrive(msgspec.structs.replace(call("b1"), program=program("b1", "brand-new")), QUANTUM_US)
+    assert "a1" not in decide(queue, 2, 2 * QUANTUM_US).preempt, "it is not ahead of anyone"
+
+
+def test_what_a_sequence_receives_on_average_is_its_time_in_slots() -> None:
+    """Not what its whole call has received (n > 1), and not the time in which it was preempted."""
+    accounts = TenantAccounts()
+    queue = CallQueue(FCFS, accounts)
+    for key, tenant in (("a", "acme"), ("g", "globex")):
+        queue.arrive(msgspec.structs.replace(call(key), program=program(key, tenant)), 0)
+    before_us = accounts.standing(ACME, 1)
+    queue.start("a", 0)
+    queue.preempt("a", SECOND // 2)
+    queue.start("a", 10 * SECOND)
+    queue.charge(["a"], 40 * SECOND)
+    queue.finish("a", 10 * SECOND + SECOND // 2)
+    assert before_us == SECOND
+    assert accounts.standing(ACME, 1) == SECOND, "one second again, as the first guess"
 
 
 def test_the_tenant_that_is_ahead_is_the_last_of_those_that_run() -> None:
