@@ -24,7 +24,7 @@ from agentserving_cli.local.layout import SCRIPTED, TINY, ClusterSpec
 from agentserving_cli.local.process import StartFailedError
 from agentserving_cli.local.state_dir import StateDirError
 from agentserving_cli.local.vllm_env import EnvironmentFailedError
-from agentserving_cli.program_commands import program_commands
+from agentserving_cli.program_commands import BudgetText, program_commands
 from agentserving_cli.run_command import run
 from agentserving_cli.tenant_commands import tenant_commands
 from agentserving_cli.token_options import token_options
@@ -116,6 +116,12 @@ def main() -> None:
     help="One leads, the others are on standby; several need --store etcd.",
 )
 @click.option("--policy", default=DEFAULT.name, show_default=True, help=f"One of {', '.join(PRESETS)}.")
+@click.option(
+    "--budget",
+    type=BudgetText(),
+    metavar="BUDGET",
+    help="Of each program that has none of its own: tokens=200k,engine-seconds=300,calls=50.",
+)
 @click.option(
     "--no-auth",
     "auth",

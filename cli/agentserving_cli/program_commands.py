@@ -17,6 +17,8 @@ from agentserving import Client
 from agentserving.client import operations
 from agentserving.client.operations import Operation
 from agentserving.client.values import ProgramState
+from agentserving.contract import budgets
+from agentserving.contract.budgets import Budget
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
@@ -156,14 +158,52 @@ def _action(
     return command
 
 
+class BudgetText(click.ParamType[Budget]):
+    """tokens=200k,engine-seconds=300,calls=50, or some of these."""
+
+    name = "budget"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Budget:
+        if isinstance(value, Budget):
+            return value
+        try:
+            return budgets.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _resume(where: Where) -> click.Command:
+    @click.command()
+    @click.argument("program_id")
+    @click.option(
+        "--add",
+        type=BudgetText(),
+        metavar="BUDGET",
+        help="Add to its budget: tokens=100k, engine-seconds=60, calls=10.",
+    )
+    @output_option
+    @where
+    def resume(connect: Connect, program_id: str, add: Budget | None, output: str) -> None:
+        """Resume a paused program's tree; when its budget is spent, with --add."""
+        operation = operations.resume_program(program_id, add=add)
+        with connect() as client:
+            if is_data(output):
+                print_data(client.run(as_data(operation, "program")), output)
+                return
+            program = client.run(operation)
+        left = f", with {budgets.remaining_in_words(program.budget)}" if program.budget is not None else ""
+        click.echo(f"program {program.program_id} goes on{left}")
+
+    return resume
+
+
 def _changes(where: Where) -> list[click.Command]:
     return [
         _action(where, "cancel", "Abort the calls of a program and its sub-agents. Its next calls are refused until it "
                 "is opened again.", operations.cancel_program, "program", "program {program_id} is cancelled"),
         _action(where, "pause", "Pause a program's tree: its calls queue and do not run.",
                 operations.pause_program, "program", "program {program_id} is paused"),
-        _action(where, "resume", "Resume a paused program's tree.",
-                operations.resume_program, "program", "program {program_id} goes on"),
+        _resume(where),
         _action(where, "drain", "Take an engine out for new calls; its calls finish. It lasts until undrain.",
                 operations.drain_engine, "engine",
                 "engine {engine_id} is draining: it gets no new programs; {calls_in_flight} calls are in flight"),

@@ -18,11 +18,13 @@ from types import FrameType
 import click
 from agentserving import AgentServingError, Client
 from agentserving.client.values import Outcome, Program
+from agentserving.contract.budgets import Budget
 from agentserving.transport.connection import key_from_environment
 
 from agentserving_cli.connection import address_of, connect, connected, default_state_dir, fail, reason_of
 from agentserving_cli.local.credentials import Credentials
 from agentserving_cli.local.state_dir import read_addresses
+from agentserving_cli.program_commands import BudgetText
 from agentserving_cli.run_environment import PROGRAM_ID, Run, command_of, environment_of, new_program_id
 
 MODELS_BOUND_S = 10.0
@@ -36,10 +38,23 @@ NOT_FOUND, BY_SIGNAL = 127, 128
 @click.option("--gateway", default="", help="Its URL; by default AGENTSERVING_GATEWAY, or the local cluster's.")
 @click.option("--control-plane", default="", help="host:port of another cluster, or several with commas.")
 @click.option("--state-dir", type=click.Path(path_type=Path), default=default_state_dir, help="Of the local cluster.")
+@click.option(
+    "--budget",
+    type=BudgetText(),
+    metavar="BUDGET",
+    help="What the program may use before it is paused: tokens=200k,engine-seconds=300,calls=50.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Without the line about the program at the end.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
-    name: str, model: str, gateway: str, control_plane: str, state_dir: Path, quiet: bool, command: tuple[str, ...]
+    name: str,
+    model: str,
+    gateway: str,
+    control_plane: str,
+    state_dir: Path,
+    budget: Budget | None,
+    quiet: bool,
+    command: tuple[str, ...],
 ) -> None:
     """Run COMMAND, an agent for instance, as one program.
 
@@ -59,8 +74,8 @@ def run(
     planned = Run(gateway=url, control_plane=address, program_id=planned.program_id, key=key, model=model)
     with connected(address, api_key=key) as client:
         client.open_program(
-            name, program_id=planned.program_id, parent_program_id=os.environ.get(PROGRAM_ID, "")
-        )  # fmt: skip
+            name, program_id=planned.program_id, parent_program_id=os.environ.get(PROGRAM_ID, ""), budget=budget
+        )
     status = _status_of(command_of(planned, command), environment_of(planned, os.environ))
     with connect(address, api_key=key) as client:
         _close(client, planned, Outcome.FAILED if status else Outcome.COMPLETED, quiet)

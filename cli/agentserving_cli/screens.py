@@ -8,11 +8,13 @@ from agentserving.client.values import (
     Engine,
     EngineState,
     Overview,
+    PauseCause,
     PolicyChoice,
     PolicyVersion,
     Program,
     ProgramState,
 )
+from agentserving.contract.budgets import in_words
 from agentserving.contract.policy import Level
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -95,8 +97,10 @@ def programs_table(programs: Iterable[Program], width: int = 200) -> Table:
 
 
 def _program_state(program: Program) -> str:
-    """With the tool that a program waits for."""
+    """With the tool that a program waits for, or the word budget when that is why it is paused."""
     words = _words(program.state.name)
+    if program.pause_cause is PauseCause.BUDGET:
+        return f"{words} budget"
     return f"{words} {cut(program.tool, _TOOL)}" if program.state is ProgramState.TOOL_WAIT and program.tool else words
 
 
@@ -202,6 +206,17 @@ def top_screen(overview: Overview, programs: Sequence[Program], width: int, heig
     return Group(*parts, *([f"[dim]and {left} more: agentserving ps[/dim]"] if left else []))
 
 
+def _budget(program: Program) -> str:
+    """What its tree has spent of its budget, and what to do about it."""
+    state = program.budget
+    if state is None:
+        return ""
+    words = f"{in_words(state)} spent ({state.limit.share(state.spent):.0%})"
+    if program.pause_cause is not PauseCause.BUDGET:
+        return words
+    return f"[red]{words}[/red]; it goes on with: agentserving resume {escape(program.program_id)} --add ..."
+
+
 def program_screen(program: Program) -> Group:
     """One program: its account, and its calls in flight."""
     facts = Table(box=None, pad_edge=False, show_header=False)
@@ -218,6 +233,7 @@ def program_screen(program: Program) -> Group:
         ("attained", f"{cells['ATTAINED']} (all calls together {seconds(program.total_service_us)})"),
         ("wait", cells["WAIT"]),
         ("calls", f"{program.calls_completed} done, {cells['RUN']} running, {cells['QUEUED']} queued"),
+        ("budget", _budget(program)),
         ("tokens", f"{program.prompt_tokens} prompt ({cells['CACHED']} cached), {cells['TOKENS']} output"),
         ("preempted", cells["PREEMPTED"]),
         ("engines", escape(", ".join(program.engine_ids)) or "-"),

@@ -27,6 +27,9 @@ COLUMNS = {
     "calls_per_minute": "CALLS/MIN",
     "tokens_per_minute": "TOKENS/MIN",
     "tokens_per_day": "TOKENS/DAY",
+    "program_tokens": "TOKENS/PROGRAM",
+    "program_engine_s": "SECONDS/PROGRAM",
+    "program_calls": "CALLS/PROGRAM",
 }
 
 
@@ -53,6 +56,9 @@ def _set(where: Where) -> click.Command:
     @click.option("--calls-per-minute", type=bound)
     @click.option("--tokens-per-minute", type=bound, help="Of prompts and answers.")
     @click.option("--tokens-per-day", type=bound, help="Of prompts and answers.")
+    @click.option("--program-tokens", type=bound, help="Budget of a program without its own: tokens,")
+    @click.option("--program-engine-seconds", "program_engine_s", type=bound, help="seconds of model execution,")
+    @click.option("--program-calls", type=bound, help="calls.")
     @output_option
     @where
     def set_(connect: Connect, tenant: str, output: str, **settings: int | None) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 from agentserving.contract import ticket
+from agentserving.contract.budgets import BudgetState
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.rates import Rate
 from agentserving.contract.signatures import SigningKey
@@ -16,6 +17,7 @@ from agentserving_controlplane.engines.load_balancer import Wanted
 from agentserving_controlplane.errors import UnavailableError
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.state import LeaderState
+from agentserving_controlplane.table import budgets
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
 from agentserving_controlplane.table.rows import CallRow, ProgramRow
 from agentserving_controlplane.table.tries import MAX_FALLBACKS
@@ -45,6 +47,8 @@ class Admission(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     fallbacks: tuple[NamedEngine, ...] = ()
     # What is left of the tenant's bounds in time.
     rates: tuple[Rate, ...] = ()
+    # Of the call's tree, when little is left of it.
+    budget: BudgetState | None = None
 
 
 class CallOperations:
@@ -169,6 +173,7 @@ class CallOperations:
             epoch=state.epoch,
             fallbacks=self._named(call.engines[1:]),
             rates=rates,
+            budget=budgets.warning_of(root),
         )
 
     def _boots(self, engine_id: EngineId, call: CallRow) -> tuple[str, ...]:

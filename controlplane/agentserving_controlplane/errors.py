@@ -9,6 +9,7 @@ DomainError
  +- UnauthenticatedError  UNAUTHENTICATED
  +- ExistsError         ALREADY_EXISTS
  +- OverloadedError     RESOURCE_EXHAUSTED; retry after `retry_after_s`
+ |   +- BudgetSpentError `budget` is the tree's
  +- UnavailableError    UNAVAILABLE; retry after `retry_after_s`
  |   +- NotLeaderError  `leader` is the address to ask instead, when known
  +- GoneError           OUT_OF_RANGE
@@ -18,6 +19,7 @@ DomainError
 
 from __future__ import annotations
 
+from agentserving.contract.budgets import BudgetState
 from agentserving.contract.rates import Rate
 
 
@@ -73,6 +75,14 @@ class OverloadedError(DomainError):
     def __init__(self, reason: str, message: str, *, retry_after_s: float = 0.0, rates: tuple[Rate, ...] = ()) -> None:
         super().__init__(reason, message, retry_after_s=retry_after_s)
         self.rates = rates
+
+
+class BudgetSpentError(OverloadedError):
+    """A tree of programs has used up its budget: its calls are refused until something is added."""
+
+    def __init__(self, reason: str, message: str, *, budget: BudgetState, retry_after_s: float = 0.0) -> None:
+        super().__init__(reason, message, retry_after_s=retry_after_s)
+        self.budget = budget
 
 
 class UnavailableError(DomainError):

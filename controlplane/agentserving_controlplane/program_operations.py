@@ -11,12 +11,14 @@ from agentserving_controlplane.engines.directives import PauseCalls, ToolWait, c
 from agentserving_controlplane.errors import InvalidError
 from agentserving_controlplane.state import LeaderState, ProgramView
 from agentserving_controlplane.table import traces, tries
+from agentserving_controlplane.table.budgets import Addition
 from agentserving_controlplane.table.programs import PROGRAM_ID, OpenRequest
 from agentserving_controlplane.table.rows import MAX_THREAD_BYTES, MAX_TOOL_BYTES, ProgramRow
 from agentserving_controlplane.table.states import Outcome, ProgramState
 from agentserving_controlplane.table.traces import Finished
 
 MAX_PAGE, DEFAULT_PAGE = 1000, 100
+NO_ADDITION = Addition()
 # Of a trace: programs of the tree, and finished calls of all of them, about half a megabyte.
 MAX_TRACED_PROGRAMS, MAX_TRACED_CALLS, MIN_TRACED_CALLS = 100, 2000, 10
 
@@ -156,10 +158,17 @@ class ProgramOperations:
         await state.settled()
         return state.describe(row), count
 
-    async def pause(self, key: ProgramKey, paused: bool) -> ProgramView:
-        """Pauses or resumes the tree of a program on every engine."""
+    async def pause(self, key: ProgramKey) -> ProgramView:
+        """Pauses the tree of a program on every engine."""
         row = self._find(key)
-        self._announce_pause(self._state.table.programs.pause(row, paused))
+        self._announce_pause(self._state.table.programs.pause(row, True))
+        await self._state.settled()
+        return self._state.describe(row)
+
+    async def resume(self, key: ProgramKey, addition: Addition = NO_ADDITION) -> ProgramView:
+        """Resumes the tree of a program, with an addition to its budget. ConflictError while that is spent."""
+        row = self._find(key)
+        self._announce_pause(self._state.table.programs.resume(row, addition))
         await self._state.settled()
         return self._state.describe(row)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import agentserving
+from agentserving.contract import budgets
+from agentserving.contract.budgets import UNLIMITED, Budget
 from agentserving.contract.keys import KeyRow, decode_rows
 from agentserving.contract.policy import DEFAULT, PRESETS
 from agentserving.contract.signatures import SigningKey
@@ -52,6 +54,11 @@ class PlaneSettings:
     balancer: Balancer = option(Balancer.PREFIX_AWARE, "how an engine is chosen until a policy says so")
     program_idle_s: float = option(
         600.0, "seconds without a call after which a program is abandoned; six times that during a tool wait", above=0
+    )
+    default_budget: Budget = option(
+        UNLIMITED,
+        "budget of a program that has none of its own: tokens=200k,engine-seconds=300,calls=50; none: no limits",
+        read=budgets.parse,
     )
     # Engines report each call several times a minute.
     call_idle_s: float = option(120.0, "seconds without a report after which a call is lost", above=0)

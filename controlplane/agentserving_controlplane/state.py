@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import structlog
+from agentserving.contract.budgets import Budget
 from agentserving.contract.ids import Tenant
 from agentserving.contract.policy import Accounting, preset
 
@@ -76,6 +77,7 @@ class LeaderState:
         self.tenants = Tenants()
         self.table = ProcessTable(epoch, capacity=capacity)
         self.table.bounds.of_tenant = self.tenants.of
+        self.table.programs.default_budget = self.default_budget
         self.engines = EngineRegistry(self.table.index.calls_on, self.table.index.engines_changed)
         self.balancer = LoadBalancer(self.engines)
         self.commits = GroupCommit(store, epoch, on_fenced=on_fenced, max_pending=settings.max_pending_writes)
@@ -115,6 +117,10 @@ class LeaderState:
         """Makes the table and the load balancer follow the policy in force."""
         self.table.accounting = self.policy.policy.accounting
         self.balancer.kind = self.policy.balancer
+
+    def default_budget(self, tenant: Tenant) -> Budget:
+        """Of a program that is opened without a budget of its own: the tenant's limits, then those of the cluster."""
+        return self.tenants.of(tenant).budget.or_else(self.settings.default_budget)
 
     # -- writing -------------------------------------------------------------------------------------------------
 

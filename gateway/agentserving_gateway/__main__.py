@@ -24,7 +24,7 @@ from aiohttp import web
 from agentserving_gateway.certificate_files import FrontTls, certificate_files
 from agentserving_gateway.credentials import ClientAuth
 from agentserving_gateway.drain import SETTLE_S
-from agentserving_gateway.envoy import MAX_CONNECTIONS, FrontSettings
+from agentserving_gateway.envoy import BUDGET_HOLD_S, MAX_CONNECTIONS, FrontSettings
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 from agentserving_gateway.ext_proc.service import ExtProcOptions
 from agentserving_gateway.front_picker import FrontPicker
@@ -51,6 +51,11 @@ class Serving:
         MAX_CONNECTIONS, "client connections that Envoy takes, its --max-connections", least=1
     )
     hold_s: float = option(0.0, "seconds that calls wait while there is no engine; 0: they are refused", least=0)
+    budget_hold_s: float = option(
+        BUDGET_HOLD_S,
+        "seconds that calls wait while the budget of their program is spent; 0: they are refused",
+        least=0,
+    )
     drain_s: float = option(0.0, "seconds that requests may go on after SIGTERM", least=0)
 
 
@@ -89,7 +94,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
         keys_channel=keys_channel if has_keys else None, own_tickets=_own_tickets(serving),
         group_by_content=serving.group_by_content, max_connections=serving.max_connections,
         tokens=tokens.verifier if tokens is not None else None, engine_tls=settings.tls.to_engines(),
-        hold_s=serving.hold_s,
+        hold_s=serving.hold_s, budget_hold_s=serving.budget_hold_s,
     )  # fmt: skip
     async with made as front:
         supervisor.start("admissions", front.admission.run)

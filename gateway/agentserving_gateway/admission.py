@@ -17,7 +17,7 @@ from dataclasses import replace
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.transport.leader_channel import LeaderChannel
 
-from agentserving_gateway import metrics
+from agentserving_gateway import metrics, spent_budgets
 from agentserving_gateway.calls import Admitted, CallRequest, Ending, EndOfCall, Refusal
 from agentserving_gateway.engines import Engine, Engines
 from agentserving_gateway.engines_file import EnginesFile
@@ -25,6 +25,7 @@ from agentserving_gateway.errors import HttpError, from_refusal
 from agentserving_gateway.holding import Holding
 from agentserving_gateway.leader import MAX_FALLBACKS, Leader
 from agentserving_gateway.own_tickets import OwnTickets
+from agentserving_gateway.spent_budgets import SpentBudgets
 
 ADMIT_DEADLINE_S = 1.0
 # From the loss of the leader: another one leads within a lease (5 s) and three seconds. Later calls do not wait.
@@ -53,10 +54,12 @@ class Admission:
         is_in_force: Callable[[str], Awaitable[bool]],
         own_tickets: OwnTickets | None = None,
         hold_s: float = 0.0,
+        budget_hold_s: float = 0.0,
     ) -> None:
         """`is_in_force`: True once Envoy knows the engine at an address. `own_tickets`: for calls without a leader, and
-        for requests that are no calls. `hold_s`: how long a call waits for an engine while there is none."""
-        self.holding = Holding(hold_s)
+        for requests that are no calls. `hold_s`: how long a call waits for an engine while there is none,
+        `budget_hold_s`: how long while the budget of its program is spent."""
+        self.holding, self.spent = Holding(hold_s), SpentBudgets(budget_hold_s)
         self._file, self._is_in_force = file, is_in_force
         self._engines = Engines(file.load())
         self._leader = Leader(channel, self)
@@ -158,8 +161,8 @@ class Admission:
     async def admit(self, request: CallRequest, *, may_hold: bool = True) -> Admitted:
         """The engine for a call. HttpError when the leader refuses; never because it is away.
 
-        Takes up to AWAY_WAIT_S while a leader is elected, and longer while there is no engine; HoldError instead when
-        it must not be held.
+        Takes up to AWAY_WAIT_S while a leader is elected, and longer while there is no engine or the budget of its
+        program is spent; HoldError instead when it must not be held.
         """
         began = _now()
         give_up_at = began + AWAY_WAIT_S
@@ -193,6 +196,11 @@ class Admission:
                     raise HoldError
                 await self.holding.wait(began, _now(), answer)
                 # A leader that is lost meanwhile is waited for as by a new call.
+                give_up_at = _now() + AWAY_WAIT_S
+            elif answer.reason == spent_budgets.REASON and self.spent.limit_s:
+                if not may_hold:
+                    raise HoldError
+                request = replace(request, held_s=await self.spent.wait(request.held_s, answer))
                 give_up_at = _now() + AWAY_WAIT_S
             else:
                 raise from_refusal(answer)

@@ -180,7 +180,7 @@ def _allowed(pick: Pick) -> bytes:
         lines.append(f"{names.TENANT}: {pick.tenant}")
     if pick.credential:
         lines.append(f"{names.CREDENTIAL}: {pick.credential}")
-    lines += [f"{name}: {value}" for name, value in pick.rate_headers.items()]
+    lines += [f"{name}: {value}" for name, value in pick.answer_headers.items()]
     if pick.program_id:
         lines.append(f"{names.PROGRAM_ID}: {pick.program_id}")
     if pick.call_id:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from agentserving.contract.budgets import UNLIMITED, Budget, BudgetState
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.rates import Rate
 
@@ -49,6 +50,9 @@ class CallRequest:
     trace_parent: str = ""
     # The call is held until there is an engine; 0 = it is not.
     hold_id: int = 0
+    # Of the program's tree, if that has none yet. And for how long its spent budget has held this call.
+    budget: Budget = UNLIMITED
+    held_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,10 @@ class EndOfCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """Where a call goes. `call_id` and `ticket` are empty for an unmanaged call. `rates`: of the tenant's bounds."""
+    """Where a call goes. `call_id` and `ticket` are empty for an unmanaged call. `rates`: of the tenant's bounds.
+
+    `budget`: of the program's tree, when little is left of it.
+    """
 
     engine_id: EngineId
     engine_address: str
@@ -78,14 +85,19 @@ class Admitted:
     program_id: ProgramId = ProgramId("")
     ticket: str = ""
     rates: tuple[Rate, ...] = ()
+    budget: BudgetState | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """The leader does not admit a call. `code` is a google.rpc.Code, `reason` a closed word, `rates` as of Admitted."""
+    """The leader does not admit a call. `code` is a google.rpc.Code, `reason` a closed word.
+
+    `rates` as of Admitted; `budget`: of the program's tree, when it is spent.
+    """
 
     code: int
     reason: str
     message: str
     retry_after_s: float = 0.0
     rates: tuple[Rate, ...] = ()
+    budget: BudgetState | None = None

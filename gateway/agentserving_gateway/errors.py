@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from agentserving.contract import budgets
 from agentserving.contract.rates import Rate
+from agentserving.programs.headers import BUDGET
 
 from agentserving_gateway.calls import Refusal
 
@@ -62,10 +64,11 @@ def from_refusal(refusal: Refusal) -> HttpError:
     """The HTTP answer to a refused admission, in the leader's words."""
     status, kind = _STATUS.get(refusal.code, (500, "server_error"))
     retry_after_s = refusal.retry_after_s or (DEFAULT_RETRY_S if status in (429, 503) else 0.0)
+    more = {BUDGET: budgets.remaining(refusal.budget)} if refusal.budget is not None else {}
     param = "model" if refusal.reason == "MODEL_NOT_FOUND" else None
     return HttpError(
         status, refusal.message, kind, refusal.reason.lower(), param, retry_after_s=retry_after_s,
-        rates=refusal.rates,
+        rates=refusal.rates, more_headers=more,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from agentserving_process.options import option
 from agentserving_gateway.certificate_files import FrontTls, certificate_files
 from agentserving_gateway.credentials import ClientAuth
 from agentserving_gateway.engines_file import EnginesFile
-from agentserving_gateway.envoy import MAX_CONNECTIONS, FrontSettings, bootstrap
+from agentserving_gateway.envoy import BUDGET_HOLD_S, MAX_CONNECTIONS, FrontSettings, bootstrap
 
 log = structlog.get_logger()
 
@@ -40,6 +40,11 @@ class Front:
     )
     max_body_bytes: int = option(64 << 20, "largest request body", least=1)
     hold_s: float = option(0.0, "seconds that calls wait while there is no engine; the picker needs the same", least=0)
+    budget_hold_s: float = option(
+        BUDGET_HOLD_S,
+        "seconds that calls wait while the budget of their program is spent; the picker needs the same",
+        least=0,
+    )
     max_connections: int = option(MAX_CONNECTIONS, "client connections at a time; the picker needs the same", least=1)
     max_heap_mib: int = option(1024, "memory of Envoy; near it requests are refused", least=64)
     workers: int = option(0, "threads of Envoy; 0: one per core that the CPU limit allows", least=0)
@@ -95,6 +100,7 @@ def settings_of(front: Front) -> FrontSettings:
         max_body_bytes=front.max_body_bytes,
         max_connections=front.max_connections,
         hold_s=front.hold_s,
+        budget_hold_s=front.budget_hold_s,
         max_heap_bytes=front.max_heap_mib << 20,
     )
 

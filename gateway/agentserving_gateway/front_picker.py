@@ -21,7 +21,7 @@ from agentserving_gateway.content import Runs
 from agentserving_gateway.credentials import Authenticator
 from agentserving_gateway.crowd import Crowd
 from agentserving_gateway.engines_file import EnginesFile
-from agentserving_gateway.envoy import MAX_CONNECTIONS, FrontSettings
+from agentserving_gateway.envoy import BUDGET_HOLD_S, MAX_CONNECTIONS, FrontSettings
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 from agentserving_gateway.exchange_log import service as exchange_log
 from agentserving_gateway.exchange_log.verdict import Exchange, ending_of, failed_engines
@@ -43,12 +43,13 @@ class FrontPicker:
         self, run_dir: Path, channel: LeaderChannel, ext_proc: ExtProcOptions | None = None,
         *, keys_channel: LeaderChannel | None = None, own_tickets: OwnTickets | None = None,
         group_by_content: bool = True, tokens: TokenVerifier | None = None, max_connections: int = MAX_CONNECTIONS,
-        engine_tls: EngineTls | None = None, hold_s: float = 0.0,
+        engine_tls: EngineTls | None = None, hold_s: float = 0.0, budget_hold_s: float = BUDGET_HOLD_S,
     ) -> None:  # fmt: skip
         """`ext_proc`: also serves gateways of others. `keys_channel`: clients have keys, which come by it.
         `own_tickets`: for calls while there is no leader. `group_by_content`: calls without an id, too.
         `tokens`: clients may have JWTs as well. `max_connections`: Envoy's own bound. `engine_tls`: how
-        engines are reached; in the clear by default. `hold_s`: how long calls wait while there is no engine."""
+        engines are reached; in the clear by default. `hold_s`: how long calls wait while there is no engine,
+        `budget_hold_s`: while the budget of their program is spent."""
         self._engine_tls = engine_tls or EngineTls()
         self._runs = Runs() if group_by_content else None
         self.run_dir = run_dir.absolute()
@@ -60,7 +61,7 @@ class FrontPicker:
         self._uploads = Uploads(most, self._paths.request_s, lambda: self.crowd.is_there)
         self._refused = RefusedClients()
         self.admission = Admission(
-            channel, EnginesFile(self._paths.engines_file), self.admin.knows, own_tickets, hold_s
+            channel, EnginesFile(self._paths.engines_file), self.admin.knows, own_tickets, hold_s, budget_hold_s
         )
         self.keys = KeyWatch(keys_channel, self._paths.keys_file) if keys_channel is not None else None
         self.authenticator = Authenticator(self.keys.current if self.keys is not None else None, tokens=tokens)

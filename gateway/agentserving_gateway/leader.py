@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
 
+from agentserving.contract.budgets import Budget, BudgetState
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.rates import Rate
 from agentserving.transport.leader_channel import LeaderChannel
@@ -234,6 +235,8 @@ def _admit_message(request: CallRequest) -> pb.AdmitCallRequest:
         gateway_us=round((time.monotonic() - request.received_s) * 1e6) if request.received_s else 0,
         trace_parent=request.trace_parent,
         hold_id=request.hold_id,
+        held_us=round(request.held_s * 1e6),
+        budget=_budget_message(request.budget) if request.budget else None,
     )
 
 
@@ -247,6 +250,7 @@ def _admitted(message: pb.AdmitCallResponse, tenant: Tenant) -> Admitted:
         program_id=ProgramId(message.program_id),
         ticket=message.ticket,
         rates=_rates(message.rates) if message.rates else (),
+        budget=_budget_state(message.budget) if message.HasField("budget") else None,
     )
 
 
@@ -257,7 +261,20 @@ def _refusal(message: pb.AdmissionError) -> Refusal:
         message=message.message,
         retry_after_s=message.retry_after.ToMilliseconds() / 1000,
         rates=_rates(message.rates),
+        budget=_budget_state(message.budget) if message.HasField("budget") else None,
     )
+
+
+def _budget_message(budget: Budget) -> types_pb2.Budget:
+    return types_pb2.Budget(tokens=budget.tokens, engine_us=budget.engine_us, calls=budget.calls)
+
+
+def _budget_state(message: types_pb2.BudgetState) -> BudgetState:
+    return BudgetState(limit=_budget(message.limit), spent=_budget(message.spent))
+
+
+def _budget(message: types_pb2.Budget) -> Budget:
+    return Budget(tokens=message.tokens, engine_us=message.engine_us, calls=message.calls)
 
 
 def _rates(messages: Iterable[pb.Rate]) -> tuple[Rate, ...]:

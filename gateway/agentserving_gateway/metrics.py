@@ -10,6 +10,9 @@ ENDED = Counter("agentserving_gateway_ended_calls_total", "Calls that ended with
 IDENTITIES = Counter("agentserving_gateway_identities_total", "Where program ids came from", ["source"])
 UNAUTHENTICATED = Counter("agentserving_gateway_unauthenticated_total", "Requests without a valid key", ["reason"])
 HELD = Gauge("agentserving_gateway_held_calls", "Calls that wait for an engine because there is none")
+HELD_BY_BUDGET = Gauge(
+    "agentserving_gateway_held_by_budget_calls", "Calls that wait because the budget of their program is spent"
+)
 KEYS = Gauge("agentserving_gateway_keys", "Keys of clients that the leader has sent")
 ADMIT_SECONDS = Histogram(
     "agentserving_gateway_admission_seconds",

@@ -11,10 +11,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from agentserving.contract import response_ids
+from agentserving.contract import budgets, response_ids
+from agentserving.contract.budgets import UNLIMITED, Budget
 from agentserving.contract.engine_http import RESPONSES
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.rates import Rate
+from agentserving.programs.headers import BUDGET
 from agentserving_process.addresses import split_address
 
 from agentserving_gateway import metrics
@@ -67,7 +69,8 @@ class Pick:
     """`addresses` in the order in which they are tried; empty strings for what a request without a ticket has not.
 
     `credential`: the id of the client's key. `removed_headers`: what engines must not see of the request's head.
-    `rates`: what is left of the tenant's bounds; `rate_headers`: of these and of the key's, for the client.
+    `rates`: what is left of the tenant's bounds; `answer_headers`: of these, of the key's and of the program's budget,
+    for the client.
     """
 
     addresses: tuple[str, ...]
@@ -78,7 +81,7 @@ class Pick:
     credential: str = ""
     removed_headers: tuple[str, ...] = ()
     rates: tuple[Rate, ...] = ()
-    rate_headers: Mapping[str, str] = field(default_factory=dict)
+    answer_headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class NeedsBodyError(Exception):
@@ -111,7 +114,7 @@ class Picker:
         except HttpError as error:
             self._refused.record(error, head.peer, head.path)
             if error.rates:
-                error.more_headers = headers(error.rates, head.path, time.time())
+                error.more_headers = {**headers(error.rates, head.path, time.time()), **error.more_headers}
             raise
 
     async def _picked(self, head: Head, content: bytes | None, body_follows: bool) -> Pick:
@@ -139,7 +142,9 @@ class Picker:
             tenant=client.tenant,
             credential=client.credential,
             removed_headers=self._authenticator.removed_headers,
-            rate_headers=headers(rates, head.path, time.time()) if rates else {},
+            answer_headers={**headers(rates, head.path, time.time()), **pick.answer_headers}
+            if rates
+            else pick.answer_headers,
         )
 
     def _await_body(self, client: Client) -> None:
@@ -204,6 +209,7 @@ class Picker:
             exclude=self._all_but(holder),
             received_s=time.monotonic() - (time.perf_counter() - began),
             trace_parent=head.headers.get(TRACE_PARENT, "")[:MAX_TRACE_PARENT],
+            budget=_budget(head.headers),
         )
         try:
             # The question without the body is answered soon, so that a picker that hangs is noticed.
@@ -217,6 +223,7 @@ class Picker:
             call_id=admitted.call_id,
             ticket=admitted.ticket,
             rates=admitted.rates,
+            answer_headers={BUDGET: budgets.remaining(admitted.budget)} if admitted.budget is not None else {},
         )
 
     async def _holder(self, client: Client, response_id: str) -> Engine | None:
@@ -286,6 +293,17 @@ async def _in_turns(steps: Reading) -> Conversation | None:
         if time.perf_counter() - began > TURN_S:
             await asyncio.sleep(0)
             began = time.perf_counter()
+
+
+def _budget(headers: Mapping[str, str]) -> Budget:
+    """HttpError: other headers are claims that may be wrong, but who limits a program must know whether it is."""
+    text = headers.get(BUDGET, "")
+    if not text.strip():
+        return UNLIMITED
+    try:
+        return budgets.parse(text)
+    except ValueError as error:
+        raise HttpError(400, f"{BUDGET}: {error}", code="bad_budget") from None
 
 
 def _prompt_tokens(head: Head, content: bytes | None) -> int:

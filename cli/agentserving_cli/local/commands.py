@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from agentserving.contract.budgets import text_of
+
 from agentserving_cli.local.credentials import Credentials
 from agentserving_cli.local.layout import (
     BUILT_IN_CONTEXT,
@@ -126,6 +128,7 @@ def control_plane(spec: ClusterSpec, home: Path, ports: Ports, plane: ControlPla
         "--ticket-key-file", str(home / "ticket.key"), "--policy", spec.policy, "--balancer", spec.balancer,
         "--lease-s", str(LEASE_S if spec.control_planes > 1 else LEASE_ALONE_S),
         *_etcd_tls(spec, home), _auth(spec), *spec.token_flags,
+        *(("--default-budget", text_of(spec.budget)) if spec.budget else ()),
         *(("--bootstrap-keys", str(keys.bootstrap_file)) if spec.auth else ()),
     )  # fmt: skip
     return _ours(plane.name, argv, f"http://127.0.0.1:{plane.http}/readyz", plane.grpc, plane.http)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from agentserving.contract.budgets import Budget
 from agentserving.contract.engine_http import KEEP_ALIVE_S, VLLM_KEEP_ALIVE
 from agentserving.contract.policy import DEFAULT
 
@@ -35,6 +36,8 @@ class ClusterSpec:
     # One leads, the others are on standby; several need the store etcd.
     control_planes: int = 1
     policy: str = DEFAULT.name
+    # Of each program that has none of its own.
+    budget: Budget | None = None
     balancer: str = "prefix_aware"
     gateway_port: int = 0
     # For the built-in models and the simulator; other models get vLLM's default.

@@ -120,13 +120,18 @@ def _gaps(calls: list[CallSpans], declared: list[Span]) -> Iterator[Span]:
 def _call(call: Call, outcome: Outcome, end_us: int) -> CallSpans:
     admit_us = unix_us(call.admit_time)
     end_us = max(end_us, admit_us)
-    begin_us = admit_us - call.gateway_us
+    gateway_us = admit_us - call.gateway_us
+    begin_us = gateway_us - call.held_us
     phases = placed(
         ((phase.kind, phase.duration_us) for phase in call.phases),
         admit_us=admit_us, arrive_us=unix_us(call.arrive_time), end_us=end_us,
     )  # fmt: skip
     at_us = phases[0][1] if phases else admit_us
-    parts = [Span(Kind.GATEWAY, begin_us, admit_us), Span(Kind.TRAVEL, admit_us, at_us)]
+    parts = [
+        Span(Kind.HELD, begin_us, gateway_us),
+        Span(Kind.GATEWAY, gateway_us, admit_us),
+        Span(Kind.TRAVEL, admit_us, at_us),
+    ]
     parts += [Span(_OF_PHASE.get(PhaseKind(kind), Kind.QUEUE), begin, end) for kind, begin, end in phases]
     at_us = parts[-1].end_us
     # Of a call in flight, the time since its last report.

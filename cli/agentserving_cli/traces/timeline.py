@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from agentserving.client.times import TimeSplit
 from agentserving.client.traces import Trace
-from agentserving.client.values import Program
+from agentserving.client.values import PauseCause, Program
 from agentserving.contract.phases import PhaseKind, PrefixMiss
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -67,6 +67,8 @@ def timeline_screen(trace: Trace, width: int, most_calls: int) -> Group:
 def _headline(spans: ProgramSpans, length_us: int) -> str:
     program = spans.trace.program
     state = (program.outcome.name if program.outcome else program.state.name).replace("_", " ").lower()
+    if program.pause_cause is PauseCause.BUDGET:
+        state += " (budget spent)"
     calls = f"{program.calls_completed + len(program.calls)} calls"
     return f"[bold]{escape(_title(program))}[/bold]: {state}, {calls} in {seconds(length_us)}"
 

@@ -9,13 +9,14 @@ import hashlib
 import re
 from itertools import islice
 
+from agentserving.contract.budgets import UNLIMITED, Budget
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.policy import InvalidPolicyError, Policy
 from agentserving.contract.policy_message import policy_from, policy_to
 from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
 from google.protobuf.message import DecodeError, Message
 
-from agentserving_controlplane.api.status_codes import rate_to_message
+from agentserving_controlplane.api.status_codes import budget_to_message, rate_to_message
 from agentserving_controlplane.call_ends import EndOfCall
 from agentserving_controlplane.calls import Admission
 from agentserving_controlplane.errors import InvalidError
@@ -23,10 +24,12 @@ from agentserving_controlplane.policy.auto import Choice
 from agentserving_controlplane.policy.in_force import PolicyChange
 from agentserving_controlplane.policy.version import Balancer, PolicyVersion
 from agentserving_controlplane.state import ProgramView
+from agentserving_controlplane.table import budgets
 from agentserving_controlplane.table.admission_plan import AdmissionRequest
+from agentserving_controlplane.table.budgets import Addition
 from agentserving_controlplane.table.endings import EndedCall, Ending, News, Origin
 from agentserving_controlplane.table.programs import OpenRequest
-from agentserving_controlplane.table.rows import CallRow, TimeRow
+from agentserving_controlplane.table.rows import CallRow, ProgramRow, TimeRow
 from agentserving_controlplane.table.states import Outcome, ProgramState
 
 # Calls in flight in one Program message: about 200 kB. A program may have more.
@@ -35,7 +38,7 @@ MAX_CALLS_SHOWN = 1024
 _TRACE_PARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 # Python 3.11 has no test whether an integer is a value of an enum, and making one of a number is slow.
 # Fields that do not change what a request asks for.
-_NOT_ASKED_FOR = ("idempotency_key", "gateway_us", "trace_parent")
+_NOT_ASKED_FOR = ("idempotency_key", "addition_id", "gateway_us", "held_us", "trace_parent")
 _OUTCOMES = {int(each): each for each in Outcome}
 _STATES = frozenset(map(int, ProgramState))
 _BALANCER = {
@@ -160,7 +163,17 @@ def open_request(request: program_service_pb2.OpenProgramRequest, tenant: Tenant
         parent=ProgramId(request.parent_program_id),
         idempotency_key=request.idempotency_key,
         digest=_digest_if_keyed(request, request.idempotency_key),
+        budget=budget(request.budget) if request.HasField("budget") else UNLIMITED,
     )
+
+
+def budget(message: types_pb2.Budget) -> Budget:
+    return Budget(tokens=message.tokens, engine_us=message.engine_us, calls=message.calls)
+
+
+def addition(request: program_service_pb2.ResumeProgramRequest) -> Addition:
+    """What ResumeProgram adds."""
+    return Addition(budget(request.add), request.addition_id, _digest_if_keyed(request, request.addition_id))
 
 
 def admission_request(request: call_service_pb2.AdmitCallRequest, tenant: Tenant) -> AdmissionRequest:
@@ -182,6 +195,8 @@ def admission_request(request: call_service_pb2.AdmitCallRequest, tenant: Tenant
         gateway_us=request.gateway_us,
         trace_parent=trace_parent(request.trace_parent),
         hold_id=request.hold_id,
+        held_us=request.held_us,
+        budget=budget(request.budget) if request.HasField("budget") else UNLIMITED,
         idempotency_key=request.idempotency_key,
         digest=_digest_if_keyed(request, request.idempotency_key),
     )
@@ -223,6 +238,8 @@ def admission_to_message(admission: Admission) -> call_service_pb2.AdmitCallResp
     )
     if admission.rates:
         message.rates.extend(map(rate_to_message, admission.rates))
+    if admission.budget is not None:
+        message.budget.CopyFrom(budget_to_message(admission.budget))
     return message
 
 
@@ -250,6 +267,7 @@ def call_to_message(call: CallRow) -> types_pb2.Call:
         common_tokens=call.common_tokens,
         gateway_us=call.gateway_us,
         trace_parent=call.trace_parent,
+        held_us=call.held_us,
     )
     message.admit_time.FromMicroseconds(call.admit_us)
     if call.arrive_us:
@@ -306,7 +324,19 @@ def program_to_message(view: ProgramView) -> types_pb2.Program:
         message.last_completion_time.FromMicroseconds(row.last_completion_us)
     if row.close_us:
         message.close_time.FromMicroseconds(row.close_us)
+    _add_budget(message, view.root)
     return message
+
+
+def _add_budget(message: types_pb2.Program, root: ProgramRow) -> None:
+    """The budget of a program's tree, and what pauses it."""
+    state = budgets.state_of(root)
+    if state is not None:
+        message.budget.CopyFrom(budget_to_message(state))
+    if message.state == types_pb2.PROGRAM_STATE_PAUSED:
+        # Of both causes the one that resuming alone does not end.
+        spent = budgets.is_spent(root)
+        message.pause_cause = types_pb2.PAUSE_CAUSE_BUDGET if spent else types_pb2.PAUSE_CAUSE_REQUEST
 
 
 def _origin(origin: Origin) -> call_service_pb2.ProgramOrigin:

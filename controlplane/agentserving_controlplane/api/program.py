@@ -79,12 +79,12 @@ class ProgramServicer(rpc.ProgramServiceServicer):
 
     @unary
     async def PauseProgram(self, request: pb.PauseProgramRequest, tenant: Tenant) -> pb.PauseProgramResponse:
-        view = await self._programs.pause(_key(request, tenant), True)
+        view = await self._programs.pause(_key(request, tenant))
         return pb.PauseProgramResponse(program=program_to_message(view))
 
     @unary
     async def ResumeProgram(self, request: pb.ResumeProgramRequest, tenant: Tenant) -> pb.ResumeProgramResponse:
-        view = await self._programs.pause(_key(request, tenant), False)
+        view = await self._programs.resume(_key(request, tenant), conversion.addition(request))
         return pb.ResumeProgramResponse(program=program_to_message(view))
 
     @unary

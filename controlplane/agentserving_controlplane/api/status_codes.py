@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NoReturn
 
 import grpc
+from agentserving.contract.budgets import Budget, BudgetState
 from agentserving.contract.rates import Rate
-from agentserving.v1 import call_service_pb2
+from agentserving.v1 import call_service_pb2, types_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
@@ -29,6 +30,7 @@ _CODES: dict[type[Exception], int] = {
     errors.UnauthenticatedError: code_pb2.UNAUTHENTICATED,
     errors.ExistsError: code_pb2.ALREADY_EXISTS,
     errors.OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
+    errors.BudgetSpentError: code_pb2.RESOURCE_EXHAUSTED,
     errors.UnavailableError: code_pb2.UNAVAILABLE,
     errors.NotLeaderError: code_pb2.UNAVAILABLE,
     errors.GoneError: code_pb2.OUT_OF_RANGE,
@@ -93,7 +95,18 @@ def admission_error(error: Exception) -> call_service_pb2.AdmissionError:
         message.retry_after.FromMilliseconds(round(refusal.retry_after_s * 1000))
     if isinstance(refusal, errors.OverloadedError):
         message.rates.extend(map(rate_to_message, refusal.rates))
+    if isinstance(refusal, errors.BudgetSpentError):
+        message.budget.CopyFrom(budget_to_message(refusal.budget))
     return message
+
+
+def budget_to_message(state: BudgetState) -> types_pb2.BudgetState:
+    """A tree's budget."""
+    return types_pb2.BudgetState(limit=_amounts(state.limit), spent=_amounts(state.spent))
+
+
+def _amounts(budget: Budget) -> types_pb2.Budget:
+    return types_pb2.Budget(tokens=budget.tokens, engine_us=budget.engine_us, calls=budget.calls)
 
 
 def rate_to_message(rate: Rate) -> call_service_pb2.Rate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import msgspec
+from agentserving.contract.budgets import MAX_AMOUNT, Budget
 from agentserving.contract.ids import Tenant
 
 # Store keys: tenants/<name>.
@@ -30,9 +31,22 @@ class TenantRow(msgspec.Struct, frozen=True, kw_only=True):
     # Prompt and answer tokens.
     tokens_per_minute: int = 0
     tokens_per_day: int = 0
+    # Budget of a program that has none of its own: tokens, model-execution time in seconds, calls.
+    program_tokens: int = 0
+    program_engine_s: int = 0
+    program_calls: int = 0
+
+    @property
+    def budget(self) -> Budget:
+        """Of each program of the tenant, by default."""
+        us = min(self.program_engine_s * 1_000_000, MAX_AMOUNT)
+        return Budget(tokens=self.program_tokens, engine_us=us, calls=self.program_calls)
 
 
-BOUNDS = ("max_programs", "max_calls", "calls_per_minute", "tokens_per_minute", "tokens_per_day")
+BOUNDS = (
+    "max_programs", "max_calls", "calls_per_minute", "tokens_per_minute", "tokens_per_day",
+    "program_tokens", "program_engine_s", "program_calls",
+)  # fmt: skip
 _decoder = msgspec.json.Decoder(TenantRow)
 
 

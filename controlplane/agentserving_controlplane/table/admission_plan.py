@@ -8,9 +8,11 @@ leaves no program, parent, reopening or ended attempt behind.
 from __future__ import annotations
 
 import msgspec
+from agentserving.contract.budgets import UNLIMITED, Budget
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
 from agentserving_controlplane.errors import DomainError, ForbiddenError, InvalidError, NotFoundError, OverloadedError
+from agentserving_controlplane.table import budgets
 from agentserving_controlplane.table.bounds import Bounds
 from agentserving_controlplane.table.late_charges import LateCharges
 from agentserving_controlplane.table.program_index import ProgramIndex
@@ -22,7 +24,15 @@ from agentserving_controlplane.table.programs import (
     check_not_cancelled,
     check_open,
 )
-from agentserving_controlplane.table.rows import MAX_THREAD_BYTES, NO_CALL, NO_PROGRAM, ProgramRow, call_parts, cut
+from agentserving_controlplane.table.rows import (
+    MAX_THREAD_BYTES,
+    NO_CALL,
+    NO_PROGRAM,
+    CallRow,
+    ProgramRow,
+    call_parts,
+    cut,
+)
 from agentserving_controlplane.table.states import Outcome, ProgramState
 
 MAX_PARENTS = 64
@@ -51,6 +61,10 @@ class AdmissionRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     trace_parent: str = ""
     # Of a call that its gateway holds until there is an engine; 0 = it does not.
     hold_id: int = 0
+    # Time in which its gateway has held it because its tree's budget was spent; part of gateway_us.
+    held_us: int = 0
+    # Of the call's tree, if that has none yet.
+    budget: Budget = UNLIMITED
     idempotency_key: str = ""
     # Identifies the rest of the request; set with the key.
     digest: str = ""
@@ -100,11 +114,12 @@ class AdmissionPlanner:
 
     def plan(self, request: AdmissionRequest) -> AdmissionPlan:
         """Decides an admission up to the choice of the engine. Raises DomainError; changes nothing."""
-        for name in ("prompt_tokens", "gateway_us"):
+        for name in ("prompt_tokens", "gateway_us", "held_us"):
             if getattr(request, name) < 0:
                 raise InvalidError("NEGATIVE", f"{name} must not be negative", field=name)
         earlier = self._index.call(request.retry_of_call_id, request.tenant) if request.retry_of_call_id else None
         target = self._target(request, earlier[0] if earlier else None)
+        self._check_budget(request, target, earlier)
         if target.reopens:
             self._bounds.check_programs(request.tenant)
         self._bounds.check_call(request.tenant, replaced=int(earlier is not None))
@@ -132,6 +147,21 @@ class AdmissionPlanner:
             ends_tool_wait=row is not None and row.state is ProgramState.TOOL_WAIT,
             engines=tuple(row.engines) if row is not None else (),
         )
+
+    def _check_budget(
+        self, request: AdmissionRequest, target: _Target, earlier: tuple[ProgramRow, CallRow] | None
+    ) -> None:
+        """A tree whose budget is spent has no more calls; an attempt that this one replaces is not in flight."""
+        budgets.check_amounts(request.budget, "budget")
+        root = self._index.root_of(target.row) if target.row is not None else self._root_above(request, target)
+        if root is not None:
+            replaced = earlier is not None and earlier[0].root_key == root.key
+            in_flight = self._index.calls_of_tree(root.key) - replaced
+            budgets.check_call(root, budgets.limit_of(root) or request.budget, in_flight)
+
+    def _root_above(self, request: AdmissionRequest, target: _Target) -> ProgramRow | None:
+        """The root of a program that this call opens; None when it opens that as well."""
+        return self._index.rows.get(ProgramKey(request.tenant, target.opens[-1].root))
 
     # -- the program ---------------------------------------------------------------------------------------------
 
@@ -188,14 +218,18 @@ class AdmissionPlanner:
         above = ProgramKey(request.tenant, parent)
         if above in self._index.rows or parent == request.program_id:
             return (self._open(request, name, parent),)
-        opening = self._programs.plan_open(OpenRequest(tenant=request.tenant, program_id=parent))
+        opening = self._programs.plan_open(OpenRequest(tenant=request.tenant, program_id=parent, budget=request.budget))
         assert isinstance(opening, OpenPlan), "only a request with an idempotency key finds a row"
         return (opening, self._open(request, name, parent, opening))
 
     def _open(
         self, request: AdmissionRequest, name: str, parent: ProgramId = NO_PROGRAM, above: OpenPlan | None = None
     ) -> OpenPlan:
-        asked = OpenRequest(tenant=request.tenant, program_id=request.program_id, name=name, parent=parent)
+        # A call's budget is that of its tree, whichever program of the tree makes it.
+        budget = UNLIMITED if parent else request.budget
+        asked = OpenRequest(
+            tenant=request.tenant, program_id=request.program_id, name=name, parent=parent, budget=budget
+        )
         plan = self._programs.plan_open(asked, {above.key: above} if above is not None else None)
         assert isinstance(plan, OpenPlan), "only a request with an idempotency key finds a row"
         return plan

@@ -79,7 +79,7 @@ class Distributions:
     def call_ended(self, row: ProgramRow, call: CallRow) -> None:
         """A call has ended that its engine has reported."""
         series = self._of(row)
-        wait_us = before_us = call.gateway_us
+        wait_us = before_us = call.gateway_us + call.held_us
         after_us, answering = 0, False
         for kind, us in call.phases:
             answering |= kind == PhaseKind.DECODE

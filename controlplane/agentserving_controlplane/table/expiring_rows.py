@@ -5,8 +5,9 @@ from __future__ import annotations
 from agentserving.contract.ids import CallId, ProgramKey
 
 from agentserving_controlplane.instant import Instant
+from agentserving_controlplane.table import budgets
 from agentserving_controlplane.table.changes import Changes
-from agentserving_controlplane.table.expiry import Limits, idle_limit_us, retention_us
+from agentserving_controlplane.table.expiry import SPENT_PATIENCE_US, Limits, idle_limit_us, retention_us
 from agentserving_controlplane.table.late_charges import LateCharges
 from agentserving_controlplane.table.program_index import ProgramIndex
 from agentserving_controlplane.table.programs import Programs
@@ -58,7 +59,11 @@ class ExpiringRows:
             return None
         if row.state is ProgramState.CLOSED:
             return None if self._index.has_children(row) else retention_us(row, limits)
-        return None if self._index.state_of(row) is ProgramState.PAUSED else idle_limit_us(row, limits)
+        root = self._index.root_of(row)
+        if root.paused:
+            return None
+        limit_us = idle_limit_us(row, limits)
+        return max(limit_us, SPENT_PATIENCE_US) if budgets.is_spent(root) else limit_us
 
     def take_due(self, limits: Limits, now: Instant, at_most: int) -> tuple[int, list[ProgramRow]]:
         """Looks at rows whose time has come, at most so many; returns how many, and those to be passed to `expire`.

@@ -19,6 +19,7 @@ from agentserving.contract.ids import CallId, ProgramKey
 from agentserving.contract.policy import Accounting
 
 from agentserving_controlplane.instant import Instant
+from agentserving_controlplane.table import budgets
 from agentserving_controlplane.table.bounds import Tally
 from agentserving_controlplane.table.reports import CallReport, raise_counters
 from agentserving_controlplane.table.rows import MAX_SUM, CallRow, ProgramRow
@@ -62,6 +63,8 @@ class LateCharges:
             admit_us=call.admit_us,
             boot_id=call.boot_id,
             service_us=call.service_us,
+            prompt_tokens=call.prompt_tokens,
+            output_tokens=call.output_tokens,
         )
         self.restore(row.key, number, (short,), now)
         return number
@@ -85,7 +88,7 @@ class LateCharges:
         call = self._lists[row.key][number][report.call_id]
         if (report.engine_id, report.boot_id) != (call.engine_id, call.boot_id):
             return None
-        before_us = call.service_us
+        before_us, tokens_before = call.service_us, call.prompt_tokens + call.output_tokens
         raise_counters(call, report)
         self._heard_us[call.call_id] = now.steady_us
         self._heard_us.move_to_end(call.call_id)
@@ -94,9 +97,11 @@ class LateCharges:
         account = charge_call(accounting, root.attained_service_us, call.attained_service_us, service_us)
         root.attained_service_us = min(account, MAX_SUM)
         row.total_service_us = min(row.total_service_us + added_us, MAX_SUM)
+        added_tokens = call.prompt_tokens + call.output_tokens - tokens_before
+        budgets.charge(root, tokens=added_tokens, engine_us=added_us, calls=0)
         if report.outcome:
             self.forget(call.call_id)
-        return number if report.outcome or added_us else None
+        return number if report.outcome or added_us or added_tokens else None
 
     def silent(self, limit_us: int, now: Instant) -> CallId | None:
         """A call of which nothing has been heard for too long."""

@@ -15,7 +15,7 @@ from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, T
 from agentserving.contract.policy import Accounting
 
 from agentserving_controlplane.instant import Instant
-from agentserving_controlplane.table import tries
+from agentserving_controlplane.table import budgets, tries
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionPlanner, AdmissionRequest
 from agentserving_controlplane.table.bounds import DEFAULT_CAPACITY, Bounds, Capacity
 from agentserving_controlplane.table.call_chunks import ROW
@@ -130,6 +130,8 @@ class ProcessTable:
         if plan.reopens:
             self.programs.reopen(row, now)
         call = self._admit(row, plan, (engine_id, *fallbacks), now)
+        if plan.request.budget and budgets.give(self.index.root_of(row), plan.request.budget):
+            self.programs.touch(row, with_root=True)
         row.closing |= plan.closing
         # Last: a closing program must not lose its last call before it has the new one.
         if plan.replaces is not None:
@@ -151,7 +153,8 @@ class ProcessTable:
             idempotency_key=plan.request.idempotency_key,
             request=plan.request.digest,
             engines=list(engines) if len(engines) > 1 else [],
-            gateway_us=min(plan.request.gateway_us, MAX_COUNTER),
+            gateway_us=min(max(0, plan.request.gateway_us - plan.request.held_us), MAX_COUNTER),
+            held_us=min(plan.request.held_us, MAX_COUNTER),
             trace_parent=plan.request.trace_parent,
             follows=row.calls_completed > 0,
             elsewhere=bool(row.engines) and engine_id not in row.engines,
@@ -328,6 +331,7 @@ class ProcessTable:
         call_charged(row, call, self.totals.times)
         row.calls_completed += 1
         tokens = call.prompt_tokens + call.output_tokens
+        self.totals.budgets_spent += budgets.charge(root, tokens=tokens, engine_us=call.service_us, calls=1)
         self.tokens.add(row.tenant, tokens, now)
         self.rates.used(row.tenant, tokens, now)
         thread = row.threads.get(call.thread_id)

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 
 from agentserving_controlplane.errors import NotFoundError
+from agentserving_controlplane.table import budgets
 from agentserving_controlplane.table.bounds import ClosedPrograms, Tally
 from agentserving_controlplane.table.call_chunks import CallChunks
 from agentserving_controlplane.table.deadlines import Deadlines
@@ -97,9 +98,14 @@ class ProgramIndex:
 
     def state_of(self, row: ProgramRow) -> ProgramState:
         """CLOSED takes precedence over PAUSED, and PAUSED over the other states."""
-        if row.state is not ProgramState.CLOSED and self.root_of(row).paused:
-            return ProgramState.PAUSED
-        return row.state
+        if row.state is ProgramState.CLOSED:
+            return row.state
+        root = self.root_of(row)
+        return ProgramState.PAUSED if root.paused or budgets.is_spent(root) else row.state
+
+    def calls_of_tree(self, root: ProgramKey) -> int:
+        """Calls in flight of a tree."""
+        return sum(self._engines_of_tree.get(root, NO_CALLS).values())
 
     def tree(self, row: ProgramRow) -> Iterator[ProgramRow]:
         """A program and all its descendants."""

@@ -7,13 +7,15 @@ else must be checked can still refuse the request without a trace. `admission_pl
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from agentserving.contract.budgets import UNLIMITED, Budget
 from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 
 from agentserving_controlplane.errors import ConflictError, ExistsError, ForbiddenError, InvalidError, NotFoundError
 from agentserving_controlplane.instant import Instant
+from agentserving_controlplane.table import budgets
 from agentserving_controlplane.table.bounds import Bounds
 from agentserving_controlplane.table.changes import Changes
 from agentserving_controlplane.table.endings import ClosedProgram, Endings, origin_of
@@ -40,6 +42,8 @@ class OpenRequest:
     idempotency_key: str = ""
     # Identifies the rest of the request; set with the key.
     digest: str = ""
+    # Of the whole tree.
+    budget: Budget = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,8 @@ class OpenPlan:
     reopens: bool = False
     # Counter of generated ids after this plan; 0 when the id was given.
     generated: int = 0
+    # As it was asked for; a default is not in it.
+    budget: Budget = UNLIMITED
 
 
 @dataclass(slots=True)
@@ -63,6 +69,8 @@ class Totals:
 
     programs_completed: int = 0
     calls_completed: int = 0
+    # Trees that have spent their budgets; one may do so again, after an addition.
+    budgets_spent: int = 0
     reports_ignored: int = 0
     # Of calls that were placed on other engines, and of more unknown calls than may be adopted.
     reports_refused: int = 0
@@ -111,6 +119,8 @@ class Programs:
         self._epoch, self._index, self._changes, self._totals = epoch, index, changes, totals
         self._bounds = bounds
         self._generated = 0
+        # Limits of a root for what it is not given; the leader sets it.
+        self.default_budget: Callable[[Tenant], Budget] = lambda tenant: UNLIMITED
         self._ended: list[ProgramRow] = []
         self.demand = LiveDemand()
         # Receives closed programs, when set.
@@ -138,6 +148,13 @@ class Programs:
             raise InvalidError("BAD_PROGRAM_ID", "program_id: 1 to 128 of A-Z a-z 0-9 . _ : @ / -", field="program_id")
         if len(request.name.encode()) > MAX_NAME_BYTES:
             raise InvalidError("NAME_TOO_LONG", f"name: at most {MAX_NAME_BYTES} bytes", field="name")
+        budgets.check_amounts(request.budget, "budget")
+        if request.budget and request.parent:
+            raise InvalidError(
+                "BUDGET_OF_SUB_AGENT",
+                "budget: a sub-agent spends its root's: leave the budget out, or open the program without a parent",
+                field="budget",
+            )
         key = ProgramKey(request.tenant, program_id)
         known = self._index.rows.get(key)
         if known is not None and not known.cancelled:
@@ -153,6 +170,7 @@ class Programs:
             digest=request.digest,
             reopens=known is not None,
             generated=generated,
+            budget=request.budget,
         )
 
     def commit_open(self, plan: OpenPlan, now: Instant) -> ProgramRow:
@@ -171,9 +189,14 @@ class Programs:
             last_arrival_us=now.unix_us,
         )
         self._generated = max(self._generated, plan.generated)
+        self._give_budget(row, plan.budget)
         self._index.insert(row, now.steady_us)
         self.touch(row, with_root=True)
         return row
+
+    def _give_budget(self, row: ProgramRow, asked: Budget) -> None:
+        if row.root == row.program_id:
+            budgets.give(row, asked.or_else(self.default_budget(row.tenant)))
 
     def _commit_reopen(self, plan: OpenPlan, now: Instant) -> ProgramRow:
         row = self._index.rows[plan.key]
@@ -181,6 +204,7 @@ class Programs:
             self._index.unname_opening(row)
             row.idempotency_key, row.request = plan.idempotency_key, plan.digest
             self._index.name_opening(row)
+        self._give_budget(row, plan.budget)
         self.reopen(row, now)
         return row
 
@@ -194,6 +218,7 @@ class Programs:
 
     def adopt(self, row: ProgramRow, now: Instant) -> None:
         """Inserts a program that is known from an engine's report only."""
+        self._give_budget(row, UNLIMITED)
         self._index.insert(row, now.steady_us)
         self.touch(row, with_root=True)
 
@@ -321,3 +346,13 @@ class Programs:
             self._index.note_pause(root)
             self.touch(root)
         return root
+
+    def resume(self, row: ProgramRow, addition: budgets.Addition) -> ProgramRow:
+        """Ends what pauses the tree of a program; returns its root. ConflictError while its budget is spent."""
+        root = self._index.root_of(row)
+        if budgets.resume(root, addition):
+            # It may be idle for less long than before.
+            for program in self._index.tree(root):
+                self._index.deadlines.mark(program.key)
+            self.touch(root)
+        return self.pause(row, False)

@@ -26,7 +26,7 @@ MAX_ROW_BYTES = 450_000
 MAX_THREADS_KEPT, MAX_MISSING_KEPT, MAX_EPOCHS_KEPT = 512, 1000, 256
 MAX_THREAD_BYTES, MAX_TOOL_BYTES = 128, 128
 # Of a call: what an engine sends at most, and the bytes of all fields that say where its time went.
-MAX_PHASES, TRACE_BYTES = 24, 550
+MAX_PHASES, TRACE_BYTES = 24, 570
 # Every sum saturates here, so that no report makes a number that the wire (int64) cannot carry.
 MAX_SUM = 1 << 60
 
@@ -78,6 +78,8 @@ class CallRow(msgspec.Struct, omit_defaults=True, gc=False):
     # Time at the gateway before the admission, and the request's traceparent.
     gateway_us: int = 0
     trace_parent: str = ""
+    # Time at the gateway before that, while its tree's budget was spent.
+    held_us: int = 0
     # When it was admitted, the program had finished calls; and all of its calls were on other engines.
     follows: bool = False
     elsewhere: bool = False
@@ -102,6 +104,15 @@ class TimeRow(msgspec.Struct, omit_defaults=True, gc=False):
     decode_us: int = 0
     preempted_us: int = 0
     tools_us: int = 0
+
+
+class BudgetRow(msgspec.Struct, omit_defaults=True, gc=False):
+    """Limits of a tree; 0 = none. `additions`: digests of the newest requests that added to them, by their ids."""
+
+    tokens: int = 0
+    engine_us: int = 0
+    calls: int = 0
+    additions: dict[str, str] = {}
 
 
 class ThreadRow(msgspec.Struct, omit_defaults=True, gc=False):
@@ -161,6 +172,11 @@ class ProgramRow(msgspec.Struct, omit_defaults=True, dict=True):
     times: TimeRow = msgspec.field(default_factory=TimeRow)
     # By agentserving.contract.phases.PrefixMiss: finished calls, and tokens that were computed again.
     prefix_misses: dict[int, tuple[int, int]] = {}
+    # On a root: its tree's budget, and what the tree has used since the root was opened (budgets.py).
+    budget: BudgetRow | None = None
+    tree_tokens: int = 0
+    tree_engine_us: int = 0
+    tree_calls: int = 0
 
     # Cached in the instance's dictionary (`dict=True`), which is not encoded: an admission needs each a dozen times.
     @cached_property

@@ -47,6 +47,7 @@ def call_charged(row: ProgramRow, call: CallRow, totals: TimeTotals) -> None:
     lost = max(0, call.common_tokens - call.cached_tokens) if call.prefix_miss == PrefixMiss.EVICTED else 0
     for times, misses in ((row.times, row.prefix_misses), (totals.times, totals.misses)):
         times.gateway_us = min(times.gateway_us + call.gateway_us, MAX_SUM)
+        times.held_us = min(times.held_us + call.held_us, MAX_SUM)
         for kind, us in call.phases:
             if (name := _FIELDS.get(kind)) is not None:
                 setattr(times, name, min(getattr(times, name) + us, MAX_SUM))

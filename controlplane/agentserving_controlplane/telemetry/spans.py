@@ -91,7 +91,8 @@ def add_call(spans: Spans, tenant: Tenant, ended: EndedCall) -> None:
             return
         trace, parent = bytes.fromhex(theirs), bytes.fromhex(their_span)
     own = _span_id(call.call_id)
-    begin_us = call.admit_us - call.gateway_us
+    gateway_us = call.admit_us - call.gateway_us
+    begin_us = gateway_us - call.held_us
     span = spans.add(
         trace_id=trace,
         span_id=own,
@@ -106,7 +107,8 @@ def add_call(spans: Spans, tenant: Tenant, ended: EndedCall) -> None:
     _describe_call(span, call)
     _describe(span, tenant, origin, ended.outcome)
     parts = placed(call.phases, admit_us=call.admit_us, arrive_us=call.arrive_us, end_us=ended.end_us)
-    names = [("gateway", begin_us, call.admit_us)] if call.gateway_us else []
+    names = [("held", begin_us, gateway_us)] if call.held_us else []
+    names += [("gateway", gateway_us, call.admit_us)] if call.gateway_us else []
     names += [(_PHASES.get(kind, "unspecified"), begin, end) for kind, begin, end in parts]
     # Phases have no names of their own: their ids follow the call's.
     number = int.from_bytes(own)

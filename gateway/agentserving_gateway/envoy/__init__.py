@@ -12,6 +12,6 @@ process next to it, decides where a call goes (`authz`). Both share one director
 """
 
 from agentserving_gateway.envoy.bootstrap import bootstrap
-from agentserving_gateway.envoy.settings import MAX_CONNECTIONS, FrontSettings
+from agentserving_gateway.envoy.settings import BUDGET_HOLD_S, MAX_CONNECTIONS, FrontSettings
 
-__all__ = ["MAX_CONNECTIONS", "FrontSettings", "bootstrap"]
+__all__ = ["BUDGET_HOLD_S", "MAX_CONNECTIONS", "FrontSettings", "bootstrap"]

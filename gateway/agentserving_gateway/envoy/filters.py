@@ -20,7 +20,8 @@ PICK, PICK_BY_BODY = "agentserving.pick", "agentserving.pick_by_body"
 HEAD_PREFIX, BODY_PREFIX = "/head", "/body"
 # A picker that hangs delays a call so long at most; its health check spares the next ones.
 PICK_S = 2.0
-# The picker holds calls while a leader is elected (8 s), and while there is no engine: only here.
+# The picker holds calls while a leader is elected (8 s), while there is no engine, and while the budget of a program is
+# spent: only here. One that hangs is found by its health check, which closes the connections of all questions.
 PICK_BY_BODY_S = 10.0
 
 _AUTHZ = "extensions.filters.http.ext_authz.v3."
@@ -41,7 +42,7 @@ def http_filters(settings: FrontSettings) -> list[Json]:
             settings,
             PICK_BY_BODY,
             BODY_PREFIX,
-            PICK_BY_BODY_S + settings.hold_s,
+            PICK_BY_BODY_S + settings.hold_s + settings.budget_hold_s,
             with_request_body={"max_request_bytes": settings.max_body_bytes, "pack_as_bytes": True},
         ),
         _retry_unasked(),
@@ -81,7 +82,7 @@ def _retry_unasked() -> Json:
 
 def _ask(settings: FrontSettings, name: str, prefix: str, bound_s: float, **fields: object) -> Json:
     """An ext_authz filter in front of the picker: HTTP/1.1, because grpc.aio costs five times as much a call."""
-    rates = [{"prefix": prefix} for prefix in names.RATES]
+    rates = [*({"prefix": prefix} for prefix in names.RATES), {"exact": names.BUDGET}]
     config = typed(
         _AUTHZ + "ExtAuthz",
         transport_api_version="V3",

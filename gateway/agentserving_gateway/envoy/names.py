@@ -28,6 +28,8 @@ TENANT, CREDENTIAL = "x-agentserving-tenant", "x-agentserving-credential"
 ENVOYS_OWN = "x-envoy-"
 # What the picker says to clients: of a refusal, and (prefixes of OpenAI and Anthropic) of their rates.
 REFUSAL, RATES = ("content-type", "retry-after", "www-authenticate"), ("x-ratelimit-", "anthropic-ratelimit-")
+# What remains of a program's budget, when little does.
+BUDGET = ours.BUDGET
 # Added to what the route retries on: by the picker, or else by Envoy.
 RETRY_ON = "x-envoy-retry-on"
 RETRY_SERVER_ERRORS, RETRY_NOTHING_ELSE = "retriable-status-codes", "reset"

@@ -17,7 +17,7 @@ RETRY_ON = "connect-failure,refused-stream,reset"
 # The engine, or something on its way, failed: another one may do better. In force where the picker names another one.
 SERVER_ERRORS = [500, 502, 503, 504]
 READS_S = 5.0
-_EXPOSED = (names.CALL_ID, names.PROGRAM_ID, names.ENGINE, names.REQUEST_ID, "retry-after")
+_EXPOSED = (names.CALL_ID, names.PROGRAM_ID, names.ENGINE, names.REQUEST_ID, names.BUDGET, "retry-after")
 
 
 def route_config(settings: FrontSettings) -> Json:

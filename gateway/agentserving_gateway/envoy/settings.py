@@ -8,6 +8,9 @@ from pathlib import Path
 from agentserving_process.addresses import split_address
 
 MAX_CONNECTIONS = 20_000
+# Shorter than the timeouts of common clients (600 s of OpenAI's and Anthropic's), so that they get an answer that says
+# what to do, and not a broken connection.
+BUDGET_HOLD_S = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,8 @@ class FrontSettings:
     keep_alive_s: float = 620.0
     # How long the picker may hold a call while there is no engine.
     hold_s: float = 0.0
+    # And while the budget of its program is spent.
+    budget_hold_s: float = BUDGET_HOLD_S
     # A client may take so long for the head, and for the whole request.
     head_s: float = 10.0
     request_s: float = 120.0

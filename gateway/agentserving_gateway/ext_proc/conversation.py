@@ -182,7 +182,7 @@ class Conversation:
         self._answered, self._whole = True, message.response_headers.end_of_stream
         given = messages.headers_of(message.response_headers)
         self._settle(pick, status=messages.status_of(given), served=messages.served_by(message))
-        added = {**pick.rate_headers, names.PROGRAM_ID: pick.program_id, names.CALL_ID: pick.call_id}
+        added = {**pick.answer_headers, names.PROGRAM_ID: pick.program_id, names.CALL_ID: pick.call_id}
         if pick.call_id:
             added[names.REQUEST_ID] = opening.head.headers.get(names.REQUEST_ID, "")
         await self._stream.write(messages.answered({name: value for name, value in added.items() if value}))

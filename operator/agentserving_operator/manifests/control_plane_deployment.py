@@ -6,6 +6,8 @@ leader's address from it. So the Service selects all of them, and no label has t
 
 from __future__ import annotations
 
+from agentserving.contract.budgets import text_of
+
 from agentserving_operator.manifests.common import (
     ALIVE,
     PYTHON_ENV,
@@ -38,6 +40,7 @@ from agentserving_operator.manifests.metrics_token import (
 )
 from agentserving_operator.manifests.tls import Leaf, directory, flags, mounts, volumes
 from agentserving_operator.manifests.web_tokens import token_flags, token_mounts, token_volumes
+from agentserving_operator.spec.budgets import to_budget
 from agentserving_operator.spec.store import StoreType
 
 # A leader that cannot reach etcd for this long stops leading. A single control plane has no one to hand over to, and a
@@ -121,11 +124,16 @@ def _arguments(cluster: AgentServingCluster) -> list[str]:
         "--lease-s", str(LEASE_S if cluster.spec.control_plane.replicas > 1 else LEASE_ALONE_S),
         "--http-host", any_host(cluster), "--http-port", str(Port.CONTROL_PLANE_HTTP), *metrics_token_flags(cluster),
         "--ticket-key-file", KEY_FILE,
-        "--program-idle-s", str(cluster.spec.control_plane.program_idle_seconds),
+        "--program-idle-s", str(cluster.spec.control_plane.program_idle_seconds), *_budget_arguments(cluster),
         *(flags(directory(Leaf.CONTROL_PLANE)) if cluster.spec.tls.on else []),
         *_access_arguments(cluster),
         *_store_arguments(cluster),
     ]  # fmt: skip
+
+
+def _budget_arguments(cluster: AgentServingCluster) -> list[str]:
+    budget = to_budget(cluster.spec.control_plane.program_budget)
+    return ["--default-budget", text_of(budget)] if budget else []
 
 
 def _access_arguments(cluster: AgentServingCluster) -> list[str]:

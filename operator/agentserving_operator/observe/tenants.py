@@ -90,7 +90,7 @@ def plan(objects: Sequence[Manifest], recorded: Sequence[str]) -> TenantPlan:
 
 
 def _settings(tenant: str, spec: TenantSpec) -> TenantSettings:
-    limits = spec.limits
+    limits, budget = spec.limits, spec.program_budget
     return TenantSettings(
         tenant=Tenant(tenant),
         weight=spec.weight,
@@ -99,6 +99,9 @@ def _settings(tenant: str, spec: TenantSpec) -> TenantSettings:
         calls_per_minute=limits.calls_per_minute or 0,
         tokens_per_minute=limits.tokens_per_minute or 0,
         tokens_per_day=limits.tokens_per_day or 0,
+        program_tokens=budget.tokens or 0 if budget is not None else 0,
+        program_engine_s=budget.engine_seconds or 0 if budget is not None else 0,
+        program_calls=budget.calls or 0 if budget is not None else 0,
     )
 
 

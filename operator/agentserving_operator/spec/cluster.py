@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from agentserving_operator.spec.auth import Auth, ClientAuth
 from agentserving_operator.spec.autoscaling import Autoscaling
+from agentserving_operator.spec.control_plane import ControlPlane
 from agentserving_operator.spec.fields import (
     DNS_SUBDOMAIN,
     Rule,
@@ -296,16 +297,6 @@ class Engine:
     template: PodTemplate | None = struct(
         "More about engine pods; their containers are engine and sidecar.", default=None
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ControlPlane:
-    """The process table, the load balancer and the policy."""
-
-    replicas: int = integer("One leads, the others stand by. More than 1 need an etcd.", 1, 5, default=1)
-    program_idle_seconds: int = integer("A program without calls for this long expires.", 1, 604_800, default=600)
-    resources: Resources = struct("Requests and limits.", default=Resources)
-    template: PodTemplate | None = struct("More about its pods; the container is control-plane.", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

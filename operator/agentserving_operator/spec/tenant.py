@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from agentserving_operator.spec.budgets import ProgramBudget
 from agentserving_operator.spec.cluster import DNS_LABEL, MAX_NAME
 from agentserving_operator.spec.fields import integer, items, struct, text
 from agentserving_operator.spec.status import Condition
@@ -55,6 +56,9 @@ class TenantSpec:
         default=1,
     )
     limits: Limits = struct("Bounds of its use.", default=Limits)
+    program_budget: ProgramBudget | None = struct(
+        "Budget of each of its programs that is opened without one; absent: the cluster's.", default=None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import Any, TypeVar
 
 from agentserving.client.values import Balancer, ClosedProgram, EndedCall, Endings, PolicyChoice, PolicyVersion
+from agentserving.contract.budgets import Budget, BudgetState, parse
 from agentserving.contract.ids import EngineId
 from agentserving.contract.policy import InvalidPolicyError, Policy
 from agentserving.contract.policy_message import policy_from
@@ -48,6 +49,8 @@ def _reader(hint: Any) -> Reader:
             of = typing.cast(type[Any], item)
             return lambda message, name: tuple(read(of, each) for each in getattr(message, name))
         return lambda message, name: tuple(getattr(message, name))
+    if hint == BudgetState | None:
+        return lambda message, name: budget_state(getattr(message, name)) if message.HasField(name) else None
     if hint is PolicyVersion:
         return lambda message, name: policy_version(getattr(message, name))
     if is_dataclass(hint):
@@ -80,6 +83,23 @@ def endings(message: call_service_pb2.WatchEndingsResponse) -> Endings:
         restarted=message.restarted,
         send_time=_instant(message, "send_time"),
     )
+
+
+def budget_state(message: types_pb2.BudgetState) -> BudgetState:
+    """A tree's limits, and what it has spent."""
+    return BudgetState(limit=_budget(message.limit), spent=_budget(message.spent))
+
+
+def _budget(message: types_pb2.Budget) -> Budget:
+    return Budget(tokens=message.tokens, engine_us=message.engine_us, calls=message.calls)
+
+
+def budget_message(budget: Budget | str | None) -> types_pb2.Budget | None:
+    """A budget, or the text of one, for a request; None for none. ValueError."""
+    found = parse(budget) if isinstance(budget, str) and budget else budget or None
+    if not isinstance(found, Budget):
+        return None
+    return types_pb2.Budget(tokens=found.tokens, engine_us=found.engine_us, calls=found.calls)
 
 
 def policy_version(

@@ -27,6 +27,7 @@ from agentserving.client.values import (
     Program,
     ProgramState,
 )
+from agentserving.contract.budgets import Budget
 from agentserving.contract.policy import Policy
 from agentserving.contract.policy_message import policy_to
 from agentserving.v1 import admin_service_pb2, call_service_pb2, key_service_pb2, program_service_pb2, types_pb2
@@ -91,15 +92,25 @@ def _nothing(response: Any) -> None:
 
 
 def open_program(
-    name: str = "", *, program_id: str = "", parent_program_id: str = "", idempotency_key: str = ""
+    name: str = "",
+    *,
+    program_id: str = "",
+    parent_program_id: str = "",
+    idempotency_key: str = "",
+    budget: Budget | str | None = None,
 ) -> Operation[Program]:
     """Opens a program; durable when it returns. With an empty id the control plane chooses one.
 
-    Reopens a program that was closed or cancelled.
+    Reopens a program that was closed or cancelled. budget: what it and its sub-agents may use before they are paused,
+    a value or text (tokens=200k,engine-seconds=300,calls=50); the cluster may have a default for what it leaves out.
     """
     pb = program_service_pb2
     request = pb.OpenProgramRequest(
-        program_id=program_id, name=name, parent_program_id=parent_program_id, idempotency_key=idempotency_key or _key()
+        program_id=program_id,
+        name=name,
+        parent_program_id=parent_program_id,
+        idempotency_key=idempotency_key or _key(),
+        budget=messages.budget_message(budget),
     )
     return Operation(PROGRAMS + "OpenProgram", request, pb.OpenProgramResponse, _program)
 
@@ -150,9 +161,18 @@ def pause_program(program_id: str) -> Operation[Program]:
     return Operation(PROGRAMS + "PauseProgram", request, pb.PauseProgramResponse, _program)
 
 
-def resume_program(program_id: str) -> Operation[Program]:
+def resume_program(program_id: str, *, add: Budget | str | None = None, addition_id: str = "") -> Operation[Program]:
+    """Resumes a program's tree. While its budget is spent: ConflictError (reason BUDGET_SPENT) unless `add` is enough.
+
+    add: added to the limits of its budget, once, however often the request is sent. addition_id: names the addition
+    where several callers may make the same one; random by default.
+    """
     pb = program_service_pb2
-    request = pb.ResumeProgramRequest(program_id=program_id)
+    request = pb.ResumeProgramRequest(
+        program_id=program_id,
+        add=messages.budget_message(add),
+        addition_id=(addition_id or _key()) if add else "",
+    )
     return Operation(PROGRAMS + "ResumeProgram", request, pb.ResumeProgramResponse, _program)
 
 
@@ -189,6 +209,7 @@ def admit(
     model: str = "",
     retry_of_call_id: str = "",
     exclude_engine_ids: Iterable[str] = (),
+    budget: Budget | str | None = None,
 ) -> Operation[Admission]:
     """Admits a call: chooses its engine and signs its ticket. No program id = a program of this one call.
 
@@ -208,6 +229,7 @@ def admit(
         retry_of_call_id=retry_of_call_id,
         exclude_engine_ids=exclude_engine_ids,
         idempotency_key=_key(),
+        budget=messages.budget_message(budget),
     )
     return Operation(
         CALLS + "AdmitCall",

@@ -29,10 +29,14 @@ def set_tenant(
     calls_per_minute: int | None = None,
     tokens_per_minute: int | None = None,
     tokens_per_day: int | None = None,
+    program_tokens: int | None = None,
+    program_engine_s: int | None = None,
+    program_calls: int | None = None,
 ) -> Operation[TenantSettings]:
     """Sets a tenant's share and bounds; durable when it returns. None = stays as it is, 0 = no bound.
 
-    While several tenants have calls on an engine they share it by weight, 1 to 1000.
+    While several tenants have calls on an engine they share it by weight, 1 to 1000. `program_...`: the budget of each
+    program that is opened without one.
     """
     said = pb.Tenant(
         tenant=tenant,
@@ -42,6 +46,9 @@ def set_tenant(
         calls_per_minute=calls_per_minute,
         tokens_per_minute=tokens_per_minute,
         tokens_per_day=tokens_per_day,
+        program_tokens=program_tokens,
+        program_engine_s=program_engine_s,
+        program_calls=program_calls,
     )
     return Operation(
         TENANTS + "SetTenant",

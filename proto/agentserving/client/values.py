@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Self
 
 from agentserving.client.times import Phase, PrefixMisses, TimeSplit
+from agentserving.contract.budgets import BudgetState
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.phases import PrefixMiss
 from agentserving.contract.policy import Policy
@@ -33,6 +34,16 @@ class ProgramState(WireEnum):
     TOOL_WAIT = 2
     PAUSED = 3
     CLOSED = 4
+
+
+class PauseCause(WireEnum):
+    """Why a program is paused; UNSPECIFIED when it is not."""
+
+    UNSPECIFIED = 0
+    # `pause_program`.
+    REQUEST = 1
+    # The budget of its tree is spent: `resume_program` needs an addition.
+    BUDGET = 2
 
 
 class Outcome(WireEnum):
@@ -96,6 +107,7 @@ class Call:
     arrive_time: datetime | None
     gateway_us: int
     trace_parent: str
+    held_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +125,7 @@ class Program:
     """One row of the process table.
 
     attained_service_us: the account of the root's whole tree, by the policy's accounting rule. tool: what the program
-    waits for, as named by `begin_tool_wait`; empty outside of tool waits.
+    waits for, as named by `begin_tool_wait`; empty outside of tool waits. budget: of its whole tree; None = no limits.
     """
 
     program_id: ProgramId
@@ -143,6 +155,8 @@ class Program:
     tool: str
     times: TimeSplit
     prefix_misses: tuple[PrefixMisses, ...]
+    budget: BudgetState | None
+    pause_cause: PauseCause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +238,8 @@ class Rate:
 class Admission:
     """An admitted call: its engine, and the ticket to send there as X-Session-ID.
 
-    fallbacks: engines on which the ticket is good as well, in the order in which to try them.
+    fallbacks: engines on which the ticket is good as well, in the order in which to try them. budget: of the program's
+    tree, once 80 % of a unit are spent.
     """
 
     call_id: CallId
@@ -237,6 +252,7 @@ class Admission:
     epoch: int
     fallbacks: tuple[NamedEngine, ...]
     rates: tuple[Rate, ...]
+    budget: BudgetState | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,3 +385,7 @@ class TenantSettings:
     # Prompt and answer tokens.
     tokens_per_minute: int
     tokens_per_day: int
+    # Budget of each program that is opened without one; 0 = the cluster's default.
+    program_tokens: int
+    program_engine_s: int
+    program_calls: int

@@ -204,6 +204,7 @@ class CarriedCall:
             name=tracker.name,
             thread=thread.thread_id,
             parents=pending.parents,
+            budget=tracker.budget,
         )
 
     @property

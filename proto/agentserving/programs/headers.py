@@ -10,10 +10,12 @@ PARENT_PROGRAM_ID = "x-agentserving-parent-program-id"
 PROGRAM_NAME = "x-agentserving-program-name"
 THREAD_ID = "x-agentserving-thread-id"
 PARENT_CALL_IDS = "x-agentserving-parent-call-ids"
+# Of the program's tree, as in agentserving.contract.budgets; in responses what remains of it, once little does.
+BUDGET = "x-agentserving-budget"
 # In the gateway's responses.
 CALL_ID = "x-agentserving-call-id"
 
-SENT = (PROGRAM_ID, PARENT_PROGRAM_ID, PROGRAM_NAME, THREAD_ID, PARENT_CALL_IDS)
+SENT = (PROGRAM_ID, PARENT_PROGRAM_ID, PROGRAM_NAME, THREAD_ID, PARENT_CALL_IDS, BUDGET)
 
 MAX_NAME_BYTES = 128
 _ID = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
@@ -38,8 +40,14 @@ def short_name(name: str) -> str:
 
 
 def headers_of(
-    program_id: str, *, parent_program_id: str = "", name: str = "", thread: str = "", parents: tuple[str, ...] = ()
+    program_id: str,
+    *,
+    parent_program_id: str = "",
+    name: str = "",
+    thread: str = "",
+    parents: tuple[str, ...] = (),
+    budget: str = "",
 ) -> dict[str, str]:
     """The headers whose values are not empty; in a name, `?` replaces what is not printable ASCII."""
-    values = (program_id, parent_program_id, _UNSAFE.sub("?", name).strip(), thread, ",".join(parents))
+    values = (program_id, parent_program_id, _UNSAFE.sub("?", name).strip(), thread, ",".join(parents), budget)
     return {header: value for header, value in zip(SENT, values, strict=True) if value}

@@ -36,6 +36,8 @@ class AdmitCallRequest(google.protobuf.message.Message):
     GATEWAY_US_FIELD_NUMBER: builtins.int
     TRACE_PARENT_FIELD_NUMBER: builtins.int
     HOLD_ID_FIELD_NUMBER: builtins.int
+    BUDGET_FIELD_NUMBER: builtins.int
+    HELD_US_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     """Empty = a program of one call. Unknown = opened on the fly when `implicit` is set, else NOT_FOUND."""
     thread_id: builtins.str
@@ -76,12 +78,18 @@ class AdmitCallRequest(google.protobuf.message.Message):
     """The sender holds the call until an engine can take it, and asks again within 5 s with the same number; not 0. Such
     calls count as demand (GetDemand).
     """
+    held_us: builtins.int
+    """Time for which the sender has held the call because of PROGRAM_BUDGET_SPENT, microseconds; part of gateway_us."""
     @property
     def parent_call_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Earlier calls of the same program whose results this one uses, at most 64; NOT_FOUND for any other id."""
 
     @property
     def exclude_engine_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def budget(self) -> agentserving.v1.types_pb2.Budget:
+        """Of the whole tree, when that has none yet: set by the first call, changed by ResumeProgram only."""
+
     def __init__(
         self,
         *,
@@ -102,8 +110,11 @@ class AdmitCallRequest(google.protobuf.message.Message):
         gateway_us: builtins.int = ...,
         trace_parent: builtins.str = ...,
         hold_id: builtins.int = ...,
+        budget: agentserving.v1.types_pb2.Budget | None = ...,
+        held_us: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["exclude_engine_ids", b"exclude_engine_ids", "final", b"final", "gateway_us", b"gateway_us", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "implicit", b"implicit", "max_fallbacks", b"max_fallbacks", "model", b"model", "name", b"name", "parent_call_ids", b"parent_call_ids", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "retry_of_call_id", b"retry_of_call_id", "tenant", b"tenant", "thread_id", b"thread_id", "trace_parent", b"trace_parent"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["budget", b"budget"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["budget", b"budget", "exclude_engine_ids", b"exclude_engine_ids", "final", b"final", "gateway_us", b"gateway_us", "held_us", b"held_us", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "implicit", b"implicit", "max_fallbacks", b"max_fallbacks", "model", b"model", "name", b"name", "parent_call_ids", b"parent_call_ids", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "retry_of_call_id", b"retry_of_call_id", "tenant", b"tenant", "thread_id", b"thread_id", "trace_parent", b"trace_parent"]) -> None: ...
 
 global___AdmitCallRequest = AdmitCallRequest
 
@@ -142,6 +153,7 @@ class AdmitCallResponse(google.protobuf.message.Message):
     EPOCH_FIELD_NUMBER: builtins.int
     FALLBACKS_FIELD_NUMBER: builtins.int
     RATES_FIELD_NUMBER: builtins.int
+    BUDGET_FIELD_NUMBER: builtins.int
     call_id: builtins.str
     attempt: builtins.int
     program_id: builtins.str
@@ -162,6 +174,10 @@ class AdmitCallResponse(google.protobuf.message.Message):
     def rates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Rate]:
         """What is left of the tenant's bounds, for those that it has."""
 
+    @property
+    def budget(self) -> agentserving.v1.types_pb2.BudgetState:
+        """Set once 80 % of a unit of the tree's budget are spent."""
+
     def __init__(
         self,
         *,
@@ -175,8 +191,10 @@ class AdmitCallResponse(google.protobuf.message.Message):
         epoch: builtins.int = ...,
         fallbacks: collections.abc.Iterable[global___NamedEngine] | None = ...,
         rates: collections.abc.Iterable[global___Rate] | None = ...,
+        budget: agentserving.v1.types_pb2.BudgetState | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "call_id", b"call_id", "engine_address", b"engine_address", "engine_id", b"engine_id", "epoch", b"epoch", "fallbacks", b"fallbacks", "program_id", b"program_id", "rates", b"rates", "sidecar_address", b"sidecar_address", "ticket", b"ticket"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["budget", b"budget"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "budget", b"budget", "call_id", b"call_id", "engine_address", b"engine_address", "engine_id", b"engine_id", "epoch", b"epoch", "fallbacks", b"fallbacks", "program_id", b"program_id", "rates", b"rates", "sidecar_address", b"sidecar_address", "ticket", b"ticket"]) -> None: ...
 
 global___AdmitCallResponse = AdmitCallResponse
 
@@ -381,6 +399,7 @@ class AdmissionError(google.protobuf.message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     RETRY_AFTER_FIELD_NUMBER: builtins.int
     RATES_FIELD_NUMBER: builtins.int
+    BUDGET_FIELD_NUMBER: builtins.int
     code: builtins.int
     """google.rpc.Code."""
     reason: builtins.str
@@ -391,6 +410,10 @@ class AdmissionError(google.protobuf.message.Message):
     def rates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Rate]:
         """As in AdmitCallResponse."""
 
+    @property
+    def budget(self) -> agentserving.v1.types_pb2.BudgetState:
+        """Of the tree, with reason PROGRAM_BUDGET_SPENT."""
+
     def __init__(
         self,
         *,
@@ -399,9 +422,10 @@ class AdmissionError(google.protobuf.message.Message):
         message: builtins.str = ...,
         retry_after: google.protobuf.duration_pb2.Duration | None = ...,
         rates: collections.abc.Iterable[global___Rate] | None = ...,
+        budget: agentserving.v1.types_pb2.BudgetState | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["retry_after", b"retry_after"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["code", b"code", "message", b"message", "rates", b"rates", "reason", b"reason", "retry_after", b"retry_after"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["budget", b"budget", "retry_after", b"retry_after"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["budget", b"budget", "code", b"code", "message", b"message", "rates", b"rates", "reason", b"reason", "retry_after", b"retry_after"]) -> None: ...
 
 global___AdmissionError = AdmissionError
 

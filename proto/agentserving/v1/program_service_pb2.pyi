@@ -24,6 +24,7 @@ class OpenProgramRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     PARENT_PROGRAM_ID_FIELD_NUMBER: builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
+    BUDGET_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     """Given by the client, or empty: then the control plane makes one. 1 to 128 of [A-Za-z0-9._:@/-]."""
     name: builtins.str
@@ -32,6 +33,12 @@ class OpenProgramRequest(google.protobuf.message.Message):
     """At most 128 bytes. The same key with the same request gives the same program, also when the control plane chose
     its id; with another request ALREADY_EXISTS (reason IDEMPOTENCY_KEY_REUSED). Kept as long as the program's row.
     """
+    @property
+    def budget(self) -> agentserving.v1.types_pb2.Budget:
+        """Of the whole tree, so only a root may have one. Units that are not limited here have the default of the tenant, or
+        of the cluster.
+        """
+
     def __init__(
         self,
         *,
@@ -39,8 +46,10 @@ class OpenProgramRequest(google.protobuf.message.Message):
         name: builtins.str = ...,
         parent_program_id: builtins.str = ...,
         idempotency_key: builtins.str = ...,
+        budget: agentserving.v1.types_pb2.Budget | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["idempotency_key", b"idempotency_key", "name", b"name", "parent_program_id", b"parent_program_id", "program_id", b"program_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["budget", b"budget"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["budget", b"budget", "idempotency_key", b"idempotency_key", "name", b"name", "parent_program_id", b"parent_program_id", "program_id", b"program_id"]) -> None: ...
 
 global___OpenProgramRequest = OpenProgramRequest
 
@@ -293,13 +302,26 @@ class ResumeProgramRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PROGRAM_ID_FIELD_NUMBER: builtins.int
+    ADD_FIELD_NUMBER: builtins.int
+    ADDITION_ID_FIELD_NUMBER: builtins.int
     program_id: builtins.str
+    addition_id: builtins.str
+    """Names the addition, at most 128 bytes: the same id with the same request is added once, with another request
+    ALREADY_EXISTS (reason IDEMPOTENCY_KEY_REUSED). The newest 32 of a tree are remembered. Empty: added each time.
+    """
+    @property
+    def add(self) -> agentserving.v1.types_pb2.Budget:
+        """Added to the limits of the tree's budget, of units that have one."""
+
     def __init__(
         self,
         *,
         program_id: builtins.str = ...,
+        add: agentserving.v1.types_pb2.Budget | None = ...,
+        addition_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["program_id", b"program_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["add", b"add"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["add", b"add", "addition_id", b"addition_id", "program_id", b"program_id"]) -> None: ...
 
 global___ResumeProgramRequest = ResumeProgramRequest
 

@@ -144,7 +144,7 @@ class ProgramServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ResumeProgram(self, request, context):
-        """Lets the whole tree go.
+        """Lets the whole tree go. When its budget is spent, FAILED_PRECONDITION (reason BUDGET_SPENT) unless `add` is enough.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

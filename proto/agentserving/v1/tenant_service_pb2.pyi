@@ -25,6 +25,9 @@ class Tenant(google.protobuf.message.Message):
     CALLS_PER_MINUTE_FIELD_NUMBER: builtins.int
     TOKENS_PER_MINUTE_FIELD_NUMBER: builtins.int
     TOKENS_PER_DAY_FIELD_NUMBER: builtins.int
+    PROGRAM_TOKENS_FIELD_NUMBER: builtins.int
+    PROGRAM_ENGINE_S_FIELD_NUMBER: builtins.int
+    PROGRAM_CALLS_FIELD_NUMBER: builtins.int
     tenant: builtins.str
     """1 to 64 of [A-Za-z0-9._-]."""
     weight: builtins.int
@@ -39,6 +42,12 @@ class Tenant(google.protobuf.message.Message):
     tokens_per_minute: builtins.int
     """Prompt and answer tokens."""
     tokens_per_day: builtins.int
+    program_tokens: builtins.int
+    """Budget of each program that is opened without one, by unit: tokens, seconds of model execution, calls; 0 = the
+    cluster's default.
+    """
+    program_engine_s: builtins.int
+    program_calls: builtins.int
     def __init__(
         self,
         *,
@@ -49,15 +58,24 @@ class Tenant(google.protobuf.message.Message):
         calls_per_minute: builtins.int | None = ...,
         tokens_per_minute: builtins.int | None = ...,
         tokens_per_day: builtins.int | None = ...,
+        program_tokens: builtins.int | None = ...,
+        program_engine_s: builtins.int | None = ...,
+        program_calls: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_calls_per_minute", b"_calls_per_minute", "_max_calls", b"_max_calls", "_max_programs", b"_max_programs", "_tokens_per_day", b"_tokens_per_day", "_tokens_per_minute", b"_tokens_per_minute", "_weight", b"_weight", "calls_per_minute", b"calls_per_minute", "max_calls", b"max_calls", "max_programs", b"max_programs", "tokens_per_day", b"tokens_per_day", "tokens_per_minute", b"tokens_per_minute", "weight", b"weight"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_calls_per_minute", b"_calls_per_minute", "_max_calls", b"_max_calls", "_max_programs", b"_max_programs", "_tokens_per_day", b"_tokens_per_day", "_tokens_per_minute", b"_tokens_per_minute", "_weight", b"_weight", "calls_per_minute", b"calls_per_minute", "max_calls", b"max_calls", "max_programs", b"max_programs", "tenant", b"tenant", "tokens_per_day", b"tokens_per_day", "tokens_per_minute", b"tokens_per_minute", "weight", b"weight"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_calls_per_minute", b"_calls_per_minute", "_max_calls", b"_max_calls", "_max_programs", b"_max_programs", "_program_calls", b"_program_calls", "_program_engine_s", b"_program_engine_s", "_program_tokens", b"_program_tokens", "_tokens_per_day", b"_tokens_per_day", "_tokens_per_minute", b"_tokens_per_minute", "_weight", b"_weight", "calls_per_minute", b"calls_per_minute", "max_calls", b"max_calls", "max_programs", b"max_programs", "program_calls", b"program_calls", "program_engine_s", b"program_engine_s", "program_tokens", b"program_tokens", "tokens_per_day", b"tokens_per_day", "tokens_per_minute", b"tokens_per_minute", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_calls_per_minute", b"_calls_per_minute", "_max_calls", b"_max_calls", "_max_programs", b"_max_programs", "_program_calls", b"_program_calls", "_program_engine_s", b"_program_engine_s", "_program_tokens", b"_program_tokens", "_tokens_per_day", b"_tokens_per_day", "_tokens_per_minute", b"_tokens_per_minute", "_weight", b"_weight", "calls_per_minute", b"calls_per_minute", "max_calls", b"max_calls", "max_programs", b"max_programs", "program_calls", b"program_calls", "program_engine_s", b"program_engine_s", "program_tokens", b"program_tokens", "tenant", b"tenant", "tokens_per_day", b"tokens_per_day", "tokens_per_minute", b"tokens_per_minute", "weight", b"weight"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_calls_per_minute", b"_calls_per_minute"]) -> typing.Literal["calls_per_minute"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_calls", b"_max_calls"]) -> typing.Literal["max_calls"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_programs", b"_max_programs"]) -> typing.Literal["max_programs"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_program_calls", b"_program_calls"]) -> typing.Literal["program_calls"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_program_engine_s", b"_program_engine_s"]) -> typing.Literal["program_engine_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_program_tokens", b"_program_tokens"]) -> typing.Literal["program_tokens"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_tokens_per_day", b"_tokens_per_day"]) -> typing.Literal["tokens_per_day"] | None: ...
     @typing.overload

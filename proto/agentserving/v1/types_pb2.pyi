@@ -34,7 +34,7 @@ class _ProgramStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     PROGRAM_STATE_TOOL_WAIT: _ProgramState.ValueType  # 2
     """Waits for a tool or a human, by its own report (BeginToolWait)."""
     PROGRAM_STATE_PAUSED: _ProgramState.ValueType  # 3
-    """The tree it belongs to is held by PauseProgram: calls queue and do not run."""
+    """The tree it belongs to is held, by PauseProgram or because its budget is spent (pause_cause)."""
     PROGRAM_STATE_CLOSED: _ProgramState.ValueType  # 4
     """Ended; kept for a while so that late reports and questions find it."""
 
@@ -47,7 +47,7 @@ PROGRAM_STATE_ACTIVE: ProgramState.ValueType  # 1
 PROGRAM_STATE_TOOL_WAIT: ProgramState.ValueType  # 2
 """Waits for a tool or a human, by its own report (BeginToolWait)."""
 PROGRAM_STATE_PAUSED: ProgramState.ValueType  # 3
-"""The tree it belongs to is held by PauseProgram: calls queue and do not run."""
+"""The tree it belongs to is held, by PauseProgram or because its budget is spent (pause_cause)."""
 PROGRAM_STATE_CLOSED: ProgramState.ValueType  # 4
 """Ended; kept for a while so that late reports and questions find it."""
 global___ProgramState = ProgramState
@@ -165,6 +165,30 @@ PREFIX_MISS_OTHER_ENGINE: PrefixMiss.ValueType  # 6
 PREFIX_MISS_SALT: PrefixMiss.ValueType  # 7
 """The program's earlier contexts have another cache salt."""
 global___PrefixMiss = PrefixMiss
+
+class _PauseCause:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PauseCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_PauseCause.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PAUSE_CAUSE_UNSPECIFIED: _PauseCause.ValueType  # 0
+    """It is not."""
+    PAUSE_CAUSE_REQUEST: _PauseCause.ValueType  # 1
+    """PauseProgram: ResumeProgram lets it go on."""
+    PAUSE_CAUSE_BUDGET: _PauseCause.ValueType  # 2
+    """The budget of its tree is spent: ResumeProgram needs an addition. Calls in flight finish; later ones are refused."""
+
+class PauseCause(_PauseCause, metaclass=_PauseCauseEnumTypeWrapper):
+    """Why a program is paused."""
+
+PAUSE_CAUSE_UNSPECIFIED: PauseCause.ValueType  # 0
+"""It is not."""
+PAUSE_CAUSE_REQUEST: PauseCause.ValueType  # 1
+"""PauseProgram: ResumeProgram lets it go on."""
+PAUSE_CAUSE_BUDGET: PauseCause.ValueType  # 2
+"""The budget of its tree is spent: ResumeProgram needs an addition. Calls in flight finish; later ones are refused."""
+global___PauseCause = PauseCause
 
 class _Accounting:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -379,6 +403,7 @@ class TimeSplit(google.protobuf.message.Message):
     gateway_us: builtins.int
     """At the gateway, before the leader has admitted the call."""
     held_us: builtins.int
+    """While the tree was paused or out of budget, or not admitted to the engine's working set."""
     queue_us: builtins.int
     prefill_us: builtins.int
     decode_us: builtins.int
@@ -425,6 +450,55 @@ class PrefixMisses(google.protobuf.message.Message):
 global___PrefixMisses = PrefixMisses
 
 @typing.final
+class Budget(google.protobuf.message.Message):
+    """Amounts by unit: what a tree of programs may use, 0 = no limit; or what it has used."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: builtins.int
+    ENGINE_US_FIELD_NUMBER: builtins.int
+    CALLS_FIELD_NUMBER: builtins.int
+    tokens: builtins.int
+    """Of prompts, cached ones included, and of answers."""
+    engine_us: builtins.int
+    """Model-execution time of all calls."""
+    calls: builtins.int
+    """Calls that an engine has run."""
+    def __init__(
+        self,
+        *,
+        tokens: builtins.int = ...,
+        engine_us: builtins.int = ...,
+        calls: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls", b"calls", "engine_us", b"engine_us", "tokens", b"tokens"]) -> None: ...
+
+global___Budget = Budget
+
+@typing.final
+class BudgetState(google.protobuf.message.Message):
+    """A tree's budget, and what the tree has used since its root was opened; calls count when they end."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: builtins.int
+    SPENT_FIELD_NUMBER: builtins.int
+    @property
+    def limit(self) -> global___Budget: ...
+    @property
+    def spent(self) -> global___Budget: ...
+    def __init__(
+        self,
+        *,
+        limit: global___Budget | None = ...,
+        spent: global___Budget | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["limit", b"limit", "spent", b"spent"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["limit", b"limit", "spent", b"spent"]) -> None: ...
+
+global___BudgetState = BudgetState
+
+@typing.final
 class Call(google.protobuf.message.Message):
     """One LLM call in flight."""
 
@@ -451,6 +525,7 @@ class Call(google.protobuf.message.Message):
     ARRIVE_TIME_FIELD_NUMBER: builtins.int
     GATEWAY_US_FIELD_NUMBER: builtins.int
     TRACE_PARENT_FIELD_NUMBER: builtins.int
+    HELD_US_FIELD_NUMBER: builtins.int
     call_id: builtins.str
     """`<program>.<epoch>.<n>`: never used twice, not even across restarts of the control plane."""
     attempt: builtins.int
@@ -478,6 +553,8 @@ class Call(google.protobuf.message.Message):
     """Time at the gateway, before the leader has admitted it."""
     trace_parent: builtins.str
     """W3C traceparent that came with the request; empty without one."""
+    held_us: builtins.int
+    """Time at the gateway while the budget of its tree was spent; not part of gateway_us, and before it."""
     @property
     def admit_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -516,9 +593,10 @@ class Call(google.protobuf.message.Message):
         arrive_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         gateway_us: builtins.int = ...,
         trace_parent: builtins.str = ...,
+        held_us: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["admit_time", b"admit_time", "arrive_time", b"arrive_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["admit_time", b"admit_time", "arrive_time", b"arrive_time", "attained_service_us", b"attained_service_us", "attempt", b"attempt", "cached_tokens", b"cached_tokens", "call_id", b"call_id", "common_tokens", b"common_tokens", "engine_id", b"engine_id", "gateway_us", b"gateway_us", "level", b"level", "output_tokens", b"output_tokens", "parent_call_ids", b"parent_call_ids", "phases", b"phases", "preemptions", b"preemptions", "prefix_miss", b"prefix_miss", "prompt_tokens", b"prompt_tokens", "running", b"running", "service_us", b"service_us", "thread_id", b"thread_id", "trace_parent", b"trace_parent", "wait_us", b"wait_us"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["admit_time", b"admit_time", "arrive_time", b"arrive_time", "attained_service_us", b"attained_service_us", "attempt", b"attempt", "cached_tokens", b"cached_tokens", "call_id", b"call_id", "common_tokens", b"common_tokens", "engine_id", b"engine_id", "gateway_us", b"gateway_us", "held_us", b"held_us", "level", b"level", "output_tokens", b"output_tokens", "parent_call_ids", b"parent_call_ids", "phases", b"phases", "preemptions", b"preemptions", "prefix_miss", b"prefix_miss", "prompt_tokens", b"prompt_tokens", "running", b"running", "service_us", b"service_us", "thread_id", b"thread_id", "trace_parent", b"trace_parent", "wait_us", b"wait_us"]) -> None: ...
 
 global___Call = Call
 
@@ -583,6 +661,8 @@ class Program(google.protobuf.message.Message):
     TOOL_FIELD_NUMBER: builtins.int
     TIMES_FIELD_NUMBER: builtins.int
     PREFIX_MISSES_FIELD_NUMBER: builtins.int
+    BUDGET_FIELD_NUMBER: builtins.int
+    PAUSE_CAUSE_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     tenant: builtins.str
     name: builtins.str
@@ -609,6 +689,7 @@ class Program(google.protobuf.message.Message):
     """Order of changes of the whole table, as WatchPrograms and ListPrograms count it; grows over restarts, too."""
     tool: builtins.str
     """Tool named by BeginToolWait; empty outside a tool wait."""
+    pause_cause: global___PauseCause.ValueType
     @property
     def calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Call]: ...
     @property
@@ -629,6 +710,10 @@ class Program(google.protobuf.message.Message):
     def times(self) -> global___TimeSplit: ...
     @property
     def prefix_misses(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PrefixMisses]: ...
+    @property
+    def budget(self) -> global___BudgetState:
+        """Of its tree; not set when the tree has no budget."""
+
     def __init__(
         self,
         *,
@@ -659,9 +744,11 @@ class Program(google.protobuf.message.Message):
         tool: builtins.str = ...,
         times: global___TimeSplit | None = ...,
         prefix_misses: collections.abc.Iterable[global___PrefixMisses] | None = ...,
+        budget: global___BudgetState | None = ...,
+        pause_cause: global___PauseCause.ValueType = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["close_time", b"close_time", "last_arrival_time", b"last_arrival_time", "last_completion_time", b"last_completion_time", "open_time", b"open_time", "times", b"times"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attained_service_us", b"attained_service_us", "cached_tokens", b"cached_tokens", "calls", b"calls", "calls_completed", b"calls_completed", "close_time", b"close_time", "engine_ids", b"engine_ids", "last_arrival_time", b"last_arrival_time", "last_completion_time", b"last_completion_time", "level", b"level", "name", b"name", "open_time", b"open_time", "outcome", b"outcome", "output_tokens", b"output_tokens", "parent_program_id", b"parent_program_id", "preemptions", b"preemptions", "prefix_misses", b"prefix_misses", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "revision", b"revision", "root_program_id", b"root_program_id", "state", b"state", "tenant", b"tenant", "threads", b"threads", "times", b"times", "tool", b"tool", "total_service_us", b"total_service_us", "wait_us", b"wait_us"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["budget", b"budget", "close_time", b"close_time", "last_arrival_time", b"last_arrival_time", "last_completion_time", b"last_completion_time", "open_time", b"open_time", "times", b"times"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attained_service_us", b"attained_service_us", "budget", b"budget", "cached_tokens", b"cached_tokens", "calls", b"calls", "calls_completed", b"calls_completed", "close_time", b"close_time", "engine_ids", b"engine_ids", "last_arrival_time", b"last_arrival_time", "last_completion_time", b"last_completion_time", "level", b"level", "name", b"name", "open_time", b"open_time", "outcome", b"outcome", "output_tokens", b"output_tokens", "parent_program_id", b"parent_program_id", "pause_cause", b"pause_cause", "preemptions", b"preemptions", "prefix_misses", b"prefix_misses", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "revision", b"revision", "root_program_id", b"root_program_id", "state", b"state", "tenant", b"tenant", "threads", b"threads", "times", b"times", "tool", b"tool", "total_service_us", b"total_service_us", "wait_us", b"wait_us"]) -> None: ...
 
 global___Program = Program
 
