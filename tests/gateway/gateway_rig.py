@@ -30,7 +30,7 @@ from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_controlplane.settings import PlaneSettings
 from agentserving_controlplane.store.memory import MemoryStore
 from agentserving_gateway.admission import Admission
-from agentserving_gateway.envoy import MAX_CONNECTIONS, FrontSettings
+from agentserving_gateway.envoy import BUDGET_HOLD_S, MAX_CONNECTIONS, FrontSettings
 from agentserving_gateway.front import command
 from agentserving_gateway.front_picker import FrontPicker
 from agentserving_process.engine_tls import EngineTls
@@ -358,6 +358,7 @@ async def rig(
     made = FrontPicker(
         run_dir, leader, tokens=tokens, keys_channel=leader_of_keys if keys is not None else None,
         max_connections=front.get("max_connections", MAX_CONNECTIONS), hold_s=front.get("hold_s", 0.0),
+        budget_hold_s=front.get("budget_hold_s", BUDGET_HOLD_S),
         engine_tls=EngineTls(*(front.get(f"engine_{each}") for each in ("ca", "cert", "key"))),
     )  # fmt: skip
     picker = await stack.enter_async_context(made)
