@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agentserving_cli.audit_log import AuditLine, Wanted, chosen, duration, read
+from agentserving_cli.audit_log import AuditLine, Wanted, chosen, read
+from agentserving_cli.option_types import DurationText
 from agentserving_cli.output import WIDE, is_data, output_option, print_data
 
 # The lines of all logs that a cluster has, at least since then.
@@ -23,19 +24,12 @@ Logs = Callable[[timedelta], Iterable[str]]
 Where = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def _duration(ctx: click.Context, param: click.Parameter, value: str) -> timedelta:
-    try:
-        return duration(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
 def audit_command(where: Where) -> click.Command:
     """`where` adds the options that name a cluster, and passes its `Logs`."""
 
     @click.command()
     @click.option(
-        "--since", callback=_duration, default="1h", show_default=True, help="How far back: 90s, 15m, 1h, 2d."
+        "--since", type=DurationText(), default="1h", show_default=True, help="How far back: 90s, 15m, 1h, 2d."
     )
     @click.option("--tenant", default="", help="Of one tenant only.")
     @click.option("--who", default="", help="Of one key id or certificate only.")

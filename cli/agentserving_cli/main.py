@@ -19,12 +19,14 @@ from rich.console import Console
 
 from agentserving_cli.audit_command import audit_command
 from agentserving_cli.connection import client_of, default_state_dir, fail
+from agentserving_cli.cost_command import cost_command
 from agentserving_cli.key_commands import key_commands
 from agentserving_cli.local.layout import SCRIPTED, TINY, ClusterSpec
 from agentserving_cli.local.process import StartFailedError
 from agentserving_cli.local.state_dir import StateDirError
 from agentserving_cli.local.vllm_env import EnvironmentFailedError
-from agentserving_cli.program_commands import BudgetText, program_commands
+from agentserving_cli.option_types import BudgetText
+from agentserving_cli.program_commands import program_commands
 from agentserving_cli.run_command import run
 from agentserving_cli.tenant_commands import tenant_commands
 from agentserving_cli.token_options import token_options
@@ -177,6 +179,7 @@ _own = (
     audit_command(_local_logs),
     run,
     trace_command(_local),
+    cost_command(_local),
     ui_command(_local),
 )
 for _command in _own:

@@ -24,6 +24,7 @@ from rich.live import Live
 
 from agentserving_cli import screens
 from agentserving_cli.connection import wait_for_policy
+from agentserving_cli.option_types import BudgetText
 from agentserving_cli.output import WIDE, as_data, is_data, output_option, print_data
 from agentserving_cli.policy_files import policy_of
 from agentserving_cli.traces.run_screen import run_screen
@@ -156,20 +157,6 @@ def _action(
             click.echo(done.format_map(document))
 
     return command
-
-
-class BudgetText(click.ParamType[Budget]):
-    """tokens=200k,engine-seconds=300,calls=50, or some of these."""
-
-    name = "budget"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Budget:
-        if isinstance(value, Budget):
-            return value
-        try:
-            return budgets.parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 def _resume(where: Where) -> click.Command:

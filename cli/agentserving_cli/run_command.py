@@ -24,7 +24,7 @@ from agentserving.transport.connection import key_from_environment
 from agentserving_cli.connection import address_of, connect, connected, default_state_dir, fail, reason_of
 from agentserving_cli.local.credentials import Credentials
 from agentserving_cli.local.state_dir import read_addresses
-from agentserving_cli.program_commands import BudgetText
+from agentserving_cli.option_types import BudgetText
 from agentserving_cli.run_environment import PROGRAM_ID, Run, command_of, environment_of, new_program_id
 
 MODELS_BOUND_S = 10.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
+from agentserving.contract.ids import Tenant
 from agentserving.contract.phases import PrefixMiss
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -17,7 +18,7 @@ from prometheus_client.registry import Collector as CollectorBase
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.engines.health import EngineState
 from agentserving_controlplane.policy.auto import Chosen
-from agentserving_controlplane.table.distributions import Histogram
+from agentserving_controlplane.table.distributions import Histogram, Series
 from agentserving_controlplane.table.rows import TimeRow
 
 
@@ -58,6 +59,7 @@ def _programs(plane: ControlPlane) -> Iterator[Metric]:
         yield GaugeMetricFamily(name, text, value)
     for name, text, count in (
         ("agentserving_programs_completed", "Programs ended", totals.programs_completed),
+        ("agentserving_budgets_spent", "Trees of programs that have spent their budgets", totals.budgets_spent),
         ("agentserving_reports_ignored", "Reports that changed nothing", totals.reports_ignored),
         ("agentserving_reports_refused", "Reports about calls of other engines", totals.reports_refused),
         ("agentserving_calls_adopted", "Calls found running after a crash", totals.calls_adopted),
@@ -125,6 +127,26 @@ def _distributions(plane: ControlPlane) -> Iterator[Metric]:
             histogram: Histogram = getattr(each, attribute)
             family.add_metric([tenant, class_name], histogram.cumulative, histogram.total)
         yield family
+    yield from _usage(series)
+
+
+def _usage(series: Mapping[tuple[Tenant, str], Series]) -> Iterator[Metric]:
+    """What calls have used, for bills and budgets of tenants."""
+    calls = CounterMetricFamily(
+        "agentserving_usage_calls", "Ended calls that an engine has reported", labels=["tenant", "class"]
+    )
+    tokens = CounterMetricFamily(
+        "agentserving_usage_tokens", "Their tokens; cached is part of prompt", labels=["tenant", "class", "kind"]
+    )
+    seconds = CounterMetricFamily(
+        "agentserving_usage_engine_seconds", "Model execution of these calls", labels=["tenant", "class"]
+    )
+    for (tenant, class_name), each in series.items():
+        calls.add_metric([tenant, class_name], each.calls)
+        for kind in ("prompt", "cached", "output"):
+            tokens.add_metric([tenant, class_name, kind], getattr(each, f"{kind}_tokens"))
+        seconds.add_metric([tenant, class_name], each.engine_us / 1e6)
+    yield from (calls, tokens, seconds)
 
 
 def _store(plane: ControlPlane) -> Iterator[Metric]:

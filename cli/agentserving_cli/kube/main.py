@@ -20,6 +20,7 @@ from rich.table import Table
 
 from agentserving_cli.audit_command import audit_command
 from agentserving_cli.connection import connected, fail, named_leader
+from agentserving_cli.cost_command import cost_command
 from agentserving_cli.key_commands import key_commands
 from agentserving_cli.kube.clusters import (
     CONTROL_PLANE_PORT,
@@ -154,6 +155,7 @@ def main() -> None:
 
 _commands = (
     *program_commands(_where),
+    cost_command(_where),
     key_commands(_where),
     tenant_commands(_where),
     audit_command(_logs),

@@ -1,4 +1,4 @@
-"""How long calls and programs took, as histograms by tenant and class, for /metrics. Pure.
+"""How long calls and programs took, as histograms by tenant and class, and what they used, for /metrics. Pure.
 
 Phases of a call are its engine's, so a call that ended without an engine's report is in none of them.
 """
@@ -60,6 +60,12 @@ class Series:
     output_token: Histogram = field(default_factory=lambda: Histogram(_TOKEN_S))
     program: Histogram = field(default_factory=lambda: Histogram(_PROGRAM_S))
     slowdown: Histogram = field(default_factory=lambda: Histogram(_SLOWDOWN))
+    # Of calls that have ended; cached tokens are among those of prompts.
+    calls: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    engine_us: int = 0
 
 
 @dataclass(slots=True)
@@ -79,6 +85,11 @@ class Distributions:
     def call_ended(self, row: ProgramRow, call: CallRow) -> None:
         """A call has ended that its engine has reported."""
         series = self._of(row)
+        series.calls += 1
+        series.prompt_tokens += call.prompt_tokens
+        series.cached_tokens += call.cached_tokens
+        series.output_tokens += call.output_tokens
+        series.engine_us += call.service_us
         wait_us = before_us = call.gateway_us + call.held_us
         after_us, answering = 0, False
         for kind, us in call.phases:

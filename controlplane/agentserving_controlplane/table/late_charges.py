@@ -88,7 +88,7 @@ class LateCharges:
         call = self._lists[row.key][number][report.call_id]
         if (report.engine_id, report.boot_id) != (call.engine_id, call.boot_id):
             return None
-        before_us, tokens_before = call.service_us, call.prompt_tokens + call.output_tokens
+        before_us, prompt, output = call.service_us, call.prompt_tokens, call.output_tokens
         raise_counters(call, report)
         self._heard_us[call.call_id] = now.steady_us
         self._heard_us.move_to_end(call.call_id)
@@ -97,7 +97,9 @@ class LateCharges:
         account = charge_call(accounting, root.attained_service_us, call.attained_service_us, service_us)
         root.attained_service_us = min(account, MAX_SUM)
         row.total_service_us = min(row.total_service_us + added_us, MAX_SUM)
-        added_tokens = call.prompt_tokens + call.output_tokens - tokens_before
+        row.prompt_tokens = min(row.prompt_tokens + call.prompt_tokens - prompt, MAX_SUM)
+        row.output_tokens = min(row.output_tokens + call.output_tokens - output, MAX_SUM)
+        added_tokens = call.prompt_tokens + call.output_tokens - prompt - output
         budgets.charge(root, tokens=added_tokens, engine_us=added_us, calls=0)
         if report.outcome:
             self.forget(call.call_id)
