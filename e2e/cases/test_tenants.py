@@ -28,6 +28,7 @@ def create(admin: Kube, namespace: str, spec: Any, name: str = "research") -> An
     [
         {"clusterName": "demo"},
         {"clusterName": "demo", "weight": 1000, "limits": {"programs": 1}},
+        {"clusterName": "demo", "programBudget": {"tokens": 10**12, "engineSeconds": 300}},
         {"clusterName": "demo", "tenant": "Team.A_1", "weight": 2, "limits": LIMITS},
     ],
 )
@@ -47,6 +48,7 @@ def test_accepted_specs_get_the_same_defaults(admin: Kube, namespace: str, spec:
         ({"clusterName": "demo", "limits": {"programs": 0}}, "spec.limits.programs"),
         ({"clusterName": "demo", "limits": {"tokensPerDay": 2**53}}, "spec.limits.tokensPerDay"),
         ({"clusterName": "demo", "limits": {"calls": 1}}, "spec.limits.calls"),
+        ({"clusterName": "demo", "programBudget": {"tokens": 2**53}}, "spec.programBudget.tokens"),
         ({"clusterName": "demo", "serviceClass": "interactive"}, "spec.serviceClass"),
     ],
 )

@@ -68,6 +68,17 @@ def test_a_bad_policy_file_is_refused_with_the_offending_field(tmp_path: Path, c
     assert message in line
 
 
+@pytest.mark.parametrize(
+    "command", [["resume", "p", "--add", "100k"], ["run", "--budget", "100k", "true"], ["up", "--budget", "100k"]]
+)
+def test_a_budget_that_cannot_be_read_is_refused_with_the_form_of_one(command: list[str]) -> None:
+    done = CliRunner().invoke(main, command)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "'100k' is no part of a budget: write tokens=200k,engine-seconds=300,calls=50" in " ".join(
+        done.stderr.split()
+    )
+
+
 def test_a_missing_policy_file_is_not_taken_for_a_preset() -> None:
     assert "there is no such file" in failure("policy", "set", "mine.json", "--control-plane", "127.0.0.1:1")
 

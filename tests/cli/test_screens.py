@@ -122,3 +122,18 @@ def test_every_preset_is_described_without_a_number_of_the_wire(name: str) -> No
     text = "\n".join(shown(screens.policy_screen(version), 200))
     assert name in text
     assert "_" not in text.replace(name, "")
+
+
+def test_a_program_whose_budget_is_spent_says_so_and_what_to_do() -> None:
+    message = types_pb2.Program(
+        program_id="p", state=types_pb2.PROGRAM_STATE_PAUSED, pause_cause=types_pb2.PAUSE_CAUSE_BUDGET,
+        budget=types_pb2.BudgetState(
+            limit=types_pb2.Budget(tokens=200_000, calls=50), spent=types_pb2.Budget(tokens=210_000, calls=5)
+        ),
+    )  # fmt: skip
+    spent = messages.read(Program, message)
+    assert "Paused budget" in shown(screens.programs_table([spent], 80), 80)[1]
+    text = " ".join(shown(screens.program_screen(spent), 200))
+    assert "210000 of 200000 tokens, 5 of 50 calls spent (105%); it goes on with: agentserving resume p --add" in text
+    paused = types_pb2.Program(program_id="p", state=types_pb2.PROGRAM_STATE_PAUSED)
+    assert "budget" not in " ".join(shown(screens.program_screen(messages.read(Program, paused)), 200))

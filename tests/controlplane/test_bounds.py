@@ -175,7 +175,7 @@ async def test_a_nearly_full_store_refuses_new_programs_and_serves_those_that_ex
         with pytest.raises(OverloadedError, match=says):
             await plane.programs.open(OpenRequest(tenant=ACME, program_id=ProgramId("new")))
         end(plane, admit(plane, "p0"), Outcome.FAILED, never_started=True)
-        await plane.programs.pause(ProgramKey(ACME, ProgramId("p0")), True)
+        await plane.programs.pause(ProgramKey(ACME, ProgramId("p0")))
         assert plane.commits.healthy, "no write has failed"
         assert f"agentserving_store_fill_ratio {plane.store_fill}".encode() in exposition(plane)
 

@@ -223,7 +223,7 @@ async def test_two_tenants_with_one_program_id_share_nothing() -> None:
         assert plane.engines.get(EngineId("e1")).in_flight == 2
         await report(session, ours, ACME, service_us=100_000_000, outcome=Outcome.COMPLETED)
         assert plane.programs.get(key("triage", "globex")).root.attained_service_us == 0
-        await plane.programs.pause(key("triage", "acme"), True)
+        await plane.programs.pause(key("triage", "acme"))
         assert sent(session, PauseCalls) == [PauseCalls(key("triage", "acme"), True)]
         late = await attach(plane, "e2")
         assert sent(late, Welcome)[0].paused == (key("triage", "acme"),)

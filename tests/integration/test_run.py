@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import signal
@@ -73,6 +75,23 @@ def test_a_run_that_succeeds_is_completed_and_one_that_calls_elsewhere_is_told_s
     assert (done.returncode, done.stdout) == (0, "done\n")
     assert "made no calls" in done.stderr
     assert named(cluster, "quiet")[0]["outcome"] == "OUTCOME_COMPLETED"
+
+
+def test_a_run_with_a_budget_is_paused_goes_on_after_an_addition_and_costs_are_shown(cluster: Cluster) -> None:
+    both = subprocess.Popen(
+        argv(cluster, "--name", "limited", "--budget", "calls=1", "--", sys.executable, "-c", AGENT, AGENT),
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    cluster.wait(lambda: any(program["pause_cause"] == "PAUSE_CAUSE_BUDGET" for program in named(cluster, "limited")))
+    (program,) = named(cluster, "limited")
+    assert "1 of 1 calls spent (100%)" in " ".join(cluster.cli("get", program["program_id"]).split())
+    said = cluster.cli("resume", program["program_id"], "--add", "calls=5")
+    assert said == f"program {program['program_id']} goes on, with 5 calls left\n"
+    assert "made 2 calls" in both.communicate(timeout=90)[1]
+    text = cluster.cli("cost", "-o", "csv", "--price", "3600")
+    (row,) = [each for each in csv.DictReader(io.StringIO(text)) if each["class"] == "limited"]
+    assert (row["calls"], row["outcome"]) == ("2", "failed")
+    assert float(row["engine_cost"]) > 0
 
 
 def test_a_run_inside_a_run_is_its_child(cluster: Cluster) -> None:

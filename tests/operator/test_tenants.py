@@ -101,10 +101,12 @@ async def test_what_an_object_says_is_set_and_reported(visited: Visited) -> None
     found = visited.plane.there["research"]
     assert (found.weight, found.max_programs, found.tokens_per_day, found.max_calls) == (2, 200, 2_000_000, 0)
     assert visited.ready("research") == ("True", "InForce")
-    visited.api.put_tenant("ns", "research", {**RESEARCH, "weight": 5, "limits": {}})
+    budget = {"tokens": 200_000, "engineSeconds": 300}
+    visited.api.put_tenant("ns", "research", {**RESEARCH, "weight": 5, "limits": {}, "programBudget": budget})
     await visited.settle()
     found = visited.plane.there["research"]
     assert (found.weight, found.max_programs) == (5, 0)
+    assert (found.program_tokens, found.program_engine_s, found.program_calls) == (200_000, 300, 0)
     writes, there = visited.plane.writes, list(visited.api.writes)
     await visited.settle()
     assert (visited.plane.writes, visited.api.writes) == (writes, there)

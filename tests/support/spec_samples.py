@@ -58,6 +58,7 @@ VALID: list[dict[str, Any]] = [
     {**MINIMAL, "tls": {"issuer": "None"}},
     {**MINIMAL, "auth": {"clients": "Keys"}},
     {**MINIMAL, "auth": {"clients": "Keys", "jwt": {"issuer": "https://a.b/", "audience": "c", "jwksSecretName": "d"}}},
+    {**MINIMAL, "controlPlane": {"programBudget": {"tokens": 10**12, "engineSeconds": 1, "calls": 50}}},
     {**MINIMAL, "network": {"egress": "Open", "modelSources": [], "metricsNamespaces": []}},
     {**MINIMAL, "network": {"modelSources": [{"cidr": "10.1.0.0/16", "port": 8080}]}},
     {**MINIMAL, "tls": {"issuer": "CertManager", "issuerRef": {"name": "ca", "kind": "ClusterIssuer"}}},
@@ -170,6 +171,11 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
         {**MINIMAL, "scheduling": {"policy": "custom", "custom": {"unmanagedLevel": 1}}},
         "spec.scheduling.custom.unmanagedLevel",
         "0 to the number of levels",
+    ),
+    (
+        {**MINIMAL, "controlPlane": {"programBudget": {"calls": 0}}},
+        "spec.controlPlane.programBudget.calls",
+        "at least 1",
     ),
     ({**MINIMAL, "controlPlane": {"replicas": 6}}, "spec.controlPlane.replicas", "at most 5"),
     (

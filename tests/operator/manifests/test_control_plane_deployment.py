@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agentserving.contract.budgets import Budget
 from agentserving_controlplane.settings import Settings, parse
 from agentserving_operator.manifests.control_plane_deployment import control_plane_deployment
 from agentserving_operator.manifests.engine_pod import KEY_FILE
@@ -47,6 +48,13 @@ def test_it_listens_for_other_pods(tmp_path: Path) -> None:
     found = settings(tmp_path, controlPlane={"programIdleSeconds": 42})
     assert (found.serving.listen, found.probes.http_host, found.probes.http_port) == ("0.0.0.0:7070", "0.0.0.0", 7080)
     assert found.plane.program_idle_s == 42
+    assert not found.plane.default_budget
+
+
+def test_it_knows_the_budget_of_programs_without_one(tmp_path: Path) -> None:
+    budget = {"tokens": 2_000_000, "engineSeconds": 300}
+    found = settings(tmp_path, controlPlane={"programBudget": budget}).plane.default_budget
+    assert found == Budget(tokens=2_000_000, engine_us=300_000_000)
 
 
 def test_it_serves_framed_streams_and_names_its_pod_as_their_address(tmp_path: Path) -> None:
