@@ -184,7 +184,7 @@ class Picker:
         body = Body() if content is None else read_body(content)
         identity = named or from_body(body)
         if not identity.program_id and self._runs is not None:
-            conversation = await in_turns(self._runs.reading(body))
+            conversation = await in_turns(self._runs.reading(body), began)
             program = self._runs.join(client.tenant, conversation) if conversation is not None else ProgramId("")
             identity = Identity(program_id=program, source="content") if program else identity
         holder = None
@@ -274,9 +274,11 @@ class Picker:
         )
 
 
-async def in_turns(steps: Reading) -> Conversation | None:
-    """Rests for as long as it has worked: an answer takes others several turns of the loop, with the leader between."""
-    began = time.perf_counter()
+async def in_turns(steps: Reading, began: float) -> Conversation | None:
+    """Rests for as long as it has worked: an answer takes others several turns of the loop, with the leader between.
+
+    `began`: when the work on this request began, on the clock of `time.perf_counter`.
+    """
     while True:
         try:
             next(steps)

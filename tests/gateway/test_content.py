@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -304,7 +305,7 @@ async def test_others_are_served_while_a_long_body_is_read(monkeypatch: pytest.M
     body = read_body(json.dumps({"messages": [said("user", "x" * 8 * STEP_BYTES)]}).encode())
     serving = asyncio.create_task(others())
     try:
-        conversation = await picker.in_turns(reading(body, b""))
+        conversation = await picker.in_turns(reading(body, b""), time.perf_counter())
     finally:
         serving.cancel()
     assert conversation == read_whole(reading(body, b""))
