@@ -86,6 +86,8 @@ class Prometheus:
                 found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
         except urllib.error.HTTPError as error:
             with error:
+                if error.code == 503:
+                    return []
                 raise AssertionError(f"{expression}: {error.read().decode()}") from error
         except OSError:
             return []
@@ -104,8 +106,8 @@ def _shorter(expressions: str) -> str:
 @pytest.fixture(scope="module")
 def prometheus(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     started = Prometheus(tmp_path_factory.mktemp("prometheus"), cluster)
-    eventually(lambda: started.query("agentserving_leader == 1"), "a first scrape", 60)
     try:
+        eventually(lambda: started.query("agentserving_leader == 1"), "a first scrape", 60)
         load(cluster)
         yield started
     finally:
@@ -115,7 +117,8 @@ def prometheus(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
 def load(cluster: Cluster) -> None:
     """Programs of three calls, more at once than the engine has slots for their tokens."""
 
-    stub = program_service_pb2_grpc.ProgramServiceStub(grpc.insecure_channel(cluster.addresses["control_plane"]))
+    channel = grpc.insecure_channel(cluster.addresses["control_plane"])
+    stub = program_service_pb2_grpc.ProgramServiceStub(channel)
     key = (("authorization", f"Bearer {cluster.key}"),)
 
     def agent(number: int) -> None:
@@ -129,7 +132,7 @@ def load(cluster: Cluster) -> None:
                 sdk.completions.create(model="tiny", prompt="x " * 200, max_tokens=30, timeout=120)
         stub.CloseProgram(pb.CloseProgramRequest(program_id=f"p{number}"), metadata=key, timeout=30)
 
-    with ThreadPoolExecutor(8) as pool:
+    with channel, ThreadPoolExecutor(8) as pool:
         list(pool.map(agent, range(16)))
 
 
@@ -158,5 +161,5 @@ def test_recording_rules_give_series_by_their_labels(prometheus: Prometheus) -> 
     assert {"class-0", "class-1"} <= classes
 
 
-def test_no_alert_fires_for_a_cluster_that_is_well(prometheus: Prometheus) -> None:
-    assert prometheus.query('ALERTS{alertstate="firing", severity=~"critical|warning"}') == []
+def test_no_alert_is_pending_for_a_cluster_that_is_well(prometheus: Prometheus) -> None:
+    assert prometheus.query('ALERTS{severity=~"critical|warning"}') == []
