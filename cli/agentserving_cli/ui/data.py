@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agentserving.client.traces import Trace
-from agentserving.client.values import Engine, Overview, PolicyVersion, Program, TenantSettings
+from agentserving.client.values import Engine, Overview, PauseCause, PolicyVersion, Program, TenantSettings
+from agentserving.contract.budgets import in_words
 
 from agentserving_cli.screens import received
 from agentserving_cli.traces.spans import (
@@ -75,6 +76,8 @@ def _program(program: Program) -> Json:
         "state": program.state.name.lower(),
         "outcome": program.outcome.name.lower() if program.outcome else "",
         "tool": program.tool,
+        "budget": in_words(program.budget) if program.budget is not None else "",
+        "spent": program.pause_cause is PauseCause.BUDGET,
         "level": program.level,
         "attained": received(program),
         "running": running,

@@ -100,7 +100,8 @@ function split(times) {
 
 function stateTag(program) {
   const waiting = program.state === "active" && program.queued && !program.running;
-  const words = program.outcome || (program.tool ? `tool: ${program.tool}` : waiting ? "waiting" : program.state);
+  const doing = program.spent ? "paused: budget" : program.tool ? `tool: ${program.tool}` : waiting ? "waiting" : program.state;
+  const words = program.outcome || doing;
   return h("span", { class: `tag ${waiting ? "waiting" : program.outcome || program.state}` }, words.replace("_", " "));
 }
 
@@ -194,7 +195,8 @@ function showRun() {
       fact("calls", program.done + program.running + program.queued), fact("duration", seconds(run.end - run.begin)),
       fact("attained", seconds(program.attained)), fact("level", program.level),
       fact("tokens", `${program.prompt} prompt${cached ? `, ${cached}` : ""}; ${program.output} output`),
-      fact("preemptions", program.preemptions), misses ? fact("prefix", misses) : null),
+      fact("preemptions", program.preemptions), misses ? fact("prefix", misses) : null,
+      program.budget ? fact("budget", `${program.budget} spent`) : null),
     split(program.split),
     h("div", { class: "legend" }, ...KINDS.map((kind) => h("span", { class: kind }, program.split[kind]
       ? `${kind} ${seconds(program.split[kind])} (${Math.round(100 * program.split[kind] / total)} %)` : kind))),
