@@ -81,7 +81,9 @@ async def test_metrics_have_them_as_prometheus_expects() -> None:
     async with ServedPlane() as served:
         table = served.plane.table
         open_program(table, "p", name='a "class"\n')
-        table.report(report_of(admit(table, "p"), "p", phases=PHASES, output_tokens=12), at(1))
+        call = admit(table, "p")
+        used = {"service_us": 500_000, "prompt_tokens": 100, "cached_tokens": 60, "output_tokens": 12}
+        table.report(report_of(call, "p", phases=PHASES, **used), at(1))
         page = exposition(served.plane).decode()
     families = {family.name: family for family in text_string_to_metric_families(page)}
     samples = families["agentserving_call_wait_seconds"].samples
@@ -89,3 +91,9 @@ async def test_metrics_have_them_as_prometheus_expects() -> None:
     assert (found["0.5"], found["1.0"], found["+Inf"]) == (0, 1, 1)
     assert found["agentserving_call_wait_seconds_sum"] == pytest.approx(0.8)
     assert samples[0].labels["class"] == 'a "class"\n'
+    tokens = families["agentserving_usage_tokens"].samples
+    assert {each.labels["kind"]: each.value for each in tokens} == {"prompt": 100, "cached": 60, "output": 12}
+    for name, value in (("calls", 1), ("engine_seconds", 0.5)):
+        (sample,) = families[f"agentserving_usage_{name}"].samples
+        assert (sample.value, sample.labels["class"]) == (value, 'a "class"\n')
+    assert families["agentserving_budgets_spent"].samples[0].value == 0
