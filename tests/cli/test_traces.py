@@ -171,3 +171,18 @@ def test_every_reason_for_a_miss_has_words() -> None:
         misses = [types_pb2.PrefixMisses(miss=types_pb2.PrefixMiss.ValueType(miss), calls=1)]
         trace = trace_of(pb.ProgramTrace(program=types_pb2.Program(program_id="p", prefix_misses=misses)))
         assert any("prefix  1 " in line for line in shown(run_screen(trace, 80), 80))
+
+
+def test_time_in_which_a_spent_budget_held_a_call_is_before_its_time_at_the_gateway() -> None:
+    made = call(1, 10_000, PHASES, arrive_ms=10_010, gateway_us=20 * MS, held_us=5_000 * MS)
+    message = pb.ProgramTrace(program=types_pb2.Program(program_id="p"), finished=[finished(made, 11_000)])
+    (spans,) = program_spans(trace_of(message))[0].calls
+    held, gateway = spans.parts[:2]
+    assert (held.kind, held.begin_us, held.end_us) == (Kind.HELD, 4_980 * MS, 9_980 * MS)
+    assert (gateway.kind, gateway.begin_us, gateway.end_us) == (Kind.GATEWAY, 9_980 * MS, 10_000 * MS)
+    spent = pb.ProgramTrace(
+        program=types_pb2.Program(
+            program_id="p", state=types_pb2.PROGRAM_STATE_PAUSED, pause_cause=types_pb2.PAUSE_CAUSE_BUDGET
+        )
+    )
+    assert "p: paused (budget spent)" in shown(timeline_screen(trace_of(spent), 80, 0), 80)[0]

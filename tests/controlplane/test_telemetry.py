@@ -18,7 +18,7 @@ from agentserving_controlplane.table.states import Outcome
 from agentserving_controlplane.telemetry import wiring
 from agentserving_controlplane.telemetry.feed import Feed
 from aiohttp import web
-from controlplane.table_builders import admit, at, open_program, report_of
+from controlplane.table_builders import admit, at, key, open_program, report_of
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from support.eventually import eventually_async
@@ -183,3 +183,22 @@ def test_bad_options_are_refused_at_the_start(flags: list[str], message: str, ca
 
 def test_without_an_endpoint_there_is_no_task() -> None:
     assert wiring.sender(TelemetryOptions(), object()) is None  # type: ignore[arg-type]
+
+
+async def test_time_in_which_a_spent_budget_held_a_call_is_a_phase_of_it() -> None:
+    async with receiver() as collector, ServedPlane() as plane:
+        async with sending(plane.plane, collector.url):
+            open_program(plane.plane.table, "p", now=1)
+            table = plane.plane.table
+            call = admit(table, "p", now=9_000 * MS, gateway_us=5_005 * MS, held_us=5_000 * MS)
+            table.report(report_of(call, "p", phases=PHASES), at(9_100 * MS))
+            plane.plane.wake()
+            await eventually_async(lambda: len(collector.spans) >= 6, "all spans")
+        assert table.rows[key("p")].times.held_us == 5_000 * MS
+        assert table.rows[key("p")].times.gateway_us == 5 * MS
+    by_name = {span.name: span for span in collector.spans}
+    held, gateway, chat = by_name["held"], by_name["gateway"], by_name["chat"]
+    nanos = 1_000_000
+    assert (held.start_time_unix_nano, held.end_time_unix_nano) == (3_995 * nanos, 8_995 * nanos)
+    assert (gateway.start_time_unix_nano, gateway.end_time_unix_nano) == (8_995 * nanos, 9_000 * nanos)
+    assert chat.start_time_unix_nano == held.start_time_unix_nano
