@@ -357,6 +357,22 @@ def test_a_spent_program_waits_a_day_for_an_addition_and_expires_then() -> None:
     assert due(5 * S) == []
 
 
+def test_a_spent_program_that_has_ended_is_not_opened_again_before_an_addition() -> None:
+    table = ProcessTable(1)
+    admitted = admit(table, "p", implicit=True, budget=Budget(tokens=10))
+    table.report(report_of(admitted, "p", prompt_tokens=10), at(0))
+    table.programs.close(table.rows[key("p")], Outcome.EXPIRED, at(0))
+    before = snapshot(table)
+    with pytest.raises(BudgetSpentError):
+        admit(table, "p", implicit=True)
+    assert snapshot(table) == before
+    add(table, "p", tokens=1)
+    assert state(table, "p") is ProgramState.CLOSED
+    admit(table, "p", implicit=True)
+    assert state(table, "p") is ProgramState.ACTIVE
+    check_invariants(table)
+
+
 def test_without_a_budget_nothing_is_refused_and_what_a_tree_uses_is_known() -> None:
     table = tree()
     run(table, "grandchild", service_us=1 << 61, tokens=5)

@@ -152,10 +152,10 @@ class AdmissionPlanner:
         self, request: AdmissionRequest, target: _Target, earlier: tuple[ProgramRow, CallRow] | None
     ) -> None:
         """A tree whose budget is spent has no more calls; an attempt that this one replaces is not in flight."""
-        if request.budget:
+        if request.budget is not UNLIMITED:
             budgets.check_amounts(request.budget, "budget")
         root = self._index.root_of(target.row) if target.row is not None else self._root_above(request, target)
-        if root is not None and (root.budget is not None or request.budget):
+        if root is not None and (root.budget is not None or request.budget is not UNLIMITED):
             replaced = earlier is not None and earlier[0].root_key == root.key
             in_flight = self._index.calls_of_tree(root.key) - replaced
             budgets.check_call(root, budgets.limit_of(root) or request.budget, in_flight)

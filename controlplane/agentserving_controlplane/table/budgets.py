@@ -109,11 +109,11 @@ def give(root: ProgramRow, budget: Budget) -> bool:
 
 def charge(root: ProgramRow, *, tokens: int, engine_us: int, calls: int) -> bool:
     """Adds what a call has used; True when that spends the budget."""
-    was_spent = is_spent(root)
+    was_spent = root.budget is not None and is_spent(root)
     root.tree_tokens = min(root.tree_tokens + tokens, MAX_SUM)
     root.tree_engine_us = min(root.tree_engine_us + engine_us, MAX_SUM)
     root.tree_calls = min(root.tree_calls + calls, MAX_SUM)
-    return is_spent(root) and not was_spent
+    return root.budget is not None and not was_spent and is_spent(root)
 
 
 def resume(root: ProgramRow, addition: Addition) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from agentserving.contract.accounting import account_at_admit, charge_call
+from agentserving.contract.budgets import UNLIMITED
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import Accounting
 
@@ -130,7 +131,7 @@ class ProcessTable:
         if plan.reopens:
             self.programs.reopen(row, now)
         call = self._admit(row, plan, (engine_id, *fallbacks), now)
-        if plan.request.budget and budgets.give(self.index.root_of(row), plan.request.budget):
+        if plan.request.budget is not UNLIMITED and budgets.give(self.index.root_of(row), plan.request.budget):
             self.programs.touch(row, with_root=True)
         row.closing |= plan.closing
         # Last: a closing program must not lose its last call before it has the new one.
