@@ -10,12 +10,23 @@ from pathlib import Path
 import pytest
 from agentserving.client import messages
 from agentserving.client.values import Engine, EngineState
+from agentserving.contract.budgets import Budget
 from agentserving.contract.engine_http import VLLM_KEEP_ALIVE
 from agentserving.v1 import types_pb2
 from agentserving_cli.local import cluster as cluster_module
 from agentserving_cli.local.cluster import LocalCluster
+from agentserving_cli.local.commands import control_plane
 from agentserving_cli.local.engine_states import changes
-from agentserving_cli.local.layout import ClusterSpec, engine_env, gpus_of, memory_share, tool_flags, vllm_argv
+from agentserving_cli.local.layout import (
+    ClusterSpec,
+    ControlPlaneAddress,
+    Ports,
+    engine_env,
+    gpus_of,
+    memory_share,
+    tool_flags,
+    vllm_argv,
+)
 from agentserving_cli.local.ports import HIGHEST, LOWEST, free_ports, port_is_free
 from agentserving_cli.local.process import Child, StartFailedError
 from agentserving_cli.local.state_dir import StateDir, StateDirError, is_claimed, read_addresses
@@ -223,3 +234,12 @@ async def test_the_end_of_any_component_ends_the_start_with_its_reason(
 
 def test_vllm_closes_idle_connections_long_after_the_gateway_does(tmp_path: Path) -> None:
     assert int(engine_env("e0", tmp_path, tmp_path, None)[VLLM_KEEP_ALIVE]) > 10 * ENGINE_IDLE_S
+
+
+def test_the_budget_of_up_is_the_default_of_its_control_planes(tmp_path: Path) -> None:
+    plane = ControlPlaneAddress("control-plane", 1, 2)
+    ports = Ports(etcd_client=3, etcd_peer=4, control_planes=(plane,), gateway=5, gateway_http=6)
+    spec = ClusterSpec(tmp_path, budget=Budget(tokens=200_000, calls=50))
+    argv = list(control_plane(spec, tmp_path, ports, plane).argv)
+    assert argv[argv.index("--default-budget") + 1] == "tokens=200000,calls=50"
+    assert "--default-budget" not in control_plane(ClusterSpec(tmp_path), tmp_path, ports, plane).argv
