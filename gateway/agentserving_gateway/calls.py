@@ -12,6 +12,7 @@ from enum import Enum
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.rates import Rate
+from agentserving.contract.service_class import ServiceClass
 
 
 class Ending(Enum):
@@ -49,6 +50,9 @@ class CallRequest:
     trace_parent: str = ""
     # The call is held until there is an engine; 0 = it is not.
     hold_id: int = 0
+    # What the client asks for, and the best class that its key may use; UNSPECIFIED = nothing, and any.
+    service_class: ServiceClass = ServiceClass.UNSPECIFIED
+    service_class_limit: ServiceClass = ServiceClass.UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

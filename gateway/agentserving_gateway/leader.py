@@ -234,6 +234,8 @@ def _admit_message(request: CallRequest) -> pb.AdmitCallRequest:
         gateway_us=round((time.monotonic() - request.received_s) * 1e6) if request.received_s else 0,
         trace_parent=request.trace_parent,
         hold_id=request.hold_id,
+        service_class=types_pb2.ServiceClass.ValueType(request.service_class),
+        service_class_limit=types_pb2.ServiceClass.ValueType(request.service_class_limit),
     )
 
 

@@ -15,6 +15,8 @@ from agentserving.contract import response_ids
 from agentserving.contract.engine_http import RESPONSES
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.rates import Rate
+from agentserving.contract.service_class import ServiceClass, read_service_class
+from agentserving.programs.headers import SERVICE_CLASS
 from agentserving_process.addresses import split_address
 
 from agentserving_gateway import metrics
@@ -204,6 +206,8 @@ class Picker:
             exclude=self._all_but(holder),
             received_s=time.monotonic() - (time.perf_counter() - began),
             trace_parent=head.headers.get(TRACE_PARENT, "")[:MAX_TRACE_PARENT],
+            service_class=_service_class(head.headers),
+            service_class_limit=client.service_class,
         )
         try:
             # The question without the body is answered soon, so that a picker that hangs is noticed.
@@ -291,6 +295,14 @@ async def _in_turns(steps: Reading) -> Conversation | None:
 def _prompt_tokens(head: Head, content: bytes | None) -> int:
     """An estimate: a token has about four bytes."""
     return (head.length if content is None else len(content)) // 4
+
+
+def _service_class(headers: Mapping[str, str]) -> ServiceClass:
+    """What a request asks for. HttpError: a word that means nothing would be served as something else."""
+    try:
+        return read_service_class(headers.get(SERVICE_CLASS, ""))
+    except ValueError as error:
+        raise HttpError(400, f"{SERVICE_CLASS}: {error}", code="bad_service_class") from None
 
 
 def no_engine() -> HttpError:

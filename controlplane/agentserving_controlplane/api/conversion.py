@@ -12,6 +12,7 @@ from itertools import islice
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.policy import InvalidPolicyError, Policy
 from agentserving.contract.policy_message import policy_from, policy_to
+from agentserving.contract.service_class import ServiceClass
 from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
 from google.protobuf.message import DecodeError, Message
 
@@ -27,6 +28,7 @@ from agentserving_controlplane.table.admission_plan import AdmissionRequest
 from agentserving_controlplane.table.endings import EndedCall, Ending, News, Origin
 from agentserving_controlplane.table.programs import OpenRequest
 from agentserving_controlplane.table.rows import CallRow, TimeRow
+from agentserving_controlplane.table.service_rights import known
 from agentserving_controlplane.table.states import Outcome, ProgramState
 
 # Calls in flight in one Program message: about 200 kB. A program may have more.
@@ -78,6 +80,11 @@ def known_outcome(number: int) -> Outcome:
 def states(numbers: list[int]) -> list[ProgramState]:
     """The program states among some numbers; unknown ones match no program. UNSPECIFIED is ignored."""
     return [ProgramState(number) for number in numbers if number in _STATES]
+
+
+def service_class_to_number(value: ServiceClass) -> types_pb2.ServiceClass.ValueType:
+    """The same number."""
+    return types_pb2.ServiceClass.ValueType(value)
 
 
 # -- policies --------------------------------------------------------------------------------------------------------
@@ -151,20 +158,26 @@ def policy_version_from_bytes(data: bytes) -> PolicyVersion:
 # -- requests --------------------------------------------------------------------------------------------------------
 
 
-def open_request(request: program_service_pb2.OpenProgramRequest, tenant: Tenant) -> OpenRequest:
-    """The value of OpenProgram's request; the tenant is the caller's, not the message's."""
+def open_request(
+    request: program_service_pb2.OpenProgramRequest, tenant: Tenant, limit: ServiceClass = ServiceClass.UNSPECIFIED
+) -> OpenRequest:
+    """The value of OpenProgram's request; tenant and `limit`, the best class of service, are the caller's."""
     return OpenRequest(
         tenant=tenant,
         program_id=ProgramId(request.program_id),
         name=request.name,
         parent=ProgramId(request.parent_program_id),
+        service_class=known(request.service_class),
+        service_class_limit=limit,
         idempotency_key=request.idempotency_key,
         digest=_digest_if_keyed(request, request.idempotency_key),
     )
 
 
-def admission_request(request: call_service_pb2.AdmitCallRequest, tenant: Tenant) -> AdmissionRequest:
-    """AdmitCall."""
+def admission_request(
+    request: call_service_pb2.AdmitCallRequest, tenant: Tenant, limit: ServiceClass = ServiceClass.UNSPECIFIED
+) -> AdmissionRequest:
+    """AdmitCall; `limit`: the best class of service of the caller's key. Gateways send their client's in the message."""
     return AdmissionRequest(
         tenant=tenant,
         program_id=ProgramId(request.program_id),
@@ -182,6 +195,8 @@ def admission_request(request: call_service_pb2.AdmitCallRequest, tenant: Tenant
         gateway_us=request.gateway_us,
         trace_parent=trace_parent(request.trace_parent),
         hold_id=request.hold_id,
+        service_class=known(request.service_class),
+        service_class_limit=max(limit, known(request.service_class_limit, "service_class_limit")),
         idempotency_key=request.idempotency_key,
         digest=_digest_if_keyed(request, request.idempotency_key),
     )
@@ -294,6 +309,7 @@ def program_to_message(view: ProgramView) -> types_pb2.Program:
         level=view.level,
         revision=view.revision,
         tool=row.tool,
+        service_class=service_class_to_number(row.service_class),
         times=_times(row.times),
         prefix_misses=[
             types_pb2.PrefixMisses(miss=types_pb2.PrefixMiss.ValueType(miss), calls=calls, lost_tokens=lost)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 from agentserving.contract.ids import Tenant
+from agentserving.contract.service_class import ServiceClass
 
 # Store keys: tenants/<name>.
 TENANTS_PREFIX = "tenants/"
@@ -30,6 +31,8 @@ class TenantRow(msgspec.Struct, frozen=True, kw_only=True):
     # Prompt and answer tokens.
     tokens_per_minute: int = 0
     tokens_per_day: int = 0
+    # Of its programs, and the best that they may ask for; UNSPECIFIED = any, by default the cluster's.
+    service_class: ServiceClass = ServiceClass.UNSPECIFIED
 
 
 BOUNDS = ("max_programs", "max_calls", "calls_per_minute", "tokens_per_minute", "tokens_per_day")

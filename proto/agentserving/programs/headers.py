@@ -10,6 +10,8 @@ PARENT_PROGRAM_ID = "x-agentserving-parent-program-id"
 PROGRAM_NAME = "x-agentserving-program-name"
 THREAD_ID = "x-agentserving-thread-id"
 PARENT_CALL_IDS = "x-agentserving-parent-call-ids"
+# interactive, standard or batch; with any of the calls that open the program.
+SERVICE_CLASS = "x-agentserving-service"
 # In the gateway's responses.
 CALL_ID = "x-agentserving-call-id"
 

@@ -36,6 +36,8 @@ class AdmitCallRequest(google.protobuf.message.Message):
     GATEWAY_US_FIELD_NUMBER: builtins.int
     TRACE_PARENT_FIELD_NUMBER: builtins.int
     HOLD_ID_FIELD_NUMBER: builtins.int
+    SERVICE_CLASS_FIELD_NUMBER: builtins.int
+    SERVICE_CLASS_LIMIT_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     """Empty = a program of one call. Unknown = opened on the fly when `implicit` is set, else NOT_FOUND."""
     thread_id: builtins.str
@@ -76,6 +78,12 @@ class AdmitCallRequest(google.protobuf.message.Message):
     """The sender holds the call until an engine can take it, and asks again within 5 s with the same number; not 0. Such
     calls count as demand (GetDemand).
     """
+    service_class: agentserving.v1.types_pb2.ServiceClass.ValueType
+    """For a program opened by this call; a program that is there keeps its class, and a sub-agent has its root's.
+    PERMISSION_DENIED (reason SERVICE_CLASS_NOT_PERMITTED) for a better one than the client may use.
+    """
+    service_class_limit: agentserving.v1.types_pb2.ServiceClass.ValueType
+    """The best class that the client's key may use, set by the gateway; UNSPECIFIED = any."""
     @property
     def parent_call_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Earlier calls of the same program whose results this one uses, at most 64; NOT_FOUND for any other id."""
@@ -102,8 +110,10 @@ class AdmitCallRequest(google.protobuf.message.Message):
         gateway_us: builtins.int = ...,
         trace_parent: builtins.str = ...,
         hold_id: builtins.int = ...,
+        service_class: agentserving.v1.types_pb2.ServiceClass.ValueType = ...,
+        service_class_limit: agentserving.v1.types_pb2.ServiceClass.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["exclude_engine_ids", b"exclude_engine_ids", "final", b"final", "gateway_us", b"gateway_us", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "implicit", b"implicit", "max_fallbacks", b"max_fallbacks", "model", b"model", "name", b"name", "parent_call_ids", b"parent_call_ids", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "retry_of_call_id", b"retry_of_call_id", "tenant", b"tenant", "thread_id", b"thread_id", "trace_parent", b"trace_parent"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exclude_engine_ids", b"exclude_engine_ids", "final", b"final", "gateway_us", b"gateway_us", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "implicit", b"implicit", "max_fallbacks", b"max_fallbacks", "model", b"model", "name", b"name", "parent_call_ids", b"parent_call_ids", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "retry_of_call_id", b"retry_of_call_id", "service_class", b"service_class", "service_class_limit", b"service_class_limit", "tenant", b"tenant", "thread_id", b"thread_id", "trace_parent", b"trace_parent"]) -> None: ...
 
 global___AdmitCallRequest = AdmitCallRequest
 

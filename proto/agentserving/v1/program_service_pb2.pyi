@@ -24,6 +24,7 @@ class OpenProgramRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     PARENT_PROGRAM_ID_FIELD_NUMBER: builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
+    SERVICE_CLASS_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     """Given by the client, or empty: then the control plane makes one. 1 to 128 of [A-Za-z0-9._:@/-]."""
     name: builtins.str
@@ -32,6 +33,8 @@ class OpenProgramRequest(google.protobuf.message.Message):
     """At most 128 bytes. The same key with the same request gives the same program, also when the control plane chose
     its id; with another request ALREADY_EXISTS (reason IDEMPOTENCY_KEY_REUSED). Kept as long as the program's row.
     """
+    service_class: agentserving.v1.types_pb2.ServiceClass.ValueType
+    """As in AdmitCallRequest."""
     def __init__(
         self,
         *,
@@ -39,8 +42,9 @@ class OpenProgramRequest(google.protobuf.message.Message):
         name: builtins.str = ...,
         parent_program_id: builtins.str = ...,
         idempotency_key: builtins.str = ...,
+        service_class: agentserving.v1.types_pb2.ServiceClass.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["idempotency_key", b"idempotency_key", "name", b"name", "parent_program_id", b"parent_program_id", "program_id", b"program_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["idempotency_key", b"idempotency_key", "name", b"name", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "service_class", b"service_class"]) -> None: ...
 
 global___OpenProgramRequest = OpenProgramRequest
 

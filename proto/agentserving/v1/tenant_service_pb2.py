@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from agentserving.v1 import types_pb2 as agentserving_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$agentserving/v1/tenant_service.proto\x12\x0f\x61gentserving.v1\"\xb9\x02\n\x06Tenant\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0cmax_programs\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x16\n\tmax_calls\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x1d\n\x10\x63\x61lls_per_minute\x18\x05 \x01(\rH\x03\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x06 \x01(\x04H\x04\x88\x01\x01\x12\x1b\n\x0etokens_per_day\x18\x07 \x01(\x04H\x05\x88\x01\x01\x42\t\n\x07_weightB\x0f\n\r_max_programsB\x0c\n\n_max_callsB\x13\n\x11_calls_per_minuteB\x14\n\x12_tokens_per_minuteB\x11\n\x0f_tokens_per_dayJ\x04\x08\x08\x10\tR\rservice_class\";\n\x10SetTenantRequest\x12\'\n\x06tenant\x18\x01 \x01(\x0b\x32\x17.agentserving.v1.Tenant\"<\n\x11SetTenantResponse\x12\'\n\x06tenant\x18\x01 \x01(\x0b\x32\x17.agentserving.v1.Tenant\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListTenantsResponse\x12(\n\x07tenants\x18\x01 \x03(\x0b\x32\x17.agentserving.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x13RemoveTenantRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"\x16\n\x14RemoveTenantResponse2\x9a\x02\n\rTenantService\x12R\n\tSetTenant\x12!.agentserving.v1.SetTenantRequest\x1a\".agentserving.v1.SetTenantResponse\x12X\n\x0bListTenants\x12#.agentserving.v1.ListTenantsRequest\x1a$.agentserving.v1.ListTenantsResponse\x12[\n\x0cRemoveTenant\x12$.agentserving.v1.RemoveTenantRequest\x1a%.agentserving.v1.RemoveTenantResponseB6Z4agentserving.io/proto/agentserving/v1;agentservingv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$agentserving/v1/tenant_service.proto\x12\x0f\x61gentserving.v1\x1a\x1b\x61gentserving/v1/types.proto\"\xf1\x02\n\x06Tenant\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0cmax_programs\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x16\n\tmax_calls\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x1d\n\x10\x63\x61lls_per_minute\x18\x05 \x01(\rH\x03\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x06 \x01(\x04H\x04\x88\x01\x01\x12\x1b\n\x0etokens_per_day\x18\x07 \x01(\x04H\x05\x88\x01\x01\x12\x39\n\rservice_class\x18\x08 \x01(\x0e\x32\x1d.agentserving.v1.ServiceClassH\x06\x88\x01\x01\x42\t\n\x07_weightB\x0f\n\r_max_programsB\x0c\n\n_max_callsB\x13\n\x11_calls_per_minuteB\x14\n\x12_tokens_per_minuteB\x11\n\x0f_tokens_per_dayB\x10\n\x0e_service_class\";\n\x10SetTenantRequest\x12\'\n\x06tenant\x18\x01 \x01(\x0b\x32\x17.agentserving.v1.Tenant\"<\n\x11SetTenantResponse\x12\'\n\x06tenant\x18\x01 \x01(\x0b\x32\x17.agentserving.v1.Tenant\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListTenantsResponse\x12(\n\x07tenants\x18\x01 \x03(\x0b\x32\x17.agentserving.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x13RemoveTenantRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"\x16\n\x14RemoveTenantResponse2\x9a\x02\n\rTenantService\x12R\n\tSetTenant\x12!.agentserving.v1.SetTenantRequest\x1a\".agentserving.v1.SetTenantResponse\x12X\n\x0bListTenants\x12#.agentserving.v1.ListTenantsRequest\x1a$.agentserving.v1.ListTenantsResponse\x12[\n\x0cRemoveTenant\x12$.agentserving.v1.RemoveTenantRequest\x1a%.agentserving.v1.RemoveTenantResponseB6Z4agentserving.io/proto/agentserving/v1;agentservingv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,20 +33,20 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentserving.v1.tenant_serv
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z4agentserving.io/proto/agentserving/v1;agentservingv1'
-  _globals['_TENANT']._serialized_start=58
-  _globals['_TENANT']._serialized_end=371
-  _globals['_SETTENANTREQUEST']._serialized_start=373
-  _globals['_SETTENANTREQUEST']._serialized_end=432
-  _globals['_SETTENANTRESPONSE']._serialized_start=434
-  _globals['_SETTENANTRESPONSE']._serialized_end=494
-  _globals['_LISTTENANTSREQUEST']._serialized_start=496
-  _globals['_LISTTENANTSREQUEST']._serialized_end=555
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=557
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=645
-  _globals['_REMOVETENANTREQUEST']._serialized_start=647
-  _globals['_REMOVETENANTREQUEST']._serialized_end=684
-  _globals['_REMOVETENANTRESPONSE']._serialized_start=686
-  _globals['_REMOVETENANTRESPONSE']._serialized_end=708
-  _globals['_TENANTSERVICE']._serialized_start=711
-  _globals['_TENANTSERVICE']._serialized_end=993
+  _globals['_TENANT']._serialized_start=87
+  _globals['_TENANT']._serialized_end=456
+  _globals['_SETTENANTREQUEST']._serialized_start=458
+  _globals['_SETTENANTREQUEST']._serialized_end=517
+  _globals['_SETTENANTRESPONSE']._serialized_start=519
+  _globals['_SETTENANTRESPONSE']._serialized_end=579
+  _globals['_LISTTENANTSREQUEST']._serialized_start=581
+  _globals['_LISTTENANTSREQUEST']._serialized_end=640
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=642
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=730
+  _globals['_REMOVETENANTREQUEST']._serialized_start=732
+  _globals['_REMOVETENANTREQUEST']._serialized_end=769
+  _globals['_REMOVETENANTRESPONSE']._serialized_start=771
+  _globals['_REMOVETENANTRESPONSE']._serialized_end=793
+  _globals['_TENANTSERVICE']._serialized_start=796
+  _globals['_TENANTSERVICE']._serialized_end=1078
 # @@protoc_insertion_point(module_scope)
