@@ -15,6 +15,7 @@ from typing import Any
 import agentserving
 import click
 from agentserving.contract.policy import DEFAULT, PRESETS
+from agentserving.contract.service_class import ServiceClass
 from rich.console import Console
 
 from agentserving_cli.audit_command import audit_command
@@ -26,6 +27,7 @@ from agentserving_cli.local.state_dir import StateDirError
 from agentserving_cli.local.vllm_env import EnvironmentFailedError
 from agentserving_cli.program_commands import program_commands
 from agentserving_cli.run_command import run
+from agentserving_cli.service_option import ServiceClassType
 from agentserving_cli.tenant_commands import tenant_commands
 from agentserving_cli.token_options import token_options
 from agentserving_cli.trace_command import trace_command
@@ -116,6 +118,13 @@ def main() -> None:
     help="One leads, the others are on standby; several need --store etcd.",
 )
 @click.option("--policy", default=DEFAULT.name, show_default=True, help=f"One of {', '.join(PRESETS)}.")
+@click.option(
+    "--service-class",
+    type=ServiceClassType(),
+    default=ServiceClass.STANDARD.label,
+    show_default=True,
+    help="Of programs whose clients ask for none and whose keys have none.",
+)
 @click.option(
     "--no-auth",
     "auth",

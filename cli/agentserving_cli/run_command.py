@@ -18,12 +18,14 @@ from types import FrameType
 import click
 from agentserving import AgentServingError, Client
 from agentserving.client.values import Outcome, Program
+from agentserving.contract.service_class import ServiceClass
 from agentserving.transport.connection import key_from_environment
 
 from agentserving_cli.connection import address_of, connect, connected, default_state_dir, fail, reason_of
 from agentserving_cli.local.credentials import Credentials
 from agentserving_cli.local.state_dir import read_addresses
 from agentserving_cli.run_environment import PROGRAM_ID, Run, command_of, environment_of, new_program_id
+from agentserving_cli.service_option import ServiceClassType
 
 MODELS_BOUND_S = 10.0
 # What a shell reports of a command that cannot be run, and, plus its number, of one that a signal has ended.
@@ -36,11 +38,18 @@ NOT_FOUND, BY_SIGNAL = 127, 128
 @click.option("--gateway", default="", help="Its URL; by default AGENTSERVING_GATEWAY, or the local cluster's.")
 @click.option("--control-plane", default="", help="host:port of another cluster, or several with commas.")
 @click.option("--state-dir", type=click.Path(path_type=Path), default=default_state_dir, help="Of the local cluster.")
+@click.option(
+    "--service-class",
+    type=ServiceClassType(),
+    default=ServiceClass.UNSPECIFIED,
+    help="Of the program; by default the key's, or else the cluster's.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Without the line about the program at the end.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
-    name: str, model: str, gateway: str, control_plane: str, state_dir: Path, quiet: bool, command: tuple[str, ...]
-) -> None:
+    name: str, model: str, gateway: str, control_plane: str, state_dir: Path, quiet: bool, command: tuple[str, ...],
+    service_class: ServiceClass,
+) -> None:  # fmt: skip
     """Run COMMAND, an agent for instance, as one program.
 
     Its environment leads OpenAI's and Anthropic's clients to the cluster, and their base URL names the program, so
@@ -59,7 +68,8 @@ def run(
     planned = Run(gateway=url, control_plane=address, program_id=planned.program_id, key=key, model=model)
     with connected(address, api_key=key) as client:
         client.open_program(
-            name, program_id=planned.program_id, parent_program_id=os.environ.get(PROGRAM_ID, "")
+            name, program_id=planned.program_id, parent_program_id=os.environ.get(PROGRAM_ID, ""),
+            service_class=service_class,
         )  # fmt: skip
     status = _status_of(command_of(planned, command), environment_of(planned, os.environ))
     with connect(address, api_key=key) as client:

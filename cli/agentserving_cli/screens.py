@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 # Narrower screens leave out the columns that matter least.
-WIDE = 140
+WIDE = 150
 
 
 def seconds(us: int) -> str:
@@ -69,13 +69,13 @@ def by_urgency(program: Program) -> tuple[object, ...]:
 
 
 _PROGRAM_COLUMNS = (
-    "PROGRAM", "NAME", "STATE", "LEVEL", "ATTAINED", "WAIT", "RUN", "QUEUED", "DONE", "TOKENS", "CACHED", "PREEMPTED",
-    "ENGINE",
+    "PROGRAM", "NAME", "STATE", "SERVICE", "LEVEL", "ATTAINED", "WAIT", "RUN", "QUEUED", "DONE", "TOKENS", "CACHED",
+    "PREEMPTED", "ENGINE",
 )  # fmt: skip
 _NARROW = ("PROGRAM", "STATE", "LEVEL", "ATTAINED", "WAIT", "RUN", "QUEUED", "TOKENS", "ENGINE")
 
 # Width of the other columns and the gaps.
-_TAKEN, _NARROW_TAKEN = 122, 67
+_TAKEN, _NARROW_TAKEN = 135, 67
 _NAME, _ENGINE, _NARROW_ENGINE_ID, _TOOL = 16, 20, 8, 12
 
 
@@ -84,7 +84,7 @@ def programs_table(programs: Iterable[Program], width: int = 200) -> Table:
     wide = width >= WIDE
     columns = _PROGRAM_COLUMNS if wide else _NARROW
     room = max(12, width - (_TAKEN if wide else _NARROW_TAKEN))
-    table = plain_table(columns, ("PROGRAM", "NAME", "STATE", "ENGINE"))
+    table = plain_table(columns, ("PROGRAM", "NAME", "STATE", "SERVICE", "ENGINE"))
     for program in sorted(programs, key=by_urgency):
         cells = _program_cells(program)
         cells["PROGRAM"], cells["NAME"] = cut(cells["PROGRAM"], room), cut(cells["NAME"], _NAME)
@@ -110,6 +110,7 @@ def _program_cells(program: Program) -> dict[str, str]:
         "PROGRAM": program.program_id,
         "NAME": program.name or "-",
         "STATE": _program_state(program),
+        "SERVICE": program.service_class.label or "-",
         "LEVEL": str(program.level),
         "ATTAINED": seconds(received(program)),
         "WAIT": seconds(program.wait_us + sum(call.wait_us for call in live)),
@@ -214,6 +215,7 @@ def program_screen(program: Program) -> Group:
         ("name", escape(cells["NAME"])),
         ("parent", escape(program.parent_program_id)),
         ("state", f"{cells['STATE']}{f' ({outcome.lower()})' if outcome else ''}"),
+        ("service", cells["SERVICE"]),
         ("level", cells["LEVEL"]),
         ("attained", f"{cells['ATTAINED']} (all calls together {seconds(program.total_service_us)})"),
         ("wait", cells["WAIT"]),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from agentserving.contract.engine_http import KEEP_ALIVE_S, VLLM_KEEP_ALIVE
 from agentserving.contract.policy import DEFAULT
+from agentserving.contract.service_class import ServiceClass
 
 from agentserving_cli.local.ports import free_ports
 
@@ -36,6 +37,8 @@ class ClusterSpec:
     control_planes: int = 1
     policy: str = DEFAULT.name
     balancer: str = "prefix_aware"
+    # Of programs whose clients ask for none and whose keys have none.
+    service_class: ServiceClass = ServiceClass.STANDARD
     gateway_port: int = 0
     # For the built-in models and the simulator; other models get vLLM's default.
     max_num_seqs: int = 8

@@ -28,7 +28,7 @@ from agentserving_controlplane.table.admission_plan import AdmissionRequest
 from agentserving_controlplane.table.endings import EndedCall, Ending, News, Origin
 from agentserving_controlplane.table.programs import OpenRequest
 from agentserving_controlplane.table.rows import CallRow, TimeRow
-from agentserving_controlplane.table.service_rights import known
+from agentserving_controlplane.table.service_rights import known_service_class
 from agentserving_controlplane.table.states import Outcome, ProgramState
 
 # Calls in flight in one Program message: about 200 kB. A program may have more.
@@ -167,7 +167,7 @@ def open_request(
         program_id=ProgramId(request.program_id),
         name=request.name,
         parent=ProgramId(request.parent_program_id),
-        service_class=known(request.service_class),
+        service_class=known_service_class(request.service_class),
         service_class_limit=limit,
         idempotency_key=request.idempotency_key,
         digest=_digest_if_keyed(request, request.idempotency_key),
@@ -177,7 +177,7 @@ def open_request(
 def admission_request(
     request: call_service_pb2.AdmitCallRequest, tenant: Tenant, limit: ServiceClass = ServiceClass.UNSPECIFIED
 ) -> AdmissionRequest:
-    """AdmitCall; `limit`: the best class of service of the caller's key. Gateways send their client's in the message."""
+    """AdmitCall; `limit`: the best class of service of the caller's key. Gateways send that of their client's."""
     return AdmissionRequest(
         tenant=tenant,
         program_id=ProgramId(request.program_id),
@@ -195,8 +195,8 @@ def admission_request(
         gateway_us=request.gateway_us,
         trace_parent=trace_parent(request.trace_parent),
         hold_id=request.hold_id,
-        service_class=known(request.service_class),
-        service_class_limit=max(limit, known(request.service_class_limit, "service_class_limit")),
+        service_class=known_service_class(request.service_class),
+        service_class_limit=max(limit, known_service_class(request.service_class_limit, "service_class_limit")),
         idempotency_key=request.idempotency_key,
         digest=_digest_if_keyed(request, request.idempotency_key),
     )

@@ -18,7 +18,7 @@ from agentserving_controlplane.api.streams import woken_by
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.errors import InvalidError
 from agentserving_controlplane.key_operations import CreateKey
-from agentserving_controlplane.table.service_rights import known
+from agentserving_controlplane.table.service_rights import known_service_class
 
 # Keys in one message of WatchKeys: some 150 kB.
 MAX_TOGETHER = 1000
@@ -96,7 +96,7 @@ def _create_request(request: pb.CreateKeyRequest) -> CreateKey:
         caller=caller.credential if caller is not None else "",
         calls_per_minute=request.calls_per_minute,
         prompt_tokens_per_minute=request.prompt_tokens_per_minute,
-        service_class=known(request.service_class),
+        service_class=known_service_class(request.service_class),
     )
 
 

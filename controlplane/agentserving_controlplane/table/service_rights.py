@@ -38,7 +38,7 @@ class ServiceRights:
         return granted(asked, limit, self.default)
 
 
-def known(number: int, field: str = "service_class") -> ServiceClass:
+def known_service_class(number: int, field: str = "service_class") -> ServiceClass:
     """A class of a request. InvalidError for a number that is none."""
     found = ServiceClass(number)
     if number and not found:

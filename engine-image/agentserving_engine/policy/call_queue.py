@@ -270,7 +270,7 @@ class CallQueue:
     def stats(self, key: str, now_us: int) -> CallStats | None:
         """Totals of a call up to now; None for an unknown key."""
         call = self._calls.get(key)
-        return call and call.stats(call.wait_us if call.running else call.waited_us(now_us))
+        return None if call is None else call.stats(call.wait_us if call.running else call.waited_us(now_us))
 
     def stopped_us(self, program_key: ProgramKey, now_us: int) -> int:
         """For how long, since its calls are here, a program has been paused or held; 0 for an unknown one."""
@@ -354,8 +354,8 @@ class CallQueue:
         if self._tenant is None:
             self._tenant = tenant
             return
-        before, calls = self._order, self._calls
-        fair = FairOrder(self.tenants, lambda key: calls[key].tenant, lambda key: self._rank(calls[key]), before.changes)
+        before, calls, rank = self._order, self._calls, self._rank
+        fair = FairOrder(self.tenants, lambda key: calls[key].tenant, lambda key: rank(calls[key]), before.changes)
         fair.take_over(before, [call.tenant for call in self._running.values()])
         self._fair = self._order = fair
 

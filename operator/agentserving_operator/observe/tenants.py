@@ -17,6 +17,7 @@ from agentserving.contract.ids import Tenant
 from agentserving_operator.manifests import Manifest
 from agentserving_operator.observe.reasons import ConditionType, Reason, Trouble
 from agentserving_operator.spec.parsing import SpecError, parse, plain
+from agentserving_operator.spec.scheduling import to_service_class
 from agentserving_operator.spec.status import Condition, ConditionStatus
 from agentserving_operator.spec.tenant import TenantSpec, TenantStatus
 
@@ -99,6 +100,7 @@ def _settings(tenant: str, spec: TenantSpec) -> TenantSettings:
         calls_per_minute=limits.calls_per_minute or 0,
         tokens_per_minute=limits.tokens_per_minute or 0,
         tokens_per_day=limits.tokens_per_day or 0,
+        service_class=to_service_class(spec.service_class),
     )
 
 

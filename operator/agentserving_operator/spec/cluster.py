@@ -30,7 +30,7 @@ from agentserving_operator.spec.model_files import ConfigMapKey, LoraAdapter
 from agentserving_operator.spec.network import Network
 from agentserving_operator.spec.parts import Resources, SecretKey, TaintEffect, Toleration
 from agentserving_operator.spec.pod_template import PodTemplate
-from agentserving_operator.spec.scheduling import Scheduling
+from agentserving_operator.spec.scheduling import Scheduling, ServiceClass
 from agentserving_operator.spec.store import Store, StoreType
 from agentserving_operator.spec.tls import FrontTls, Tls
 from agentserving_operator.spec.ways_in import HttpRoute, Ingress
@@ -304,6 +304,7 @@ class ControlPlane:
 
     replicas: int = integer("One leads, the others stand by. More than 1 need an etcd.", 1, 5, default=1)
     program_idle_seconds: int = integer("A program without calls for this long expires.", 1, 604_800, default=600)
+    service_class: ServiceClass = choice("Of programs that get none otherwise.", default=ServiceClass.STANDARD)
     resources: Resources = struct("Requests and limits.", default=Resources)
     template: PodTemplate | None = struct("More about its pods; the container is control-plane.", default=None)
 

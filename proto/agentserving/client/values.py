@@ -15,6 +15,7 @@ from agentserving.client.times import Phase, PrefixMisses, TimeSplit
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.phases import PrefixMiss
 from agentserving.contract.policy import Policy
+from agentserving.contract.service_class import ServiceClass
 
 
 class WireEnum(IntEnum):
@@ -143,6 +144,8 @@ class Program:
     tool: str
     times: TimeSplit
     prefix_misses: tuple[PrefixMisses, ...]
+    # Of its whole tree.
+    service_class: ServiceClass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,3 +372,5 @@ class TenantSettings:
     # Prompt and answer tokens.
     tokens_per_minute: int
     tokens_per_day: int
+    # Of its programs, and the best that they may ask for; UNSPECIFIED = any.
+    service_class: ServiceClass
