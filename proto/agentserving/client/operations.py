@@ -102,7 +102,7 @@ def open_program(
     """Opens a program; durable when it returns. With an empty id the control plane chooses one.
 
     Reopens a program that was closed or cancelled. `service_class` UNSPECIFIED = the key's, or else the cluster's; a
-    sub-agent has its root's. NotPermittedError for a better one than the key may use.
+    sub-agent has its root's. PermissionDeniedError for a better one than the key may use.
     """
     pb = program_service_pb2
     request = pb.OpenProgramRequest(

@@ -204,6 +204,7 @@ class CarriedCall:
             name=tracker.name,
             thread=thread.thread_id,
             parents=pending.parents,
+            service_class=tracker.service_class,
         )
 
     @property

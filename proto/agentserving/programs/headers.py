@@ -10,7 +10,7 @@ PARENT_PROGRAM_ID = "x-agentserving-parent-program-id"
 PROGRAM_NAME = "x-agentserving-program-name"
 THREAD_ID = "x-agentserving-thread-id"
 PARENT_CALL_IDS = "x-agentserving-parent-call-ids"
-# interactive, standard or batch; with any of the calls that open the program.
+# interactive, standard or batch: of the program that the call opens.
 SERVICE_CLASS = "x-agentserving-service"
 # In the gateway's responses.
 CALL_ID = "x-agentserving-call-id"
@@ -40,8 +40,14 @@ def short_name(name: str) -> str:
 
 
 def headers_of(
-    program_id: str, *, parent_program_id: str = "", name: str = "", thread: str = "", parents: tuple[str, ...] = ()
+    program_id: str,
+    *,
+    parent_program_id: str = "",
+    name: str = "",
+    thread: str = "",
+    parents: tuple[str, ...] = (),
+    service_class: str = "",
 ) -> dict[str, str]:
     """The headers whose values are not empty; in a name, `?` replaces what is not printable ASCII."""
-    values = (program_id, parent_program_id, _UNSAFE.sub("?", name).strip(), thread, ",".join(parents))
-    return {header: value for header, value in zip(SENT, values, strict=True) if value}
+    values = (program_id, parent_program_id, _UNSAFE.sub("?", name).strip(), thread, ",".join(parents), service_class)
+    return {header: value for header, value in zip((*SENT, SERVICE_CLASS), values, strict=True) if value}

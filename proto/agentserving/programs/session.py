@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from agentserving.contract.service_class import read_service_class
 from agentserving.programs import context, headers
 from agentserving.programs.carrying import PROGRAM_ID, inherited_program_id
 from agentserving.programs.notifications import Notifier
@@ -66,6 +67,7 @@ class ProgramSession:
             name=self.name,
             thread=thread.thread_id,
             parents=context.frontier(thread),
+            service_class=self._tracker.service_class,
         )
 
     def environment(self) -> dict[str, str]:
@@ -107,7 +109,12 @@ class ProgramSession:
     def _open(self) -> Operation[Any]:
         from agentserving.client import operations
 
-        return operations.open_program(self.name, program_id=self.program_id, parent_program_id=self.parent_program_id)
+        return operations.open_program(
+            self.name,
+            program_id=self.program_id,
+            parent_program_id=self.parent_program_id,
+            service_class=read_service_class(self._tracker.service_class),
+        )
 
     def _close(self) -> Operation[Any]:
         from agentserving.client import operations, values
@@ -235,6 +242,7 @@ def program(
     parent: ProgramSession | str | None = None,
     control_plane: str | Client | AsyncClient | None = None,
     api_key: str | None = None,
+    service_class: str = "",
 ) -> ProgramSession:
     """A program: `with agentserving.program("triage") as p:`, or `async with`.
 
@@ -243,8 +251,10 @@ def program(
     default the current one, else that of AGENTSERVING_PROGRAM_ID; "" = none. control_plane: its address, or a client to
     use (Client for `with`, AsyncClient for `async with`); by default AGENTSERVING_CONTROL_PLANE, "" = none. api_key:
     for the control plane; by default the first key of agentserving in AGENTSERVING_API_KEY, OPENAI_API_KEY,
-    ANTHROPIC_API_KEY. ValueError for an invalid id.
+    ANTHROPIC_API_KEY. service_class: interactive, standard or batch; "" = the key's, or else the cluster's. Programs
+    inside have that of the outermost one. ValueError for an invalid id or class.
     """
+    service_class = read_service_class(service_class).label
     program_id = f"p-{uuid.uuid4().hex}" if program_id is None else program_id
     if not headers.is_program_id(program_id):
         raise ValueError(f"program_id: 1 to 128 of A-Z a-z 0-9 . _ : @ / -, got {program_id!r}")
@@ -256,7 +266,13 @@ def program(
         raise ValueError(f"parent: 1 to 128 of A-Z a-z 0-9 . _ : @ / -, got {parent_id!r}")
     if parent_id == program_id:
         raise ValueError(f"parent: program {program_id!r} cannot be its own parent")
-    tracker = Tracker(program_id, None, name=headers.short_name(name), parent_program_id=parent_id)
+    tracker = Tracker(
+        program_id,
+        None,
+        name=headers.short_name(name),
+        parent_program_id=parent_id,
+        service_class=service_class,
+    )
     return ProgramSession(tracker, depth, Notifier.of(control_plane, api_key))
 
 

@@ -137,8 +137,12 @@ class PendingCall:
 class Tracker:
     """The threads of one program, as one process sees them."""
 
-    def __init__(self, program_id: str, owner: object, *, name: str = "", parent_program_id: str = "") -> None:
+    def __init__(
+        self, program_id: str, owner: object, *, name: str = "", parent_program_id: str = "", service_class: str = ""
+    ) -> None:
         self.program_id, self.name, self.parent_program_id = program_id, name, parent_program_id
+        # What its calls ask for; empty = nothing.
+        self.service_class = service_class
         self.main = Thread(self, MAIN, owner)
         self._free: list[int] = []
         self._inferred_count = 0
