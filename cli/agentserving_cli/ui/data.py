@@ -8,7 +8,7 @@ from typing import Any
 from agentserving.client.traces import Trace
 from agentserving.client.values import Engine, Overview, PolicyVersion, Program, TenantSettings
 
-from agentserving_cli.screens import received
+from agentserving_cli.top_view import received
 from agentserving_cli.traces.spans import (
     CallSpans,
     ProgramSpans,
