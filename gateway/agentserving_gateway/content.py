@@ -96,6 +96,7 @@ def reading(body: Body, secret: bytes) -> Reading:
     raw = body.messages or body.input
     if not raw or body.previous_response_id is not None:
         return None
+    yield
     try:
         messages = _TEXTS.decode(raw)
         if not messages or len(messages) > MAX_MESSAGES:
