@@ -98,11 +98,11 @@ def tree_table(rows: Iterable[TreeRow], width: int = 200) -> Table:
 
 
 def _named(program: Program, room: int) -> str:
-    """The name, and as much of the id as fits behind it."""
+    """The id, for scripts in its place, cut so that the name fits behind it."""
     if program.program_id.startswith(program.name):
         return cut(program.program_id, room)
     left = room - len(program.name) - 1
-    return cut(program.name, room) if left < _LEAST_ID else f"{program.name} {cut(program.program_id, left)}"
+    return cut(program.name, room) if left < _LEAST_ID else f"{cut(program.program_id, left)} {program.name}"
 
 
 def _program_state(program: Program) -> str:

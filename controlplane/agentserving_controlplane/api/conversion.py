@@ -331,6 +331,7 @@ def _origin(origin: Origin) -> call_service_pb2.ProgramOrigin:
         name=origin.name,
         parent_program_id=origin.parent,
         root_program_id=origin.root,
+        service_class=service_class_to_number(origin.service_class),
     )
     message.open_time.FromMicroseconds(origin.open_us)
     message.root_open_time.FromMicroseconds(origin.root_open_us)

@@ -168,6 +168,7 @@ class ProgramOrigin:
     root_program_id: ProgramId
     open_time: datetime | None
     root_open_time: datetime | None
+    service_class: ServiceClass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -534,12 +534,15 @@ class ProgramOrigin(google.protobuf.message.Message):
     ROOT_PROGRAM_ID_FIELD_NUMBER: builtins.int
     OPEN_TIME_FIELD_NUMBER: builtins.int
     ROOT_OPEN_TIME_FIELD_NUMBER: builtins.int
+    SERVICE_CLASS_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     name: builtins.str
     parent_program_id: builtins.str
     """Empty for a root."""
     root_program_id: builtins.str
     """Equal to program_id for a root."""
+    service_class: agentserving.v1.types_pb2.ServiceClass.ValueType
+    """Of its whole tree."""
     @property
     def open_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -553,9 +556,10 @@ class ProgramOrigin(google.protobuf.message.Message):
         root_program_id: builtins.str = ...,
         open_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         root_open_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        service_class: agentserving.v1.types_pb2.ServiceClass.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["open_time", b"open_time", "root_open_time", b"root_open_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name", "open_time", b"open_time", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "root_open_time", b"root_open_time", "root_program_id", b"root_program_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "open_time", b"open_time", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "root_open_time", b"root_open_time", "root_program_id", b"root_program_id", "service_class", b"service_class"]) -> None: ...
 
 global___ProgramOrigin = ProgramOrigin
 
