@@ -188,6 +188,19 @@ def test_a_flood_of_batch_does_not_pass_interactive_calls_however_long_it_waits(
     assert sum(key.startswith("interactive") for key in ended) > 2500
 
 
+def test_a_class_of_which_calls_end_does_not_age() -> None:
+    queue = CallQueue(FCFS)
+    for key in ("b1", "b2"):
+        queue.arrive(of(BATCH, key), 0)
+    queue.arrive(of(INTERACTIVE, "i"), 0)
+    queue.start("b1", 0)
+    ended_us = AGE_US[BATCH] - SECOND
+    queue.finish("b1", ended_us)
+    assert decide(queue, 0, AGE_US[BATCH]).promoted == ()
+    assert decide(queue, 0, ended_us + AGE_US[BATCH] - 1).promoted == ()
+    assert decide(queue, 0, ended_us + AGE_US[BATCH]).promoted == ("b2",)
+
+
 def test_an_aged_call_that_is_paused_lets_another_of_its_class_go() -> None:
     queue = CallQueue(FCFS)
     for key in ("b1", "b2"):
