@@ -13,12 +13,14 @@ import click
 from agentserving import Client
 from agentserving.client import operations
 from agentserving.client.keys import ApiKey, KeyRole
+from agentserving.contract.service_class import ServiceClass
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from agentserving_cli.output import as_data, is_data, output_option, print_data
 from agentserving_cli.program_commands import Connect, Where
+from agentserving_cli.service_option import ServiceClassType
 
 DAY_S = 86_400.0
 console = Console(soft_wrap=True)
@@ -47,11 +49,17 @@ def _create(where: Where) -> click.Command:
         default=0,
         help="Of prompts, estimated from the length of requests; at each gateway; 0: unbounded.",
     )
+    @click.option(
+        "--service-class",
+        type=ServiceClassType(),
+        default=ServiceClass.UNSPECIFIED,
+        help="Of programs opened with it, and the best that they may ask for; by default the tenant's.",
+    )
     @output_option
     @where
     def create(
         connect: Connect, tenant: str, name: str, days: float | None, admin: bool, output: str,
-        calls_per_minute: int, tokens_per_minute: int,
+        calls_per_minute: int, tokens_per_minute: int, service_class: ServiceClass,
     ) -> None:  # fmt: skip
         """Make a key for the programs of TENANT. It is printed once: the cluster stores only its hash."""
         if admin == bool(tenant):
@@ -63,6 +71,7 @@ def _create(where: Where) -> click.Command:
             admin=admin,
             calls_per_minute=calls_per_minute,
             prompt_tokens_per_minute=tokens_per_minute,
+            service_class=service_class,
         )
         with connect() as client:
             if is_data(output):
@@ -109,13 +118,13 @@ def _pages(client: Client, tenant: str) -> Iterator[list[Any]]:
 
 def _table(keys: Iterable[ApiKey], now: datetime) -> Table:
     table = Table(box=None, pad_edge=False)
-    for title in ("KEY", "TENANT", "FOR", "MADE", "EXPIRES", "STATE"):
+    for title in ("KEY", "TENANT", "FOR", "SERVICE", "MADE", "EXPIRES", "STATE"):
         table.add_column(title, no_wrap=title not in ("FOR", "TENANT"), overflow="fold")
     for key in keys:
         whose = escape(key.tenant) if key.role is KeyRole.CLIENT else f"({key.role.name.lower()})"
         table.add_row(
-            key.key_id, whose, escape(key.name), _day(key.create_time), _day(key.expire_time) or "never",
-            _state(key, now),
+            key.key_id, whose, escape(key.name), key.service_class.label or "-", _day(key.create_time),
+            _day(key.expire_time) or "never", _state(key, now),
         )  # fmt: skip
     return table
 

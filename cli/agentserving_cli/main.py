@@ -15,6 +15,7 @@ from typing import Any
 import agentserving
 import click
 from agentserving.contract.policy import DEFAULT, PRESETS
+from agentserving.contract.service_class import ServiceClass
 from rich.console import Console
 
 from agentserving_cli.audit_command import audit_command
@@ -28,6 +29,7 @@ from agentserving_cli.local.vllm_env import EnvironmentFailedError
 from agentserving_cli.option_types import BudgetText
 from agentserving_cli.program_commands import program_commands
 from agentserving_cli.run_command import run
+from agentserving_cli.service_option import ServiceClassType
 from agentserving_cli.tenant_commands import tenant_commands
 from agentserving_cli.token_options import token_options
 from agentserving_cli.trace_command import trace_command
@@ -123,6 +125,13 @@ def main() -> None:
     type=BudgetText(),
     metavar="BUDGET",
     help="Of each program that has none of its own: tokens=200k,engine-seconds=300,calls=50.",
+)
+@click.option(
+    "--service-class",
+    type=ServiceClassType(),
+    default=ServiceClass.STANDARD.label,
+    show_default=True,
+    help="Of programs whose clients ask for none and whose keys have none.",
 )
 @click.option(
     "--no-auth",

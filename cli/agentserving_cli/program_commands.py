@@ -7,7 +7,6 @@ adds the options for that and passes the command a `connect`.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -20,13 +19,14 @@ from agentserving.client.values import ProgramState
 from agentserving.contract import budgets
 from agentserving.contract.budgets import Budget
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 
 from agentserving_cli import screens
 from agentserving_cli.connection import wait_for_policy
 from agentserving_cli.option_types import BudgetText
 from agentserving_cli.output import WIDE, as_data, is_data, output_option, print_data
-from agentserving_cli.policy_files import policy_of
+from agentserving_cli.policy_files import policy_in, policy_of
+from agentserving_cli.top_command import watch
+from agentserving_cli.top_view import TopView
 from agentserving_cli.traces.run_screen import run_screen
 
 Connect = Callable[[], AbstractContextManager[Client]]
@@ -95,33 +95,25 @@ def _top(where: Where) -> click.Command:
     @output_option
     @where
     def top(connect: Connect, interval: float, once: bool, output: str) -> None:
-        """Watch programs and engines: which run, at which level, and how much service they have attained."""
+        """Watch programs and engines: which run, at which level, and how much service they have attained.
+
+        Sub-agents stand below their parents. Keys: q quits, s changes the order, / filters by id, name, state, class of
+        service or engine, arrows scroll.
+        """
         with connect() as client:
             if is_data(output):
                 print_data(client.run(as_data(operations.get_overview())), output)
             elif once or output == "wide" or not sys.stdout.isatty():
                 _show(_screen(client, _width(output), 0), output)
             else:
-                _watch(client, interval)
+                watch(console, lambda view: _screen(client, console.width, console.height, view), interval)
 
     return top
 
 
-def _screen(client: Client, width: int, height: int) -> Group:
+def _screen(client: Client, width: int, height: int, view: TopView | None = None) -> Group:
     overview = client.get_overview()
-    return screens.top_screen(overview, list(client.list_programs()), width, height)
-
-
-def _watch(client: Client, interval_s: float) -> None:
-    try:
-        with Live(
-            _screen(client, console.width, console.height), console=console, screen=True, auto_refresh=False
-        ) as live:
-            while True:
-                time.sleep(interval_s)
-                live.update(_screen(client, console.width, console.height), refresh=True)
-    except KeyboardInterrupt:
-        return
+    return screens.top_screen(overview, list(client.list_programs()), width, height, view)
 
 
 def _get(where: Where, name: str) -> click.Command:
@@ -217,14 +209,17 @@ def _policy(where: Where) -> click.Group:
                 _show(screens.policy_screen(client.run(operation)), output)
 
     @policy.command("set")
-    @click.argument("name_or_file")
+    @click.argument("name_or_file", required=False, default="")
+    @click.option("-f", "--file", "file", default="", help="A JSON file; - reads standard input.")
     @where
-    def policy_set(connect: Connect, name_or_file: str) -> None:
+    def policy_set(connect: Connect, name_or_file: str, file: str) -> None:
         """Put a policy in force: auto, fcfs, program-fcfs, mlfq, plas, atlas, program-plas, program-atlas, gittins, or
-        a JSON file."""
-        wanted = policy_of(name_or_file)
+        a JSON file, such as `policy get -o json` prints (with its balancer)."""
+        if bool(name_or_file) == bool(file):
+            raise click.UsageError("name a policy or a file, or give a file with -f")
+        wanted, balancer = policy_of(name_or_file) if name_or_file else policy_in(file)
         with connect() as client:
-            applied = client.set_policy(wanted)
+            applied = client.set_policy(wanted, balancer=balancer)
             version = wait_for_policy(client, applied.version)
             click.echo(f"policy {applied.policy.name} is version {version}, acknowledged by every engine")
 

@@ -19,6 +19,7 @@ import click
 from agentserving import AgentServingError, Client
 from agentserving.client.values import Outcome, Program
 from agentserving.contract.budgets import Budget
+from agentserving.contract.service_class import ServiceClass
 from agentserving.transport.connection import key_from_environment
 
 from agentserving_cli.connection import address_of, connect, connected, default_state_dir, fail, reason_of
@@ -26,6 +27,7 @@ from agentserving_cli.local.credentials import Credentials
 from agentserving_cli.local.state_dir import read_addresses
 from agentserving_cli.option_types import BudgetText
 from agentserving_cli.run_environment import PROGRAM_ID, Run, command_of, environment_of, new_program_id
+from agentserving_cli.service_option import ServiceClassType
 
 MODELS_BOUND_S = 10.0
 # What a shell reports of a command that cannot be run, and, plus its number, of one that a signal has ended.
@@ -44,6 +46,12 @@ NOT_FOUND, BY_SIGNAL = 127, 128
     metavar="BUDGET",
     help="What the program may use before it is paused: tokens=200k,engine-seconds=300,calls=50.",
 )
+@click.option(
+    "--service-class",
+    type=ServiceClassType(),
+    default=ServiceClass.UNSPECIFIED,
+    help="Of the program; by default the key's, or else the cluster's.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Without the line about the program at the end.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
@@ -53,6 +61,7 @@ def run(
     control_plane: str,
     state_dir: Path,
     budget: Budget | None,
+    service_class: ServiceClass,
     quiet: bool,
     command: tuple[str, ...],
 ) -> None:
@@ -74,7 +83,11 @@ def run(
     planned = Run(gateway=url, control_plane=address, program_id=planned.program_id, key=key, model=model)
     with connected(address, api_key=key) as client:
         client.open_program(
-            name, program_id=planned.program_id, parent_program_id=os.environ.get(PROGRAM_ID, ""), budget=budget
+            name,
+            program_id=planned.program_id,
+            parent_program_id=os.environ.get(PROGRAM_ID, ""),
+            budget=budget,
+            service_class=service_class,
         )
     status = _status_of(command_of(planned, command), environment_of(planned, os.environ))
     with connect(address, api_key=key) as client:

@@ -19,9 +19,12 @@ from agentserving.contract.policy import Level
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from agentserving_cli.top_view import TopView, TreeRow, received, tree_rows
 
 # Narrower screens leave out the columns that matter least.
-WIDE = 140
+WIDE = 150
 
 
 def seconds(us: int) -> str:
@@ -59,41 +62,49 @@ def cut(text: str, limit: int) -> str:
     return f"{text[: limit - 1 - tail]}…{text[-tail:] if tail else ''}"
 
 
-def received(program: Program) -> int:
-    """Attained service, with what its calls in flight have received so far, microseconds."""
-    return program.attained_service_us + sum(call.service_us for call in program.calls)
-
-
-def by_urgency(program: Program) -> tuple[object, ...]:
-    """Programs with calls first, running before queued, then by level and attained service."""
-    running = any(call.running for call in program.calls)
-    return (not program.calls, not running, program.level, received(program), program.program_id)
-
-
 _PROGRAM_COLUMNS = (
-    "PROGRAM", "NAME", "STATE", "LEVEL", "ATTAINED", "WAIT", "RUN", "QUEUED", "DONE", "TOKENS", "CACHED", "PREEMPTED",
-    "ENGINE",
+    "PROGRAM", "NAME", "STATE", "SERVICE", "LEVEL", "ATTAINED", "WAIT", "RUN", "QUEUED", "DONE", "TOKENS", "CACHED",
+    "PREEMPTED", "ENGINE",
 )  # fmt: skip
-_NARROW = ("PROGRAM", "STATE", "LEVEL", "ATTAINED", "WAIT", "RUN", "QUEUED", "TOKENS", "ENGINE")
+# On narrow screens names stand in the place of most of an id.
+_NARROW = ("PROGRAM", "STATE", "LEVEL", "ATTAINED", "WAIT", "RUN", "QUEUED", "TOKENS")
 
 # Width of the other columns and the gaps.
-_TAKEN, _NARROW_TAKEN = 122, 67
-_NAME, _ENGINE, _NARROW_ENGINE_ID, _TOOL = 16, 20, 8, 12
+_TAKEN, _NARROW_TAKEN = 135, 58
+_NAME, _ENGINE, _TOOL = 16, 20, 12
+# A shorter part of an id tells nothing.
+_LEAST_ID = 5
 
 
 def programs_table(programs: Iterable[Program], width: int = 200) -> Table:
-    """One line a program, the most urgent first."""
+    """One line a program, the most urgent first, sub-agents below their parents."""
+    return tree_table(tree_rows(programs), width)
+
+
+def tree_table(rows: Iterable[TreeRow], width: int = 200) -> Table:
+    """One line a program, in this order."""
     wide = width >= WIDE
     columns = _PROGRAM_COLUMNS if wide else _NARROW
     room = max(12, width - (_TAKEN if wide else _NARROW_TAKEN))
-    table = plain_table(columns, ("PROGRAM", "NAME", "STATE", "ENGINE"))
-    for program in sorted(programs, key=by_urgency):
+    table = plain_table(columns, ("PROGRAM", "NAME", "STATE", "SERVICE", "ENGINE"))
+    for program, depth in rows:
         cells = _program_cells(program)
-        cells["PROGRAM"], cells["NAME"] = cut(cells["PROGRAM"], room), cut(cells["NAME"], _NAME)
-        engine = cells["ENGINE"] if wide else cells["ENGINE"].partition(",")[0]
-        cells["ENGINE"] = cut(engine, _ENGINE if wide else _NARROW_ENGINE_ID)
+        branch = f"{'  ' * min(depth - 1, 4)}└ " if depth else ""
+        left = room - len(branch)
+        cells["PROGRAM"] = branch + (cut(program.program_id, left) if wide else _named(program, left))
+        cells["NAME"], cells["ENGINE"] = cut(cells["NAME"], _NAME), cut(cells["ENGINE"], _ENGINE)
+        if not wide:
+            cells["STATE"] = cells["STATE"][:9]
         table.add_row(*(escape(cells[column]) for column in columns))
     return table
+
+
+def _named(program: Program, room: int) -> str:
+    """The id, for scripts in its place, cut so that the name fits behind it."""
+    if program.program_id.startswith(program.name):
+        return cut(program.program_id, room)
+    left = room - len(program.name) - 1
+    return cut(program.name, room) if left < _LEAST_ID else f"{cut(program.program_id, left)} {program.name}"
 
 
 def _program_state(program: Program) -> str:
@@ -114,6 +125,7 @@ def _program_cells(program: Program) -> dict[str, str]:
         "PROGRAM": program.program_id,
         "NAME": program.name or "-",
         "STATE": _program_state(program),
+        "SERVICE": program.service_class.label or "-",
         "LEVEL": str(program.level),
         "ATTAINED": seconds(received(program)),
         "WAIT": seconds(program.wait_us + sum(call.wait_us for call in live)),
@@ -195,15 +207,22 @@ def _class(choice: PolicyChoice) -> str:
     return escape(choice.application) or "unnamed programs"
 
 
-def top_screen(overview: Overview, programs: Sequence[Program], width: int, height: int) -> Group:
-    """At most `height` lines; 0 = no limit."""
-    room = max(3, height - len(overview.engines) - 7) if height else len(programs)
-    shown = sorted(programs, key=by_urgency)[:room]
-    left = len(programs) - len(shown)
+def top_screen(
+    overview: Overview, programs: Sequence[Program], width: int, height: int, view: TopView | None = None
+) -> Group:
+    """At most `height` lines; 0 = no limit. With a `view`, the part of it that its user has chosen, and the keys."""
+    state = view or TopView()
+    rows = tree_rows(programs, state.sort, state.wanted)
+    taken = len(overview.engines) + 7 + (view is not None)
+    shown = state.shown(rows, max(3, height - taken) if height else len(rows))
+    left = len(rows) - len(shown)
     parts: list[RenderableType] = [
-        headline(overview), "", engines_table(overview.engines, width), "", programs_table(shown, width),
+        headline(overview), "", engines_table(overview.engines, width), "", tree_table(shown, width),
     ]  # fmt: skip
-    return Group(*parts, *([f"[dim]and {left} more: agentserving ps[/dim]"] if left else []))
+    if view is None:
+        return Group(*parts, *([f"[dim]and {left} more: agentserving ps[/dim]"] if left else []))
+    where = f"{state.skipped + 1} to {state.skipped + len(shown)} of {len(rows)} programs   " if left else ""
+    return Group(*parts, Text(where + state.help, style="dim", no_wrap=True, overflow="ellipsis"))
 
 
 def _budget(program: Program) -> str:
@@ -229,6 +248,7 @@ def program_screen(program: Program) -> Group:
         ("name", escape(cells["NAME"])),
         ("parent", escape(program.parent_program_id)),
         ("state", f"{cells['STATE']}{f' ({outcome.lower()})' if outcome else ''}"),
+        ("service", cells["SERVICE"]),
         ("level", cells["LEVEL"]),
         ("attained", f"{cells['ATTAINED']} (all calls together {seconds(program.total_service_us)})"),
         ("wait", cells["WAIT"]),

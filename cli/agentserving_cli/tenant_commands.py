@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import click
 from agentserving import Client
 from agentserving.client import tenant_operations
 from agentserving.client.values import TenantSettings
+from agentserving.contract.service_class import ServiceClass
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from agentserving_cli.output import as_data, is_data, output_option, print_data
 from agentserving_cli.program_commands import Connect, Where
+from agentserving_cli.service_option import ServiceClassType
 
 console = Console(soft_wrap=True)
 # Titles of the columns by the fields of a tenant.
@@ -30,6 +33,7 @@ COLUMNS = {
     "program_tokens": "TOKENS/PROGRAM",
     "program_engine_s": "SECONDS/PROGRAM",
     "program_calls": "CALLS/PROGRAM",
+    "service_class": "SERVICE",
 }
 
 
@@ -59,12 +63,17 @@ def _set(where: Where) -> click.Command:
     @click.option("--program-tokens", type=bound, help="Budget of a program without its own: tokens,")
     @click.option("--program-engine-seconds", "program_engine_s", type=bound, help="seconds of model execution,")
     @click.option("--program-calls", type=bound, help="calls.")
+    @click.option(
+        "--service-class",
+        type=ServiceClassType(nothing="any"),
+        help="Of programs that ask for none, and the best that they may ask for; any: no limit.",
+    )
     @output_option
     @where
-    def set_(connect: Connect, tenant: str, output: str, **settings: int | None) -> None:
+    def set_(connect: Connect, tenant: str, output: str, **settings: Any) -> None:
         """Set the share and bounds of TENANT; what is not given stays. 0: no bound."""
         if all(value is None for value in settings.values()):
-            raise click.UsageError("nothing to set: give --weight or a bound")
+            raise click.UsageError("nothing to set: give --weight, --service-class or a bound")
         operation = tenant_operations.set_tenant(tenant, **settings)
         with connect() as client:
             if is_data(output):
@@ -107,9 +116,13 @@ def _table(tenants: Iterable[TenantSettings]) -> Table:
     for title in COLUMNS.values():
         table.add_column(title, justify="right", no_wrap=True)
     for tenant in tenants:
-        cells = (getattr(tenant, field) for field in COLUMNS)
-        table.add_row(escape(tenant.tenant), *(str(cell) if cell else "-" for cell in cells))
+        cells = (_cell(getattr(tenant, field)) for field in COLUMNS)
+        table.add_row(escape(tenant.tenant), *cells)
     return table
+
+
+def _cell(value: int | ServiceClass) -> str:
+    return (value.label if isinstance(value, ServiceClass) else str(value)) if value else "-"
 
 
 def _remove(where: Where) -> click.Command:

@@ -157,6 +157,7 @@ class CallOperations:
                 expires_unix_s=call.admit_us // 1_000_000 + TICKET_LIFETIME_S,
                 program_arrival_us=root.open_us,
                 class_name=root.name,
+                service_class=row.service_class,
                 fallbacks=tuple(call.engines[1:]),
                 boots=self._boots(engine.engine_id, call),
             ),

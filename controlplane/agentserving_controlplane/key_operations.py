@@ -16,6 +16,7 @@ import structlog
 from agentserving.contract.identity import Role
 from agentserving.contract.ids import Tenant
 from agentserving.contract.keys import KeyRefusal, KeyRow, KeySet, NewKey, decode_row, encode_row, new_key
+from agentserving.contract.service_class import ServiceClass
 
 from agentserving_controlplane.errors import ConflictError, ExistsError, InvalidError, NotFoundError, OverloadedError
 from agentserving_controlplane.state import LeaderState
@@ -49,6 +50,7 @@ class CreateKey:
     # 0 = unbounded.
     calls_per_minute: int = 0
     prompt_tokens_per_minute: int = 0
+    service_class: ServiceClass = ServiceClass.UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,8 @@ class KeyOperations:
             bound = getattr(request, field)
             if bound < 0 or (bound and request.role is not Role.CLIENT):
                 raise InvalidError("BAD_RATE", f"{field}: at least 0, and for clients only", field=field)
+        if request.service_class and request.role is not Role.CLIENT:
+            raise InvalidError("BAD_SERVICE_CLASS", "service_class: for clients only", field="service_class")
         self._state.check_room()
         if len(self.keys) >= MAX_KEYS:
             raise OverloadedError("TOO_MANY_KEYS", f"a cluster has at most {MAX_KEYS} keys: revoke unused ones")
@@ -189,6 +193,7 @@ class KeyOperations:
                     made.row,
                     calls_per_minute=request.calls_per_minute,
                     prompt_tokens_per_minute=request.prompt_tokens_per_minute,
+                    service_class=request.service_class,
                 )
                 return NewKey(made.text, row)
 

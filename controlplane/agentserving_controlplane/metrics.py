@@ -122,10 +122,10 @@ def _distributions(plane: ControlPlane) -> Iterator[Metric]:
             "A program's time in calls by the time computed for them; 1 = no wait",
         ),
     ):
-        family = HistogramMetricFamily(name, text, labels=["tenant", "class"])
-        for (tenant, class_name), each in series.items():
+        family = HistogramMetricFamily(name, text, labels=["tenant", "class", "service_class"])
+        for (tenant, class_name, service_class), each in series.items():
             histogram: Histogram = getattr(each, attribute)
-            family.add_metric([tenant, class_name], histogram.cumulative, histogram.total)
+            family.add_metric([tenant, class_name, service_class.label], histogram.cumulative, histogram.total)
         yield family
     yield from _usage(series)
 

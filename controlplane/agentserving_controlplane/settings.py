@@ -14,6 +14,7 @@ from agentserving.contract import budgets
 from agentserving.contract.budgets import UNLIMITED, Budget
 from agentserving.contract.keys import KeyRow, decode_rows
 from agentserving.contract.policy import DEFAULT, PRESETS
+from agentserving.contract.service_class import SERVICE_WORDS, ServiceClass, read_service_class
 from agentserving.contract.signatures import SigningKey
 from agentserving.contract.ticket_keys import TicketKeys, signing_keys
 from agentserving.transport.connection import Tls
@@ -52,6 +53,12 @@ class PlaneSettings:
     )  # fmt: skip
     policy: str = option(DEFAULT.name, "policy until one is applied", choices=sorted(PRESETS))
     balancer: Balancer = option(Balancer.PREFIX_AWARE, "how an engine is chosen until a policy says so")
+    service_class: ServiceClass = option(
+        ServiceClass.STANDARD,
+        "class of service of programs whose clients ask for none and have none by their key or tenant:"
+        f" {', '.join(SERVICE_WORDS)}",
+        read=read_service_class,
+    )
     program_idle_s: float = option(
         600.0, "seconds without a call after which a program is abandoned; six times that during a tool wait", above=0
     )

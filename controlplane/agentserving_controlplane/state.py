@@ -78,6 +78,8 @@ class LeaderState:
         self.table = ProcessTable(epoch, capacity=capacity)
         self.table.bounds.of_tenant = self.tenants.of
         self.table.programs.default_budget = self.default_budget
+        self.table.programs.service.default = settings.service_class
+        self.table.programs.service.of_tenant = lambda tenant: self.tenants.of(tenant).service_class
         self.engines = EngineRegistry(self.table.index.calls_on, self.table.index.engines_changed)
         self.balancer = LoadBalancer(self.engines)
         self.commits = GroupCommit(store, epoch, on_fenced=on_fenced, max_pending=settings.max_pending_writes)

@@ -13,6 +13,7 @@ from enum import Enum
 from agentserving.contract.budgets import UNLIMITED, Budget, BudgetState
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.rates import Rate
+from agentserving.contract.service_class import ServiceClass
 
 
 class Ending(Enum):
@@ -53,6 +54,9 @@ class CallRequest:
     # Of the program's tree, if that has none yet. And for how long its spent budget has held this call.
     budget: Budget = UNLIMITED
     held_s: float = 0.0
+    # What the client asks for, and the best class that its key may use; UNSPECIFIED = nothing, and any.
+    service_class: ServiceClass = ServiceClass.UNSPECIFIED
+    service_class_limit: ServiceClass = ServiceClass.UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from enum import Enum
 
 from agentserving.contract.ids import Tenant
 from agentserving.contract.keys import KeyRefusal, KeyRefusedError, KeySet, from_authorization, parse
+from agentserving.contract.service_class import ServiceClass
 from agentserving_process.web_tokens.verifier import TokenRefusedError, TokenVerifier, is_token
 
 from agentserving_gateway import metrics
@@ -43,6 +44,8 @@ class Client:
     credential: str = ""
     for_engines: str = ""
     limits: Limits = UNLIMITED
+    # The best class of service that the key may use; UNSPECIFIED = any.
+    service_class: ServiceClass = ServiceClass.UNSPECIFIED
 
 
 _WHERE = "send `Authorization: Bearer as_...` (OPENAI_API_KEY) or `x-api-key: as_...` (ANTHROPIC_API_KEY)"
@@ -105,7 +108,7 @@ class Authenticator:
             limits = Limits(
                 calls_per_minute=row.calls_per_minute, prompt_tokens_per_minute=row.prompt_tokens_per_minute
             )
-        return Client(tenant=row.tenant, credential=row.key_id, limits=limits)
+        return Client(tenant=row.tenant, credential=row.key_id, limits=limits, service_class=row.service_class)
 
     def _by_token(self, tokens: TokenVerifier, text: str) -> Client:
         try:

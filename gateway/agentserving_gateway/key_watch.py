@@ -14,6 +14,7 @@ import structlog
 from agentserving.contract.identity import Role
 from agentserving.contract.ids import Tenant
 from agentserving.contract.keys import KeyRow, KeySet, decode_rows, encode_rows
+from agentserving.contract.service_class import ServiceClass
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving.v1 import key_service_pb2 as pb
 from agentserving.v1 import key_service_pb2_grpc as rpc
@@ -22,6 +23,7 @@ from agentserving_process.leader_stream import LeaderStream
 from agentserving_gateway import metrics
 
 log = structlog.get_logger()
+_ANY = ServiceClass.UNSPECIFIED
 
 
 class KeyWatch:
@@ -122,4 +124,6 @@ def _row(message: pb.VerifiableKey) -> KeyRow:
         revoked_unix_s=key.revoke_time.seconds,
         calls_per_minute=key.calls_per_minute,
         prompt_tokens_per_minute=key.prompt_tokens_per_minute,
+        # One that only newer control planes know may use the least.
+        service_class=ServiceClass(key.service_class) or (ServiceClass.BATCH if key.service_class else _ANY),
     )

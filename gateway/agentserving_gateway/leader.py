@@ -237,6 +237,8 @@ def _admit_message(request: CallRequest) -> pb.AdmitCallRequest:
         hold_id=request.hold_id,
         held_us=round(request.held_s * 1e6),
         budget=_budget_message(request.budget) if request.budget else None,
+        service_class=types_pb2.ServiceClass.ValueType(request.service_class),
+        service_class_limit=types_pb2.ServiceClass.ValueType(request.service_class_limit),
     )
 
 

@@ -16,7 +16,8 @@ from agentserving.contract.budgets import UNLIMITED, Budget
 from agentserving.contract.engine_http import RESPONSES
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.rates import Rate
-from agentserving.programs.headers import BUDGET
+from agentserving.contract.service_class import ServiceClass, read_service_class
+from agentserving.programs.headers import BUDGET, SERVICE_CLASS
 from agentserving_process.addresses import split_address
 
 from agentserving_gateway import metrics
@@ -210,6 +211,8 @@ class Picker:
             received_s=time.monotonic() - (time.perf_counter() - began),
             trace_parent=head.headers.get(TRACE_PARENT, "")[:MAX_TRACE_PARENT],
             budget=_budget(head.headers),
+            service_class=_service_class(head.headers),
+            service_class_limit=client.service_class,
         )
         try:
             # The question without the body is answered soon, so that a picker that hangs is noticed.
@@ -312,6 +315,14 @@ def _budget(headers: Mapping[str, str]) -> Budget:
 def _prompt_tokens(head: Head, content: bytes | None) -> int:
     """An estimate: a token has about four bytes."""
     return (head.length if content is None else len(content)) // 4
+
+
+def _service_class(headers: Mapping[str, str]) -> ServiceClass:
+    """What a request asks for. HttpError: a word that means nothing would be served as something else."""
+    try:
+        return read_service_class(headers.get(SERVICE_CLASS, ""))
+    except ValueError as error:
+        raise HttpError(400, f"{SERVICE_CLASS}: {error}", code="bad_service_class") from None
 
 
 def no_engine() -> HttpError:

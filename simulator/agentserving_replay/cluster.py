@@ -224,7 +224,9 @@ class VirtualCluster:
         for index, call in enumerate(calls):
             for parent in call.parents:
                 children[parent].append(index)
-        opening = OpenRequest(tenant=TENANT, program_id=program.program_id, name=program.name)
+        opening = OpenRequest(
+            tenant=TENANT, program_id=program.program_id, name=program.name, service_class=program.service_class
+        )
         row = self._table.programs.open(opening, self._now)
         live = self._live[program.program_id] = _Live(
             program=program,
@@ -275,6 +277,7 @@ class VirtualCluster:
             program_wait_us=row.account_wait_us,
             program_arrival_us=arrived,
             class_name=live.program.name,
+            service_class=row.service_class,
         )
         engine.model.arrive(on_engine, facts, now)
         # An idle engine begins after all other events of this instant, so that siblings arrive together.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from agentserving.contract.phases import PhaseKind
+from agentserving.contract.service_class import SERVICE_CLASSES, ServiceClass
 from agentserving_controlplane.metrics import exposition
 from agentserving_controlplane.table.distributions import MAX_SERIES, Histogram
 from agentserving_controlplane.table.process_table import ProcessTable
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from support.served_plane import ServedPlane
 
-MS = 1000
+MS, STANDARD = 1000, ServiceClass.STANDARD
 PHASES = (
     (PhaseKind.QUEUE, 300 * MS), (PhaseKind.PREFILL, 100 * MS), (PhaseKind.DECODE, 400 * MS),
     (PhaseKind.PREEMPTED, 500 * MS), (PhaseKind.DECODE, 200 * MS),
@@ -39,7 +40,7 @@ def test_a_calls_wait_first_token_and_pace_are_those_of_its_phases() -> None:
     call = admit(table, "p", gateway_us=20 * MS)
     table.report(report_of(call, "p", phases=PHASES, output_tokens=12), at(2 * S))
     table.programs.close(row, Outcome.COMPLETED, at(5 * S))
-    series = table.totals.times.distributions.series[DEFAULT, "coder"]
+    series = table.totals.times.distributions.series[DEFAULT, "coder", STANDARD]
     assert series.wait.total == pytest.approx(0.82)
     assert series.first_token.total == pytest.approx(0.42)
     # 1.1 s from the first token to the last one, the preemption included, for eleven more tokens.
@@ -53,7 +54,7 @@ def test_calls_without_a_token_or_a_report_have_no_pace() -> None:
     row = open_program(table, "p")
     table.report(report_of(admit(table, "p"), "p", phases=PHASES[:1], outcome=Outcome.CANCELLED), at(1))
     end(table, "p", admit(table, "p").call_id)
-    series = table.totals.times.distributions.series[DEFAULT, ""]
+    series = table.totals.times.distributions.series[DEFAULT, "", STANDARD]
     assert sum(series.wait.counts) == 1
     assert sum(series.first_token.counts) == sum(series.output_token.counts) == 0
     table.programs.close(row, Outcome.COMPLETED, at(S))
@@ -74,7 +75,13 @@ def test_however_many_classes_there_are_their_series_have_a_bound() -> None:
     series = table.totals.times.distributions.series
     assert len(series) == MAX_SERIES + 1
     assert sum(sum(each.wait.counts) for each in series.values()) == MAX_SERIES + 5
-    assert sum(series["other", "other"].wait.counts) == 5  # type: ignore[index]
+    assert sum(series["other", "other", STANDARD].wait.counts) == 5  # type: ignore[index]
+    for kind in SERVICE_CLASSES:
+        for number in range(3):
+            name = f"{kind.label}-{number}"
+            open_program(table, name, name=name, service_class=kind)
+            table.report(report_of(admit(table, name), name, phases=PHASES), at(1))
+    assert len(series) == MAX_SERIES + len(SERVICE_CLASSES), "the others of each class of service are told apart"
 
 
 async def test_metrics_have_them_as_prometheus_expects() -> None:

@@ -13,6 +13,7 @@ from agentserving.contract.identity import Role
 from agentserving.contract.keys import KeyRow, new_key
 from agentserving.v1 import key_service_pb2 as pb
 from agentserving.v1 import key_service_pb2_grpc as rpc
+from agentserving.v1 import types_pb2
 
 
 def verifiable(row: KeyRow) -> pb.VerifiableKey:
@@ -22,6 +23,7 @@ def verifiable(row: KeyRow) -> pb.VerifiableKey:
     key.key_id, key.role, key.tenant, key.name = row.key_id, pb.ROLE_CLIENT, row.tenant, row.name
     key.create_time.FromSeconds(row.created_unix_s)
     key.calls_per_minute, key.prompt_tokens_per_minute = row.calls_per_minute, row.prompt_tokens_per_minute
+    key.service_class = types_pb2.ServiceClass.ValueType(row.service_class)
     if row.expires_unix_s:
         key.expire_time.FromSeconds(row.expires_unix_s)
     if row.revoked_unix_s:
@@ -41,7 +43,7 @@ class PlayedKeys(rpc.KeyServiceServicer):
         """Adds the service to a server."""
         rpc.add_KeyServiceServicer_to_server(self, server)
 
-    def make(self, tenant: str, lifetime_s: float = 0, age_s: float = 0, **limits: int) -> str:
+    def make(self, tenant: str, lifetime_s: float = 0, age_s: float = 0, **limits: Any) -> str:
         """A key's text."""
         key = new_key(Role.CLIENT, tenant, now_unix_s=time.time() - age_s, lifetime_s=lifetime_s)
         self._put(msgspec.structs.replace(key.row, **limits))

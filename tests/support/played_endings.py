@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from agentserving.client.values import Call, ClosedProgram, EndedCall, Endings, Outcome, ProgramOrigin
 from agentserving.contract.ids import CallId, EngineId, ProgramId
 from agentserving.contract.phases import PrefixMiss
+from agentserving.contract.service_class import ServiceClass
 
 BEGIN = datetime(2026, 11, 24, 9, tzinfo=UTC)
 
@@ -17,12 +18,19 @@ def at(ms: float) -> datetime:
 
 
 def origin(
-    program: str, opened: float = 0, parent: str = "", root: str = "", root_opened: float | None = None, name: str = ""
+    program: str,
+    opened: float = 0,
+    parent: str = "",
+    root: str = "",
+    root_opened: float | None = None,
+    name: str = "",
+    service_class: ServiceClass = ServiceClass.STANDARD,
 ) -> ProgramOrigin:
     root_at = opened if root_opened is None else root_opened
     return ProgramOrigin(
         program_id=ProgramId(program), name=name, parent_program_id=ProgramId(parent),
         root_program_id=ProgramId(root or parent or program), open_time=at(opened), root_open_time=at(root_at),
+        service_class=service_class,
     )  # fmt: skip
 
 

@@ -126,6 +126,7 @@ def control_plane(spec: ClusterSpec, home: Path, ports: Ports, plane: ControlPla
         "--http-port", str(plane.http), *_metrics(spec, home), "--store", spec.store,
         "--etcd-endpoints", f"127.0.0.1:{ports.etcd_client}", "--etcd-prefix", "/agentserving/local",
         "--ticket-key-file", str(home / "ticket.key"), "--policy", spec.policy, "--balancer", spec.balancer,
+        "--service-class", spec.service_class.label,
         "--lease-s", str(LEASE_S if spec.control_planes > 1 else LEASE_ALONE_S),
         *_etcd_tls(spec, home), _auth(spec), *spec.token_flags,
         *(("--default-budget", text_of(spec.budget)) if spec.budget else ()),

@@ -12,6 +12,7 @@ from pathlib import Path
 from agentserving.contract.budgets import Budget
 from agentserving.contract.engine_http import KEEP_ALIVE_S, VLLM_KEEP_ALIVE
 from agentserving.contract.policy import DEFAULT
+from agentserving.contract.service_class import ServiceClass
 
 from agentserving_cli.local.ports import free_ports
 
@@ -39,6 +40,8 @@ class ClusterSpec:
     # Of each program that has none of its own.
     budget: Budget | None = None
     balancer: str = "prefix_aware"
+    # Of programs whose clients ask for none and whose keys have none.
+    service_class: ServiceClass = ServiceClass.STANDARD
     gateway_port: int = 0
     # For the built-in models and the simulator; other models get vLLM's default.
     max_num_seqs: int = 8

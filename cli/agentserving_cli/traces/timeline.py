@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from agentserving_cli.screens import count, cut, received, seconds
+from agentserving_cli.screens import count, cut, seconds
+from agentserving_cli.top_view import received
 from agentserving_cli.traces.spans import (
     CallSpans,
     Kind,

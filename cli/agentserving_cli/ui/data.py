@@ -9,7 +9,7 @@ from agentserving.client.traces import Trace
 from agentserving.client.values import Engine, Overview, PauseCause, PolicyVersion, Program, TenantSettings
 from agentserving.contract.budgets import in_words
 
-from agentserving_cli.screens import received
+from agentserving_cli.top_view import received
 from agentserving_cli.traces.spans import (
     CallSpans,
     ProgramSpans,

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from agentserving.contract.identity import Caller, Identity, Role
 from agentserving.contract.ids import Tenant
 from agentserving.contract.keys import KeyRefusal, KeyRefusedError, KeyRow, KeySet, from_authorization
+from agentserving.contract.service_class import ServiceClass
 from agentserving_process.web_tokens.verifier import TokenRefusal, TokenRefusedError, TokenVerifier, is_token
 
 from agentserving_controlplane.errors import InvalidError, NotAllowedError, UnauthenticatedError
@@ -51,6 +52,12 @@ def current_caller() -> Caller | None:
     """Who makes the RPC of this task; None when this control plane does not authenticate callers."""
     known = admitted()
     return known.caller if known is not None else None
+
+
+def service_limit() -> ServiceClass:
+    """The best class of service that the key of the caller of this task's RPC may use; UNSPECIFIED = any."""
+    caller = current_caller()
+    return caller.service_class if caller is not None else ServiceClass.UNSPECIFIED
 
 
 Metadata = Sequence[tuple[str, str | bytes]]

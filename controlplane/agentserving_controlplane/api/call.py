@@ -15,7 +15,7 @@ from agentserving.v1 import call_service_pb2_grpc as rpc
 
 from agentserving_controlplane.api import conversion
 from agentserving_controlplane.api.admissions import Admissions
-from agentserving_controlplane.api.authentication import current_caller
+from agentserving_controlplane.api.authentication import current_caller, service_limit
 from agentserving_controlplane.api.engine_conversion import engine_to_message
 from agentserving_controlplane.api.servicing import (
     end_with,
@@ -40,7 +40,8 @@ class CallServicer(rpc.CallServiceServicer):
     @unary
     async def AdmitCall(self, request: pb.AdmitCallRequest, tenant: Tenant) -> pb.AdmitCallResponse:
         tenant = own_tenant(request.tenant, tenant)
-        return conversion.admission_to_message(self._plane.calls.admit(conversion.admission_request(request, tenant)))
+        admission = self._plane.calls.admit(conversion.admission_request(request, tenant, service_limit()))
+        return conversion.admission_to_message(admission)
 
     @unary
     async def EndCall(self, request: pb.EndCallRequest, tenant: Tenant) -> pb.EndCallResponse:

@@ -13,6 +13,7 @@ from agentserving.contract.budgets import UNLIMITED, Budget
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.policy import InvalidPolicyError, Policy
 from agentserving.contract.policy_message import policy_from, policy_to
+from agentserving.contract.service_class import ServiceClass
 from agentserving.v1 import admin_service_pb2, call_service_pb2, program_service_pb2, types_pb2
 from google.protobuf.message import DecodeError, Message
 
@@ -30,6 +31,7 @@ from agentserving_controlplane.table.budgets import Addition
 from agentserving_controlplane.table.endings import EndedCall, Ending, News, Origin
 from agentserving_controlplane.table.programs import OpenRequest
 from agentserving_controlplane.table.rows import CallRow, ProgramRow, TimeRow
+from agentserving_controlplane.table.service_rights import known_service_class
 from agentserving_controlplane.table.states import Outcome, ProgramState
 
 # Calls in flight in one Program message: about 200 kB. A program may have more.
@@ -81,6 +83,11 @@ def known_outcome(number: int) -> Outcome:
 def states(numbers: list[int]) -> list[ProgramState]:
     """The program states among some numbers; unknown ones match no program. UNSPECIFIED is ignored."""
     return [ProgramState(number) for number in numbers if number in _STATES]
+
+
+def service_class_to_number(value: ServiceClass) -> types_pb2.ServiceClass.ValueType:
+    """The same number."""
+    return types_pb2.ServiceClass.ValueType(value)
 
 
 # -- policies --------------------------------------------------------------------------------------------------------
@@ -154,13 +161,17 @@ def policy_version_from_bytes(data: bytes) -> PolicyVersion:
 # -- requests --------------------------------------------------------------------------------------------------------
 
 
-def open_request(request: program_service_pb2.OpenProgramRequest, tenant: Tenant) -> OpenRequest:
-    """The value of OpenProgram's request; the tenant is the caller's, not the message's."""
+def open_request(
+    request: program_service_pb2.OpenProgramRequest, tenant: Tenant, limit: ServiceClass = ServiceClass.UNSPECIFIED
+) -> OpenRequest:
+    """The value of OpenProgram's request; tenant and `limit`, the best class of service, are the caller's."""
     return OpenRequest(
         tenant=tenant,
         program_id=ProgramId(request.program_id),
         name=request.name,
         parent=ProgramId(request.parent_program_id),
+        service_class=known_service_class(request.service_class),
+        service_class_limit=limit,
         idempotency_key=request.idempotency_key,
         digest=_digest_if_keyed(request, request.idempotency_key),
         budget=budget(request.budget) if request.HasField("budget") else UNLIMITED,
@@ -176,8 +187,10 @@ def addition(request: program_service_pb2.ResumeProgramRequest) -> Addition:
     return Addition(budget(request.add), request.addition_id, _digest_if_keyed(request, request.addition_id))
 
 
-def admission_request(request: call_service_pb2.AdmitCallRequest, tenant: Tenant) -> AdmissionRequest:
-    """AdmitCall."""
+def admission_request(
+    request: call_service_pb2.AdmitCallRequest, tenant: Tenant, limit: ServiceClass = ServiceClass.UNSPECIFIED
+) -> AdmissionRequest:
+    """AdmitCall; `limit`: the best class of service of the caller's key. Gateways send that of their client's."""
     return AdmissionRequest(
         tenant=tenant,
         program_id=ProgramId(request.program_id),
@@ -197,6 +210,8 @@ def admission_request(request: call_service_pb2.AdmitCallRequest, tenant: Tenant
         hold_id=request.hold_id,
         held_us=request.held_us,
         budget=budget(request.budget) if request.HasField("budget") else UNLIMITED,
+        service_class=known_service_class(request.service_class),
+        service_class_limit=max(limit, known_service_class(request.service_class_limit, "service_class_limit")),
         idempotency_key=request.idempotency_key,
         digest=_digest_if_keyed(request, request.idempotency_key),
     )
@@ -312,6 +327,7 @@ def program_to_message(view: ProgramView) -> types_pb2.Program:
         level=view.level,
         revision=view.revision,
         tool=row.tool,
+        service_class=service_class_to_number(row.service_class),
         times=_times(row.times),
         prefix_misses=[
             types_pb2.PrefixMisses(miss=types_pb2.PrefixMiss.ValueType(miss), calls=calls, lost_tokens=lost)
@@ -345,6 +361,7 @@ def _origin(origin: Origin) -> call_service_pb2.ProgramOrigin:
         name=origin.name,
         parent_program_id=origin.parent,
         root_program_id=origin.root,
+        service_class=service_class_to_number(origin.service_class),
     )
     message.open_time.FromMicroseconds(origin.open_us)
     message.root_open_time.FromMicroseconds(origin.root_open_us)

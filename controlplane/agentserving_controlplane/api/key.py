@@ -12,11 +12,13 @@ from agentserving.v1 import key_service_pb2_grpc as rpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from agentserving_controlplane.api.authentication import check_tenant, current_caller
+from agentserving_controlplane.api.conversion import service_class_to_number
 from agentserving_controlplane.api.servicing import server_stream, unary
 from agentserving_controlplane.api.streams import woken_by
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.errors import InvalidError
 from agentserving_controlplane.key_operations import CreateKey
+from agentserving_controlplane.table.service_rights import known_service_class
 
 # Keys in one message of WatchKeys: some 150 kB.
 MAX_TOGETHER = 1000
@@ -94,6 +96,7 @@ def _create_request(request: pb.CreateKeyRequest) -> CreateKey:
         caller=caller.credential if caller is not None else "",
         calls_per_minute=request.calls_per_minute,
         prompt_tokens_per_minute=request.prompt_tokens_per_minute,
+        service_class=known_service_class(request.service_class),
     )
 
 
@@ -109,6 +112,7 @@ def key_to_message(row: KeyRow) -> pb.Key:
         revoke_time=_time(row.revoked_unix_s),
         calls_per_minute=row.calls_per_minute,
         prompt_tokens_per_minute=row.prompt_tokens_per_minute,
+        service_class=service_class_to_number(row.service_class),
     )
 
 

@@ -12,6 +12,7 @@ from agentserving.v1 import program_service_pb2_grpc as rpc
 from agentserving.v1 import types_pb2
 
 from agentserving_controlplane.api import conversion
+from agentserving_controlplane.api.authentication import service_limit
 from agentserving_controlplane.api.conversion import program_to_message
 from agentserving_controlplane.api.servicing import server_stream, unary
 from agentserving_controlplane.api.streams import MAX_WATCHERS, woken_by
@@ -32,7 +33,7 @@ class ProgramServicer(rpc.ProgramServiceServicer):
 
     @unary
     async def OpenProgram(self, request: pb.OpenProgramRequest, tenant: Tenant) -> pb.OpenProgramResponse:
-        view = await self._programs.open(conversion.open_request(request, tenant))
+        view = await self._programs.open(conversion.open_request(request, tenant, service_limit()))
         return pb.OpenProgramResponse(program=program_to_message(view))
 
     @unary

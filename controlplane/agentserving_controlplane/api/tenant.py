@@ -13,6 +13,7 @@ from agentserving_controlplane.api.authentication import check_tenant
 from agentserving_controlplane.api.servicing import unary
 from agentserving_controlplane.control_plane import ControlPlane
 from agentserving_controlplane.policy.tenants import BOUNDS, TenantRow
+from agentserving_controlplane.table.service_rights import known_service_class
 
 _SETTINGS = ("weight", *BOUNDS)
 
@@ -29,6 +30,8 @@ class TenantServicer(rpc.TenantServiceServicer):
         # HasField takes literals only.
         has: Any = said.HasField
         changes = {name: getattr(said, name) for name in _SETTINGS if has(name)}
+        if has("service_class"):
+            changes["service_class"] = known_service_class(said.service_class)
         row = await self._tenants.set(check_tenant(said.tenant), changes)
         return pb.SetTenantResponse(tenant=tenant_to_message(row))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 from agentserving.contract.budgets import MAX_AMOUNT, Budget
 from agentserving.contract.ids import Tenant
+from agentserving.contract.service_class import ServiceClass
 
 # Store keys: tenants/<name>.
 TENANTS_PREFIX = "tenants/"
@@ -41,6 +42,9 @@ class TenantRow(msgspec.Struct, frozen=True, kw_only=True):
         """Of each program of the tenant, by default."""
         us = min(self.program_engine_s * 1_000_000, MAX_AMOUNT)
         return Budget(tokens=self.program_tokens, engine_us=us, calls=self.program_calls)
+
+    # Of its programs, and the best that they may ask for; UNSPECIFIED = any, by default the cluster's.
+    service_class: ServiceClass = ServiceClass.UNSPECIFIED
 
 
 BOUNDS = (

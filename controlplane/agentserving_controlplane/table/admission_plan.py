@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 from agentserving.contract.budgets import UNLIMITED, Budget
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
+from agentserving.contract.service_class import ServiceClass
 
 from agentserving_controlplane.errors import DomainError, ForbiddenError, InvalidError, NotFoundError, OverloadedError
 from agentserving_controlplane.table import budgets
@@ -65,6 +66,9 @@ class AdmissionRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     held_us: int = 0
     # Of the call's tree, if that has none yet.
     budget: Budget = UNLIMITED
+    # What the client asks for, and the best class that its key may use; UNSPECIFIED = nothing, and any.
+    service_class: ServiceClass = ServiceClass.UNSPECIFIED
+    service_class_limit: ServiceClass = ServiceClass.UNSPECIFIED
     idempotency_key: str = ""
     # Identifies the rest of the request; set with the key.
     digest: str = ""
@@ -117,6 +121,8 @@ class AdmissionPlanner:
         for name in ("prompt_tokens", "gateway_us", "held_us"):
             if getattr(request, name) < 0:
                 raise InvalidError("NEGATIVE", f"{name} must not be negative", field=name)
+        # A program keeps the class that it was opened with; asking for another is refused where it is not permitted.
+        self._programs.service.granted(request.tenant, request.service_class, request.service_class_limit)
         earlier = self._index.call(request.retry_of_call_id, request.tenant) if request.retry_of_call_id else None
         target = self._target(request, earlier[0] if earlier else None)
         self._check_budget(request, target, earlier)
@@ -219,7 +225,15 @@ class AdmissionPlanner:
         above = ProgramKey(request.tenant, parent)
         if above in self._index.rows or parent == request.program_id:
             return (self._open(request, name, parent),)
-        opening = self._programs.plan_open(OpenRequest(tenant=request.tenant, program_id=parent, budget=request.budget))
+        opening = self._programs.plan_open(
+            OpenRequest(
+                tenant=request.tenant,
+                program_id=parent,
+                budget=request.budget,
+                service_class=request.service_class,
+                service_class_limit=request.service_class_limit,
+            )
+        )
         assert isinstance(opening, OpenPlan), "only a request with an idempotency key finds a row"
         return (opening, self._open(request, name, parent, opening))
 
@@ -229,7 +243,13 @@ class AdmissionPlanner:
         # A call's budget is that of its tree, whichever program of the tree makes it.
         budget = UNLIMITED if parent else request.budget
         asked = OpenRequest(
-            tenant=request.tenant, program_id=request.program_id, name=name, parent=parent, budget=budget
+            tenant=request.tenant,
+            program_id=request.program_id,
+            name=name,
+            parent=parent,
+            budget=budget,
+            service_class=request.service_class,
+            service_class_limit=request.service_class_limit,
         )
         plan = self._programs.plan_open(asked, {above.key: above} if above is not None else None)
         assert isinstance(plan, OpenPlan), "only a request with an idempotency key finds a row"

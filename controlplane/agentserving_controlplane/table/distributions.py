@@ -1,4 +1,4 @@
-"""How long calls and programs took, as histograms by tenant and class, and what they used, for /metrics. Pure.
+"""How long calls and programs took, as histograms by tenant, class and class of service, and what they used. Pure.
 
 Phases of a call are its engine's, so a call that ended without an engine's report is in none of them.
 """
@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 
 from agentserving.contract.ids import Tenant
 from agentserving.contract.phases import PhaseKind
+from agentserving.contract.service_class import ServiceClass
 
 from agentserving_controlplane.table.rows import CallRow, ProgramRow
 
-# Pairs of a tenant and a class (a program's name) with series of their own; later ones are counted together.
+# Tenants, classes (a program's name) and classes of service with series of their own; later ones are counted together
+# by their class of service.
 MAX_SERIES = 64
-OTHER = (Tenant("other"), "other")
+_Key = tuple[Tenant, str, ServiceClass]
 
 _WAITING = frozenset((PhaseKind.HELD, PhaseKind.QUEUE, PhaseKind.PREEMPTED))
 _CALL_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -53,7 +55,7 @@ class Histogram:
 
 @dataclass(slots=True)
 class Series:
-    """Of one tenant and class; seconds, and `slowdown` the time in calls by the time computed for them."""
+    """Of one key; seconds, and `slowdown` the time in calls by the time computed for them."""
 
     wait: Histogram = field(default_factory=lambda: Histogram(_CALL_S))
     first_token: Histogram = field(default_factory=lambda: Histogram(_CALL_S))
@@ -72,13 +74,13 @@ class Series:
 class Distributions:
     """Of calls and programs that ended since this process began to lead."""
 
-    series: dict[tuple[Tenant, str], Series] = field(default_factory=dict)
+    series: dict[_Key, Series] = field(default_factory=dict)
 
     def _of(self, row: ProgramRow) -> Series:
-        key = (row.tenant, row.name)
+        key = (row.tenant, row.name, row.service_class)
         found = self.series.get(key)
         if found is None:
-            key = key if len(self.series) < MAX_SERIES else OTHER
+            key = key if len(self.series) < MAX_SERIES else (Tenant("other"), "other", row.service_class)
             found = self.series.setdefault(key, Series())
         return found
 

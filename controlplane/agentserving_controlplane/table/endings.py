@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 from agentserving.contract.ids import ProgramId, Tenant
+from agentserving.contract.service_class import ServiceClass
 
 from agentserving_controlplane.table.rows import CallRow, ProgramRow
 from agentserving_controlplane.table.states import Outcome
@@ -30,6 +31,7 @@ class Origin(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     root: ProgramId
     open_us: int
     root_open_us: int
+    service_class: ServiceClass = ServiceClass.STANDARD
 
 
 class EndedCall(msgspec.Struct, frozen=True, gc=False):
@@ -71,6 +73,7 @@ def origin_of(row: ProgramRow, root: ProgramRow) -> Origin:
         root=row.root,
         open_us=row.open_us,
         root_open_us=root.open_us,
+        service_class=row.service_class,
     )
 
 

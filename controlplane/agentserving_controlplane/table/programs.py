@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from agentserving.contract.budgets import UNLIMITED, Budget
 from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
+from agentserving.contract.service_class import ServiceClass
 
 from agentserving_controlplane.errors import ConflictError, ExistsError, ForbiddenError, InvalidError, NotFoundError
 from agentserving_controlplane.instant import Instant
@@ -22,6 +23,7 @@ from agentserving_controlplane.table.endings import ClosedProgram, Endings, orig
 from agentserving_controlplane.table.live_demand import LiveDemand
 from agentserving_controlplane.table.program_index import ProgramIndex
 from agentserving_controlplane.table.rows import NO_PROGRAM, ProgramRow
+from agentserving_controlplane.table.service_rights import ServiceRights
 from agentserving_controlplane.table.states import Outcome, ProgramState
 from agentserving_controlplane.table.times import TimeTotals
 from agentserving_controlplane.table.traces import Traces
@@ -39,6 +41,9 @@ class OpenRequest:
     program_id: ProgramId = NO_PROGRAM
     name: str = ""
     parent: ProgramId = NO_PROGRAM
+    # What the client asks for, and the best class that its key may use; UNSPECIFIED = nothing, and any.
+    service_class: ServiceClass = ServiceClass.UNSPECIFIED
+    service_class_limit: ServiceClass = ServiceClass.UNSPECIFIED
     idempotency_key: str = ""
     # Identifies the rest of the request; set with the key.
     digest: str = ""
@@ -54,6 +59,7 @@ class OpenPlan:
     name: str = ""
     parent: ProgramId = NO_PROGRAM
     root: ProgramId
+    service_class: ServiceClass = ServiceClass.STANDARD
     idempotency_key: str = ""
     digest: str = ""
     reopens: bool = False
@@ -118,6 +124,7 @@ class Programs:
     def __init__(self, epoch: int, index: ProgramIndex, changes: Changes, totals: Totals, bounds: Bounds) -> None:
         self._epoch, self._index, self._changes, self._totals = epoch, index, changes, totals
         self._bounds = bounds
+        self.service = ServiceRights()
         self._generated = 0
         # Limits of a root for what it is not given; the leader sets it.
         self.default_budget: Callable[[Tenant], Budget] = lambda tenant: UNLIMITED
@@ -160,12 +167,14 @@ class Programs:
         if known is not None and not known.cancelled:
             raise ExistsError("PROGRAM_EXISTS", f"program {program_id!r} exists: choose another id", field="program_id")
         self._bounds.check_programs(request.tenant, 1 + len(opening))
+        service = self.service.granted(request.tenant, request.service_class, request.service_class_limit)
         root = known.root if known is not None else self._root_of_new(key, request.parent, opening)
         return OpenPlan(
             key=key,
             name=request.name,
             parent=request.parent,
             root=root,
+            service_class=self._inherited(ProgramKey(request.tenant, root), opening) or service,
             idempotency_key=request.idempotency_key,
             digest=request.digest,
             reopens=known is not None,
@@ -184,6 +193,7 @@ class Programs:
             name=plan.name,
             parent=plan.parent,
             root=plan.root,
+            service_class=plan.service_class,
             idempotency_key=plan.idempotency_key,
             request=plan.digest,
             last_arrival_us=now.unix_us,
@@ -255,6 +265,11 @@ class Programs:
         if depth > MAX_DEPTH:
             raise InvalidError("TOO_DEEP", f"programs nest at most {MAX_DEPTH} deep", field="parent_program_id")
         return row.root
+
+    def _inherited(self, root: ProgramKey, opening: Mapping[ProgramKey, OpenPlan]) -> ServiceClass:
+        """The class of an existing or coming root; UNSPECIFIED when the new program is the root."""
+        known = opening.get(root) or self._index.rows.get(root)
+        return known.service_class if known is not None else ServiceClass.UNSPECIFIED
 
     # -- changing ------------------------------------------------------------------------------------------------
 

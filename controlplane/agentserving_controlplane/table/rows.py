@@ -13,6 +13,7 @@ from functools import cached_property
 
 import msgspec
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
+from agentserving.contract.service_class import ServiceClass
 
 from agentserving_controlplane.table.states import Outcome, ProgramState
 
@@ -177,6 +178,8 @@ class ProgramRow(msgspec.Struct, omit_defaults=True, dict=True):
     tree_tokens: int = 0
     tree_engine_us: int = 0
     tree_calls: int = 0
+    # Of the whole tree: that of the root.
+    service_class: ServiceClass = ServiceClass.STANDARD
 
     # Cached in the instance's dictionary (`dict=True`), which is not encoded: an admission needs each a dozen times.
     @cached_property

@@ -21,6 +21,7 @@ from agentserving.contract.accounting import charge_call
 from agentserving.contract.channel import CallRecord
 from agentserving.contract.ids import CallId, ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import Accounting
+from agentserving.contract.service_class import ServiceClass
 from agentserving.contract.ticket import InvalidTicketError, Ticket
 
 from agentserving_engine.calls.accounts import Accounts
@@ -53,6 +54,7 @@ class OpenCall:
     program: ProgramKey
     program_arrival_us: int = 0
     class_name: str = ""
+    service_class: ServiceClass = ServiceClass.STANDARD
     # Each live request, with the service that the call had received when it arrived.
     members: dict[str, int] = field(default_factory=dict)
     # Output tokens of each live request that are counted already.
@@ -145,6 +147,7 @@ class CallBook:
             program_wait_us=account.wait_us,
             program_arrival_us=call.program_arrival_us,
             class_name=call.class_name,
+            service_class=call.service_class,
         )
 
     def _call_for(
@@ -331,6 +334,7 @@ def _opened(ticket: Ticket, base: str) -> OpenCall:
         program=ProgramKey(Tenant(ticket.tenant), ProgramId(ticket.root_program_id)),
         program_arrival_us=ticket.program_arrival_us,
         class_name=ticket.class_name,
+        service_class=ServiceClass(ticket.service_class) or ServiceClass.STANDARD,
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from agentserving.contract.ids import ProgramKey, Tenant
 from agentserving.contract.policy import Order, Policy
 
+from agentserving_engine.policy.class_aging import ClassAging
 from agentserving_engine.policy.fair_order import FairOrder, Rank
 from agentserving_engine.policy.lazy_heap import LazyHeap
 from agentserving_engine.policy.levels import Levels
@@ -40,6 +41,7 @@ class CallQueue:
         self._fair: FairOrder | None = None
         self._order: LazyHeap[Rank] | FairOrder = LazyHeap()
         self._starving: LazyHeap[int] = LazyHeap()
+        self._aging = ClassAging()
         self._spent: set[str] = set()
         self._seq = 0
         self._preemption = Preemption(self._calls, self._running, self.rank)
@@ -52,8 +54,7 @@ class CallQueue:
             return
         program = self._programs.get(facts.program)
         if program is None:
-            arrival = facts.program_arrival_us or now_us
-            program = self._programs[facts.program] = ProgramState(0, 0, arrival)
+            program = self._programs[facts.program] = ProgramState(0, 0, facts.program_arrival_us or now_us)
         program.raise_to(facts.attained_service_us, facts.program_wait_us)
         table, level = self._levels.of(facts.class_name, facts.attained_service_us, managed=facts.managed)
         call = CallState(facts=facts, table=table, level=level, seq=self._next_seq(), waiting_since_us=now_us)
@@ -62,6 +63,7 @@ class CallQueue:
         if facts.program.tenant != self._tenant and self._fair is None:
             self._meet(facts.program.tenant)
         self._enqueue(call, program)
+        self._aging.arrived(facts, now_us)
 
     def start(self, key: str, now_us: int) -> None:
         """A waiting call runs from now on."""
@@ -73,6 +75,7 @@ class CallQueue:
         call.started_service_us, call.started_us = call.service_us, now_us
         self._order.discard(key)
         self._running[key] = call
+        self._aging.started(call.facts, now_us)
         if self._fair is not None:
             self._fair.started(call.tenant)
 
@@ -87,6 +90,7 @@ class CallQueue:
         call.held_slot_us = call.slot_us(now_us)
         call.preemptions += 1
         call.waiting_since_us = now_us
+        self._aging.preempted(call.facts, now_us)
         self._enqueue(call, self._programs[call.facts.program])
 
     def charge_tenants(self, dt_us: float, usage: Usage | None = None) -> None:
@@ -109,6 +113,7 @@ class CallQueue:
             return None
         self._spent.discard(key)
         self._starving.discard(key)
+        self._aging.ended(call.facts, now_us, running=call.running)
         if call.running:
             del self._running[key]
             self._preemption.budget.slot_free(now_us)
@@ -181,10 +186,7 @@ class CallQueue:
             facts = call.facts = facts_of(key) if facts_of is not None else call.facts
             attained_us = facts.attained_service_us + call.service_us
             call.table, level = self._levels.of(facts.class_name, attained_us, managed=facts.managed)
-            if call.promoted:
-                call.enter(call.table.best, call.quantum_began_us)
-            else:
-                call.enter(level, call.service_us)
+            call.enter(*(call.table.best, call.quantum_began_us) if call.promoted else (level, call.service_us))
             program = self._programs[call.facts.program]
             program.attained_us = max(program.attained_us, call.facts.attained_service_us)
             if not call.running:
@@ -268,9 +270,7 @@ class CallQueue:
     def stats(self, key: str, now_us: int) -> CallStats | None:
         """Totals of a call up to now; None for an unknown key."""
         call = self._calls.get(key)
-        if call is None:
-            return None
-        return call.stats(call.wait_us if call.running else call.waited_us(now_us))
+        return None if call is None else call.stats(call.wait_us if call.running else call.waited_us(now_us))
 
     def stopped_us(self, program_key: ProgramKey, now_us: int) -> int:
         """For how long, since its calls are here, a program has been paused or held; 0 for an unknown one."""
@@ -332,10 +332,15 @@ class CallQueue:
                 self._watch_starvation(call, program)
                 continue
             call.promote(now_us)
-            call.seq = self._next_seq()
-            self._enqueue(call, program)
-            promoted.append(key)
+            promoted.append(self._lift(call))
+        if self._aging.due_us <= now_us:
+            promoted += [self._lift(self._calls[key]) for key in self._aging.take_due(self._order, self._calls, now_us)]
         return tuple(promoted)
+
+    def _lift(self, call: CallState) -> str:
+        call.seq = self._next_seq()
+        self._enqueue(call, self._programs[call.facts.program])
+        return call.facts.key
 
     # -- tenants -------------------------------------------------------------------------------------------------
 
@@ -349,18 +354,10 @@ class CallQueue:
         if self._tenant is None:
             self._tenant = tenant
             return
-        before, calls = self._order, self._calls
-        self._fair = FairOrder(
-            self.tenants,
-            lambda key: calls[key].tenant,
-            lambda key: self._rank(calls[key]),
-            changes=before.changes + 1,
-        )
-        for call in self._running.values():
-            self._fair.started(call.tenant)
-        for key in before:
-            self._fair.push(key, self._rank(calls[key]))
-        self._order = self._fair
+        before, calls, rank = self._order, self._calls, self._rank
+        fair = FairOrder(self.tenants, lambda key: calls[key].tenant, lambda key: rank(calls[key]), before.changes)
+        fair.take_over(before, [call.tenant for call in self._running.values()])
+        self._fair = self._order = fair
 
     def tenants_moved(self) -> bool:
         """Tenants that run calls stand in another order than at the last call of this method."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 from agentserving.contract.ids import Tenant
 
@@ -54,6 +54,14 @@ class FairOrder:
         return list(self._heaps)
 
     # -- events --------------------------------------------------------------------------------------------------
+
+    def take_over(self, waiting: Iterable[str], running: Iterable[Tenant]) -> None:
+        """Begins with these waiting calls, and the tenants of those that run."""
+        self._changes += 1
+        for tenant in running:
+            self.started(tenant)
+        for key in waiting:
+            self.push(key, self._rank_of(key))
 
     def push(self, key: str, priority: Rank) -> None:
         """Adds a key, or moves it among its tenant's; O(log n), and O(tenants) for the first key of a tenant."""

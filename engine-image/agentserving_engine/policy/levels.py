@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from agentserving.contract.policy import Level, Policy, level_of
+from agentserving.contract.policy import MAX_RANK, Level, Policy, level_of
+from agentserving.contract.service_class import ServiceClass
+
+# Ranks of a class of service, those of calls without a ticket included; the ranks of STANDARD are those of the policy.
+BAND = MAX_RANK + 2
+# Ahead of all classes.
+AGED_BAND = -2 * BAND
+# By number: hashing an enum costs more than the rest of a rank.
+BANDS = tuple((each or ServiceClass.STANDARD) * BAND - ServiceClass.STANDARD * BAND for each in ServiceClass)
 
 
 class LevelTable:
@@ -36,13 +44,13 @@ class Levels:
         self._unmanaged = self._behind_all()
 
     def _behind_all(self) -> LevelTable:
-        """For calls without a ticket: the best level, for as long as a promotion lasts, and one behind all others."""
+        """For calls without a ticket: the best level, for as long as a promotion lasts, and one behind BATCH."""
         tables = (self._default, *self._classes.values())
         best = self._default
         rank, worst = self._default.best_rank, max(max(table.ranks) for table in tables)
         # They count as if their account were in the last level, so that waiting does not promote them early.
         bound_us = max(table.lower[-1] for table in tables)
-        return LevelTable((Level(bound_us, best.quanta[best.best], rank=rank), Level(rank=worst + 1)))
+        return LevelTable((Level(bound_us, best.quanta[best.best], rank=rank), Level(rank=worst + 1 + BAND)))
 
     def of(self, class_name: str, attained_service_us: int, *, managed: bool) -> tuple[LevelTable, int]:
         """(table, level) of a call of a program with this account (Algorithm 1, line 'arrivals')."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 from agentserving.contract.ids import ProgramKey, Tenant
+from agentserving.contract.service_class import ServiceClass
 
-from agentserving_engine.policy.levels import LevelTable
+from agentserving_engine.policy.levels import AGED_BAND, BANDS, LevelTable
 
 # Service below this counts as this in wait / service, so that a new program is not "starved" immediately.
 MIN_SERVICE_US = 10_000
@@ -30,6 +31,8 @@ class CallFacts(_Identity, frozen=True, gc=False, kw_only=True):
     managed: bool = True
     # Class of the program: selects the levels its calls go through.
     class_name: str = ""
+    # Calls of a worse one run behind all levels of a better one.
+    service_class: ServiceClass = ServiceClass.STANDARD
 
 
 class CallStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +125,8 @@ class CallState(msgspec.Struct, kw_only=True):
     demotions: int = 0
     promotions: int = 0
     preemptions: int = 0
+    # Its class of service waited too long behind better ones: it goes first until it ends.
+    aged: bool = False
 
     @property
     def tenant(self) -> Tenant:
@@ -130,13 +135,16 @@ class CallState(msgspec.Struct, kw_only=True):
 
     @property
     def at_best(self) -> bool:
-        """No level of any class runs before the call's."""
-        return self.rank == self.table.front_rank
+        """No level of any class runs before the call's, in its class of service."""
+        return self.aged or self.promoted or self.table.ranks[self.level] == self.table.front_rank
 
     @property
     def rank(self) -> int:
-        """Rank of the call's level, or the best one while it is promoted: lower runs first."""
-        return self.table.front_rank if self.promoted else self.table.ranks[self.level]
+        """Rank of the call's level, or the best one while it is promoted, in its class of service: lower runs first."""
+        if self.aged:
+            return AGED_BAND
+        rank = self.table.front_rank if self.promoted else self.table.ranks[self.level]
+        return rank + BANDS[self.facts.service_class]
 
     def slot_us(self, now_us: int) -> int:
         """How long it has held a slot since it arrived; the call is running."""

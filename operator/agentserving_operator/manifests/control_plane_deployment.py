@@ -125,6 +125,7 @@ def _arguments(cluster: AgentServingCluster) -> list[str]:
         "--http-host", any_host(cluster), "--http-port", str(Port.CONTROL_PLANE_HTTP), *metrics_token_flags(cluster),
         "--ticket-key-file", KEY_FILE,
         "--program-idle-s", str(cluster.spec.control_plane.program_idle_seconds), *_budget_arguments(cluster),
+        "--service-class", cluster.spec.control_plane.service_class.value.lower(),
         *(flags(directory(Leaf.CONTROL_PLANE)) if cluster.spec.tls.on else []),
         *_access_arguments(cluster),
         *_store_arguments(cluster),

@@ -17,6 +17,7 @@ from agentserving.contract.ids import Tenant
 from agentserving_operator.manifests import Manifest
 from agentserving_operator.observe.reasons import ConditionType, Reason, Trouble
 from agentserving_operator.spec.parsing import SpecError, parse, plain
+from agentserving_operator.spec.scheduling import to_service_class
 from agentserving_operator.spec.status import Condition, ConditionStatus
 from agentserving_operator.spec.tenant import TenantSpec, TenantStatus
 
@@ -102,6 +103,7 @@ def _settings(tenant: str, spec: TenantSpec) -> TenantSettings:
         program_tokens=budget.tokens or 0 if budget is not None else 0,
         program_engine_s=budget.engine_seconds or 0 if budget is not None else 0,
         program_calls=budget.calls or 0 if budget is not None else 0,
+        service_class=to_service_class(spec.service_class),
     )
 
 

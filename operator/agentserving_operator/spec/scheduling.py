@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from agentserving.contract import policy as values
+from agentserving.contract import service_class
 
 from agentserving_operator.spec.fields import Rule, choice, flag, integer, items, struct
 
@@ -38,6 +39,14 @@ class Balancer(StrEnum):
     LEAST_USED = "LeastUsed"
     PROGRAM_LOCALITY = "ProgramLocality"
     PREFIX_AWARE = "PrefixAware"
+
+
+class ServiceClass(StrEnum):
+    """Batch gives way to Standard, and both to Interactive, on every engine."""
+
+    INTERACTIVE = "Interactive"
+    STANDARD = "Standard"
+    BATCH = "Batch"
 
 
 class Accounting(StrEnum):
@@ -152,6 +161,11 @@ _ORDER = {
     Order.PROGRAM_ARRIVAL: values.Order.PROGRAM_ARRIVAL,
     Order.ATTAINED_SERVICE: values.Order.ATTAINED_SERVICE,
 }
+
+
+def to_service_class(chosen: ServiceClass | None) -> service_class.ServiceClass:
+    """The contract's value; None: any class may be used."""
+    return service_class.ServiceClass.UNSPECIFIED if chosen is None else service_class.ServiceClass[chosen.name]
 
 
 def to_policy(scheduling: Scheduling) -> values.Policy:

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from agentserving_operator.spec.budgets import ProgramBudget
 from agentserving_operator.spec.cluster import DNS_LABEL, MAX_NAME
-from agentserving_operator.spec.fields import integer, items, struct, text
+from agentserving_operator.spec.fields import choice, integer, items, struct, text
+from agentserving_operator.spec.scheduling import ServiceClass
 from agentserving_operator.spec.status import Condition
 
 # The contract's bounds (tenant_service.proto): names, weights, and numbers that fit 32 bits or are exact in JSON.
@@ -54,6 +55,11 @@ class TenantSpec:
         1,
         MAX_WEIGHT,
         default=1,
+    )
+    service_class: ServiceClass | None = choice(
+        "Class of service of its programs, and the best that they may ask for; absent: any, and the cluster's for those"
+        " that ask for none.",
+        default=None,
     )
     limits: Limits = struct("Bounds of its use.", default=Limits)
     program_budget: ProgramBudget | None = struct(

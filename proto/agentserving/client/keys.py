@@ -7,6 +7,7 @@ from datetime import datetime
 
 from agentserving.client.values import WireEnum
 from agentserving.contract.ids import Tenant
+from agentserving.contract.service_class import ServiceClass
 
 
 class KeyRole(WireEnum):
@@ -36,6 +37,8 @@ class ApiKey:
     # 0 = unbounded.
     calls_per_minute: int
     prompt_tokens_per_minute: int
+    # Of programs opened with it, and the best that they may ask for; UNSPECIFIED = as the tenant's.
+    service_class: ServiceClass
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from agentserving.client.values import (
 from agentserving.contract.budgets import Budget
 from agentserving.contract.policy import Policy
 from agentserving.contract.policy_message import policy_to
+from agentserving.contract.service_class import ServiceClass
 from agentserving.v1 import admin_service_pb2, call_service_pb2, key_service_pb2, program_service_pb2, types_pb2
 
 Result = TypeVar("Result")
@@ -98,11 +99,14 @@ def open_program(
     parent_program_id: str = "",
     idempotency_key: str = "",
     budget: Budget | str | None = None,
+    service_class: ServiceClass = ServiceClass.UNSPECIFIED,
 ) -> Operation[Program]:
     """Opens a program; durable when it returns. With an empty id the control plane chooses one.
 
     Reopens a program that was closed or cancelled. budget: what it and its sub-agents may use before they are paused,
     a value or text (tokens=200k,engine-seconds=300,calls=50); the cluster may have a default for what it leaves out.
+    service_class: UNSPECIFIED = the key's, or else the cluster's; a sub-agent has its root's. PermissionDeniedError for
+    a better one than the key may use.
     """
     pb = program_service_pb2
     request = pb.OpenProgramRequest(
@@ -111,6 +115,7 @@ def open_program(
         parent_program_id=parent_program_id,
         idempotency_key=idempotency_key or _key(),
         budget=messages.budget_message(budget),
+        service_class=types_pb2.ServiceClass.ValueType(service_class),
     )
     return Operation(PROGRAMS + "OpenProgram", request, pb.OpenProgramResponse, _program)
 
@@ -348,11 +353,13 @@ def create_key(
     admin: bool = False,
     calls_per_minute: int = 0,
     prompt_tokens_per_minute: int = 0,
+    service_class: ServiceClass = ServiceClass.UNSPECIFIED,
 ) -> Operation[NewApiKey]:
     """Makes an API key of a tenant's clients, or of an administrator (no tenant); durable when it returns.
 
     `lifetime_s` 0 = it does not expire. Calls and prompt tokens a minute (estimated from the length of requests) are
-    bounded at each gateway; 0 = unbounded. For administrators.
+    bounded at each gateway; 0 = unbounded. `service_class`: of programs opened with the key that ask for none, and the
+    best that they may ask for; UNSPECIFIED = as the tenant's. For administrators.
     """
     pb = key_service_pb2
     request = pb.CreateKeyRequest(
@@ -362,6 +369,7 @@ def create_key(
         idempotency_key=_key(),
         calls_per_minute=calls_per_minute,
         prompt_tokens_per_minute=prompt_tokens_per_minute,
+        service_class=types_pb2.ServiceClass.ValueType(service_class),
     )
     if lifetime_s:
         request.lifetime.FromMilliseconds(round(lifetime_s * 1000))

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from agentserving.client import messages
 from agentserving.client.operations import Operation
 from agentserving.client.values import TenantSettings
+from agentserving.contract.service_class import ServiceClass
 from agentserving.v1 import tenant_service_pb2 as pb
+from agentserving.v1 import types_pb2
 
 TENANTS = "/agentserving.v1.TenantService/"
 
@@ -32,11 +34,13 @@ def set_tenant(
     program_tokens: int | None = None,
     program_engine_s: int | None = None,
     program_calls: int | None = None,
+    service_class: ServiceClass | None = None,
 ) -> Operation[TenantSettings]:
     """Sets a tenant's share and bounds; durable when it returns. None = stays as it is, 0 = no bound.
 
     While several tenants have calls on an engine they share it by weight, 1 to 1000. `program_...`: the budget of each
-    program that is opened without one.
+    program that is opened without one. `service_class`: of programs that ask for none, and the best that they may ask
+    for; UNSPECIFIED = any.
     """
     said = pb.Tenant(
         tenant=tenant,
@@ -49,6 +53,7 @@ def set_tenant(
         program_tokens=program_tokens,
         program_engine_s=program_engine_s,
         program_calls=program_calls,
+        service_class=None if service_class is None else types_pb2.ServiceClass.ValueType(service_class),
     )
     return Operation(
         TENANTS + "SetTenant",

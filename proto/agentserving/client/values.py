@@ -16,6 +16,7 @@ from agentserving.contract.budgets import BudgetState
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
 from agentserving.contract.phases import PrefixMiss
 from agentserving.contract.policy import Policy
+from agentserving.contract.service_class import ServiceClass
 
 
 class WireEnum(IntEnum):
@@ -157,6 +158,8 @@ class Program:
     prefix_misses: tuple[PrefixMisses, ...]
     budget: BudgetState | None
     pause_cause: PauseCause
+    # Of its whole tree.
+    service_class: ServiceClass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +182,7 @@ class ProgramOrigin:
     root_program_id: ProgramId
     open_time: datetime | None
     root_open_time: datetime | None
+    service_class: ServiceClass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,3 +393,5 @@ class TenantSettings:
     program_tokens: int
     program_engine_s: int
     program_calls: int
+    # Of its programs, and the best that they may ask for; UNSPECIFIED = any.
+    service_class: ServiceClass

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 from agentserving.contract.ids import Tenant
+from agentserving.contract.service_class import ServiceClass
 
 TRUST_DOMAIN = "agentserving"
 LOCAL_NAMESPACE = "local"
@@ -50,6 +51,8 @@ class Caller:
     tenant: Tenant = NO_TENANT
     # Key id or certificate URI, for the audit log. Never a secret.
     credential: str = ""
+    # The best class of service that a client's key may use; UNSPECIFIED = any.
+    service_class: ServiceClass = ServiceClass.UNSPECIFIED
 
     def __str__(self) -> str:
         return f"{self.role}/{self.name}" if self.name else str(self.role)

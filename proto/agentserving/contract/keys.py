@@ -20,6 +20,7 @@ import msgspec
 from agentserving.contract.identity import NO_TENANT, Caller, Role
 from agentserving.contract.ids import Tenant
 from agentserving.contract.key_text import parse as parse
+from agentserving.contract.service_class import ServiceClass
 
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _ID_CHARS, _SECRET_BYTES, _HASH_BYTES = 8, 32, 32
@@ -70,6 +71,8 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
     # For clients; 0 = unbounded. Each gateway counts for itself.
     calls_per_minute: int = 0
     prompt_tokens_per_minute: int = 0
+    # Of the programs that are opened with it, and the best that it may ask for; UNSPECIFIED = as its tenant.
+    service_class: ServiceClass = ServiceClass.UNSPECIFIED
 
     def __post_init__(self) -> None:
         if len(self.sha256) != _HASH_BYTES:
@@ -88,7 +91,13 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
     def caller(self) -> Caller:
         """Who holds the key."""
         name = self.name if self.role is Role.SIDECAR else ""
-        return Caller(role=self.role, name=name, tenant=self.tenant, credential=self.key_id)
+        return Caller(
+            role=self.role,
+            name=name,
+            tenant=self.tenant,
+            credential=self.key_id,
+            service_class=self.service_class,
+        )
 
 
 class NewKey(NamedTuple):

@@ -60,6 +60,8 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     fallbacks: tuple[str, ...] = ()
     # Boot of each engine of `engine_ids`: what one boot has served is unknown to the next. Missing or "" = any boot.
     boots: tuple[str, ...] = ()
+    # ServiceClass of the root program; 0 = standard, as from a control plane that has no classes of service.
+    service_class: int = 0
 
     @property
     def engine_ids(self) -> tuple[str, ...]:

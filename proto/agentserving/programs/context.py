@@ -205,6 +205,7 @@ class CarriedCall:
             thread=thread.thread_id,
             parents=pending.parents,
             budget=tracker.budget,
+            service_class=tracker.service_class,
         )
 
     @property

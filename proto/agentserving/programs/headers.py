@@ -12,6 +12,8 @@ THREAD_ID = "x-agentserving-thread-id"
 PARENT_CALL_IDS = "x-agentserving-parent-call-ids"
 # Of the program's tree, as in agentserving.contract.budgets; in responses what remains of it, once little does.
 BUDGET = "x-agentserving-budget"
+# interactive, standard or batch: of the program that the call opens.
+SERVICE_CLASS = "x-agentserving-service"
 # In the gateway's responses.
 CALL_ID = "x-agentserving-call-id"
 
@@ -47,7 +49,9 @@ def headers_of(
     thread: str = "",
     parents: tuple[str, ...] = (),
     budget: str = "",
+    service_class: str = "",
 ) -> dict[str, str]:
     """The headers whose values are not empty; in a name, `?` replaces what is not printable ASCII."""
-    values = (program_id, parent_program_id, _UNSAFE.sub("?", name).strip(), thread, ",".join(parents), budget)
-    return {header: value for header, value in zip(SENT, values, strict=True) if value}
+    name = _UNSAFE.sub("?", name).strip()
+    values = (program_id, parent_program_id, name, thread, ",".join(parents), budget, service_class)
+    return {header: value for header, value in zip((*SENT, SERVICE_CLASS), values, strict=True) if value}

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from agentserving.contract.budgets import UNLIMITED, Budget, parse, text_of
+from agentserving.contract.service_class import read_service_class
 from agentserving.programs import context, headers
 from agentserving.programs.carrying import PROGRAM_ID, inherited_program_id
 from agentserving.programs.notifications import Notifier
@@ -68,6 +69,7 @@ class ProgramSession:
             thread=thread.thread_id,
             parents=context.frontier(thread),
             budget=self._tracker.budget,
+            service_class=self._tracker.service_class,
         )
 
     def environment(self) -> dict[str, str]:
@@ -114,6 +116,7 @@ class ProgramSession:
             program_id=self.program_id,
             parent_program_id=self.parent_program_id,
             budget=self._tracker.budget,
+            service_class=read_service_class(self._tracker.service_class),
         )
 
     def _close(self) -> Operation[Any]:
@@ -243,6 +246,7 @@ def program(
     control_plane: str | Client | AsyncClient | None = None,
     api_key: str | None = None,
     budget: Budget | str = "",
+    service_class: str = "",
 ) -> ProgramSession:
     """A program: `with agentserving.program("triage") as p:`, or `async with`.
 
@@ -253,9 +257,11 @@ def program(
     for the control plane; by default the first key of agentserving in AGENTSERVING_API_KEY, OPENAI_API_KEY,
     ANTHROPIC_API_KEY. budget: what it and its sub-agents may use before they are paused, as a value or text
     (tokens=200k,engine-seconds=300,calls=50); a program below another one spends its root's, so it has none of its own.
-    ValueError for an invalid id or budget.
+    service_class: interactive, standard or batch; "" = the key's, or else the cluster's; programs inside have that of
+    the outermost one. ValueError for an invalid id, budget or class.
     """
     limits = text_of(parse(budget) if isinstance(budget, str) and budget else budget or UNLIMITED)
+    service_class = read_service_class(service_class).label
     program_id = f"p-{uuid.uuid4().hex}" if program_id is None else program_id
     if not headers.is_program_id(program_id):
         raise ValueError(f"program_id: 1 to 128 of A-Z a-z 0-9 . _ : @ / -, got {program_id!r}")
@@ -270,7 +276,14 @@ def program(
     if parent_id and limits:
         log.warning("program %s is a sub-agent and spends its root's budget: %s is ignored", program_id, limits)
         limits = ""
-    tracker = Tracker(program_id, None, name=headers.short_name(name), parent_program_id=parent_id, budget=limits)
+    tracker = Tracker(
+        program_id,
+        None,
+        name=headers.short_name(name),
+        parent_program_id=parent_id,
+        budget=limits,
+        service_class=service_class,
+    )
     return ProgramSession(tracker, depth, Notifier.of(control_plane, api_key))
 
 

@@ -138,10 +138,19 @@ class Tracker:
     """The threads of one program, as one process sees them."""
 
     def __init__(
-        self, program_id: str, owner: object, *, name: str = "", parent_program_id: str = "", budget: str = ""
+        self,
+        program_id: str,
+        owner: object,
+        *,
+        name: str = "",
+        parent_program_id: str = "",
+        budget: str = "",
+        service_class: str = "",
     ) -> None:
-        """`budget`: of its tree, in the form of agentserving.contract.budgets."""
-        self.program_id, self.name, self.parent_program_id, self.budget = program_id, name, parent_program_id, budget
+        """`budget`: of its tree, in the form of agentserving.contract.budgets. `service_class`: what its calls ask for;
+        empty = nothing."""
+        self.program_id, self.name, self.parent_program_id = program_id, name, parent_program_id
+        self.budget, self.service_class = budget, service_class
         self.main = Thread(self, MAIN, owner)
         self._free: list[int] = []
         self._inferred_count = 0

@@ -38,6 +38,8 @@ class AdmitCallRequest(google.protobuf.message.Message):
     HOLD_ID_FIELD_NUMBER: builtins.int
     BUDGET_FIELD_NUMBER: builtins.int
     HELD_US_FIELD_NUMBER: builtins.int
+    SERVICE_CLASS_FIELD_NUMBER: builtins.int
+    SERVICE_CLASS_LIMIT_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     """Empty = a program of one call. Unknown = opened on the fly when `implicit` is set, else NOT_FOUND."""
     thread_id: builtins.str
@@ -80,6 +82,12 @@ class AdmitCallRequest(google.protobuf.message.Message):
     """
     held_us: builtins.int
     """Time for which the sender has held the call because of PROGRAM_BUDGET_SPENT, microseconds; part of gateway_us."""
+    service_class: agentserving.v1.types_pb2.ServiceClass.ValueType
+    """For a program opened by this call; a program that is there keeps its class, and a sub-agent has its root's.
+    PERMISSION_DENIED (reason SERVICE_CLASS_NOT_PERMITTED) for a better one than the client may use.
+    """
+    service_class_limit: agentserving.v1.types_pb2.ServiceClass.ValueType
+    """The best class that the client's key may use, set by the gateway; UNSPECIFIED = any."""
     @property
     def parent_call_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Earlier calls of the same program whose results this one uses, at most 64; NOT_FOUND for any other id."""
@@ -112,9 +120,11 @@ class AdmitCallRequest(google.protobuf.message.Message):
         hold_id: builtins.int = ...,
         budget: agentserving.v1.types_pb2.Budget | None = ...,
         held_us: builtins.int = ...,
+        service_class: agentserving.v1.types_pb2.ServiceClass.ValueType = ...,
+        service_class_limit: agentserving.v1.types_pb2.ServiceClass.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["budget", b"budget"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["budget", b"budget", "exclude_engine_ids", b"exclude_engine_ids", "final", b"final", "gateway_us", b"gateway_us", "held_us", b"held_us", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "implicit", b"implicit", "max_fallbacks", b"max_fallbacks", "model", b"model", "name", b"name", "parent_call_ids", b"parent_call_ids", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "retry_of_call_id", b"retry_of_call_id", "tenant", b"tenant", "thread_id", b"thread_id", "trace_parent", b"trace_parent"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["budget", b"budget", "exclude_engine_ids", b"exclude_engine_ids", "final", b"final", "gateway_us", b"gateway_us", "held_us", b"held_us", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "implicit", b"implicit", "max_fallbacks", b"max_fallbacks", "model", b"model", "name", b"name", "parent_call_ids", b"parent_call_ids", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "retry_of_call_id", b"retry_of_call_id", "service_class", b"service_class", "service_class_limit", b"service_class_limit", "tenant", b"tenant", "thread_id", b"thread_id", "trace_parent", b"trace_parent"]) -> None: ...
 
 global___AdmitCallRequest = AdmitCallRequest
 
@@ -548,12 +558,15 @@ class ProgramOrigin(google.protobuf.message.Message):
     ROOT_PROGRAM_ID_FIELD_NUMBER: builtins.int
     OPEN_TIME_FIELD_NUMBER: builtins.int
     ROOT_OPEN_TIME_FIELD_NUMBER: builtins.int
+    SERVICE_CLASS_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     name: builtins.str
     parent_program_id: builtins.str
     """Empty for a root."""
     root_program_id: builtins.str
     """Equal to program_id for a root."""
+    service_class: agentserving.v1.types_pb2.ServiceClass.ValueType
+    """Of its whole tree."""
     @property
     def open_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -567,9 +580,10 @@ class ProgramOrigin(google.protobuf.message.Message):
         root_program_id: builtins.str = ...,
         open_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         root_open_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        service_class: agentserving.v1.types_pb2.ServiceClass.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["open_time", b"open_time", "root_open_time", b"root_open_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name", "open_time", b"open_time", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "root_open_time", b"root_open_time", "root_program_id", b"root_program_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "open_time", b"open_time", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "root_open_time", b"root_open_time", "root_program_id", b"root_program_id", "service_class", b"service_class"]) -> None: ...
 
 global___ProgramOrigin = ProgramOrigin
 

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from agentserving.v1 import types_pb2 as agentserving_dot_v1_dot_types__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!agentserving/v1/key_service.proto\x12\x0f\x61gentserving.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x02\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12#\n\x04role\x18\x02 \x01(\x0e\x32\x15.agentserving.v1.Role\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x63\x61lls_per_minute\x18\x08 \x01(\x05\x12 \n\x18prompt_tokens_per_minute\x18\t \x01(\x05\"B\n\rVerifiableKey\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.agentserving.v1.Key\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"\xd7\x01\n\x10\x43reateKeyRequest\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.agentserving.v1.Role\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12+\n\x08lifetime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x18\n\x10\x63\x61lls_per_minute\x18\x06 \x01(\x05\x12 \n\x18prompt_tokens_per_minute\x18\x07 \x01(\x05\"D\n\x11\x43reateKeyResponse\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.agentserving.v1.Key\x12\x0c\n\x04text\x18\x02 \x01(\t\"H\n\x0fListKeysRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"O\n\x10ListKeysResponse\x12\"\n\x04keys\x18\x01 \x03(\x0b\x32\x14.agentserving.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10RevokeKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"6\n\x11RevokeKeyResponse\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.agentserving.v1.Key\"\x12\n\x10WatchKeysRequest\"z\n\x11WatchKeysResponse\x12\r\n\x05reset\x18\x01 \x01(\x08\x12\x0c\n\x04more\x18\x02 \x01(\x08\x12/\n\x07\x63hanged\x18\x03 \x03(\x0b\x32\x1e.agentserving.v1.VerifiableKey\x12\x17\n\x0fremoved_key_ids\x18\x04 \x03(\t*\x9d\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_CLIENT\x10\x01\x12\x0e\n\nROLE_ADMIN\x10\x02\x12\x10\n\x0cROLE_GATEWAY\x10\x03\x12\x10\n\x0cROLE_SIDECAR\x10\x04\x12\x11\n\rROLE_OPERATOR\x10\x05\x12\x16\n\x12ROLE_CONTROL_PLANE\x10\x06\x12\x0f\n\x0bROLE_ENGINE\x10\x07\x32\xdb\x02\n\nKeyService\x12R\n\tCreateKey\x12!.agentserving.v1.CreateKeyRequest\x1a\".agentserving.v1.CreateKeyResponse\x12O\n\x08ListKeys\x12 .agentserving.v1.ListKeysRequest\x1a!.agentserving.v1.ListKeysResponse\x12R\n\tRevokeKey\x12!.agentserving.v1.RevokeKeyRequest\x1a\".agentserving.v1.RevokeKeyResponse\x12T\n\tWatchKeys\x12!.agentserving.v1.WatchKeysRequest\x1a\".agentserving.v1.WatchKeysResponse0\x01\x42\x36Z4agentserving.io/proto/agentserving/v1;agentservingv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!agentserving/v1/key_service.proto\x12\x0f\x61gentserving.v1\x1a\x1b\x61gentserving/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdd\x02\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12#\n\x04role\x18\x02 \x01(\x0e\x32\x15.agentserving.v1.Role\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x63\x61lls_per_minute\x18\x08 \x01(\x05\x12 \n\x18prompt_tokens_per_minute\x18\t \x01(\x05\x12\x34\n\rservice_class\x18\n \x01(\x0e\x32\x1d.agentserving.v1.ServiceClass\"B\n\rVerifiableKey\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.agentserving.v1.Key\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"\x8d\x02\n\x10\x43reateKeyRequest\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.agentserving.v1.Role\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12+\n\x08lifetime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x18\n\x10\x63\x61lls_per_minute\x18\x06 \x01(\x05\x12 \n\x18prompt_tokens_per_minute\x18\x07 \x01(\x05\x12\x34\n\rservice_class\x18\x08 \x01(\x0e\x32\x1d.agentserving.v1.ServiceClass\"D\n\x11\x43reateKeyResponse\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.agentserving.v1.Key\x12\x0c\n\x04text\x18\x02 \x01(\t\"H\n\x0fListKeysRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"O\n\x10ListKeysResponse\x12\"\n\x04keys\x18\x01 \x03(\x0b\x32\x14.agentserving.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10RevokeKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"6\n\x11RevokeKeyResponse\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.agentserving.v1.Key\"\x12\n\x10WatchKeysRequest\"z\n\x11WatchKeysResponse\x12\r\n\x05reset\x18\x01 \x01(\x08\x12\x0c\n\x04more\x18\x02 \x01(\x08\x12/\n\x07\x63hanged\x18\x03 \x03(\x0b\x32\x1e.agentserving.v1.VerifiableKey\x12\x17\n\x0fremoved_key_ids\x18\x04 \x03(\t*\x9d\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_CLIENT\x10\x01\x12\x0e\n\nROLE_ADMIN\x10\x02\x12\x10\n\x0cROLE_GATEWAY\x10\x03\x12\x10\n\x0cROLE_SIDECAR\x10\x04\x12\x11\n\rROLE_OPERATOR\x10\x05\x12\x16\n\x12ROLE_CONTROL_PLANE\x10\x06\x12\x0f\n\x0bROLE_ENGINE\x10\x07\x32\xdb\x02\n\nKeyService\x12R\n\tCreateKey\x12!.agentserving.v1.CreateKeyRequest\x1a\".agentserving.v1.CreateKeyResponse\x12O\n\x08ListKeys\x12 .agentserving.v1.ListKeysRequest\x1a!.agentserving.v1.ListKeysResponse\x12R\n\tRevokeKey\x12!.agentserving.v1.RevokeKeyRequest\x1a\".agentserving.v1.RevokeKeyResponse\x12T\n\tWatchKeys\x12!.agentserving.v1.WatchKeysRequest\x1a\".agentserving.v1.WatchKeysResponse0\x01\x42\x36Z4agentserving.io/proto/agentserving/v1;agentservingv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,28 +35,28 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentserving.v1.key_service
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z4agentserving.io/proto/agentserving/v1;agentservingv1'
-  _globals['_ROLE']._serialized_start=1165
-  _globals['_ROLE']._serialized_end=1322
-  _globals['_KEY']._serialized_start=120
-  _globals['_KEY']._serialized_end=415
-  _globals['_VERIFIABLEKEY']._serialized_start=417
-  _globals['_VERIFIABLEKEY']._serialized_end=483
-  _globals['_CREATEKEYREQUEST']._serialized_start=486
-  _globals['_CREATEKEYREQUEST']._serialized_end=701
-  _globals['_CREATEKEYRESPONSE']._serialized_start=703
-  _globals['_CREATEKEYRESPONSE']._serialized_end=771
-  _globals['_LISTKEYSREQUEST']._serialized_start=773
-  _globals['_LISTKEYSREQUEST']._serialized_end=845
-  _globals['_LISTKEYSRESPONSE']._serialized_start=847
-  _globals['_LISTKEYSRESPONSE']._serialized_end=926
-  _globals['_REVOKEKEYREQUEST']._serialized_start=928
-  _globals['_REVOKEKEYREQUEST']._serialized_end=962
-  _globals['_REVOKEKEYRESPONSE']._serialized_start=964
-  _globals['_REVOKEKEYRESPONSE']._serialized_end=1018
-  _globals['_WATCHKEYSREQUEST']._serialized_start=1020
-  _globals['_WATCHKEYSREQUEST']._serialized_end=1038
-  _globals['_WATCHKEYSRESPONSE']._serialized_start=1040
-  _globals['_WATCHKEYSRESPONSE']._serialized_end=1162
-  _globals['_KEYSERVICE']._serialized_start=1325
-  _globals['_KEYSERVICE']._serialized_end=1672
+  _globals['_ROLE']._serialized_start=1302
+  _globals['_ROLE']._serialized_end=1459
+  _globals['_KEY']._serialized_start=149
+  _globals['_KEY']._serialized_end=498
+  _globals['_VERIFIABLEKEY']._serialized_start=500
+  _globals['_VERIFIABLEKEY']._serialized_end=566
+  _globals['_CREATEKEYREQUEST']._serialized_start=569
+  _globals['_CREATEKEYREQUEST']._serialized_end=838
+  _globals['_CREATEKEYRESPONSE']._serialized_start=840
+  _globals['_CREATEKEYRESPONSE']._serialized_end=908
+  _globals['_LISTKEYSREQUEST']._serialized_start=910
+  _globals['_LISTKEYSREQUEST']._serialized_end=982
+  _globals['_LISTKEYSRESPONSE']._serialized_start=984
+  _globals['_LISTKEYSRESPONSE']._serialized_end=1063
+  _globals['_REVOKEKEYREQUEST']._serialized_start=1065
+  _globals['_REVOKEKEYREQUEST']._serialized_end=1099
+  _globals['_REVOKEKEYRESPONSE']._serialized_start=1101
+  _globals['_REVOKEKEYRESPONSE']._serialized_end=1155
+  _globals['_WATCHKEYSREQUEST']._serialized_start=1157
+  _globals['_WATCHKEYSREQUEST']._serialized_end=1175
+  _globals['_WATCHKEYSRESPONSE']._serialized_start=1177
+  _globals['_WATCHKEYSRESPONSE']._serialized_end=1299
+  _globals['_KEYSERVICE']._serialized_start=1462
+  _globals['_KEYSERVICE']._serialized_end=1809
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ KeyService: the API keys by which clients are known. A key's text is shown once,
 SHA-256 is stored. Not on the clients' port.
 """
 
+import agentserving.v1.types_pb2
 import builtins
 import collections.abc
 import google.protobuf.descriptor
@@ -72,6 +73,7 @@ class Key(google.protobuf.message.Message):
     REVOKE_TIME_FIELD_NUMBER: builtins.int
     CALLS_PER_MINUTE_FIELD_NUMBER: builtins.int
     PROMPT_TOKENS_PER_MINUTE_FIELD_NUMBER: builtins.int
+    SERVICE_CLASS_FIELD_NUMBER: builtins.int
     key_id: builtins.str
     """8 of [a-z0-9]: the part of the text between its underscores."""
     role: global___Role.ValueType
@@ -82,6 +84,10 @@ class Key(google.protobuf.message.Message):
     calls_per_minute: builtins.int
     """Bounds on its use over HTTP, at each gateway; 0 = unbounded. Prompt tokens are estimated from the body's length."""
     prompt_tokens_per_minute: builtins.int
+    service_class: agentserving.v1.types_pb2.ServiceClass.ValueType
+    """Class of service of the programs that are opened with it, and the best that they may ask for; UNSPECIFIED = as its
+    tenant. Of key and tenant, the worse counts.
+    """
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -104,9 +110,10 @@ class Key(google.protobuf.message.Message):
         revoke_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         calls_per_minute: builtins.int = ...,
         prompt_tokens_per_minute: builtins.int = ...,
+        service_class: agentserving.v1.types_pb2.ServiceClass.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "revoke_time", b"revoke_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["calls_per_minute", b"calls_per_minute", "create_time", b"create_time", "expire_time", b"expire_time", "key_id", b"key_id", "name", b"name", "prompt_tokens_per_minute", b"prompt_tokens_per_minute", "revoke_time", b"revoke_time", "role", b"role", "tenant", b"tenant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls_per_minute", b"calls_per_minute", "create_time", b"create_time", "expire_time", b"expire_time", "key_id", b"key_id", "name", b"name", "prompt_tokens_per_minute", b"prompt_tokens_per_minute", "revoke_time", b"revoke_time", "role", b"role", "service_class", b"service_class", "tenant", b"tenant"]) -> None: ...
 
 global___Key = Key
 
@@ -144,6 +151,7 @@ class CreateKeyRequest(google.protobuf.message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
     CALLS_PER_MINUTE_FIELD_NUMBER: builtins.int
     PROMPT_TOKENS_PER_MINUTE_FIELD_NUMBER: builtins.int
+    SERVICE_CLASS_FIELD_NUMBER: builtins.int
     role: global___Role.ValueType
     """CLIENT (default) or ADMIN."""
     tenant: builtins.str
@@ -157,6 +165,8 @@ class CreateKeyRequest(google.protobuf.message.Message):
     calls_per_minute: builtins.int
     """For clients; 0 = unbounded."""
     prompt_tokens_per_minute: builtins.int
+    service_class: agentserving.v1.types_pb2.ServiceClass.ValueType
+    """For clients."""
     @property
     def lifetime(self) -> google.protobuf.duration_pb2.Duration:
         """At least a minute; absent = the key does not expire."""
@@ -171,9 +181,10 @@ class CreateKeyRequest(google.protobuf.message.Message):
         idempotency_key: builtins.str = ...,
         calls_per_minute: builtins.int = ...,
         prompt_tokens_per_minute: builtins.int = ...,
+        service_class: agentserving.v1.types_pb2.ServiceClass.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["lifetime", b"lifetime"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["calls_per_minute", b"calls_per_minute", "idempotency_key", b"idempotency_key", "lifetime", b"lifetime", "name", b"name", "prompt_tokens_per_minute", b"prompt_tokens_per_minute", "role", b"role", "tenant", b"tenant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls_per_minute", b"calls_per_minute", "idempotency_key", b"idempotency_key", "lifetime", b"lifetime", "name", b"name", "prompt_tokens_per_minute", b"prompt_tokens_per_minute", "role", b"role", "service_class", b"service_class", "tenant", b"tenant"]) -> None: ...
 
 global___CreateKeyRequest = CreateKeyRequest
 

@@ -25,6 +25,7 @@ class OpenProgramRequest(google.protobuf.message.Message):
     PARENT_PROGRAM_ID_FIELD_NUMBER: builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
     BUDGET_FIELD_NUMBER: builtins.int
+    SERVICE_CLASS_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     """Given by the client, or empty: then the control plane makes one. 1 to 128 of [A-Za-z0-9._:@/-]."""
     name: builtins.str
@@ -33,6 +34,8 @@ class OpenProgramRequest(google.protobuf.message.Message):
     """At most 128 bytes. The same key with the same request gives the same program, also when the control plane chose
     its id; with another request ALREADY_EXISTS (reason IDEMPOTENCY_KEY_REUSED). Kept as long as the program's row.
     """
+    service_class: agentserving.v1.types_pb2.ServiceClass.ValueType
+    """As in AdmitCallRequest."""
     @property
     def budget(self) -> agentserving.v1.types_pb2.Budget:
         """Of the whole tree, so only a root may have one. Units that are not limited here have the default of the tenant, or
@@ -47,9 +50,10 @@ class OpenProgramRequest(google.protobuf.message.Message):
         parent_program_id: builtins.str = ...,
         idempotency_key: builtins.str = ...,
         budget: agentserving.v1.types_pb2.Budget | None = ...,
+        service_class: agentserving.v1.types_pb2.ServiceClass.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["budget", b"budget"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["budget", b"budget", "idempotency_key", b"idempotency_key", "name", b"name", "parent_program_id", b"parent_program_id", "program_id", b"program_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["budget", b"budget", "idempotency_key", b"idempotency_key", "name", b"name", "parent_program_id", b"parent_program_id", "program_id", b"program_id", "service_class", b"service_class"]) -> None: ...
 
 global___OpenProgramRequest = OpenProgramRequest
 

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from agentserving.v1 import types_pb2 as agentserving_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$agentserving/v1/tenant_service.proto\x12\x0f\x61gentserving.v1\"\xcb\x03\n\x06Tenant\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0cmax_programs\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x16\n\tmax_calls\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x1d\n\x10\x63\x61lls_per_minute\x18\x05 \x01(\rH\x03\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x06 \x01(\x04H\x04\x88\x01\x01\x12\x1b\n\x0etokens_per_day\x18\x07 \x01(\x04H\x05\x88\x01\x01\x12\x1b\n\x0eprogram_tokens\x18\x0c \x01(\x04H\x06\x88\x01\x01\x12\x1d\n\x10program_engine_s\x18\r \x01(\x04H\x07\x88\x01\x01\x12\x1a\n\rprogram_calls\x18\x0e \x01(\x04H\x08\x88\x01\x01\x42\t\n\x07_weightB\x0f\n\r_max_programsB\x0c\n\n_max_callsB\x13\n\x11_calls_per_minuteB\x14\n\x12_tokens_per_minuteB\x11\n\x0f_tokens_per_dayB\x11\n\x0f_program_tokensB\x13\n\x11_program_engine_sB\x10\n\x0e_program_callsJ\x04\x08\x08\x10\tR\rservice_class\";\n\x10SetTenantRequest\x12\'\n\x06tenant\x18\x01 \x01(\x0b\x32\x17.agentserving.v1.Tenant\"<\n\x11SetTenantResponse\x12\'\n\x06tenant\x18\x01 \x01(\x0b\x32\x17.agentserving.v1.Tenant\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListTenantsResponse\x12(\n\x07tenants\x18\x01 \x03(\x0b\x32\x17.agentserving.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x13RemoveTenantRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"\x16\n\x14RemoveTenantResponse2\x9a\x02\n\rTenantService\x12R\n\tSetTenant\x12!.agentserving.v1.SetTenantRequest\x1a\".agentserving.v1.SetTenantResponse\x12X\n\x0bListTenants\x12#.agentserving.v1.ListTenantsRequest\x1a$.agentserving.v1.ListTenantsResponse\x12[\n\x0cRemoveTenant\x12$.agentserving.v1.RemoveTenantRequest\x1a%.agentserving.v1.RemoveTenantResponseB6Z4agentserving.io/proto/agentserving/v1;agentservingv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$agentserving/v1/tenant_service.proto\x12\x0f\x61gentserving.v1\x1a\x1b\x61gentserving/v1/types.proto\"\x83\x04\n\x06Tenant\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0cmax_programs\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x16\n\tmax_calls\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x1d\n\x10\x63\x61lls_per_minute\x18\x05 \x01(\rH\x03\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x06 \x01(\x04H\x04\x88\x01\x01\x12\x1b\n\x0etokens_per_day\x18\x07 \x01(\x04H\x05\x88\x01\x01\x12\x1b\n\x0eprogram_tokens\x18\x08 \x01(\x04H\x06\x88\x01\x01\x12\x1d\n\x10program_engine_s\x18\t \x01(\x04H\x07\x88\x01\x01\x12\x1a\n\rprogram_calls\x18\n \x01(\x04H\x08\x88\x01\x01\x12\x39\n\rservice_class\x18\x0b \x01(\x0e\x32\x1d.agentserving.v1.ServiceClassH\t\x88\x01\x01\x42\t\n\x07_weightB\x0f\n\r_max_programsB\x0c\n\n_max_callsB\x13\n\x11_calls_per_minuteB\x14\n\x12_tokens_per_minuteB\x11\n\x0f_tokens_per_dayB\x11\n\x0f_program_tokensB\x13\n\x11_program_engine_sB\x10\n\x0e_program_callsB\x10\n\x0e_service_class\";\n\x10SetTenantRequest\x12\'\n\x06tenant\x18\x01 \x01(\x0b\x32\x17.agentserving.v1.Tenant\"<\n\x11SetTenantResponse\x12\'\n\x06tenant\x18\x01 \x01(\x0b\x32\x17.agentserving.v1.Tenant\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListTenantsResponse\x12(\n\x07tenants\x18\x01 \x03(\x0b\x32\x17.agentserving.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x13RemoveTenantRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"\x16\n\x14RemoveTenantResponse2\x9a\x02\n\rTenantService\x12R\n\tSetTenant\x12!.agentserving.v1.SetTenantRequest\x1a\".agentserving.v1.SetTenantResponse\x12X\n\x0bListTenants\x12#.agentserving.v1.ListTenantsRequest\x1a$.agentserving.v1.ListTenantsResponse\x12[\n\x0cRemoveTenant\x12$.agentserving.v1.RemoveTenantRequest\x1a%.agentserving.v1.RemoveTenantResponseB6Z4agentserving.io/proto/agentserving/v1;agentservingv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,20 +33,20 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentserving.v1.tenant_serv
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z4agentserving.io/proto/agentserving/v1;agentservingv1'
-  _globals['_TENANT']._serialized_start=58
-  _globals['_TENANT']._serialized_end=517
-  _globals['_SETTENANTREQUEST']._serialized_start=519
-  _globals['_SETTENANTREQUEST']._serialized_end=578
-  _globals['_SETTENANTRESPONSE']._serialized_start=580
-  _globals['_SETTENANTRESPONSE']._serialized_end=640
-  _globals['_LISTTENANTSREQUEST']._serialized_start=642
-  _globals['_LISTTENANTSREQUEST']._serialized_end=701
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=703
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=791
-  _globals['_REMOVETENANTREQUEST']._serialized_start=793
-  _globals['_REMOVETENANTREQUEST']._serialized_end=830
-  _globals['_REMOVETENANTRESPONSE']._serialized_start=832
-  _globals['_REMOVETENANTRESPONSE']._serialized_end=854
-  _globals['_TENANTSERVICE']._serialized_start=857
-  _globals['_TENANTSERVICE']._serialized_end=1139
+  _globals['_TENANT']._serialized_start=87
+  _globals['_TENANT']._serialized_end=602
+  _globals['_SETTENANTREQUEST']._serialized_start=604
+  _globals['_SETTENANTREQUEST']._serialized_end=663
+  _globals['_SETTENANTRESPONSE']._serialized_start=665
+  _globals['_SETTENANTRESPONSE']._serialized_end=725
+  _globals['_LISTTENANTSREQUEST']._serialized_start=727
+  _globals['_LISTTENANTSREQUEST']._serialized_end=786
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=788
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=876
+  _globals['_REMOVETENANTREQUEST']._serialized_start=878
+  _globals['_REMOVETENANTREQUEST']._serialized_end=915
+  _globals['_REMOVETENANTRESPONSE']._serialized_start=917
+  _globals['_REMOVETENANTRESPONSE']._serialized_end=939
+  _globals['_TENANTSERVICE']._serialized_start=942
+  _globals['_TENANTSERVICE']._serialized_end=1224
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ TenantService: what each tenant is entitled to, its share of every engine and th
 by its keys and programs; one that is not listed here has weight 1 and no bounds of its own. Not on the clients' port.
 """
 
+import agentserving.v1.types_pb2
 import builtins
 import collections.abc
 import google.protobuf.descriptor
@@ -28,6 +29,7 @@ class Tenant(google.protobuf.message.Message):
     PROGRAM_TOKENS_FIELD_NUMBER: builtins.int
     PROGRAM_ENGINE_S_FIELD_NUMBER: builtins.int
     PROGRAM_CALLS_FIELD_NUMBER: builtins.int
+    SERVICE_CLASS_FIELD_NUMBER: builtins.int
     tenant: builtins.str
     """1 to 64 of [A-Za-z0-9._-]."""
     weight: builtins.int
@@ -48,6 +50,10 @@ class Tenant(google.protobuf.message.Message):
     """
     program_engine_s: builtins.int
     program_calls: builtins.int
+    service_class: agentserving.v1.types_pb2.ServiceClass.ValueType
+    """Class of service of its programs, and the best that they may ask for; UNSPECIFIED = any, and the cluster's default
+    for those that ask for nothing.
+    """
     def __init__(
         self,
         *,
@@ -61,9 +67,10 @@ class Tenant(google.protobuf.message.Message):
         program_tokens: builtins.int | None = ...,
         program_engine_s: builtins.int | None = ...,
         program_calls: builtins.int | None = ...,
+        service_class: agentserving.v1.types_pb2.ServiceClass.ValueType | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_calls_per_minute", b"_calls_per_minute", "_max_calls", b"_max_calls", "_max_programs", b"_max_programs", "_program_calls", b"_program_calls", "_program_engine_s", b"_program_engine_s", "_program_tokens", b"_program_tokens", "_tokens_per_day", b"_tokens_per_day", "_tokens_per_minute", b"_tokens_per_minute", "_weight", b"_weight", "calls_per_minute", b"calls_per_minute", "max_calls", b"max_calls", "max_programs", b"max_programs", "program_calls", b"program_calls", "program_engine_s", b"program_engine_s", "program_tokens", b"program_tokens", "tokens_per_day", b"tokens_per_day", "tokens_per_minute", b"tokens_per_minute", "weight", b"weight"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_calls_per_minute", b"_calls_per_minute", "_max_calls", b"_max_calls", "_max_programs", b"_max_programs", "_program_calls", b"_program_calls", "_program_engine_s", b"_program_engine_s", "_program_tokens", b"_program_tokens", "_tokens_per_day", b"_tokens_per_day", "_tokens_per_minute", b"_tokens_per_minute", "_weight", b"_weight", "calls_per_minute", b"calls_per_minute", "max_calls", b"max_calls", "max_programs", b"max_programs", "program_calls", b"program_calls", "program_engine_s", b"program_engine_s", "program_tokens", b"program_tokens", "tenant", b"tenant", "tokens_per_day", b"tokens_per_day", "tokens_per_minute", b"tokens_per_minute", "weight", b"weight"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_calls_per_minute", b"_calls_per_minute", "_max_calls", b"_max_calls", "_max_programs", b"_max_programs", "_program_calls", b"_program_calls", "_program_engine_s", b"_program_engine_s", "_program_tokens", b"_program_tokens", "_service_class", b"_service_class", "_tokens_per_day", b"_tokens_per_day", "_tokens_per_minute", b"_tokens_per_minute", "_weight", b"_weight", "calls_per_minute", b"calls_per_minute", "max_calls", b"max_calls", "max_programs", b"max_programs", "program_calls", b"program_calls", "program_engine_s", b"program_engine_s", "program_tokens", b"program_tokens", "service_class", b"service_class", "tokens_per_day", b"tokens_per_day", "tokens_per_minute", b"tokens_per_minute", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_calls_per_minute", b"_calls_per_minute", "_max_calls", b"_max_calls", "_max_programs", b"_max_programs", "_program_calls", b"_program_calls", "_program_engine_s", b"_program_engine_s", "_program_tokens", b"_program_tokens", "_service_class", b"_service_class", "_tokens_per_day", b"_tokens_per_day", "_tokens_per_minute", b"_tokens_per_minute", "_weight", b"_weight", "calls_per_minute", b"calls_per_minute", "max_calls", b"max_calls", "max_programs", b"max_programs", "program_calls", b"program_calls", "program_engine_s", b"program_engine_s", "program_tokens", b"program_tokens", "service_class", b"service_class", "tenant", b"tenant", "tokens_per_day", b"tokens_per_day", "tokens_per_minute", b"tokens_per_minute", "weight", b"weight"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_calls_per_minute", b"_calls_per_minute"]) -> typing.Literal["calls_per_minute"] | None: ...
     @typing.overload
@@ -76,6 +83,8 @@ class Tenant(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_program_engine_s", b"_program_engine_s"]) -> typing.Literal["program_engine_s"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_program_tokens", b"_program_tokens"]) -> typing.Literal["program_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_service_class", b"_service_class"]) -> typing.Literal["service_class"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_tokens_per_day", b"_tokens_per_day"]) -> typing.Literal["tokens_per_day"] | None: ...
     @typing.overload

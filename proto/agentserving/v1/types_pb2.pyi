@@ -52,6 +52,30 @@ PROGRAM_STATE_CLOSED: ProgramState.ValueType  # 4
 """Ended; kept for a while so that late reports and questions find it."""
 global___ProgramState = ProgramState
 
+class _ServiceClass:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ServiceClassEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ServiceClass.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    SERVICE_CLASS_UNSPECIFIED: _ServiceClass.ValueType  # 0
+    """In a request: nothing is asked for. Of a key or tenant: any may be used."""
+    SERVICE_CLASS_INTERACTIVE: _ServiceClass.ValueType  # 1
+    SERVICE_CLASS_STANDARD: _ServiceClass.ValueType  # 2
+    SERVICE_CLASS_BATCH: _ServiceClass.ValueType  # 3
+    """Gives way to both others; docs/policies.md says for how long at most."""
+
+class ServiceClass(_ServiceClass, metaclass=_ServiceClassEnumTypeWrapper):
+    """Which programs of a tenant give way to which, on every engine. A closed enum: it is used as a metric label."""
+
+SERVICE_CLASS_UNSPECIFIED: ServiceClass.ValueType  # 0
+"""In a request: nothing is asked for. Of a key or tenant: any may be used."""
+SERVICE_CLASS_INTERACTIVE: ServiceClass.ValueType  # 1
+SERVICE_CLASS_STANDARD: ServiceClass.ValueType  # 2
+SERVICE_CLASS_BATCH: ServiceClass.ValueType  # 3
+"""Gives way to both others; docs/policies.md says for how long at most."""
+global___ServiceClass = ServiceClass
+
 class _Outcome:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -663,6 +687,7 @@ class Program(google.protobuf.message.Message):
     PREFIX_MISSES_FIELD_NUMBER: builtins.int
     BUDGET_FIELD_NUMBER: builtins.int
     PAUSE_CAUSE_FIELD_NUMBER: builtins.int
+    SERVICE_CLASS_FIELD_NUMBER: builtins.int
     program_id: builtins.str
     tenant: builtins.str
     name: builtins.str
@@ -690,6 +715,8 @@ class Program(google.protobuf.message.Message):
     tool: builtins.str
     """Tool named by BeginToolWait; empty outside a tool wait."""
     pause_cause: global___PauseCause.ValueType
+    service_class: global___ServiceClass.ValueType
+    """Of its whole tree."""
     @property
     def calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Call]: ...
     @property
@@ -746,9 +773,10 @@ class Program(google.protobuf.message.Message):
         prefix_misses: collections.abc.Iterable[global___PrefixMisses] | None = ...,
         budget: global___BudgetState | None = ...,
         pause_cause: global___PauseCause.ValueType = ...,
+        service_class: global___ServiceClass.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["budget", b"budget", "close_time", b"close_time", "last_arrival_time", b"last_arrival_time", "last_completion_time", b"last_completion_time", "open_time", b"open_time", "times", b"times"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attained_service_us", b"attained_service_us", "budget", b"budget", "cached_tokens", b"cached_tokens", "calls", b"calls", "calls_completed", b"calls_completed", "close_time", b"close_time", "engine_ids", b"engine_ids", "last_arrival_time", b"last_arrival_time", "last_completion_time", b"last_completion_time", "level", b"level", "name", b"name", "open_time", b"open_time", "outcome", b"outcome", "output_tokens", b"output_tokens", "parent_program_id", b"parent_program_id", "pause_cause", b"pause_cause", "preemptions", b"preemptions", "prefix_misses", b"prefix_misses", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "revision", b"revision", "root_program_id", b"root_program_id", "state", b"state", "tenant", b"tenant", "threads", b"threads", "times", b"times", "tool", b"tool", "total_service_us", b"total_service_us", "wait_us", b"wait_us"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attained_service_us", b"attained_service_us", "budget", b"budget", "cached_tokens", b"cached_tokens", "calls", b"calls", "calls_completed", b"calls_completed", "close_time", b"close_time", "engine_ids", b"engine_ids", "last_arrival_time", b"last_arrival_time", "last_completion_time", b"last_completion_time", "level", b"level", "name", b"name", "open_time", b"open_time", "outcome", b"outcome", "output_tokens", b"output_tokens", "parent_program_id", b"parent_program_id", "pause_cause", b"pause_cause", "preemptions", b"preemptions", "prefix_misses", b"prefix_misses", "program_id", b"program_id", "prompt_tokens", b"prompt_tokens", "revision", b"revision", "root_program_id", b"root_program_id", "service_class", b"service_class", "state", b"state", "tenant", b"tenant", "threads", b"threads", "times", b"times", "tool", b"tool", "total_service_us", b"total_service_us", "wait_us", b"wait_us"]) -> None: ...
 
 global___Program = Program
 

@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 from agentserving.contract.ids import ProgramId
 from agentserving.contract.policy import InvalidPolicyError, Policy, from_dict
+from agentserving.contract.service_class import ServiceClass, read_service_class
 from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_controlplane.table.programs import MAX_NAME_BYTES, PROGRAM_ID
 from agentserving_controlplane.table.rows import MAX_THREAD_BYTES
@@ -60,6 +61,8 @@ class ProgramLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     arrival_s: float
     name: str = ""
     parent: str = ""
+    # interactive, standard or batch; of roots.
+    service_class: str = ""
 
 
 class CallLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -84,6 +87,7 @@ class _Tree:
     name: str
     arrival_s: float
     line: int
+    service_class: ServiceClass
     calls: list[Call] = field(default_factory=list)
     index: dict[str, int] = field(default_factory=dict)
 
@@ -130,7 +134,17 @@ class _Reader:
             raise TraceError(at, f"name: at most {MAX_NAME_BYTES} bytes")
         _check_seconds(at, "arrival_s", line.arrival_s)
         if not line.parent:
-            tree = _Tree(program_id=ProgramId(line.program), name=line.name, arrival_s=line.arrival_s, line=at)
+            try:
+                service_class = read_service_class(line.service_class) or ServiceClass.STANDARD
+            except ValueError as error:
+                raise TraceError(at, f"service_class: {error}") from error
+            tree = _Tree(
+                program_id=ProgramId(line.program),
+                name=line.name,
+                arrival_s=line.arrival_s,
+                line=at,
+                service_class=service_class,
+            )
             self.trees.append(tree)
             self.known[line.program] = (tree, 0.0)
             return
@@ -227,5 +241,5 @@ def read_trace(lines: Iterable[bytes]) -> tuple[RecordedCluster | None, list[Pro
             raise TraceError(tree.line, f"program {tree.program_id!r} has no calls")
     first_s = min(tree.arrival_s for tree in reader.trees)
     trees = sorted(reader.trees, key=lambda tree: tree.arrival_s)
-    programs = [Program(t.program_id, t.name, t.arrival_s - first_s, tuple(t.calls)) for t in trees]
+    programs = [Program(t.program_id, t.name, t.arrival_s - first_s, tuple(t.calls), t.service_class) for t in trees]
     return reader.cluster, programs

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from agentserving.client.values import ClosedProgram, EndedCall, Endings, Outcome, ProgramOrigin
 from agentserving.contract.ids import CallId, EngineId, ProgramId
+from agentserving.contract.service_class import ServiceClass
 from agentserving_controlplane.table.rows import cut
 
 from agentserving_replay.traces.file import MAX_TOKENS, CallLine, ProgramLine
@@ -49,6 +50,7 @@ class Tree:
 
     root: ProgramId
     open_us: int
+    service_class: ServiceClass = ServiceClass.STANDARD
     members: dict[ProgramId, Member] = field(default_factory=dict)
     calls: list[RecordedCall] = field(default_factory=list)
     # Parents of calls without tokens, which take their place.
@@ -129,7 +131,9 @@ class Recorder:
             return None
         tree = self._trees.get(root)
         if tree is None:
-            tree = self._trees[root] = Tree(root=root, open_us=opened_us)
+            tree = self._trees[root] = Tree(
+                root=root, open_us=opened_us, service_class=origin.service_class or ServiceClass.STANDARD
+            )
             self.counts.reopened += origin.program_id in self._written
         member = self._member(tree, origin)
         if isinstance(ending, ClosedProgram):
@@ -203,6 +207,8 @@ def program_lines(tree: Tree, names: Mapping[ProgramId, str], begin_us: int) -> 
     """The root and its sub-agents, callers first. Sub-agents of an unknown caller are attached to the root."""
     root = tree.members.get(tree.root)
     lines = [ProgramLine(names[tree.root], _seconds(tree.open_us - begin_us), root.name if root else "")]
+    if tree.service_class is not ServiceClass.STANDARD:
+        lines[0].service_class = tree.service_class.label
     written, waiting = {tree.root}, [m for m in tree.members.values() if m.program_id != tree.root]
     while waiting:
         ready = [m for m in waiting if m.parent in written or m.parent not in tree.members] or waiting

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 from agentserving.contract.ids import ProgramId
+from agentserving.contract.service_class import ServiceClass
 
 
 class Call(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -31,6 +32,7 @@ class Program:
     name: str
     arrival_s: float
     calls: tuple[Call, ...]
+    service_class: ServiceClass = ServiceClass.STANDARD
 
     @property
     def output_tokens(self) -> int:

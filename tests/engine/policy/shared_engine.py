@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 
 from agentserving.contract.ids import Tenant
 from agentserving.contract.policy import Policy
+from agentserving.contract.service_class import ServiceClass
 from agentserving_engine.policy import CallFacts, CallQueue, Room
 from engine.policy.builders import program
 
@@ -52,6 +53,7 @@ class SharedEngine:
     seed: int = 0
     # Blocks that a sequence needs, and those of the engine.
     blocks: int = 1 << 30
+    service_class: ServiceClass = ServiceClass.STANDARD
 
     def __post_init__(self) -> None:
         self.queue = CallQueue(self.policy)
@@ -80,6 +82,7 @@ class SharedEngine:
                 attained_service_us=attained,
                 program_arrival_us=self.now,
                 class_name=self.random.choice(load.classes),
+                service_class=self.service_class,
             )
             self.queue.arrive(facts, self.now)
 

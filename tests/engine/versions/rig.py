@@ -184,11 +184,11 @@ class Engine:
         compiled: bool = True,
         **request_fields: Any,
     ) -> str:
-        """A request arrives; returns its id. With `program` it carries a ticket, else it is unmanaged.
+        """A request arrives; returns its id. With `program` it carries a ticket (of class `service`), else it has none.
 
         A grammar is compiled before, unless `compiled` is false: then the case calls `compile`.
         """
-        number = next(self._count)
+        number, service = next(self._count), request_fields.pop("service", 0)
         call = call or f"{program or 'none'}.1.{number}"
         request_id = request_id or f"chatcmpl-{call}-{number:08x}"
         tokens = prompt_tokens or [self.rng.randint(0, 200) for _ in range(prompt)]
@@ -198,7 +198,7 @@ class Engine:
             prompt_token_ids=tokens,
             sampling_params=sampling,
             pooling_params=None,
-            session_id=ticket(program, call, attained_us, tenant) if program else None,
+            session_id=ticket(program, call, attained_us, tenant, service) if program else None,
             block_hasher=self._block_hasher if self.options.prefix_caching else None,
             **request_fields,
         )

@@ -95,3 +95,14 @@ async def test_values_of_a_newer_server_read_as_unspecified(rig: Rig) -> None:
     rig.plane.program.CopyFrom(types_pb2.Program(program_id="p", state=99, outcome=99))  # type: ignore[arg-type]
     program = await rig.client.get_program("p")
     assert (program.state, program.outcome) == (ProgramState.UNSPECIFIED, Outcome.UNSPECIFIED)
+
+
+async def test_a_programs_class_of_service_goes_with_its_opening_and_with_each_call(rig: Rig) -> None:
+    async with agentserving.program("nightly", service_class="Batch", control_plane=rig.address) as p:
+        assert p.headers()["x-agentserving-service"] == "batch"
+    async with agentserving.program("plain", control_plane=rig.address) as p:
+        assert "x-agentserving-service" not in p.headers()
+    opened = rig.plane.of(program_service_pb2.OpenProgramRequest)
+    assert [request.service_class for request in opened] == [types_pb2.SERVICE_CLASS_BATCH, 0]
+    with pytest.raises(ValueError, match="use interactive, standard or batch"):
+        agentserving.program("p", service_class="bulk")

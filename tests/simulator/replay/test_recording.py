@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from agentserving.client.values import ClosedProgram, EndedCall, Outcome
 from agentserving.contract.policy import ATLAS, to_dict
+from agentserving.contract.service_class import SERVICE_CLASSES, ServiceClass
 from agentserving_controlplane.engines.load_balancer import Balancer
 from agentserving_replay.cluster import ClusterSpec, VirtualCluster
 from agentserving_replay.traces.file import CallLine, ProgramLine, RecordingLine, encoded, read_trace
@@ -46,6 +47,13 @@ def test_a_program_is_emitted_when_it_has_ended() -> None:
         shared_tokens=350,
     )  # fmt: skip
     assert (recorder.counts.programs, recorder.counts.calls, recorder.open_programs) == (1, 2, 0)
+
+
+@pytest.mark.parametrize("kind", SERVICE_CLASSES)
+def test_a_program_keeps_its_class_of_service(kind: ServiceClass) -> None:
+    p = origin("p", service_class=kind)
+    (program,), _ = recorded(ended(p, 0, 0, 100), closed(p, 300))
+    assert program.service_class is kind
 
 
 def test_a_call_made_before_its_parents_report_arrived_still_comes_after_it() -> None:
