@@ -18,6 +18,7 @@ from agentserving.contract.policy import DEFAULT, PRESETS
 from rich.console import Console
 
 from agentserving_cli.audit_command import audit_command
+from agentserving_cli.backup_command import backup
 from agentserving_cli.connection import client_of, default_state_dir, fail
 from agentserving_cli.key_commands import key_commands
 from agentserving_cli.local.layout import SCRIPTED, TINY, ClusterSpec
@@ -170,6 +171,7 @@ _own = (
     tenant_commands(_local),
     audit_command(_local_logs),
     run,
+    backup,
     trace_command(_local),
     ui_command(_local),
 )
