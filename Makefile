@@ -78,11 +78,12 @@ docs: setup ## build the documentation as a site into build/site; broken links f
 sbom: setup ## list what the image installs, as CycloneDX JSON, in dist/sbom.json
 	scripts/sbom.sh dist/sbom.json
 
-# A PEM file with an ECDSA key; without one nothing is signed.
+# A PEM file with an ECDSA key, without which nothing is signed; and the file of images by digest that it takes then.
 KEY ?=
+IMAGES ?=
 
-release: setup ## put all that a release publishes into dist/release: wheel, chart, SBOM, checksums; KEY=key.pem signs
-	$(RUN)/python scripts/release.py $(if $(KEY),--key "$(KEY)")
+release: setup ## put all that a release publishes into dist/release; KEY=key.pem IMAGES=images.txt signs and pins
+	$(RUN)/python scripts/release.py $(if $(KEY),--key "$(KEY)") $(if $(IMAGES),--images "$(IMAGES)")
 
 # Sequences of RPCs that are tried; CI tries fifty.
 FUZZ_EXAMPLES ?= 100000

@@ -60,7 +60,9 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=False):
 class CheckOptions:
     """Which clusters"""
 
-    only_prefix: str = option("", "of one cluster; none: of each that this etcd has", read=lambda text: text.rstrip("/"))
+    only_prefix: str = option(
+        "", "of one cluster; none: of each that this etcd has", read=lambda text: text.rstrip("/")
+    )
     store: StoreOptions = field(default_factory=StoreOptions)
 
 

@@ -106,11 +106,19 @@ def _times(plane: ControlPlane) -> Iterator[Metric]:
 def _distributions(plane: ControlPlane) -> Iterator[Metric]:
     series = plane.table.totals.times.distributions.series
     for name, attribute, text in (
-        ("agentserving_call_wait_seconds", "wait", "Time of a call in which it was not computed: gateway, held, queue, preempted"),
+        (
+            "agentserving_call_wait_seconds",
+            "wait",
+            "Time of a call in which it was not computed: gateway, held, queue, preempted",
+        ),
         ("agentserving_call_first_token_seconds", "first_token", "From the request at the gateway to its first token"),
         ("agentserving_call_output_token_seconds", "output_token", "Time between two tokens of a call, its average"),
         ("agentserving_program_seconds", "program", "From the opening of a program to its end"),
-        ("agentserving_program_slowdown_ratio", "slowdown", "A program's time in calls by the time computed for them; 1 = no wait"),
+        (
+            "agentserving_program_slowdown_ratio",
+            "slowdown",
+            "A program's time in calls by the time computed for them; 1 = no wait",
+        ),
     ):
         family = HistogramMetricFamily(name, text, labels=["tenant", "class"])
         for (tenant, class_name), each in series.items():

@@ -279,7 +279,9 @@ def test_reading_a_long_body_pauses_often(messages: int) -> None:
     assert read_whole(reading(body, b"")) is not None
 
 
-@given(st.lists(st.sampled_from(["user", "assistant", "tool"]), min_size=1, max_size=12), st.integers(0, 3 * STEP_BYTES))
+@given(
+    st.lists(st.sampled_from(["user", "assistant", "tool"]), min_size=1, max_size=12), st.integers(0, 3 * STEP_BYTES)
+)
 def test_the_size_of_a_message_changes_nothing_about_its_turns(roles: list[str], size: int) -> None:
     items = [said(role, "x" * size if index == 0 else str(index)) for index, role in enumerate(roles)]
     conversation = read_whole(reading(read_body(json.dumps({"messages": items}).encode()), b"s"))

@@ -134,6 +134,14 @@ def test_a_prefix_without_a_cluster_is_refused_with_those_that_are_there(etcd: E
 
 
 def test_clusters_are_found_among_other_keys_of_an_etcd() -> None:
-    keys = ["/registry/pods/d/x", "/a/d/programs/t\0p", "/a/d/keys/k", "/a/leader", "/b/leader", "/c/d/policy", "/x/d/other"]
+    keys = [
+        "/registry/pods/d/x",
+        "/a/d/programs/t\0p",
+        "/a/d/keys/k",
+        "/a/leader",
+        "/b/leader",
+        "/c/d/policy",
+        "/x/d/other",
+    ]
     assert prefixes_of(keys) == ["/a", "/b", "/c"]
     assert prefixes_of([]) == []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from agentserving_cli.local import vllm_env
 from agentserving_cli.local.layout import engine_env
 from agentserving_cli.local.ports import free_ports
 from agentserving_operator.manifests.common import USER, Port
-from agentserving_operator.manifests.engine_pod import CHANNEL_DIR, KEY_DIR, engine_container
+from agentserving_operator.manifests.engine_pod import CHANNEL_DIR, HOME_DIR, KEY_DIR, engine_container
 from support import contained
 from support.eventually import eventually
 from support.operator_objects import env_of, make_cluster
@@ -38,7 +36,7 @@ class Engine:
             model={"name": MODEL, "servedName": "tiny", "maxLength": 2048},
             engine={
                 "accelerator": {"count": 0}, "maxSequences": 4,
-                "extraArgs": ["--load-format", "dummy", "--enforce-eager", "--dtype", "float32"],
+                "extraArgs": ["--load-format", "dummy", "--dtype", "float32"],
             },
             auth={"clients": "None"},
         )  # fmt: skip
@@ -94,6 +92,8 @@ def test_it_answers_calls_without_any_privilege(engine: Engine) -> None:
 
 def test_it_can_write_to_its_volumes_only(engine: Engine) -> None:
     assert contained.writable_mounts(engine.process.pid) <= engine.volumes.keys() - {"/dev/shm"}
+    compiled = engine.volumes[HOME_DIR] / ".cache" / "vllm" / "torch_compile_cache"
+    assert any(each.is_file() for each in compiled.rglob("*")), "kernels are compiled into the home directory"
 
 
 def test_its_socket_is_open_to_the_sidecars_user(engine: Engine) -> None:

@@ -35,7 +35,13 @@ def empty_dir(path: Path) -> Path:
 
 
 def start(
-    argv: Sequence[str], *, root: Path, image: Sequence[str], volumes: Mapping[str, Path], env: Mapping[str, str], log: Path
+    argv: Sequence[str],
+    *,
+    root: Path,
+    image: Sequence[str],
+    volumes: Mapping[str, Path],
+    env: Mapping[str, str],
+    log: Path,
 ) -> subprocess.Popen[bytes]:
     """Starts a command; the process is the command itself.
 
@@ -52,8 +58,7 @@ def start(
         elif os.path.isdir(path):
             at = f"{place}{shlex.quote(path)}"
             lines.append(f"mkdir -p {at}; mount --bind {shlex.quote(path)} {at}; mount -o remount,bind,ro {at}")
-    for path in ("/proc", "/sys", "/dev"):
-        lines.append(f"mkdir -p {place}{path}; mount --rbind {path} {place}{path}")
+    lines += [f"mkdir -p {place}{path}; mount --rbind {path} {place}{path}" for path in ("/proc", "/sys", "/dev")]
     for target, source in volumes.items():
         at = f"{place}{shlex.quote(target)}"
         lines.append(f"mkdir -p {at}; mount --bind {shlex.quote(str(source))} {at}")

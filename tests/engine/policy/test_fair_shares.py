@@ -192,7 +192,9 @@ def two(policy: Policy = FCFS) -> CallQueue:
 
 
 def decide(queue: CallQueue, slots: int, now_us: int = 1) -> Decision:
-    return queue.decide(now_us, Room(slots=slots, free_blocks=99, need_blocks=lambda key: 1, returns_blocks=lambda key: 1))
+    return queue.decide(
+        now_us, Room(slots=slots, free_blocks=99, need_blocks=lambda key: 1, returns_blocks=lambda key: 1)
+    )
 
 
 @pytest.mark.parametrize("policy", [FCFS, MLFQ, PLAS, ATLAS])
