@@ -15,6 +15,7 @@ import msgspec
 from agentserving.contract.signatures import SigningKey
 from agentserving_process import logs, options
 from agentserving_process.options import option
+from agentserving_process.supervision import Supervisor
 
 from agentserving_controlplane.api.conversion import policy_version_from_bytes
 from agentserving_controlplane.control_plane import ENGINES_PREFIX, ControlPlane
@@ -24,7 +25,7 @@ from agentserving_controlplane.policy.tenants import TENANTS_PREFIX
 from agentserving_controlplane.settings import PlaneSettings, StoreOptions
 from agentserving_controlplane.store.etcd.client import EtcdClient
 from agentserving_controlplane.store.etcd.store import EtcdStore
-from agentserving_controlplane.store.port import StoreError
+from agentserving_controlplane.store.port import FencedError, StoreError
 from agentserving_controlplane.table.rows import CHUNKS_PREFIX, LATE_PREFIX, ROWS_PREFIX, NewerSchemaError
 from agentserving_controlplane.table.states import ProgramState
 from agentserving_controlplane.table.token_use import TOKENS_PREFIX
@@ -107,13 +108,10 @@ async def _lead(options: StoreOptions, report: Report, owner: str) -> None:
     fenced: list[Exception] = []
     try:
         plane = ControlPlane(settings, store, await store.acquire(owner), fenced.append)
-        renewal = asyncio.create_task(store.keep_lease())
-        try:
+        async with Supervisor() as tasks:
+            tasks.start("lease", store.keep_lease, passes=(FencedError,))
             await plane.recover(store, policy_version_from_bytes)
             _count(report, plane, len((await store.load()).items))
-        finally:
-            renewal.cancel()
-            await asyncio.gather(renewal, return_exceptions=True)
         await plane.commits.close()
         await store.resign()
     except (StoreError, NewerSchemaError) as error:
