@@ -41,8 +41,8 @@ test-matrix: setup ## test the scheduler plugin on every supported vLLM (`make t
 bench: setup ## measure timings and ratios into benchmarks/results
 	$(RUN)/python -m benchmarks.run
 
-bench-peers: setup ## measure the front, plain Envoy, nginx, haproxy, llm-d and litellm, if installed (needs gcc)
-	$(RUN)/python -m benchmarks.peers --out benchmarks/results/peers.json
+bench-peers: setup ## measure the front, Envoy, nginx, haproxy, litellm and, with EPP_BIN, llm-d (needs gcc; installs them)
+	scripts/peers.sh $(RUN)/python -m benchmarks.peers --out benchmarks/results/peers.json
 
 scale: setup ## measure how the control plane grows with programs and engines (QUICK=1: small, writes nothing)
 	$(RUN)/python -m benchmarks.scale $(if $(QUICK),--quick)

@@ -2,8 +2,8 @@
 
 Every round starts each front, loads it and stops it, in an order that changes. A front's processes share one core; the
 load and the engines (upstream.c, load.c: built with gcc) share another one, both under SCHED_RR where that is
-permitted. Peers that are not installed are named and skipped: the variables NGINX_BIN, HAPROXY_BIN, EPP_BIN and
-LITELLM_BIN name their binaries.
+permitted. `make bench-peers` installs those that registries have (scripts/peers.sh). Peers that are not there are named
+and skipped; the variables NGINX_BIN, HAPROXY_BIN, EPP_BIN and LITELLM_BIN name their binaries.
 ``--other CHECKOUT`` compares with another checkout of this project, which needs a .venv.
 """
 

@@ -17,10 +17,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 
 	pb "agentserving.io/proto/agentserving/v1"
 	"agentserving.io/sse"
@@ -182,9 +180,8 @@ func (a *agent) cancelled(ctx context.Context) error {
 		return err
 	}
 	log.Printf("%s: %d call cancelled; the stream ended with: %v", program, answer.CallsCancelled, <-result)
-	_, _, err = a.ask(ctx, program, "And now?", 1, io.Discard)
-	if status.Code(errors.Unwrap(err)) != codes.FailedPrecondition && status.Code(err) == codes.OK {
-		return fmt.Errorf("a cancelled program took a call")
+	if _, _, err = a.ask(ctx, program, "And now?", 1, io.Discard); err == nil {
+		return errors.New("a cancelled program took a call")
 	}
 	log.Printf("another call is refused: %v", err)
 	return nil

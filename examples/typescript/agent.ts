@@ -22,7 +22,9 @@ const withKey: Interceptor = (next) => (request) => {
   return next(request);
 };
 
-const transport = createGrpcTransport({ baseUrl: `http://${address}`, interceptors: [withKey] });
+// Without it, an idle connection keeps the process for a quarter of an hour.
+const idleConnectionTimeoutMs = 500;
+const transport = createGrpcTransport({ baseUrl: `http://${address}`, interceptors: [withKey], idleConnectionTimeoutMs });
 const programs: Client<typeof ProgramService> = createClient(ProgramService, transport);
 const calls: Client<typeof CallService> = createClient(CallService, transport);
 
@@ -33,7 +35,8 @@ async function ask(
   { tokens = 20, after = [] as string[], shown = (_text: string): void => {} } = {},
 ): Promise<{ callId: string; text: string }> {
   const admitted = await calls.admitCall({ programId, parentCallIds: after });
-  const engine = createClient(CallService, createGrpcTransport({ baseUrl: `http://${admitted.sidecarAddress}` }));
+  const baseUrl = `http://${admitted.sidecarAddress}`;
+  const engine = createClient(CallService, createGrpcTransport({ baseUrl, idleConnectionTimeoutMs }));
   const messages = [{ role: "user", content: question }];
   const body = JSON.stringify({ model, messages, stream: true, max_tokens: tokens });
   const answer = engine.generate({
@@ -64,10 +67,12 @@ async function* chunks(answer: AsyncIterable<GenerateResponse>): AsyncGenerator<
 
 /** Prints each change of a program until it is closed. */
 async function watch(programId: string): Promise<void> {
-  for await (const news of programs.watchPrograms({ programId })) {
+  const stop = new AbortController();
+  for await (const news of programs.watchPrograms({ programId }, { signal: stop.signal })) {
     for (const each of news.changed) {
       console.log(`${each.programId} is ${ProgramState[each.state]} after ${each.callsCompleted} calls`);
-      if (each.state === ProgramState.CLOSED) return;
+      // The stream itself has no end.
+      if (each.state === ProgramState.CLOSED) return stop.abort();
     }
   }
 }

@@ -96,16 +96,22 @@ def reading(body: Body, secret: bytes) -> Reading:
     raw = body.messages or body.input
     if not raw or body.previous_response_id is not None:
         return None
+    yield
     try:
         messages = _TEXTS.decode(raw)
         if not messages or len(messages) > MAX_MESSAGES:
             return None
         yield
-        texts = []
+        texts, is_marked = list[bytes](), False
         for message in (body.system, body.instructions, *messages):
-            text = bytes(message)
-            texts.append(_unmarked(text) if b'"cache_control"' in text else text)
+            texts.append(bytes(message))
+            is_marked = is_marked or b'"cache_control"' in texts[-1]
             yield
+        # All of them, for a text that is written anew differs from the client's in its spaces.
+        for index, text in enumerate(texts):
+            if is_marked and text:
+                texts[index] = _unmarked(text)
+                yield
         state = hashlib.sha256(secret)
         for text in texts[:2]:
             yield from _digested(state, text)

@@ -37,8 +37,8 @@ from agentserving_gateway.uploads import Uploads
 TRACE_PARENT, MAX_TRACE_PARENT = "traceparent", 55
 # Choices of the leader outside a subset before the request is refused.
 MAX_FOREIGN = 3
-# For how long a long body is read before others are served.
-TURN_S = 0.002
+# A long body is read for this time, and then others are served for as long.
+TURN_S = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +184,7 @@ class Picker:
         body = Body() if content is None else read_body(content)
         identity = named or from_body(body)
         if not identity.program_id and self._runs is not None:
-            conversation = await _in_turns(self._runs.reading(body))
+            conversation = await in_turns(self._runs.reading(body), began)
             program = self._runs.join(client.tenant, conversation) if conversation is not None else ProgramId("")
             identity = Identity(program_id=program, source="content") if program else identity
         holder = None
@@ -274,17 +274,20 @@ class Picker:
         )
 
 
-async def _in_turns(steps: Reading) -> Conversation | None:
-    """Lets other requests be answered whenever this one has had TURN_S."""
-    began = time.perf_counter()
+async def in_turns(steps: Reading, began: float) -> Conversation | None:
+    """Rests for as long as it has worked: an answer takes others several turns of the loop, with the leader between.
+
+    `began`: when the work on this request began, on the clock of `time.perf_counter`.
+    """
     while True:
         try:
             next(steps)
         except StopIteration as end:
             found: Conversation | None = end.value
             return found
-        if time.perf_counter() - began > TURN_S:
-            await asyncio.sleep(0)
+        worked_s = time.perf_counter() - began
+        if worked_s > TURN_S:
+            await asyncio.sleep(worked_s)
             began = time.perf_counter()
 
 

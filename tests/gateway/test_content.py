@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from agentserving.contract.ids import Tenant
-from agentserving_gateway import content
+from agentserving_gateway import content, picker
 from agentserving_gateway.body import read_body
 from agentserving_gateway.content import LONG_TURN_BYTES, MAX_MESSAGES, STEP_BYTES, Runs, reading
 from gateway.gateway_rig import answer_json, rig, value
@@ -288,3 +290,23 @@ def test_the_size_of_a_message_changes_nothing_about_its_turns(roles: list[str],
     assert conversation is not None
     turns = sum(role == "assistant" and roles[index - 1 : index] != ["assistant"] for index, role in enumerate(roles))
     assert len(conversation.turns) == turns
+
+
+async def test_others_are_served_while_a_long_body_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picker, "TURN_S", 0.0)
+    turns_of_others = 0
+
+    async def others() -> None:
+        nonlocal turns_of_others
+        while True:
+            turns_of_others += 1
+            await asyncio.sleep(0)
+
+    body = read_body(json.dumps({"messages": [said("user", "x" * 8 * STEP_BYTES)]}).encode())
+    serving = asyncio.create_task(others())
+    try:
+        conversation = await picker.in_turns(reading(body, b""), time.perf_counter())
+    finally:
+        serving.cancel()
+    assert conversation == read_whole(reading(body, b""))
+    assert turns_of_others >= 8, "between any two steps"

@@ -41,7 +41,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 class Load:
     """Threads that call without a pause until `stop`; `tokens` counts those of answers by tenant, as they come.
 
-    Not when a call has ended: of one with n > 1 some sequences may be done while others wait behind newer programs.
+    Not when a call has ended: of one with n > 1 some sequences may be long done while others wait for newer programs.
     """
 
     def __init__(self, cluster: Cluster) -> None:
