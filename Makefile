@@ -5,7 +5,7 @@ UV := $(shell command -v uv || echo "python3 -m uv")
 RUN := .venv/bin
 PYTHON ?= 3.11
 
-.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-agents epp-conformance images check docs sbom release fuzz proto crd clean
+.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-agents epp-conformance skew images check docs sbom release fuzz proto crd clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -64,6 +64,12 @@ e2e-agents: setup ## run Claude Code, Codex, OpenCode and Qwen Code (npm) agains
 
 epp-conformance: setup ## drive the endpoint picker with the Gateway API Inference Extension's own Go test tools (needs Go)
 	$(RUN)/python e2e/gaie/run.py
+
+# The earlier commit; by default the newest that is a day older.
+BASE ?= $(shell git rev-list -1 --before="$$(git show -s --format=%cI HEAD) - 1 day" HEAD)
+
+skew: setup ## run an earlier commit's cluster with today's control plane and back, under load: BASE=commit
+	$(RUN)/python e2e/skew/run.py "$(BASE)"
 
 images: ## build both images with docker, podman or buildah; VLLM_IMAGE=name@sha256:... pins the engine's base
 	scripts/images.sh

@@ -67,9 +67,10 @@ def process_below(pid: int, module: str) -> int | None:
 
 def leads(http_port: str) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{http_port}/readyz", timeout=2, trust_env=False).text.startswith("ok: leading")
+        answer = httpx.get(f"http://127.0.0.1:{http_port}/readyz", timeout=2, trust_env=False)
     except httpx.HTTPError:
         return False
+    return answer.text.startswith("ok: leading")
 
 
 class Load:
@@ -133,7 +134,7 @@ def calls_of(base: Path, tree: Path) -> int:
     """Calls that the leader has counted, by the command line of a tree."""
     argv = [sys.executable, "-m", "agentserving_cli.main", "ps", "-o", "json", "--state-dir", str(base)]
     done = subprocess.run(argv, env=environment(tree), capture_output=True, text=True, check=True)
-    return sum(int(each["calls_completed"]) for each in json.loads(done.stdout))
+    return sum(int(each["calls_completed"]) for each in json.loads(done.stdout)["programs"])
 
 
 def exchange(home: Path, up: subprocess.Popen[bytes], old: Path, log: IO[bytes]) -> collections.Counter[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 from agentserving.contract.identity import Role
@@ -26,7 +28,9 @@ from agentserving_controlplane.table.states import Outcome
 from click.testing import CliRunner, Result
 from controlplane.leader_builders import ACME, GLOBEX, admit, attach
 from controlplane.table_builders import key
+from integration.local_cluster import Cluster
 from support.etcd_server import EtcdServer
+from support.eventually import eventually
 from support.served_plane import SETTINGS
 
 pytestmark = pytest.mark.timeout(180)
@@ -69,8 +73,7 @@ async def fill(endpoint: str, prefix: str, *damaged: Write) -> int:
 
 
 def save(etcd: EtcdServer, path: Path) -> Path:
-    etcdctl = Path(find_etcd()).with_name("etcdctl")
-    subprocess.run([etcdctl, f"--endpoints={etcd.endpoint}", "snapshot", "save", path], check=True, capture_output=True)
+    run(Path(find_etcd()).with_name("etcdctl"), f"--endpoints={etcd.endpoint}", "snapshot", "save", path)
     return path
 
 
@@ -131,6 +134,54 @@ def test_a_prefix_without_a_cluster_is_refused_with_those_that_are_there(etcd: E
     result = check(save(etcd, tmp_path / "snapshot.db"), "--prefix", "/agentserving/ns/typo")
     assert result.exit_code == 1
     assert "/a/b" in result.output
+
+
+def test_a_cluster_of_this_machine_returns_to_its_snapshot(tmp_path: Path) -> None:
+    """As docs/backup.md says it."""
+    home, snapshot = tmp_path / "state", tmp_path / "snapshot.db"
+    tools = Path(find_etcd()).parent
+
+    def started() -> Cluster:
+        return Cluster(home, "--engine", "simulator", "--engines", "1", auth=True)
+
+    cluster = started()
+    try:
+        call(cluster, "kept", 1)
+        (etcd,) = [each.cmdline() for each in cluster.tree if each.cmdline()[0].endswith("/etcd")]
+        own = home / "keys" / "etcd"
+        certificates = [f"--cacert={own / 'ca.crt'}", f"--cert={own / 'etcd.crt'}", f"--key={own / 'etcd.key'}"]
+        endpoint = f"--endpoints={etcd[etcd.index('--listen-client-urls') + 1]}"
+        run(tools / "etcdctl", endpoint, *certificates, "snapshot", "save", snapshot)
+        call(cluster, "later", 1)
+    finally:
+        cluster.close()
+    shutil.rmtree(home / "etcd")
+    run(tools / "etcdutl", "snapshot", "restore", snapshot, "--data-dir", home / "etcd")
+    cluster = started()
+    try:
+        eventually(lambda: completed(cluster, "kept") == 1, "the program of the snapshot is there")
+        assert cluster.program_or_none("later") == {}
+        call(cluster, "kept", 2)
+    finally:
+        cluster.close()
+
+
+def completed(cluster: Cluster, program: str) -> int:
+    return int(cluster.program_or_none(program).get("calls_completed", 0))
+
+
+def call(cluster: Cluster, program: str, counted: int) -> None:
+    """One call; returns when the program has had so many."""
+    headers = {"authorization": f"Bearer {cluster.key}", "x-agentserving-program-id": program}
+    body = {"model": "tiny", "max_tokens": 2, "messages": [{"role": "user", "content": "hi"}]}
+    url = f"{cluster.addresses['gateway']}/chat/completions"
+    assert httpx.post(url, json=body, headers=headers, timeout=60, trust_env=False).status_code == 200
+    eventually(lambda: completed(cluster, program) == counted, f"{counted} calls of {program} are counted")
+
+
+def run(*argv: str | Path) -> None:
+    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_clusters_are_found_among_other_keys_of_an_etcd() -> None:
