@@ -65,8 +65,8 @@ e2e-agents: setup ## run Claude Code, Codex, OpenCode and Qwen Code (npm) agains
 epp-conformance: setup ## drive the endpoint picker with the Gateway API Inference Extension's own Go test tools (needs Go)
 	$(RUN)/python e2e/gaie/run.py
 
-# The earlier commit; by default the newest that is a day older.
-BASE ?= $(shell git rev-list -1 --before="$$(git show -s --format=%cI HEAD) - 1 day" HEAD)
+# The earlier commit; by default the newest that is half a day older.
+BASE ?= $(shell git rev-list -1 --before=$$(($$(git show -s --format=%ct HEAD) - 43200)) HEAD)
 
 skew: setup ## run an earlier commit's cluster with today's control plane and back, under load: BASE=commit
 	$(RUN)/python e2e/skew/run.py "$(BASE)"

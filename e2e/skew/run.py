@@ -53,6 +53,15 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
+def addresses(home: Path) -> dict[str, str]:
+    """What `up` has written; {} while it is not whole."""
+    try:
+        found: dict[str, str] = json.loads((home / "cluster.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
 def process_below(pid: int, module: str) -> int | None:
     """The child, or child's child, of a process that runs a module."""
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -113,7 +122,7 @@ def cluster(tree: Path, home: Path, log: IO[bytes]) -> Iterator[subprocess.Popen
     argv = [sys.executable, "-m", "agentserving_cli.main", "up", "--engine", "simulator", "--model", "tiny"]
     up = subprocess.Popen([*argv, "--state-dir", str(home)], env=environment(tree), stdout=log, stderr=log)
     try:
-        until(lambda: up.poll() is not None or (home / "cluster.json").exists(), "the earlier commit's cluster")
+        until(lambda: up.poll() is not None or bool(addresses(home)), "the earlier commit's cluster")
         if up.poll() is not None:
             raise RuntimeError("the earlier commit's cluster has ended")
         yield up
@@ -139,7 +148,7 @@ def calls_of(base: Path, tree: Path) -> int:
 
 def exchange(home: Path, up: subprocess.Popen[bytes], old: Path, log: IO[bytes]) -> collections.Counter[str]:
     """The load's answers while leadership goes to today's control plane and back."""
-    base = json.loads((home / "cluster.json").read_text())["gateway"]
+    base = addresses(home)["gateway"]
     found = process_below(up.pid, MODULE)
     assert found is not None, "the cluster has no control plane"
     argv, http = standby_of(found)
