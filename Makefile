@@ -5,7 +5,7 @@ UV := $(shell command -v uv || echo "python3 -m uv")
 RUN := .venv/bin
 PYTHON ?= 3.11
 
-.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-agents epp-conformance images check docs sbom release fuzz proto crd clean
+.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-agents epp-conformance skew images check docs sbom release fuzz proto crd clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -65,6 +65,12 @@ e2e-agents: setup ## run Claude Code, Codex, OpenCode and Qwen Code (npm) agains
 epp-conformance: setup ## drive the endpoint picker with the Gateway API Inference Extension's own Go test tools (needs Go)
 	$(RUN)/python e2e/gaie/run.py
 
+# The earlier commit; by default the newest that is half a day older.
+BASE ?= $(shell git rev-list -1 --before=$$(($$(git show -s --format=%ct HEAD) - 43200)) HEAD)
+
+skew: setup ## run an earlier commit's cluster with today's control plane and back, under load: BASE=commit
+	$(RUN)/python e2e/skew/run.py "$(BASE)"
+
 images: ## build both images with docker, podman or buildah; VLLM_IMAGE=name@sha256:... pins the engine's base
 	scripts/images.sh
 
@@ -78,11 +84,12 @@ docs: setup ## build the documentation as a site into build/site; broken links f
 sbom: setup ## list what the image installs, as CycloneDX JSON, in dist/sbom.json
 	scripts/sbom.sh dist/sbom.json
 
-# A PEM file with an ECDSA key; without one nothing is signed.
+# A PEM file with an ECDSA key, without which nothing is signed; and the file of images by digest that it takes then.
 KEY ?=
+IMAGES ?=
 
-release: setup ## put all that a release publishes into dist/release: wheel, chart, SBOM, checksums; KEY=key.pem signs
-	$(RUN)/python scripts/release.py $(if $(KEY),--key "$(KEY)")
+release: setup ## put all that a release publishes into dist/release; KEY=key.pem IMAGES=images.txt signs and pins
+	$(RUN)/python scripts/release.py $(if $(KEY),--key "$(KEY)") $(if $(IMAGES),--images "$(IMAGES)")
 
 # Sequences of RPCs that are tried; CI tries fifty.
 FUZZ_EXAMPLES ?= 100000

@@ -1,8 +1,17 @@
 """Everything that a release publishes, in one folder: `make release KEY=cosign.pem OUT=dist/release`.
 
 wheel, chart (as a file and as an OCI image layout), definitions of the images for amd64 and arm64, SBOM, SHA256SUMS and
-its signature. Nothing is uploaded. The signature is ECDSA over SHA-256 in base64, which `cosign verify-blob --key` and
-`openssl dgst -sha256 -verify` check. Two runs on one commit give the same chart.
+its signature. Nothing is uploaded. `--images FILE` names the images that were pushed and what they stand on, by digest:
+
+    image docker.io/agentserving/agentserving@sha256:...
+    engineImage docker.io/agentserving/engine@sha256:...
+    etcdImage quay.io/coreos/etcd@sha256:...
+    PYTHON_IMAGE docker.io/library/python@sha256:...
+    VLLM_IMAGE docker.io/vllm/vllm-openai@sha256:...
+
+The chart then installs these and refuses any other without a digest. Nothing is signed without it. The signature is
+ECDSA over SHA-256 in base64, which `cosign verify-blob --key` and `openssl dgst -sha256 -verify` check. Two runs on one
+commit give the same chart.
 """
 
 from __future__ import annotations
@@ -13,6 +22,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -30,16 +40,46 @@ PLATFORMS = ["linux/amd64", "linux/arm64"]
 CONFIG = "application/vnd.cncf.helm.config.v1+json"
 LAYER = "application/vnd.cncf.helm.chart.content.v1.tar+gzip"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+CHART_IMAGES, BASE_IMAGES = ("image", "engineImage", "etcdImage"), ("PYTHON_IMAGE", "VLLM_IMAGE")
+BY_DIGEST = re.compile(r"([a-z0-9][a-z0-9./:_-]*)@(sha256:[0-9a-f]{64})")
 IMAGES = {"agentserving": "Containerfile", "engine": "engine-image/Containerfile"}
 
 
-def chart_archive() -> bytes:
-    """The chart as `helm package` lays it out, without times and owners."""
+def pinned(text: str) -> dict[str, tuple[str, str]]:
+    """(repository, digest) by name. ValueError for an image too many or too few, and for one without a digest."""
+    found = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        name, _, image = line.partition(" ")
+        if (parts := BY_DIGEST.fullmatch(image.strip())) is None:
+            raise ValueError(f"{name}: must be repository@sha256:<64 hexadecimal digits>, not {image.strip()!r}")
+        found[name] = (parts[1], parts[2])
+    if odd := found.keys() ^ {*CHART_IMAGES, *BASE_IMAGES}:
+        raise ValueError(
+            f"each of {', '.join((*CHART_IMAGES, *BASE_IMAGES))} is needed once; see {', '.join(sorted(odd))}"
+        )
+    return found
+
+
+def values_with(images: dict[str, tuple[str, str]], values: str) -> str:
+    """The chart's values.yaml, comments included, with these images and nothing but digests accepted."""
+    for name in CHART_IMAGES:
+        repository, digest = images[name]
+        block = rf"(^{name}:\n(?:[ ]+.*\n)*?  repository: ).*(\n(?:[ ]+.*\n)*?  digest: ).*"
+        values, count = re.subn(block, rf'\g<1>{repository}\g<2>"{digest}"', values, count=1, flags=re.MULTILINE)
+        if not count:
+            raise ValueError(f"values.yaml has no {name} with repository and digest")
+    return values.replace("\nrequireDigests: false\n", "\nrequireDigests: true\n")
+
+
+def chart_archive(images: dict[str, tuple[str, str]] | None = None) -> bytes:
+    """The chart as `helm package` lays it out, without times and owners; with these images, if any are given."""
     found = io.BytesIO()
     with gzip.GzipFile(fileobj=found, mode="wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
         for path in sorted(each for each in CHART.rglob("*") if each.is_file()):
             info = tarfile.TarInfo(f"{CHART.name}/{path.relative_to(CHART)}")
             data = path.read_bytes()
+            if images is not None and path == CHART / "values.yaml":
+                data = values_with(images, data.decode()).encode()
             info.size, info.mode = len(data), 0o644
             tar.addfile(info, io.BytesIO(data))
     return found.getvalue()
@@ -63,12 +103,13 @@ def write_oci_layout(directory: Path, metadata: dict[str, Any], archive: bytes) 
     (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
 
 
-def image_definitions(version: str) -> dict[str, Any]:
+def image_definitions(version: str, images: dict[str, tuple[str, str]] | None = None) -> dict[str, Any]:
     """For `docker buildx bake -f images.json`, run at the root of the repository."""
+    bases = {name: "@".join(images[name]) for name in BASE_IMAGES} if images is not None else {}
     targets = {
         name: {
             "context": ".", "dockerfile": file, "platforms": PLATFORMS, "tags": [f"agentserving/{name}:{version}"],
-            "attest": ["type=provenance,mode=max", "type=sbom"],
+            "attest": ["type=provenance,mode=max", "type=sbom"], "args": bases,
         }
         for name, file in IMAGES.items()
     }  # fmt: skip
@@ -97,7 +138,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "dist" / "release")
     parser.add_argument("--key", type=Path, help="PEM file of an ECDSA key; without it nothing is signed")
     parser.add_argument("--no-sbom", action="store_true", help="leave out the SBOM, which downloads all packages")
+    parser.add_argument("--images", type=Path, help="file of the images by digest")
     given = parser.parse_args(argv)
+    if given.key is not None and given.images is None:
+        parser.error("--key: a release is signed only with --images, which names its images by digest")
+    images = None
+    if given.images is not None:
+        try:
+            images = pinned(given.images.read_text())
+        except (OSError, ValueError) as error:
+            parser.error(f"--images: {error}")
     out: Path = given.out
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -105,10 +155,10 @@ def main(argv: list[str]) -> int:
     version = metadata["version"]
     python = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
     subprocess.run(python, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    archive = chart_archive()
+    archive = chart_archive(images)
     (out / f"{CHART.name}-{version}.tgz").write_bytes(archive)
     write_oci_layout(out / "chart-oci", metadata, archive)
-    (out / "images.json").write_text(json.dumps(image_definitions(version), indent=2) + "\n")
+    (out / "images.json").write_text(json.dumps(image_definitions(version, images), indent=2) + "\n")
     if not given.no_sbom:
         subprocess.run([str(ROOT / "scripts" / "sbom.sh"), str(out / "sbom.json")], check=True)
     sums = checksums(out)

@@ -19,6 +19,7 @@ from agentserving.contract.service_class import ServiceClass
 from rich.console import Console
 
 from agentserving_cli.audit_command import audit_command
+from agentserving_cli.backup_command import backup
 from agentserving_cli.connection import client_of, default_state_dir, fail
 from agentserving_cli.cost_command import cost_command
 from agentserving_cli.key_commands import key_commands
@@ -187,6 +188,7 @@ _own = (
     tenant_commands(_local),
     audit_command(_local_logs),
     run,
+    backup,
     trace_command(_local),
     cost_command(_local),
     ui_command(_local),

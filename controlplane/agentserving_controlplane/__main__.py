@@ -31,6 +31,7 @@ from agentserving_process import certificate_expiry, logs, probes, supervision
 from agentserving_process.certificate_expiry import Use
 from agentserving_process.frames.server import StreamServer
 from agentserving_process.listening import listen
+from agentserving_process.malformed import TolerantServer
 from agentserving_process.supervision import CannotStartError, Supervisor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -119,7 +120,7 @@ def register(server: Any, plane: ControlPlane, streams_address: str = "") -> Non
 def add_health(server: grpc.aio.Server, *, reflect: bool = True) -> Any:
     """Registers health, which needs no credential, and reflection."""
     healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, TolerantServer(server))
     if reflect:
         reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     return healthy

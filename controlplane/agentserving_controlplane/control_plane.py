@@ -85,8 +85,13 @@ class ControlPlane(LeaderState):
         self.ends = CallEnds(self)
         self.programs = ProgramOperations(self)
         self._upkeep = Upkeep(self)
-        # Of the store; at recovery.
-        self.unreadable_rows = 0
+        # What recovery could not read, by key in the store, and why.
+        self.unreadable: dict[str, str] = {}
+
+    @property
+    def unreadable_rows(self) -> int:
+        """How many items of the store recovery could not read."""
+        return len(self.unreadable)
 
     async def tick(self) -> None:
         """What is due every few seconds."""
@@ -115,7 +120,7 @@ class ControlPlane(LeaderState):
                 raise
             except ValueError as error:
                 # Its program starts again without history, its key is unknown; all others are restored.
-                self.unreadable_rows += 1
+                self.unreadable[key] = str(error)
                 log.error("a row of the store cannot be read, it is left as it is", key=key, error=str(error))
         for begin in range(0, len(programs), ITEMS_PER_SLICE):
             self.table.restore(programs[begin : begin + ITEMS_PER_SLICE], chunks, now)
@@ -129,6 +134,7 @@ class ControlPlane(LeaderState):
             )
         except UnreadablePolicyError as error:
             in_force = self.policy.policy.name
+            self.unreadable[POLICY_KEY] = str(error)
             log.error("the stored policy cannot be read: apply it again", in_force=in_force, error=str(error))
         self.use_policy()
         for row in programs:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from agentserving.contract.ids import Tenant
 from agentserving.contract.phases import PrefixMiss
+from agentserving.contract.service_class import ServiceClass
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector as CollectorBase
@@ -130,22 +131,20 @@ def _distributions(plane: ControlPlane) -> Iterator[Metric]:
     yield from _usage(series)
 
 
-def _usage(series: Mapping[tuple[Tenant, str], Series]) -> Iterator[Metric]:
+def _usage(series: Mapping[tuple[Tenant, str, ServiceClass], Series]) -> Iterator[Metric]:
     """What calls have used, for bills and budgets of tenants."""
-    calls = CounterMetricFamily(
-        "agentserving_usage_calls", "Ended calls that an engine has reported", labels=["tenant", "class"]
-    )
+    labels = ["tenant", "class", "service_class"]
+    calls = CounterMetricFamily("agentserving_usage_calls", "Ended calls that an engine has reported", labels=labels)
     tokens = CounterMetricFamily(
-        "agentserving_usage_tokens", "Their tokens; cached is part of prompt", labels=["tenant", "class", "kind"]
+        "agentserving_usage_tokens", "Their tokens; cached is part of prompt", labels=[*labels, "kind"]
     )
-    seconds = CounterMetricFamily(
-        "agentserving_usage_engine_seconds", "Model execution of these calls", labels=["tenant", "class"]
-    )
-    for (tenant, class_name), each in series.items():
-        calls.add_metric([tenant, class_name], each.calls)
+    seconds = CounterMetricFamily("agentserving_usage_engine_seconds", "Model execution of these calls", labels=labels)
+    for (tenant, class_name, service_class), each in series.items():
+        named = [tenant, class_name, service_class.label]
+        calls.add_metric(named, each.calls)
         for kind in ("prompt", "cached", "output"):
-            tokens.add_metric([tenant, class_name, kind], getattr(each, f"{kind}_tokens"))
-        seconds.add_metric([tenant, class_name], each.engine_us / 1e6)
+            tokens.add_metric([*named, kind], getattr(each, f"{kind}_tokens"))
+        seconds.add_metric(named, each.engine_us / 1e6)
     yield from (calls, tokens, seconds)
 
 

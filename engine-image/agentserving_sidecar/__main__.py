@@ -15,6 +15,7 @@ from agentserving_process import engine_tls, logs, options, supervision
 from agentserving_process.backoff import Backoff
 from agentserving_process.engine_tls import EngineTls
 from agentserving_process.listening import listen
+from agentserving_process.malformed import TolerantServer
 from agentserving_process.probes import served
 from agentserving_process.supervision import CannotStartError, Supervisor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -67,7 +68,7 @@ async def generate_server(settings: Settings, engine: EngineHttp) -> AsyncIterat
     """CallService.Generate and gRPC health checks, while the block runs."""
     server = grpc.aio.server(options=SERVER_OPTIONS)
     healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, TolerantServer(server))
     add_generate(server, engine, settings.sidecar.ticket_check(settings.engine.engine_id))
     # With a certificate but no CA, anybody could call: then it serves in the clear, as without a certificate.
     listen(server, settings.sidecar.listen, settings.leader.server() if settings.leader.tls_ca else None)

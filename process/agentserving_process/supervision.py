@@ -23,6 +23,7 @@ from typing import Any, Self
 import structlog
 from prometheus_client import Counter
 
+from agentserving_process import memory
 from agentserving_process.backoff import Backoff
 
 log = structlog.get_logger()
@@ -193,6 +194,7 @@ def run(
 
     loop_factory: uvloop.new_event_loop where a process is on the path of calls; by default asyncio's own loop.
     """
+    memory.share_one_arena()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(_run(serve))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -65,3 +66,28 @@ async def test_an_error_during_the_first_write_reaches_every_client() -> None:
             return (await refusal(until_end(stream))).reason
 
         assert set(await asyncio.gather(*(reason() for _ in range(100)))) == {"MALFORMED_MESSAGE"}
+
+
+async def test_a_write_that_fails_after_its_task_was_cancelled_is_no_unhandled_error() -> None:
+    """The client goes away while a message is on its way to it and the stream ends."""
+    fails, begun = asyncio.Event(), asyncio.Event()
+
+    class Context:
+        async def write(self, message: object) -> None:
+            begun.set()
+            await fails.wait()
+            raise RuntimeError("the client has gone")
+
+    unhandled: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: unhandled.append(context))
+    context: Any = Context()
+    outlet = streams.Outlet(context)
+    task = asyncio.create_task(outlet.write("message"))
+    await begun.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    fails.set()
+    await outlet.close()
+    del outlet, task
+    gc.collect()
+    assert unhandled == []

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -26,12 +27,67 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def digest(name: str) -> str:
+    return f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+NAMES = ("image", "engineImage", "etcdImage", "PYTHON_IMAGE", "VLLM_IMAGE")
+LINES = [f"{name} registry.test:5000/{name.lower()}@{digest(name)}" for name in NAMES]
+
+
+def make(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "scripts/release.py", "--out", str(out), "--no-sbom", *more]
+    return subprocess.run(argv, cwd=ROOT, check=False, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Path:
-    out = tmp_path_factory.mktemp("release") / "out"
-    argv = [sys.executable, "scripts/release.py", "--out", str(out), "--key", str(key), "--no-sbom"]
-    subprocess.run(argv, cwd=ROOT, check=True, capture_output=True)
-    return out
+    place = tmp_path_factory.mktemp("release")
+    (place / "images.txt").write_text("\n".join(LINES) + "\n")
+    done = make(place / "out", "--key", str(key), "--images", str(place / "images.txt"))
+    assert done.returncode == 0, done.stderr
+    return place / "out"
+
+
+def values_of(release: Path) -> dict[str, Any]:
+    (archive,) = release.glob("agentserving-*.tgz")
+    with tarfile.open(archive) as tar:
+        member = tar.extractfile("agentserving/values.yaml")
+        assert member is not None
+        found: dict[str, Any] = yaml.safe_load(member)
+    return found
+
+
+def test_the_chart_of_a_release_installs_its_images_by_digest_and_accepts_no_others(release: Path) -> None:
+    ours, expected = values_of(release), yaml.safe_load((CHART / "values.yaml").read_text())
+    for name in NAMES[:3]:
+        expected[name] |= {"repository": f"registry.test:5000/{name.lower()}", "digest": digest(name)}
+    assert ours == expected | {"requireDigests": True}
+    targets = json.loads((release / "images.json").read_text())["target"]
+    bases = {name: f"registry.test:5000/{name.lower()}@{digest(name)}" for name in NAMES[3:]}
+    assert [each["args"] for each in targets.values()] == [bases, bases]
+
+
+def test_nothing_is_signed_without_digests(tmp_path: Path, key: Path) -> None:
+    refused = make(tmp_path / "out", "--key", str(key))
+    assert (refused.returncode, (tmp_path / "out").exists()) == (2, False)
+    assert "--images" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        (LINES[1:], "image"),
+        ([*LINES, "sidecarImage a@" + digest("a")], "sidecarImage"),
+        ([*LINES[:4], "VLLM_IMAGE docker.io/vllm/vllm-openai:v0.32.0"], "VLLM_IMAGE"),
+        ([*LINES[:4], LINES[4][:-1]], "VLLM_IMAGE"),
+    ],
+)
+def test_images_that_are_not_all_named_by_digest_are_refused(tmp_path: Path, lines: list[str], named: str) -> None:
+    (tmp_path / "images.txt").write_text("\n".join(lines))
+    refused = make(tmp_path / "out", "--images", str(tmp_path / "images.txt"))
+    assert (refused.returncode, (tmp_path / "out").exists()) == (2, False)
+    assert named in refused.stderr
 
 
 def test_every_file_has_a_checksum_that_holds(release: Path) -> None:

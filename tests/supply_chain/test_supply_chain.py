@@ -93,3 +93,23 @@ def test_an_etcd_of_the_user_comes_before_the_old_one_from_pypi(
     else:
         monkeypatch.setenv("PATH", str(tmp_path))
     assert find_etcd() == str(own)
+
+
+@pytest.mark.parametrize(
+    ("version", "warns"), [("3.5.0", True), ("3.5.2", True), ("3.5.3", False), ("3.5.20", False), ("3.6.16", False)]
+)
+def test_an_etcd_that_may_corrupt_its_data_is_named(version: str, warns: bool) -> None:
+    from agentserving_cli.local.etcd_versions import caution
+
+    assert (version in caution(f"etcd Version: {version}\nGit SHA: e8732fb5f\n")) is warns
+
+
+def test_the_etcd_of_pypi_is_such_a_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is not any more, docs/security.md has less to say."""
+    from agentserving_cli.local.cluster import find_etcd
+    from agentserving_cli.local.etcd_versions import caution
+
+    monkeypatch.delenv("ETCD_BIN", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    listed = subprocess.run([find_etcd(), "--version"], capture_output=True, text=True, check=True)
+    assert caution(listed.stdout)

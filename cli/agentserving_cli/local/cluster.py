@@ -24,6 +24,7 @@ from agentserving_cli.local import commands, vllm_env
 from agentserving_cli.local.commands import Command
 from agentserving_cli.local.credentials import Credentials
 from agentserving_cli.local.engine_states import watch_states
+from agentserving_cli.local.etcd_versions import caution
 from agentserving_cli.local.layout import (
     BUILT_IN_CONTEXT,
     ClusterSpec,
@@ -151,7 +152,7 @@ class LocalCluster:
         for child in engines:
             await self._launch(child)
         if self.spec.store == "etcd":
-            await self._up(self._child(commands.etcd(self.spec, find_etcd(), self._state.home, self.ports)))
+            await self._start_etcd(find_etcd())
         for plane in self.ports.control_planes:
             await self._up(self._child(commands.control_plane(self.spec, self._state.home, self.ports, plane)))
         for engine in self.ports.engines:
@@ -168,6 +169,13 @@ class LocalCluster:
         for child in self.children.values():
             self._start_task(f"supervision of {child.name}", self._supervise(child))
         self._start_task("watch of the engines", watch_states(self.control_plane, self.key("admin"), self._tell))
+
+    async def _start_etcd(self, binary: str) -> None:
+        await self._up(self._child(commands.etcd(self.spec, binary, self._state.home, self.ports)))
+        listed = await asyncio.create_subprocess_exec(binary, "--version", stdout=asyncio.subprocess.PIPE)
+        version, _ = await listed.communicate()
+        if warning := caution(version.decode(errors="replace")):
+            self._tell(warning)
 
     def _start_task(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """A background task whose failure ends the cluster with a reason."""

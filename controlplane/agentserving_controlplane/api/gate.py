@@ -6,11 +6,10 @@ that no state of its leadership is left.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+from agentserving_process.malformed import tolerant
 from google.protobuf.message import DecodeError
 
 from agentserving_controlplane.api.guard import Guard
@@ -34,38 +33,8 @@ class Services:
         """Called by generated code with the same handlers."""
 
 
-# Stands for a request whose bytes are no message of its method. gRPC would answer UNKNOWN and log a traceback, before
-# it is known who asks.
-_MALFORMED = object()
-
-
-def _decoding(handler: Any) -> Any:
-    """A handler that answers malformed requests with INVALID_ARGUMENT. Streams read their messages themselves."""
-    read = handler.request_deserializer
-
-    def decode(data: bytes) -> Any:
-        try:
-            return read(data)
-        except DecodeError:
-            return _MALFORMED
-
-    async def unary(request: Any, context: Any) -> Any:
-        if request is _MALFORMED:
-            await abort(context, DecodeError())
-        return await handler.unary_unary(request, context)
-
-    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        if request is _MALFORMED:
-            await abort(context, DecodeError())
-        async with contextlib.aclosing(handler.unary_stream(request, context)) as responses:
-            async for response in responses:
-                yield response
-
-    if handler.unary_unary is not None:
-        return grpc.unary_unary_rpc_method_handler(unary, decode, handler.response_serializer)
-    if handler.unary_stream is not None:
-        return grpc.unary_stream_rpc_method_handler(stream, decode, handler.response_serializer)
-    return handler
+async def _refuse_malformed(context: Any) -> None:
+    await abort(context, DecodeError())
 
 
 class Gate(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
@@ -98,7 +67,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
         for handler in self._services.handlers:
             found = handler.service(handler_call_details)
             if found is not None:
-                made = _decoding(found)
+                made = tolerant(found, _refuse_malformed)
                 made = self._handlers[path] = made if self._guard is None else self._guard.wrap(path, made)
                 return made
         return None

@@ -69,6 +69,12 @@ def woken_by(listeners: set[Callable[[], None]], at_most: int | None = None) -> 
         listeners.discard(wake.set)
 
 
+def _seen(write: asyncio.Task[None]) -> None:
+    """A write fails when its client goes away; if its task was cancelled by then, no one else asks for the error."""
+    if not write.cancelled():
+        write.exception()
+
+
 class Outlet:
     """The writing side of a stream. grpc.aio allows neither a second write nor a status while a write is under way."""
 
@@ -86,6 +92,7 @@ class Outlet:
         """
         async with self._writing:
             self._last = asyncio.ensure_future(self._context.write(message))
+            self._last.add_done_callback(_seen)
             await asyncio.shield(self._last)
 
     async def close(self) -> None:

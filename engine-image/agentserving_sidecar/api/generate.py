@@ -17,11 +17,13 @@ from agentserving.contract.ticket import InvalidTicketError
 from agentserving.v1 import call_service_pb2 as pb
 from agentserving.v1 import call_service_pb2_grpc as rpc
 from agentserving_process.audit import Refusals
+from agentserving_process.malformed import TolerantServer
 from prometheus_client import Counter
 
 from agentserving_sidecar.engine_http import EngineHttp
 
 REFUSED = Counter("agentserving_sidecar_generate_refusals", "Calls of Generate without a valid ticket.", ["reason"])
+GENERATE = "/agentserving.v1.CallService/Generate"
 WINDOW_S = 0.015
 MAX_BODY_BYTES = 10 << 20
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings")
@@ -75,4 +77,5 @@ async def _coalesced(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 
 def add_generate(server: grpc.aio.Server, engine: EngineHttp, check: Callable[[str], None]) -> None:
     """Registers the service; `check` as of GenerateServicer."""
-    rpc.add_CallServiceServicer_to_server(GenerateServicer(engine, check), server)
+    only = TolerantServer(server, frozenset({GENERATE}))
+    rpc.add_CallServiceServicer_to_server(GenerateServicer(engine, check), only)

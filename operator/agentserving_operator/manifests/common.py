@@ -155,12 +155,18 @@ def child_object(
     }
 
 
-def pod(cluster: AgentServingCluster, component: Component, *, restricted: bool = True, **spec: Any) -> Manifest:
-    """A pod template under Pod Security `restricted`; otherwise containers run as the user of their image."""
-    security: Manifest = {"fsGroup": USER, "fsGroupChangePolicy": "OnRootMismatch"}
-    security["seccompProfile"] = {"type": "RuntimeDefault"}
-    if restricted:
-        security |= {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER}
+def pod(
+    cluster: AgentServingCluster, component: Component, *, change_all_groups: bool = False, **spec: Any
+) -> Manifest:
+    """A pod template under Pod Security `restricted`.
+
+    `change_all_groups`: kubelet gives each file of the volumes to the pod's group, also where the top directory has it.
+    """
+    security: Manifest = {
+        "runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
+        "fsGroupChangePolicy": "Always" if change_all_groups else "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }  # fmt: skip
     whole = {
         "serviceAccountName": cluster.child(component),
         "automountServiceAccountToken": False,

@@ -5,7 +5,7 @@ It is the only one that mounts the Secret with all engines' certificates. It ope
 
 from __future__ import annotations
 
-from agentserving_operator.manifests.common import PYTHON_ENV, USER, AgentServingCluster, Manifest, container, python
+from agentserving_operator.manifests.common import PYTHON_ENV, AgentServingCluster, Manifest, container, python
 from agentserving_operator.manifests.tls import ENGINE_CURRENT_DIR, ENGINE_DIR, ENGINES_DIR
 
 _IS_THERE = f"import os, sys; sys.exit(not os.path.exists('{ENGINE_CURRENT_DIR}'))"
@@ -39,5 +39,4 @@ def identity_containers(cluster: AgentServingCluster) -> list[Manifest]:
             "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 600,
         },
     )  # fmt: skip
-    made["securityContext"] |= {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER}
     return [made]

@@ -1,7 +1,7 @@
 """The engine container: vLLM with our scheduler, or the simulator. Pure.
 
-vLLM alone is exempt from two settings of Pod Security `restricted`: its image runs as root and writes compiled kernels
-below its home directory, so neither runAsNonRoot nor a read-only root file system is required of it.
+vLLM's image is made for root. It runs as our user on a read-only root file system all the same, because everything
+that it, PyTorch, Triton and CUDA write is below $HOME, which is a volume.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ PUBLIC_KEYS = tuple(f"{name}{suffix}" for name in ("public", "gateway-public") f
 # Where huggingface_hub reads the token: as a variable, every child process and crash report would have it.
 MODEL_TOKEN_DIR, MODEL_TOKEN_FILE = "/etc/agentserving/model-token", "token"
 TEMPLATE_DIR, TEMPLATE_FILE = "/etc/agentserving/chat-template", "template.jinja"
+# Compiled kernels and whatever else a library puts below the home directory.
+HOME_VOLUME, HOME_DIR, USER_NAME = "home", "/var/lib/agentserving/home", "agentserving"
 PROBE_EVERY_S = 10
 # Returns when the engine has no calls left, or after the sidecar's --drain-s. The sidecar answers on a socket in the
 # directory that it shares with this container alone. Both images have Python, not curl.
@@ -79,7 +81,10 @@ def engine_container(cluster: AgentServingCluster) -> Manifest:
         return container(cluster, "engine", engine.image or cluster.images.agentserving, resources, **started)
     started |= {"command": ["python3", "-m", "vllm.entrypoints.openai.api_server"], "args": _vllm_arguments(cluster)}
     started["env"] += _vllm_env(cluster)
-    started["volumeMounts"].append({"name": "model-cache", "mountPath": MODELS_DIR})
+    started["volumeMounts"] += [
+        {"name": "model-cache", "mountPath": MODELS_DIR},
+        {"name": HOME_VOLUME, "mountPath": HOME_DIR},
+    ]
     if cluster.spec.model.token is not None:
         started["volumeMounts"].append({"name": "model-token", "mountPath": MODEL_TOKEN_DIR, "readOnly": True})
     if cluster.spec.model.chat_template is not None:
@@ -87,9 +92,7 @@ def engine_container(cluster: AgentServingCluster) -> Manifest:
     if engine.accelerator.count:
         devices = {engine.accelerator.resource_name: str(engine.accelerator.count)}
         resources["limits"] = {**resources.get("limits", {}), **devices}
-    vllm = container(cluster, "engine", engine.image or cluster.images.vllm, resources, **started)
-    vllm["securityContext"]["readOnlyRootFilesystem"] = False
-    return vllm
+    return container(cluster, "engine", engine.image or cluster.images.vllm, resources, **started)
 
 
 def _tls_mount(cluster: AgentServingCluster) -> list[Manifest]:
@@ -223,6 +226,9 @@ def _vllm_env(cluster: AgentServingCluster) -> list[Manifest]:
         {"name": "AGENTSERVING_SSE_KEEP_ALIVE_S", "value": str(cluster.spec.engine.sse_keep_alive_seconds)},
         *_vllm_access(cluster),
         {"name": "HF_HOME", "value": MODELS_DIR},
+        {"name": "HOME", "value": HOME_DIR},
+        # PyTorch asks for the user's name when it is imported and fails for a uid that /etc/passwd does not have.
+        {"name": "USER", "value": USER_NAME},
         {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
         {"name": VLLM_KEEP_ALIVE, "value": str(KEEP_ALIVE_S)},
     ]

@@ -15,6 +15,7 @@ from agentserving_operator.manifests.common import (
 )
 from agentserving_operator.manifests.engine_identity_container import identity_containers
 from agentserving_operator.manifests.engine_pod import (
+    HOME_VOLUME,
     MODEL_TOKEN_FILE,
     PUBLIC_KEYS,
     TEMPLATE_FILE,
@@ -56,7 +57,9 @@ def _template(cluster: AgentServingCluster) -> Manifest:
     return pod(
         cluster,
         Component.ENGINE,
-        restricted=not vllm,
+        # Volumes may hold models that an older version downloaded as root, into directories that only root can write.
+        # They are few files, so giving all of them to the group at each start is cheap.
+        change_all_groups=vllm,
         initContainers=[*identity_containers(cluster), sidecar_container(cluster)],
         containers=[engine_container(cluster)],
         terminationGracePeriodSeconds=engine.drain_seconds + GRACE_AFTER_DRAIN_S,
@@ -78,6 +81,7 @@ def _volumes(cluster: AgentServingCluster) -> list[Manifest]:
         *engine_volumes(cluster),
     ]
     if engine.type is EngineType.VLLM:
+        found.append({"name": HOME_VOLUME, "emptyDir": {}})
         token = cluster.spec.model.token
         if token is not None:
             item = {"key": token.key, "path": MODEL_TOKEN_FILE}

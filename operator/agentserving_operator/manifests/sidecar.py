@@ -6,7 +6,6 @@ from agentserving_operator.manifests.common import (
     ALIVE,
     PYTHON_ENV,
     STARTED,
-    USER,
     AgentServingCluster,
     Component,
     Manifest,
@@ -46,7 +45,7 @@ def sidecar_container(cluster: AgentServingCluster) -> Manifest:
         requests={"cpu": "100m", "memory": "128Mi"},
         limits={"cpu": "2", "memory": "512Mi"},
     )
-    sidecar = container(
+    return container(
         cluster,
         "sidecar",
         cluster.images.agentserving,
@@ -72,5 +71,3 @@ def sidecar_container(cluster: AgentServingCluster) -> Manifest:
         readinessProbe=http_probe(Port.SIDECAR_HTTP, "/readyz", periodSeconds=5, timeoutSeconds=5, failureThreshold=2),
         livenessProbe=http_probe(Port.SIDECAR_HTTP, "/healthz", **ALIVE),
     )
-    sidecar["securityContext"] |= {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER}
-    return sidecar

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from agentserving_operator.manifests import HASH_ANNOTATION, AgentServingCluster, Component, Images, desired
-from agentserving_operator.manifests.common import resources_of, selector
+from agentserving_operator.manifests.common import USER, resources_of, selector
 from agentserving_operator.spec.parsing import parse
 from agentserving_operator.spec.parts import Resources
 from support.operator_objects import IMAGES, make_cluster, pod_spec
@@ -65,20 +65,18 @@ def test_mounts_and_volumes_match(cluster: AgentServingCluster) -> None:
 
 
 @every
-def test_everything_except_a_vllm_engine_is_restricted(cluster: AgentServingCluster) -> None:
+def test_every_container_is_restricted_and_writes_to_volumes_only(cluster: AgentServingCluster) -> None:
     for each in desired(cluster):
         if each["kind"] not in ("Deployment", "StatefulSet"):
             continue
         spec = pod_spec(each)
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        vllm = each["metadata"]["name"] == "demo-engine" and cluster is not CLUSTERS["simulator"]
         for one in [*spec["containers"], *spec.get("initContainers", [])]:
             security = {**spec["securityContext"], **one["securityContext"]}
             assert security["capabilities"] == {"drop": ["ALL"]}
             assert security["allowPrivilegeEscalation"] is False
-            if not vllm or one["name"] == "sidecar":
-                assert security["runAsNonRoot"] is True
-                assert security["readOnlyRootFilesystem"] is True
+            assert (security["runAsNonRoot"], security["runAsUser"]) == (True, USER)
+            assert security["readOnlyRootFilesystem"] is True
 
 
 def test_an_external_store_and_memory_have_no_objects() -> None:

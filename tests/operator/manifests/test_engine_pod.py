@@ -13,6 +13,7 @@ from agentserving_engine.calls import Unticketed
 from agentserving_engine.http.middleware import EngineMiddleware
 from agentserving_engine.settings import HttpSettings, PluginSettings
 from agentserving_gateway.envoy.clusters import ENGINE_IDLE_S
+from agentserving_operator.manifests import desired
 from agentserving_operator.manifests.engine_pod import MIDDLEWARE, SCHEDULER, engine_container
 from agentserving_operator.manifests.engine_statefulset import engine_statefulset
 from agentserving_simulator import __main__ as simulator
@@ -91,6 +92,32 @@ def test_an_engine_serves_calls_without_tickets_only_in_a_cluster_without_keys(e
         )  # fmt: skip
         assert tuple((pairs if engine == "Simulator" else env).get(name) for name in names) == expected
         assert ("gateway-public" in str(one)) == (clients == "Keys")
+
+
+def test_what_vllm_writes_is_in_volumes() -> None:
+    """Its image is made for root, and the root file system is read-only."""
+    cluster = make_cluster()
+    one, spec = engine_container(cluster), pod_spec(engine_statefulset(cluster))
+    env, mounts = env_of(one), {each["mountPath"]: each for each in one["volumeMounts"]}
+    for place in (env["HOME"], env["HF_HOME"], "/tmp", "/dev/shm"):
+        assert not mounts[place].get("readOnly")
+    assert env["USER"], "PyTorch cannot be imported by a uid without a name"
+    # Kubernetes leaves files of a volume alone whose top directory has the group; older versions wrote as root.
+    assert spec["securityContext"]["fsGroupChangePolicy"] == "Always"
+
+
+def test_a_template_gives_vllm_another_user() -> None:
+    security = {"runAsUser": 0, "runAsNonRoot": False, "readOnlyRootFilesystem": False}
+    template = {"spec": {"containers": [{"name": "engine", "securityContext": security}]}}
+    (made,) = [
+        each
+        for each in desired(make_cluster(engine={"template": template}))
+        if (each["kind"], each["metadata"]["name"]) == ("StatefulSet", "demo-engine")
+    ]
+    spec = pod_spec(made)
+    assert {**spec["containers"][0]["securityContext"], **security} == spec["containers"][0]["securityContext"]
+    assert spec["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert spec["securityContext"]["runAsNonRoot"] is True, "the sidecar's"
 
 
 def test_weights_are_data_unless_the_spec_says_otherwise() -> None:
