@@ -94,7 +94,7 @@ def tree_table(rows: Iterable[TreeRow], width: int = 200) -> Table:
         cells["PROGRAM"] = branch + (cut(program.program_id, left) if wide else _named(program, left))
         cells["NAME"], cells["ENGINE"] = cut(cells["NAME"], _NAME), cut(cells["ENGINE"], _ENGINE)
         if not wide:
-            cells["STATE"] = cells["STATE"][:9]
+            cells["STATE"] = "Spent" if program.pause_cause is PauseCause.BUDGET else cells["STATE"][:9]
         table.add_row(*(escape(cells[column]) for column in columns))
     return table
 

@@ -133,7 +133,8 @@ def test_a_program_whose_budget_is_spent_says_so_and_what_to_do() -> None:
         ),
     )  # fmt: skip
     spent = messages.read(Program, message)
-    assert "Paused budget" in shown(screens.programs_table([spent], 80), 80)[1]
+    assert "Paused budget" in shown(screens.programs_table([spent], 200), 200)[1]
+    assert "Spent" in shown(screens.programs_table([spent], 80), 80)[1]
     text = " ".join(shown(screens.program_screen(spent), 200))
     assert "210000 of 200000 tokens, 5 of 50 calls spent (105%); it goes on with: agentserving resume p --add" in text
     paused = types_pb2.Program(program_id="p", state=types_pb2.PROGRAM_STATE_PAUSED)
