@@ -228,6 +228,16 @@ async def plane(tmp_path: Path) -> AsyncIterator[GuardedPlane]:
         yield served
 
 
+async def answered(channel: grpc.aio.Channel, name: str, request: Any, metadata: Metadata) -> Refusal | None:
+    """`outcome`, asked again where gRPC lost the server's words: on a busy machine the reset of a stream whose client
+    still writes may overtake the refusal (INTERNAL without a reason of ours)."""
+    for _ in range(3):
+        refused = await outcome(channel, name, request, metadata)
+        if refused is None or refused.code is not grpc.StatusCode.INTERNAL or refused.reason:
+            break
+    return refused
+
+
 async def test_every_rpc_answers_every_kind_of_caller_as_it_should(plane: GuardedPlane) -> None:
     requests = Requests(plane)
     attached: Any = (await plane.parts("sidecar/e1")).stream_stream(
@@ -244,7 +254,7 @@ async def test_every_rpc_answers_every_kind_of_caller_as_it_should(plane: Guarde
     for name in sorted(methods(), key=lambda name: (name == "EngineService.Attach", name)):
         for who, made in CALLERS.items():
             channel, metadata = await made(plane)
-            refused = await outcome(channel, name, await requests.of(name), metadata)
+            refused = await answered(channel, name, await requests.of(name), metadata)
             found = ("OK", "") if refused is None else (refused.code.name, refused.reason)
             code, reason = expected(name, who)
             if found[0] != code or (reason and found[1] != reason):
