@@ -301,3 +301,18 @@ async def test_health_checks_follow_the_protocol() -> None:
         assert await status(LIVENESS) == serving
         assert await status(READINESS) == not_serving
         assert await status(SERVICE) == not_serving
+
+
+async def test_bytes_that_are_no_message_are_refused_and_fill_no_log(capfd: pytest.CaptureFixture[str]) -> None:
+    async with (
+        foreign(answer_json) as (made, service),
+        grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel,
+    ):
+        stream = channel.stream_stream(f"/{SERVICE}/Process")(iter([b"\xff\xff"]))
+        assert await stream.code() is grpc.StatusCode.INVALID_ARGUMENT
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await channel.unary_unary("/grpc.health.v1.Health/Check")(b"\xff\xff")
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert (await made.post(headers=PROGRAM)).startswith(b"HTTP/1.1 200"), "others are served"
+    written = capfd.readouterr()
+    assert "Traceback" not in written.out + written.err

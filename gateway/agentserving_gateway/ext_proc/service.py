@@ -16,8 +16,10 @@ from agentserving.transport.connection import Tls
 from agentserving.transport.server_tls import server_credentials
 from agentserving_process.addresses import split_address
 from agentserving_process.listening import listen
+from agentserving_process.malformed import refuse, tolerant
 from agentserving_process.options import option
 from agentserving_process.supervision import CannotStartError
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from agentserving_gateway.exchange_log.verdict import Exchange
@@ -75,12 +77,19 @@ class ExtProcOptions:
 class _Stream:
     """Implements conversation.Stream."""
 
-    def __init__(self, context: grpc.aio.ServicerContext[pb.ProcessingRequest, pb.ProcessingResponse]) -> None:
+    def __init__(self, context: grpc.aio.ServicerContext[bytes, pb.ProcessingResponse]) -> None:
         self._context = context
 
     async def read(self) -> pb.ProcessingRequest | None:
         message = await self._context.read()
-        return message if isinstance(message, pb.ProcessingRequest) else None
+        if not isinstance(message, bytes):
+            return None
+        try:
+            return pb.ProcessingRequest.FromString(message)
+        except DecodeError:
+            # Whoever reaches the port could fill the log.
+            await refuse(self._context)
+            raise
 
     async def write(self, response: pb.ProcessingResponse) -> None:
         await self._context.write(response)
@@ -105,9 +114,8 @@ class ExtProc:
                 ("grpc.max_send_message_length", max_body_bytes + _ENVELOPE_BYTES),
             ]
         )
-        process = grpc.stream_stream_rpc_method_handler(
+        process: grpc.RpcMethodHandler[bytes, pb.ProcessingResponse] = grpc.stream_stream_rpc_method_handler(
             self.process,
-            request_deserializer=pb.ProcessingRequest.FromString,
             response_serializer=pb.ProcessingResponse.SerializeToString,
         )
         # Computed when asked; without Watch, which clients replace by Check.
@@ -119,7 +127,7 @@ class ExtProc:
         self.server.add_generic_rpc_handlers(
             (
                 grpc.method_handlers_generic_handler(SERVICE, {"Process": process}),
-                grpc.method_handlers_generic_handler(_HEALTH, {"Check": check}),
+                grpc.method_handlers_generic_handler(_HEALTH, {"Check": tolerant(check)}),
             )
         )
 
@@ -128,9 +136,7 @@ class ExtProc:
         """Whether gateways should send requests."""
         return not self.leaving and self._is_ready()
 
-    async def process(
-        self, _: object, context: grpc.aio.ServicerContext[pb.ProcessingRequest, pb.ProcessingResponse]
-    ) -> None:
+    async def process(self, _: object, context: grpc.aio.ServicerContext[bytes, pb.ProcessingResponse]) -> None:
         """One stream. An error of ours ends it with a status other than OK: the pool's failure mode decides."""
         talk = Conversation(
             _Stream(context), context.peer(), picker=self._picker, gateways=self._gateways,
@@ -141,6 +147,9 @@ class ExtProc:
         except asyncio.CancelledError:
             if not self.leaving:
                 talk.left()
+            raise
+        except grpc.aio.AbortError:
+            talk.left()
             raise
         except Exception:
             log.exception("a request failed in the endpoint picker")
