@@ -54,7 +54,7 @@ def ended(
         attained_service_us=0, service_us=round(1000 * (ended_at - began)), wait_us=0, prompt_tokens=prompt,
         cached_tokens=cached, output_tokens=output, preemptions=0, level=0, running=False, admit_time=at(began),
         parent_call_ids=tuple(CallId(each) for each in parents), phases=(), prefix_miss=PrefixMiss.UNSPECIFIED,
-        common_tokens=0, arrive_time=None, gateway_us=0, trace_parent="",
+        common_tokens=0, arrive_time=None, gateway_us=0, held_us=0, trace_parent="",
     )  # fmt: skip
     return EndedCall(call=call, program=of, outcome=outcome, end_time=at(ended_at + heard_late))
 

@@ -58,7 +58,8 @@ TRICKS: dict[str, dict[str, Any]] = {
 @given(policy=policies, slots=st.integers(2, 10), seed=st.integers(0, 1000))
 def test_a_trick_buys_nothing_from_another_tenant(trick: str, policy: Policy, slots: int, seed: int) -> None:
     engine = SharedEngine(policy, slots, [honest(), honest("globex", **TRICKS[trick])], seed=seed)
-    assert share(engine, "globex") <= GAIN / 2
+    # So long that one call more is a small part.
+    assert share(engine, "globex", 3200 if trick == "long calls" else 800) <= GAIN / 2
     assert engine.idle_slots == 0, "work-conserving"
 
 
