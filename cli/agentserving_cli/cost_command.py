@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import click
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
-from agentserving_cli.costs import By, as_csv, as_dict, rows
+from agentserving_cli.costs import By, CostRow, as_csv, as_dict, rows
 from agentserving_cli.option_types import DurationText
 from agentserving_cli.output import print_data
 from agentserving_cli.program_commands import EVERY_STATE, Connect, Where
 from agentserving_cli.screens import count, cut, plain_table
 
 console = Console(soft_wrap=True)
-_ID = 40
+# Width of the other columns and the gaps, and bounds of what is cut.
+_TAKEN, _NAME, _LEAST_ID = 65, 12, 12
 
 
 def cost_command(where: Where) -> click.Command:
@@ -37,14 +40,31 @@ def cost_command(where: Where) -> click.Command:
         if output != "table":
             print_data({"costs": [as_dict(row) for row in found]}, output)
             return
-        titles = ("TENANT", "CLASS", "PROGRAM", "CALLS", "PROMPT", "CACHED", "OUTPUT", "ENGINE HOURS", "COST")
-        table = plain_table(titles, titles[:3])
-        for row in found:
-            table.add_row(
-                escape(row.tenant), escape(row.class_name) or "-", escape(cut(row.program, _ID)) or str(row.programs),
-                count(row.calls), count(row.prompt_tokens), count(row.cached_tokens), count(row.output_tokens),
-                f"{row.engine_hours:.4f}", f"{row.engine_cost:.4f}" if price else "-",
-            )  # fmt: skip
-        console.print(table)
+        console.print(_table(found, priced=price > 0, width=console.width))
 
     return cost
+
+
+def _table(found: Sequence[CostRow], *, priced: bool, width: int) -> Table:
+    """Ids are cut so that no title is."""
+    titles = (
+        "TENANT",
+        "CLASS",
+        "PROGRAM",
+        "CALLS",
+        "PROMPT",
+        "CACHED",
+        "OUTPUT",
+        "HOURS",
+        *(("COST",) if priced else ()),
+    )
+    table = plain_table(titles, titles[:3])
+    room = max(_LEAST_ID, width - _TAKEN - (11 if priced else 0))
+    for row in found:
+        table.add_row(
+            escape(cut(row.tenant, _NAME)), escape(cut(row.class_name, _NAME)) or "-",
+            escape(cut(row.program, room)) or str(row.programs),
+            count(row.calls), count(row.prompt_tokens), count(row.cached_tokens), count(row.output_tokens),
+            f"{row.engine_hours:.4f}", *((f"{row.engine_cost:.4f}",) if priced else ()),
+        )  # fmt: skip
+    return table

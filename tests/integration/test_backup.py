@@ -60,7 +60,7 @@ async def fill(endpoint: str, prefix: str, *damaged: Write) -> int:
     for name in ("closed", "paused", "idle"):
         await plane.programs.open(OpenRequest(tenant=ACME, program_id=ProgramId(name)))
     await plane.programs.close(key("closed", "acme"), Outcome.COMPLETED)
-    await plane.programs.pause(key("paused", "acme"), True)
+    await plane.programs.pause(key("paused", "acme"))
     admit(plane, "busy")
     admit(plane, "busy", tenant=GLOBEX)
     await plane.api_keys.create(CreateKey(role=Role.CLIENT, tenant=ACME, name="ci"))
