@@ -250,7 +250,7 @@ def test_monitors_are_rendered_if_prometheus_is_installed() -> None:
     (board,) = (each for each in made if each["kind"] == "ConfigMap")
     assert json.loads(board["data"]["agentserving.json"])["panels"]
     (rule,) = (each for each in made if each["kind"] == "PrometheusRule")
-    assert rule["spec"] == yaml.safe_load((CHART / "files/alerts.yaml").read_text()), "no label was taken for a template"
+    assert rule["spec"] == yaml.safe_load((CHART / "files/alerts.yaml").read_text()), "labels are no templates"
 
 
 @needs_helm
