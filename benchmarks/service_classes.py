@@ -1,8 +1,8 @@
-"""Interactive chats beside a flood of batch work, in virtual time with the production code: what the flood costs them.
+"""Interactive chats with a flood of batch work, in virtual time with the production code: what the flood costs them.
 
 ``python -m benchmarks.service_classes [--seeds N] [--policy NAME]`` prints a table. The same chats (ShareGPT-like)
-arrive at a third of what one engine serves: alone; beside twice as many map-reduce programs as it serves, in the class
-batch; and beside the same work without classes. Waits are those of single calls in the engine's queue,
+arrive at a third of what one engine serves: alone; with twice as many map-reduce programs as it serves, in the class
+batch; and with the same work without classes. Waits are those of single calls in the engine's queue,
 preemptions included; a call that still waits at the end counts with its wait so far.
 """
 

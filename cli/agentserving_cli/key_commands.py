@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 from agentserving import Client
-from agentserving.client import operations
+from agentserving.client import key_operations
 from agentserving.client.keys import ApiKey, KeyRole
 from agentserving.contract.service_class import ServiceClass
 from rich.console import Console
@@ -64,7 +64,7 @@ def _create(where: Where) -> click.Command:
         """Make a key for the programs of TENANT. It is printed once: the cluster stores only its hash."""
         if admin == bool(tenant):
             raise click.UsageError("name the TENANT that the key opens, or give --admin for an administrator's key")
-        operation = operations.create_key(
+        operation = key_operations.create_key(
             tenant,
             name=name,
             lifetime_s=(days or 0) * DAY_S,
@@ -109,7 +109,7 @@ def _list(where: Where) -> click.Command:
 def _pages(client: Client, tenant: str) -> Iterator[list[Any]]:
     token = ""
     while True:
-        page = client.run(as_data(operations.list_keys_page(tenant, page_token=token)))
+        page = client.run(as_data(key_operations.list_keys_page(tenant, page_token=token)))
         yield page["keys"]
         token = page["next_page_token"]
         if not token:
@@ -149,7 +149,7 @@ def _revoke(where: Where) -> click.Command:
         # Users paste whole keys; the secret is not sent.
         key_id = key_id.removeprefix("as_").partition("_")[0]
         with connect() as client:
-            document = client.run(as_data(operations.revoke_key(key_id), "key"))
+            document = client.run(as_data(key_operations.revoke_key(key_id), "key"))
         if is_data(output):
             print_data(document, output)
         else:

@@ -132,7 +132,7 @@ def main() -> None:
     type=ServiceClassType(),
     default=ServiceClass.STANDARD.label,
     show_default=True,
-    help="Of programs whose clients ask for none and whose keys have none.",
+    help="Of programs that get none from a client or a key.",
 )
 @click.option(
     "--no-auth",

@@ -57,7 +57,7 @@ _KEYS: dict[SortBy, Callable[[Program], tuple[Any, ...]]] = {
 
 
 def tree_rows(programs: Iterable[Program], sort: SortBy = SortBy.URGENCY, wanted: str = "") -> list[TreeRow]:
-    """All programs as trees, or those whose id, name, state, class of service or engine contains `wanted`, with the
+    """All programs as trees, or those with `wanted` in id, name, state, class of service or engine, with the
     programs above them."""
     key, here = _KEYS[sort], {program.program_id: program for program in programs}
     found = {each.program_id for each in here.values() if _contains(each, wanted)}
@@ -66,7 +66,7 @@ def tree_rows(programs: Iterable[Program], sort: SortBy = SortBy.URGENCY, wanted
     children: dict[str, list[Program]] = {}
     for program in here.values():
         if program.program_id in found:
-            # One whose parent has ended and is not listed stands at the top.
+            # Where the parent has ended and is not listed, a program stands at the top.
             parent = program.parent_program_id if program.parent_program_id in here else ""
             children.setdefault(parent, []).append(program)
 

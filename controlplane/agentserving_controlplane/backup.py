@@ -59,7 +59,7 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """Which clusters"""
+    """Which clusters of the snapshot are checked"""
 
     only_prefix: str = option(
         "", "of one cluster; none: of each that this etcd has", read=lambda text: text.rstrip("/")
@@ -133,7 +133,7 @@ def _count(report: Report, plane: ControlPlane, items: int) -> None:
 
 
 def main() -> None:
-    """Entry point."""
+    """Prints a report of each cluster as JSON, for `agentserving backup check`."""
     given = options.parse(CheckOptions, prog="agentserving-backup", description=__doc__, environment={})
     logs.configure()
     try:

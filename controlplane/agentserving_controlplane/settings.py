@@ -55,8 +55,7 @@ class PlaneSettings:
     balancer: Balancer = option(Balancer.PREFIX_AWARE, "how an engine is chosen until a policy says so")
     service_class: ServiceClass = option(
         ServiceClass.STANDARD,
-        "class of service of programs whose clients ask for none and have none by their key or tenant:"
-        f" {', '.join(SERVICE_WORDS)}",
+        f"class of service of programs that get none from a client, key or tenant: {', '.join(SERVICE_WORDS)}",
         read=read_service_class,
     )
     program_idle_s: float = option(

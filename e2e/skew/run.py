@@ -132,7 +132,7 @@ def cluster(tree: Path, home: Path, log: IO[bytes]) -> Iterator[subprocess.Popen
 
 
 def standby_of(pid: int) -> tuple[list[str], str]:
-    """Command line and HTTP port of today's control plane beside a running one: its flags, at other ports."""
+    """Command line and HTTP port of today's control plane next to a running one: its flags, at other ports."""
     words = [sys.executable, *Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")[1:]]
     rpc, http = map(str, free_ports(2))
     words[words.index("--listen") + 1], words[words.index("--http-port") + 1] = f"127.0.0.1:{rpc}", http

@@ -1,4 +1,4 @@
-"""Calls of programs whose budget is spent: they wait here until something is added, or for so long.
+"""Calls of programs with a spent budget wait here until something is added, or for so long.
 
 A held call asks the leader again every ASK_S. It keeps its body in Envoy's memory, so a gateway holds MAX_HELD at most.
 """

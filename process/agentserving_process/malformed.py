@@ -1,4 +1,4 @@
-"""gRPC requests whose bytes are no message of their method: answered with INVALID_ARGUMENT, and nothing is logged.
+"""gRPC requests that are no message of their method: answered with INVALID_ARGUMENT, and nothing is logged.
 
 gRPC itself would answer UNKNOWN and log a traceback for each, before it is known who asks: anyone who reaches the port
 could fill the log.
@@ -17,7 +17,7 @@ _MALFORMED = object()
 
 
 async def refuse(context: Any) -> None:
-    """Ends the RPC."""
+    """Aborts with INVALID_ARGUMENT."""
     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of this method")
 
 
@@ -56,7 +56,7 @@ class TolerantServer:
     """Takes the handlers that generated code registers, and registers tolerant ones with a server instead.
 
     `only`: paths of methods; the server knows no others. Generated code would serve each method of a service, and gRPC
-    log a traceback for those that nobody implements.
+    log a traceback for those that are not implemented.
     """
 
     def __init__(self, server: grpc.aio.Server, only: frozenset[str] | None = None) -> None:

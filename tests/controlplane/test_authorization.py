@@ -229,8 +229,8 @@ async def plane(tmp_path: Path) -> AsyncIterator[GuardedPlane]:
 
 
 async def answered(channel: grpc.aio.Channel, name: str, request: Any, metadata: Metadata) -> Refusal | None:
-    """`outcome`, asked again where gRPC lost the server's words: on a busy machine the reset of a stream whose client
-    still writes may overtake the refusal (INTERNAL without a reason of ours)."""
+    """`outcome`, asked again where gRPC lost the server's words: on a busy machine the reset of a stream that is still
+    written to may overtake the refusal (INTERNAL without a reason of ours)."""
     for _ in range(3):
         refused = await outcome(channel, name, request, metadata)
         if refused is None or refused.code is not grpc.StatusCode.INTERNAL or refused.reason:

@@ -119,7 +119,7 @@ async def test_a_sub_agent_has_its_roots_class_whatever_it_asks_for() -> None:
             "grandchild", implicit=True, parent_program_id="child", service_class=SERVICE_CLASS_INTERACTIVE
         )
         assert of_ticket(call.ticket) == BATCH
-        # The claim names a parent that nobody has opened: both are opened with what the call asks for.
+        # The claim names a parent that is not open: both are opened with what the call asks for.
         call = await plane.admit(
             "worker", implicit=True, parent_program_id="new root", service_class=SERVICE_CLASS_BATCH
         )

@@ -274,7 +274,7 @@ async def test_calls_that_say_nothing_become_one_program_at_the_control_plane() 
 
 @pytest.mark.parametrize("messages", [1, 64])
 def test_reading_a_long_body_pauses_often(messages: int) -> None:
-    """So that it delays nobody: a step digests STEP_BYTES, wherever the bytes are."""
+    """So that others are not delayed: a step digests STEP_BYTES, wherever the bytes are."""
     text = "x" * (8 * STEP_BYTES // messages)
     body = read_body(json.dumps({"messages": [said("user", text)] * messages}).encode())
     assert sum(1 for _ in reading(body, b"")) >= 8

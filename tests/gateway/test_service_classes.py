@@ -19,7 +19,7 @@ INTERACTIVE, STANDARD, BATCH = SERVICE_CLASSES
 
 
 class Doors:
-    """A gateway whose clients have keys."""
+    """A gateway for clients with keys."""
 
     def __init__(self, made: Rig, keys: PlayedKeys) -> None:
         self.made, self.keys = made, keys

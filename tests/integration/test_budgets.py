@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.etcd, pytest.mark.timeout(180)]
 
 
 async def run(cluster: KillableCluster, client: AsyncClient, program: str, *, tokens: int) -> None:
-    """A call that an engine runs to its end, and whose last report is durable."""
+    """A call that an engine runs to its end; its last report is durable."""
     call = await client.admit(program)
     await cluster.engines[call.engine_id].run(call.ticket, [(0.0, 1_000_000)], 0, tokens)
     await cluster.acknowledged()

@@ -24,7 +24,7 @@ def refuse(ticket: str) -> None:
 
 @asynccontextmanager
 async def sidecars_server() -> AsyncIterator[grpc.aio.Channel]:
-    """A client of the services of a sidecar, whose engine is never asked."""
+    """A client of a sidecar's services; its engine is never asked."""
     server = grpc.aio.server()
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, TolerantServer(server))

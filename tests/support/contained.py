@@ -45,7 +45,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Starts a command; the process is the command itself.
 
-    `root`: an empty directory. `image`: directories of this machine that the container sees beside the system's, at the
+    `root`: an empty directory. `image`: directories of this machine that the container sees with the system's, at the
     same paths, read-only. `volumes`: directories by the paths where they are mounted, writable. `env` is all of it.
     """
     place = shlex.quote(str(root))

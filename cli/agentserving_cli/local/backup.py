@@ -31,13 +31,15 @@ class BackupUnusableError(RuntimeError):
 def find_restorer(etcd: str) -> list[str]:
     """The command that makes etcd's data of a snapshot: etcdutl, or the etcdctl of etcd 3.5 and older.
 
-    Beside that etcd, else on PATH. BackupUnusableError when there is none.
+    In the directory of that etcd, else on PATH. BackupUnusableError when there is none.
     """
     for name in ("etcdutl", "etcdctl"):
         found = shutil.which(name, path=str(Path(etcd).parent)) or shutil.which(name)
         if found and (name == "etcdutl" or _restores(found)):
             return [found]
-    raise BackupUnusableError(f"no etcdutl beside {etcd} or on PATH: install the one of your etcd's version")
+    raise BackupUnusableError(
+        f"no etcdutl in the directory of {etcd} or on PATH: install the one of your etcd's version"
+    )
 
 
 def _restores(etcdctl: str) -> bool:

@@ -40,7 +40,7 @@ class ClusterSpec:
     # Of each program that has none of its own.
     budget: Budget | None = None
     balancer: str = "prefix_aware"
-    # Of programs whose clients ask for none and whose keys have none.
+    # Of programs that get none from a client or a key.
     service_class: ServiceClass = ServiceClass.STANDARD
     gateway_port: int = 0
     # For the built-in models and the simulator; other models get vLLM's default.

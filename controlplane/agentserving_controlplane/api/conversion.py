@@ -86,7 +86,7 @@ def states(numbers: list[int]) -> list[ProgramState]:
 
 
 def service_class_to_number(value: ServiceClass) -> types_pb2.ServiceClass.ValueType:
-    """The same number."""
+    """By number, which the wire and the value have in common."""
     return types_pb2.ServiceClass.ValueType(value)
 
 
@@ -183,7 +183,7 @@ def budget(message: types_pb2.Budget) -> Budget:
 
 
 def addition(request: program_service_pb2.ResumeProgramRequest) -> Addition:
-    """What ResumeProgram adds."""
+    """What ResumeProgram adds to a budget; empty when it only resumes."""
     return Addition(budget(request.add), request.addition_id, _digest_if_keyed(request, request.addition_id))
 
 

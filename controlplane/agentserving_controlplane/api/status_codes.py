@@ -101,7 +101,7 @@ def admission_error(error: Exception) -> call_service_pb2.AdmissionError:
 
 
 def budget_to_message(state: BudgetState) -> types_pb2.BudgetState:
-    """A tree's budget."""
+    """The limits of a tree's budget and what is spent, for clients."""
     return types_pb2.BudgetState(limit=_amounts(state.limit), spent=_amounts(state.spent))
 
 

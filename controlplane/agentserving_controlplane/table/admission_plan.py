@@ -157,7 +157,7 @@ class AdmissionPlanner:
     def _check_budget(
         self, request: AdmissionRequest, target: _Target, earlier: tuple[ProgramRow, CallRow] | None
     ) -> None:
-        """A tree whose budget is spent has no more calls; an attempt that this one replaces is not in flight."""
+        """A tree with a spent budget has no more calls; an attempt that this one replaces is not in flight."""
         if request.budget is not UNLIMITED:
             budgets.check_amounts(request.budget, "budget")
         root = self._index.root_of(target.row) if target.row is not None else self._root_above(request, target)

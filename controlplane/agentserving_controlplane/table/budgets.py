@@ -15,9 +15,9 @@ from agentserving.contract.budgets import MAX_AMOUNT, UNITS, UNLIMITED, WARN_FRO
 from agentserving_controlplane.errors import BudgetSpentError, ConflictError, ExistsError, InvalidError
 from agentserving_controlplane.table.rows import MAX_SUM, BudgetRow, ProgramRow
 
-# Additions of a tree whose ids are remembered, and the length of an id. 32 take at most 5 kB of a row.
+# Remembered ids of a tree's additions, and the length of an id. 32 take at most 5 kB of a row.
 MAX_ADDITIONS, MAX_ADDITION_BYTES = 32, 128
-# A sender whose call is refused asks again after so long; it may hold the call and ask more often.
+# The sender of a refused call asks again after so long; it may hold the call and ask more often.
 RETRY_S = 10.0
 _FIELDS = tuple(field for field, _ in UNITS.values())
 
@@ -37,7 +37,7 @@ def spent_of(root: ProgramRow) -> Budget:
 
 
 def limit_of(root: ProgramRow) -> Budget:
-    """A tree's limits."""
+    """A tree's limits; UNLIMITED when it has no budget."""
     row = root.budget
     return Budget(tokens=row.tokens, engine_us=row.engine_us, calls=row.calls) if row is not None else UNLIMITED
 
@@ -59,10 +59,8 @@ def is_spent(root: ProgramRow) -> bool:
 
 def warning_of(root: ProgramRow) -> BudgetState | None:
     """A tree's budget from WARN_FROM of it on; None before."""
-    if root.budget is None:
-        return None
-    state = BudgetState(limit=limit_of(root), spent=spent_of(root))
-    return state if state.limit.share(state.spent) >= WARN_FROM else None
+    state = state_of(root)
+    return state if state is not None and state.limit.share(state.spent) >= WARN_FROM else None
 
 
 def check_amounts(budget: Budget, field: str) -> None:

@@ -108,7 +108,7 @@ class Distributions:
             series.output_token.observe(after_us / 1e6 / (call.output_tokens - 1))
 
     def program_ended(self, row: ProgramRow) -> None:
-        """A program has ended, whose calls all have; one that had no call is not counted."""
+        """A program and all its calls have ended; one that had no call is not counted."""
         if not row.calls_completed:
             return
         series, times = self._of(row), row.times

@@ -11,8 +11,8 @@ from agentserving_controlplane.table.states import ProgramState
 # but for a day at most.
 TOOL_WAIT_PATIENCE = 6
 MAX_TOOL_WAIT_US = 24 * 3600 * 1_000_000
-# A program whose budget is spent waits so long for an addition: people decide, and may be asleep. Programs that people
-# have paused, whose number is bounded, wait without end.
+# A program with a spent budget waits so long for an addition: people decide, and may be asleep. Programs that people
+# have paused wait without end, and their number is bounded.
 SPENT_PATIENCE_US = 24 * 3600 * 1_000_000
 # The row of a cancelled program is retained for so many times the usual retention: while it is there, an agent that
 # does not know of the cancellation cannot open the program again by calling.

@@ -19,7 +19,7 @@ class ServiceRights:
     """The rights of tenants; those of keys come with each request."""
 
     def __init__(self, default: ServiceClass = ServiceClass.STANDARD) -> None:
-        # Of programs whose client asks for nothing and has no class of its own.
+        # Of programs that get none from a client, its key or its tenant.
         self.default = default
         # The best class that a tenant may use; the leader sets it.
         self.of_tenant: Callable[[Tenant], ServiceClass] = no_limit

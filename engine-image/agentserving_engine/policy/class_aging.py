@@ -17,7 +17,7 @@ from agentserving.contract.service_class import SERVICE_CLASSES, ServiceClass
 
 from agentserving_engine.policy.state import CallFacts, CallState
 
-# Batch is work that somebody fetches later; standard calls have somebody who waits.
+# Batch is work that people fetch later; for standard calls they wait.
 AGE_US = {ServiceClass.STANDARD: 15_000_000, ServiceClass.BATCH: 60_000_000}
 
 _Aging = tuple[Tenant, ServiceClass]

@@ -12,7 +12,7 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 import grpc
 
-from agentserving.client import operations, tenant_operations, traces, watches
+from agentserving.client import key_operations, operations, tenant_operations, traces, watches
 from agentserving.client.generation import PATH as GENERATE
 from agentserving.client.generation import GenerateCall
 from agentserving.client.keys import ApiKey
@@ -85,8 +85,8 @@ class AsyncClient:
     undrain_engine = Run(operations.undrain_engine)
     get_overview = Run(operations.get_overview)
     get_demand = Run(operations.get_demand)
-    create_key = Run(operations.create_key)
-    revoke_key = Run(operations.revoke_key)
+    create_key = Run(key_operations.create_key)
+    revoke_key = Run(key_operations.revoke_key)
     set_tenant = Run(tenant_operations.set_tenant)
     remove_tenant = Run(tenant_operations.remove_tenant)
 
@@ -105,7 +105,7 @@ class AsyncClient:
         """API keys of a tenant, "" = of all, in the order of their ids, read page by page. For administrators."""
         token = ""
         while True:
-            page = await self.run(operations.list_keys_page(tenant, page_token=token))
+            page = await self.run(key_operations.list_keys_page(tenant, page_token=token))
             for key in page.keys:
                 yield key
             token = page.next_page_token

@@ -22,7 +22,7 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 import grpc
 
-from agentserving.client import operations, tenant_operations, traces, watches
+from agentserving.client import key_operations, operations, tenant_operations, traces, watches
 from agentserving.client.generation import PATH as GENERATE
 from agentserving.client.generation import GenerateCall
 from agentserving.client.keys import ApiKey
@@ -95,8 +95,8 @@ class Client:
     undrain_engine = Run(operations.undrain_engine)
     get_overview = Run(operations.get_overview)
     get_demand = Run(operations.get_demand)
-    create_key = Run(operations.create_key)
-    revoke_key = Run(operations.revoke_key)
+    create_key = Run(key_operations.create_key)
+    revoke_key = Run(key_operations.revoke_key)
     set_tenant = Run(tenant_operations.set_tenant)
     remove_tenant = Run(tenant_operations.remove_tenant)
 
@@ -114,7 +114,7 @@ class Client:
         """API keys of a tenant, "" = of all, in the order of their ids, read page by page. For administrators."""
         token = ""
         while True:
-            page = self.run(operations.list_keys_page(tenant, page_token=token))
+            page = self.run(key_operations.list_keys_page(tenant, page_token=token))
             yield from page.keys
             token = page.next_page_token
             if not token:

@@ -102,7 +102,7 @@ def test_what_vllm_writes_is_in_volumes() -> None:
     for place in (env["HOME"], env["HF_HOME"], "/tmp", "/dev/shm"):
         assert not mounts[place].get("readOnly")
     assert env["USER"], "PyTorch cannot be imported by a uid without a name"
-    # Kubernetes leaves files of a volume alone whose top directory has the group; older versions wrote as root.
+    # Kubernetes leaves a volume's files alone if its top directory has the group; older versions wrote as root.
     assert spec["securityContext"]["fsGroupChangePolicy"] == "Always"
 
 
