@@ -40,7 +40,8 @@ from support.eventually import DEADLINE_S, eventually_async
 
 KEY = signing_key(b"0123456789abcdef")
 KEYS = IssuerKeys([KEY.public_key()])
-Script = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+# What a script returns: whether its connection takes another request.
+Script = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, bool | None]]
 
 
 async def until(condition: Callable[[], bool], bound_s: float = DEADLINE_S) -> None:
@@ -129,6 +130,7 @@ class Engine:
     stream: Any = None
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     requests: list[bytes] = field(default_factory=list)
+    accepted: int = 0
     closed_by_peer: int = 0
     connections: set[asyncio.StreamWriter] = field(default_factory=set)
     address: str = ""
@@ -168,25 +170,28 @@ class Engine:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections.add(writer)
+        self.accepted += 1
         try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(
-                (
-                    int(line.split(b":")[1])
-                    for line in head.lower().split(b"\r\n")
-                    if line.startswith(b"content-length")
-                ),
-                0,
-            )
-            chunked = b"transfer-encoding: chunked" in head.lower()
-            request = head + (await dechunked(reader) if chunked else await reader.readexactly(length))
-            self.requests.append(request)
-            await self.script(request, reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
+            stays: bool | None = True
+            while stays:
+                request = await _request(reader)
+                self.requests.append(request)
+                stays = await self.script(request, reader, writer)
+        except asyncio.IncompleteReadError as error:
+            # Between two requests it is an ordinary end.
+            self.closed_by_peer += bool(error.partial)
+        except ConnectionError:
             self.closed_by_peer += 1
         finally:
             self.connections.discard(writer)
             writer.close()
+
+
+async def _request(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    if b"transfer-encoding: chunked" in head.lower():
+        return head + await dechunked(reader)
+    return head + await reader.readexactly(int(value(head, "content-length") or 0))
 
 
 async def answer_json(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -195,9 +200,10 @@ async def answer_json(request: bytes, reader: asyncio.StreamReader, writer: asyn
     await _answer(writer, b"connection: close\r\n")
 
 
-async def answer_and_stay(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A short answer that promises to take more requests on its connection."""
+async def answer_and_stay(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    """A short answer; its connection takes the next request, as those of vLLM's server do."""
     await _answer(writer, b"")
+    return True
 
 
 async def _answer(writer: asyncio.StreamWriter, head: bytes) -> None:
@@ -227,7 +233,7 @@ class Rig:
             for writer in engine.connections:
                 writer.transport.abort()
             engine.requests.clear()
-            engine.closed_by_peer = 0
+            engine.accepted = engine.closed_by_peer = 0
 
     async def until_idle(self, bound_s: float = DEADLINE_S) -> None:
         """Waits until the table and the engines hold no call."""

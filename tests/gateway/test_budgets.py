@@ -33,12 +33,13 @@ class Answering:
         self.tokens = tokens
         self.engine: Engine | None = None
 
-    async def __call__(self, request: bytes, reader: Any, writer: Any) -> None:
-        await answer_and_stay(request, reader, writer)
+    async def __call__(self, request: bytes, reader: Any, writer: Any) -> bool:
+        stays = await answer_and_stay(request, reader, writer)
         assert self.engine is not None
         await self.engine.report(
             request, prompt_tokens=self.tokens, service_us=1_000_000, outcome=types_pb2.OUTCOME_COMPLETED
         )
+        return stays
 
 
 async def call(made: Rig, headers: str, **more: Any) -> bytes:

@@ -25,7 +25,7 @@ IN_FORCE_S = 5.0
 
 
 async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """The rig's engines take one request a connection."""
+    """What vLLM says to each, and the end of the connection: the next call shakes hands again."""
     body = MODELS if request.startswith(b"GET ") else b"{}"
     head = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     writer.write(head % len(body) + body)

@@ -16,19 +16,13 @@ from agentserving_gateway.certificate_files import FrontTls, certificate_files
 from agentserving_gateway.envoy import FrontSettings
 from agentserving_gateway.ext_proc.self_signed import self_signed
 from agentserving_gateway.front import command
-from gateway.gateway_rig import Rig, rig, until
+from gateway.gateway_rig import Rig, answer_json, rig, until
 
 # A renewed certificate is in use within this time.
 IN_FORCE_S = 5.0
 # RFC 9113: the connection preface, and an empty SETTINGS frame.
 H2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
 H2_SETTINGS = 4
-
-
-async def answer_and_close(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """The rig's engines take one request a connection: said, or Envoy might send another on it at that moment."""
-    writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}")
-    await writer.drain()
 
 
 def a_pair() -> tuple[bytes, bytes]:
@@ -87,7 +81,7 @@ def normal(pem: bytes | str) -> str:
 async def front(directory: Path) -> AsyncIterator[Rig]:
     """A rig by TLS, with the picker's watch."""
     files = {"front_cert": directory / "tls.crt", "front_key": directory / "tls.key"}
-    async with rig(answer_and_close, answer_and_close, **files) as made:
+    async with rig(answer_json, answer_json, **files) as made:
         settings = FrontTls(**files).added_to(FrontSettings(listen=":0", run_dir=made.picker.run_dir))
         watch = asyncio.create_task(certificate_files(settings)[0].run())
         try:

@@ -28,7 +28,7 @@ async def get(made: Rig, path: str = "/v1/models") -> tuple[int, Any]:
 
 
 def lists(*models: str, chunked: bool = False) -> Script:
-    async def script(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def script(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         body = json.dumps({"object": "list", "data": [{"id": model, "object": "model"} for model in models]}).encode()
         if chunked:
             head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -36,6 +36,7 @@ def lists(*models: str, chunked: bool = False) -> Script:
         else:
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
         await writer.drain()
+        return True
 
     return script
 

@@ -82,9 +82,10 @@ async def test_what_another_engine_would_answer_alike_is_not_tried_again(status:
 async def test_a_large_server_error_is_held_back_and_passed_on_whole() -> None:
     body = b"x" * 3_000_000
 
-    async def fails_at_length(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def fails_at_length(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         writer.write(b"HTTP/1.1 500 No\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
         await writer.drain()
+        return True
 
     async with rig(fails_at_length) as made:
         assert (await made.post(headers=PROGRAM)).endswith(b"\r\n\r\n" + body)
