@@ -5,7 +5,7 @@ UV := $(shell command -v uv || echo "python3 -m uv")
 RUN := .venv/bin
 PYTHON ?= 3.11
 
-.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-agents epp-conformance skew images check docs sbom release fuzz proto crd clean
+.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-upgrade e2e-agents epp-conformance skew images check docs sbom release fuzz proto crd clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -70,6 +70,9 @@ BASE ?= $(shell git rev-list -1 --before=$$(($$(git show -s --format=%ct HEAD) -
 
 skew: setup ## run an earlier commit's cluster with today's control plane and back, under load: BASE=commit
 	$(RUN)/python e2e/skew/run.py "$(BASE)"
+
+e2e-upgrade: setup ## upgrade an earlier commit's chart on a real cluster and roll it back, under load: BASE=commit
+	E2E_BASE=$(BASE) e2e/run e2e/upgrade
 
 images: ## build both images with docker, podman or buildah; VLLM_IMAGE=name@sha256:... pins the engine's base
 	scripts/images.sh

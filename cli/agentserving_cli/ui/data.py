@@ -51,7 +51,9 @@ def cluster_json(overview: Overview, policy: PolicyVersion, tenants: Sequence[Te
             ],
         },
         "engines": [_engine(engine) for engine in sorted(overview.engines, key=lambda each: each.engine_id)],
-        "tenants": [{"tenant": each.tenant, "weight": each.weight} for each in tenants],
+        "tenants": [
+            {"tenant": each.tenant, "weight": each.weight, "service": each.service_class.label} for each in tenants
+        ],
     }
 
 
@@ -78,6 +80,7 @@ def _program(program: Program) -> Json:
         "tool": program.tool,
         "budget": in_words(program.budget) if program.budget is not None else "",
         "spent": program.pause_cause is PauseCause.BUDGET,
+        "service": program.service_class.label,
         "level": program.level,
         "attained": received(program),
         "running": running,

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from agentserving import Client
 from agentserving.contract.phases import PhaseKind, PrefixMiss
+from agentserving.contract.service_class import ServiceClass
 from agentserving_cli.connection import reason_of
 from agentserving_cli.ui.server import TOKEN_HEADER, Server, Source
 from agentserving_controlplane.table.process_table import ProcessTable
@@ -37,7 +38,7 @@ def call(table: ProcessTable, program: str, begin: int, miss: PrefixMiss = Prefi
 def fill(table: ProcessTable) -> None:
     open_program(table, "run", name="<img src=x onerror=alert(1)>", now=BEGIN)
     open_program(table, "run/sub", parent="run", now=BEGIN + S)
-    open_program(table, "other", now=BEGIN)
+    open_program(table, "other", service_class=ServiceClass.BATCH, now=BEGIN)
     call(table, "run", 0)
     call(table, "run", 10, PrefixMiss.DIVERGED)
     call(table, "run/sub", 5)
@@ -110,6 +111,13 @@ async def test_errors_of_the_control_plane_are_one_line() -> None:
         assert (status, json.loads(body)["error"]) == (502, "no program 'nothing': open it first")
 
 
+async def test_each_program_has_its_class_of_service() -> None:
+    async with served() as server:
+        _, body, _ = await get(server, "/api/programs")
+    classes = {program["id"]: program["service"] for program in json.loads(body)["programs"]}
+    assert classes == {"run": "standard", "run/sub": "standard", "other": "batch"}
+
+
 async def test_a_trace_has_programs_calls_and_parts() -> None:
     async with served() as server:
         _, body, _ = await get(server, "/api/trace/run")
@@ -126,6 +134,7 @@ async def test_the_page_shows_programs_as_a_tree_and_the_selected_run(dark: bool
     async with served() as server, opened(server.url, dark=dark) as page:
         await page.until("document.querySelectorAll('.program[data-id]').length === 3", "the list")
         assert await page.value("document.querySelector('[data-id=\"run/sub\"]').getAttribute('aria-level')") == "2"
+        assert "batch" in await page.value("document.querySelector('[data-id=\"other\"]').textContent")
         assert "token" not in await page.value("location.href")
         await page.key("/")
         await page.send("Input.insertText", text="sub")
@@ -137,6 +146,7 @@ async def test_the_page_shows_programs_as_a_tree_and_the_selected_run(dark: bool
         for words in ("<img src=x onerror=alert(1)>", "diverged at 512", "1 diverged", "queue", "run/sub"):
             assert words in shown
         assert await page.value("document.querySelectorAll('#run img').length") == 0
+        assert "class standard" in shown
         assert "policy plas" in await page.value("document.getElementById('cluster').textContent")
         await page.value("document.querySelector('svg rect.hit').dispatchEvent(new MouseEvent('click'))")
         await page.until("document.getElementById('call')", "details of a call")

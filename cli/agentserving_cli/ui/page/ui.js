@@ -64,7 +64,7 @@ async function loop() {
 function visible() {
   const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean), closed = byId("closed").checked;
   const matches = (program) => {
-    const text = `${program.id} ${program.name} ${program.outcome || program.state} ${program.tool}`.toLowerCase();
+    const text = `${program.id} ${program.name} ${program.outcome || program.state} ${program.tool} ${program.service}`.toLowerCase();
     return (closed || program.state !== "closed" || program.id === state.selected) && words.every((w) => text.includes(w));
   };
   const known = new Map(state.programs.map((program) => [program.id, program])), children = new Map(), roots = [];
@@ -117,7 +117,7 @@ function showList() {
     h("span", { class: "name", title: program.id }, depth ? "└ " : "", program.id),
     stateTag(program),
     h("span", { class: "small" }, `${program.name ? `${program.name} · ` : ""}${calls}`),
-    h("span", { class: "small" }, `level ${program.level} · ${seconds(program.attained)}`),
+    h("span", { class: "small" }, `${program.service ? `${program.service} · ` : ""}level ${program.level} · ${seconds(program.attained)}`),
     split(program.split));
   }));
   if (!rows.length) list.append(h("p", { class: "empty program" }, "no program"));
@@ -163,7 +163,7 @@ function showCluster() {
         h("b", {}, `${choice.class === null ? "all programs" : choice.class || "unnamed programs"}: ${choice.chosen}`), `, ${choice.reason}`)),
       policy.pending.length ? h("p", { class: "dim" }, `not followed yet by ${policy.pending.join(", ")}`) : null,
       cluster.store ? h("p", { class: "tag failed" }, `store: ${cluster.store}`) : null,
-      cluster.tenants.length ? h("p", {}, `shares: ${cluster.tenants.map((t) => `${t.tenant} ${t.weight}`).join(", ")}`) : null),
+      cluster.tenants.length ? h("p", {}, `shares: ${cluster.tenants.map((t) => `${t.tenant} ${t.weight}${t.service ? ` (at best ${t.service})` : ""}`).join(", ")}`) : null),
     ...cluster.engines.map((engine) => {
       const used = engine.blocks ? 1 - engine.free / engine.blocks : 0;
       return h("div", { class: "card engine" },
@@ -193,7 +193,7 @@ function showRun() {
     h("h2", {}, program.name ? `${program.id} (${program.name})` : program.id, " ", stateTag(program)),
     h("div", { class: "facts" },
       fact("calls", program.done + program.running + program.queued), fact("duration", seconds(run.end - run.begin)),
-      fact("attained", seconds(program.attained)), fact("level", program.level),
+      fact("class", program.service || "-"), fact("attained", seconds(program.attained)), fact("level", program.level),
       fact("tokens", `${program.prompt} prompt${cached ? `, ${cached}` : ""}; ${program.output} output`),
       fact("preemptions", program.preemptions), misses ? fact("prefix", misses) : null,
       program.budget ? fact("budget", `${program.budget} spent`) : null),
