@@ -54,6 +54,7 @@ def environment_of(run: Run, inherited: Mapping[str, str]) -> dict[str, str]:
     variables = {
         PROGRAM_ID: run.program_id,
         "AGENTSERVING_CONTROL_PLANE": run.control_plane,
+        "AGENTSERVING_GATEWAY": run.origin,  # for a run inside this one
         "OPENAI_BASE_URL": f"{run.base_url}/v1",
         "OPENAI_API_BASE": f"{run.base_url}/v1",  # aider, older SDKs
         "OPENAI_API_KEY": key,

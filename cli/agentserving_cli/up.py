@@ -78,6 +78,7 @@ def _greet(cluster: LocalCluster, console: Console) -> None:
         ("ANTHROPIC_BASE_URL", cluster.gateway_url.removesuffix("/v1")),
         ("ANTHROPIC_API_KEY", key),
         ("AGENTSERVING_CONTROL_PLANE", cluster.control_plane),
+        ("AGENTSERVING_GATEWAY", cluster.gateway_url),
     ):
         console.print(f"  export {name}={value}", highlight=False, soft_wrap=True)
     if proxy := proxy_in_the_way(os.environ):

@@ -28,10 +28,14 @@ def simulator_spec() -> dict[str, Any]:
     return found
 
 
+def plugin(*words: str) -> str:
+    """stdout of `kubectl agentserving`, wherever PATH leads."""
+    return run(str(Path(sys.executable).with_name("kubectl-agentserving")), *words)
+
+
 def new_key(kubectl: Kubectl, *words: str) -> str:
     """A key of the cluster in that namespace; `words` are those of `kubectl agentserving key create`."""
-    program = Path(sys.executable).with_name("kubectl-agentserving")
-    return run(str(program), "key", "create", *words, "-n", kubectl.namespace).strip()
+    return plugin("key", "create", *words, "-n", kubectl.namespace).strip()
 
 
 class Demo:

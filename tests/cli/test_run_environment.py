@@ -19,6 +19,7 @@ def test_every_client_family_is_led_to_the_program_of_the_run() -> None:
     assert found["PATH"] == "/bin"
     assert found["OPENAI_BASE_URL"] == found["OPENAI_API_BASE"] == "http://h:1/p/p-1/v1"
     assert found["ANTHROPIC_BASE_URL"] == "http://h:1/p/p-1"
+    assert found["AGENTSERVING_GATEWAY"] == "http://h:1"
     assert found["OPENAI_API_KEY"] == found["ANTHROPIC_API_KEY"] == "as_k"
     assert found["AGENTSERVING_PROGRAM_ID"] == "p-1"
     assert found["ANTHROPIC_MODEL"] == found["OPENAI_MODEL"] == "m"
