@@ -115,4 +115,4 @@ class Load:
             self.calls, self.unmanaged = result["calls"], result["unmanaged"]
             self.failures, self.slowest_s = result["failures"], result["slowest_s"]
             summary = f"{len(self.failures)} failed, {self.unmanaged} unmanaged, slowest {self.slowest_s} s"
-            print(f"load: {self.calls} calls, {summary}", file=sys.stderr)
+            print(f"load: {self.calls} calls, {summary}", *self.failures, sep="\n", file=sys.stderr)
