@@ -1,6 +1,7 @@
 """``python -m agentserving_gateway.drain``: returns when the Envoy of a run directory serves nothing any more.
 
-The preStop hook of Envoy's container: a SIGTERM alone would cut its streams.
+The preStop hook of Envoy's container: a SIGTERM alone would cut its streams. With ``--until-gone`` it is the picker's:
+until Envoy has ended, a client may send one more request on a connection that it has kept, and it needs the picker.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from agentserving_gateway.envoy_admin import EnvoyAdmin
 
 # Until the last node knows that the pod is leaving.
 SETTLE_S = 5.0
+# From the end of a drain to that of Envoy, after its SIGTERM.
+GONE_AFTER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,7 @@ class Drain:
 
     run_dir: Path = option(Path("run"), "directory that Envoy and the picker share")
     drain_s: float = option(300.0, "seconds that requests may go on", least=0)
+    until_gone: bool = option(False, "wait until Envoy has ended, and drain nothing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,18 +39,22 @@ class Settings:
     drain: Drain
 
 
-async def drained(run_dir: Path, drain_s: float) -> None:
-    """Drains the Envoy of a run directory."""
+async def drained(run_dir: Path, drain_s: float, *, until_gone: bool = False) -> None:
+    """Drains the Envoy of a run directory, or waits for its end, at most that long."""
     socket = FrontSettings(listen=":0", run_dir=run_dir.absolute()).admin_socket
     async with EnvoyAdmin(Path(socket)) as admin:
-        await admin.drain(SETTLE_S, drain_s)
+        if until_gone:
+            await admin.until_gone(drain_s + GONE_AFTER_S)
+        else:
+            await admin.drain(SETTLE_S, drain_s)
 
 
 def main() -> None:
     """Entry point."""
     settings = options.parse(Settings, prog="agentserving-drain", description=__doc__, version=agentserving.__version__)
     logs.configure()
-    uvloop.run(drained(settings.drain.run_dir, settings.drain.drain_s))
+    asked = settings.drain
+    uvloop.run(drained(asked.run_dir, asked.drain_s, until_gone=asked.until_gone))
 
 
 if __name__ == "__main__":

@@ -67,12 +67,32 @@ class EnvoyAdmin:
         """Envoy's own metrics, in Prometheus' text format; None when it does not answer."""
         return await self.ask("GET", "/stats/prometheus?usedonly")
 
+    async def is_gone(self) -> bool:
+        """True when nothing listens on the socket; one that hangs is there."""
+        assert self._session is not None
+        try:
+            async with self._session.get("http://admin/ready"):
+                return False
+        except aiohttp.ClientConnectorError:
+            return True
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+
+    async def until_gone(self, limit_s: float) -> None:
+        """Returns when Envoy has ended, after `limit_s` at the latest."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + limit_s
+        while loop.time() < ends and not await self.is_gone():  # noqa: ASYNC110 - Envoy does not tell
+            await asyncio.sleep(POLL_S)
+
     async def drain(self, settle_s: float, limit_s: float) -> None:
         """Returns when no request is being served, after `limit_s` at the latest.
 
         For `settle_s` new requests are still served, because Services send clients for a moment longer; each answer
-        closes its connection, so that clients come back to another front.
+        closes its connection, so that clients come back to another front. Returns early when Envoy has ended.
         """
+        if await self.is_gone():
+            return
         loop = asyncio.get_running_loop()
         ends = loop.time() + limit_s
         await self.ask("POST", "/drain_listeners?graceful&skip_exit")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from agentserving_gateway.drain import drained
 from gateway.gateway_rig import Rig, answer_json, rig, until
 from gateway.test_every_call_ends_once import never_answers
 
@@ -101,3 +102,19 @@ async def test_a_drain_of_an_envoy_that_is_gone_ends() -> None:
         made.envoy.kill()
         await made.envoy.wait()
         await asyncio.wait_for(made.picker.admin.drain(0.1, 60), 20)
+
+
+async def test_the_pickers_hook_waits_for_the_end_of_envoy_which_serves_until_then() -> None:
+    """Without it the picker of a pod may end first, and a request on a kept connection gets 503."""
+    async with rig(answer_json) as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        waiting = asyncio.create_task(drained(made.picker.run_dir, 60, until_gone=True))
+        await made.picker.admin.drain(SETTLE_S, 60)
+        writer.write(REQUEST)
+        assert (await whole_answer(reader)).startswith(b"HTTP/1.1 200")
+        assert not waiting.done()
+        made.envoy.terminate()
+        await asyncio.wait_for(waiting, 20)
+        await made.envoy.wait()
+        assert await made.picker.admin.is_gone()
+        writer.close()

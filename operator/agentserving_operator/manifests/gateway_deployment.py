@@ -83,7 +83,6 @@ def _template(cluster: AgentServingCluster) -> Manifest:
 
 def _envoy(cluster: AgentServingCluster) -> Manifest:
     gateway = cluster.spec.gateway
-    drain = ["python", "-m", "agentserving_gateway.drain"]
     https = gateway.tls is not None
 
     def probe(**rest: int) -> Manifest:
@@ -109,15 +108,16 @@ def _envoy(cluster: AgentServingCluster) -> Manifest:
             *mounts(cluster, *_shown_to_engines(cluster)),
         ],
         # A SIGTERM alone cuts Envoy's streams.
-        lifecycle={
-            "preStop": {
-                "exec": {"command": [*drain, "--run-dir", RUN_DIR, "--drain-s", str(gateway.drain_seconds)]}
-            }
-        },
+        lifecycle=_before_stop(cluster),
         startupProbe=probe(**STARTED),
         readinessProbe=probe(periodSeconds=2, timeoutSeconds=2),
         livenessProbe=probe(**ALIVE),
     )  # fmt: skip
+
+
+def _before_stop(cluster: AgentServingCluster, *flags: str) -> Manifest:
+    drain = ["python", "-m", "agentserving_gateway.drain", "--run-dir", RUN_DIR]
+    return {"preStop": {"exec": {"command": [*drain, "--drain-s", str(cluster.spec.gateway.drain_seconds), *flags]}}}
 
 
 def _front_tls(cluster: AgentServingCluster) -> list[str]:
@@ -214,6 +214,8 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
             *_front_tls_mount(cluster),
             *mounts(cluster, Leaf.GATEWAY, *_shown_to_engines(cluster)),
         ],
+        # While Envoy is there, requests need it.
+        lifecycle=_before_stop(cluster, "--until-gone", "true"),
         startupProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", **STARTED),
         readinessProbe=http_probe(Port.GATEWAY_HTTP, "/readyz", periodSeconds=2, timeoutSeconds=2),
         livenessProbe=http_probe(Port.GATEWAY_HTTP, "/healthz", **ALIVE),

@@ -32,15 +32,17 @@ def test_their_command_lines_are_valid() -> None:
 
 def test_a_leaving_gateway_may_finish_its_calls() -> None:
     made = containers(drainSeconds=20)
-    # Envoy cuts its streams when it gets a SIGTERM, so something must drain it before; the picker drains after its own.
-    hook = made["gateway"]["lifecycle"]["preStop"]["exec"]["command"]
-    assert hook[:3] == ["python", "-m", "agentserving_gateway.drain"]
-    waits = options.parse(drain.Settings, prog="test", argv=hook[3:], environment={}).drain
+    # Envoy cuts its streams when it gets a SIGTERM, so something must drain it before; the picker outlives it.
+    hooks = {name: made[name]["lifecycle"]["preStop"]["exec"]["command"] for name in ("gateway", "picker")}
+    waits = {}
+    for name, hook in hooks.items():
+        assert hook[:3] == ["python", "-m", "agentserving_gateway.drain"]
+        waits[name] = options.parse(drain.Settings, prog="test", argv=hook[3:], environment={}).drain
     given = options.parse(picker_main.Settings, prog="test", argv=made["picker"]["args"], environment={})
-    assert waits.drain_s == given.serving.drain_s == 20
-    assert (
-        pod_spec(gateway_deployment(make_cluster(gateway={"drainSeconds": 20})))["terminationGracePeriodSeconds"] > 20
-    )
+    assert waits["gateway"].drain_s == waits["picker"].drain_s == given.serving.drain_s == 20
+    assert (waits["gateway"].until_gone, waits["picker"].until_gone) == (False, True)
+    grace_s = pod_spec(gateway_deployment(make_cluster(gateway={"drainSeconds": 20})))["terminationGracePeriodSeconds"]
+    assert grace_s > 20 + drain.SETTLE_S + drain.GONE_AFTER_S
 
 
 def test_envoy_refuses_requests_before_its_memory_limit_kills_it() -> None:
