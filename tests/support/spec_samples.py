@@ -82,7 +82,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({**MINIMAL, "gateway": {"ingress": {"hosts": ["A"]}}}, "spec.gateway.ingress.hosts[0]", "does not match"),
     ({**MINIMAL, "gateway": {"httpRoute": {"parentRefs": []}}}, "spec.gateway.httpRoute.parentRefs", "name a Gateway"),
     ({**MINIMAL, "network": {"ipFamilies": ["v6"]}}, "spec.network.ipFamilies[0]", "does not match"),
-    ({**MINIMAL, "engine": {"extraArgs": ["--data-parallel-size=2"]}}, "spec.engine.extraArgs", "data-parallel"),
+    ({**MINIMAL, "engine": {"extraArgs": ["--data-parallel-size=2"]}}, "spec.engine.extraArgs", "dataParallelSize"),
     (
         {"model": {"name": "m", "loraAdapters": [{"name": "a", "source": "b"}]}, "engine": {"type": "Simulator"}},
         "spec.model",
