@@ -46,8 +46,8 @@ class EngineEvents(Protocol):
         """Calls that have changed, and the load."""
         ...
 
-    def engine_policy(self, result: PolicyResult) -> None:
-        """A policy was accepted or refused by one of the ranks, which all decide alike."""
+    def engine_policy(self, result: PolicyResult, rank: int) -> None:
+        """A policy was accepted or refused."""
         ...
 
     def engine_disconnected(self, rank: int) -> None:
@@ -156,4 +156,4 @@ class RankLink:
                     case EngineReport() as report:
                         self._events.engine_report(report, self._rank)
                     case PolicyResult() as result:
-                        self._events.engine_policy(result)
+                        self._events.engine_policy(result, self._rank)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentserving.contract.channel import EngineHello, Load
+from agentserving.contract.channel import EngineHello, Load, PolicyResult
 
 from agentserving_sidecar.health import Front, FrontState, Health, Plugin, State, health
 from agentserving_sidecar.rank_state import RankState, joined_hello, joined_load
@@ -60,6 +60,12 @@ class EngineState:
     def heard(self, load: Load, now_us: int, rank: int = 0) -> None:
         """A report or heartbeat."""
         self._rank(rank).heard(load, now_us)
+
+    def policy_answered(self, result: PolicyResult, rank: int = 0) -> PolicyResult | None:
+        """What the engine says of a policy: it follows when every rank does. None while others have not answered."""
+        self._rank(rank).policy = result
+        follows = [each for each in self._of_this_boot() if each.policy == result]
+        return result if result.error or len(follows) == len(self._expected()) else None
 
     def disconnected(self, now_us: int, rank: int = 0) -> None:
         """The connection to the plugin was lost."""

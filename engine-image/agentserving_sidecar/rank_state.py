@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from agentserving.contract.channel import EngineHello, Load
+from agentserving.contract.channel import EngineHello, Load, PolicyResult
 
 from agentserving_sidecar.health import Plugin
 from agentserving_sidecar.process_watch import ProcessWatch
@@ -26,6 +26,8 @@ class RankState:
         # Of its newest boot; stays when the connection is lost.
         self.hello: EngineHello | None = None
         self.load: Load | None = None
+        # What it said last of a policy.
+        self.policy: PolicyResult | None = None
         self.is_connected = False
         self._is_absent = False
         self._heard_us = self._lost_us = 0
@@ -39,7 +41,7 @@ class RankState:
     def connected(self, hello: EngineHello, pid: int, now_us: int) -> None:
         """The plugin has connected, perhaps of another boot than before."""
         if hello.boot_id != self.boot_id:
-            self.load = None
+            self.load = self.policy = None
         self.hello, self.is_connected, self._is_absent, self._heard_us = hello, True, False, now_us
         self._process = ProcessWatch(pid)
 

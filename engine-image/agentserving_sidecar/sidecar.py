@@ -83,7 +83,7 @@ class Sidecar:
             on_deferred=self._deferred,
             on_overflow=lambda: self.link.reconnect() if self.link is not None else None,
         )
-        self.directives = Directives(to_engine=self._to_engine, refuse_policy=self.engine_policy, drain=self.drain)
+        self.directives = Directives(to_engine=self._to_engine, refuse_policy=self._to_leader, drain=self.drain)
         self.rejected_tickets = RejectedTickets()
         self.models: tuple[str, ...] = ()
         self.draining = False
@@ -133,9 +133,11 @@ class Sidecar:
         if progress or (not report.calls and self._is_news()):
             self._report(*progress)
 
-    def engine_policy(self, result: PolicyResult) -> None:
+    def engine_policy(self, result: PolicyResult, rank: int = 0) -> None:
         """The leader counts who follows."""
-        self._to_leader(result)
+        answer = self.engine.policy_answered(result, rank)
+        if answer is not None:
+            self._to_leader(answer)
 
     def engine_disconnected(self, rank: int = 0) -> None:
         """The plugin keeps its records, and sends them when it is connected again."""

@@ -102,6 +102,7 @@ def test_all_choices_of_a_call_run_on_one_rank_and_count_once(cluster: Cluster) 
 
 
 def test_programs_are_paused_resumed_and_cancelled_on_each_rank(cluster: Cluster) -> None:
+    assert "acknowledged by every engine" in cluster.cli("policy", "set", "atlas")
     programs = ["long-0", "long-1"]
     threads = [threading.Thread(target=complete, args=(cluster, program, 6000)) for program in programs]
     for thread in threads:

@@ -113,6 +113,20 @@ def test_an_engine_that_starts_again_with_one_rank_waits_for_no_other() -> None:
     assert made.health.is_serving
 
 
+def test_an_engine_follows_a_policy_once_all_of_its_ranks_do() -> None:
+    made = engine(0, 1)
+    assert made.policy_answered(PolicyResult(7, ""), 1) is None
+    assert made.policy_answered(PolicyResult(8, ""), 0) is None
+    assert made.policy_answered(PolicyResult(8, ""), 1) == PolicyResult(8, "")
+    # One that refuses it is enough to know that the engine does not follow.
+    assert made.policy_answered(PolicyResult(9, "no"), 0) == PolicyResult(9, "no")
+    # What the boot before has said does not count.
+    made.connected(of("b2"), 0, S, 0)
+    assert made.policy_answered(PolicyResult(8, ""), 0) is None
+    made.connected(of("b2"), 0, S, 1)
+    assert made.policy_answered(PolicyResult(8, ""), 1) == PolicyResult(8, "")
+
+
 async def test_a_call_is_recorded_under_its_boot_whichever_rank_reports_it(tmp_path: Path) -> None:
     async with running_sidecar(tmp_path) as rig:
         rig.sidecar.engine_hello(of("b2"), 0, 0)
@@ -144,7 +158,7 @@ class Heard:
     def engine_report(self, report: EngineReport, rank: int) -> None:
         self.reports.append((rank, report))
 
-    def engine_policy(self, result: PolicyResult) -> None:
+    def engine_policy(self, result: PolicyResult, rank: int) -> None:
         """Not sent here."""
 
     def engine_disconnected(self, rank: int) -> None:
