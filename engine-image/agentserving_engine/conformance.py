@@ -10,6 +10,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from agentserving.contract.channel import RANKS_VARIABLE
+
 OLDEST = (0, 28)
 NEWEST = (0, 33)
 
@@ -115,8 +117,11 @@ def check_version(text: str) -> None:
         )
 
 
-def check_config(vllm_config: Any) -> None:
-    """Refuses configurations that the plugin would get wrong. Raises UnsupportedEngineError with the alternative."""
+def check_config(vllm_config: Any, ranks: int = 1) -> None:
+    """Refuses configurations that the plugin would get wrong. Raises UnsupportedEngineError with the alternative.
+
+    `ranks`: how many data-parallel ranks the engine was said to have.
+    """
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     if getattr(model, "runner_type", "generate") != "generate":
         raise UnsupportedEngineError(f"runner {model.runner_type!r} has no decode steps to schedule: use stock vLLM")
@@ -125,14 +130,28 @@ def check_config(vllm_config: Any) -> None:
     transfer = getattr(vllm_config, "kv_transfer_config", None)
     if transfer is not None and getattr(transfer, "is_kv_producer", False) and not transfer.is_kv_consumer:
         raise UnsupportedEngineError("a prefill-only engine (KV producer) cannot preempt: use stock vLLM there")
+    _check_ranks(parallel, ranks)
+
+
+def rank_of(parallel_config: Any) -> int:
+    """Which of the engine's data-parallel ranks this process is."""
+    return int(getattr(parallel_config, "data_parallel_index", 0) or 0)
+
+
+def _check_ranks(parallel: Any, ranks: int) -> None:
+    """The front end must know how many ranks there are, to keep a program on one of them."""
     # vLLM sets the size of a dense model's ranks to one; only the index shows that there are others. One refused rank
     # ends all of them.
-    size, index = parallel.data_parallel_size, getattr(parallel, "data_parallel_index", 0) or 0
-    if size > 1 or index > 0:
+    size, rank = parallel.data_parallel_size, rank_of(parallel)
+    if rank >= ranks or size not in (1, ranks):
         raise UnsupportedEngineError(
-            f"--data-parallel-size (size {size}, this is rank {index}): its front end spreads the requests of one call "
-            "over independent schedulers, so no account would be right. Start one engine, with its "
-            "own engine id and port, for each rank; the load balancer spreads programs over them"
+            f"--data-parallel-size is not {RANKS_VARIABLE}, which is {ranks} (size {size}, this is rank {rank}): set "
+            "the variable to the same number, so that each program stays on one rank"
+        )
+    if getattr(parallel, "data_parallel_external_lb", False) or getattr(parallel, "data_parallel_hybrid_lb", False):
+        raise UnsupportedEngineError(
+            "ranks behind several HTTP fronts (--data-parallel-external-lb, --data-parallel-hybrid-lb): start one "
+            "engine, with its own engine id and port, for each front; the load balancer spreads programs over them"
         )
 
 

@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from typing import Any
 
 import agentserving
 import vllm
-from agentserving.contract.channel import EngineHello
+from agentserving.contract.channel import EngineHello, socket_name
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from agentserving_engine.boot import write_boot
+from agentserving_engine.boot import boot_of_parent, new_boot, write_boot
 from agentserving_engine.calls import CallBook, Outbox
 from agentserving_engine.calls.salts import salt_of
 from agentserving_engine.channel_server import ChannelServer
 from agentserving_engine.clock import now_us
-from agentserving_engine.conformance import check_config, check_symbols, check_version
+from agentserving_engine.conformance import check_config, check_symbols, check_version, rank_of
 from agentserving_engine.guard import Guard
 from agentserving_engine.session import EngineSession
 from agentserving_engine.settings import PluginSettings
@@ -46,14 +45,16 @@ class SyncProgramScheduler(Scheduler):
         settings = PluginSettings.from_env(os.environ)
         self._separate_caches = settings.separate_caches
         outbox = Outbox() if settings.channel_dir is not None else Outbox(limit=0)
-        hello = _hello(self, uuid.uuid4().hex)
+        rank = rank_of(self.vllm_config.parallel_config)
+        hello = _hello(self, settings.ranks)
         book = CallBook(settings.ticket_check(hello.boot_id), outbox)
         self._adapter = VllmAdapter(self, lambda: self._session.calls)
         self._session = EngineSession(self._adapter, self._adapter.memory, book)
         self._guard = Guard(self._session.load)
         if settings.channel_dir is not None:
-            write_boot(settings.channel_dir, hello.boot_id)
-            self._session.channel = ChannelServer(settings.channel_dir / "rank0.sock", hello, outbox)
+            if rank == 0:
+                write_boot(settings.channel_dir, hello.boot_id)
+            self._session.channel = ChannelServer(settings.channel_dir / socket_name(rank), hello, outbox)
 
     def add_request(self, request: Request) -> None:
         """Scheduler.add_request: the request's ticket is verified and its call joins the queue."""
@@ -188,10 +189,10 @@ class AsyncProgramScheduler(SyncProgramScheduler, AsyncScheduler):
     """For engines that overlap scheduling and execution."""
 
 
-def _hello(vllm_scheduler: Scheduler, boot_id: str) -> EngineHello:
+def _hello(vllm_scheduler: Scheduler, ranks: int) -> EngineHello:
     config = vllm_scheduler.vllm_config
     return EngineHello(
-        boot_id=boot_id,
+        boot_id=new_boot() if ranks == 1 else boot_of_parent(),
         pid=os.getpid(),
         engine_kind="VLLM",
         engine_version=vllm.__version__,
@@ -200,7 +201,7 @@ def _hello(vllm_scheduler: Scheduler, boot_id: str) -> EngineHello:
         max_model_len=config.model_config.max_model_len,
         block_size=int(vllm_scheduler.block_size),
         num_blocks=config.cache_config.num_gpu_blocks or 0,
-        data_parallel_size=config.parallel_config.data_parallel_size,
+        data_parallel_size=ranks,
         async_scheduling=bool(config.scheduler_config.async_scheduling),
         policy_version=0,
     )
@@ -210,6 +211,6 @@ def ProgramScheduler(*args: Any, **kwargs: Any) -> Scheduler:
     """Factory for ``--scheduler-cls``: the scheduler for this engine. Raises UnsupportedEngineError."""
     config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
     check_version(vllm.__version__)
-    check_config(config)
+    check_config(config, PluginSettings.from_env(os.environ).ranks)
     cls = AsyncProgramScheduler if config.scheduler_config.async_scheduling else SyncProgramScheduler
     return cls(*args, **kwargs)

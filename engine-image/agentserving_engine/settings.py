@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentserving.contract.channel import MAX_RANKS, RANKS_VARIABLE
 from agentserving.contract.signatures import VerifyingKey
 from agentserving.contract.ticket import IssuerKeys
 from agentserving.contract.ticket_keys import TicketKeys, verifying_keys
@@ -30,10 +31,13 @@ class PluginSettings:
     unticketed: Unticketed = Unticketed.LAST
     # One tenant's prompts are not found in the prefix cache by another's.
     separate_caches: bool = True
+    # Engine processes that share this engine's HTTP front (--data-parallel-size): vLLM does not say it to all of them.
+    ranks: int = 1
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> PluginSettings:
-        """Reads AGENTSERVING_ENGINE_ID, _CHANNEL_DIR, _TICKET_KEY_FILE, _GATEWAY_KEY_FILE, _UNTICKETED, _TENANT_CACHE.
+        """Reads AGENTSERVING_ENGINE_ID, _CHANNEL_DIR, _TICKET_KEY_FILE, _GATEWAY_KEY_FILE, _UNTICKETED, _TENANT_CACHE,
+        _RANKS.
 
         Raises PluginConfigError.
         """
@@ -53,6 +57,7 @@ class PluginSettings:
             keys,
             unticketed,
             _choice(env, "AGENTSERVING_TENANT_CACHE", ["separate", "shared"], "separate") == "separate",
+            _ranks(env),
         )
 
     def ticket_check(self, boot_id: str) -> TicketCheck:
@@ -89,6 +94,13 @@ def keep_alive_seconds(text: str) -> float:
     if not 0 <= seconds < math.inf:
         raise ValueError(f"{text} is no number of seconds")
     return seconds
+
+
+def _ranks(env: Mapping[str, str]) -> int:
+    text = env.get(RANKS_VARIABLE, "") or "1"
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MAX_RANKS:
+        raise PluginConfigError(f"{RANKS_VARIABLE}={text}: give vLLM's --data-parallel-size, 1 to {MAX_RANKS}")
+    return int(text)
 
 
 def _choice(env: Mapping[str, str], name: str, choices: Sequence[str], default: str) -> str:

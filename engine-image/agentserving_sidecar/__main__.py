@@ -24,7 +24,7 @@ from agentserving_sidecar.api.attach import LeaderLink
 from agentserving_sidecar.api.generate import add_generate
 from agentserving_sidecar.draining import drain_socket, drained
 from agentserving_sidecar.engine_http import EngineHttp
-from agentserving_sidecar.engine_link import EngineLink
+from agentserving_sidecar.engine_link import EngineLinks
 from agentserving_sidecar.http_front import http_app
 from agentserving_sidecar.journal import Journal, JournalInUseError, NewerFormatError
 from agentserving_sidecar.probing import ModelList, probe_front
@@ -80,7 +80,7 @@ async def generate_server(settings: Settings, engine: EngineHttp) -> AsyncIterat
         await server.stop(1.0)
 
 
-def connected_sidecar(settings: Settings, journal: Journal) -> tuple[Sidecar, EngineLink, LeaderLink]:
+def connected_sidecar(settings: Settings, journal: Journal) -> tuple[Sidecar, EngineLinks, LeaderLink]:
     """The sidecar with both of its streams."""
     engine, leader = settings.engine, settings.leader
     sidecar = Sidecar(
@@ -90,7 +90,7 @@ def connected_sidecar(settings: Settings, journal: Journal) -> tuple[Sidecar, En
         journal=journal,
         step_limit_us=int(engine.stuck_s * 1_000_000),
     )
-    sidecar.link = link = EngineLink(engine.channel_dir, sidecar)
+    sidecar.link = link = EngineLinks(engine.channel_dir, sidecar)
     sidecar.leader = leader_link = LeaderLink(LeaderChannel(leader.control_plane, leader.client_settings()), sidecar)
     return sidecar, link, leader_link
 

@@ -83,7 +83,7 @@ class Sidecar:
             on_deferred=self._deferred,
             on_overflow=lambda: self.link.reconnect() if self.link is not None else None,
         )
-        self.directives = Directives(to_engine=self._to_engine, refuse_policy=self.engine_policy, drain=self.drain)
+        self.directives = Directives(to_engine=self._to_engine, refuse_policy=self._to_leader, drain=self.drain)
         self.rejected_tickets = RejectedTickets()
         self.models: tuple[str, ...] = ()
         self.draining = False
@@ -99,14 +99,16 @@ class Sidecar:
 
     # -- from the engine -----------------------------------------------------------------------------------------
 
-    def engine_hello(self, hello: EngineHello, pid: int = 0) -> None:
-        """The plugin has connected, perhaps of a new engine process."""
+    def engine_hello(self, hello: EngineHello, pid: int = 0, rank: int = 0) -> None:
+        """The plugin of a rank has connected, perhaps of a new engine process."""
         before = self.engine.boot_id
-        if self.engine.connected(hello, pid, _now_us()) and before:
+        if self.engine.connected(hello, pid, _now_us(), rank) and before:
             # The drain was of the process that has ended.
             self.draining = self._is_leaving
         self.directives.send_state()
-        log.info("engine connected", boot=hello.boot_id, kind=hello.engine_kind, version=hello.engine_version)
+        log.info(
+            "engine connected", boot=hello.boot_id, kind=hello.engine_kind, version=hello.engine_version, rank=rank
+        )
         self.engine.evaluate(_now_us())
         # The last records of the boot before go first: a leader that learns of its end gives up what it has not heard.
         self.recorder.after_attempt(lambda: self._announce(before))
@@ -116,11 +118,12 @@ class Sidecar:
             self._to_leader(Report(boot_id=boot_before, health=self.engine.health, engine_down=True))
         self._to_leader(self.hello())
 
-    def engine_report(self, report: EngineReport) -> None:
+    def engine_report(self, report: EngineReport, rank: int = 0) -> None:
         """Terminal records are recorded first; the others are passed on."""
-        self.engine.heard(report.load, _now_us())
-        self.rejected_tickets.count(report.load.rejected_tickets, time.monotonic())
-        boot_id = self.engine.boot_id
+        self.engine.heard(report.load, _now_us(), rank)
+        load = self.engine.load or report.load
+        self.rejected_tickets.count(load.rejected_tickets, time.monotonic())
+        boot_id = self.engine.boot_of(rank)
         for record in report.calls:
             if record.outcome:
                 self.recorder.take(boot_id, record)
@@ -130,18 +133,20 @@ class Sidecar:
         if progress or (not report.calls and self._is_news()):
             self._report(*progress)
 
-    def engine_policy(self, result: PolicyResult) -> None:
+    def engine_policy(self, result: PolicyResult, rank: int = 0) -> None:
         """The leader counts who follows."""
-        self._to_leader(result)
+        answer = self.engine.policy_answered(result, rank)
+        if answer is not None:
+            self._to_leader(answer)
 
-    def engine_disconnected(self) -> None:
+    def engine_disconnected(self, rank: int = 0) -> None:
         """The plugin keeps its records, and sends them when it is connected again."""
-        self.engine.disconnected(_now_us())
+        self.engine.disconnected(_now_us(), rank)
         self._evaluate()
 
-    def engine_absent(self) -> None:
+    def engine_absent(self, rank: int = 0) -> None:
         """The engine process has ended, or has not come so far yet."""
-        self.engine.absent()
+        self.engine.absent(rank)
         self._evaluate()
 
     def front_answered(self, state: FrontState, detail: str) -> None:

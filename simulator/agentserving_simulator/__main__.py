@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 
 import agentserving
-from agentserving.contract.channel import EngineHello
+from agentserving.contract.channel import EngineHello, socket_name
 from agentserving.contract.replaced_files import settled
 from agentserving_engine.calls import CallBook, Outbox, Unticketed
 from agentserving_engine.channel_server import ChannelServer
@@ -123,7 +123,7 @@ def _engine(arguments: argparse.Namespace) -> tuple[SimulatedEngine, Entrance]:
     book = CallBook(check, outbox)
     engine = SimulatedEngine(book, limits, CostModel(speed=arguments.speed))
     if settings.channel_dir is not None:
-        engine.session.channel = ChannelServer(settings.channel_dir / "rank0.sock", hello, outbox)
+        engine.session.channel = ChannelServer(settings.channel_dir / socket_name(0), hello, outbox)
     secret = pod_secret_of(settings)
     return engine, Entrance(lambda: check, separate_caches=settings.separate_caches, pod_secret=secret)
 

@@ -24,6 +24,7 @@ from agentserving_cli.local.layout import (
     engine_env,
     gpus_of,
     memory_share,
+    ranks_of,
     tool_flags,
     vllm_argv,
 )
@@ -243,3 +244,26 @@ def test_the_budget_of_up_is_the_default_of_its_control_planes(tmp_path: Path) -
     argv = list(control_plane(spec, tmp_path, ports, plane).argv)
     assert argv[argv.index("--default-budget") + 1] == "tokens=200000,calls=50"
     assert "--default-budget" not in control_plane(ClusterSpec(tmp_path), tmp_path, ports, plane).argv
+
+
+@pytest.mark.parametrize(
+    ("flags", "ranks"),
+    [
+        ((), 1),
+        (("--data-parallel-size=2",), 2),
+        (("--max-num-seqs=4", "--data-parallel-size", "4"), 4),
+        (("-dp", "3"), 3),
+        (("-dp=3",), 3),
+        (("--data_parallel_size=2",), 2),
+        (("--data-parallel-size",), 1),
+        (("--data-parallel-size=many",), 1),
+        (("--data-parallel-size-local=2",), 1),
+    ],
+)
+def test_the_processes_of_an_engine_know_how_many_ranks_it_has(
+    flags: tuple[str, ...], ranks: int, tmp_path: Path
+) -> None:
+    assert ranks_of(flags) == ranks
+    env = engine_env("e0", tmp_path, tmp_path, 1, ranks=ranks)
+    assert env.get("AGENTSERVING_RANKS", "1") == str(ranks)
+    assert env["VLLM_CPU_OMP_THREADS_BIND"].split("|") == ["1"] * ranks

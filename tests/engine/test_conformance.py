@@ -157,7 +157,15 @@ def test_an_ordinary_engine_is_accepted() -> None:
         ({"kv_transfer_config": SimpleNamespace(is_kv_producer=True, is_kv_consumer=False)}, "KV producer.*use stock"),
         (
             {"parallel_config": SimpleNamespace(data_parallel_size=2, data_parallel_index=0)},
-            r"size 2, this is rank 0.*Start one engine.*for each rank",
+            r"not AGENTSERVING_RANKS, which is 1 \(size 2, this is rank 0\): set the variable to the same number",
+        ),
+        (
+            {
+                "parallel_config": SimpleNamespace(
+                    data_parallel_size=1, data_parallel_index=0, data_parallel_external_lb=True
+                )
+            },
+            "start one engine.*for each front",
         ),
         # A rank of a dense model: vLLM sets its size to one.
         ({"parallel_config": SimpleNamespace(data_parallel_size=1, data_parallel_index=1)}, "this is rank 1"),
@@ -166,6 +174,22 @@ def test_an_ordinary_engine_is_accepted() -> None:
 def test_what_cannot_be_scheduled_by_program_is_refused_with_the_alternative(changes: dict, reason: str) -> None:
     with pytest.raises(UnsupportedEngineError, match=reason):
         check_config(config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("size", "rank"),
+    # The ranks of a dense model have size one; those of a model with experts the size of the engine.
+    [(1, 0), (1, 3), (4, 0), (4, 3)],
+)
+def test_as_many_ranks_as_were_announced_are_accepted(size: int, rank: int) -> None:
+    check_config(config(parallel_config=SimpleNamespace(data_parallel_size=size, data_parallel_index=rank)), ranks=4)
+
+
+@pytest.mark.parametrize(("size", "rank"), [(1, 4), (8, 0), (2, 0)])
+def test_other_ranks_than_were_announced_are_refused(size: int, rank: int) -> None:
+    parallel = SimpleNamespace(data_parallel_size=size, data_parallel_index=rank)
+    with pytest.raises(UnsupportedEngineError, match="AGENTSERVING_RANKS, which is 4"):
+        check_config(config(parallel_config=parallel), ranks=4)
 
 
 def test_the_range_is_what_the_version_matrix_runs() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from agentserving.contract import policy as values
 from agentserving_operator.spec import crd
-from agentserving_operator.spec.cluster import A100_PRODUCTS, ClusterSpec
+from agentserving_operator.spec.accelerator import A100_PRODUCTS
+from agentserving_operator.spec.cluster import ClusterSpec
 from agentserving_operator.spec.parsing import SpecError, parse, plain
 from agentserving_operator.spec.scheduling import PolicyName, to_policy
 from agentserving_operator.spec.store import StoreType

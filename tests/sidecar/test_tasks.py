@@ -46,7 +46,7 @@ def code_for(module: str, name: str, replace: str) -> str:
 @pytest.mark.parametrize(
     ("task", "module", "name", "replace"),
     [
-        ("engine channel", "engine_link", "EngineLink", "target.run = fail"),
+        ("engine channel", "engine_link", "EngineLinks", "target.run = fail"),
         ("attach", "api.attach", "LeaderLink", "target.run = fail"),
         ("journal", "recording", "Recorder", "target.run = fail"),
         ("health", "sidecar", "Sidecar", "target.watch_health = fail"),

@@ -21,6 +21,8 @@ VALID: list[dict[str, Any]] = [
         "gateway": {"template": {"spec": {"containers": [{"name": "logs", "image": "logs:1"}], "hostIPC": True}}},
         "store": {"etcd": {"template": {"spec": {"affinity": {"nodeAffinity": {}}, "tolerations": [{"key": "x"}]}}}},
     },
+    {**MINIMAL, "engine": {"accelerator": {"count": 8, "dataParallelSize": 2, "tensorParallelSize": 4}}},
+    {**MINIMAL, "engine": {"accelerator": {"count": 0, "dataParallelSize": 2}}},
     {**MINIMAL, "engine": {"autoscaling": {"max": 4}}},
     {**MINIMAL, "engine": {"autoscaling": {"min": 0, "max": 1, "scaler": "External", "holdSeconds": 60}}},
     {
@@ -80,7 +82,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({**MINIMAL, "gateway": {"ingress": {"hosts": ["A"]}}}, "spec.gateway.ingress.hosts[0]", "does not match"),
     ({**MINIMAL, "gateway": {"httpRoute": {"parentRefs": []}}}, "spec.gateway.httpRoute.parentRefs", "name a Gateway"),
     ({**MINIMAL, "network": {"ipFamilies": ["v6"]}}, "spec.network.ipFamilies[0]", "does not match"),
-    ({**MINIMAL, "engine": {"extraArgs": ["--data-parallel-size=2"]}}, "spec.engine.extraArgs", "data-parallel"),
+    ({**MINIMAL, "engine": {"extraArgs": ["--data-parallel-size=2"]}}, "spec.engine.extraArgs", "dataParallelSize"),
     (
         {"model": {"name": "m", "loraAdapters": [{"name": "a", "source": "b"}]}, "engine": {"type": "Simulator"}},
         "spec.model",
@@ -147,6 +149,11 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
         {**MINIMAL, "engine": {"accelerator": {"count": 2, "tensorParallelSize": 4}}},
         "spec.engine.accelerator.tensorParallelSize",
         "at most count",
+    ),
+    (
+        {**MINIMAL, "engine": {"accelerator": {"count": 8, "dataParallelSize": 2, "tensorParallelSize": 2}}},
+        "spec.engine.accelerator.dataParallelSize",
+        "dataParallelSize times tensorParallelSize",
     ),
     (
         {**MINIMAL, "engine": {"accelerator": {"products": ["a", "a"]}}},

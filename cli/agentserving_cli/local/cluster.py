@@ -34,6 +34,7 @@ from agentserving_cli.local.layout import (
     engine_env,
     gpus_of,
     memory_share,
+    ranks_of,
     vllm_argv,
 )
 from agentserving_cli.local.ports import port_is_free
@@ -266,7 +267,8 @@ class LocalCluster:
         argv = vllm_argv(python, model, engine.http, self.spec, *memory_share(count, self._gpus))
         core = index % (os.cpu_count() or 1) if self._cpu_build else None
         gpus = gpus_of(index, count, self._gpus)
-        env = engine_env(engine.engine_id, channel, home, core, gpus, self.spec.unticketed)
+        ranks = ranks_of(self.spec.engine_args)
+        env = engine_env(engine.engine_id, channel, home, core, gpus, self.spec.unticketed, ranks)
         return self._child(commands.vllm(self.spec, engine, argv, env))
 
     # -- life and end --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ choice of ports."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from agentserving.contract.budgets import Budget
+from agentserving.contract.channel import MAX_RANKS, RANKS_VARIABLE
 from agentserving.contract.engine_http import KEEP_ALIVE_S, VLLM_KEEP_ALIVE
 from agentserving.contract.policy import DEFAULT
 from agentserving.contract.service_class import ServiceClass
@@ -167,8 +169,9 @@ def tool_flags(spec: ClusterSpec) -> list[str]:
 
 
 def engine_env(
-    engine_id: str, channel: Path, home: Path, core: int | None, gpus: Sequence[str] = (), unticketed: str = "refuse"
-) -> dict[str, str]:
+    engine_id: str, channel: Path, home: Path, core: int | None, gpus: Sequence[str] = (), unticketed: str = "refuse",
+    ranks: int = 1,
+) -> dict[str, str]:  # fmt: skip
     """Environment of an engine. Engines share no cores and GPUs: `core` binds a CPU vLLM, `gpus` are this engine's."""
     env = {
         "AGENTSERVING_ENGINE_ID": engine_id,
@@ -183,10 +186,21 @@ def engine_env(
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }
     if core is not None:
-        env["VLLM_CPU_OMP_THREADS_BIND"] = str(core)
+        # One list of cores for each worker: the ranks of an engine share its core.
+        env["VLLM_CPU_OMP_THREADS_BIND"] = "|".join([str(core)] * ranks)
+    if ranks > 1:
+        env[RANKS_VARIABLE] = str(ranks)
     if gpus:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return env
+
+
+def ranks_of(engine_args: Sequence[str]) -> int:
+    """vLLM's --data-parallel-size among an engine's flags; 1 without it, and where vLLM will refuse the value."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--data-parallel-size", "--data_parallel_size", "-dp", dest="ranks", default="1", nargs="?")
+    text = parser.parse_known_args(engine_args)[0].ranks or ""
+    return int(text) if text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_RANKS else 1
 
 
 def gpus_of(index: int, engines: int, gpus: Sequence[str]) -> Sequence[str]:

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agentserving.contract.ids import CallId
+from agentserving.contract.ids import CallId, ProgramId, ProgramKey, Tenant
 from agentserving.contract.ticket import InvalidTicketError
 
 from agentserving_engine.calls.ended import EndedCalls
@@ -42,10 +42,14 @@ class RefusedEntryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What vLLM is given: the session (None = no header) and the cache salt ("" = none)."""
+    """What vLLM is given: the session (None = no header) and the cache salt ("" = none).
+
+    `program`: the root program of the call; None where the ticket says none.
+    """
 
     session_id: str | None
     salt: str
+    program: ProgramKey | None = None
 
 
 class Entrance:
@@ -76,7 +80,8 @@ class Entrance:
             return self._without(check, ticket, exchange, "replayed")
         self._used.add(CallId(found.call_id), exchange)
         salt = salt_of(found.tenant) if self._separate_caches else ""
-        return Entry(joined(ticket, exchange), salt)
+        program = ProgramKey(Tenant(found.tenant), ProgramId(found.root_program_id)) if found.root_program_id else None
+        return Entry(joined(ticket, exchange), salt, program)
 
     @property
     def is_closed(self) -> bool:

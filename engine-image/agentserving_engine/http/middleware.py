@@ -12,7 +12,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
 from agentserving.contract.engine_http import RESPONSES
@@ -26,6 +26,7 @@ from agentserving_engine.http.answer import Answer, Chunk, Head
 from agentserving_engine.http.dialects import Dialect, dialect_of
 from agentserving_engine.http.doors import TICKET_HEADER, check
 from agentserving_engine.http.entrance import Entrance, Entry, RefusedEntryError
+from agentserving_engine.http.ranks import RANK_HEADER, Ranks
 from agentserving_engine.http.request_body import RefusedBodyError, asks_for_a_stream, with_salt
 from agentserving_engine.http.response_id import marked
 from agentserving_engine.settings import HttpSettings, PluginConfigError, PluginSettings
@@ -46,7 +47,9 @@ class EngineMiddleware:
         self._app = app
         settings = HttpSettings.from_env(os.environ)
         self._keep_alive_s, self._engine_id = settings.sse_keep_alive_s, settings.engine_id
-        self._entrance = entrance_of(PluginSettings.from_env(os.environ))
+        plugin = PluginSettings.from_env(os.environ)
+        self._entrance = entrance_of(plugin)
+        self._ranks = Ranks(plugin.ranks) if plugin.ranks > 1 else None
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -66,6 +69,7 @@ class EngineMiddleware:
         await serve(
             self._app, scope, receive, send,
             dialect=dialect, keep_alive_s=self._keep_alive_s, entrance=self._entrance, response=named,
+            ranks=self._ranks,
         )  # fmt: skip
 
 
@@ -123,10 +127,12 @@ async def serve(
     keep_alive_s: float,
     entrance: Entrance,
     response: str = "",
+    ranks: Ranks | None = None,
 ) -> None:
     """Runs `app` for one request of a generating route. Exceptions of `app` propagate, after the stream was ended.
 
-    `response`: the id of the response that the request asks for; empty = the application chooses it.
+    `response`: the id of the response that the request asks for; empty = the application chooses it. `ranks`: of a
+    data-parallel engine; None = it has one scheduler.
     """
     answer = Answer(dialect, keep_alive_s)
     try:
@@ -135,10 +141,26 @@ async def serve(
         await _refuse(scope, send, dialect, error)
         return
     exchange = _Exchange(answer, entry, receive, send, response, threads=dialect is not Dialect.MESSAGES)
+    with _placed(scope, entry, ranks):
+        try:
+            await app(scope, exchange.receive, exchange.send)
+        finally:
+            await exchange.end()
+
+
+@contextlib.contextmanager
+def _placed(scope: MutableMapping[str, Any], entry: Entry, ranks: Ranks | None) -> Iterator[None]:
+    """The request's head names the rank of its program while the block runs; what a client says is replaced."""
+    if ranks is None:
+        yield
+        return
+    rank = ranks.begin(entry.program, now_us())
+    kept = [(name, value) for name, value in scope.get("headers", ()) if name.lower() != RANK_HEADER]
+    scope["headers"] = [*kept, (RANK_HEADER, b"%d" % rank)]
     try:
-        await app(scope, exchange.receive, exchange.send)
+        yield
     finally:
-        await exchange.end()
+        ranks.end(entry.program, rank, now_us())
 
 
 def _enter(scope: MutableMapping[str, Any], entrance: Entrance) -> Entry:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 
+from agentserving.contract.channel import RANKS_VARIABLE
 from agentserving.contract.engine_http import KEEP_ALIVE_S, VLLM_KEEP_ALIVE
 
 from agentserving_operator.manifests.common import (
@@ -175,7 +176,8 @@ def _vllm_access(cluster: AgentServingCluster) -> list[Manifest]:
 
 def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
     engine = cluster.spec.engine
-    parallel = engine.accelerator.tensor_parallel_size or engine.accelerator.count
+    ranks = engine.accelerator.data_parallel_size
+    parallel = engine.accelerator.tensor_parallel_size or engine.accelerator.count // ranks
     found = [
         "--model", cluster.spec.model.name,
         "--served-model-name", served_name(cluster), *cluster.spec.model.also_served_as,
@@ -193,6 +195,8 @@ def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
         found.append("--trust-remote-code")
     if parallel > 1:
         found += ["--tensor-parallel-size", str(parallel)]
+    if ranks > 1:
+        found += ["--data-parallel-size", str(ranks)]
     if engine.kv_offload_gib:
         found += ["--kv-offloading-size", str(engine.kv_offload_gib)]
     return [*found, *_tool_arguments(cluster), *_model_arguments(cluster), *_limits(cluster), *engine.extra_args]
@@ -232,6 +236,8 @@ def _vllm_env(cluster: AgentServingCluster) -> list[Manifest]:
         {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
         {"name": VLLM_KEEP_ALIVE, "value": str(KEEP_ALIVE_S)},
     ]
+    if (ranks := cluster.spec.engine.accelerator.data_parallel_size) > 1:
+        found.append({"name": RANKS_VARIABLE, "value": str(ranks)})
     if cluster.spec.model.token is not None:
         found.append({"name": "HF_TOKEN_PATH", "value": f"{MODEL_TOKEN_DIR}/{MODEL_TOKEN_FILE}"})
     return found

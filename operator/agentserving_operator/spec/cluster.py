@@ -6,11 +6,11 @@ each CEL rule stands next to the same rule in Python, so that the operator refus
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
+from agentserving_operator.spec.accelerator import Accelerator
 from agentserving_operator.spec.auth import Auth, ClientAuth
 from agentserving_operator.spec.autoscaling import Autoscaling
 from agentserving_operator.spec.control_plane import ControlPlane
@@ -21,7 +21,6 @@ from agentserving_operator.spec.fields import (
     flag,
     integer,
     items,
-    mapping,
     quantity,
     struct,
     text,
@@ -29,20 +28,13 @@ from agentserving_operator.spec.fields import (
 from agentserving_operator.spec.inference_pool import InferencePool
 from agentserving_operator.spec.model_files import ConfigMapKey, LoraAdapter
 from agentserving_operator.spec.network import Network
-from agentserving_operator.spec.parts import Resources, SecretKey, TaintEffect, Toleration
+from agentserving_operator.spec.parts import Resources, SecretKey
 from agentserving_operator.spec.pod_template import PodTemplate
 from agentserving_operator.spec.scheduling import Scheduling
 from agentserving_operator.spec.store import Store, StoreType
 from agentserving_operator.spec.tls import FrontTls, Tls
 from agentserving_operator.spec.ways_in import HttpRoute, Ingress
 
-# The four A100 boards, as NVIDIA's GPU feature discovery labels nodes.
-A100_PRODUCTS = (
-    "NVIDIA-A100-SXM4-80GB",
-    "NVIDIA-A100-SXM4-40GB",
-    "NVIDIA-A100-80GB-PCIe",
-    "NVIDIA-A100-PCIE-40GB",
-)
 # The longest child name is <name>-control-plane. A StatefulSet appends a hash of 11 characters to <name>-engine in a
 # label of at most 63.
 MAX_NAME = 40
@@ -178,42 +170,6 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Accelerator:
-    """Where engine pods run; by default on A100s. Ignored by simulated engines."""
-
-    RULES: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "!has(self.tensorParallelSize) || self.tensorParallelSize <= self.count",
-            "tensorParallelSize must be at most count",
-            lambda a: a.tensor_parallel_size is None or a.tensor_parallel_size <= a.count,
-            "tensorParallelSize",
-        ),
-    )
-
-    resource_name: str = text(
-        "Extended resource name of the device.",
-        253,
-        default="nvidia.com/gpu",
-        min_length=1,
-        pattern=r"^[a-zA-Z0-9]([-./a-zA-Z0-9]*[a-zA-Z0-9])?$",
-    )
-    count: int = integer("Devices per engine; 0: none (CPU).", 0, 64, default=1)
-    tensor_parallel_size: int | None = integer("Absent: count.", 1, 64, default=None)
-    product_label: str = text(
-        "Node label with the device's product name.", 253, default="nvidia.com/gpu.product", min_length=1
-    )
-    products: tuple[str, ...] = items(
-        "Nodes whose label is one of these; empty: any node.", 16, list_type="set", default=A100_PRODUCTS, max_length=63
-    )
-    node_selector: Mapping[str, str] = mapping("Further node labels.", 16, 63)
-    tolerations: tuple[Toleration, ...] = items(
-        "Taints that engine pods tolerate.",
-        16,
-        default=(Toleration(key="nvidia.com/gpu", effect=TaintEffect.NO_SCHEDULE),),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Simulator:
     speed_percent: int = integer("100: as fast as an A100 with an 8B model.", 1, 100_000, default=100)
     num_blocks: int = integer("KV blocks of 16 tokens.", 16, 10_000_000, default=16_384)
@@ -238,8 +194,7 @@ class Engine:
         ),
         Rule(
             "!self.extraArgs.exists(a, a.startsWith('--data-parallel') || a.startsWith('-dp'))",
-            "data-parallel engines are not supported: each rank would schedule without the others' accounts; set "
-            "engine.replicas instead",
+            "data parallelism is set by engine.accelerator.dataParallelSize, so that each program stays on one rank",
             lambda e: not any(a.startswith(("--data-parallel", "-dp")) for a in e.extra_args),
             "extraArgs",
         ),

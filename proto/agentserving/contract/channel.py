@@ -1,7 +1,7 @@
 """Messages between the scheduler plugin in the engine process and the sidecar in the same pod.
 
-One Unix stream socket (``<directory>/rank0.sock``): the plugin listens, one sidecar at a time connects, and a newer
-connection replaces an older one. Each frame is a 4-byte big-endian length followed by one msgpack message.
+One Unix stream socket for each rank (``<directory>/rank<n>.sock``): the plugin listens, one sidecar at a time connects,
+and a newer connection replaces an older one. Each frame is a 4-byte big-endian length followed by one msgpack message.
 The plugin sends `EngineHello` first, then `EngineReport` after steps that changed something and at least every
 `HEARTBEAT_S`. A call's record is cumulative; the terminal record (``outcome`` set) is sent again on every new
 connection until the sidecar has acknowledged it with `AckCalls`, so a sidecar may die at any time.
@@ -16,6 +16,8 @@ from typing import Any
 import msgspec
 
 HEARTBEAT_S = 0.5
+# How many engine processes the plugin expects to share one HTTP front, and at most. As many devices fit on one node.
+RANKS_VARIABLE, MAX_RANKS = "AGENTSERVING_RANKS", 64
 MAX_FRAME_BYTES = 8 << 20
 
 
@@ -92,6 +94,7 @@ class EngineHello(msgspec.Struct, tag="hello", kw_only=True):
     max_model_len: int
     block_size: int
     num_blocks: int
+    # Ranks of the engine, each with a channel of its own. `max_num_seqs` and `num_blocks` are this rank's.
     data_parallel_size: int
     async_scheduling: bool
     policy_version: int
@@ -176,6 +179,11 @@ ToEngine = AckCalls | SetPolicy | SetAccounts | SetPaused | SetShares | ToolWait
 encoder = msgspec.msgpack.Encoder()
 from_engine_decoder = msgspec.msgpack.Decoder(FromEngine)
 to_engine_decoder = msgspec.msgpack.Decoder(ToEngine)
+
+
+def socket_name(rank: int) -> str:
+    """Name of the socket of a rank in the shared directory."""
+    return f"rank{rank}.sock"
 
 
 def frame(message: FromEngine | ToEngine) -> bytes:

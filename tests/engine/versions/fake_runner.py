@@ -9,7 +9,7 @@ of request and position, so every output is known in advance.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +28,24 @@ class Known:
     """A request's state in the runner."""
 
     tokens: list[int]
-    blocks: list[int]
+    # A table for each group of layers.
+    blocks: list[list[int]]
 
 
 class FakeRunner:
-    """`v2`: the semantics of model runner V2, whose slots end at a preemption; else those of V1."""
+    """`v2`: the semantics of model runner V2, whose slots end at a preemption; else those of V1.
 
-    def __init__(self, v2: bool, slots: int, choose: Callable[[str, int], int] = next_token) -> None:
-        self._v2, self._slots = v2, slots
+    `windows`: for each group of layers how many tokens back it looks, 0 = all of them.
+    """
+
+    def __init__(
+        self,
+        v2: bool,
+        slots: int,
+        choose: Callable[[str, int], int] = next_token,
+        windows: Sequence[int] = (0,),
+    ) -> None:
+        self._v2, self._slots, self._windows = v2, slots, windows
         self._choose = choose
         self.known: dict[str, Known] = {}
         self.kv: dict[tuple[int, int], int] = {}
@@ -71,7 +81,7 @@ class FakeRunner:
         for new in output.scheduled_new_reqs:
             tokens = new.prefill_token_ids if self._v2 else new.prompt_token_ids
             assert new.req_id not in self.known, f"{new.req_id} comes as new while the runner has it"
-            self.known[new.req_id] = Known(list(tokens), list(new.block_ids[0]))
+            self.known[new.req_id] = Known(list(tokens), _tables(new.block_ids))
         return {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
 
     def _take_cached(self, output: Any) -> dict[str, int]:
@@ -82,22 +92,29 @@ class FakeRunner:
             if key in cached.resumed_req_ids:
                 assert not self._v2, "runner V2 takes resumed requests as new ones"
                 # A real V1 runner takes the tokens from here, since its own row was given up.
-                known.tokens, known.blocks = list(cached.all_token_ids[key]), list(blocks[0])
+                known.tokens, known.blocks = list(cached.all_token_ids[key]), _tables(blocks)
             elif blocks is not None:
-                known.blocks += blocks[0]
+                for table, more in zip(known.blocks, blocks, strict=True):
+                    table += more
         return dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
 
     def _execute(self, key: str, computed: int, count: int, row: Any) -> list[int]:
         known, end = self.known[key], computed + count
         assert end <= len(known.tokens), f"{key} is scheduled up to {end}, it has {len(known.tokens)} tokens"
-        for position in range(computed, end):
-            self.kv[known.blocks[position // BLOCK_SIZE], position % BLOCK_SIZE] = known.tokens[position]
+        for table in known.blocks:
+            for position in range(computed, end):
+                self.kv[table[position // BLOCK_SIZE], position % BLOCK_SIZE] = known.tokens[position]
         if end < len(known.tokens):
             return []
-        for position in range(end):
-            held = self.kv.get((known.blocks[position // BLOCK_SIZE], position % BLOCK_SIZE))
-            assert held == known.tokens[position], f"{key}: KV of position {position} is not its own"
+        for table, window in zip(known.blocks, self._windows, strict=True):
+            for position in range(max(0, end - window) if window else 0, end):
+                held = self.kv.get((table[position // BLOCK_SIZE], position % BLOCK_SIZE))
+                assert held == known.tokens[position], f"{key}: KV of position {position} is not its own"
         token = self._choose(key, end)
         assert row is None or int(row[token // 32]) >> token % 32 & 1, f"{key}: the grammar forbids token {end}"
         known.tokens.append(token)
         return [token]
+
+
+def _tables(block_ids: Iterable[Iterable[int]]) -> list[list[int]]:
+    return [list(table) for table in block_ids]

@@ -60,7 +60,8 @@ def _check_blocks(scheduler: Any) -> None:
     pool = manager.block_pool
     used = set()
     for request in scheduler.requests.values():
-        used |= {block.block_id for block in manager.get_blocks(request.request_id).blocks[0] if not block.is_null}
+        groups = manager.get_blocks(request.request_id).blocks
+        used |= {block.block_id for blocks in groups for block in blocks if not block.is_null}
     # Freed while a step in flight may write to them; a block of these that another request shares is in use.
     used |= {block.block_id for _, blocks in scheduler.deferred_frees for block in blocks if not block.is_null}
     # One block is vLLM's own null block.

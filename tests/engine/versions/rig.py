@@ -19,7 +19,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from agentserving.contract.channel import CallRecord, Cancel, SetPaused, SetPolicy, ToEngine, ToolWait
 from agentserving.contract.policy import Policy, to_dict
 from agentserving.contract.signatures import public_bytes
@@ -27,59 +26,23 @@ from agentserving_engine import clock
 from agentserving_engine.scheduler import ProgramScheduler
 from engine.versions.fake_runner import BLOCK_SIZE, FakeRunner, next_token
 from engine.versions.invariants import check
+from engine.versions.options import PIPELINES, Options, Pipeline, make_config, make_kv_cache
 from engine.versions.tickets import ENGINE_ID, SECRET, TENANT, ticket
-from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import FinishReason
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
+
+# Cases take these from here.
+__all__ = ["PIPELINES", "Engine", "Options", "Pipeline"]
 
 STEP_US = 10_000
 MAX_STEPS = 20_000
 # For work of vLLM's other threads, on a busy machine.
 WAIT_LIMIT_S = 45.0
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """How steps overlap and which model runner the scheduler output is made for."""
-
-    name: str
-    asynchronous: bool
-    v2: bool
-
-
-PIPELINES = {
-    pipeline.name: pipeline
-    for pipeline in (
-        Pipeline("sync-runner1", False, False),
-        Pipeline("sync-runner2", False, True),
-        Pipeline("async-runner1", True, False),
-        Pipeline("async-runner2", True, True),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of a case's engine. `blocks` of 16 tokens; `budget` tokens a step, so longer prompts are chunked."""
-
-    slots: int = 4
-    blocks: int = 400
-    budget: int = 256
-    prefix_caching: bool = True
-    tokenizer: bool = False
-    lora_slots: int = 0
-    queue: str = "fcfs"
-    # As with a KV connector that loads: what a step in flight may still write to is freed when that step is over.
-    late_frees: bool = False
-    # The plugin's settings of the same names.
-    unticketed: str = "last"
-    tenant_cache: str = "separate"
 
 
 @dataclass
@@ -121,7 +84,7 @@ class Engine:
         clock.time = SimpleNamespace(monotonic_ns=self.clock.monotonic_ns)  # type: ignore[assignment]
         self.scheduler = self._make_scheduler()
         self.session = self.scheduler._session
-        self.runner = FakeRunner(pipeline.v2, self.options.slots, choose)
+        self.runner = FakeRunner(pipeline.v2, self.options.slots, choose, self.options.windows)
         self.sent: dict[str, Sent] = {}
         self._in_flight: deque[tuple[Any, Any]] = deque()
         self._count = itertools.count()
@@ -139,16 +102,12 @@ class Engine:
         os.environ["AGENTSERVING_CHANNEL_DIR"] = str(directory)
         os.environ["AGENTSERVING_UNTICKETED"] = options.unticketed
         os.environ["AGENTSERVING_TENANT_CACHE"] = options.tenant_cache
+        os.environ["AGENTSERVING_RANKS"] = str(options.ranks)
         config = self.config = make_config(options, asynchronous)
         self.structured_output = StructuredOutputManager(config)
-        attention = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=16, dtype=torch.float32)
         arguments = {
             "vllm_config": config,
-            "kv_cache_config": KVCacheConfig(
-                num_blocks=options.blocks,
-                kv_cache_tensors=[],
-                kv_cache_groups=[KVCacheGroupSpec(["layer"], attention)],
-            ),
+            "kv_cache_config": make_kv_cache(options),
             "block_size": BLOCK_SIZE,
             "log_stats": True,
             "structured_output_manager": self.structured_output,
@@ -355,46 +314,3 @@ def wait_until(condition: Callable[[], bool], limit_s: float = WAIT_LIMIT_S) -> 
     while not condition():
         assert time.monotonic() < deadline, f"not so after {limit_s} s"
         time.sleep(0.001)
-
-
-def make_config(options: Options, asynchronous: bool) -> VllmConfig:
-    """A small engine's configuration."""
-    length = 2048
-    model = ModelConfig(
-        model=os.environ["AGENTSERVING_TEST_MODEL"],
-        dtype="float32",
-        seed=0,
-        max_model_len=length,
-        skip_tokenizer_init=not options.tokenizer,
-    )
-    scheduler = SchedulerConfig(
-        max_num_seqs=options.slots,
-        max_num_batched_tokens=options.budget,
-        max_model_len=length,
-        enable_chunked_prefill=True,
-        async_scheduling=asynchronous,
-        is_encoder_decoder=False,
-        policy=options.queue,  # type: ignore[arg-type]
-    )
-    cache = CacheConfig(
-        block_size=BLOCK_SIZE,
-        gpu_memory_utilization=0.9,
-        cache_dtype="auto",
-        enable_prefix_caching=options.prefix_caching,
-    )
-    extra: dict[str, Any] = {}
-    if options.lora_slots:
-        from vllm.config import LoRAConfig
-
-        extra["lora_config"] = LoRAConfig(max_loras=options.lora_slots, max_lora_rank=8)
-    config = VllmConfig(
-        scheduler_config=scheduler,
-        model_config=model,
-        cache_config=cache,
-        device_config=DeviceConfig(device="cpu"),
-        **extra,
-    )
-    # The platform turns asynchronous scheduling off on a CPU; nothing of it depends on the device here.
-    scheduler.async_scheduling = asynchronous
-    cache.num_gpu_blocks = options.blocks
-    return config

@@ -153,6 +153,29 @@ def test_one_device_needs_no_tensor_parallelism() -> None:
     assert "--tensor-parallel-size" not in engine_container(make_cluster())["args"]
 
 
+def environment(accelerator: dict[str, int]) -> dict[str, str]:
+    made = engine_container(make_cluster(engine={"accelerator": accelerator}))
+    return {each["name"]: each.get("value", "") for each in made["env"]}
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "tensor", "data"),
+    [
+        ({"count": 8, "dataParallelSize": 2, "tensorParallelSize": 4}, "4", "2"),
+        ({"count": 4, "dataParallelSize": 4}, None, "4"),
+        ({"count": 0, "dataParallelSize": 2}, None, "2"),
+        ({"count": 4}, "4", None),
+    ],
+)
+def test_ranks_share_the_devices_and_every_process_knows_how_many_there_are(
+    accelerator: dict[str, int], tensor: str | None, data: str | None
+) -> None:
+    arguments = engine_container(make_cluster(engine={"accelerator": accelerator}))["args"]
+    for flag, value in (("--tensor-parallel-size", tensor), ("--data-parallel-size", data)):
+        assert (value_after(arguments, flag) if flag in arguments else None) == value
+    assert environment(accelerator).get("AGENTSERVING_RANKS") == data
+
+
 def test_devices_are_added_to_the_users_limits() -> None:
     given = {"resources": {"limits": {"memory": "64Gi", "ephemeralStorage": "1Gi"}, "requests": {"cpu": "8"}}}
     resources = engine_container(make_cluster(engine=given))["resources"]

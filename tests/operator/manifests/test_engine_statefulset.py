@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from agentserving_operator.manifests.engine_statefulset import engine_statefulset
-from agentserving_operator.spec.cluster import A100_PRODUCTS
+from agentserving_operator.spec.accelerator import A100_PRODUCTS
 from support.operator_objects import make_cluster, only_container, pod_spec
 
 

@@ -50,8 +50,8 @@ def test_adapters_are_loaded_by_name() -> None:
 
 
 @pytest.mark.parametrize("flag", ["--data-parallel-size=2", "--data-parallel-size", "-dp"])
-def test_data_parallel_engines_are_refused_at_apply_with_the_reason(flag: str) -> None:
-    with pytest.raises(SpecError, match="without the others' accounts"):
+def test_the_flag_of_data_parallelism_is_refused_in_favour_of_the_field(flag: str) -> None:
+    with pytest.raises(SpecError, match=r"set by engine\.accelerator\.dataParallelSize"):
         make_cluster(engine={"extraArgs": [flag]})
 
 
