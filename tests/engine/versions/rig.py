@@ -26,6 +26,7 @@ from agentserving.contract.signatures import public_bytes
 from agentserving_engine import clock
 from agentserving_engine.scheduler import ProgramScheduler
 from engine.versions.fake_runner import BLOCK_SIZE, FakeRunner, next_token
+from engine.versions.host_memory import HostMemory, transfer_config
 from engine.versions.invariants import check
 from engine.versions.tickets import ENGINE_ID, SECRET, TENANT, ticket
 from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
@@ -34,11 +35,12 @@ from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import FinishReason
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, KVCacheTensor
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 STEP_US = 10_000
+ATTENTION = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=64, dtype=torch.float32)
 MAX_STEPS = 20_000
 # For work of vLLM's other threads, on a busy machine.
 WAIT_LIMIT_S = 45.0
@@ -77,6 +79,8 @@ class Options:
     queue: str = "fcfs"
     # As with a KV connector that loads: what a step in flight may still write to is freed when that step is over.
     late_frees: bool = False
+    # Of host memory behind vLLM's OffloadingConnector; 0 = no connector.
+    host_blocks: int = 0
     # The plugin's settings of the same names.
     unticketed: str = "last"
     tenant_cache: str = "separate"
@@ -122,6 +126,9 @@ class Engine:
         self.scheduler = self._make_scheduler()
         self.session = self.scheduler._session
         self.runner = FakeRunner(pipeline.v2, self.options.slots, choose)
+        self.host: HostMemory | None = None
+        if self.options.host_blocks:
+            self.host = HostMemory(self.config, self.scheduler.kv_cache_config, self.runner.kv, BLOCK_SIZE)
         self.sent: dict[str, Sent] = {}
         self._in_flight: deque[tuple[Any, Any]] = deque()
         self._count = itertools.count()
@@ -141,13 +148,12 @@ class Engine:
         os.environ["AGENTSERVING_TENANT_CACHE"] = options.tenant_cache
         config = self.config = make_config(options, asynchronous)
         self.structured_output = StructuredOutputManager(config)
-        attention = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=16, dtype=torch.float32)
         arguments = {
             "vllm_config": config,
             "kv_cache_config": KVCacheConfig(
                 num_blocks=options.blocks,
-                kv_cache_tensors=[],
-                kv_cache_groups=[KVCacheGroupSpec(["layer"], attention)],
+                kv_cache_tensors=[layer_tensor(options.blocks)] if options.host_blocks else [],
+                kv_cache_groups=[KVCacheGroupSpec(["layer"], ATTENTION)],
             ),
             "block_size": BLOCK_SIZE,
             "log_stats": True,
@@ -296,7 +302,12 @@ class Engine:
 
     def _launch(self, output: Any) -> None:
         grammar = self.scheduler.get_grammar_bitmask(output) if output.total_num_scheduled_tokens else None
-        self._in_flight.append((output, self.runner.run(output, grammar)))
+        if self.host is not None:
+            self.host.before(output)
+        result = self.runner.run(output, grammar)
+        if self.host is not None:
+            result.kv_connector_output = self.host.after(output)
+        self._in_flight.append((output, result))
 
     def _update(self, output: Any, result: Any) -> None:
         self.clock.ns += STEP_US * 1000
@@ -357,6 +368,16 @@ def wait_until(condition: Callable[[], bool], limit_s: float = WAIT_LIMIT_S) -> 
         time.sleep(0.001)
 
 
+def layer_tensor(blocks: int) -> KVCacheTensor:
+    """The allocation of the only layer, in the fields that the version has."""
+    page = ATTENTION.page_size_bytes
+    known = {
+        "size": page * blocks, "shared_by": ["layer"], "layers": ["layer"], "layer_stride": page * blocks,
+        "block_stride": 0 if "shared_by" in inspect.signature(KVCacheTensor).parameters else page,
+    }  # fmt: skip
+    return KVCacheTensor(**{name: known[name] for name in inspect.signature(KVCacheTensor).parameters if name in known})
+
+
 def make_config(options: Options, asynchronous: bool) -> VllmConfig:
     """A small engine's configuration."""
     length = 2048
@@ -383,6 +404,8 @@ def make_config(options: Options, asynchronous: bool) -> VllmConfig:
         enable_prefix_caching=options.prefix_caching,
     )
     extra: dict[str, Any] = {}
+    if options.host_blocks:
+        extra["kv_transfer_config"] = transfer_config(options.host_blocks * ATTENTION.page_size_bytes)
     if options.lora_slots:
         from vllm.config import LoRAConfig
 
