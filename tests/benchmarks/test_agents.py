@@ -9,9 +9,11 @@ import pytest
 from agentserving_cli.local.layout import BUILT_IN_CONTEXT, TINY
 from agentserving_replay.closed_loop import LoopFigures
 
-from benchmarks.agents import LONGEST, POLICIES, SCALE, by_policy, sessions, summarise, table
+from benchmarks.agents import LONGEST, SCALE, by_policy, sessions, summarise, table
 from benchmarks.bars import Verdict
 from benchmarks.paper.sessions import coding_agents
+
+POLICIES = ("fcfs", "auto")
 
 
 def run(seed: int, policy: str, goodput: float, concurrency: int = 6) -> dict[str, Any]:
