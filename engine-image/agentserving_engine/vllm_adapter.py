@@ -115,7 +115,7 @@ def host_blocks_of(scheduler: Any) -> int:
     block = sum(group.kv_cache_spec.page_size_bytes * len(group.layer_names) for group in groups)
     # The bytes are those of all ranks together (CacheConfig.kv_offloading_size), the pages those of one.
     block *= scheduler.vllm_config.parallel_config.world_size
-    return int(transfer.kv_connector_extra_config.get("cpu_bytes_to_use") or 0) // max(1, block)
+    return int(transfer.kv_connector_extra_config.get("cpu_bytes_to_use") or 0) // max(1, int(block))
 
 
 class VllmAdapter:
