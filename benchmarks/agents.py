@@ -6,12 +6,14 @@ so pauses and answers have a sixtieth. The SLO is that of docs/results, 30 s, in
 times what the longest context takes alone on this engine, measured before the runs.
 
 Policies alternate seed by seed over the same sessions, in an order drawn by the seed. vLLM's own KV
-offloading (`--kv-offloading-size`) does not start on a CPU: it supports GPUs only.
+offloading (`--kv-offloading-size`) does not start on a CPU: it supports GPUs only. `agents_host` runs the same with its
+connector and another worker (host_kv.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import sys
 import time
@@ -23,6 +25,8 @@ from typing import Any
 import click
 import httpx
 from agentserving import Client
+from agentserving.contract.policy import AUTO, FCFS, Policy
+from agentserving_cli.local.layout import cpu_dtype
 from agentserving_replay.closed_loop import Loop, LoopFigures, endless
 from agentserving_replay.traces.trace import Program
 from rich.console import Console
@@ -42,8 +46,9 @@ ENGINE_ARGS = (
     "--block-size", str(BLOCK_SIZE), "--num-gpu-blocks-override", str(BLOCKS), "--enable-prefix-caching",
     "--enable-prompt-tokens-details",
 )  # fmt: skip
+# Keys and values of two layers with four heads of 64 numbers.
+KV_BYTES_PER_TOKEN = 2 * 2 * 4 * 64 * {"float32": 4, "bfloat16": 2}[cpu_dtype()]
 SLOTS = 48
-POLICIES = ("fcfs", "auto")
 LONGEST = round(MAX_PROMPT * SCALE.prompt)
 SLO_SHARE = 1.5
 # Least goodput of `auto`, as a multiple of FCFS's.
@@ -60,6 +65,22 @@ class Plan:
     seeds: Sequence[int] = range(4)
     seconds: float = 50.0
     warmup_s: float = 15.0
+    # Of KV in host memory behind the engine's; 0 = none.
+    host_tokens: int = 0
+    policies: Sequence[Policy] = (FCFS, AUTO)
+
+    @property
+    def engine_args(self) -> tuple[str, ...]:
+        """Flags of the engine."""
+        if not self.host_tokens:
+            return ENGINE_ARGS
+        tier = {
+            "cpu_bytes_to_use": self.host_tokens * KV_BYTES_PER_TOKEN,
+            "spec_name": "HostKv",
+            "spec_module_path": "benchmarks.host_kv",
+        }
+        transfer = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": tier}
+        return (*ENGINE_ARGS, "--kv-transfer-config", json.dumps(transfer))
 
 
 def sessions(seed: int) -> list[Program]:
@@ -82,13 +103,19 @@ async def compare(plan: Plan) -> dict[str, Any]:
     """Figures of every policy on every seed."""
     unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     async with (
-        cluster(engines=1, max_num_seqs=SLOTS, engine_args=ENGINE_ARGS) as (running, client),
+        cluster(engines=1, max_num_seqs=SLOTS, engine_args=plan.engine_args) as (running, client),
         httpx.AsyncClient(base_url=running.gateway_url + "/", timeout=900, trust_env=False, limits=unlimited) as http,
     ):
         streaming = Streaming(http, "tiny", 1)
         alone = await alone_s(streaming)
         print(f"  longest context alone: {alone:.2f} s", flush=True)
-        raw: dict[str, Any] = {"alone_s": alone, "seconds": plan.seconds, "warmup_s": plan.warmup_s, "rows": []}
+        raw: dict[str, Any] = {
+            "alone_s": alone,
+            "seconds": plan.seconds,
+            "warmup_s": plan.warmup_s,
+            "host_tokens": plan.host_tokens,
+            "rows": [],
+        }
         for seed, concurrency in product(plan.seeds, plan.concurrency):
             loop = Loop(
                 concurrency=concurrency,
@@ -96,20 +123,21 @@ async def compare(plan: Plan) -> dict[str, Any]:
                 duration_s=plan.seconds,
                 warmup_s=plan.warmup_s,
             )
-            for policy in in_turn(POLICIES, seed):
+            for policy in in_turn(plan.policies, seed):
                 raw["rows"].append(await one_run(client, streaming, policy, seed, loop))
                 print(f"    {raw['rows'][-1]}", flush=True)
     return raw
 
 
-async def one_run(client: Client, streaming: Streaming, policy: str, seed: int, loop: Loop) -> dict[str, Any]:
+async def one_run(client: Client, streaming: Streaming, policy: Policy, seed: int, loop: Loop) -> dict[str, Any]:
     """One closed loop under a policy, its figures, and what `auto` had chosen at its end."""
     await use_policy(client, policy)
-    run = RealLoop(client, streaming, f"{policy}-{seed}-{loop.concurrency}")
+    run = RealLoop(client, streaming, f"{policy.name}-{seed}-{loop.concurrency}")
     figures = await run.run(endless(sessions(seed)), loop, loop.warmup_s / 4)
     chosen = [choice.chosen for choice in client.get_policy().choices if choice.application is None]
     await until_idle(client)
-    return {"seed": seed, "policy": policy, "chosen": chosen[0] if chosen else policy, "figures": asdict(figures)}
+    used = chosen[0] if chosen else policy.name
+    return {"seed": seed, "policy": policy.name, "chosen": used, "figures": asdict(figures)}
 
 
 def by_policy(raw: dict[str, Any]) -> dict[int, dict[str, list[LoopFigures]]]:
@@ -121,16 +149,16 @@ def by_policy(raw: dict[str, Any]) -> dict[int, dict[str, list[LoopFigures]]]:
     return found
 
 
-def summarise(raw: dict[str, Any]) -> list[Bar]:
+def summarise(raw: dict[str, Any], name: str = "agents") -> list[Bar]:
     """The bars of raw figures. Goodput is compared by difference: FCFS's can be zero."""
     bars = []
     for open_now, runs in by_policy(raw).items():
         pairs = list(zip(runs["fcfs"], runs["auto"], strict=True))
         against = f"FCFS, same engine and sessions, {open_now} agents open"
         gained = [auto.goodput - GOAL * fcfs.goodput for fcfs, auto in pairs]
-        bars.append(bar(f"agents-{open_now}-goodput-above-{GOAL:g}x", gained, ">= 0", "tokens/s", against))
+        bars.append(bar(f"{name}-{open_now}-goodput-above-{GOAL:g}x", gained, ">= 0", "tokens/s", against))
         ratios = [auto.tokens_per_s / fcfs.tokens_per_s for fcfs, auto in pairs]
-        bars.append(bar(f"agents-{open_now}-tokens", ratios, ">= 1", "ratio", against))
+        bars.append(bar(f"{name}-{open_now}-tokens", ratios, ">= 1", "ratio", against))
     return bars
 
 

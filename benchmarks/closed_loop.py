@@ -56,6 +56,16 @@ class Scale:
         return replace(program, calls=tuple(smaller))
 
 
+async def lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Lines of a stream of events. httpx also splits at U+0085 and U+2028, which JSON strings contain unescaped."""
+    rest = b""
+    async for part in parts:
+        *whole, rest = (rest + part).split(b"\n")
+        for line in whole:
+            yield line
+    yield rest
+
+
 class Streaming:
     """Streams completions of token ids from one front. The engine needs `--enable-prompt-tokens-details`."""
 
@@ -74,9 +84,9 @@ class Streaming:
         }  # fmt: skip
         async with self._http.stream("POST", "completions", json=body, headers=dict(headers)) as response:
             response.raise_for_status()
-            async for line in response.aiter_lines():
-                if line.startswith("data: {"):
-                    yield json.loads(line.removeprefix("data: "))
+            async for line in lines(response.aiter_bytes()):
+                if line.startswith(b"data: {"):
+                    yield json.loads(line.removeprefix(b"data: "))
 
 
 class RealLoop:

@@ -6,12 +6,15 @@ import random
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from agentserving.contract.ids import ProgramId
 from agentserving_replay.traces.trace import Call, Program
 from agentserving_replay.workloads import generate, poisson
 
 from benchmarks.validation import next_turn, scaled
+
+T = TypeVar("T")
 
 # Longest context, as a model's limit would set it.
 MAX_CONTEXT = 6000
@@ -111,7 +114,7 @@ def fitted_rate(shape: Shape, pressure_of: Callable[[list[Program]], float], lea
     return float(round((least * most) ** 0.5, 3))
 
 
-def in_turn(names: Iterable[str], seed: int) -> list[str]:
+def in_turn(names: Iterable[T], seed: int) -> list[T]:
     """The order of a seed's runs. Odd seeds reverse it, so that a drift of the machine affects all policies alike."""
     ordered = list(names)
     turn = seed // 2 * 2 % len(ordered)

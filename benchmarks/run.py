@@ -27,6 +27,7 @@ ALL = (
     "validation",
     "kv_pressure",
     "agents",
+    "agents_host",
 )
 
 

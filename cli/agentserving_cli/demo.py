@@ -7,10 +7,9 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import httpx
 from agentserving import AgentServingError, AsyncClient
 from agentserving.client.values import Overview, Program
 from agentserving.contract.policy import DEFAULT
@@ -21,16 +20,16 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from agentserving_cli.figures import draw
-from agentserving_cli.load import ProgramResult, Progress, run_mixed_load
+from agentserving_cli.load import ProgramResult, run_mixed_load
 from agentserving_cli.local.cluster import LocalCluster
 from agentserving_cli.local.layout import ClusterSpec
 from agentserving_cli.summary import EngineTotals, Summary, summarise
 
 POLICIES = ("fcfs", DEFAULT.name)
-# Mean output tokens of a program of the four kinds, at scale 1.
-TOKENS_PER_PROGRAM = 900
-# Share of the engines' decode throughput that output tokens may take: with the prompts that is a slight overload.
-FILL = 0.6
+# Two of the paper's kinds and agents with long contexts; sizes of programs spread.
+KINDS = ("coding", "react", "chatbot", "map-reduce", "mcts")
+# The size of a block with which vLLM computes attention on CPUs, and the simulator's.
+BLOCK_TOKENS = {"vllm": 32, "simulator": 16}
 # How long reports of the last calls may take.
 IDLE_BOUND_S, ACKNOWLEDGED_BOUND_S = 30.0, 15.0
 
@@ -39,17 +38,51 @@ IDLE_BOUND_S, ACKNOWLEDGED_BOUND_S = 30.0, 15.0
 class DemoPlan:
     """What to run.
 
-    rate: programs a second. scale: factor on the paper's token counts, 0 = as much as overloads the engines slightly.
-    slots: calls that an engine runs at a time.
+    programs: of a round, without those that fill the engines first. open_programs: so many at a time; the next one
+    begins when one ends. rounds: each with other programs, under both policies in turn. scale: factor on the paper's
+    token counts. slots: calls that an engine runs at a time. kv_tokens: of KV cache that an engine has.
     """
 
     engine: str
     programs: int
-    rate: float
+    open_programs: int
+    rounds: int
     scale: float
     slots: int
+    kv_tokens: int
     seed: int
     out: Path
+
+    @property
+    def engine_args(self) -> tuple[str, ...]:
+        """Flags that limit the KV cache of an engine."""
+        block = BLOCK_TOKENS[self.engine]
+        blocks = str(-(-self.kv_tokens // block))
+        if self.engine == "simulator":
+            return ("--num-blocks", blocks)
+        return ("--block-size", str(block), "--num-gpu-blocks-override", blocks, "--enable-prefix-caching")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Round:
+    """What was seen in one round under a policy. `tokens`: output of all programs, those not counted included."""
+
+    results: list[ProgramResult]
+    accounts: dict[str, Program]
+    totals: EngineTotals
+    tokens: int
+    took_s: float
+
+
+def _summary(policy: str, rounds: Sequence[_Round]) -> Summary:
+    """Of some rounds together."""
+    return summarise(
+        policy,
+        [result for each in rounds for result in each.results],
+        {program: row for each in rounds for program, row in each.accounts.items()},
+        sum((each.totals for each in rounds), EngineTotals()),
+        tokens_per_s=sum(each.tokens for each in rounds) / max(0.001, sum(each.took_s for each in rounds)),
+    )
 
 
 def _totals(overview: Overview) -> EngineTotals:
@@ -81,46 +114,51 @@ async def _use_policy(client: AsyncClient, name: str) -> int:
             await asyncio.sleep(0.1)
 
 
-async def _filling_scale(cluster: LocalCluster, plan: DemoPlan) -> float:
-    """The scale at which arriving programs ask for slightly more than the engines serve."""
-    calls, tokens = 2 * plan.slots * cluster.spec.engines, 60
-    body = {"model": cluster.spec.model, "prompt": "hello", "max_tokens": tokens, "ignore_eos": True}
-    tokens_per_s = 0.0
-    key = {"authorization": f"Bearer {cluster.key('client')}"}
-    async with httpx.AsyncClient(base_url=cluster.gateway_url, timeout=300, trust_env=False, headers=key) as client:
-        # The first round warms the engines up.
-        for _ in range(2):
-            began = time.monotonic()
-            answers = await asyncio.gather(*(client.post("/completions", json=body) for _ in range(calls)))
-            served = sum(answer.json()["usage"]["completion_tokens"] for answer in answers)
-            tokens_per_s = served / (time.monotonic() - began)
-    return min(2.0, max(0.05, round(FILL * tokens_per_s / (plan.rate * TOKENS_PER_PROGRAM), 2)))
-
-
-async def _run_policy(
-    cluster: LocalCluster, client: AsyncClient, name: str, plan: DemoPlan, bar: ProgressBar
-) -> Summary:
-    version = await _use_policy(client, name)
+async def _run(
+    cluster: LocalCluster, client: AsyncClient, name: str, plan: DemoPlan, number: int, bar: ProgressBar
+) -> _Round:
+    """One round under a policy. The programs that fill the engines at first are not counted."""
+    await _use_policy(client, name)
     before = _totals(await _until_idle(client))
-    task = bar.add_task(f"{name.upper()} (version {version})", total=plan.programs)
-
-    def progressed(progress: Progress) -> None:
-        bar.update(task, completed=progress.done, total=progress.total)
-
+    total = plan.open_programs + plan.programs
+    task = bar.add_task(f"{name.upper()}, round {number + 1}", total=total)
+    began = time.monotonic()
     results = await run_mixed_load(
         cluster.gateway_url,
         cluster.spec.model,
-        programs=plan.programs,
-        rate_per_s=plan.rate,
-        seed=plan.seed,
+        programs=total,
+        most_open=plan.open_programs,
+        seed=plan.seed + number,
         scale=plan.scale,
+        shapes=KINDS,
         api_key=cluster.key("client"),
-        on_progress=progressed,
+        on_progress=lambda progress: bar.update(task, completed=progress.done, total=progress.total),
     )
+    took_s = time.monotonic() - began
     for result in [each for each in results if each.failed][:3]:
         bar.console.print(f"{result.program_id} failed: {result.error}", markup=False)
     after = _totals(await _until_idle(client))
-    return summarise(name, results, await _accounts(client, results), after.since(before))
+    counted = results[plan.open_programs :]
+    return _Round(
+        results=counted,
+        accounts=await _accounts(client, counted),
+        totals=after.since(before),
+        tokens=sum(result.output_tokens for result in results),
+        took_s=took_s,
+    )
+
+
+async def _run_all(
+    cluster: LocalCluster, client: AsyncClient, plan: DemoPlan, console: Console
+) -> dict[str, list[_Round]]:
+    """All rounds. The order of the policies alternates: a machine that becomes slower or faster favours neither."""
+    columns = (TextColumn("{task.description:>20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    rounds: dict[str, list[_Round]] = {name: [] for name in POLICIES}
+    with ProgressBar(*columns, console=console) as bar:
+        for number in range(plan.rounds):
+            for name in POLICIES if number % 2 == 0 else reversed(POLICIES):
+                rounds[name].append(await _run(cluster, client, name, plan, number, bar))
+    return rounds
 
 
 async def _accounts(client: AsyncClient, results: Sequence[ProgramResult]) -> dict[str, Program]:
@@ -148,13 +186,18 @@ def table_of(summaries: list[Summary]) -> Table:
         ("program latency, p99 (s)", "latency_p99_s", "{:.2f}"),
         ("token latency, mean (ms/token)", "token_latency_mean_ms", "{:.1f}"),
         ("token latency, p95 (ms/token)", "token_latency_p95_ms", "{:.1f}"),
+        ("output tokens per second", "tokens_per_s", "{:.0f}"),
         ("share of life spent waiting", "wait_share", "{:.0%}"),
         ("preemptions", "preemptions", "{:.0f}"),
         ("prefix hits", "prefix_hits", "{:.0%}"),
         ("programs failed", "failed", "{:.0f}"),
     ):
         before, after = getattr(first, name), getattr(last, name)
-        ratio = f"{before / after:.2f}x" if "latency" in name and after else ""
+        ratio = ""
+        if name == "tokens_per_s" and before:
+            ratio = f"{after / before:.2f}x"
+        elif "latency" in name and after:
+            ratio = f"{before / after:.2f}x"
         table.add_row(label, *(form.format(getattr(summary, name)) for summary in summaries), ratio)
     return table
 
@@ -163,26 +206,34 @@ async def run_demo(plan: DemoPlan, console: Console) -> None:
     """Runs the plan; writes results.json and demo.png into `plan.out`."""
     plan.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="agentserving-demo-") as directory:
-        spec = ClusterSpec(Path(directory), engine=plan.engine, policy=POLICIES[0], max_num_seqs=plan.slots)
+        spec = ClusterSpec(
+            Path(directory),
+            engine=plan.engine,
+            policy=POLICIES[0],
+            max_num_seqs=plan.slots,
+            engine_args=plan.engine_args,
+        )
         with console.status("starting") as status:
             cluster = LocalCluster(spec, lambda text: status.update(f"starting: {text}"))
             await cluster.__aenter__()
         try:
-            plan = replace(plan, scale=plan.scale or await _filling_scale(cluster, plan))
             console.print(
-                f"{spec.engines} {plan.engine} engines are up, {plan.slots} calls at a time each. "
-                f"{plan.programs} programs, {plan.rate:g} a second, {plan.scale:g} of the paper's tokens:"
+                f"{spec.engines} {plan.engine} engines are up, {plan.slots} calls at a time and {plan.kv_tokens} "
+                f"tokens of KV cache each. {plan.open_programs} agent programs at a time, {plan.programs} in a round "
+                f"after the first {plan.open_programs}, which fill the engines and are not counted:"
             )
-            columns = (TextColumn("{task.description:>20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            async with AsyncClient(
-                cluster.control_plane, settings=Settings(tls=None, api_key=cluster.key("admin"))
-            ) as client:
-                with ProgressBar(*columns, console=console) as bar:
-                    summaries = [await _run_policy(cluster, client, name, plan, bar) for name in POLICIES]
+            settings = Settings(tls=None, api_key=cluster.key("admin"))
+            async with AsyncClient(cluster.control_plane, settings=settings) as client:
+                rounds = await _run_all(cluster, client, plan, console)
         finally:
             await cluster.stop()
+    summaries = [_summary(name, seen) for name, seen in rounds.items()]
     console.print(table_of(summaries))
     results = plan.out / "results.json"
-    results.write_text(json.dumps([asdict(summary) for summary in summaries], indent=2) + "\n")
+    document = [
+        {**asdict(_summary(name, seen)), "rounds": [asdict(_summary(name, [each])) for each in seen]}
+        for name, seen in rounds.items()
+    ]
+    results.write_text(json.dumps(document, indent=2) + "\n")
     picture = draw(summaries, plan.out / "demo.png")
     console.print(f"results: {results}\npicture: {picture}")

@@ -199,22 +199,21 @@ for _command in _own:
 
 @main.command()
 @click.option("--engine", type=click.Choice(["vllm", "simulator"]), default="vllm", show_default=True)
-@click.option("--programs", type=click.IntRange(4, 1000), default=90, show_default=True, help="Of the four kinds.")
-@click.option("--rate", type=click.FloatRange(0.01, 1000), default=2.5, show_default=True, help="Programs a second.")
-@click.option(
-    "--scale",
-    type=click.FloatRange(0, 10),
-    default=0.0,
-    help="Of the token counts; 0, the default: what fills the engines.",
-)
+@click.option("--programs", type=click.IntRange(5, 1000), default=60, show_default=True, help="Counted in a round.")
+@click.option("--open", "open_programs", type=click.IntRange(1, 1000), default=24, show_default=True, help="At a time.")
+@click.option("--rounds", type=click.IntRange(1, 20), default=2, show_default=True, help="Each with other programs.")
+@click.option("--scale", type=click.FloatRange(0.01, 10), default=1.0, show_default=True, help="Of the token counts.")
 @click.option("--slots", type=click.IntRange(1, 256), default=4, show_default=True, help="Calls that an engine runs.")
+@click.option(
+    "--kv-tokens", type=click.IntRange(8224), default=8320, show_default=True, help="KV cache of an engine, in tokens."
+)
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-results"), help="Where results go.")
 def demo(**chosen: Any) -> None:
     """Run the same agent programs under FCFS and under the default policy, and show the difference.
 
-    By default the programs are as long as it takes to overload the engines slightly: that is where the order of calls
-    matters. With a small --scale no call waits, and the two policies are equal.
+    As many programs are open as make the calls wait for most of the time, and their contexts exceed the KV cache
+    several times: that is where the order of calls matters. With --open 4 no call waits, and the two are equal.
     """
     from agentserving_cli.demo import DemoPlan, run_demo
 

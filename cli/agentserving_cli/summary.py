@@ -34,9 +34,17 @@ class ProgramAccount(Protocol):
 class EngineTotals:
     """Counters of all engines together."""
 
-    preemptions: int
-    prompt_tokens: int
-    cached_tokens: int
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+    def __add__(self, other: EngineTotals) -> EngineTotals:
+        """Of two rounds."""
+        return EngineTotals(
+            preemptions=self.preemptions + other.preemptions,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+        )
 
     def since(self, earlier: EngineTotals) -> EngineTotals:
         """What was counted after `earlier`."""
@@ -49,7 +57,10 @@ class EngineTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Over programs; token latency is a program's latency by its output tokens (paper, section 6)."""
+    """Over programs; token latency is a program's latency by its output tokens (paper, section 6).
+
+    tokens_per_s: output tokens of all programs, those that are not counted included.
+    """
 
     policy: str
     latency_mean_s: float
@@ -57,11 +68,13 @@ class Summary:
     latency_p99_s: float
     token_latency_mean_ms: float
     token_latency_p95_ms: float
+    tokens_per_s: float
     wait_share: float
     preemptions: int
     prefix_hits: float
     failed: int
     latencies_s: list[float] = field(default_factory=list)
+    per_token_ms: list[float] = field(default_factory=list)
     shapes: dict[str, float] = field(default_factory=dict)
 
 
@@ -81,6 +94,8 @@ def summarise(
     results: Sequence[ProgramResult],
     accounts: Mapping[str, ProgramAccount],
     engines: EngineTotals,
+    *,
+    tokens_per_s: float,
 ) -> Summary:
     """From programs' own clocks, the process table and the engines' counters. Programs without a row count no wait."""
     good = [result for result in results if not result.failed]
@@ -98,10 +113,12 @@ def summarise(
         latency_p99_s=quantile(latencies, 0.99),
         token_latency_mean_ms=sum(per_token) / max(1, len(per_token)),
         token_latency_p95_ms=quantile(per_token, 0.95),
+        tokens_per_s=tokens_per_s,
         wait_share=waited / max(1, waited + served),
         preemptions=engines.preemptions,
         prefix_hits=engines.cached_tokens / max(1, engines.prompt_tokens),
         failed=len(results) - len(good),
         latencies_s=latencies,
+        per_token_ms=per_token,
         shapes={shape: sum(values) / len(values) for shape, values in sorted(shapes.items())},
     )

@@ -35,6 +35,9 @@ from agentserving_engine.calls.prefixes import Prompt
 from agentserving_engine.policy import CallQueue, KvTraits
 from agentserving_engine.waiting_queue import PolicyQueue, WaitingOrder
 
+# vLLM's connectors to host memory; both are given its size as `cpu_bytes_to_use`.
+HOST_CONNECTORS = ("OffloadingConnector", "SimpleCPUOffloadConnector")
+
 
 class BlockMemory:
     """agentserving_engine.policy.Memory over a BlockPool with one group of layers; contexts are lists of block hashes.
@@ -103,6 +106,18 @@ class Ended(NamedTuple):
     salt: str
 
 
+def host_blocks_of(scheduler: Any) -> int:
+    """Blocks of host memory behind the engine's KV (`--kv-offloading-size`); 0 = none, or of unknown size."""
+    transfer = getattr(scheduler.vllm_config, "kv_transfer_config", None)
+    if scheduler.connector is None or transfer is None or transfer.kv_connector not in HOST_CONNECTORS:
+        return 0
+    groups = scheduler.kv_cache_config.kv_cache_groups
+    block = sum(group.kv_cache_spec.page_size_bytes * len(group.layer_names) for group in groups)
+    # The bytes are those of all ranks together (CacheConfig.kv_offloading_size), the pages those of one.
+    block *= scheduler.vllm_config.parallel_config.world_size
+    return int(transfer.kv_connector_extra_config.get("cpu_bytes_to_use") or 0) // max(1, int(block))
+
+
 class VllmAdapter:
     """agentserving_engine.session.SessionEngine over vLLM's Scheduler."""
 
@@ -120,6 +135,7 @@ class VllmAdapter:
             and len(vllm.kv_cache_config.kv_cache_groups) == 1
             and block_pool.hash_block_size == vllm.block_size
         )
+        host_blocks = host_blocks_of(vllm)
         self.kv = KvTraits(
             block_size=int(vllm.block_size),
             blocks=int(block_pool.num_gpu_blocks),
@@ -127,8 +143,9 @@ class VllmAdapter:
             # Behind an offloading connector, evicted KV is loaded in parallel to the batch.
             reloadable=vllm.connector is not None,
             retainable=vllm.connector is None and has_whole_hashes,
-            # Behind a connector the tier that bounds is its memory, whose size is not known here.
-            countable=vllm.connector is None and has_whole_hashes,
+            # Behind a connector the tier that bounds is its memory: nothing is counted if its size is not known.
+            countable=has_whole_hashes and (vllm.connector is None or host_blocks > 0),
+            host_blocks=host_blocks,
         )
         self.memory = BlockMemory(block_pool)
         self._has_whole_hashes = has_whole_hashes

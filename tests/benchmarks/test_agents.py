@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 from agentserving_cli.local.layout import BUILT_IN_CONTEXT, TINY
 from agentserving_replay.closed_loop import LoopFigures
 
-from benchmarks.agents import LONGEST, POLICIES, SCALE, by_policy, sessions, summarise, table
+from benchmarks.agents import LONGEST, SCALE, by_policy, sessions, summarise, table
 from benchmarks.bars import Verdict
+from benchmarks.closed_loop import lines
 from benchmarks.paper.sessions import coding_agents
+
+POLICIES = ("fcfs", "auto")
 
 
 def run(seed: int, policy: str, goodput: float, concurrency: int = 6) -> dict[str, Any]:
@@ -54,3 +58,15 @@ def test_concurrencies_are_compared_apart() -> None:
     assert {open_now: {name: len(each) for name, each in runs.items()} for open_now, runs in
             by_policy({"rows": rows}).items()} == {6: {"fcfs": 2, "auto": 2}, 16: {"fcfs": 2, "auto": 2}}  # fmt: skip
     assert table({"rows": rows, "alone_s": 0.5}).row_count == 4
+
+
+async def test_an_event_may_contain_characters_that_end_lines_of_text() -> None:
+    """The tiny model answers with any bytes, and JSON escapes neither U+0085 nor U+2028."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        data = 'data: {"text": "a\x85b\u2028c"}\n\ndata: [DONE]\n\n'.encode()
+        for at in range(0, len(data), 7):
+            yield data[at : at + 7]
+
+    found = [line.decode() async for line in lines(parts())]
+    assert found == ['data: {"text": "a\x85b\u2028c"}', "", "data: [DONE]", "", ""]

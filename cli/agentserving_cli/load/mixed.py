@@ -19,6 +19,7 @@ import openai
 
 from agentserving_cli.load.agent import Agent, ProgramResult
 from agentserving_cli.load.chatbot import chatbot
+from agentserving_cli.load.coding import coding
 from agentserving_cli.load.map_reduce import map_reduce
 from agentserving_cli.load.mcts import mcts
 from agentserving_cli.load.react import react
@@ -33,11 +34,14 @@ class Progress:
     total: int
 
 
+# By name; those of the paper are the default of a load.
+PAPER = ("chatbot", "react", "map-reduce", "mcts")
 SHAPES: dict[str, Callable[[Agent], Awaitable[None]]] = {
     "chatbot": chatbot,
     "react": react,
     "map-reduce": map_reduce,
     "mcts": mcts,
+    "coding": coding,
 }
 
 
@@ -56,26 +60,32 @@ async def run_mixed_load(
     model: str,
     *,
     programs: int,
-    rate_per_s: float,
     seed: int,
+    rate_per_s: float = math.inf,
+    most_open: int | None = None,
     scale: float = 1.0,
     api_key: str = "none",
     shapes: Sequence[str] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[ProgramResult]:
-    """`programs` programs, equally many of each shape, Poisson arrivals. The same seed gives the same load."""
+    """`programs` programs, equally many of each shape; the same seed gives the same load.
+
+    Poisson arrivals, but at most `most_open` programs at a time: then the next begins when one ends.
+    """
     dice = random.Random(seed)
-    kinds = list(shapes or SHAPES)
+    kinds = list(shapes or PAPER)
     names = [kinds[i % len(kinds)] for i in range(programs)]
     dice.shuffle(names)
     run = uuid.uuid4().hex[:6]
     results: list[ProgramResult] = []
     done = 0
     began = time.monotonic()
+    places = asyncio.Semaphore(most_open or programs)
 
     def finished(_: object) -> None:
         nonlocal done
         done += 1
+        places.release()
         if on_progress is not None:
             on_progress(Progress(done, len(results), programs))
 
@@ -88,6 +98,7 @@ async def run_mixed_load(
         for index, shape in enumerate(names):
             due += -math.log(1 - dice.random()) / rate_per_s
             await asyncio.sleep(max(0.0, began + due - time.monotonic()))
+            await places.acquire()
             program = f"{shape}-{run}-{index}"
             result = ProgramResult(program_id=program, shape=shape, arrival_s=time.monotonic() - began)
             results.append(result)

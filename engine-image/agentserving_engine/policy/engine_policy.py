@@ -18,11 +18,12 @@ from agentserving.contract.policy import Policy
 from agentserving_engine.policy.call_queue import CallQueue
 from agentserving_engine.policy.preemption import Room
 from agentserving_engine.policy.prefill_cost import PrefillCost, is_overwritten, wanted_blocks
+from agentserving_engine.policy.residents import Calls, Tier
 from agentserving_engine.policy.retention import EndedContext, Memory, Retention, Wanted
 from agentserving_engine.policy.state import NO_CHANGE, CallFacts, CallStats, Decision
 from agentserving_engine.policy.tenant_accounts import Usage
 from agentserving_engine.policy.tool_waits import Origin
-from agentserving_engine.policy.working_set import Calls, Tier, WorkingSet
+from agentserving_engine.policy.working_set import WorkingSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +153,7 @@ class EnginePolicy:
             place=lambda key: self.queue.place(key),
             order=lambda key: self.queue.rank(key),
             is_running=lambda key: self.queue.is_running(key),
+            service_class=lambda key: self.queue.facts(key).service_class,
         )
         self.working_set = WorkingSet(self._memory, calls)
         for key in queue:

@@ -7,79 +7,28 @@ engine's, or host memory behind it.
 
 - Programs are admitted in the order of the policy, strictly: nobody passes the first one that does not fit.
 - An admitted program stays while it has calls, and for a *lease* after each: the time that computing a whole tier of KV
-  takes. A better level alone displaces nobody.
-- Contexts grow. Beyond GROWTH times the capacity the worst programs are displaced, until one is left.
+  takes. A better level alone displaces no program.
+- A better class of service does: a program that does not fit displaces programs of worse classes of its tenant, if that
+  makes room. It does not wait for their running calls, which give way to its own in the queue of calls.
+- Contexts grow. Beyond GROWTH times the capacity the worst programs are displaced, until one is left; instead of each
+  the worst of a worse class of its tenant, if there is one.
 - A program that has waited for AGE_US is *aged*: aged programs come first, in the order of their arrival, and displace
   admitted ones after HOLD_US. Running calls are not stopped, so the n-th of them is admitted at most
   AGE_US + n x (HOLD_US + D) after it came, where D is the longest time that a call runs.
+- While a better class of its tenant is here, a class has one aged program at a time (class_aging.py says why). Classes
+  do not displace it until one of its calls has ended, or AGE_US has passed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from agentserving.contract.ids import ProgramKey
+from agentserving.contract.ids import ProgramKey, Tenant
+from agentserving.contract.service_class import ServiceClass
 
 from agentserving_engine.policy.footprint import Context, Footprint
+from agentserving_engine.policy.residents import AGE_US, GROWTH, HOLD_US, Admitted, Calls, Kept, Tier, Waiting
 from agentserving_engine.policy.retention import MAX_CONTEXTS, NEW_SHARE, Memory, Place
-
-# Contexts may grow to so many times the capacity before a program is displaced.
-GROWTH = 1.15
-# Share of host memory that may be filled: contexts grow there, too, and what is being loaded takes room twice.
-HOST_SHARE = 0.85
-# Wait after which a program comes first, and time for which an admitted one is safe from such programs.
-AGE_US, HOLD_US = 3_600_000_000, 60_000_000
-MAX_LEASE_US = 600_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tier:
-    """The KV that bounds the working set: its blocks, and how long a context stays after a call."""
-
-    blocks: int
-    lease_us: int
-
-    @classmethod
-    def of(cls, gpu_blocks: int, host_blocks: int, us_per_block: float) -> Tier:
-        """The engine's KV, or host memory if that is larger; `us_per_block`: time to compute a block."""
-        if host_blocks <= gpu_blocks:
-            return cls(blocks=gpu_blocks, lease_us=int(min(MAX_LEASE_US, us_per_block * gpu_blocks)))
-        lease_us = int(min(MAX_LEASE_US, us_per_block * host_blocks))
-        return cls(blocks=int(HOST_SHARE * host_blocks), lease_us=lease_us)
-
-
-@dataclass(slots=True)
-class _Kept:
-    context: Context
-    # None while its call is here.
-    until_us: int | None = None
-
-
-@dataclass(slots=True)
-class _Admitted:
-    since_us: int
-    place: Place
-    # By the key of the call.
-    contexts: dict[str, _Kept] = field(default_factory=dict)
-    open: set[str] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class _Waiting:
-    since_us: int
-    keys: set[str] = field(default_factory=set)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calls:
-    """What the working set asks about calls that are here; `order` is comparable, lower first."""
-
-    context: Callable[[str], Context]
-    place: Callable[[str], Place]
-    order: Callable[[str], tuple[float, ...]]
-    is_running: Callable[[str], bool]
 
 
 class WorkingSet:
@@ -89,8 +38,8 @@ class WorkingSet:
         self._memory, self._calls = memory, calls
         self._footprint = Footprint(memory.blocks_of)
         self._programs: dict[str, ProgramKey] = {}
-        self._admitted: dict[ProgramKey, _Admitted] = {}
-        self._waiting: dict[ProgramKey, _Waiting] = {}
+        self._admitted: dict[ProgramKey, Admitted] = {}
+        self._waiting: dict[ProgramKey, Waiting] = {}
         # Contexts of running calls of displaced programs, by key.
         self._leaving: dict[str, Context] = {}
         # Calls of admitted programs whose contexts are not counted yet.
@@ -108,7 +57,7 @@ class WorkingSet:
         self._programs[key] = program
         admitted = self._admitted.get(program)
         if admitted is None:
-            self._waiting.setdefault(program, _Waiting(now_us)).keys.add(key)
+            self._waiting.setdefault(program, Waiting(now_us)).keys.add(key)
             return False
         admitted.open.add(key)
         self._joining.append(key)
@@ -116,7 +65,9 @@ class WorkingSet:
 
     def adopt(self, key: str, program: ProgramKey, now_us: int) -> None:
         """A call is here already: its program is admitted without being asked."""
-        self._admitted.setdefault(program, _Admitted(now_us, self._calls.place(key)))
+        if program not in self._admitted:
+            place, kind = self._calls.place(key), self._calls.service_class(key)
+            self._admitted[program] = Admitted(since_us=now_us, place=place, service_class=kind)
         self.call_arrived(key, program, now_us)
 
     def call_ended(self, key: str, place: Place, context: Context, until_us: int) -> None:
@@ -128,6 +79,7 @@ class WorkingSet:
         self._join()
         self._changed = True
         admitted.open.discard(key)
+        admitted.aged = False
         admitted.place = place
         self._replace(admitted, key, tuple(context))
         admitted.contexts[key].until_us = until_us
@@ -147,6 +99,7 @@ class WorkingSet:
         if (admitted := self._admitted.get(program)) is not None and key in admitted.open:
             self._join()
             admitted.open.discard(key)
+            admitted.aged = False
             self._drop(admitted, key)
             self._leave_if_empty(program, admitted)
 
@@ -202,29 +155,67 @@ class WorkingSet:
         while self.blocks > GROWTH * tier.blocks and len(self._admitted) > 1:
             if self._released_soon() >= self.blocks - GROWTH * tier.blocks:
                 break
-            self._displace(self._by_worth(now_us)[0], now_us, displaced)
+            self._displace(self._worst(now_us), now_us, displaced)
         admitted: list[ProgramKey] = []
-        for program in sorted(self._waiting, key=lambda program: self._order(program, now_us)):
-            if program in displaced or not self._fits(program, now_us, tier, displaced):
+        aged = self._aged(now_us)
+        for program in sorted(self._waiting, key=lambda program: self._order(program, program in aged)):
+            is_aged = program in aged
+            if program in displaced:
                 break
-            self._give(program, now_us)
+            if self._passes(program, displaced):
+                # In the next step: it comes before this one.
+                self._changed = True
+                break
+            if not self._fits(program, now_us, tier, displaced, is_aged=is_aged):
+                break
+            self._give(program, now_us, is_aged=is_aged)
             admitted.append(program)
         self._due_us = self._next_us(now_us)
         return admitted, displaced
 
-    def _order(self, program: ProgramKey, now_us: int) -> tuple[float, ...]:
+    def _aged(self, now_us: int) -> set[ProgramKey]:
+        """Waiting programs that come first: of a class that waits behind a better one of its tenant one at a time."""
+        since = {key: each.since_us for key, each in self._waiting.items() if now_us - each.since_us >= AGE_US}
+        aged: set[ProgramKey] = set()
+        if not since:
+            return aged
+        best: dict[Tenant, ServiceClass] = {}
+        for program in (*self._admitted, *self._waiting):
+            kind = self._class_of(program)
+            best[program.tenant] = min(kind, best.get(program.tenant, kind))
+        ahead = {(key.tenant, each.service_class) for key, each in self._admitted.items() if each.goes_first(now_us)}
+        for program in sorted(since, key=lambda program: (since[program], program)):
+            kind = self._class_of(program)
+            if kind > best[program.tenant]:
+                if (program.tenant, kind) in ahead:
+                    continue
+                ahead.add((program.tenant, kind))
+            aged.add(program)
+        return aged
+
+    def _order(self, program: ProgramKey, is_aged: bool) -> tuple[float, ...]:
         waiting = self._waiting[program]
-        if now_us - waiting.since_us >= AGE_US:
+        if is_aged:
             return (0.0, waiting.since_us)
         return (1.0, *min(map(self._calls.order, waiting.keys)))
 
-    def _fits(self, program: ProgramKey, now_us: int, tier: Tier, displaced: list[ProgramKey]) -> bool:
-        """The program may be admitted; an aged one displaces others for that, and waits for those that run."""
-        waiting = self._waiting[program]
-        need = self._footprint.missing(self._contexts(waiting))
+    def _passes(self, program: ProgramKey, displaced: list[ProgramKey]) -> bool:
+        """A program that an aged one has displaced waits again and is of a better class: it comes before this one."""
+        kind = self._class_of(program)
+        again = [each for each in displaced if each.tenant == program.tenant and each in self._waiting]
+        return any(self._class_of(each) < kind for each in again)
+
+    def _fits(
+        self, program: ProgramKey, now_us: int, tier: Tier, displaced: list[ProgramKey], *, is_aged: bool
+    ) -> bool:
+        """The program may be admitted. Displaces worse classes for that; an aged one displaces others as well, and
+        waits for those that run."""
+        need = self._footprint.missing(self._contexts(self._waiting[program]))
         if not (self._admitted or self._leaving) or self.blocks + need <= tier.blocks:
             return True
-        if now_us - waiting.since_us < AGE_US:
+        if self._classes_give_way(program, tier.blocks - need, now_us, displaced):
+            return True
+        if not is_aged:
             return False
         for victim in [each for each in self._by_worth(now_us) if not self._is_safe(each, now_us)]:
             if self.blocks + need - self._released_soon() <= tier.blocks:
@@ -232,7 +223,57 @@ class WorkingSet:
             self._displace(victim, now_us, displaced)
         return not (self._admitted or self._leaving) or self.blocks + need <= tier.blocks
 
-    def _contexts(self, waiting: _Waiting) -> list[Context]:
+    def _classes_give_way(
+        self, program: ProgramKey, most_blocks: int, now_us: int, displaced: list[ProgramKey]
+    ) -> bool:
+        """Without worse classes of its tenant the others have at most so many blocks, or there are no others.
+
+        Displaces as many of them as that takes, the worst first, and none if it is not enough.
+        """
+        worse = self._worse_than(program, now_us)
+        contexts = [kept.context for each in worse for kept in self._admitted[each].contexts.values()]
+        remaining = len(self._admitted) - len(worse)
+        if not self._has_room(program, most_blocks, contexts, remaining):
+            return False
+        while not self._has_room(program, most_blocks, [], len(self._admitted)):
+            self._displace(worse.pop(0), now_us, displaced)
+        return True
+
+    def _has_room(self, program: ProgramKey, most_blocks: int, given: list[Context], remaining: int) -> bool:
+        """Once these contexts and running calls of worse classes are gone; `remaining`: programs that stay admitted."""
+        kind = self._class_of(program)
+        yielding = [
+            context
+            for key, context in self._leaving.items()
+            if self._programs[key].tenant == program.tenant and self._calls.service_class(key) > kind
+        ]
+        if not remaining and len(yielding) == len(self._leaving):
+            return True
+        return self.blocks - self._footprint.released([*yielding, *given]) <= most_blocks
+
+    def _worse_than(self, program: ProgramKey, now_us: int) -> list[ProgramKey]:
+        """Admitted programs that a better class may displace for this one, in that order: worst class first."""
+        kind = self._class_of(program)
+        worse = [
+            each
+            for each in self._by_worth(now_us)
+            if each.tenant == program.tenant
+            and self._admitted[each].service_class > kind
+            and not self._admitted[each].goes_first(now_us)
+        ]
+        return sorted(worse, key=lambda each: -self._admitted[each].service_class)
+
+    def _worst(self, now_us: int) -> ProgramKey:
+        """The program that is displaced when contexts have grown."""
+        worst = self._by_worth(now_us)[0]
+        return next(iter(self._worse_than(worst, now_us)), worst)
+
+    def _class_of(self, program: ProgramKey) -> ServiceClass:
+        if (admitted := self._admitted.get(program)) is not None:
+            return admitted.service_class
+        return min(map(self._calls.service_class, self._waiting[program].keys))
+
+    def _contexts(self, waiting: Waiting) -> list[Context]:
         return [self._calls.context(key) for key in sorted(waiting.keys)]
 
     def _released_soon(self) -> int:
@@ -257,10 +298,11 @@ class WorkingSet:
 
     # -- changes -------------------------------------------------------------------------------------------------
 
-    def _give(self, program: ProgramKey, now_us: int) -> None:
+    def _give(self, program: ProgramKey, now_us: int, *, is_aged: bool) -> None:
+        kind = self._class_of(program)
         waiting = self._waiting.pop(program)
         place = min(map(self._calls.place, waiting.keys))
-        admitted = self._admitted[program] = _Admitted(now_us, place)
+        admitted = self._admitted[program] = Admitted(since_us=now_us, place=place, service_class=kind, aged=is_aged)
         for key in sorted(waiting.keys):
             admitted.open.add(key)
             self._joining.append(key)
@@ -276,7 +318,7 @@ class WorkingSet:
                 continue
             self._footprint.drop(kept.context)
             if key in admitted.open:
-                self._waiting.setdefault(program, _Waiting(now_us)).keys.add(key)
+                self._waiting.setdefault(program, Waiting(now_us)).keys.add(key)
 
     def _join(self) -> None:
         """Counts the contexts of new calls of admitted programs; a call replaces the context that it continues."""
@@ -287,7 +329,7 @@ class WorkingSet:
             if admitted is not None and key in admitted.open and key not in admitted.contexts:
                 self._replace(admitted, key, tuple(self._calls.context(key)))
 
-    def _replace(self, admitted: _Admitted, key: str, context: Context) -> None:
+    def _replace(self, admitted: Admitted, key: str, context: Context) -> None:
         self._footprint.add(context)
         if key in admitted.contexts:
             self._drop(admitted, key)
@@ -297,14 +339,14 @@ class WorkingSet:
             common = self._memory.common(before, context)
             if len(before) - common <= NEW_SHARE * len(before) or len(admitted.contexts) >= MAX_CONTEXTS:
                 self._drop(admitted, other)
-        admitted.contexts[key] = _Kept(context)
+        admitted.contexts[key] = Kept(context)
 
-    def _drop(self, admitted: _Admitted, key: str) -> None:
+    def _drop(self, admitted: Admitted, key: str) -> None:
         kept = admitted.contexts.pop(key, None)
         if kept is not None:
             self._footprint.drop(kept.context)
 
-    def _leave_if_empty(self, program: ProgramKey, admitted: _Admitted) -> None:
+    def _leave_if_empty(self, program: ProgramKey, admitted: Admitted) -> None:
         if not admitted.open and not admitted.contexts:
             del self._admitted[program]
 
@@ -317,7 +359,7 @@ class WorkingSet:
                 admitted.open.add(key)
                 self._joining.append(key)
             else:
-                self._waiting.setdefault(program, _Waiting(now_us)).keys.add(key)
+                self._waiting.setdefault(program, Waiting(now_us)).keys.add(key)
         self._join()
 
     def _expire(self, now_us: int) -> None:
@@ -330,7 +372,7 @@ class WorkingSet:
     def _next_us(self, now_us: int) -> float:
         ends = [kept.until_us for each in self._admitted.values() for kept in each.contexts.values() if kept.until_us]
         ends += [waiting.since_us + AGE_US for waiting in self._waiting.values()]
-        ends += [admitted.since_us + HOLD_US for admitted in self._admitted.values()]
+        ends += [each.since_us + bound_us for each in self._admitted.values() for bound_us in (HOLD_US, AGE_US)]
         return min((end for end in ends if end > now_us), default=math.inf)
 
     # -- the engine's cache --------------------------------------------------------------------------------------

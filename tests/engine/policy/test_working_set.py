@@ -6,8 +6,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agentserving.contract.ids import ProgramKey
+from agentserving.contract.service_class import ServiceClass
 from agentserving_engine.policy.footprint import Footprint
-from agentserving_engine.policy.working_set import AGE_US, GROWTH, HOLD_US, HOST_SHARE, Calls, Tier, WorkingSet
+from agentserving_engine.policy.levels import BANDS
+from agentserving_engine.policy.residents import AGE_US, GROWTH, HOLD_US, HOST_SHARE, Calls, Tier
+from agentserving_engine.policy.working_set import WorkingSet
 from engine.policy.builders import program
 from engine.policy.test_retention import Blocks
 from hypothesis import given, settings
@@ -38,35 +42,57 @@ class House:
         self.tier, self.now_us, self.count = tier, 0, 0
         self.calls: dict[str, Waiting] = {}
         self.running: set[str] = set()
+        # Programs that the last `admit` displaced.
+        self.displaced: list[ProgramKey] = []
         self.places: dict[str, tuple[int, int]] = {}
+        # By program; STANDARD where nothing is said.
+        self.classes: dict[str, ServiceClass] = {}
         self.set = WorkingSet(
             Blocks(),
             Calls(
                 context=lambda key: self.calls[key].context,
-                place=lambda key: self.places.get(self.calls[key].name, (0, 0)),
-                order=lambda key: (*self.places.get(self.calls[key].name, (0, 0)), self.calls[key].arrived_us),
+                place=lambda key: self.place(self.calls[key].name),
+                order=lambda key: (*self.place(self.calls[key].name), self.calls[key].arrived_us),
                 is_running=lambda key: key in self.running,
+                service_class=lambda key: self.class_of(self.calls[key].name),
             ),
         )
 
+    def class_of(self, name: str) -> ServiceClass:
+        return self.classes.get(name, ServiceClass.STANDARD)
+
+    def place(self, name: str) -> tuple[int, int]:
+        """As `CallQueue.place`: a better class first."""
+        rank, arrival = self.places.get(name, (0, 0))
+        return BANDS[self.class_of(name)] + rank, arrival
+
     def arrive(self, name: str, blocks: int, shared: int = 0) -> str:
+        """A call of a program; a name TENANT:NAME is of that tenant."""
         self.count += 1
         key = f"{name}/{self.count}"
         self.calls[key] = Waiting(name, context(name, blocks, shared), self.now_us)
-        self.set.call_arrived(key, program(name), self.now_us)
+        self.set.call_arrived(key, self.program(name), self.now_us)
         return key
+
+    def program(self, name: str) -> ProgramKey:
+        return program(name, name.partition(":")[0] if ":" in name else "default")
+
+    def end_of(self, name: str, blocks: int) -> None:
+        """A program is admitted, and its call ends: it keeps its place for a lease."""
+        key = self.arrive(name, blocks)
+        assert name in self.admit()
+        self.end(key)
 
     def admit(self, after_s: float = 0.0) -> set[str]:
         """Time passes; the programs that are admitted then."""
         self.now_us += int(after_s * SECOND)
-        self.set.admit(self.now_us, self.tier)
+        _, self.displaced = self.set.admit(self.now_us, self.tier)
         return {key.program_id for key in self.set.admitted_programs}
 
     def end(self, key: str, *, keeps: bool = True) -> None:
         call = self.calls[key]
         if keeps:
-            place = self.places.get(call.name, (0, 0))
-            self.set.call_ended(key, place, call.context, self.now_us + self.tier.lease_us)
+            self.set.call_ended(key, self.place(call.name), call.context, self.now_us + self.tier.lease_us)
         self.running.discard(key)
         del self.calls[key]
         self.set.call_gone(key)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from engine.versions.fake_runner import BLOCK_SIZE
+from engine.versions.host_memory import transfer_config
 from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    KVCacheTensor,
+    SlidingWindowSpec,
+)
+
+SIZES: dict[str, Any] = {"block_size": BLOCK_SIZE, "num_kv_heads": 1, "head_size": 64, "dtype": torch.float32}
+PAGE_BYTES = FullAttentionSpec(**SIZES).page_size_bytes
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,8 @@ class Options:
     queue: str = "fcfs"
     # As with a KV connector that loads: what a step in flight may still write to is freed when that step is over.
     late_frees: bool = False
+    # Of host memory behind vLLM's OffloadingConnector, of an engine with one group; 0 = no connector.
+    host_blocks: int = 0
     # The plugin's settings of the same names.
     unticketed: str = "last"
     tenant_cache: str = "separate"
@@ -81,6 +94,8 @@ def make_config(options: Options, asynchronous: bool) -> VllmConfig:
         enable_prefix_caching=options.prefix_caching,
     )
     extra: dict[str, Any] = {}
+    if options.host_blocks:
+        extra["kv_transfer_config"] = transfer_config(options.host_blocks * PAGE_BYTES)
     if options.lora_slots:
         from vllm.config import LoRAConfig
 
@@ -102,10 +117,20 @@ def make_config(options: Options, asynchronous: bool) -> VllmConfig:
 
 def make_kv_cache(options: Options) -> KVCacheConfig:
     """One pool of blocks for all groups of layers."""
-    sizes: dict[str, Any] = {"block_size": BLOCK_SIZE, "num_kv_heads": 1, "head_size": 16, "dtype": torch.float32}
     specs = [
-        SlidingWindowSpec(**sizes, sliding_window=window) if window else FullAttentionSpec(**sizes)
+        SlidingWindowSpec(**SIZES, sliding_window=window) if window else FullAttentionSpec(**SIZES)
         for window in options.windows
     ]
     groups = [KVCacheGroupSpec([f"layer{number}"], spec) for number, spec in enumerate(specs)]
-    return KVCacheConfig(num_blocks=options.blocks, kv_cache_tensors=[], kv_cache_groups=groups)
+    tensors = [_tensor(options.blocks)] if options.host_blocks else []
+    return KVCacheConfig(num_blocks=options.blocks, kv_cache_tensors=tensors, kv_cache_groups=groups)
+
+
+def _tensor(blocks: int) -> KVCacheTensor:
+    """The allocation of the first layer, in the fields that the version has."""
+    fields = inspect.signature(KVCacheTensor).parameters
+    known = {
+        "size": PAGE_BYTES * blocks, "shared_by": ["layer0"], "layers": ["layer0"], "layer_stride": PAGE_BYTES * blocks,
+        "block_stride": 0 if "shared_by" in fields else PAGE_BYTES,
+    }  # fmt: skip
+    return KVCacheTensor(**{name: known[name] for name in fields if name in known})

@@ -25,6 +25,7 @@ from agentserving.contract.signatures import public_bytes
 from agentserving_engine import clock
 from agentserving_engine.scheduler import ProgramScheduler
 from engine.versions.fake_runner import BLOCK_SIZE, FakeRunner, next_token
+from engine.versions.host_memory import HostMemory
 from engine.versions.invariants import check
 from engine.versions.options import PIPELINES, Options, Pipeline, make_config, make_kv_cache
 from engine.versions.tickets import ENGINE_ID, SECRET, TENANT, ticket
@@ -85,6 +86,9 @@ class Engine:
         self.scheduler = self._make_scheduler()
         self.session = self.scheduler._session
         self.runner = FakeRunner(pipeline.v2, self.options.slots, choose, self.options.windows)
+        self.host: HostMemory | None = None
+        if self.options.host_blocks:
+            self.host = HostMemory(self.config, self.scheduler.kv_cache_config, self.runner.kv, BLOCK_SIZE)
         self.sent: dict[str, Sent] = {}
         self._in_flight: deque[tuple[Any, Any]] = deque()
         self._count = itertools.count()
@@ -255,7 +259,12 @@ class Engine:
 
     def _launch(self, output: Any) -> None:
         grammar = self.scheduler.get_grammar_bitmask(output) if output.total_num_scheduled_tokens else None
-        self._in_flight.append((output, self.runner.run(output, grammar)))
+        if self.host is not None:
+            self.host.before(output)
+        result = self.runner.run(output, grammar)
+        if self.host is not None:
+            result.kv_connector_output = self.host.after(output)
+        self._in_flight.append((output, result))
 
     def _update(self, output: Any, result: Any) -> None:
         self.clock.ns += STEP_US * 1000
