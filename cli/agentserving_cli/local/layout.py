@@ -22,7 +22,7 @@ TINY, SCRIPTED = "tiny", "scripted"
 BUILT_IN_CONTEXT = {TINY: 8192, SCRIPTED: 131_072}
 # Of both; it needs no special tokens, of which TINY's tokenizer has none.
 BUILT_IN_TOOL_PARSER = "hermes"
-REPOSITORY_ROOTS = ("proto", "process", "controlplane", "gateway", "cli", "engine-image", "simulator")
+REPOSITORY_ROOTS = ("proto", "process", "controlplane", "gateway", "batches", "cli", "engine-image", "simulator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,7 @@ class Ports:
     control_planes: tuple[ControlPlaneAddress, ...]
     gateway: int
     gateway_http: int
+    batches_http: int
     engines: tuple[EngineAddresses, ...] = ()
 
     @property
@@ -104,8 +105,8 @@ class Ports:
 
 def choose_ports(spec: ClusterSpec) -> Ports:
     """A free port for each server; the gateway's is the user's, if given."""
-    free = iter(free_ports(4 + 2 * spec.control_planes + 3 * spec.engines))
-    etcd_client, etcd_peer, gateway, gateway_http = (next(free) for _ in range(4))
+    free = iter(free_ports(5 + 2 * spec.control_planes + 3 * spec.engines))
+    etcd_client, etcd_peer, gateway, gateway_http, batches_http = (next(free) for _ in range(5))
     planes = tuple(
         ControlPlaneAddress(f"control-plane-{i}" if i else "control-plane", next(free), next(free))
         for i in range(spec.control_planes)
@@ -117,6 +118,7 @@ def choose_ports(spec: ClusterSpec) -> Ports:
         control_planes=planes,
         gateway=spec.gateway_port or gateway,
         gateway_http=gateway_http,
+        batches_http=batches_http,
         engines=engines,
     )
 
