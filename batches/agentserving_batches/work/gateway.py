@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,14 +19,15 @@ import aiohttp
 from agentserving.contract.engine_http import MODELS
 from agentserving.contract.service_class import ServiceClass
 from agentserving.programs.headers import CALL_ID, headers_of
+from aiohttp import AddrInfoType
 
 from agentserving_batches.limits import MAX_ANSWER_BYTES
 from agentserving_batches.outcomes import Answer
 from agentserving_batches.values import Batch
 
-# Of a call, its time in queues included: batch gives way to the other classes, for hours if it must. A connection whose
-# other end is gone is found by TCP's own probes.
+# A call itself may take hours: batch gives way to the other classes. A gateway that is gone is found by TCP's probes.
 CONNECT_S = 10.0
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 30, 10, 3
 # Of the list of models.
 LIST_S = 15.0
 _PROGRAM_NAME = "batch"
@@ -47,7 +49,7 @@ class Gateway:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             # Bounded by who calls.
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls, socket_factory=_probed_socket),
             trust_env=False,
         )
         return self
@@ -96,6 +98,18 @@ class Gateway:
                 return frozenset(str(model["id"]) for model in json.loads(content)["data"])
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError):
             return None
+
+
+def _probed_socket(address: AddrInfoType) -> socket.socket:
+    made = socket.socket(*address[:3])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
+        (socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
+        (socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
+    ):
+        made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
 
 
 def _trusting(certificate: Path | None) -> ssl.SSLContext:
