@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from agentserving.contract.grant import CALLS_S, HEADER, Grant, sign, verify
 from agentserving.contract.ticket import verify as verify_ticket
+from agentserving_cli.local.ports import free_ports
 from aiohttp import web
 from gateway.gateway_rig import KEY, KEYS, Rig, answer_json, rig, until, value
 from gateway.played_keys import PlayedKeys
@@ -20,8 +21,9 @@ PUBLIC = [KEY.public_key()]
 
 
 @asynccontextmanager
-async def service(directory: Path) -> AsyncIterator[tuple[str, list[web.BaseRequest]]]:
-    """A batch service that answers everything with the path: (its address, what it was asked)."""
+async def service(directory: Path, port: int = 0) -> AsyncIterator[tuple[str, list[web.BaseRequest]]]:
+    """A batch service that answers everything with the path: (its address, what it was asked). `port`: it has a name
+    and listens there; 0 = a Unix socket."""
     asked: list[web.BaseRequest] = []
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -33,8 +35,11 @@ async def service(directory: Path) -> AsyncIterator[tuple[str, list[web.BaseRequ
     await runner.setup()
     path = directory / "b.sock"
     await web.UnixSite(runner, path).start()
+    site = web.TCPSite(runner, "127.0.0.1", port)
+    if port:
+        await site.start()
     try:
-        yield f"unix:{path}", asked
+        yield f"localhost:{port}" if port else f"unix:{path}", asked
     finally:
         await runner.cleanup()
 
@@ -144,7 +149,9 @@ async def test_other_grants_open_nothing(grant: str) -> None:
 
 
 async def test_without_keys_the_tenant_is_default_and_without_a_service_there_is_no_route(tmp_path: Path) -> None:
-    async with service(tmp_path) as (address, asked), rig(answer_json, batches=address) as made:
+    # By name, as a Service of Kubernetes.
+    (port,) = free_ports(1)
+    async with service(tmp_path, port) as (address, asked), rig(answer_json, batches=address) as made:
         assert status(await send(made, "GET", "/v1/batches")) == 200
         grant = verify(asked[0].headers[HEADER], PUBLIC, time.time())
         assert (grant.tenant, grant.credential) == ("default", "")

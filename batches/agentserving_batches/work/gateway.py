@@ -7,6 +7,7 @@ Each call names its batch as its program, so accounts, budgets and traces show i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import ssl
@@ -42,6 +43,7 @@ class Gateway:
         """`certificate`: a PEM file with the gateway's certificate, or the CA that has signed it; None = the system's
         CAs. OSError when it cannot be read."""
         self._url = url.rstrip("/").removesuffix("/v1")
+        self._certificate = certificate
         self._tls = _trusting(certificate)
         self._session: aiohttp.ClientSession | None = None
 
@@ -49,7 +51,7 @@ class Gateway:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             # Bounded by who calls.
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls, socket_factory=_probed_socket),
+            connector=aiohttp.TCPConnector(limit=0, socket_factory=_probed_socket),
             trust_env=False,
         )
         return self
@@ -69,7 +71,9 @@ class Gateway:
         }
         assert self._session is not None
         try:
-            async with self._session.post(self._url + batch.endpoint, data=body, headers=headers) as response:
+            async with self._session.post(
+                self._url + batch.endpoint, data=body, headers=headers, ssl=self._tls
+            ) as response:
                 content = await _limited(response, MAX_ANSWER_BYTES)
                 if content is None:
                     return Answer(reason=f"the answer has more than {MAX_ANSWER_BYTES} bytes", is_final=True)
@@ -79,10 +83,18 @@ class Gateway:
                     request_id=response.headers.get(CALL_ID, ""),
                     retry_after_s=_seconds(response.headers),
                 )
+        except aiohttp.ClientConnectorCertificateError as error:
+            self._read_certificate()
+            return Answer(reason=f"the gateway's certificate is not trusted: {error}", was_sent=False)
         except aiohttp.ClientConnectorError as error:
             return Answer(reason=f"the gateway cannot be reached: {error}", was_sent=False)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return Answer(reason=f"the connection to the gateway broke: {type(error).__name__}: {error}")
+
+    def _read_certificate(self) -> None:
+        """It may have been replaced; one that cannot be read now is read again when it is needed again."""
+        with contextlib.suppress(OSError):
+            self._tls = _trusting(self._certificate)
 
     async def models(self, grant: str) -> frozenset[str] | None:
         """What engines serve now; None when that cannot be learned."""
@@ -90,7 +102,7 @@ class Gateway:
         try:
             async with (
                 asyncio.timeout(LIST_S),
-                self._session.get(self._url + MODELS, headers=_credential(grant)) as answer,
+                self._session.get(self._url + MODELS, headers=_credential(grant), ssl=self._tls) as answer,
             ):
                 content = await _limited(answer, _MAX_LIST_BYTES)
                 if answer.status != 200 or content is None:

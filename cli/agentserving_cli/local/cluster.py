@@ -162,7 +162,7 @@ class LocalCluster:
         run_dir = self._state.socket_dir("front")
         await self._launch(self._child(commands.picker(self.spec, self._state.home, run_dir, self.ports)))
         batches_dir = self._state.socket_dir("batches")
-        await self._launch(self._child(commands.gateway(self.spec, run_dir, batches_dir, self.ports)))
+        await self._launch(self._child(commands.gateway(self.spec, run_dir, self.ports, batches_dir)))
         await self._launch(self._child(commands.batches(self.spec, self._state.home, batches_dir, self.ports)))
         self._tell("engines (loading the model)" if self.spec.engine == "vllm" else "engines")
         await self._await_ready(*engines)

@@ -150,12 +150,13 @@ def batches(spec: ClusterSpec, home: Path, directory: Path, ports: Ports) -> Com
     return _ours("batches", argv, f"http://127.0.0.1:{ports.batches_http}/readyz", ports.batches_http)
 
 
-def gateway(spec: ClusterSpec, run_dir: Path, batches_dir: Path, ports: Ports) -> Command:
-    """Envoy, the address for agents."""
+def gateway(spec: ClusterSpec, run_dir: Path, ports: Ports, batches_dir: Path | None = None) -> Command:
+    """Envoy, the address for agents. `batches_dir`: of the batch service's socket; None: there is none."""
+    batches = ("--batches", _batches_socket(batches_dir)) if batches_dir is not None else ()
     argv = component(
         # The picker is one loop, and each thread has connections of its own to it and to the engines.
         "agentserving_gateway.front", "--listen", f"127.0.0.1:{ports.gateway}", "--run-dir", str(run_dir),
-        "--workers", "1", "--batches", _batches_socket(batches_dir), _auth(spec), *_front_tls(spec),
+        "--workers", "1", *batches, _auth(spec), *_front_tls(spec),
     )  # fmt: skip
     if spec.front_cert is None:
         return _ours("gateway", argv, f"http://127.0.0.1:{ports.gateway}/health", ports.gateway)

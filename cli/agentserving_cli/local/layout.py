@@ -94,8 +94,8 @@ class Ports:
     control_planes: tuple[ControlPlaneAddress, ...]
     gateway: int
     gateway_http: int
-    batches_http: int
     engines: tuple[EngineAddresses, ...] = ()
+    batches_http: int = 0
 
     @property
     def control_plane(self) -> str:

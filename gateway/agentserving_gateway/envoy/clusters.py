@@ -108,7 +108,8 @@ def _batches(settings: FrontSettings) -> Json:
     return {
         **_one_endpoint(BATCHES, endpoint),
         "type": "STRICT_DNS",
-        "dns_lookup_family": "ALL",
+        # A name with addresses of both families may have a server on one of them.
+        "dns_lookup_family": "V4_PREFERRED",
         "connect_timeout": seconds(CONNECT_S),
         **http,
     }

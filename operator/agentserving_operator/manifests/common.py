@@ -35,6 +35,7 @@ class Component(StrEnum):
     CONTROL_PLANE = "control-plane"
     GATEWAY = "gateway"
     ETCD = "etcd"
+    BATCHES = "batches"
 
 
 class Port:
@@ -53,6 +54,8 @@ class Port:
     GATEWAY_HTTP = 8081
     # As the Gateway API Inference Extension's own endpoint picker.
     EXT_PROC = 9002
+    BATCHES = 7090
+    BATCHES_HTTP = 7091
     ETCD_CLIENT = 2379
     ETCD_PEER = 2380
     ETCD_HTTP = 2381
