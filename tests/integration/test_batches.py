@@ -227,6 +227,17 @@ def test_files_are_listed_in_pages_and_deleted(cluster: Cluster, client: openai.
         client.files.create(file=("a", b"x"), purpose="assistants")
 
 
+def test_large_files_pass_the_gateway_in_both_directions_up_to_its_limit(client: openai.OpenAI) -> None:
+    content = bytes(range(256)) * (20 << 12)
+    file = client.files.create(file=("large", content), purpose="batch")
+    assert file.bytes == len(content) == 20 << 20
+    assert client.files.content(file.id).read() == content
+    client.files.delete(file.id)
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.files.create(file=("too large", b"x" * (65 << 20)), purpose="batch")
+    assert refused.value.status_code == 413
+
+
 def test_the_service_reports_itself(cluster: Cluster) -> None:
     token = (cluster.directory / "keys" / "metrics.token").read_text().strip()
     request_ = urllib.request.Request(
