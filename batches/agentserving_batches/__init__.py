@@ -11,5 +11,5 @@
 Who owns a batch: the handler that creates it until its row is committed, then `work.runner`, one task a batch. A
 handler that cancels a batch changes its row, and the task sees that. Each change is one transaction, made by the only
 thread that has the database, so a process that is killed continues where the rows say. A line's result is in the same
-transaction as the counts; a call whose result was not committed is made again.
+transaction as the counts; a call without a committed result is made again.
 """

@@ -12,6 +12,7 @@ import structlog
 from agentserving.contract.ticket_keys import verifying_keys
 from agentserving_process import logs, options, probes, supervision
 from agentserving_process.addresses import split_address
+from agentserving_process.backoff import Backoff
 from agentserving_process.options import REQUIRED, option
 from agentserving_process.probes import Answer, ProbeOptions
 from agentserving_process.supervision import CannotStartError, Supervisor
@@ -29,6 +30,10 @@ from agentserving_batches.work.stages import Stages
 from agentserving_batches.work.upkeep import Upkeep
 
 log = structlog.get_logger()
+
+
+# On a full disk it fails, and batches wait.
+UPKEEP_RESTART = Backoff(first_s=1.0, max_s=60.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +101,7 @@ async def _serve(
 
     async with Supervisor() as work:
         work.start("batches", runner.run)
-        work.start("upkeep", upkeep.run)
+        work.start("upkeep", upkeep.run, restart=UPKEEP_RESTART)
         async with (
             server.served(app, settings.serving.listen),
             probes.served(probes.application(ready=ready), settings.probes),

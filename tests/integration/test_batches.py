@@ -87,7 +87,7 @@ def test_a_batch_from_upload_to_results(cluster: Cluster, client: openai.OpenAI)
     assert refused["custom_id"] == "bad"
     assert refused["response"]["status_code"] == 400
     assert "max_tokens must be" in refused["response"]["body"]["error"]["message"]
-    # One program, of class batch, of the tenant whose key has created it.
+    # One program, of class batch, of the tenant of the key that has created it.
     cluster.wait(lambda: cluster.program_or_none(batch.id).get("calls_completed") == "20")
     program = cluster.program(batch.id)
     assert (program["tenant"], program["service_class"]) == ("default", "SERVICE_CLASS_BATCH")
@@ -209,8 +209,8 @@ def test_a_revoked_key_ends_its_batches_and_files_need_one(cluster: Cluster) -> 
         errors = lines(back, done.error_file_id)
         assert {line["response"]["status_code"] for line in errors} == {401}
         assert ids(errors, lines(back, done.output_file_id)) == sorted(each["custom_id"] for each in requests)
-    with client_with(cluster, "none") as nobody, pytest.raises(openai.AuthenticationError):
-        nobody.files.list()
+    with client_with(cluster, "none") as stranger, pytest.raises(openai.AuthenticationError):
+        stranger.files.list()
 
 
 def test_files_are_listed_in_pages_and_deleted(cluster: Cluster, client: openai.OpenAI) -> None:

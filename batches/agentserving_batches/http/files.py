@@ -59,7 +59,7 @@ class Files:
         with self._uploads.one(tenant):
             await self.check_room(tenant)
             file_id = new_file_id()
-            with self._contents.writing(file_id) as into:
+            async with self._contents.writing(file_id) as into:
                 name, size = await read(request, into, self._limits)
             now_s = int(self._now())
             file = File(

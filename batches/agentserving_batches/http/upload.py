@@ -31,9 +31,9 @@ class Uploads:
         """Counts one. RefusedError 429."""
         own = self._of_tenant.get(tenant, 0)
         if own >= TENANT_UPLOADS or sum(self._of_tenant.values()) >= UPLOADS:
-            whose = "of this tenant" if own >= TENANT_UPLOADS else "of all tenants"
+            group = "of this tenant" if own >= TENANT_UPLOADS else "of all tenants"
             raise RefusedError(
-                429, f"too many uploads {whose} at a time: try again in a moment", "too_many_uploads",
+                429, f"too many uploads {group} at a time: try again in a moment", "too_many_uploads",
                 type="rate_limit_error", retry_after_s=2,
             )  # fmt: skip
         self._of_tenant[tenant] = own + 1

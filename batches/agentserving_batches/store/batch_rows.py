@@ -135,7 +135,7 @@ def begin(db: sqlite3.Connection, batch_id: str, lines: Iterable[Line], now_s: i
 
 
 def fail(db: sqlite3.Connection, batch_id: str, problems: tuple[Problem, ...], now_s: int) -> None:
-    """A batch whose input makes no sense."""
+    """A batch with an input that makes no sense."""
     if enter(db, batch_id, Status.FAILED, now_s, of=[Status.VALIDATING]):
         text = msgspec.json.encode(problems).decode()
         db.execute("UPDATE batches SET problems = ? WHERE id = ?", (text, batch_id))

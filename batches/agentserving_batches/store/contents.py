@@ -1,15 +1,17 @@
 """Contents of files: a directory, one file under each id. Ids are ours and random, never a client's text.
 
-A file is written beside and renamed, so that one with its name is whole. Blocking: for threads.
+A file is written under another name and renamed, so that one with its own name is whole. Methods block, so they are for
+threads; `writing` alone is for the event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO
 
@@ -36,21 +38,23 @@ class Contents:
         """Where the content of a file with a row is."""
         return self._files / file_id
 
-    @contextmanager
-    def writing(self, file_id: str) -> Iterator[IO[bytes]]:
-        """A file to write to: it exists under its id after the block, on the disk; not at all if the block fails."""
+    @asynccontextmanager
+    async def writing(self, file_id: str) -> AsyncIterator[IO[bytes]]:
+        """A file to write to, in threads: it exists under its id after the block, on the disk; not at all if the block
+        fails."""
         scratch = self._incoming / f"{file_id}.{secrets.token_hex(4)}"
+        file = await asyncio.to_thread(scratch.open, "xb")
         try:
-            with scratch.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(self.path(file_id))
-            self._sync_names()
+            yield file
+            await asyncio.to_thread(self._finish, file, scratch, file_id)
         finally:
+            file.close()
             scratch.unlink(missing_ok=True)
 
-    def _sync_names(self) -> None:
+    def _finish(self, file: IO[bytes], scratch: Path, file_id: str) -> None:
+        file.flush()
+        os.fsync(file.fileno())
+        scratch.replace(self.path(file_id))
         handle = os.open(self._files, os.O_RDONLY)
         try:
             os.fsync(handle)

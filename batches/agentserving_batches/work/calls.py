@@ -22,7 +22,7 @@ PAGE = 200
 
 
 class Slots:
-    """Bounds of calls at a time: of each tenant, and of all. Whoever waits longest is next."""
+    """Bounds of calls at a time: of each tenant, and of all. The call that has waited longest is next."""
 
     def __init__(self, limits: Limits) -> None:
         self._of_tenant = limits.tenant_calls

@@ -37,7 +37,7 @@ class Runner:
                 self._start(group, await self._new.get())
 
     def created(self, batch_id: str) -> None:
-        """A batch whose row was committed."""
+        """A batch with a committed row."""
         self._new.put_nowait(batch_id)
 
     def cancelled(self, batch_id: str) -> None:

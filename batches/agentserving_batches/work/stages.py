@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import IO, TypeVar
 
@@ -113,8 +113,8 @@ class Stages:
         )  # fmt: skip
         sizes = [0, 0]
         after = 0
-        with ExitStack() as files:
-            outputs = [files.enter_context(self._contents.writing(each)) for each in (output_id, error_id)]
+        async with AsyncExitStack() as files:
+            outputs = [await files.enter_async_context(self._contents.writing(each)) for each in (output_id, error_id)]
             while rows := await self._run(batch_rows.results, batch.batch_id, after, PAGE):
                 texts = [_text(batch, row) for row in rows]
                 for which, text in texts:

@@ -34,8 +34,8 @@ class Upkeep:
             await asyncio.sleep(EVERY_S)
 
     async def clear(self) -> None:
-        """Files without a row: an upload or an output whose row an earlier process did not commit. Before anything is
-        served: later such a file may be one that is about to get its row."""
+        """Deletes files without a row: uploads and outputs that an earlier process did not commit. To be called before
+        anything is served: later such a file may be about to get its row."""
         await asyncio.to_thread(self._contents.clear_incoming)
         names = await asyncio.to_thread(self._contents.names)
         for at in range(0, len(names), PAGE):
