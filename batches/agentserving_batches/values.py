@@ -21,7 +21,6 @@ class Status(enum.StrEnum):
 
 
 ENDED = frozenset({Status.FAILED, Status.COMPLETED, Status.EXPIRED, Status.CANCELLED})
-ACTIVE = tuple(status for status in Status if status not in ENDED)
 
 
 class Purpose(enum.StrEnum):

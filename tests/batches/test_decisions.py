@@ -11,7 +11,7 @@ from agentserving_batches.lines import body_of, unknown_models, validate
 from agentserving_batches.outcomes import MAX_FAILURES, MAX_WAIT_S, Answer, Tries, next_try, result_of, unfinished
 from agentserving_batches.store import batch_rows, file_rows
 from agentserving_batches.store.database import Database, InUseError
-from agentserving_batches.values import Batch, File, Line, LineResult, Purpose, Status
+from agentserving_batches.values import ENDED, Batch, File, Line, LineResult, Purpose, Status
 from batches.service_rig import request
 from hypothesis import given
 from hypothesis import strategies as st
@@ -138,6 +138,13 @@ async def test_a_line_has_one_result_and_an_ended_batch_no_grant(tmp_path: Path)
         assert (found.status, found.grant, found.output_file_id, found.error_file_id) == (Status.EXPIRED, "", "o", "")
         assert await database.run(lambda db: batch_rows.results(db, "b", 0, 9)) == []
         assert await database.run(lambda db: batch_rows.get(db, "red", "b")) is None
+
+
+@pytest.mark.parametrize("status", Status)
+async def test_a_batch_is_active_until_it_has_ended(tmp_path: Path, status: Status) -> None:
+    with Database(tmp_path) as database:
+        await database.run(lambda db: batch_rows.insert(db, batch(status=status)))
+        assert bool(await database.run(batch_rows.active_ids)) == (status not in ENDED)
 
 
 async def test_a_failed_transaction_changes_nothing_and_a_directory_has_one_owner(tmp_path: Path) -> None:

@@ -9,14 +9,17 @@ from collections.abc import Iterable
 import msgspec
 
 from agentserving_batches.store import file_rows
-from agentserving_batches.values import ACTIVE, ENDED, Batch, File, Line, LineResult, Problem, Status
+from agentserving_batches.values import ENDED, Batch, File, Line, LineResult, Problem, Status
 
-_IN_ACTIVE = f"status IN ({', '.join('?' * len(ACTIVE))})"  # placeholders only
-_ACTIVE = tuple(status.value for status in ACTIVE)
-_COLUMNS = (
-    "id", "tenant", "status", "ending", "endpoint", "window", "grant_text", "input_file_id", "output_file_id",
-    "error_file_id", "created_s", "expires_s", "metadata", "problems", "entered_s", "total", "completed", "failed",
-)  # fmt: skip
+_INSERT = (
+    "INSERT INTO batches (id, tenant, status, ending, endpoint, window, grant_text, input_file_id, output_file_id,"
+    " error_file_id, created_s, expires_s, metadata, problems, entered_s, total, completed, failed)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_COUNT_RESULT = {
+    True: "UPDATE batches SET completed = completed + 1 WHERE id = ?",
+    False: "UPDATE batches SET failed = failed + 1 WHERE id = ?",
+}
 
 
 def _batch(row: sqlite3.Row) -> Batch:
@@ -43,9 +46,8 @@ def _batch(row: sqlite3.Row) -> Batch:
 
 
 def insert(db: sqlite3.Connection, batch: Batch) -> None:
-    marks = ", ".join("?" * len(_COLUMNS))
     db.execute(
-        f"INSERT INTO batches ({', '.join(_COLUMNS)}) VALUES ({marks})",  # nosec B608
+        _INSERT,
         (
             batch.batch_id, batch.tenant, batch.status.value, batch.ending.value, batch.endpoint, batch.window,
             batch.grant, batch.input_file_id, batch.output_file_id, batch.error_file_id, batch.created_s,
@@ -82,14 +84,12 @@ def page(db: sqlite3.Connection, tenant: str, *, after: str, limit: int) -> list
 
 def active_ids(db: sqlite3.Connection) -> list[str]:
     """Of all tenants, oldest first."""
-    rows = db.execute(f"SELECT id FROM batches WHERE {_IN_ACTIVE} ORDER BY position", _ACTIVE)  # nosec B608
+    rows = db.execute("SELECT id FROM active_batches ORDER BY position")
     return [str(row["id"]) for row in rows]
 
 
 def count_active(db: sqlite3.Connection, tenant: str) -> int:
-    (count,) = db.execute(
-        f"SELECT COUNT(*) FROM batches WHERE tenant = ? AND {_IN_ACTIVE}", (tenant, *_ACTIVE)  # nosec B608
-    ).fetchone()  # fmt: skip
+    (count,) = db.execute("SELECT COUNT(*) FROM active_batches WHERE tenant = ?", (tenant,)).fetchone()
     return int(count)
 
 
@@ -112,11 +112,10 @@ def enter(
     if row is None or Status(row["status"]) not in set(of):
         return False
     entered = {**json.loads(row["entered_s"]), status.value: now_s}
-    # Who acts for a client no longer needs the means to.
-    grant = ", grant_text = ''" if status in ENDED else ""
+    # Who acts for a client no longer needs the means to, once a batch has ended.
     db.execute(
-        f"UPDATE batches SET status = ?, ending = ?, entered_s = ?{grant} WHERE id = ?",  # nosec B608
-        (status.value, (ending or Status(row["ending"])).value, json.dumps(entered), batch_id),
+        "UPDATE batches SET status = ?, ending = ?, entered_s = ?, grant_text = iif(?, '', grant_text) WHERE id = ?",
+        (status.value, (ending or Status(row["ending"])).value, json.dumps(entered), status in ENDED, batch_id),
     )
     return True
 
@@ -158,8 +157,7 @@ def record(db: sqlite3.Connection, batch_id: str, result: LineResult) -> bool:
         (result.text, int(result.succeeded), batch_id, result.number),
     ).rowcount
     if changed:
-        column = "completed" if result.succeeded else "failed"
-        db.execute(f"UPDATE batches SET {column} = {column} + 1 WHERE id = ?", (batch_id,))  # nosec B608
+        db.execute(_COUNT_RESULT[result.succeeded], (batch_id,))
     return bool(changed)
 
 
@@ -200,5 +198,5 @@ def end(db: sqlite3.Connection, batch: Batch, output: File | None, errors: File 
 def delete_ended(db: sqlite3.Connection, created_before_s: int) -> None:
     """Batches that have ended and are older than that."""
     db.execute(
-        f"DELETE FROM batches WHERE created_s < ? AND NOT {_IN_ACTIVE}", (created_before_s, *_ACTIVE)  # nosec B608
-    )  # fmt: skip
+        "DELETE FROM batches WHERE created_s < ? AND id NOT IN (SELECT id FROM active_batches)", (created_before_s,)
+    )

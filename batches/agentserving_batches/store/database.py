@@ -29,6 +29,8 @@ CREATE TABLE batches (
 );
 CREATE INDEX batches_of_tenant ON batches (tenant, position);
 CREATE INDEX batches_by_status ON batches (status);
+CREATE VIEW active_batches AS
+  SELECT * FROM batches WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling');
 CREATE TABLE lines (
   batch_id TEXT NOT NULL, number INTEGER NOT NULL, custom_id TEXT NOT NULL, offset INTEGER NOT NULL,
   size_bytes INTEGER NOT NULL, succeeded INTEGER, result BLOB, UNIQUE (batch_id, number)

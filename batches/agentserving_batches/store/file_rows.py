@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Sequence
 
-from agentserving_batches.values import ACTIVE, File, Purpose
+from agentserving_batches.values import File, Purpose
 
-_OF_ACTIVE = f"status IN ({', '.join('?' * len(ACTIVE))})"  # placeholders only
+_NEWEST_FIRST = (
+    "SELECT * FROM files WHERE tenant = ? AND position < ? AND (? = '' OR purpose = ?) ORDER BY position DESC LIMIT ?"
+)
+_OLDEST_FIRST = (
+    "SELECT * FROM files WHERE tenant = ? AND position > ? AND (? = '' OR purpose = ?) ORDER BY position LIMIT ?"
+)
 
 
 def _file(row: sqlite3.Row) -> File:
@@ -55,26 +61,19 @@ def page(
     db: sqlite3.Connection, tenant: str, *, after: str, limit: int, purpose: str, newest_first: bool
 ) -> list[File]:
     """Up to `limit` files behind the one with the id `after`; "" = from the start, and `purpose` "" = any."""
-    order, compare, start = ("DESC", "<", 1 << 62) if newest_first else ("ASC", ">", 0)
+    statement, start = (_NEWEST_FIRST, 1 << 62) if newest_first else (_OLDEST_FIRST, 0)
     if after:
         row = db.execute("SELECT position FROM files WHERE id = ? AND tenant = ?", (after, tenant)).fetchone()
         if row is None:
             return []
         start = row["position"]
-    rows = db.execute(
-        f"SELECT * FROM files WHERE tenant = ? AND position {compare} ? AND (? = '' OR purpose = ?)"  # nosec B608
-        f" ORDER BY position {order} LIMIT ?",
-        (tenant, start, purpose, purpose, limit),
-    )
+    rows = db.execute(statement, (tenant, start, purpose, purpose, limit))
     return [_file(row) for row in rows]
 
 
 def user_of(db: sqlite3.Connection, file_id: str) -> str:
     """The id of a batch that still needs the file; "" for none."""
-    row = db.execute(
-        f"SELECT id FROM batches WHERE input_file_id = ? AND {_OF_ACTIVE} LIMIT 1",  # nosec B608
-        (file_id, *(status.value for status in ACTIVE)),
-    ).fetchone()
+    row = db.execute("SELECT id FROM active_batches WHERE input_file_id = ? LIMIT 1", (file_id,)).fetchone()
     return "" if row is None else str(row["id"])
 
 
@@ -85,15 +84,13 @@ def delete(db: sqlite3.Connection, file_id: str) -> None:
 def expired(db: sqlite3.Connection, now_s: int, limit: int) -> list[str]:
     """Ids of files that may be deleted and that no batch needs."""
     rows = db.execute(
-        "SELECT id FROM files WHERE expires_s <= ? AND id NOT IN"
-        f" (SELECT input_file_id FROM batches WHERE {_OF_ACTIVE}) LIMIT ?",  # nosec B608
-        (now_s, *(status.value for status in ACTIVE), limit),
+        "SELECT id FROM files WHERE expires_s <= ? AND id NOT IN (SELECT input_file_id FROM active_batches) LIMIT ?",
+        (now_s, limit),
     )
     return [str(row["id"]) for row in rows]
 
 
 def known(db: sqlite3.Connection, file_ids: Sequence[str]) -> set[str]:
     """Those of the ids that have a row."""
-    marks = ", ".join("?" * len(file_ids))
-    rows = db.execute(f"SELECT id FROM files WHERE id IN ({marks})", file_ids)  # nosec B608
+    rows = db.execute("SELECT id FROM files WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(file_ids),))
     return {str(row["id"]) for row in rows}

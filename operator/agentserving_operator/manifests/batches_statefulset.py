@@ -5,8 +5,6 @@ One at a time: a second one would wait for the lock of the volume's directory. A
 
 from __future__ import annotations
 
-from kubernetes.utils.quantity import parse_quantity
-
 from agentserving_operator.manifests.common import (
     ALIVE,
     PYTHON_ENV,
@@ -16,6 +14,7 @@ from agentserving_operator.manifests.common import (
     Manifest,
     Port,
     any_host,
+    bytes_of,
     child_object,
     container,
     http_probe,
@@ -93,7 +92,7 @@ def _container(cluster: AgentServingCluster) -> Manifest:
     settings, gateway = cluster.spec.batches, cluster.spec.gateway
     https = gateway.tls is not None
     url = f"{'https' if https else 'http'}://{cluster.address(Component.GATEWAY, gateway.service_port)}"
-    free = int(parse_quantity(settings.size)) * FREE_PERCENT // 100
+    free = bytes_of(settings.size) * FREE_PERCENT // 100
     return container(
         cluster,
         "batches",

@@ -232,7 +232,12 @@ def _fits(request: str | None, limit: str | None) -> bool:
 def memory_limit(given: Resources) -> int | None:
     """The user's memory limit in bytes; None when there is none."""
     limit = dict(plain(given)).get("limits", {}).get("memory")
-    return None if limit is None else int(parse_quantity(limit))
+    return None if limit is None else bytes_of(limit)
+
+
+def bytes_of(quantity: str) -> int:
+    """Of a quantity of memory or storage, such as 20Gi."""
+    return int(parse_quantity(quantity))
 
 
 # On a node where many pods start together each gets little CPU. Killing the slow ones would only add more starts: with
