@@ -7,7 +7,7 @@ step() { printf '%-16s' "$1"; shift; "$@" && echo ok; }
 step "ruff" ruff check --quiet .
 step "format" ruff format --quiet --check .
 step "mypy" mypy --no-error-summary proto/agentserving controlplane/agentserving_controlplane \
-  process/agentserving_process gateway/agentserving_gateway cli/agentserving_cli \
+  process/agentserving_process gateway/agentserving_gateway batches/agentserving_batches cli/agentserving_cli \
   engine-image/agentserving_engine engine-image/agentserving_sidecar \
   simulator/agentserving_simulator simulator/agentserving_replay \
   operator/agentserving_operator
@@ -15,7 +15,7 @@ step "mypy" mypy --no-error-summary proto/agentserving controlplane/agentserving
 step "mypy, tools" env MYPYPATH=e2e:tests mypy --no-error-summary --explicit-package-bases --follow-imports=silent \
   benchmarks examples e2e/gaie
 step "bandit" bandit --quiet --recursive --configfile pyproject.toml --exclude '*_pb2.py,*_pb2_grpc.py' \
-  proto process controlplane gateway cli engine-image simulator operator
+  proto process controlplane gateway batches cli engine-image simulator operator
 step "import-linter" bash -c 'lint-imports --no-cache >/tmp/lint-$$.log 2>&1 || { cat /tmp/lint-$$.log; rm -f /tmp/lint-$$.log; exit 1; }; rm -f /tmp/lint-$$.log'
 step "buf" scripts/buf.sh lint
 scratch=$(mktemp -d)

@@ -10,7 +10,8 @@ from pathlib import Path
 import agentserving
 import structlog
 import uvloop
-from agentserving.contract.ticket_keys import signing_keys
+from agentserving.contract.signatures import SigningKey
+from agentserving.contract.ticket_keys import TicketKeys, signing_keys
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving_process import certificate_expiry, engine_tls, logs, open_files, options, probes, supervision
 from agentserving_process.certificate_expiry import Use
@@ -28,6 +29,7 @@ from agentserving_gateway.envoy import BUDGET_HOLD_S, MAX_CONNECTIONS, FrontSett
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 from agentserving_gateway.ext_proc.service import ExtProcOptions
 from agentserving_gateway.front_picker import FrontPicker
+from agentserving_gateway.grants import Grants
 from agentserving_gateway.own_tickets import OwnTickets
 
 log = structlog.get_logger()
@@ -42,7 +44,9 @@ class Serving:
         ClientAuth.NONE, "keys: each request needs a key of a client; none: everybody who reaches the port is served"
     )
     ticket_key_file: Path | None = option(
-        None, "file of the secret that signs tickets while no control plane can be reached; none: calls have none then"
+        None,
+        "file of the secret that signs tickets while no control plane can be reached, and grants of batches; "
+        "none: neither is there",
     )
     group_by_content: bool = option(
         True, "a call without an id whose messages extend an earlier call's joins its program; false: it is a program"
@@ -89,9 +93,11 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
     certificate_expiry.report(Use.FRONT, settings.tls.front_cert)
     certificate_expiry.report(Use.ENDPOINT_PICKER, settings.ext_proc.ext_proc_cert)
     tokens = settings.tokens.watch()
+    keys = _keys(serving)
     made = FrontPicker(
         serving.run_dir, channel, settings.ext_proc,
-        keys_channel=keys_channel if has_keys else None, own_tickets=_own_tickets(serving),
+        keys_channel=keys_channel if has_keys else None, own_tickets=OwnTickets(keys) if keys is not None else None,
+        grants=Grants(keys) if keys is not None else None,
         group_by_content=serving.group_by_content, max_connections=serving.max_connections,
         tokens=tokens.verifier if tokens is not None else None, engine_tls=settings.tls.to_engines(),
         hold_s=serving.hold_s, budget_hold_s=serving.budget_hold_s,
@@ -129,11 +135,11 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
             await front.admission.flush()
 
 
-def _own_tickets(serving: Serving) -> OwnTickets | None:
+def _keys(serving: Serving) -> TicketKeys[SigningKey] | None:
     if serving.ticket_key_file is None:
         return None
     try:
-        return OwnTickets(signing_keys(serving.ticket_key_file))
+        return signing_keys(serving.ticket_key_file)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CannotStartError(f"--ticket-key-file: {serving.ticket_key_file}: {reason}") from None

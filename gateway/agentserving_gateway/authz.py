@@ -165,6 +165,11 @@ def _split(target: str) -> tuple[str, str]:
 
 
 def _allowed(pick: Pick) -> bytes:
+    if pick.grant:
+        lines = [f"{names.GRANT}: {pick.grant}", f"{names.TENANT}: {pick.tenant}", "content-length: 0"]
+        if pick.credential:
+            lines.append(f"{names.CREDENTIAL}: {pick.credential}")
+        return ("\r\n".join(["HTTP/1.1 200 OK", *lines]) + "\r\n\r\n").encode()
     others = pick.addresses[1:]
     # An engine may close an idle connection at the moment a request comes on it. The only engine is then asked again;
     # without its name Envoy would try any.

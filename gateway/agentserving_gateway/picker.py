@@ -27,13 +27,14 @@ from agentserving_gateway.calls import Admitted, CallRequest, Ending, EndOfCall
 from agentserving_gateway.content import Conversation, Reading, Runs
 from agentserving_gateway.credentials import Authenticator, Client
 from agentserving_gateway.engines import Engine
-from agentserving_gateway.errors import HttpError
+from agentserving_gateway.errors import DEFAULT_RETRY_S, HttpError
+from agentserving_gateway.grants import Grants
 from agentserving_gateway.identity import Identity, from_body, from_head
 from agentserving_gateway.leader import MAX_FALLBACKS
 from agentserving_gateway.rates import Rates, headers
 from agentserving_gateway.refused_clients import RefusedClients
 from agentserving_gateway.responses import Responses
-from agentserving_gateway.routes import Kind, Route, is_response_id, response_id_of
+from agentserving_gateway.routes import BATCHES, Kind, Route, is_response_id, response_id_of
 from agentserving_gateway.uploads import Uploads
 
 # W3C Trace Context, version 00.
@@ -70,6 +71,7 @@ class Pick:
     """`addresses` in the order in which they are tried; empty strings for what a request without a ticket has not.
 
     `credential`: the id of the client's key. `removed_headers`: what engines must not see of the request's head.
+    `grant`: for the batch service, which answers then, and no engine.
     `rates`: what is left of the tenant's bounds; `answer_headers`: of these, of the key's and of the program's budget,
     for the client.
     """
@@ -80,6 +82,7 @@ class Pick:
     tenant: Tenant = Tenant("")
     ticket: str = ""
     credential: str = ""
+    grant: str = ""
     removed_headers: tuple[str, ...] = ()
     rates: tuple[Rate, ...] = ()
     answer_headers: Mapping[str, str] = field(default_factory=dict)
@@ -94,10 +97,11 @@ class Picker:
 
     def __init__(
         self, admission: Admission, responses: Responses, authenticator: Authenticator, runs: Runs | None = None,
-        *, refused: RefusedClients | None = None, uploads: Uploads | None = None,
+        *, refused: RefusedClients | None = None, uploads: Uploads | None = None, grants: Grants | None = None,
     ) -> None:  # fmt: skip
         """`runs`: groups calls without an id by what they say; None = each is a program of its own. `uploads`: a bound
-        of bodies that are awaited, of each tenant."""
+        of bodies that are awaited, of each tenant. `grants`: for the batch service; None = there is no key for them."""
+        self._grants = grants
         self._admission, self._responses, self._authenticator = admission, responses, authenticator
         self._runs = runs
         self._rates, self._refused = Rates(), refused or RefusedClients()
@@ -120,6 +124,8 @@ class Picker:
 
     async def _picked(self, head: Head, content: bytes | None, body_follows: bool) -> Pick:
         client = self._authenticator.client_of(head.headers)
+        if head.route.kind is Kind.BATCH:
+            return self._to_batches(head, client)
         named = from_head(head.headers, head.program) if head.route.kind is Kind.CALL else None
         if content is None and body_follows and self._needs_body(head, named):
             self._await_body(client)
@@ -147,6 +153,25 @@ class Picker:
             if rates
             else pick.answer_headers,
         )
+
+    def _to_batches(self, head: Head, client: Client) -> Pick:
+        """A request that generates nothing now: the calls of a batch are bounded when they are made."""
+        if client.acts_by_grant:
+            raise HttpError(
+                403, "the credential of a batch is for its calls: use your API key for files and batches",
+                "permission_error", "calls_only",
+            )  # fmt: skip
+        if self._grants is None:
+            raise HttpError(
+                503, "this gateway has no key to sign with: start it with --ticket-key-file, which batches need",
+                "server_error", "no_batches", retry_after_s=DEFAULT_RETRY_S,
+            )  # fmt: skip
+        is_post = head.route.methods == ("POST",)
+        if is_post:
+            self._await_body(client)
+        creates = is_post and head.path == BATCHES
+        grant = self._grants.of_client(client.tenant, client.credential, may_call=creates)
+        return Pick(addresses=(), tenant=client.tenant, credential=client.credential, grant=grant)
 
     def _await_body(self, client: Client) -> None:
         """HttpError 429. Without keys everybody is one tenant."""

@@ -6,6 +6,7 @@ Envoy's route table is generated from these, and the picker reads the kind of a 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -23,6 +24,8 @@ class Kind(Enum):
     READ = "read"
     # A stored response (OpenAI's Responses API): the engine that has it answers.
     RESPONSE = "response"
+    # Files and batches (OpenAI's Batch API): the batch service answers, where the front has one.
+    BATCH = "batch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,25 @@ ROUTES = (
         answer_s=60.0,
     ),
 )
+BATCHES = "/v1/batches"
+# The front has these only with a batch service.
+BATCH_ROUTES = (
+    *(
+        _exact(Kind.BATCH, path, answer_s=60.0, method=method)
+        for path in ("/v1/files", BATCHES)
+        for method in ("POST", "GET")
+    ),
+    Route(kind=Kind.BATCH, methods=("GET", "DELETE"), path=rf"/v1/files/{_ID}", shown="/v1/files/{id}", answer_s=60.0),
+    Route(kind=Kind.BATCH, methods=("GET",), path=rf"/v1/files/{_ID}/content", shown="/v1/files/{id}/content"),
+    Route(kind=Kind.BATCH, methods=("GET",), path=rf"{BATCHES}/{_ID}", shown="/v1/batches/{id}", answer_s=60.0),
+    Route(
+        kind=Kind.BATCH,
+        methods=("POST",),
+        path=rf"{BATCHES}/{_ID}/cancel",
+        shown="/v1/batches/{id}/cancel",
+        answer_s=60.0,
+    ),
+)
 # A base URL that names a program, for clients that can set nothing but a URL: /p/{program}/v1/... No dot in front.
 PROGRAM_PREFIX = r"/p/[A-Za-z0-9_:@-][A-Za-z0-9._:@-]*"
 # Answered by the picker from the lists of all engines; an id of a model may contain slashes.
@@ -76,6 +98,7 @@ SHOWN = (*dict.fromkeys(route.shown for route in ROUTES), "/v1/models", "/v1/mod
 
 _PROGRAM = re.compile(PROGRAM_PREFIX + "(?=/)")
 _PATTERNS = tuple((re.compile(route.path), route) for route in ROUTES)
+_BATCH_PATTERNS = tuple((re.compile(route.path), route) for route in BATCH_ROUTES)
 
 
 def response_id_of(path: str) -> str:
@@ -95,16 +118,21 @@ def split_program(path: str) -> tuple[ProgramId, str]:
 
 def route_of(method: str, path: str) -> Route | None:
     """The route of a request; `path` without its query. None for what Envoy never sends to the picker."""
-    for pattern, route in _PATTERNS:
+    return _found(method, path, (*_PATTERNS, *_BATCH_PATTERNS))
+
+
+def _found(method: str, path: str, patterns: Iterable[tuple[re.Pattern[str], Route]]) -> Route | None:
+    for pattern, route in patterns:
         if method in route.methods and pattern.fullmatch(path):
             return route
     return None
 
 
 def route_under(method: str, path: str) -> Route | None:
-    """As `route_of`, below any prefix: other gateways may put one before the path, and cut it off after the picker."""
+    """The route to an engine, below any prefix: other gateways may put one before the path, and cut it off after the
+    picker."""
     while path:
-        found = route_of(method, path)
+        found = _found(method, path, _PATTERNS)
         if found is not None:
             return found
         slash = path.find("/", 1)

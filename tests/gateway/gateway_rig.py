@@ -33,6 +33,7 @@ from agentserving_gateway.admission import Admission
 from agentserving_gateway.envoy import BUDGET_HOLD_S, MAX_CONNECTIONS, FrontSettings
 from agentserving_gateway.front import command
 from agentserving_gateway.front_picker import FrontPicker
+from agentserving_gateway.grants import Grants
 from agentserving_process.engine_tls import EngineTls
 from agentserving_process.web_tokens.verifier import TokenVerifier
 from gateway.played_keys import PlayedKeys
@@ -366,6 +367,7 @@ async def rig(
         max_connections=front.get("max_connections", MAX_CONNECTIONS), hold_s=front.get("hold_s", 0.0),
         budget_hold_s=front.get("budget_hold_s", BUDGET_HOLD_S),
         engine_tls=EngineTls(*(front.get(f"engine_{each}") for each in ("ca", "cert", "key"))),
+        grants=Grants(lambda: [KEY]),
     )  # fmt: skip
     picker = await stack.enter_async_context(made)
     admission = picker.admission

@@ -11,11 +11,26 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import httpx
+import openai
 import pytest
 from agentserving_gateway.ext_proc.self_signed import self_signed
 from integration.local_cluster import Cluster
 
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(240)]
+
+
+def _a_batch_completes(cluster: Cluster, context: ssl.SSLContext) -> None:
+    """The batch service is a client of the gateway as well."""
+    line = {
+        "custom_id": "a", "method": "POST", "url": "/v1/completions",
+        "body": {"model": "tiny", "prompt": "x", "max_tokens": 2},
+    }  # fmt: skip
+    http = httpx.Client(verify=context, trust_env=False)
+    with openai.OpenAI(base_url=cluster.addresses["gateway"], api_key=cluster.key, http_client=http) as client:
+        file = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+        cluster.wait(lambda: client.batches.retrieve(batch.id).output_file_id is not None)
 
 
 def test_clients_use_https(tmp_path: Path) -> None:
@@ -37,6 +52,7 @@ def test_clients_use_https(tmp_path: Path) -> None:
         with urllib.request.urlopen(request, timeout=60, context=context) as answer:
             assert answer.status == 200
         assert cluster.program("by-https")["program_id"] == "by-https"
+        _a_batch_completes(cluster, context)
         # What `helm test` runs, with the CA that it is given.
         argv = [sys.executable, "-m", "agentserving_gateway.smoke", url]
         env = {**os.environ, "OPENAI_API_KEY": cluster.key}

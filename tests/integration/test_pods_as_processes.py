@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from agentserving import Client
 from agentserving.contract.names import engine_name
@@ -30,7 +31,7 @@ from agentserving_operator.manifests.common import Port
 from agentserving_operator.manifests.ticket_key_secret import files_of
 from agentserving_operator.manifests.tls import etcd_client_name, server_name
 from support.certificate_files import CertificateFiles
-from support.eventually import eventually
+from support.eventually import eventually, eventually_async
 from support.operator_objects import make_cluster, pod_spec
 
 # Volumes that several containers mount.
@@ -190,11 +191,26 @@ def _served(pods: Pods, body: Any, key: str) -> tuple[int, str] | None:
     return None if status == 401 else (status, text)
 
 
+async def _batch_completes(pods: Pods, body: Any, key: str) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    async with openai.AsyncOpenAI(base_url=f"http://{pods.host}:{Port.GATEWAY}/v1", api_key=key) as client:
+        file = await client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+        batch = await client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+
+        async def has_output() -> str | None:
+            return (await client.batches.retrieve(batch.id)).output_file_id
+
+        output = await eventually_async(has_output, "the batch has an output", deadline_s=60)
+        assert json.loads((await client.files.content(output or "")).text)["response"]["status_code"] == 200
+
+
 @pytest.fixture(
     params=[
         {"store": {"type": "Memory"}, "tls": {"issuer": "None"}},
         {"tls": {"issuer": "None"}},
-        {"store": {"type": "Etcd"}},
+        {"store": {"type": "Etcd"}, "batches": {"enabled": True}, "gateway": {"port": Port.GATEWAY}},
         {"store": {"type": "Memory"}, "tls": {"issuer": "Operator", "engines": True}},
         {"store": {"type": "Etcd"}, "network": {"ipFamilies": ["IPv6"]}},
     ],
@@ -235,10 +251,13 @@ async def test_the_generated_containers_serve_calls_drain_and_exit(pods: Pods) -
     # With a program id: a program without one ends with its call.
     status, text = eventually(lambda: _served(pods, body, key), "a call is served")
     assert status == 200, text
+    if "batches" in pods.containers:
+        await _batch_completes(pods, body, key)
     target = Target(address=address, scheduling=pods.cluster.spec.scheduling, generation=1, tls=tls)
     seen = await ControlPlanes().apply_policy(target)
     assert seen is not None
-    assert (seen.programs, seen.policy_name, seen.store_healthy) == (1, "auto", True)
+    programs = 2 if "batches" in pods.containers else 1
+    assert (seen.programs, seen.policy_name, seen.store_healthy) == (programs, "auto", True)
     assert pods.probe("sidecar", "readinessProbe") == 200
     done = pods.hook("engine")
     assert done.returncode == 0, done.stderr
@@ -246,6 +265,7 @@ async def test_the_generated_containers_serve_calls_drain_and_exit(pods: Pods) -
     status, text = pods.request(Port.GATEWAY, "POST", "/v1/chat/completions", body, key=key)
     assert status == 503, text
     identity = [name for name in pods.containers if name == "identity"]
-    for name in ("engine", "sidecar", *identity, "picker", "gateway", "control-plane"):
+    batches = [name for name in pods.containers if name == "batches"]
+    for name in (*batches, "engine", "sidecar", *identity, "picker", "gateway", "control-plane"):
         pods.processes[name].terminate()
         assert pods.processes[name].wait(30) == 0, (name, pods.log(name))

@@ -149,7 +149,7 @@ def test_monitors_name_ports_that_the_pods_have_and_that_are_open_to_prometheus(
     assert {component for component, _ in monitored} == {each.value for each in Component}
     workloads = {
         each["metadata"]["labels"]["app.kubernetes.io/component"]: pod_spec(each)
-        for each in desired(make_cluster(store={"type": "Etcd"}))
+        for each in desired(make_cluster(store={"type": "Etcd"}, batches={"enabled": True}))
         if each["kind"] in ("Deployment", "StatefulSet")
     }
     for component, ports in monitored:

@@ -131,6 +131,7 @@ class LocalCluster:
             "metrics": {
                 **{plane.name: f"http://127.0.0.1:{plane.http}/metrics" for plane in self.ports.control_planes},
                 "gateway": f"http://127.0.0.1:{self.ports.gateway_http}/metrics",
+                "batches": f"http://127.0.0.1:{self.ports.batches_http}/metrics",
                 **{
                     f"{engine.engine_id}-sidecar": f"http://127.0.0.1:{engine.sidecar_http}/metrics"
                     for engine in self.ports.engines
@@ -161,7 +162,9 @@ class LocalCluster:
             await self._launch(self._child(commands.sidecar(self.spec, self._state.home, self.ports, engine, channel)))
         run_dir = self._state.socket_dir("front")
         await self._launch(self._child(commands.picker(self.spec, self._state.home, run_dir, self.ports)))
-        await self._launch(self._child(commands.gateway(self.spec, run_dir, self.ports)))
+        batches_dir = self._state.socket_dir("batches")
+        await self._launch(self._child(commands.gateway(self.spec, run_dir, self.ports, batches_dir)))
+        await self._launch(self._child(commands.batches(self.spec, self._state.home, batches_dir, self.ports)))
         self._tell("engines (loading the model)" if self.spec.engine == "vllm" else "engines")
         await self._await_ready(*engines)
         self._tell("sidecars and gateway")
@@ -293,8 +296,8 @@ class LocalCluster:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         children = self.children
-        # The picker drains Envoy.
-        order = [["picker"], ["gateway"], [name for name in children if name.startswith("engine-")]]
+        # Calls of batches are made again at the next start. The picker drains Envoy.
+        order = [["batches"], ["picker"], ["gateway"], [name for name in children if name.startswith("engine-")]]
         named = {name for group in order for name in group}
         order += [[name for name in children if name not in named and name != "etcd"], ["etcd"]]
         for group in order:

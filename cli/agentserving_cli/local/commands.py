@@ -135,12 +135,28 @@ def control_plane(spec: ClusterSpec, home: Path, ports: Ports, plane: ControlPla
     return _ours(plane.name, argv, f"http://127.0.0.1:{plane.http}/readyz", plane.grpc, plane.http)
 
 
-def gateway(spec: ClusterSpec, run_dir: Path, ports: Ports) -> Command:
-    """Envoy, the address for agents."""
+def _batches_socket(directory: Path) -> str:
+    return f"unix:{directory / 'batches.sock'}"
+
+
+def batches(spec: ClusterSpec, home: Path, directory: Path, ports: Ports) -> Command:
+    """Files and batches. `directory`: of its socket."""
+    scheme, trusted = ("https", ("--gateway-certificate", str(spec.front_cert))) if spec.front_cert else ("http", ())
+    argv = component(
+        "agentserving_batches", "--listen", _batches_socket(directory), "--data-dir", str(home / "batches"),
+        "--gateway", f"{scheme}://127.0.0.1:{ports.gateway}", *trusted, "--gateway-key-file", str(home / "gateway.pub"),
+        "--http-port", str(ports.batches_http), *_metrics(spec, home),
+    )  # fmt: skip
+    return _ours("batches", argv, f"http://127.0.0.1:{ports.batches_http}/readyz", ports.batches_http)
+
+
+def gateway(spec: ClusterSpec, run_dir: Path, ports: Ports, batches_dir: Path | None = None) -> Command:
+    """Envoy, the address for agents. `batches_dir`: of the batch service's socket; None: there is none."""
+    batches = ("--batches", _batches_socket(batches_dir)) if batches_dir is not None else ()
     argv = component(
         # The picker is one loop, and each thread has connections of its own to it and to the engines.
         "agentserving_gateway.front", "--listen", f"127.0.0.1:{ports.gateway}", "--run-dir", str(run_dir),
-        "--workers", "1", _auth(spec), *_front_tls(spec),
+        "--workers", "1", *batches, _auth(spec), *_front_tls(spec),
     )  # fmt: skip
     if spec.front_cert is None:
         return _ours("gateway", argv, f"http://127.0.0.1:{ports.gateway}/health", ports.gateway)

@@ -24,7 +24,7 @@ TINY, SCRIPTED = "tiny", "scripted"
 BUILT_IN_CONTEXT = {TINY: 8192, SCRIPTED: 131_072}
 # Of both; it needs no special tokens, of which TINY's tokenizer has none.
 BUILT_IN_TOOL_PARSER = "hermes"
-REPOSITORY_ROOTS = ("proto", "process", "controlplane", "gateway", "cli", "engine-image", "simulator")
+REPOSITORY_ROOTS = ("proto", "process", "controlplane", "gateway", "batches", "cli", "engine-image", "simulator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,7 @@ class Ports:
     gateway: int
     gateway_http: int
     engines: tuple[EngineAddresses, ...] = ()
+    batches_http: int = 0
 
     @property
     def control_plane(self) -> str:
@@ -106,8 +107,8 @@ class Ports:
 
 def choose_ports(spec: ClusterSpec) -> Ports:
     """A free port for each server; the gateway's is the user's, if given."""
-    free = iter(free_ports(4 + 2 * spec.control_planes + 3 * spec.engines))
-    etcd_client, etcd_peer, gateway, gateway_http = (next(free) for _ in range(4))
+    free = iter(free_ports(5 + 2 * spec.control_planes + 3 * spec.engines))
+    etcd_client, etcd_peer, gateway, gateway_http, batches_http = (next(free) for _ in range(5))
     planes = tuple(
         ControlPlaneAddress(f"control-plane-{i}" if i else "control-plane", next(free), next(free))
         for i in range(spec.control_planes)
@@ -119,6 +120,7 @@ def choose_ports(spec: ClusterSpec) -> Ports:
         control_planes=planes,
         gateway=spec.gateway_port or gateway,
         gateway_http=gateway_http,
+        batches_http=batches_http,
         engines=engines,
     )
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from agentserving_process.addresses import split_address
+
 from agentserving_gateway.envoy.certificates import upstream
 from agentserving_gateway.envoy.extensions import Json, extension, seconds, typed
 from agentserving_gateway.envoy.filters import PICKER
 from agentserving_gateway.envoy.names import ENDPOINTS
 from agentserving_gateway.envoy.settings import FrontSettings
 
-ENGINES, READS, LOG = "engines", "reads", "log"
+ENGINES, READS, LOG, BATCHES = "engines", "reads", "log", "batches"
 # A request must not meet the engine's end of its idle connection: ours wait longer (contract.engine_http), and uvicorn
 # waits 5 s unless it is told otherwise.
 ENGINE_IDLE_S = 4.0
 CONNECT_S = 2.0
+# Before the path of a Unix socket, where an address is expected.
+UNIX = "unix:"
 MANY = 100_000
 # TCP_USER_TIMEOUT: data that stays unacknowledged for so long breaks a connection; keepalive does not probe it. Linux
 # also counts a body that a busy engine has not read yet: longer than any pause of an engine's HTTP server.
@@ -23,8 +27,9 @@ _HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 def clusters(settings: FrontSettings) -> list[Json]:
-    """Clusters of the configuration: the picker, its reads, the access log, the engines."""
-    return [_picker(settings), _reads(settings), _log(settings), _engines(settings)]
+    """Clusters of the configuration: the picker, its reads, the access log, the engines, the batch service."""
+    batches = [_batches(settings)] if settings.batches else []
+    return [_picker(settings), _reads(settings), _log(settings), _engines(settings), *batches]
 
 
 def _engines(settings: FrontSettings) -> Json:
@@ -92,8 +97,29 @@ def _log(settings: FrontSettings) -> Json:
     return {**_socket(LOG, settings.log_socket), "typed_extension_protocol_options": options}
 
 
+def _batches(settings: FrontSettings) -> Json:
+    """The batch service; what it is sent says by its signature who asks, so an address may be anything that reaches
+    it."""
+    http = {"typed_extension_protocol_options": _http1(idle_timeout=seconds(ENGINE_IDLE_S))}
+    if settings.batches.startswith(UNIX):
+        return {**_socket(BATCHES, settings.batches.removeprefix(UNIX)), **http}
+    host, port = split_address(settings.batches)
+    endpoint = {"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}}
+    return {
+        **_one_endpoint(BATCHES, endpoint),
+        "type": "STRICT_DNS",
+        # A name with addresses of both families may have a server on one of them.
+        "dns_lookup_family": "V4_PREFERRED",
+        "connect_timeout": seconds(CONNECT_S),
+        **http,
+    }
+
+
 def _socket(name: str, path: str) -> Json:
-    endpoint = {"endpoint": {"address": {"pipe": {"path": path}}}}
+    return _one_endpoint(name, {"endpoint": {"address": {"pipe": {"path": path}}}})
+
+
+def _one_endpoint(name: str, endpoint: Json) -> Json:
     return {
         "name": name,
         "type": "STATIC",

@@ -6,6 +6,7 @@ because the picker reads them: OpenCode names its session in X-Session-ID, and X
 
 from __future__ import annotations
 
+from agentserving.contract import grant
 from agentserving.programs import headers as ours
 
 PROGRAM_ID, CALL_ID, ENGINE = ours.PROGRAM_ID, ours.CALL_ID, "x-agentserving-engine"
@@ -19,6 +20,8 @@ CLIENT_LENGTH = "x-client-content-length"
 CLIENT_ADDRESS = "x-client-address"
 # The picker needs the body: Envoy asks again, with it.
 LOOK = "x-agentserving-look"
+# Who sends a request, for the batch service.
+GRANT = grant.HEADER
 # Headers in which clients send keys: they never reach an engine where keys are verified.
 AUTHORIZATION, API_KEY = "authorization", "x-api-key"
 CREDENTIALS = (AUTHORIZATION, API_KEY)
@@ -37,7 +40,7 @@ RETRY_SERVER_ERRORS, RETRY_NOTHING_ELSE = "retriable-status-codes", "reset"
 # Believed by an engine or by Envoy, so never taken from a client.
 RESERVED = (
     TICKET, REQUEST_ID, CALL_ID, ENGINE, ENDPOINTS, LOOK, TENANT, CREDENTIAL, CLIENT_SESSION, CLIENT_REQUEST_ID,
-    CLIENT_LENGTH, CLIENT_ADDRESS, "x-vllm-priority", "x-data-parallel-rank", "proxy-authorization",
+    CLIENT_LENGTH, CLIENT_ADDRESS, GRANT, "x-vllm-priority", "x-data-parallel-rank", "proxy-authorization",
 )  # fmt: skip
 
 # W3C Trace Context; engines receive it as well.
@@ -45,4 +48,4 @@ TRACE_PARENT = "traceparent"
 
 # What the picker reads of a request besides the headers that identify programs, and what it sets.
 PICKER_READS = (CLIENT_SESSION, CLIENT_LENGTH, CLIENT_ADDRESS, TRACE_PARENT, ours.SERVICE_CLASS, *CREDENTIALS)
-PICKER_SETS = (ENDPOINTS, TICKET, REQUEST_ID, PROGRAM_ID, CALL_ID, LOOK, RETRY_ON, TENANT, CREDENTIAL)
+PICKER_SETS = (ENDPOINTS, TICKET, REQUEST_ID, PROGRAM_ID, CALL_ID, LOOK, RETRY_ON, TENANT, CREDENTIAL, GRANT)

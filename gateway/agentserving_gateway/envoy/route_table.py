@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 from agentserving_gateway.envoy import filters, names
-from agentserving_gateway.envoy.clusters import ENGINES, READS
+from agentserving_gateway.envoy.clusters import BATCHES, ENGINES, READS
 from agentserving_gateway.envoy.extensions import Json, header, seconds, typed
 from agentserving_gateway.envoy.settings import FrontSettings
 from agentserving_gateway.identity import HEADERS as IDENTITY_HEADERS
-from agentserving_gateway.routes import HEALTH, MODELS, PROGRAM_PREFIX, ROUTES, Route
+from agentserving_gateway.routes import BATCH_ROUTES, HEALTH, MODELS, PROGRAM_PREFIX, ROUTES, Route
 
 # A request that broke one engine is sent to one more, no further: it may be what breaks them.
 RETRIES = 1
@@ -28,7 +28,13 @@ def route_config(settings: FrontSettings) -> Json:
         "typed_per_filter_config": {"envoy.filters.http.cors": _cors()},
         # Retries need the whole body; the limit of bodies is a filter's.
         "request_body_buffer_limit": settings.max_body_bytes,
-        "routes": [*_preflights(), *_engine_routes(settings), *_own_routes(), *_refusals()],
+        "routes": [
+            *_preflights(),
+            *_engine_routes(settings),
+            *_batch_routes(settings),
+            *_own_routes(),
+            *_refusals(settings),
+        ],
     }
     return {"name": "front", "virtual_hosts": [host]}
 
@@ -103,6 +109,29 @@ def _two_matches(route: Route, prefix: str, settings: FrontSettings) -> list[Jso
     return [first] if bodiless else [after_look, first]
 
 
+def _batch_routes(settings: FrontSettings) -> list[Json]:
+    """The picker says by the head who asks; the batch service receives the body as it comes."""
+    if not settings.batches:
+        return []
+    return [
+        {
+            "name": route.shown,
+            "match": _match(
+                prefix + route.path, _methods(*route.methods), *(() if route.methods == ("POST",) else _NO_BODY)
+            ),
+            # Whole bodies are never kept for a retry.
+            "request_body_buffer_limit": 0,
+            "route": {
+                "cluster": BATCHES, "timeout": seconds(route.answer_s), "idle_timeout": "300s", **_without(prefix),
+            },
+            "typed_per_filter_config": filters.only_head(),
+            **_heads(settings),
+        }
+        for prefix in ("", PROGRAM_PREFIX)
+        for route in BATCH_ROUTES
+    ]  # fmt: skip
+
+
 def _without(prefix: str) -> Json:
     """Neither engines nor the picker's own answers know of programs in paths."""
     return {"regex_rewrite": {"pattern": {"regex": f"^{prefix}"}, "substitution": ""}} if prefix else {}
@@ -168,8 +197,9 @@ def _own_routes() -> list[Json]:
     return [*models, _answered("/health", _match(HEALTH, _methods("GET", "HEAD")), 200, "ok\n")]
 
 
-def _refusals() -> list[Json]:
-    known = {route.path: route.shown for route in ROUTES} | {MODELS: "/v1/models"}
+def _refusals(settings: FrontSettings) -> list[Json]:
+    routes = (*ROUTES, *(BATCH_ROUTES if settings.batches else ()))
+    known = {route.path: route.shown for route in routes} | {MODELS: "/v1/models"}
     paths = {**known, **{PROGRAM_PREFIX + path: shown for path, shown in known.items()}, HEALTH: "/health"}
     refused = [_answered(shown, _match(path), 405, "method not allowed") for path, shown in paths.items()]
     return [*refused, _answered("no such route", {"prefix": "/"}, 404, "no such route")]

@@ -39,6 +39,8 @@ class FrontSettings:
     max_heap_bytes: int = 1 << 30
     # Longer than the pools of common clients and load balancers (nginx 60 s, Go 90 s, AWS ALB 60 s, GCP 600 s).
     keep_alive_s: float = 620.0
+    # Where the batch service listens, unix:PATH or host:port; empty: there is none, and no files and batches.
+    batches: str = ""
     # How long the picker may hold a call while there is no engine.
     hold_s: float = 0.0
     # And while the budget of its program is spent.

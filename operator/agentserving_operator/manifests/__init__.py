@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+from agentserving_operator.manifests.batches_statefulset import batches_statefulset, check_batches
 from agentserving_operator.manifests.certificate_objects import certificates
 from agentserving_operator.manifests.common import AgentServingCluster, Component, Images, Manifest, keys_are_needed
 from agentserving_operator.manifests.control_plane_deployment import control_plane_deployment
@@ -17,6 +18,7 @@ from agentserving_operator.manifests.network_policies import network_policy
 from agentserving_operator.manifests.pod_template import merged
 from agentserving_operator.manifests.service_accounts import service_account
 from agentserving_operator.manifests.services import (
+    batches_service,
     clients_service,
     control_plane_service,
     engine_service,
@@ -35,14 +37,17 @@ HASH_ANNOTATION = f"{GROUP}/applied-hash"
 
 
 def components(cluster: AgentServingCluster) -> list[Component]:
-    """Components of this cluster: etcd only where it is the store."""
-    return [part for part in Component if part is not Component.ETCD or cluster.spec.store.type is StoreType.ETCD]
+    """Components of this cluster: etcd only where it is the store, batches only on request."""
+    absent = set() if cluster.spec.store.type is StoreType.ETCD else {Component.ETCD}
+    if not cluster.spec.batches.enabled:
+        absent.add(Component.BATCHES)
+    return [part for part in Component if part not in absent]
 
 
 def desired(cluster: AgentServingCluster) -> list[Manifest]:
     """All objects except Secrets, in the order in which they are needed.
 
-    SpecError when a pod template of the spec changes what the parts rely on.
+    SpecError when a pod template of the spec changes what the parts rely on, or batches lack clients with keys.
     """
     parts = components(cluster)
     found = [service_account(cluster, part) for part in parts]
@@ -56,6 +61,9 @@ def desired(cluster: AgentServingCluster) -> list[Manifest]:
     if keys_are_needed(cluster):
         found.append(clients_service(cluster))
     found += [engine_service(cluster), engine_statefulset(cluster)]
+    if Component.BATCHES in parts:
+        check_batches(cluster)
+        found += [batches_service(cluster), batches_statefulset(cluster)]
     found += [gateway_service(cluster), gateway_deployment(cluster)]
     if cluster.spec.gateway.inference_pool.enabled:
         found += [endpoint_picker_service(cluster), inference_pool(cluster)]

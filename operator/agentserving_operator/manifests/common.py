@@ -35,6 +35,7 @@ class Component(StrEnum):
     CONTROL_PLANE = "control-plane"
     GATEWAY = "gateway"
     ETCD = "etcd"
+    BATCHES = "batches"
 
 
 class Port:
@@ -53,6 +54,8 @@ class Port:
     GATEWAY_HTTP = 8081
     # As the Gateway API Inference Extension's own endpoint picker.
     EXT_PROC = 9002
+    BATCHES = 7090
+    BATCHES_HTTP = 7091
     ETCD_CLIENT = 2379
     ETCD_PEER = 2380
     ETCD_HTTP = 2381
@@ -229,7 +232,12 @@ def _fits(request: str | None, limit: str | None) -> bool:
 def memory_limit(given: Resources) -> int | None:
     """The user's memory limit in bytes; None when there is none."""
     limit = dict(plain(given)).get("limits", {}).get("memory")
-    return None if limit is None else int(parse_quantity(limit))
+    return None if limit is None else bytes_of(limit)
+
+
+def bytes_of(quantity: str) -> int:
+    """Of a quantity of memory or storage, such as 20Gi."""
+    return int(parse_quantity(quantity))
 
 
 # On a node where many pods start together each gets little CPU. Killing the slow ones would only add more starts: with

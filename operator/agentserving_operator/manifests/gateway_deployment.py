@@ -98,7 +98,7 @@ def _envoy(cluster: AgentServingCluster) -> Manifest:
             "agentserving_gateway.front",
             "--listen", listening(cluster, Port.GATEWAY), "--run-dir", RUN_DIR, *_client_auth(cluster),
             "--max-body-bytes", str(gateway.max_body_bytes), *_heap(gateway.resources), *_front_tls(cluster),
-            *_to_engines(cluster), *_hold(cluster),
+            *_to_engines(cluster), *_hold(cluster), *_batches(cluster),
         ),
         env=[*PYTHON_ENV],
         ports=[port("https" if https else "http", Port.GATEWAY)],
@@ -118,6 +118,12 @@ def _envoy(cluster: AgentServingCluster) -> Manifest:
 def _before_stop(cluster: AgentServingCluster, *flags: str) -> Manifest:
     drain = ["python", "-m", "agentserving_gateway.drain", "--run-dir", RUN_DIR]
     return {"preStop": {"exec": {"command": [*drain, "--drain-s", str(cluster.spec.gateway.drain_seconds), *flags]}}}
+
+
+def _batches(cluster: AgentServingCluster) -> list[str]:
+    if not cluster.spec.batches.enabled:
+        return []
+    return ["--batches", cluster.address(Component.BATCHES, Port.BATCHES)]
 
 
 def _front_tls(cluster: AgentServingCluster) -> list[str]:

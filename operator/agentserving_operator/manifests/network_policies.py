@@ -94,6 +94,10 @@ def _ingress(cluster: AgentServingCluster, component: Component) -> list[Manifes
             *_from([Port.GATEWAY, *([Port.EXT_PROC] if pool else [])]),
             *_from([Port.GATEWAY_HTTP], readers),
         ],
+        Component.BATCHES: [
+            *_from([Port.BATCHES], [parts[Component.GATEWAY]]),
+            *_from([Port.BATCHES_HTTP], readers),
+        ],
         Component.ETCD: [
             # Members also need each other's client port: one that lost its volume replaces its former self there.
             *_from([Port.ETCD_CLIENT], [parts[Component.CONTROL_PLANE], parts[Component.ETCD]]),
@@ -128,7 +132,10 @@ def _egress(cluster: AgentServingCluster, component: Component) -> list[Manifest
     if component is Component.ENGINE:
         return [to_control_plane, *_model_sources(cluster)]
     if component is Component.GATEWAY:
-        return [to_control_plane, _to([Port.ENGINE], [parts[Component.ENGINE]])]
+        to_batches = [_to([Port.BATCHES], [parts[Component.BATCHES]])] if cluster.spec.batches.enabled else []
+        return [to_control_plane, _to([Port.ENGINE], [parts[Component.ENGINE]]), *to_batches]
+    if component is Component.BATCHES:
+        return [_to([Port.GATEWAY], [parts[Component.GATEWAY]])]
     if component is Component.ETCD:
         return [_to([Port.ETCD_CLIENT, Port.ETCD_PEER], [parts[Component.ETCD]])]
     if cluster.spec.store.type is StoreType.ETCD:

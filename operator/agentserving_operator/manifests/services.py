@@ -58,6 +58,12 @@ def gateway_service(cluster: AgentServingCluster) -> Manifest:
     return _service(cluster, Component.GATEWAY, ports, type=gateway.service_type.value)
 
 
+def batches_service(cluster: AgentServingCluster) -> Manifest:
+    """For gateways, which pass files and batches on."""
+    ports = [service_port("http", Port.BATCHES, Port.BATCHES)]
+    return _service(cluster, Component.BATCHES, ports, type="ClusterIP")
+
+
 def etcd_services(cluster: AgentServingCluster) -> list[Manifest]:
     """One for clients, and one that gives members their DNS names before they are ready."""
     client = service_port("client", Port.ETCD_CLIENT, Port.ETCD_CLIENT)

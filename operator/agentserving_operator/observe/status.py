@@ -36,6 +36,7 @@ WORKLOADS = {
     Component.GATEWAY: "Deployment",
     Component.ENGINE: "StatefulSet",
     Component.ETCD: "StatefulSet",
+    Component.BATCHES: "StatefulSet",
 }
 CONDITIONS = {
     Component.CONTROL_PLANE: ConditionType.CONTROL_PLANE_READY,
@@ -106,6 +107,8 @@ def status_of(
     findings[ConditionType.STORE_READY] = _store_ready(cluster, observed, workloads[Component.ETCD])
     if cluster.spec.store.type is not StoreType.ETCD:
         del workloads[Component.ETCD]
+    if not cluster.spec.batches.enabled:
+        del workloads[Component.BATCHES]
     findings[ConditionType.READY] = _ready(findings, observed.troubles)
     findings[ConditionType.PROGRESSING] = _progressing(workloads, observed)
     findings[ConditionType.DEGRADED] = _degraded([each.trouble for each in workloads.values()], of_engines, observed)

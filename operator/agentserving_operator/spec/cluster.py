@@ -13,6 +13,7 @@ from typing import ClassVar
 from agentserving_operator.spec.accelerator import Accelerator
 from agentserving_operator.spec.auth import Auth, ClientAuth
 from agentserving_operator.spec.autoscaling import Autoscaling
+from agentserving_operator.spec.batches import Batches
 from agentserving_operator.spec.control_plane import ControlPlane
 from agentserving_operator.spec.fields import (
     DNS_SUBDOMAIN,
@@ -339,6 +340,7 @@ class ClusterSpec:
     scheduling: Scheduling = struct("Which call is served next.", default=Scheduling)
     control_plane: ControlPlane = struct("The control plane.", default=ControlPlane)
     gateway: Gateway = struct("The front that agents connect to.", default=Gateway)
+    batches: Batches = struct("OpenAI's files and batches.", default=Batches)
     store: Store = struct("Where programs' accounts are stored.", default=Store)
     tls: Tls = struct("Certificates between the cluster's parts.", default=Tls)
     auth: Auth = struct("Who may use the cluster.", default=Auth)

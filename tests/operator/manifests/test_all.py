@@ -20,6 +20,7 @@ CLUSTERS = {
         gateway={"replicas": 3},
         store={"type": "Etcd", "etcd": {"members": 3}},
     ),
+    "batches": make_cluster(batches={"enabled": True}, gateway={"tls": {"secretName": "front"}}),
     "external": make_cluster(
         store={"type": "ExternalEtcd", "external": {"endpoints": ["a:2379"], "tlsSecretName": "t"}}
     ),
