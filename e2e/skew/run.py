@@ -32,9 +32,13 @@ MODULE, CLIENTS, LOAD_S, BOUND_S = "agentserving_controlplane", 6, 8.0, 120.0
 
 
 def tree_of(commit: str, to: Path) -> Path:
-    """The files of a commit."""
+    """The files of a commit; parts that are newer than it are not there."""
     packed = to.with_suffix(".tar")
-    subprocess.run(["git", "archive", "--output", packed, commit, *REPOSITORY_ROOTS], cwd=ROOT, check=True)
+    listed = subprocess.run(
+        ["git", "ls-tree", "-d", "--name-only", commit], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    roots = [name for name in listed.stdout.split() if name in REPOSITORY_ROOTS]
+    subprocess.run(["git", "archive", "--output", packed, commit, *roots], cwd=ROOT, check=True)
     with tarfile.open(packed) as tar:
         tar.extractall(to, filter="data")
     return to
