@@ -14,7 +14,7 @@ import importlib.util
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import httpx
 from agentserving_cli.local import commands, vllm_env
 from agentserving_cli.local.commands import Command
 from agentserving_cli.local.credentials import Credentials
-from agentserving_cli.local.engine_states import watch_states
+from agentserving_cli.local.engine_states import until_led, watch_states
 from agentserving_cli.local.etcd_versions import caution
 from agentserving_cli.local.layout import (
     BUILT_IN_CONTEXT,
@@ -169,6 +169,8 @@ class LocalCluster:
         await self._await_ready(*engines)
         self._tell("sidecars and gateway")
         await self._await_ready(*self.children.values())
+        # A leader that has ended without a word, or that a restored store remembers, keeps its lease for a while.
+        await self._await_all({"a leader": until_led(self.control_plane, self.key("admin"))})
         self._state.write_addresses(self._describe())
         for child in self.children.values():
             self._start_task(f"supervision of {child.name}", self._supervise(child))
@@ -196,13 +198,17 @@ class LocalCluster:
         await supervise(child, self._watchdog, self._tell, self._gave_up)
 
     async def _await_ready(self, *children: Child) -> None:
-        """Waits until these serve. The end of any child, also of another one, ends the wait with its reason.
+        """Waits until these serve."""
+        await self._await_all({child.name: child.wait_ready() for child in children})
+
+    async def _await_all(self, wanted: Mapping[str, Coroutine[Any, Any, None]]) -> None:
+        """Waits until all of these have returned. The end of any child ends the wait with its reason.
 
         Reports each STILL_EVERY_S that it goes on.
         """
         began = time.monotonic()
         report_at = began + STILL_EVERY_S
-        waits = [asyncio.create_task(child.wait_ready()) for child in children]
+        waits = [asyncio.create_task(each) for each in wanted.values()]
         ends = {asyncio.create_task(child.ended()): child for child in self.children.values() if child.group}
         try:
             while pending := [task for task in waits if not task.done()]:
@@ -215,7 +221,7 @@ class LocalCluster:
                         task.result()
                 if time.monotonic() >= report_at:
                     report_at += STILL_EVERY_S
-                    missing = [child.name for child, task in zip(children, waits, strict=True) if not task.done()]
+                    missing = [name for name, task in zip(wanted, waits, strict=True) if not task.done()]
                     waited_s, logs = time.monotonic() - began, self._state.home / "logs"
                     self._tell(f"still waiting for {', '.join(missing)} after {waited_s:.0f} s; logs: {logs}")
         finally:

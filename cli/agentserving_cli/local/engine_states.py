@@ -1,4 +1,7 @@
-"""Says on the terminal of `agentserving up` when an engine is not ready, and why: crashed, hung, loading, ejected."""
+"""Says on the terminal of `agentserving up` when an engine is not ready, and why: crashed, hung, loading, ejected.
+
+The leader answers for the engines, so this also knows when there is one.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,18 @@ async def watch_states(control_plane: str, api_key: str, tell: Callable[[str], N
                 tell(line)
             states = {engine.engine_id: engine.state for engine in engines}
             await asyncio.sleep(POLL_S)
+
+
+async def until_led(control_plane: str, api_key: str) -> None:
+    """Returns when a control plane leads, which answers for the engines."""
+    async with AsyncClient(control_plane, settings=Settings(tls=None, attempts=1, api_key=api_key)) as client:
+        while True:
+            try:
+                await client.list_engines()
+            except AgentServingError:
+                await asyncio.sleep(POLL_S)
+            else:
+                return
 
 
 def changes(before: Mapping[str, EngineState], engines: Iterable[Engine]) -> list[str]:
