@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -267,3 +269,38 @@ def test_the_processes_of_an_engine_know_how_many_ranks_it_has(
     env = engine_env("e0", tmp_path, tmp_path, 1, ranks=ranks)
     assert env.get("AGENTSERVING_RANKS", "1") == str(ranks)
     assert env["VLLM_CPU_OMP_THREADS_BIND"].split("|") == ["1"] * ranks
+
+
+def test_who_reads_the_addresses_while_they_are_written_sees_the_old_or_the_new_ones(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    documents = [{"gateway": "x" * size} for size in (10, 100_000)]
+    state.write_addresses(documents[0])
+    seen, done = [], threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.append((tmp_path / "cluster.json").read_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in range(200):
+            state.write_addresses(documents[number % 2])
+    finally:
+        done.set()
+        reader.join()
+    assert {len(json.loads(text)["gateway"]) for text in seen} <= {10, 100_000}
+    assert [path.name for path in tmp_path.iterdir()] == ["cluster.json"]
+
+
+def test_a_key_that_is_there_stays_and_its_public_half_is_made_again(tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "state")
+    state.claim()
+    state.release()
+    before = (state.home / "ticket.key").read_bytes()
+    (state.home / "ticket.pub").unlink()
+    state.claim()
+    state.release()
+    assert (state.home / "ticket.key").read_bytes() == before
+    assert (state.home / "ticket.pub").exists()
+    assert (state.home / "ticket.key").stat().st_mode & 0o777 == 0o600

@@ -29,7 +29,12 @@ class Cluster:
                 stdout=out,
                 stderr=out,
             )
-        self.wait(lambda: (directory / "cluster.json").exists() or self.process.poll() is not None, bound_s)
+        try:
+            self.wait(lambda: (directory / "cluster.json").exists() or self.process.poll() is not None, bound_s)
+        except BaseException:
+            self.process.terminate()
+            self.process.wait(60)
+            raise
         assert self.process.poll() is None, self.log.read_text()[-3000:]
         self.addresses = json.loads((directory / "cluster.json").read_text())
         self.tree = psutil.Process(self.process.pid).children(recursive=True)

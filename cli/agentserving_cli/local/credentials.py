@@ -8,7 +8,6 @@ hashes (`bootstrap.json`). `agentserving` reads the administrator's key from the
 from __future__ import annotations
 
 import datetime
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from agentserving.contract.identity import Role
 from agentserving.contract.keys import KeyRow, decode_rows, encode_rows, hash_of, new_key, parse
 
 from agentserving_cli.local.etcd_certificates import EtcdCertificates
+from agentserving_cli.local.whole_files import write_whole
 
 # The tenant of this machine's user; administrators' commands show it by default.
 TENANT = "default"
@@ -61,10 +61,10 @@ class Credentials:
         known = self._known()
         rows = [known.get(name) or self._new(name, *of, now_unix_s()) for name, of in _USERS.items()]
         rows += [self._new(name, *of, now_unix_s()) for name, of in _PARTS.items()]
-        _write(self.bootstrap_file, encode_rows(rows))
+        write_whole(self.bootstrap_file, encode_rows(rows))
         if not self.metrics_token.exists():
-            _write(self.metrics_token, f"{secrets.token_urlsafe(32)}\n".encode())
-        self.etcd.make(_write, datetime.datetime.fromtimestamp(now_unix_s(), datetime.UTC))
+            write_whole(self.metrics_token, f"{secrets.token_urlsafe(32)}\n".encode())
+        self.etcd.make(write_whole, datetime.datetime.fromtimestamp(now_unix_s(), datetime.UTC))
 
     def _known(self) -> dict[str, KeyRow]:
         """The user's keys whose text and row fit together. A user who deletes a file gets a new key."""
@@ -83,13 +83,5 @@ class Credentials:
     def _new(self, name: str, role: Role, tenant: str, now_unix_s: float) -> KeyRow:
         made = new_key(role, tenant, f"agentserving up: {name}" if role in (Role.CLIENT, Role.ADMIN) else "",
                        now_unix_s=now_unix_s)  # fmt: skip
-        _write(self.file(name), f"{made.text}\n".encode())
+        write_whole(self.file(name), f"{made.text}\n".encode())
         return made.row
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole and renamed; only the user may read it."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
-    scratch.replace(path)

@@ -16,6 +16,8 @@ from typing import IO, Any
 
 from agentserving.contract.signatures import public_bytes
 
+from agentserving_cli.local.whole_files import write_whole
+
 STATE_VERSION = 1
 # sun_path takes 108 bytes with its end; "/picker.sock" follows.
 MAX_SOCKET_DIR_BYTES = 90
@@ -69,9 +71,8 @@ class StateDir:
     def _ensure_key(key: Path) -> None:
         """A secret that signs tickets, and the public key by which engines verify them."""
         if not key.exists():
-            key.touch(mode=0o600)
-            key.write_bytes(secrets.token_bytes(32))
-        key.with_suffix(".pub").write_bytes(public_bytes(key.read_bytes()))
+            write_whole(key, secrets.token_bytes(32))
+        write_whole(key.with_suffix(".pub"), public_bytes(key.read_bytes()))
 
     def _check_version(self) -> None:
         path = self.home / "VERSION"
@@ -83,7 +84,7 @@ class StateDir:
                 f"{self.home} was written by a newer agentserving (format {text}, this one knows {STATE_VERSION}): "
                 f"use the newer one, or another --state-dir"
             )
-        path.write_text(f"{STATE_VERSION}\n")
+        write_whole(path, f"{STATE_VERSION}\n".encode())
 
     def socket_dir(self, component: str) -> Path:
         """Directory of a component's Unix sockets, whose paths must be short. StateDirError: somebody else owns it."""
@@ -103,7 +104,7 @@ class StateDir:
 
     def write_addresses(self, document: dict[str, Any]) -> None:
         """Writes cluster.json, by which other commands find the cluster."""
-        (self.home / "cluster.json").write_text(json.dumps(document, indent=2) + "\n")
+        write_whole(self.home / "cluster.json", f"{json.dumps(document, indent=2)}\n".encode())
 
     def release(self) -> None:
         """Gives up ownership."""
