@@ -29,10 +29,10 @@ PROGRAM = "x-agentserving-program-id: p\r\n"
 
 
 def refuses(status: int) -> Script:
-    async def script(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        writer.write(b"HTTP/1.1 %d No\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}" % status)
+    async def script(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = b"HTTP/1.1 %d No\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n"
+        writer.write(head % status + b"{}")
         await writer.drain()
-        return True
 
     return script
 

@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 
 import pytest
-from gateway.gateway_rig import answer_json, rig
-from support.eventually import DEADLINE_S
+from gateway.gateway_rig import Rig, answer_json, rig
+from support.eventually import DEADLINE_S, eventually_async
 
 PROGRAM = "x-agentserving-program-id: p\r\n"
 
 
 async def test_connections_beyond_the_limit_are_closed_and_the_others_are_served() -> None:
     async with rig(answer_json, max_connections=5) as made:
+        await no_connections(made)
         held = [await asyncio.open_connection("127.0.0.1", made.port) for _ in range(5)]
         request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
         for reader, writer in held:
@@ -37,6 +38,15 @@ async def test_connections_beyond_the_limit_are_closed_and_the_others_are_served
                 await asyncio.sleep(0.02)
         for _, writer in held:
             writer.close()
+
+
+async def no_connections(made: Rig) -> None:
+    """Those by which the rig has seen that Envoy listens are gone."""
+
+    async def none() -> bool:
+        return await made.picker.admin.connections() == 0
+
+    await eventually_async(none)
 
 
 async def test_idle_connections_give_way_before_there_is_no_room_for_others() -> None:

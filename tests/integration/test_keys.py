@@ -190,7 +190,7 @@ def test_metrics_of_every_process_need_the_token_that_only_the_user_has(cluster:
     file = cluster.directory / "keys" / "metrics.token"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     urls = list(cluster.addresses["metrics"].values())
-    assert len(urls) == 4, "control plane, gateway, two sidecars"
+    assert len(urls) == 5, "control plane, gateway, batch service, two sidecars"
     more = [url.replace("/metrics", path) for url in urls for path in ("/engine/metrics", "/envoy/metrics", "/drain")]
     for url in (*urls, *more):
         for wrong in ("", f"Bearer {cluster.key}"):

@@ -100,7 +100,7 @@ def test_prompts_are_written_nowhere_and_programs_are_no_labels(cluster: Cluster
             agent.post("/completions", cast_to=object, body={"session_id": SECRET})
     cluster.wait(lambda: cluster.program(PROGRAM)["calls_completed"] == "2")
     pages = metrics(cluster)
-    assert set(pages) == {"control-plane", "gateway", "engine-0-sidecar", "engine-1-sidecar"}
+    assert set(pages) == {"control-plane", "gateway", "batches", "engine-0-sidecar", "engine-1-sidecar"}
     for name, page in pages.items():
         assert SECRET not in page, name
         assert PROGRAM not in page, name
@@ -113,7 +113,7 @@ def test_prompts_are_written_nowhere_and_programs_are_no_labels(cluster: Cluster
 
 
 UNIT = re.compile(
-    r"_(seconds|seconds_per_token|bytes|tokens|blocks|calls|programs|classes|keys|engines|writes|reports|version|epoch|revision|ratio|rows)$"
+    r"_(seconds|seconds_per_token|bytes|tokens|blocks|calls|programs|batches|classes|keys|engines|writes|reports|version|epoch|revision|ratio|rows)$"
 )
 STATES = re.compile(
     r"_(healthy|ready|attached|connected|framed|stuck|running|completed|unmanaged|in_flight|waiting|held|needed|live"

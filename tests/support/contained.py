@@ -52,16 +52,17 @@ def start(
     lines = ["set -e", f"mount -t tmpfs -o mode=0755 none {place}"]
     # A copy, because volumes are mounted below it.
     lines.append(f"cp -a /etc {place}/etc")
+    lines += [f"mkdir -p {place}{path}; mount --rbind {path} {place}{path}" for path in ("/proc", "/sys", "/dev")]
+    for target, source in volumes.items():
+        at = f"{place}{shlex.quote(target)}"
+        lines.append(f"mkdir -p {at}; mount --bind {shlex.quote(str(source))} {at}")
+    # After the volumes: a checkout may lie in /tmp, which is one.
     for path in (*SYSTEM, *image):
         if os.path.islink(path) and path in SYSTEM:
             lines.append(f"ln -s {shlex.quote(os.readlink(path))} {place}{path}")
         elif os.path.isdir(path):
             at = f"{place}{shlex.quote(path)}"
             lines.append(f"mkdir -p {at}; mount --bind {shlex.quote(path)} {at}; mount -o remount,bind,ro {at}")
-    lines += [f"mkdir -p {place}{path}; mount --rbind {path} {place}{path}" for path in ("/proc", "/sys", "/dev")]
-    for target, source in volumes.items():
-        at = f"{place}{shlex.quote(target)}"
-        lines.append(f"mkdir -p {at}; mount --bind {shlex.quote(str(source))} {at}")
     lines.append(f"mount -o remount,ro {place}")
     identity = (f"--reuid={USER}", f"--regid={USER}", f"--groups={USER}")
     command = ["chroot", str(root), "setpriv", *identity, "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
