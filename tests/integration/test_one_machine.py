@@ -113,7 +113,7 @@ def test_prompts_are_written_nowhere_and_programs_are_no_labels(cluster: Cluster
 
 
 UNIT = re.compile(
-    r"_(seconds|seconds_per_token|bytes|tokens|blocks|calls|programs|batches|classes|keys|engines|writes|reports|version|epoch|revision|ratio|rows)$"
+    r"_(seconds|seconds_per_token|bytes|tokens|blocks|calls|programs|batches|files|classes|keys|engines|writes|reports|version|epoch|revision|ratio|rows)$"
 )
 STATES = re.compile(
     r"_(healthy|ready|attached|connected|framed|stuck|running|completed|unmanaged|in_flight|waiting|held|needed|live"
