@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 from agentserving.contract.ids import CallId, EngineId, ProgramKey
 from agentserving_controlplane.engines.contexts import Context
-from agentserving_controlplane.engines.engine import Engine
+from agentserving_controlplane.engines.engine import PREFILL_US_PER_TOKEN, Engine
 from agentserving_controlplane.engines.facts import Capabilities, Load
 from agentserving_controlplane.engines.health import EngineState, Health
 from agentserving_controlplane.engines.load_balancer import SHORT_PROMPT_TOKENS, Balancer, LoadBalancer, Wanted
 from agentserving_controlplane.engines.outliers import FAILURES
-from agentserving_controlplane.engines.ranking import cost_class
 from agentserving_controlplane.engines.registry import BEAT_US, EngineRegistry
 from agentserving_controlplane.errors import NotFoundError, UnavailableError
 from agentserving_controlplane.table.states import Outcome
@@ -33,6 +32,7 @@ class Reference:
 
     def __init__(self, kind: Balancer) -> None:
         self.kind = kind
+        self.engines: list[Engine] = []
         self.order: list[EngineId] = []
         self.chosen: dict[EngineId, int] = {}
         self.choices = 0
@@ -40,6 +40,7 @@ class Reference:
         self.contexts: dict[tuple[ProgramKey, EngineId], Context] = {}
 
     def choose_many(self, engines: list[Engine], wanted: Wanted, now: int, count: int) -> list[Engine]:
+        self.engines = engines
         known = [e for e in engines if e.engine_id not in wanted.exclude and self.serves(e, wanted.model)]
         by_state = {state: [e for e in known if e.state is state] for state in EngineState}
         trials = [e for e in by_state[EngineState.FAILING] if e.outliers.may_try(e.calls, now)]
@@ -56,6 +57,12 @@ class Reference:
             if self.kind is Balancer.PROGRAM_LOCALITY and wanted.prompt_tokens > SHORT_PROMPT_TOKENS:
                 self.homes[wanted.program] = found[0].engine_id
         return found
+
+    def price(self, engine: Engine) -> float:
+        """The mean of what engines with the same models have measured, in microseconds a token."""
+        same = [each for each in self.engines if each.capabilities.models == engine.capabilities.models]
+        measured = [round(1000 * each.load.prefill_us_per_token) for each in same if each.load.prefill_us_per_token]
+        return sum(measured) / (1000 * len(measured)) if measured else PREFILL_US_PER_TOKEN
 
     @staticmethod
     def serves(engine: Engine, model: str) -> bool:
@@ -74,7 +81,7 @@ class Reference:
             case Balancer.PREFIX_AWARE:
                 context = self.contexts.get((wanted.program, engine.engine_id), Context(0, 0))
                 missing = wanted.prompt_tokens - context.hit_tokens(wanted.prompt_tokens, engine)
-                return engine.load_us + int(missing * cost_class(engine.prefill_us_per_token)), *tie
+                return engine.load_us + int(missing * self.price(engine)), *tie
 
 
 class ChoiceMachine(RuleBasedStateMachine):

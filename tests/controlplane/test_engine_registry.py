@@ -152,11 +152,21 @@ def test_a_lost_engine_is_forgotten_after_a_while_but_not_with_calls_in_flight()
     assert [e.engine_id for e in engines] == ["c"]
 
 
-def test_the_prefill_cost_that_an_engine_measures_reaches_the_balancer() -> None:
-    engine = attached(EngineRegistry(), "a")
-    assert engine.prefill_us_per_token == PREFILL_US_PER_TOKEN
+def test_the_prefill_costs_that_engines_measure_become_the_price_of_their_pool() -> None:
+    engines = EngineRegistry()
+    engine, other, third = (attached(engines, name) for name in "abc")
+    (pool,) = engines.ranking.pools("")
+    assert pool.us_per_token == PREFILL_US_PER_TOKEN
     engine.load = Load(prefill_us_per_token=239.4, prompt_tokens=100, cached_tokens=40)
-    assert engine.prefill_us_per_token == 239.4
+    other.load = Load(prefill_us_per_token=60.6)
+    engines.refresh()
+    assert pool.us_per_token == 150
+    third.capabilities = Capabilities(models=("m",))
+    third.load = Load(prefill_us_per_token=10.0)
+    engines.refresh()
+    assert pool.us_per_token == 150
+    engines.ranking.drop(other.engine_id)
+    assert pool.us_per_token == 239.4
     assert engine.load.prefilled_tokens == 60
     before = engine.call_us
     engine.learn(8_000_000)

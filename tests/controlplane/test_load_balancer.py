@@ -103,10 +103,23 @@ def test_prefix_aware_leaves_a_context_behind_when_the_queue_costs_more_than_the
     assert chosen(balancer, "p", 2_000) == "a"
 
 
-def test_prefix_aware_gives_long_prompts_to_the_engine_that_prefills_faster_and_short_ones_to_the_idle_one() -> None:
-    balancer = cluster(Balancer.PREFIX_AWARE, slow=0, fast=2)
-    balancer._engines.get(EngineId("fast")).load = Load(prefill_us_per_token=25.0)
-    assert [chosen(balancer, f"p{tokens}", tokens) for tokens in (100_000, 10)] == ["fast", "slow"]
+@given(measured=st.lists(st.floats(0, 5_000), min_size=3, max_size=3))
+def test_what_engines_have_measured_does_not_decide_where_new_programs_go(measured: list[float]) -> None:
+    """It differs by the calls that they have run, and one that gets no calls never measures again."""
+    balancer = cluster(Balancer.PREFIX_AWARE, a=0, b=0, c=0)
+    for name, us_per_token in zip("abc", measured, strict=True):
+        balancer._engines.get(EngineId(name)).load = Load(prefill_us_per_token=us_per_token)
+    assert set(Counter(chosen(balancer, f"p{n}", 100_000) for n in range(30)).values()) == {10}
+
+
+def test_a_context_is_worth_what_engines_measure_on_average() -> None:
+    balancer = cluster(Balancer.PREFIX_AWARE, a=0, b=12)
+    balancer.contexts.ran(key("p"), EngineId("b"), Context(2_000, 0))
+    # 2,000 tokens are 0.1 s of prefill; 12 calls on 8 slots are more.
+    assert chosen(balancer, "p", 2_000) == "a"
+    for name in "ab":
+        balancer._engines.get(EngineId(name)).load = Load(prefill_us_per_token=1_000.0)
+    assert chosen(balancer, "p", 2_000) == "b"
 
 
 def test_a_context_is_forgotten_as_the_engine_prefills_others() -> None:

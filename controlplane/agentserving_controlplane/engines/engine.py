@@ -122,11 +122,6 @@ class Engine:
         return int(self.call_us * ((in_flight + 1 - slots) / slots + 0.05))
 
     @property
-    def prefill_us_per_token(self) -> float:
-        """Measured by the engine; PREFILL_US_PER_TOKEN until then."""
-        return self.load.prefill_us_per_token or PREFILL_US_PER_TOKEN
-
-    @property
     def capacity_tokens(self) -> int:
         """Tokens of context that its KV cache can contain."""
         return self.capabilities.num_blocks * self.capabilities.block_size

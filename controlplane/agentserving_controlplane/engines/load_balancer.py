@@ -110,19 +110,19 @@ class LoadBalancer:
         exclude, apart = wanted.exclude, self._apart(wanted, standing)
         # A stuck engine must have been heard since; all others pass.
         heard_after_us = now_us - BEAT_US if standing is Standing.STUCK else -1
+        prices = self._kind is Balancer.PREFIX_AWARE
         found: list[Rank] = []
         for pool in pools if standing in RANKED else ():
-            for us_per_token, group in pool.groups[standing].items():
-                prefill_us, room = int(wanted.prompt_tokens * us_per_token), count
-                for load, chosen, joined, place in group:
-                    engine = place.engine
-                    engine_id = engine.engine_id
-                    if engine_id in exclude or engine_id in apart or engine.heard_us < heard_after_us:
-                        continue
-                    found.append((load + prefill_us, chosen, joined, place))
-                    room -= 1
-                    if not room:
-                        break
+            prefill_us, room = int(wanted.prompt_tokens * pool.us_per_token) if prices else 0, count
+            for load, chosen, joined, place in pool.groups[standing]:
+                engine = place.engine
+                engine_id = engine.engine_id
+                if engine_id in exclude or engine_id in apart or engine.heard_us < heard_after_us:
+                    continue
+                found.append((load + prefill_us, chosen, joined, place))
+                room -= 1
+                if not room:
+                    break
         places = self._ranking.places
         for engine_id in apart:
             known = places.get(engine_id)
@@ -150,7 +150,7 @@ class LoadBalancer:
             tokens = wanted.prompt_tokens
             context = self.contexts.of(wanted.program).get(engine.engine_id)
             missing = tokens - context.hit_tokens(tokens, engine) if context is not None else tokens
-            return place.load + int(missing * place.us_per_token)
+            return place.load + int(missing * place.pool.us_per_token)
         is_home = self._prefers_home(wanted) and self._homes.get(wanted.program) == engine.engine_id
         return -1 if is_home else place.load
 
@@ -162,9 +162,7 @@ class LoadBalancer:
         others = self._places(msgspec.structs.replace(wanted, model=""), now_us, 1) if wanted.model else []
         if others:
             standing = others[-1].standing
-            pools = [
-                pool for pool in self._ranking.pools("") if standing in RANKED and any(pool.groups[standing].values())
-            ]
+            pools = [pool for pool in self._ranking.pools("") if standing in RANKED and pool.groups[standing]]
             names = sorted({name for pool in [others[-1].pool, *pools] for name in pool.models})
             return NotFoundError(
                 "MODEL_NOT_FOUND", f"no engine serves {wanted.model!r}; served: {', '.join(names)}", field="model"

@@ -1,14 +1,16 @@
 """Engines in the order in which they take calls, maintained as they change. Pure.
 
-Engines of one standing, one set of models and one class of prefill costs form a group. Whatever the call, the engines
-of a group have the same order: by load, then least recently chosen. So a choice reads the first engines of each group,
-and a change moves one engine within its group. There are as many groups as kinds of engines, not as engines: measured
-prefill costs differ a little between equal engines, hence the classes.
+Engines of one standing and one set of models form a group. Whatever the call, the engines of a group have the same
+order: by load, then least recently chosen. So a choice reads the first engines of each group, and a change moves one
+engine within its group.
+
+A prompt token has one price in a pool, the mean of what its engines have measured. What one engine measures depends on
+the calls that it happened to run, several times more behind long contexts than behind short ones: as a price of its
+own it would decide where new programs go, and an engine that is not chosen would keep it (0256 of docs/decisions).
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -16,13 +18,9 @@ from typing import Any, NamedTuple
 
 from agentserving.contract.ids import EngineId
 
-from agentserving_controlplane.engines.engine import Engine
+from agentserving_controlplane.engines.engine import PREFILL_US_PER_TOKEN, Engine
 from agentserving_controlplane.engines.health import EngineState
 from agentserving_controlplane.policy.version import Balancer
-
-# Ratio of neighbouring classes of prefill cost: less than what two measurements of one engine differ by.
-COST_RATIO = 1.05
-
 
 # Position of an engine: load, number of the choice that took it last, number of its arrival (no two have the same), and
 # its place. Smaller is better. A plain tuple, because several are made for each call.
@@ -49,11 +47,6 @@ _STANDINGS = {
 }
 
 
-def cost_class(us_per_token: float) -> float:
-    """The prefill cost that stands for all costs near this one."""
-    return float(COST_RATIO ** round(math.log(max(us_per_token, 1e-3), COST_RATIO)))
-
-
 @dataclass(slots=True, eq=False)
 class Place:
     """Where an engine is in the order."""
@@ -64,14 +57,11 @@ class Place:
     chosen: int = 0
     standing: Standing = Standing.UNUSABLE
     load: int = 0
-    # Prefill cost as measured, and its class.
-    measured: float = -1.0
-    us_per_token: float = 0.0
+    # What it contributes to the price of its pool, in thousandths of a microsecond; 0 = nothing measured.
+    measured: int = 0
     rank: Rank | None = None
-    # The group that has the rank; of which groups, and under which prefill cost.
+    # The group that has the rank.
     group: list[Rank] | None = None
-    groups: dict[float, list[Rank]] | None = None
-    cost: float = 0.0
     trial: Trial | None = None
 
 
@@ -88,10 +78,19 @@ class Pool:
     """Engines that serve the same models; none named: any model."""
 
     models: tuple[str, ...]
-    # By standing, the groups of its engines by prefill cost. None is empty: a choice looks at all of them.
-    groups: tuple[dict[float, list[Rank]], ...] = field(default_factory=lambda: ({}, {}, {}))
+    # By standing.
+    groups: tuple[list[Rank], ...] = field(default_factory=lambda: ([], [], []))
     trials: list[Trial] = field(default_factory=list)
     engines: int = 0
+    # Sum of what its engines have measured, and of how many engines. Whole numbers, so that nothing is left of those
+    # that go.
+    measured: int = 0
+    measuring: int = 0
+
+    @property
+    def us_per_token(self) -> float:
+        """Price of a prompt token, in microseconds."""
+        return self.measured / (1000 * self.measuring) if self.measuring else PREFILL_US_PER_TOKEN
 
     def serves(self, model: str) -> bool:
         """False when its engines are known not to have the model; empty = any."""
@@ -133,7 +132,6 @@ class Ranking:
             place = self.places[engine.engine_id] = Place(engine, self._joined, self._enter(models))
         elif place.pool.models != models:
             self._take_out(place)
-            self._leave(place.pool)
             place.pool = self._enter(models)
         self._move(place)
         return place
@@ -142,7 +140,6 @@ class Ranking:
         place = self.places.pop(engine_id, None)
         if place is not None:
             self._take_out(place)
-            self._leave(place.pool)
             self.ready -= place.standing is Standing.READY
 
     def choose(self, place: Place) -> None:
@@ -164,24 +161,21 @@ class Ranking:
 
     def _move(self, place: Place) -> None:
         engine, kind = place.engine, self._kind
-        cost, load = 0.0, 0
+        load = 0
+        self._measured(place, round(1000 * engine.load.prefill_us_per_token))
         if kind is Balancer.PREFIX_AWARE:
-            measured = engine.load.prefill_us_per_token
-            if measured != place.measured:
-                place.measured, place.us_per_token = measured, cost_class(engine.prefill_us_per_token)
-            cost, load = place.us_per_token, engine.load_us
+            load = engine.load_us
         elif kind is not Balancer.ROUND_ROBIN:
             load = len(engine.calls)
         standing = Standing.READY if engine.is_ready else self._other_standing(place)
         self.ready += (standing is Standing.READY) - (place.standing is Standing.READY)
-        groups = place.pool.groups[standing] if standing in RANKED else None
+        group = place.pool.groups[standing] if standing in RANKED else None
         rank = (load, place.chosen, place.joined, place)
-        if rank != place.rank or cost != place.cost or groups is not place.groups:
+        if rank != place.rank or group is not place.group:
             self._take_from_group(place)
-            place.load, place.rank, place.cost, place.groups = load, rank, cost, groups
-            if groups is not None:
-                place.group = groups.setdefault(cost, [])
-                insort(place.group, rank)
+            place.load, place.rank, place.group = load, rank, group
+            if group is not None:
+                insort(group, rank)
         place.standing = standing
         if place.trial is not None or standing is Standing.FAILING:
             self._schedule_trial(place)
@@ -206,17 +200,24 @@ class Ranking:
 
     @staticmethod
     def _take_from_group(place: Place) -> None:
-        if place.group is not None and place.groups is not None:
+        if place.group is not None:
             _remove(place.group, place.rank)
-            if not place.group:
-                del place.groups[place.cost]
-        place.group = place.groups = None
+        place.group = None
 
     def _take_out(self, place: Place) -> None:
         self._take_from_group(place)
         if place.trial is not None:
             _remove(place.pool.trials, place.trial)
         place.trial = None
+        self._measured(place, 0)
+        self._leave(place.pool)
+
+    @staticmethod
+    def _measured(place: Place, measured: int) -> None:
+        pool = place.pool
+        pool.measured += measured - place.measured
+        pool.measuring += bool(measured) - bool(place.measured)
+        place.measured = measured
 
 
 def _remove(ordered: list[Any], item: object) -> None:
