@@ -117,7 +117,8 @@ def test_operators_of_two_releases_do_not_fight_and_the_second_succeeds_the_firs
         (event,) = eventually("the other one says so", warned, STARTED_BOUND_S)
         assert f"Lease is {first}" in event["note"]
         deployment = path_of("Deployment", namespace, "demo-gateway")
-        before = admin.get(deployment)
+        # Its holder may still be on its first visit.
+        before = eventually("it has a gateway", lambda: admin.get(deployment))
         assert before["spec"]["template"]["spec"]["containers"][0]["image"] == f"{first}:1"
         rounds = releases[second].visits_ended()
         eventually("the other one has looked again", lambda: releases[second].visits_ended() > rounds)
