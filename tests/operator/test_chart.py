@@ -246,7 +246,7 @@ def test_monitors_are_rendered_if_prometheus_is_installed() -> None:
     assert "PodMonitor" not in kinds(helm(*extras))
     made = helm(*extras, *PROMETHEUS)
     found = kinds(made)
-    assert (found["PodMonitor"], found["PrometheusRule"], found["ConfigMap"]) == (5, 1, 1)
+    assert (found["PodMonitor"], found["PrometheusRule"], found["ConfigMap"]) == (6, 1, 1)
     (board,) = (each for each in made if each["kind"] == "ConfigMap")
     assert json.loads(board["data"]["agentserving.json"])["panels"]
     (rule,) = (each for each in made if each["kind"] == "PrometheusRule")
@@ -258,7 +258,7 @@ def test_prometheus_sends_the_token_that_the_operator_and_the_clusters_ask_for()
     made = helm("--set", "monitoring.tokenSecret=scraper", *PROMETHEUS)
     endpoints = [end for each in made if each["kind"] == "PodMonitor" for end in each["spec"]["podMetricsEndpoints"]]
     asked = {"type": "Bearer", "credentials": {"name": "scraper", "key": "token"}}
-    assert [each["authorization"] for each in endpoints] == [asked] * 7
+    assert [each["authorization"] for each in endpoints] == [asked] * 8
     (deployment,) = (each for each in made if each["kind"] == "Deployment")
     one = only_container(deployment)
     (file,) = (e["value"] for e in one["env"] if e["name"] == "AGENTSERVING_OPERATOR_METRICS_TOKEN_FILE")
