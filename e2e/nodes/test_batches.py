@@ -23,6 +23,8 @@ def test_a_batch_outlives_its_service_and_each_line_is_answered_once(settled: De
     settled.patch({"batches": {"enabled": True, "size": "1Gi"}})
     found = settled.until_settled(240)
     assert found["spec"]["batches"]["enabled"]
+    # Gateways are replaced, and the one before may still drain.
+    eventually("the other gateway is gone", lambda: len(settled.pods("gateway")) == 1, 120)
     (pod,) = settled.pods("batches")
     with settled.kubectl.forward("svc/demo-gateway", 80) as gateway, httpx.Client(trust_env=False) as http:
         sdk = openai.OpenAI(base_url=f"http://{gateway}/v1", api_key=settled.key, http_client=http)
