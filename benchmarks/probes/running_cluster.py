@@ -40,7 +40,8 @@ def cluster(store: str = "etcd") -> Iterator[tuple[dict[str, Any], psutil.Proces
     """A running cluster: its cluster.json and its supervisor. Stopped, with all its processes, on the way out."""
     command = Path(sys.executable).with_name("agentserving")
     with tempfile.TemporaryDirectory(prefix="as-") as home:
-        flags = ("--engine", "simulator", "--engines", "1", "--store", store, "--state-dir", home)
+        # Without keys: what they cost is measured elsewhere (benchmarks/authentication.py).
+        flags = ("--engine", "simulator", "--engines", "1", "--store", store, "--state-dir", home, "--no-auth")
         log = (Path(home) / "up.log").open("w")
         # As at a user's: the second start finds its modules compiled.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
