@@ -103,7 +103,7 @@ def _numbered(content: Iterable[bytes]) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _read(line: bytes, endpoint: str, ids: dict[str, int]) -> tuple[str, str]:
-    """(custom_id, model). _ProblemError."""
+    """(custom_id, model) of a line. _ProblemError says what is wrong with it."""
     if len(line) > MAX_LINE_BYTES:
         raise _ProblemError("line_too_long", f"{len(line)} bytes; a line has at most {MAX_LINE_BYTES}")
     try:

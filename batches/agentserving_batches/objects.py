@@ -62,7 +62,7 @@ def _problem(problem: Problem) -> Json:
 
 
 def list_object(items: Sequence[Json], *, has_more: bool) -> Json:
-    """One page."""
+    """A page of a list, as OpenAI's SDKs iterate over it."""
     return {
         "object": "list",
         "data": list(items),

@@ -39,7 +39,6 @@ class EngineTotals:
     cached_tokens: int = 0
 
     def __add__(self, other: EngineTotals) -> EngineTotals:
-        """Of two rounds."""
         return EngineTotals(
             preemptions=self.preemptions + other.preemptions,
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,

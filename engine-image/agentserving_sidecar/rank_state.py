@@ -1,7 +1,7 @@
 """What the sidecar knows of each scheduler of its engine, and of all of them as one engine. Pure but for /proc.
 
 vLLM starts a scheduler for each data-parallel rank. Rank 0 is always there, and its hello says how many there are. All
-ranks of one start of the engine have the same boot id; a rank whose boot is not rank 0's has not come so far yet, or
+ranks of one start of the engine have the same boot id; a rank with another boot than rank 0's is not ready yet, or
 belongs to an engine process that has ended.
 """
 

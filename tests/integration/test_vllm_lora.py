@@ -101,7 +101,7 @@ def test_the_calls_of_a_program_count_together_whichever_adapters_they_name(clus
 
 
 def test_a_prompt_is_cached_for_the_adapter_that_computed_it_alone(cluster: Cluster) -> None:
-    # One program, whose calls go where its context is, unless a call runs there that is dearer than so short a context.
+    # Calls of one program go where its context is, unless a call runs there that is dearer than so short a context.
     prompt, calls = f"{uuid.uuid4().hex} {PROMPT}", itertools.count(1)
 
     def cached_by(name: str) -> int:

@@ -16,7 +16,7 @@ def limit_of(query: Mapping[str, str], default: int, most: int) -> int:
 
 
 def is_newest_first(query: Mapping[str, str]) -> bool:
-    """RefusedError."""
+    """The order of a list, newest first by default. RefusedError for any but asc and desc."""
     order = query.get("order", "") or "desc"
     if order not in ("asc", "desc"):
         raise RefusedError(400, f"order is {order[:20]!r}, and must be asc or desc", "invalid_order", "order")

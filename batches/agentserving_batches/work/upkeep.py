@@ -45,7 +45,7 @@ class Upkeep:
                 self._contents.delete(name)
 
     async def look(self) -> None:
-        """Once."""
+        """Deletes what has expired, and counts what is left."""
         now_s = int(self._now())
         while ids := await self._database.run(partial(file_rows.expired, now_s=now_s, limit=PAGE)):
             for file_id in ids:

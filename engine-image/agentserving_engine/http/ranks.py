@@ -1,4 +1,4 @@
-"""Which data-parallel rank runs a call: that of its program, whose context is in the rank's cache. Pure.
+"""Which data-parallel rank runs a call: that of its program, with the program's context in its cache. Pure.
 
 Ranks have caches of their own, so a program stays on its rank as long as it makes calls. A new one goes to the rank
 with the least to do. All requests of a call (`n`, several prompts) have one HTTP request and therefore one rank.
@@ -71,7 +71,7 @@ class Ranks:
         self._programs.move_to_end(program)
 
     def _forget_idle(self, now_us: int) -> None:
-        """Looks at the program whose last call began or ended first; each later one is looked at in its turn."""
+        """Looks at the program that has been silent longest; each later one is looked at in its turn."""
         while self._programs:
             program, found = next(iter(self._programs.items()))
             if now_us - found.last_us < IDLE_US and len(self._programs) <= MAX_PROGRAMS:

@@ -46,7 +46,7 @@ class Kept:
 
 @dataclass(slots=True, kw_only=True)
 class Admitted:
-    """A program whose calls may start."""
+    """A program that may start calls."""
 
     since_us: int
     place: Place

@@ -58,7 +58,7 @@ class Accelerator:
         "Node label with the device's product name.", 253, default="nvidia.com/gpu.product", min_length=1
     )
     products: tuple[str, ...] = items(
-        "Nodes whose label is one of these; empty: any node.", 16, list_type="set", default=A100_PRODUCTS, max_length=63
+        "Nodes labelled with one of these; empty: any node.", 16, list_type="set", default=A100_PRODUCTS, max_length=63
     )
     node_selector: Mapping[str, str] = mapping("Further node labels.", 16, 63)
     tolerations: tuple[Toleration, ...] = items(

@@ -95,7 +95,7 @@ def test_what_has_begun_and_ended_leaves_no_load(steps: list[tuple[int, bool, in
 
 
 async def headers_of(session: str | None, ranks: Ranks | None) -> list[tuple[bytes, bytes]]:
-    """What vLLM sees of a request whose client names a rank itself."""
+    """What vLLM sees of a request in which the client names a rank itself."""
     seen: Message = {}
 
     async def application(scope: Message, receive: object, send: object) -> None:

@@ -58,7 +58,7 @@ def case_behind_a_connector_host_memory_bounds(pipeline: Pipeline) -> None:
 
 
 def case_contexts_come_back_from_host_memory(pipeline: Pipeline) -> None:
-    """Programs whose contexts together have three times the engine's blocks: each finds its own again."""
+    """Programs with contexts that have, together, three times the engine's blocks: each finds its own again."""
     engine = Engine(pipeline, HOST)
     engine.set_policy(BOUNDED)
     contexts: dict[str, list[int]] = {}

@@ -33,7 +33,7 @@ class Known:
 
 
 class FakeRunner:
-    """`v2`: the semantics of model runner V2, whose slots end at a preemption; else those of V1.
+    """`v2`: the semantics of model runner V2, where slots end at a preemption; else those of V1.
 
     `windows`: for each group of layers how many tokens back it looks, 0 = all of them.
     """
