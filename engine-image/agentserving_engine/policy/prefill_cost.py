@@ -7,6 +7,8 @@ calls, jitter, memory traffic), and if it counted as much as one of thousands, s
 
 from __future__ import annotations
 
+from agentserving_engine.policy.kv_traits import KvTraits
+
 # Weight of the newest step in the average of decode-only steps.
 _SMOOTHING = 0.1
 # The cost is an average over about that many of the newest prefill tokens: sixteen full steps of vLLM's default budget.
@@ -35,9 +37,9 @@ class PrefillCost:
         self.us_per_token = self._prefill_us / self._prefill_tokens
 
 
-def wanted_blocks(waiting: int, running: int, running_tokens: int, block_size: int) -> int:
+def wanted_blocks(waiting: int, running: int, running_tokens: int, kv: KvTraits) -> int:
     """Estimate of the blocks `waiting` calls need: each as many as a running one has on average."""
-    return waiting * (running_tokens // max(1, running) // block_size + 1)
+    return waiting * kv.needed(running_tokens // max(1, running))
 
 
 def is_overwritten(findable: bool, free_blocks: int, waiting_blocks: int) -> bool:
