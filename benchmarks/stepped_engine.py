@@ -50,9 +50,7 @@ class SteppedEngine:
 
     def __init__(self, waiting: int, seed: int = 0) -> None:
         blocks = FREE_BLOCKS + BATCH * CONTEXT_BLOCKS
-        self.kv = KvTraits(
-            block_size=BLOCK_SIZE, blocks=blocks, findable=True, reloadable=False, retainable=True, countable=True
-        )
+        self.kv = KvTraits(block_size=BLOCK_SIZE, blocks=blocks, findable=True, reloadable=False)
         self._policy = EnginePolicy(DEFAULT, self, Memory())
         self._policy.prefill.observe(PREFILL_US_PER_TOKEN * CONTEXT_TOKENS, 0, CONTEXT_TOKENS)
         self._rng = random.Random(seed)

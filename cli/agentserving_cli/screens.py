@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from agentserving.client.values import (
     Engine,
@@ -15,7 +15,8 @@ from agentserving.client.values import (
     ProgramState,
 )
 from agentserving.contract.budgets import in_words
-from agentserving.contract.policy import Level
+from agentserving.contract.kv_obstacles import meaning
+from agentserving.contract.policy import Level, Policy
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -192,13 +193,26 @@ def headline(overview: Overview) -> str:
         f"policy [bold]{escape(overview.policy.policy.name)}[/bold] v{overview.policy.version}, "
         f"{overview.programs_live} programs, {overview.programs_running} running; "
         f"calls: {overview.calls_running} running, {overview.calls_waiting} queued, "
-        f"{overview.calls_completed} done{unmanaged}{_choices(overview.policy_choices)}{store}"
+        f"{overview.calls_completed} done{unmanaged}{_choices(overview.policy_choices)}"
+        f"{''.join(_omissions(overview.policy.policy, overview.engines))}{store}"
     )
 
 
 def _choices(choices: Sequence[PolicyChoice]) -> str:
     """A line on what `auto` has chosen, and why."""
     return "".join(f"\nchosen: {each.chosen}, {escape(each.reason)}" for each in choices if each.application is None)
+
+
+def _omissions(policy: Policy, engines: Sequence[Engine]) -> Iterator[str]:
+    """A line for each part of the policy that engines do not do, and why."""
+    for wanted, field, what in (
+        (policy.retention_milli and not policy.working_set, "retention_obstacle", "contexts are not retained"),
+        (policy.working_set, "working_set_obstacle", "the working set is not bounded"),
+    ):
+        obstacles = [(getattr(each.capabilities, field), each.engine_id) for each in engines] if wanted else []
+        for obstacle in sorted({each for each, _ in obstacles if each}):
+            names = ", ".join(engine_id for each, engine_id in obstacles if each == obstacle)
+            yield f"\n[yellow]{escape(names)}: {what}: {escape(meaning(obstacle))}[/yellow]"
 
 
 def _class(choice: PolicyChoice) -> str:

@@ -61,7 +61,8 @@ def test_the_first_visit_sets_conditions_and_writes_an_event(admin: Kube, namesp
     make(admin, namespace)
     visit(operator, namespace)
     found = live(admin, namespace)
-    assert set(conditions(found)) == {*TRUE_KINDS, "Progressing", "Degraded", "ClientsAuthenticated", "EntrancesReady"}
+    others = {"Progressing", "Degraded", "ClientsAuthenticated", "EntrancesReady", "PolicyInForce"}
+    assert set(conditions(found)) == {*TRUE_KINDS, *others}
     assert conditions(found)["Ready"]["status"] == "False"
     assert found["status"]["observedGeneration"] == 1
     assert found["status"]["url"] == f"http://demo-gateway.{namespace}.svc/v1"

@@ -28,6 +28,7 @@ from agentserving_engine.channel_server import ChannelServer
 from agentserving_engine.clock import now_us
 from agentserving_engine.conformance import check_config, check_symbols, check_version, rank_of
 from agentserving_engine.guard import Guard
+from agentserving_engine.policy import KvTraits
 from agentserving_engine.session import EngineSession
 from agentserving_engine.settings import PluginSettings
 from agentserving_engine.vllm_adapter import VllmAdapter
@@ -46,9 +47,9 @@ class SyncProgramScheduler(Scheduler):
         self._separate_caches = settings.separate_caches
         outbox = Outbox() if settings.channel_dir is not None else Outbox(limit=0)
         rank = rank_of(self.vllm_config.parallel_config)
-        hello = _hello(self, settings.ranks)
-        book = CallBook(settings.ticket_check(hello.boot_id), outbox)
         self._adapter = VllmAdapter(self, lambda: self._session.calls)
+        hello = _hello(self, settings.ranks, self._adapter.kv)
+        book = CallBook(settings.ticket_check(hello.boot_id), outbox)
         self._session = EngineSession(self._adapter, self._adapter.memory, book)
         self._guard = Guard(self._session.load)
         if settings.channel_dir is not None:
@@ -189,7 +190,7 @@ class AsyncProgramScheduler(SyncProgramScheduler, AsyncScheduler):
     """For engines that overlap scheduling and execution."""
 
 
-def _hello(vllm_scheduler: Scheduler, ranks: int) -> EngineHello:
+def _hello(vllm_scheduler: Scheduler, ranks: int, kv: KvTraits) -> EngineHello:
     config = vllm_scheduler.vllm_config
     return EngineHello(
         boot_id=new_boot() if ranks == 1 else boot_of_parent(),
@@ -204,6 +205,8 @@ def _hello(vllm_scheduler: Scheduler, ranks: int) -> EngineHello:
         data_parallel_size=ranks,
         async_scheduling=bool(config.scheduler_config.async_scheduling),
         policy_version=0,
+        retention_obstacle=kv.retention_obstacle or "",
+        working_set_obstacle=kv.working_set_obstacle or "",
     )
 
 

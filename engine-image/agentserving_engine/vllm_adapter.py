@@ -21,67 +21,23 @@ Everything runs on the engine core's main thread.
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agentserving.contract.channel import Load
+from agentserving.contract.kv_obstacles import KvObstacle
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import RequestStatus
 
+from agentserving_engine.block_memory import BlockMemory, LayerGroups, groups_of
 from agentserving_engine.calls.prefixes import Prompt
 from agentserving_engine.policy import CallQueue, KvTraits
 from agentserving_engine.waiting_queue import PolicyQueue, WaitingOrder
 
 # vLLM's connectors to host memory; both are given its size as `cpu_bytes_to_use`.
 HOST_CONNECTORS = ("OffloadingConnector", "SimpleCPUOffloadConnector")
-
-
-class BlockMemory:
-    """agentserving_engine.policy.Memory over a BlockPool with one group of layers; contexts are lists of block hashes.
-
-    Block hashes are chained (v1/core/kv_cache_utils.py: `hash_block_tokens`), so two contexts are equal up to the first
-    difference of their hashes. A request's blocks are freed last one first, so the cached blocks of a context are a
-    prefix of it, and so are those that some request references. Hence all searches are binary.
-    """
-
-    def __init__(self, pool: Any) -> None:
-        self.pool = pool
-
-    def _block(self, block_hash: object) -> Any | None:
-        found = self.pool.get_cached_block(block_hash, [0])
-        return found[0] if found else None
-
-    def common(self, one: Sequence[object], other: Sequence[object]) -> int:
-        """Number of leading blocks that the two share."""
-        return bisect_left(range(min(len(one), len(other))), True, key=lambda at: one[at] != other[at])
-
-    def blocks_of(self, unit: object) -> int:
-        """Contexts are lists of blocks."""
-        return 1
-
-    def cached(self, context: Sequence[object], most: int) -> int:
-        """Number of leading blocks in the cache, `most` at most."""
-        return bisect_left(range(min(len(context), most)), True, key=lambda at: self._block(context[at]) is None)
-
-    def referenced(self, context: Sequence[object], cached: int) -> int:
-        """How many of the first `cached` blocks some request references."""
-        return bisect_left(range(cached), True, key=lambda at: not getattr(self._block(context[at]), "ref_cnt", 0))
-
-    def idle(self, context: Sequence[object], first: int) -> int:
-        """Blocks from `first` on that are cached and referenced by no request."""
-        cached = self.cached(context, len(context))
-        return max(0, cached - max(first, self.referenced(context, cached)))
-
-    def refresh(self, context: Sequence[object], first: int) -> None:
-        """Moves those blocks to the young end of vLLM's free queue, so that the end of the context is evicted first."""
-        cached = self.cached(context, len(context))
-        found = (self._block(context[at]) for at in range(max(first, self.referenced(context, cached)), cached))
-        blocks = [block for block in found if block is not None]
-        self.pool.touch(blocks)
-        self.pool.free_blocks(reversed(blocks))
 
 
 class Started(NamedTuple):
@@ -129,28 +85,30 @@ class VllmAdapter:
             vllm.skipped_waiting = PolicyQueue(self.order)
         block_pool = vllm.kv_cache_manager.block_pool
         prefix_caching = bool(vllm.vllm_config.cache_config.enable_prefix_caching)
-        # Other layouts (hybrid models, context parallelism) have blocks that are not one hash each.
-        has_whole_hashes = (
-            prefix_caching
-            and len(vllm.kv_cache_config.kv_cache_groups) == 1
-            and block_pool.hash_block_size == vllm.block_size
-        )
-        host_blocks = host_blocks_of(vllm)
+        # Of other layouts (state space models, blocks of several sizes, context parallelism) no context is found.
+        # Speculative decoding with hidden states computes the last block that was found again.
+        self._drops_a_block = bool(getattr(vllm, "use_eagle_block_drop", vllm.use_eagle))
+        groups = groups_of(vllm.kv_cache_config, int(vllm.block_size), self._drops_a_block)
+        whole = groups is not None and block_pool.hash_block_size == vllm.block_size
+        self.memory = BlockMemory(block_pool, groups or LayerGroups())
+        self._has_whole_hashes = prefix_caching and whole
+        host_blocks, layout = host_blocks_of(vllm), self.memory.layout
+        not_found = KvObstacle.NO_PREFIX_CACHING if not prefix_caching else KvObstacle.KV_LAYOUT if not whole else None
+        not_counted = KvObstacle.SLIDING_WINDOWS if layout.windows else None
+        if vllm.connector is not None and not host_blocks:
+            # Behind a connector the tier that bounds is its memory.
+            not_counted = not_counted or KvObstacle.UNKNOWN_HOST_MEMORY
         self.kv = KvTraits(
             block_size=int(vllm.block_size),
             blocks=int(block_pool.num_gpu_blocks),
             findable=prefix_caching,
             # Behind an offloading connector, evicted KV is loaded in parallel to the batch.
             reloadable=vllm.connector is not None,
-            retainable=vllm.connector is None and has_whole_hashes,
-            # Behind a connector the tier that bounds is its memory: nothing is counted if its size is not known.
-            countable=has_whole_hashes and (vllm.connector is None or host_blocks > 0),
+            retention_obstacle=not_found or (None if vllm.connector is None else KvObstacle.KV_CONNECTOR),
+            working_set_obstacle=not_found or not_counted,
             host_blocks=host_blocks,
+            layout=layout,
         )
-        self.memory = BlockMemory(block_pool)
-        self._has_whole_hashes = has_whole_hashes
-        # Speculative decoding with hidden states computes the last block that was found again.
-        self._drops_a_block = bool(getattr(vllm, "use_eagle_block_drop", vllm.use_eagle))
         self._answers: list[tuple[int, EngineCoreOutput]] = []
         self._unsorted = False
 
@@ -189,7 +147,7 @@ class VllmAdapter:
 
     def released_blocks(self, key: str) -> int:
         """Blocks that preempting the request would give back; its last one counts whole."""
-        return -(-self.computed_tokens(key) // self.kv.block_size)
+        return self.kv.layout.held(-(-self.computed_tokens(key) // self.kv.block_size))
 
     def preemptable(self, key: str) -> bool:
         """The request runs, and is no streaming session, which would lose its input."""
@@ -225,8 +183,7 @@ class VllmAdapter:
         """(blocks of a waiting request that are in the cache, those of them that no request references)."""
         request = self.vllm.requests[key]
         # vLLM always computes the last token, even if the whole prompt is cached.
-        cached = self.memory.cached(request.block_hashes, (request.num_tokens - 1) // self.kv.block_size)
-        return cached, cached - self.memory.referenced(request.block_hashes, cached)
+        return self.memory.found(request.block_hashes, (request.num_tokens - 1) // self.kv.block_size)
 
     # -- what the session asks (agentserving_engine.session.SessionEngine) ---------------------------------------
 

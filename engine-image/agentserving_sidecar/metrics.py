@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from agentserving.contract.channel import Load
+from agentserving.contract.channel import EngineHello, Load
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector as CollectorBase
 
@@ -71,8 +71,22 @@ class Collector(CollectorBase):
         yield health
         corrupt = "journal records that were damaged and could not be read"
         yield CounterMetricFamily("agentserving_sidecar_corrupt_records", corrupt, journal.corrupt_records)
+        if engine.hello is not None:
+            yield _obstacles(engine.hello)
         if engine.load is not None:
             yield from _engine(engine.load)
+
+
+def _obstacles(hello: EngineHello) -> Metric:
+    obstacles = GaugeMetricFamily(
+        "agentserving_engine_policy_obstacle",
+        "1 = the engine does not do this part of a policy, and why",
+        labels=["feature", "reason"],
+    )
+    for feature, reason in (("retention", hello.retention_obstacle), ("working_set", hello.working_set_obstacle)):
+        if reason:
+            obstacles.add_metric([feature, reason], 1)
+    return obstacles
 
 
 def _engine(load: Load) -> Iterator[Metric]:

@@ -207,6 +207,8 @@ class ControlPlanes:
             engines=tuple(sorted(map(_engine_view, state.engines), key=lambda view: view.engine_id)),
             rejecting_engines=rejections.rejecting(now_s),
             policy_chosen=next((each.chosen for each in in_force.choices if each.application is None), None),
+            retains=in_force.policy.retention_milli > 0,
+            bounds=in_force.policy.working_set,
         )
         return _Known(target, overview, rejections)
 
@@ -221,7 +223,10 @@ def _client(target: Target) -> AsyncClient:
 def _engine_view(engine: values.Engine) -> EngineView:
     name = engine.state.name
     state = EngineState(name) if name in EngineState.__members__ else EngineState.UNSPECIFIED
-    return EngineView(engine.engine_id, state, engine.state_reason)
+    able = engine.capabilities
+    return EngineView(
+        engine.engine_id, state, engine.state_reason, able.retention_obstacle, able.working_set_obstacle
+    )  # fmt: skip
 
 
 def _address(namespace: str, name: str) -> str:

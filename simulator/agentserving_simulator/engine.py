@@ -50,8 +50,6 @@ class SimulatedEngine:
             blocks=limits.num_blocks,
             findable=True,
             reloadable=False,
-            retainable=True,
-            countable=True,
         )
         self.requests: dict[str, SimRequest] = {}
         self.pool = BlockPool(limits.num_blocks)

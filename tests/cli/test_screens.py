@@ -46,6 +46,27 @@ def test_running_programs_come_first_then_queued_then_idle_and_lower_levels_befo
     assert [row.split()[0] for row in rows] == ["fast", "slow", "queued", "idle"]
 
 
+@pytest.mark.parametrize(
+    ("name", "retention", "working_set", "line"),
+    [
+        ("program-plas", "kv_layout", "", "engine-1: contexts are not retained: the KV of the model's layers"),
+        ("program-plas", "", "sliding_windows", None),
+        ("fcfs", "kv_layout", "sliding_windows", None),
+    ],
+)
+def test_the_headline_says_what_engines_leave_out_of_the_policy(
+    name: str, retention: str, working_set: str, line: str | None
+) -> None:
+    able = types_pb2.EngineCapabilities(retention_obstacle=retention, working_set_obstacle=working_set)
+    overview = admin_service_pb2.GetOverviewResponse(
+        policy=types_pb2.PolicyVersion(policy=policy_to(PRESETS[name])),
+        engines=[types_pb2.Engine(engine_id="engine-0"), types_pb2.Engine(engine_id="engine-1", capabilities=able)],
+        store_healthy=True,
+    )
+    lines = shown(screens.headline(messages.read(Overview, overview)), 200)
+    assert [each[: len(line)] for each in lines[1:]] == [line] if line else len(lines) == 1
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_a_row_is_a_line_whatever_the_length_of_ids(width: int) -> None:
     programs = [program("p" * 120, running=2, queued=3), program("short")]

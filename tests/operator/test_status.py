@@ -68,6 +68,7 @@ def test_a_cluster_whose_pods_are_ready_is_ready() -> None:
         "EnginesReady": ("True", "Available"), "GatewayReady": ("True", "Available"),
         "Progressing": ("False", "Settled"), "Degraded": ("False", "AsExpected"),
         "ClientsAuthenticated": ("True", "KeysNeeded"), "EntrancesReady": ("True", "NotAskedFor"),
+        "PolicyInForce": ("True", "InForce"),
     }  # fmt: skip
     assert status["observedGeneration"] == 3
     assert {each["observedGeneration"] for each in status["conditions"]} == {3}
@@ -75,6 +76,41 @@ def test_a_cluster_whose_pods_are_ready_is_ready() -> None:
     assert (status["url"], status["programs"]) == ("http://demo-gateway.ns.svc/v1", 7)
     assert status["policy"] == {"name": "atlas", "version": 4, "observedGeneration": 3, "pendingEngines": 0}
     assert "component=engine" in status["selector"]
+
+
+def engines_with(retention: str = "", working_set: str = "") -> tuple[EngineView, ...]:
+    return (
+        EngineView("demo-engine-0", EngineState.READY),
+        EngineView("demo-engine-1", EngineState.READY, "", retention, working_set),
+    )
+
+
+@pytest.mark.parametrize(
+    ("overview", "found"),
+    [
+        (replace(OVERVIEW, retains=True, engines=engines_with()), ("True", "InForce")),
+        (replace(OVERVIEW, retains=True, engines=engines_with("kv_layout")), ("False", "RetentionOff")),
+        (replace(OVERVIEW, retains=True, engines=engines_with("of_a_later_release")), ("False", "RetentionOff")),
+        # What the connector loads is not lost.
+        (replace(OVERVIEW, retains=True, engines=engines_with("kv_connector")), ("True", "InForce")),
+        (replace(OVERVIEW, retains=False, engines=engines_with("kv_layout")), ("True", "InForce")),
+        # A bounded working set takes the place of retention.
+        (replace(OVERVIEW, retains=True, bounds=True, engines=engines_with("kv_connector")), ("True", "InForce")),
+        (replace(OVERVIEW, bounds=True, engines=engines_with("", "sliding_windows")), ("False", "WorkingSetOff")),
+        (replace(OVERVIEW, pending_engines=1), ("False", "PolicyPending")),
+        (None, ("Unknown", "NotReachable")),
+    ],
+)
+def test_a_condition_says_what_engines_leave_out_of_the_policy(
+    overview: Overview | None, found: tuple[str, str]
+) -> None:
+    status = observe(make_cluster(), overview=overview)
+    assert short(status)["PolicyInForce"] == found
+    if overview is not None:
+        assert short(status)["Ready"][0] == "True"
+    if found[1].endswith("Off"):
+        (condition,) = [each for each in status["conditions"] if each["type"] == "PolicyInForce"]
+        assert condition["message"].startswith("demo-engine-1: ")
 
 
 def test_the_first_visit_sets_all_conditions() -> None:

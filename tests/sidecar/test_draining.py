@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 from agentserving.contract.channel import Load
 from agentserving_engine.channel_server import ChannelServer
@@ -76,6 +77,7 @@ async def test_readiness_is_what_the_leader_is_told(rig: Rig, url: str) -> None:
 
 
 async def test_metrics_name_the_health_and_the_journal(rig: Rig, url: str) -> None:
+    rig.sidecar.engine_hello(msgspec.structs.replace(hello(), retention_obstacle="kv_layout"))
     rig.sidecar.engine_report(report(load=Load(running=3, rejected_tickets=2)))
     async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
         lines = (await response.text()).splitlines()
@@ -84,6 +86,7 @@ async def test_metrics_name_the_health_and_the_journal(rig: Rig, url: str) -> No
         'agentserving_sidecar_engine_health{state="down"} 0.0',
         "agentserving_sidecar_engine_stuck 0.0", "agentserving_sidecar_attached 1.0",
         "agentserving_sidecar_unacked_reports 0.0",
+        'agentserving_engine_policy_obstacle{feature="retention",reason="kv_layout"} 1.0',
         "agentserving_engine_running_calls 3.0", "agentserving_engine_rejected_tickets_total 2.0",
     ):  # fmt: skip
         assert line in lines

@@ -39,7 +39,7 @@ def engine() -> EngineHello:
     return EngineHello(
         boot_id="b1", pid=1, engine_kind="VLLM", engine_version="0.32", plugin_version="1", max_num_seqs=8,
         max_model_len=8192, block_size=16, num_blocks=1000, data_parallel_size=1, async_scheduling=True,
-        policy_version=3,
+        policy_version=3, retention_obstacle="kv_layout", working_set_obstacle="sliding_windows",
     )  # fmt: skip
 
 
@@ -87,6 +87,7 @@ def test_an_engine_introduces_itself_with_its_boot_its_models_and_its_health() -
     assert list(capabilities.models) == ["m", "a"]
     assert (capabilities.engine_kind, capabilities.engine_version, capabilities.plugin_version) == ("VLLM", "0.32", "1")
     assert (capabilities.max_num_seqs, capabilities.max_model_len) == (8, 8192)
+    assert (capabilities.retention_obstacle, capabilities.working_set_obstacle) == ("kv_layout", "sliding_windows")
     assert (capabilities.block_size, capabilities.num_blocks, capabilities.data_parallel_size) == (16, 1000, 1)
     assert capabilities.async_scheduling
 

@@ -53,6 +53,9 @@ def of_cluster(cluster: Object) -> Iterator[Finding]:
             yield Finding(False, name, "is missing from the status")
         else:
             yield Finding(condition["status"] == "True", name, _words(condition))
+    in_force = seen.get("PolicyInForce")
+    if in_force is not None:
+        yield Finding(in_force["status"] == "True", "PolicyInForce", _words(in_force))
     clients = seen.get("ClientsAuthenticated")
     if clients is not None:
         # Someone has decided it if the spec says so.

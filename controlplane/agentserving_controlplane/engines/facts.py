@@ -24,6 +24,8 @@ class Capabilities:
     num_blocks: int = 0
     data_parallel_size: int = 0
     async_scheduling: bool = False
+    retention_obstacle: str = ""
+    working_set_obstacle: str = ""
 
 
 class Load(msgspec.Struct, frozen=True, gc=False, kw_only=True):

@@ -4,7 +4,8 @@ Imports only agentserving.contract. `EnginePolicy` is what an engine runs; `Call
 """
 
 from agentserving_engine.policy.call_queue import CallQueue
-from agentserving_engine.policy.engine_policy import CallEnd, Engine, EnginePolicy, KvTraits, origin_of
+from agentserving_engine.policy.engine_policy import CallEnd, Engine, EnginePolicy, origin_of
+from agentserving_engine.policy.kv_traits import KvLayout, KvTraits
 from agentserving_engine.policy.preemption import Room
 from agentserving_engine.policy.prefill_cost import PrefillCost, is_overwritten, wanted_blocks
 from agentserving_engine.policy.retention import EndedContext, Memory, Retention, Wanted
@@ -20,6 +21,7 @@ __all__ = [
     "EndedContext",
     "Engine",
     "EnginePolicy",
+    "KvLayout",
     "KvTraits",
     "Memory",
     "Origin",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -16,6 +15,7 @@ from agentserving.contract.ids import ProgramId, ProgramKey, Tenant
 from agentserving.contract.policy import Policy
 
 from agentserving_engine.policy.call_queue import CallQueue
+from agentserving_engine.policy.kv_traits import KvTraits
 from agentserving_engine.policy.preemption import Room
 from agentserving_engine.policy.prefill_cost import PrefillCost, is_overwritten, wanted_blocks
 from agentserving_engine.policy.residents import Calls, Tier
@@ -24,25 +24,6 @@ from agentserving_engine.policy.state import NO_CHANGE, CallFacts, CallStats, De
 from agentserving_engine.policy.tenant_accounts import Usage
 from agentserving_engine.policy.tool_waits import Origin
 from agentserving_engine.policy.working_set import WorkingSet
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KvTraits:
-    """What happens to KV that no request references."""
-
-    block_size: int
-    # Of the whole cache.
-    blocks: int
-    # A later prompt finds it again (prefix caching).
-    findable: bool
-    # Evicted KV is loaded from elsewhere, in parallel to the batch: losing it costs no step.
-    reloadable: bool
-    # `Memory` can find contexts in it: otherwise nothing is retained.
-    retainable: bool
-    # `Engine.context` gives what `Memory` knows: otherwise there is no working set.
-    countable: bool
-    # Blocks of the tier that evicted KV is loaded from; 0 = none, or of unknown size.
-    host_blocks: int = 0
 
 
 class Engine(Protocol):
@@ -146,7 +127,7 @@ class EnginePolicy:
         for program in self.working_set.waiting_programs if self.working_set else ():
             queue.hold(program, False, now_us)
         self.working_set = None
-        if not (queue.policy.working_set and engine.kv.findable and engine.kv.countable):
+        if not queue.policy.working_set or engine.kv.working_set_obstacle:
             return
         calls = Calls(
             context=engine.context,
@@ -174,7 +155,7 @@ class EnginePolicy:
             self._keep_in_working_set(self.working_set, end, now_us)
             return
         milli = self.queue.policy.retention_milli
-        if not (milli and self._engine.kv.retainable and end.key in self.queue):
+        if not milli or self._engine.kv.retention_obstacle or end.key not in self.queue:
             return
         facts = self.queue.facts(end.key)
         if not facts.managed:
@@ -255,12 +236,11 @@ class EnginePolicy:
             self._bound(self.working_set, now_us)
         if queue.settled:
             return NO_CHANGE
-        block_size = engine.kv.block_size
-        free_blocks = engine.free_blocks() + engine.coming_blocks()
+        kv, free_blocks = engine.kv, engine.free_blocks() + engine.coming_blocks()
         room = Room(
             slots=engine.slots(),
             free_blocks=free_blocks,
-            need_blocks=lambda key: engine.tokens(key) // block_size + 1,
+            need_blocks=lambda key: kv.needed(engine.tokens(key)),
             returns_blocks=engine.released_blocks,
             preemptable=engine.preemptable,
             admissible=engine.admission_check(),
@@ -290,8 +270,7 @@ class EnginePolicy:
         waiting = self.queue.waiting_count
         if not waiting or self._engine.kv.reloadable:
             return 0
-        running, block_size = self.queue.running_count, self._engine.kv.block_size
-        return wanted_blocks(waiting, running, self._engine.running_tokens(), block_size)
+        return wanted_blocks(waiting, self.queue.running_count, self._engine.running_tokens(), self._engine.kv)
 
     def startable(
         self, now_us: int, *, slots: int, taken_tokens: int, waiting: Iterable[str], whole_order: bool = True
@@ -303,12 +282,12 @@ class EnginePolicy:
         """
         if self.working_set is not None:
             if not self._engine.kv.reloadable:
-                self.working_set.refresh(taken_tokens // self._engine.kv.block_size, self._engine.free_blocks())
+                self.working_set.refresh(self._engine.kv.taken(taken_tokens), self._engine.free_blocks())
             return None
         if self.retention.empty:
             return None
         free_blocks = self._engine.free_blocks()
-        self.retention.refresh(taken_tokens // self._engine.kv.block_size, free_blocks)
+        self.retention.refresh(self._engine.kv.taken(taken_tokens), free_blocks)
         return self.retention.startable(
             waiting,
             now_us,
@@ -322,7 +301,7 @@ class EnginePolicy:
         engine = self._engine
         cached, idle = engine.cached_blocks(key)
         program, place = self.queue.facts(key).program, self.queue.place(key)
-        return Wanted(program, place, engine.tokens(key) // engine.kv.block_size + 1 - cached, idle)
+        return Wanted(program, place, engine.kv.needed(engine.tokens(key)) - cached, idle)
 
 
 def origin_of(program_id: str, thread_id: str = "") -> Origin:

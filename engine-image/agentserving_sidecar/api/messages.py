@@ -67,7 +67,7 @@ def _hello(hello: Hello) -> pb.EngineHello:
     if engine is not None:
         for name in (
             "engine_kind", "engine_version", "plugin_version", "max_num_seqs", "max_model_len", "block_size",
-            "num_blocks", "data_parallel_size", "async_scheduling",
+            "num_blocks", "data_parallel_size", "async_scheduling", "retention_obstacle", "working_set_obstacle",
         ):  # fmt: skip
             setattr(capabilities, name, getattr(engine, name))
     return pb.EngineHello(

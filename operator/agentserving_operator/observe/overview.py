@@ -25,11 +25,16 @@ class EngineState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineView:
-    """One engine. `engine_id` is the name of its pod; `reason` is for people, empty when READY."""
+    """One engine. `engine_id` is the name of its pod; `reason` is for people, empty when READY.
+
+    The obstacles (`agentserving.contract.kv_obstacles`) are why it does not do a part of a policy.
+    """
 
     engine_id: str
     state: EngineState
     reason: str = ""
+    retention_obstacle: str = ""
+    working_set_obstacle: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,9 @@ class Overview:
     rejecting_engines: tuple[str, ...] = ()
     # The preset whose order `auto` has chosen; None under other policies.
     policy_chosen: str | None = None
+    # The policy retains KV during tool waits; it bounds the working set.
+    retains: bool = False
+    bounds: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ class ConditionType(StrEnum):
     """Ready is True when the four conditions after it are. ClientsAuthenticated is a choice, not a fault.
 
     EntrancesReady is about clients outside of the Kubernetes cluster; inside, calls are served without it.
+    PolicyInForce is about parts of the policy that some engine leaves out; calls are ordered and served without them.
     """
 
     READY = "Ready"
@@ -21,6 +22,7 @@ class ConditionType(StrEnum):
     DEGRADED = "Degraded"
     CLIENTS_AUTHENTICATED = "ClientsAuthenticated"
     ENTRANCES_READY = "EntrancesReady"
+    POLICY_IN_FORCE = "PolicyInForce"
 
 
 class Reason(StrEnum):
@@ -97,6 +99,10 @@ class Reason(StrEnum):
     STORE_UNHEALTHY = "StoreUnhealthy"
     # etcd refuses writes because its database reached its quota.
     STORE_FULL = "StoreFull"
+    # Engines do not retain KV during tool waits although the policy says so; the message says why.
+    RETENTION_OFF = "RetentionOff"
+    # Engines do not bound the working set although the policy says so; the message says why.
+    WORKING_SET_OFF = "WorkingSetOff"
     # The control plane refuses the policy.
     POLICY_REFUSED = "PolicyRefused"
     # The spec is invalid; the message names the field.
@@ -111,7 +117,7 @@ class Reason(StrEnum):
     INFERENCE_EXTENSION_MISSING = "InferenceExtensionMissing"
     # spec.gateway.httpRoute is set, but the Gateway API is not installed.
     GATEWAY_API_MISSING = "GatewayApiMissing"
-    # The control plane has what an AgentServingTenant says.
+    # Engines do what the policy says, the control plane has what an AgentServingTenant says.
     IN_FORCE = "InForce"
     # There is no AgentServingCluster of the name that an AgentServingTenant gives.
     CLUSTER_MISSING = "ClusterMissing"

@@ -15,7 +15,9 @@ from agentserving_operator.manifests.common import keys_are_needed, selector
 from agentserving_operator.manifests.services import gateway_url
 from agentserving_operator.observe.engine_states import engine_trouble, rejection_trouble
 from agentserving_operator.observe.entrances import entrances_of
+from agentserving_operator.observe.finding import Finding
 from agentserving_operator.observe.overview import Overview
+from agentserving_operator.observe.policy_in_force import policy_in_force
 from agentserving_operator.observe.reasons import ConditionType, Reason, Trouble
 from agentserving_operator.observe.trouble import trouble_of
 from agentserving_operator.observe.warnings import are_waiting, claim_trouble, warning_trouble
@@ -69,15 +71,6 @@ class Observed:
     operator: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A condition before it has a time and a generation."""
-
-    status: ConditionStatus
-    reason: Reason
-    message: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Workload:
     """One component's workload in numbers of pods; `pods` are the names of those that are not being deleted."""
@@ -114,6 +107,7 @@ def status_of(
     findings[ConditionType.DEGRADED] = _degraded([each.trouble for each in workloads.values()], of_engines, observed)
     findings[ConditionType.CLIENTS_AUTHENTICATED] = _clients(cluster)
     findings[ConditionType.ENTRANCES_READY] = _entrances(cluster, observed)
+    findings[ConditionType.POLICY_IN_FORCE] = policy_in_force(observed.overview)
     status = ClusterStatus(
         observed_generation=cluster.generation,
         conditions=conditions(findings, cluster.generation, previous, now),

@@ -261,7 +261,10 @@ class Admission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCapabilities:
-    """What an engine can do; fixed for one boot but for the models, to which adapters may be added."""
+    """What an engine can do; fixed for one boot but for the models, to which adapters may be added.
+
+    retention_obstacle, working_set_obstacle: why the engine does not do this part of a policy; empty = it does.
+    """
 
     engine_kind: str
     engine_version: str
@@ -273,6 +276,8 @@ class EngineCapabilities:
     num_blocks: int
     data_parallel_size: int
     async_scheduling: bool
+    retention_obstacle: str
+    working_set_obstacle: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,9 @@ class EngineHello(msgspec.Struct, tag="hello", kw_only=True):
     data_parallel_size: int
     async_scheduling: bool
     policy_version: int
+    # Why KV is not retained, and why a working set is not bounded (`KvObstacle`); "" = the engine does both.
+    retention_obstacle: str = ""
+    working_set_obstacle: str = ""
 
 
 class EngineReport(msgspec.Struct, tag="report"):

@@ -935,6 +935,8 @@ class EngineCapabilities(google.protobuf.message.Message):
     NUM_BLOCKS_FIELD_NUMBER: builtins.int
     DATA_PARALLEL_SIZE_FIELD_NUMBER: builtins.int
     ASYNC_SCHEDULING_FIELD_NUMBER: builtins.int
+    RETENTION_OBSTACLE_FIELD_NUMBER: builtins.int
+    WORKING_SET_OBSTACLE_FIELD_NUMBER: builtins.int
     engine_kind: builtins.str
     """VLLM or SIMULATOR"""
     engine_version: builtins.str
@@ -945,6 +947,11 @@ class EngineCapabilities(google.protobuf.message.Message):
     num_blocks: builtins.int
     data_parallel_size: builtins.int
     async_scheduling: builtins.bool
+    retention_obstacle: builtins.str
+    """Why the engine does not retain KV during tool waits, and why it does not bound the working set, whatever the policy
+    says: no_prefix_caching, kv_connector, kv_layout, sliding_windows or unknown_host_memory. Empty = it does.
+    """
+    working_set_obstacle: builtins.str
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
@@ -960,8 +967,10 @@ class EngineCapabilities(google.protobuf.message.Message):
         num_blocks: builtins.int = ...,
         data_parallel_size: builtins.int = ...,
         async_scheduling: builtins.bool = ...,
+        retention_obstacle: builtins.str = ...,
+        working_set_obstacle: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["async_scheduling", b"async_scheduling", "block_size", b"block_size", "data_parallel_size", b"data_parallel_size", "engine_kind", b"engine_kind", "engine_version", b"engine_version", "max_model_len", b"max_model_len", "max_num_seqs", b"max_num_seqs", "models", b"models", "num_blocks", b"num_blocks", "plugin_version", b"plugin_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["async_scheduling", b"async_scheduling", "block_size", b"block_size", "data_parallel_size", b"data_parallel_size", "engine_kind", b"engine_kind", "engine_version", b"engine_version", "max_model_len", b"max_model_len", "max_num_seqs", b"max_num_seqs", "models", b"models", "num_blocks", b"num_blocks", "plugin_version", b"plugin_version", "retention_obstacle", b"retention_obstacle", "working_set_obstacle", b"working_set_obstacle"]) -> None: ...
 
 global___EngineCapabilities = EngineCapabilities
 

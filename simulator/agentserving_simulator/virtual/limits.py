@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
+from agentserving.contract.kv_obstacles import KvObstacle
 from agentserving_engine.policy import KvTraits
 
 from agentserving_simulator.cost_model import BLOCK_SIZE
@@ -30,7 +31,7 @@ class EngineLimits:
             findable=self.prefix_caching,
             reloadable=bool(self.host_blocks),
             # What host memory has is loaded, not computed: there is no point in retaining KV.
-            retainable=not self.host_blocks,
-            countable=True,
+            retention_obstacle=KvObstacle.KV_CONNECTOR if self.host_blocks else None,
+            working_set_obstacle=None if self.prefix_caching else KvObstacle.NO_PREFIX_CACHING,
             host_blocks=self.host_blocks,
         )

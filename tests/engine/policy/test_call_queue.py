@@ -311,6 +311,17 @@ def test_the_cost_of_prefill_is_read_off_the_steps(base: int, per_token: int, pr
     assert cost.us_per_token == pytest.approx(per_token)
 
 
+@pytest.mark.parametrize("extra_us", [0, 5_000, 20_000])
+def test_the_cost_of_prefill_is_that_of_tokens_and_not_of_steps(extra_us: int) -> None:
+    """Whatever steps with short prompts cost beyond their tokens: most tokens are in the long ones."""
+    cost = PrefillCost()
+    for _ in range(200):
+        for prompt, extra in ((20, extra_us), (20, extra_us), (2000, 0)):
+            cost.observe(10_000, 8, 8)
+            cost.observe(10_000 + 100 * prompt + extra, 8, 8 + prompt)
+    assert cost.us_per_token == pytest.approx(100 + 2 * extra_us / 2040, rel=0.02)
+
+
 def test_prefill_has_a_cost_where_no_step_ever_only_decodes() -> None:
     cost = PrefillCost()
     cost.observe(200_000, 8, 2008)
