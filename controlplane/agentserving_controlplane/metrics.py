@@ -188,8 +188,9 @@ def _demand(plane: ControlPlane) -> Iterator[Metric]:
     ):
         yield GaugeMetricFamily(name, text, value)
     found = GaugeMetricFamily("agentserving_engines_needed", "Full engines that programs need", labels=["signal"])
-    for signal in ("context", "calls", "service", "waiting"):
+    for signal in ("context", "calls", "service"):
         found.add_metric([signal], getattr(needed, signal))
+    found.add_metric(["waiting"], demand.lasting_waiting)
     yield found
 
 

@@ -22,7 +22,7 @@ from agentserving_controlplane.engines.directives import ProgramEnded
 from agentserving_controlplane.engines.links import Links
 from agentserving_controlplane.engines.load_balancer import LoadBalancer
 from agentserving_controlplane.engines.registry import EngineRegistry
-from agentserving_controlplane.engines.sizing import Demand, Size, by_engine, needed, size_of
+from agentserving_controlplane.engines.sizing import Demand, LastingWaits, Size, by_engine, needed, size_of
 from agentserving_controlplane.errors import OverloadedError
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.policy.in_force import PolicyInForce
@@ -87,7 +87,7 @@ class LeaderState:
         self.accounts = AccountSpreading(self.table.index, self.links)
         self.keys = AdmissionKeys()
         # As engines said last: there may be none.
-        self._engine_size = Size()
+        self._engine_size, self._waits = Size(), LastingWaits()
         # Share of the store's space that is in use.
         self.store_fill = 0.0
         # Called after each change of a program or an engine.
@@ -212,13 +212,15 @@ class LeaderState:
 
     def demand(self) -> Demand:
         """What live programs need of engines now."""
-        engines = list(self.engines)
-        signals = self.table.demand.signals(self.now().steady_us)
+        engines, now_us = list(self.engines), self.now().steady_us
+        signals = self.table.demand.signals(now_us)
         self._engine_size = size = size_of((each for each in engines if each.attached), self._engine_size)
         self.table.demand.most_tokens = size.context_tokens
+        engines_needed = needed(signals, engines, size)
         return Demand(
             signals=signals,
-            needed=needed(signals, engines, size),
+            needed=engines_needed,
+            lasting_waiting=self._waits.note(engines_needed.waiting, now_us),
             size=size,
             waiting_programs=self.table.index.waiting_trees,
             engines=by_engine(signals, engines),
