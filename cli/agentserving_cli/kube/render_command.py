@@ -8,13 +8,14 @@ from typing import Any
 import click
 import yaml
 
-from agentserving_cli.kube.autoscalers import adapter_rule, of_cluster, pod_autoscaler, scaled_object
+from agentserving_cli.kube.autoscalers import adapter_rule, keda_objects, of_cluster, pod_autoscaler
 from agentserving_cli.kube.clusters import Object
 
 Cluster = Callable[[], Object]
+Where = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def render_command(where: Callable[[Callable[..., Any]], Callable[..., Any]]) -> click.Group:
+def render_command(where: Where) -> click.Group:
     """`where` adds the options that name a cluster; the command's first argument then reads that cluster."""
 
     @click.group()
@@ -26,11 +27,17 @@ def render_command(where: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
         """
 
     @render.command()
-    @click.option("--prometheus", "url", required=True, help="Address of Prometheus, as KEDA reaches it.")
+    @click.option(
+        "--prometheus", "url", default="",
+        help="Address of Prometheus, as KEDA reaches it. Without it, KEDA asks control planes itself.",
+    )  # fmt: skip
     @where
     def keda(cluster: Cluster, url: str) -> None:
-        """Print a ScaledObject for KEDA."""
-        click.echo(_yaml(scaled_object(of_cluster(cluster()), url)))
+        """Print a ScaledObject for KEDA.
+
+        Without --prometheus KEDA's namespace must be one of spec.network.metricsNamespaces.
+        """
+        click.echo("\n---\n".join(map(_yaml, keda_objects(of_cluster(cluster()), url))))
 
     @render.command()
     @where
