@@ -90,6 +90,8 @@ class LeaderState:
         self._engine_size, self._waits = Size(), LastingWaits()
         # Share of the store's space that is in use.
         self.store_fill = 0.0
+        # Highest epoch that an engine has seen, if it is later than this one's.
+        self.later_epoch = 0
         # Called after each change of a program or an engine.
         self.listeners: set[Callable[[], None]] = set()
         # Revisions and positions start at the clock, so that none of an earlier process is mistaken for one of this.
@@ -225,6 +227,17 @@ class LeaderState:
             waiting_programs=self.table.index.waiting_trees,
             engines=by_engine(signals, engines),
         )
+
+    def note_later_epoch(self, epoch: int) -> None:
+        """An engine has seen a later epoch, while this process holds the lease: the store has gone back."""
+        if epoch > self.later_epoch:
+            self.later_epoch = epoch
+            log.error(
+                "the store has gone back to an older revision: engines of before refuse this leader, and calls have no "
+                "accounts; restore the store with its revision moved on (docs/backup.md), or restart the engines",
+                epoch=self.epoch,
+                seen=epoch,
+            )
 
     def overview(self) -> dict[str, int]:
         """Counts for GetOverview and /metrics."""
