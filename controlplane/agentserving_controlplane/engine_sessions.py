@@ -141,6 +141,7 @@ class EngineSession:
         if self._identity is not None:
             self._identity.check(hello.engine_id, address=hello.address, sidecar_address=hello.sidecar_address)
         if hello.epoch > self._state.epoch:
+            self._state.note_later_epoch(hello.epoch)
             raise NotLeaderError(f"the sidecar has seen epoch {hello.epoch}, this is epoch {self._state.epoch}")
 
     async def _catch_up(self, engine: Engine) -> None:

@@ -153,6 +153,9 @@ def _store(plane: ControlPlane) -> Iterator[Metric]:
     yield CounterMetricFamily("agentserving_store_commits", "Group commits landed", commits.commits)
     yield GaugeMetricFamily("agentserving_store_pending_writes", "Writes that have not landed", commits.pending)
     yield GaugeMetricFamily("agentserving_store_fill_ratio", "Share of the store's space in use", plane.store_fill)
+    yield GaugeMetricFamily(
+        "agentserving_store_went_back", "1 = engines have seen a later epoch", int(plane.later_epoch > 0)
+    )
     yield GaugeMetricFamily("agentserving_store_healthy", "1 = the store takes writes", int(commits.healthy))
 
 
@@ -188,8 +191,9 @@ def _demand(plane: ControlPlane) -> Iterator[Metric]:
     ):
         yield GaugeMetricFamily(name, text, value)
     found = GaugeMetricFamily("agentserving_engines_needed", "Full engines that programs need", labels=["signal"])
-    for signal in ("context", "calls", "service", "waiting"):
+    for signal in ("context", "calls", "service"):
         found.add_metric([signal], getattr(needed, signal))
+    found.add_metric(["waiting"], demand.lasting_waiting)
     yield found
 
 

@@ -22,7 +22,7 @@ from agentserving_controlplane.engines.directives import ProgramEnded
 from agentserving_controlplane.engines.links import Links
 from agentserving_controlplane.engines.load_balancer import LoadBalancer
 from agentserving_controlplane.engines.registry import EngineRegistry
-from agentserving_controlplane.engines.sizing import Demand, Size, by_engine, needed, size_of
+from agentserving_controlplane.engines.sizing import Demand, LastingWaits, Size, by_engine, needed, size_of
 from agentserving_controlplane.errors import OverloadedError
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.policy.in_force import PolicyInForce
@@ -87,9 +87,11 @@ class LeaderState:
         self.accounts = AccountSpreading(self.table.index, self.links)
         self.keys = AdmissionKeys()
         # As engines said last: there may be none.
-        self._engine_size = Size()
+        self._engine_size, self._waits = Size(), LastingWaits()
         # Share of the store's space that is in use.
         self.store_fill = 0.0
+        # Highest epoch that an engine has seen, if it is later than this one's.
+        self.later_epoch = 0
         # Called after each change of a program or an engine.
         self.listeners: set[Callable[[], None]] = set()
         # Revisions and positions start at the clock, so that none of an earlier process is mistaken for one of this.
@@ -212,17 +214,30 @@ class LeaderState:
 
     def demand(self) -> Demand:
         """What live programs need of engines now."""
-        engines = list(self.engines)
-        signals = self.table.demand.signals(self.now().steady_us)
+        engines, now_us = list(self.engines), self.now().steady_us
+        signals = self.table.demand.signals(now_us)
         self._engine_size = size = size_of((each for each in engines if each.attached), self._engine_size)
         self.table.demand.most_tokens = size.context_tokens
+        engines_needed = needed(signals, engines, size)
         return Demand(
             signals=signals,
-            needed=needed(signals, engines, size),
+            needed=engines_needed,
+            lasting_waiting=self._waits.note(engines_needed.waiting, now_us),
             size=size,
             waiting_programs=self.table.index.waiting_trees,
             engines=by_engine(signals, engines),
         )
+
+    def note_later_epoch(self, epoch: int) -> None:
+        """An engine has seen a later epoch, while this process holds the lease: the store has gone back."""
+        if epoch > self.later_epoch:
+            self.later_epoch = epoch
+            log.error(
+                "the store has gone back to an older revision: engines of before refuse this leader, and calls have no "
+                "accounts; restore the store with its revision moved on (docs/backup.md), or restart the engines",
+                epoch=self.epoch,
+                seen=epoch,
+            )
 
     def overview(self) -> dict[str, int]:
         """Counts for GetOverview and /metrics."""

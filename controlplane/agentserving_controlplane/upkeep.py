@@ -62,6 +62,8 @@ class Upkeep:
         for engine in self._state.engines.forget_lost(self._state.now().steady_us):
             log.info("engine forgotten", engine=engine.engine_id)
             self._state.wake()
+        # Notes whether calls wait, also where only a seldom scrape asks.
+        self._state.demand()
         await self._state.tend_store()
         for tenant in self._state.table.tokens.take_past(self._state.now()):
             self._state.put_tokens(tenant)

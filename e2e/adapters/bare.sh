@@ -17,7 +17,11 @@ cluster_check() {
   echo "where Docker is, CLUSTER=kind needs none of this" >&2
   return 2
 }
-cluster_build() { e2e/cluster/build; }
+# E2E_WITH=autoscalers: with KEDA, prometheus-adapter and Prometheus, which take long to build.
+cluster_build() {
+  e2e/cluster/build
+  [ -z "${E2E_WITH:-}" ] || e2e/cluster/build "$E2E_WITH"
+}
 cluster_is_up() { kubectl --kubeconfig "$ASC_CACHE/state/admin.kubeconfig" --request-timeout 5s get --raw /readyz >/dev/null 2>&1; }
 cluster_up() {
   if ! cluster_is_up; then
@@ -32,7 +36,12 @@ cluster_images() {
   local image
   image=$(BUILDER=e2e/cluster/image-build scripts/images.sh agentserving)
   e2e/cluster/image-load "$image" quay.io/coreos/etcd:v3.6.16
-  cpu_vllm_image
+  if [ "${E2E_WITH:-}" = autoscalers ]; then
+    # shellcheck disable=SC2046  # a list
+    e2e/cluster/image-load $(. e2e/cluster/lib.sh && echo "$AUTOSCALER_IMAGES")
+  else
+    cpu_vllm_image
+  fi
 }
 # vLLM for an engine pod, if this machine has the CPU environment (`make test` creates it): the plugin's own Containerfile on
 # a base that finds vLLM in a directory of the machine, which the case mounts as a volume.

@@ -20,6 +20,12 @@ HOST_IP=$ASC_NODE_NET.1 DNS_IP=$ASC_SVC_NET.0.10
 PAUSE_IMAGE=registry.local/asc/pause:1 DNS_IMAGE=registry.local/asc/coredns:1
 STORAGE_IMAGE=registry.local/asc/local-path-provisioner:1
 ETCD_IMAGE=quay.io/coreos/etcd:v3.6.16 # a stand-in under the name that the chart has
+# For `build autoscalers`; their own manifests have these names.
+KEDA=2.21.0 PROMETHEUS_ADAPTER=0.12.0 PROMETHEUS=3.16.0
+KEDA_IMAGE=ghcr.io/kedacore/keda:$KEDA KEDA_ADAPTER_IMAGE=ghcr.io/kedacore/keda-metrics-apiserver:$KEDA
+PROMETHEUS_ADAPTER_IMAGE=registry.k8s.io/prometheus-adapter/prometheus-adapter:v$PROMETHEUS_ADAPTER
+PROMETHEUS_IMAGE=docker.io/prom/prometheus:v$PROMETHEUS
+AUTOSCALER_IMAGES="$KEDA_IMAGE $KEDA_ADAPTER_IMAGE $PROMETHEUS_ADAPTER_IMAGE $PROMETHEUS_IMAGE"
 export PATH="$BIN:$PATH"
 
 say() { echo "$*" >&2; }

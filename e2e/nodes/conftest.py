@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from kube import agents
 from kube.demo import Demo, new_key, simulator_spec
-from kube.kubectl import Kubectl, run
-from kube.paths import CHART
+from kube.kubectl import Kubectl
+from kube.release import install
+from kube.versions import OPERATOR_NAMESPACE
 
 # `kubectl agentserving` is a file of that name on PATH.
 HERE = Path(sys.executable).parent
-OPERATOR_NAMESPACE, NAMESPACE = "agentserving", "e2e-agents"
-RELEASE = "agentserving"
+NAMESPACE = "e2e-agents"
 
 
 # Collected when a case fails, because the cluster may be gone before anyone can look.
@@ -53,15 +53,8 @@ def cluster_there() -> None:
 
 @pytest.fixture(scope="session")
 def operator(cluster_there: None) -> Kubectl:
-    """The operator, installed by helm. All pods run on the first node, because test_node_loss stops another one."""
-    for node in Kubectl(OPERATOR_NAMESPACE).find("nodes")[1:]:
-        run("kubectl", "cordon", node["metadata"]["name"])
-    if RELEASE not in run("helm", "list", "-q", "-n", OPERATOR_NAMESPACE):
-        run(
-            "helm", "install", RELEASE, str(CHART), "-n", OPERATOR_NAMESPACE, "--create-namespace", "--wait",
-            "--timeout", "3m", "--set", f"test.namespace={NAMESPACE}", bound_s=200,
-        )  # fmt: skip
-    return Kubectl(OPERATOR_NAMESPACE)
+    """The operator, and where `helm test` finds the cluster."""
+    return install("--set", f"test.namespace={NAMESPACE}")
 
 
 @pytest.fixture(scope="session")

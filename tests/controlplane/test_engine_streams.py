@@ -11,7 +11,7 @@ from agentserving.contract.ids import CallId, EngineId
 from agentserving.v1 import admin_service_pb2, call_service_pb2, engine_service_pb2, program_service_pb2, types_pb2
 from agentserving_controlplane.engines import links
 from agentserving_controlplane.engines.directives import CancelCalls
-from agentserving_controlplane.metrics import Collector
+from agentserving_controlplane.metrics import Collector, exposition
 from agentserving_controlplane.table import rows
 from agentserving_controlplane.table.reports import MAX_COUNTER
 from controlplane.table_builders import key
@@ -49,6 +49,13 @@ async def test_a_hello_that_cannot_be_is_refused(
 ) -> None:
     refused = await refusal(PlayedEngine(served.engine_service).hello(**hello))
     assert (refused.code, refused.reason) == (code, reason)
+
+
+async def test_an_engine_that_has_seen_a_later_leader_shows_that_the_store_went_back(served: ServedPlane) -> None:
+    await served.attach("e1")
+    assert b"agentserving_store_went_back 0.0" in exposition(served.plane)
+    await refusal(PlayedEngine(served.engine_service).hello("e2", epoch=served.plane.epoch + 1))
+    assert b"agentserving_store_went_back 1.0" in exposition(served.plane)
 
 
 async def test_hello_twice_is_a_renewal_but_not_of_another_engine(served: ServedPlane) -> None:

@@ -7,8 +7,10 @@ from agentserving.contract.ids import EngineId
 from agentserving_controlplane.engines.engine import Engine
 from agentserving_controlplane.engines.facts import Capabilities, Load
 from agentserving_controlplane.engines.health import Health
-from agentserving_controlplane.engines.sizing import Needed, Size, needed, size_of
+from agentserving_controlplane.engines.sizing import LASTING_US, LastingWaits, Needed, Size, needed, size_of
 from agentserving_controlplane.table.live_demand import HORIZON_US, Signals
+from hypothesis import given
+from hypothesis import strategies as st
 
 SIZE = Size(context_tokens=1000, calls=10)
 
@@ -56,3 +58,32 @@ def test_an_engine_that_takes_no_calls_does_not_count() -> None:
     stuck = engine(running=1, waiting=9)
     stuck.health = Health.STUCK
     assert waiting(stuck) == 0.0
+
+
+def test_a_wait_counts_when_it_lasts_and_by_its_least() -> None:
+    waits, second = LastingWaits(), 1_000_000
+    assert waits.note(3.0, 0) == 0.0
+    assert waits.note(5.0, LASTING_US - second) == 0.0
+    assert waits.note(4.0, LASTING_US) == 3.0
+    # What holds since the second look, however seldom anyone looks.
+    assert waits.note(4.0, 3 * LASTING_US) == 4.0
+
+
+def test_a_wait_that_ends_does_not_count_and_the_next_one_begins_from_there() -> None:
+    waits = LastingWaits()
+    for now_us, amount in ((0, 2.0), (LASTING_US // 2, 0.0), (LASTING_US, 2.0)):
+        assert waits.note(amount, now_us) == 0.0
+    assert waits.note(2.0, 2 * LASTING_US) == 2.0
+    assert waits.note(0.0, 2 * LASTING_US + 1) == 0.0
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([0.0, 1.0, 2.5, 4.0])), min_size=4, max_size=40))
+def test_what_lasts_is_the_least_of_the_window(steps: list[tuple[int, float]]) -> None:
+    waits, now_us, noted = LastingWaits(), 0, list[tuple[int, float]]()
+    for passed_s, amount in steps:
+        now_us += passed_s * 1_000_000
+        noted.append((now_us, amount))
+        # The last one that had begun when the window did still held.
+        begun = [at for at, _ in noted if at <= now_us - LASTING_US]
+        expected = min(each for at, each in noted if at >= begun[-1]) if begun else 0.0
+        assert waits.note(amount, now_us) == expected

@@ -73,6 +73,19 @@ def test_each_control_has_a_state_and_names_tests_that_exist() -> None:
     assert [number for number, state, _ in rows if state == "met" and not named[number]] == []
 
 
+def test_each_expectation_has_a_state_and_names_tests_that_exist() -> None:
+    section = (ROOT / "docs/support.md").read_text().partition("## What platform teams expect")[2]
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| [^|]*\| ([^|]*)\|$", section, re.M)[2:]
+    assert len(rows) > 20
+    assert {state for _, state, _ in rows} <= {"met", "partly", "not met"}
+    for habit, state, tests in rows:
+        named = re.findall(r"`([^`:]+)(?:::(\w+))?`", tests)
+        assert bool(named) is (state != "not met"), habit
+        for path, name in named:
+            assert (ROOT / path).exists(), path
+            assert not name or name in functions(ROOT / path), name
+
+
 def functions(path: Path) -> set[str]:
     """Names of the functions defined anywhere in a file; empty when there is no such file."""
     if not path.exists():

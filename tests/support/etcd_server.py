@@ -40,11 +40,16 @@ class EtcdServer:
         """host:port."""
         return f"127.0.0.1:{self.client_port}"
 
+    @property
+    def data_dir(self) -> Path:
+        """Where its data are."""
+        return self._directory / "data"
+
     def start(self) -> None:
         """Returns when etcd answers."""
         client, peer = f"{self._scheme}://{self.endpoint}", f"http://127.0.0.1:{self._peer_port}"
         argv = [
-            find_etcd(), "--name", "test", "--data-dir", str(self._directory / "data"),
+            find_etcd(), "--name", "test", "--data-dir", str(self.data_dir),
             "--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer,
             "--initial-advertise-peer-urls", peer, "--initial-cluster", f"test={peer}",
             "--heartbeat-interval", "20", "--election-timeout", "200", "--log-level", "error",

@@ -124,6 +124,20 @@ def _read(command: Callable[..., Any]) -> Callable[..., Any]:
     return _options(found)
 
 
+def _of_store(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options; the command's first argument reads etcd's StatefulSet and the control plane's Deployment."""
+
+    @functools.wraps(command)
+    def found(kubectl: Kubectl, cluster: str, *arguments: Any, **chosen: Any) -> Any:
+        def read() -> tuple[Object, Object]:
+            name = _cluster(kubectl, cluster)["metadata"]["name"]
+            return kubectl.get("statefulset", f"{name}-etcd"), kubectl.get("deployment", f"{name}-control-plane")
+
+        return command(read, *arguments, **chosen)
+
+    return _options(found)
+
+
 # Where audit lines are written. The operator's own log is in another namespace, and is read with --file.
 AUDITED = (("control-plane", "control-plane"), ("gateway", "picker"), ("engine", "sidecar"))
 
@@ -161,7 +175,7 @@ _commands = (
     audit_command(_logs),
     trace_command(_where),
     ui_command(_where),
-    render_command(_read),
+    render_command(_read, _of_store),
 )
 for _command in _commands:
     main.add_command(_command)

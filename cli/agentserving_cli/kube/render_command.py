@@ -1,4 +1,4 @@
-"""`kubectl agentserving render keda|hpa`: objects for autoscalers, to be looked at and applied."""
+"""`kubectl agentserving render keda|hpa|restore`: objects to be looked at and applied."""
 
 from __future__ import annotations
 
@@ -8,29 +8,39 @@ from typing import Any
 import click
 import yaml
 
-from agentserving_cli.kube.autoscalers import adapter_rule, of_cluster, pod_autoscaler, scaled_object
+from agentserving_cli.kube.autoscalers import adapter_rule, keda_objects, of_cluster, pod_autoscaler
 from agentserving_cli.kube.clusters import Object
+from agentserving_cli.kube.restoring import restore_pods
 
 Cluster = Callable[[], Object]
+Store = Callable[[], tuple[Object, Object]]
+Where = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def render_command(where: Callable[[Callable[..., Any]], Callable[..., Any]]) -> click.Group:
-    """`where` adds the options that name a cluster; the command's first argument then reads that cluster."""
+def render_command(where: Where, of_store: Where) -> click.Group:
+    """Both add the options that name a cluster. The command's first argument then reads that cluster, or its etcd's
+    StatefulSet and its control plane's Deployment."""
 
     @click.group()
     def render() -> None:
-        """Print objects by which KEDA or a HorizontalPodAutoscaler sets the number of engines.
+        """Print objects for a cluster: autoscalers that set the number of engines, and pods that restore a backup.
 
-        They follow what programs need. Give the cluster spec.engine.autoscaling.scaler External, so that engines
+        Autoscalers follow what programs need. Give the cluster spec.engine.autoscaling.scaler External, so that engines
         finish their calls before they leave.
         """
 
     @render.command()
-    @click.option("--prometheus", "url", required=True, help="Address of Prometheus, as KEDA reaches it.")
+    @click.option(
+        "--prometheus", "url", default="",
+        help="Address of Prometheus, as KEDA reaches it. Without it, KEDA asks control planes itself.",
+    )  # fmt: skip
     @where
     def keda(cluster: Cluster, url: str) -> None:
-        """Print a ScaledObject for KEDA."""
-        click.echo(_yaml(scaled_object(of_cluster(cluster()), url)))
+        """Print a ScaledObject for KEDA.
+
+        Without --prometheus KEDA's namespace must be one of spec.network.metricsNamespaces.
+        """
+        click.echo("\n---\n".join(map(_yaml, keda_objects(of_cluster(cluster()), url))))
 
     @render.command()
     @where
@@ -40,6 +50,16 @@ def render_command(where: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
         click.echo("# For prometheus-adapter's values, under rules.external:")
         rule = _yaml(adapter_rule()["externalRules"])
         click.echo("\n".join(f"# {line}" for line in rule.splitlines()))
+
+    @render.command()
+    @of_store
+    def restore(store: Store) -> None:
+        """Print a pod for each member of etcd that restores a snapshot into its volume.
+
+        Scale the operator, etcd and the control plane to 0 before you apply them, then copy the snapshot into each:
+        kubectl cp table.db POD:/backup/table.db -c receive
+        """
+        click.echo("\n---\n".join(map(_yaml, restore_pods(*store()))))
 
     return render
 

@@ -6,6 +6,7 @@ twice. The operator's scaler takes the largest, and so does an autoscaler that r
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ from agentserving_controlplane.table.live_demand import HORIZON_US, Signals
 
 # Calls wait for a step or two in an engine that has room: a smaller share says nothing.
 WAITING_SHARE = 0.1
+# A few large calls wait for each other now and then, and most of these waits end before an engine could start.
+LASTING_US = 10_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +56,33 @@ class Demand:
     size: Size = field(default_factory=Size)
     # Trees with calls in flight of which none runs.
     waiting_programs: int = 0
+    # Of `needed.waiting`, what has lasted: see LastingWaits.
+    lasting_waiting: float = 0.0
     engines: tuple[EngineDemand, ...] = ()
+
+
+class LastingWaits:
+    """The least that waiting calls needed within LASTING_US; 0 until that much time has been seen.
+
+    For autoscalers that look seldom and remember nothing. An amount holds until the next one is noted.
+    """
+
+    def __init__(self) -> None:
+        # (steady microseconds, the least amount since then), both rising.
+        self._noted = deque[tuple[int, float]]()
+
+    def note(self, amount: float, now_us: int) -> float:
+        """Takes the amount of now; returns what has lasted."""
+        noted = self._noted
+        if not noted:
+            noted.append((now_us, 0.0))
+        since_us = now_us
+        while noted and noted[-1][1] >= amount:
+            since_us = noted.pop()[0]
+        noted.append((since_us, amount))
+        while len(noted) > 1 and noted[1][0] <= now_us - LASTING_US:
+            noted.popleft()
+        return noted[0][1]
 
 
 def size_of(engines: Iterable[Engine], known: Size) -> Size:
