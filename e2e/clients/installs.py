@@ -1,4 +1,4 @@
-"""Puts clients on this machine: packages of fixed versions, in the user's cache directory, once for each set of them."""
+"""Installs clients: packages of fixed versions, in the user's cache directory, once for each set of them."""
 
 from __future__ import annotations
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from agentserving_cli.local.layout import source_path
-from integration.local_cluster import Cluster
-
 from clients.table import PROGRAMS, Client
+from integration.local_cluster import Cluster
 
 # A client's start and a few calls of 25k tokens each, on a busy CPU.
 BOUND_S = 300

@@ -67,6 +67,8 @@ class Client:
     # What it prints in the end, where that is not the model's sentence.
     answer: Mapping[str, str] = field(default_factory=dict)
     sub_agents: SubAgents | None
+    # Whether it calls again after an answer that was cut off, and prints why it is refused.
+    sees_refusal: bool
     # Python with instrument().
     has_hooks: bool = False
 
@@ -108,10 +110,12 @@ OPENCODE_CONFIG = {
 }
 # Where a library reads no variable for its model, our agents read OPENAI_MODEL.
 OPENAI_MODEL = {"OPENAI_MODEL": MODEL}
-HELPER = SubAgents(prompt=both("say hello"), command={each: ("--sub-agent",) for each in both("")}, name=both("helper"))
+HELPER = SubAgents(prompt=both("say hello"), command=dict.fromkeys(both(""), ("--sub-agent",)), name=both("helper"))
 
 
-def framework(script: str, environment: str = "frameworks", answer: str = "", **variables: str) -> Client:
+def framework(
+    script: str, environment: str = "frameworks", answer: str = "", sees_refusal: bool = False, **variables: str
+) -> Client:
     """A row of an agent in Python."""
     return Client(
         install=lambda: installs.python(environment),
@@ -121,6 +125,7 @@ def framework(script: str, environment: str = "frameworks", answer: str = "", **
         prompt=both("say hello"),
         answer={VLLM: answer} if answer else {},
         sub_agents=HELPER,
+        sees_refusal=sees_refusal,
         has_hooks=True,
     )
 
@@ -134,6 +139,7 @@ def in_node(script: str) -> Client:
         grouping=Grouping.CONTENT,
         prompt=both("say hello"),
         sub_agents=HELPER,
+        sees_refusal=False,
     )
 
 
@@ -147,6 +153,7 @@ CLIENTS = {
         prompt=file_by("Bash"),
         makes="called",
         sub_agents=SubAgents(prompt=both("USE_AGENT please"), name=both("")),
+        sees_refusal=True,
     ),
     "Codex": Client(
         install=coding,
@@ -160,6 +167,7 @@ CLIENTS = {
             command={VLLM: ("codex", "exec", "review", "--uncommitted", *CODEX_FLAGS)},
             name={VLLM: "review", SIMULATOR: "collab_spawn"},
         ),
+        sees_refusal=False,
     ),
     "OpenCode": Client(
         install=coding,
@@ -170,6 +178,7 @@ CLIENTS = {
         prompt=file_by("bash"),
         makes="called",
         sub_agents=SubAgents(prompt=both("USE_OPENCODE_TASK please"), name=both("")),
+        sees_refusal=True,
     ),
     "Qwen Code": Client(
         install=coding,
@@ -179,6 +188,7 @@ CLIENTS = {
         prompt=file_by("run_shell_command"),
         makes="called",
         sub_agents=SubAgents(prompt=both("USE_QWEN_AGENT please")),
+        sees_refusal=True,
     ),
     "aider": Client(
         install=lambda: installs.python("aider"),
@@ -193,14 +203,17 @@ CLIENTS = {
         makes="hello.txt",
         answer=both("Applied edit to hello.txt"),
         sub_agents=None,
+        sees_refusal=True,
     ),
     "LangGraph": framework("langgraph_agent.py"),
     "Agents SDK": framework("agents_sdk.py"),
-    "Pydantic AI": framework("pydantic_ai_agent.py"),
-    "CrewAI": framework("crewai_agent.py", "crewai", CREWAI_DISABLE_TELEMETRY="true", OTEL_SDK_DISABLED="true"),
+    "Pydantic AI": framework("pydantic_ai_agent.py", sees_refusal=True),
+    "CrewAI": framework(
+        "crewai_agent.py", "crewai", sees_refusal=True, CREWAI_DISABLE_TELEMETRY="true", OTEL_SDK_DISABLED="true"
+    ),
     # Without the variable LiteLLM looks its prices up on the internet first.
     "ADK": framework("adk_agent.py", LITELLM_LOCAL_MODEL_COST_MAP="True"),
-    "smolagents": framework("smolagents_agent.py", answer="forty two"),
+    "smolagents": framework("smolagents_agent.py", answer="forty two", sees_refusal=True),
     "Vercel AI SDK": in_node("vercel_ai.mjs"),
     "openai-go": Client(
         install=installs.go,
@@ -209,6 +222,7 @@ CLIENTS = {
         grouping=Grouping.CONTENT,
         prompt=both("say hello"),
         sub_agents=HELPER,
+        sees_refusal=False,
     ),
     "openai-node": in_node("openai_node.mjs"),
 }  # fmt: skip

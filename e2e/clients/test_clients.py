@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 from agentserving import Client as ControlPlane
-from integration.local_cluster import Cluster
-
 from clients import installs
 from clients.runs import BOUND_S, Done, Place, calls, programs
 from clients.table import CLIENTS, MODEL, SIMULATOR, VLLM, Grouping
+from integration.local_cluster import Cluster
 
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(1500)]
 
@@ -178,5 +177,6 @@ def test_cancel_ends_a_client_in_its_call_and_it_does_not_go_on(name: str, place
         client.cancel_program(outer)
     assert process.returncode != 0, out
     assert f"{program.program_id} was cancelled" in out
+    assert ("open it again, or use another id" in " ".join(out.split())) == CLIENTS[name].sees_refusal, out
     after = named(cluster, own)
     assert (after["outcome"], after.get("calls_in_flight", "0")) == (CANCELLED, "0")
