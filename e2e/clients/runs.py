@@ -31,7 +31,8 @@ class Done:
     def tools_run(self, client: Client) -> bool:
         """Whether the client has carried out a tool call."""
         if client.makes:
-            return (self.work / client.makes).exists()
+            made = self.work / client.makes
+            return made.exists() and client.text in made.read_text()
         return int(self._last_line()["tools"]) > 0
 
     def _last_line(self) -> dict[str, Any]:
@@ -55,19 +56,19 @@ class Place:
                 shutil.copy(script, self.work)
 
     def environment(self, **more: str) -> dict[str, str]:
-        """The user's own; under `run` it is all that there is."""
-        return {"PATH": self._path, "HOME": str(self.home), "PYTHONPATH": source_path(), **more}
+        """The user's own; under `run` a client needs no more."""
+        own = {"PATH": self._path, "HOME": str(self.home), "PYTHONPATH": source_path()}
+        return {**own, **self.client.quiet, **more}
 
     def plain_environment(self, program: str = "") -> dict[str, str]:
         """The `export` lines of `up`, and the row's; with a program, its name is in the base URL."""
         base_url = self.cluster.addresses["gateway"]
         if program:
             base_url = f"{base_url.removesuffix('/v1')}/p/{program}/v1"
-        replaced = {"{base_url}": base_url, "{key}": self.cluster.key}
         for path, text in self.client.files.items():
             file = self.home / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(_replaced(text, replaced))
+            file.write_text(text.replace("{base_url}", base_url))
         return self.environment(
             OPENAI_BASE_URL=base_url,
             OPENAI_API_KEY=self.cluster.key,
@@ -75,13 +76,8 @@ class Place:
             ANTHROPIC_API_KEY=self.cluster.key,
             AGENTSERVING_CONTROL_PLANE=self.cluster.addresses["control_plane"],
             AGENTSERVING_GATEWAY=self.cluster.addresses["gateway"],
-            **{name: _replaced(value, replaced) for name, value in self.client.environment.items()},
+            **{name: value.replace("{base_url}", base_url) for name, value in self.client.environment.items()},
         )
-
-    def run_environment(self, **more: str) -> dict[str, str]:
-        """Behind `agentserving run` a row needs its variables only where they lead away from the internet."""
-        given = {name: value for name, value in self.client.environment.items() if "{" not in value}
-        return self.environment(**{**given, **more})
 
     def under_run(self, name: str, command: Sequence[str]) -> list[str]:
         """The command behind `agentserving run`, as a program of this name."""
@@ -96,7 +92,7 @@ class Place:
         return [*given[:at], *more, prompt or self.client.prompt[self.engine], *given[at + 1 :]]
 
     def plain_command(self) -> list[str]:
-        """With the options that it needs without `run`: in front of the last option, which takes the prompt."""
+        """With the options that it needs without `run`, behind its name or its subcommand."""
         command = self.command()
         return [command[0], *self._subcommand(), *self.client.options, *command[1 + len(self._subcommand()) :]]
 
@@ -117,12 +113,6 @@ class Place:
             command, env=dict(environment), cwd=self.work, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-
-
-def _replaced(text: str, values: Mapping[str, str]) -> str:
-    for name, value in values.items():
-        text = text.replace(name, value)
-    return text
 
 
 def programs(cluster: Cluster) -> dict[str, dict[str, Any]]:

@@ -49,12 +49,14 @@ class SubAgents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """A row. {prompt} of commands, {base_url} and {key} of variables and files are replaced."""
+    """A row. {prompt} of commands and {base_url} of variables and files are replaced."""
 
     # Puts it on this machine, and returns the directory that PATH begins with, or node_modules for a script of Node.
     install: Callable[[], Path]
     # As a user types it behind `agentserving run --`.
     command: tuple[str, ...]
+    # Keeps it from calling its maker or a list of prices.
+    quiet: Mapping[str, str] = field(default_factory=dict)
     # What else it needs without `run`: options, variables and files of its home.
     options: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -62,8 +64,9 @@ class Client:
     grouping: Grouping
     # Makes it call its tool, by engine.
     prompt: Mapping[str, str]
-    # A file that the tool makes; "" = the client prints how often its tool has run.
+    # A file that the tool makes, and what is in it; "" = the client prints how often its tool has run.
     makes: str = ""
+    text: str = ""
     # What it prints in the end, where that is not the model's sentence.
     answer: Mapping[str, str] = field(default_factory=dict)
     sub_agents: SubAgents | None
@@ -114,13 +117,14 @@ HELPER = SubAgents(prompt=both("say hello"), command=dict.fromkeys(both(""), ("-
 
 
 def framework(
-    script: str, environment: str = "frameworks", answer: str = "", sees_refusal: bool = False, **variables: str
+    script: str, environment: str = "frameworks", answer: str = "", sees_refusal: bool = False, **quiet: str
 ) -> Client:
     """A row of an agent in Python."""
     return Client(
         install=lambda: installs.python(environment),
         command=("python", str(PROGRAMS / script), "{prompt}"),
-        environment={**OPENAI_MODEL, **variables},
+        quiet=quiet,
+        environment=OPENAI_MODEL,
         grouping=Grouping.CONTENT,
         prompt=both("say hello"),
         answer={VLLM: answer} if answer else {},
@@ -147,8 +151,8 @@ CLIENTS = {
     "Claude Code": Client(
         install=coding,
         command=("claude", "--allowedTools", "Bash,Agent", "-p", "{prompt}"),
+        quiet={"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"},
         options=("--model", MODEL),
-        environment={"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"},
         grouping=Grouping.HEADER,
         prompt=file_by("Bash"),
         makes="called",
@@ -201,6 +205,7 @@ CLIENTS = {
         grouping=Grouping.NONE,
         prompt=both("USE_EDIT please"),
         makes="hello.txt",
+        text="hello from agentserving",
         answer=both("Applied edit to hello.txt"),
         sub_agents=None,
         sees_refusal=True,

@@ -74,7 +74,7 @@ def check(there: Place, done: Done) -> None:
 def test_under_run_a_client_needs_no_set_up_and_is_one_program(name: str, place: Callable[[str], Place]) -> None:
     there = place(name)
     before = programs(there.cluster)
-    done = there.run(there.under_run(f"run of {name}", there.command()), there.run_environment())
+    done = there.run(there.under_run(f"run of {name}", there.command()), there.environment())
     check(there, done)
     (program,) = [each for key, each in programs(there.cluster).items() if key not in before]
     assert (program["name"], program["outcome"]) == (f"run of {name}", COMPLETED)
@@ -140,7 +140,7 @@ def test_sub_agents_of_a_run_are_its_children_and_end_with_it(name: str, place: 
     there.run(["git", "init", "--quiet", "."], there.environment())
     before = programs(there.cluster)
     own = f"{name} with sub-agents"
-    done = there.run(there.under_run(own, command), there.run_environment())
+    done = there.run(there.under_run(own, command), there.environment())
     assert done.status == 0, done.out
     program = named(there.cluster, own)
     assert program["outcome"] == COMPLETED
@@ -164,7 +164,7 @@ def test_cancel_ends_a_client_in_its_call_and_it_does_not_go_on(name: str, place
         client.open_program("outer", program_id=outer)
         client.pause_program(outer)
         command = there.under_run(own, there.command())
-        process = there.start(command, there.run_environment(AGENTSERVING_PROGRAM_ID=outer))
+        process = there.start(command, there.environment(AGENTSERVING_PROGRAM_ID=outer))
 
         def calling() -> list[Any]:
             assert process.poll() is None, process.communicate()

@@ -12,7 +12,7 @@ from agentserving.contract.grant import HEADER, Grant, sign
 from agentserving_batches.limits import Limits
 from agentserving_batches.outcomes import MAX_FAILURES
 from aiohttp import web
-from batches.service_rig import KEY, create, ended, lines, played_gateway, request, service, text_of
+from batches.service_rig import KEY, create, echoes, ended, lines, played_gateway, request, service, text_of
 from structlog.testing import capture_logs
 from support.eventually import eventually_async
 
@@ -29,6 +29,23 @@ async def test_calls_name_their_batch_as_program_and_carry_its_grant(tmp_path: P
         assert headers["authorization"].startswith("Bearer asg_")
         (line,) = await lines(client, batch.output_file_id)
         assert line["response"] == {"status_code": 200, "request_id": "call-a", "body": {"said": "a"}}
+
+
+async def test_the_last_call_ends_the_batchs_program_and_so_does_one_that_is_made_again(tmp_path: Path) -> None:
+    async def script(text: str, before: int) -> web.Response:
+        if text == "a" and not before:
+            return web.json_response({}, status=429)
+        return await echoes(text, before)
+
+    limits = Limits(min_free_bytes=0, tenant_calls=1)
+    async with played_gateway(script) as (gateway, url), service(tmp_path, url, limits) as made:
+        client = made.client()
+        batch = await create(client, [request(name) for name in ("first", "second", "a")])
+        assert (await ended(client, batch)).status == "completed"
+        final = [headers.get("x-agentserving-final", "") for headers in gateway.headers]
+        assert list(zip(gateway.calls, final, strict=True)) == [
+            ("first", ""), ("second", ""), ("a", "true"), ("a", "true")
+        ]  # fmt: skip
 
 
 async def test_a_call_that_may_come_back_is_made_again_and_others_are_results(tmp_path: Path) -> None:
