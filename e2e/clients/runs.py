@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,12 +109,19 @@ class Place:
         )  # fmt: skip
         return Done(done.returncode, done.stdout, self.work)
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
-        """Starts it."""
-        return subprocess.Popen(
+    @contextmanager
+    def started(self, command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+        """Runs it while the block runs; what is left of it then is ended."""
+        process = subprocess.Popen(
             command, env=dict(environment), cwd=self.work, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
+        with process:
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def programs(cluster: Cluster) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ Cells that a client has not, with the reason:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
@@ -22,7 +22,7 @@ from pathlib import Path
 from clients import installs
 
 MODEL = "scripted"
-VLLM, SIMULATOR = "vLLM", "simulator"
+ENGINES = VLLM, SIMULATOR = "vLLM", "simulator"
 PROGRAMS = Path(__file__).with_name("programs")
 
 
@@ -70,8 +70,8 @@ class Client:
     # What it prints in the end, where that is not the model's sentence.
     answer: Mapping[str, str] = field(default_factory=dict)
     sub_agents: SubAgents | None
-    # Whether it calls again after an answer that was cut off, and prints why it is refused.
-    sees_refusal: bool
+    # Engines whose cut answer it does not take for the last one: it calls again, and prints why it is refused.
+    sees_refusal: Collection[str]
     # Python with instrument().
     has_hooks: bool = False
 
@@ -117,7 +117,7 @@ HELPER = SubAgents(prompt=both("say hello"), command=dict.fromkeys(both(""), ("-
 
 
 def framework(
-    script: str, environment: str = "frameworks", answer: str = "", sees_refusal: bool = False, **quiet: str
+    script: str, environment: str = "frameworks", answer: str = "", sees_refusal: Collection[str] = (), **quiet: str
 ) -> Client:
     """A row of an agent in Python."""
     return Client(
@@ -143,7 +143,7 @@ def in_node(script: str) -> Client:
         grouping=Grouping.CONTENT,
         prompt=both("say hello"),
         sub_agents=HELPER,
-        sees_refusal=False,
+        sees_refusal=(),
     )
 
 
@@ -157,7 +157,7 @@ CLIENTS = {
         prompt=file_by("Bash"),
         makes="called",
         sub_agents=SubAgents(prompt=both("USE_AGENT please"), name=both("")),
-        sees_refusal=True,
+        sees_refusal=ENGINES,
     ),
     "Codex": Client(
         install=coding,
@@ -171,7 +171,7 @@ CLIENTS = {
             command={VLLM: ("codex", "exec", "review", "--uncommitted", *CODEX_FLAGS)},
             name={VLLM: "review", SIMULATOR: "collab_spawn"},
         ),
-        sees_refusal=False,
+        sees_refusal=(),
     ),
     "OpenCode": Client(
         install=coding,
@@ -182,7 +182,7 @@ CLIENTS = {
         prompt=file_by("bash"),
         makes="called",
         sub_agents=SubAgents(prompt=both("USE_OPENCODE_TASK please"), name=both("")),
-        sees_refusal=True,
+        sees_refusal=ENGINES,
     ),
     "Qwen Code": Client(
         install=coding,
@@ -192,7 +192,7 @@ CLIENTS = {
         prompt=file_by("run_shell_command"),
         makes="called",
         sub_agents=SubAgents(prompt=both("USE_QWEN_AGENT please")),
-        sees_refusal=True,
+        sees_refusal=ENGINES,
     ),
     "aider": Client(
         install=lambda: installs.python("aider"),
@@ -208,17 +208,17 @@ CLIENTS = {
         text="hello from agentserving",
         answer=both("Applied edit to hello.txt"),
         sub_agents=None,
-        sees_refusal=True,
+        sees_refusal=(SIMULATOR,),
     ),
     "LangGraph": framework("langgraph_agent.py"),
     "Agents SDK": framework("agents_sdk.py"),
-    "Pydantic AI": framework("pydantic_ai_agent.py", sees_refusal=True),
+    "Pydantic AI": framework("pydantic_ai_agent.py", sees_refusal=ENGINES),
     "CrewAI": framework(
-        "crewai_agent.py", "crewai", sees_refusal=True, CREWAI_DISABLE_TELEMETRY="true", OTEL_SDK_DISABLED="true"
+        "crewai_agent.py", "crewai", sees_refusal=ENGINES, CREWAI_DISABLE_TELEMETRY="true", OTEL_SDK_DISABLED="true"
     ),
     # Without the variable LiteLLM looks its prices up on the internet first.
     "ADK": framework("adk_agent.py", LITELLM_LOCAL_MODEL_COST_MAP="True"),
-    "smolagents": framework("smolagents_agent.py", answer="forty two", sees_refusal=True),
+    "smolagents": framework("smolagents_agent.py", answer="forty two", sees_refusal=ENGINES),
     "Vercel AI SDK": in_node("vercel_ai.mjs"),
     "openai-go": Client(
         install=installs.go,
@@ -227,7 +227,7 @@ CLIENTS = {
         grouping=Grouping.CONTENT,
         prompt=both("say hello"),
         sub_agents=HELPER,
-        sees_refusal=False,
+        sees_refusal=(),
     ),
     "openai-node": in_node("openai_node.mjs"),
 }  # fmt: skip
