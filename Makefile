@@ -61,7 +61,7 @@ e2e: setup ## test everything on a real cluster: CLUSTER=bare (root, Go, Debian 
 # A part of the table, as pytest's -k takes it: CLIENTS="simulator and (aider or LangGraph)".
 CLIENTS ?=
 
-agents: setup ## run 14 agents and frameworks (npm, pip, Go) on simulated engines and on real vLLM; CLIENTS="Codex or aider" for a part
+agents: setup ## run 14 agents and frameworks (npm, pip, Go) on simulated engines and real vLLM, in 15 minutes; CLIENTS="Codex or aider" for a part
 	$(RUN)/python -m agentserving_cli.local.vllm_env
 	$(RUN)/python -m pytest -v $(if $(CLIENTS),-k "$(CLIENTS)") e2e/clients
 
