@@ -5,7 +5,7 @@ UV := $(shell command -v uv || echo "python3 -m uv")
 RUN := .venv/bin
 PYTHON ?= 3.11
 
-.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-upgrade e2e-autoscalers e2e-agents epp-conformance skew images check docs sbom release fuzz proto crd clean
+.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-upgrade e2e-autoscalers agents epp-conformance skew images check docs sbom release fuzz proto crd clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -61,9 +61,12 @@ e2e: setup ## test everything on a real cluster: CLUSTER=bare (root, Go, Debian 
 e2e-autoscalers: setup ## scale by the real KEDA, and by an HPA with prometheus-adapter (builds KEDA once: half an hour)
 	E2E_WITH=autoscalers e2e/run e2e/autoscalers
 
-e2e-agents: setup ## run Claude Code, Codex, OpenCode and Qwen Code (npm) against a cluster of this machine, with real vLLM
+# A part of the table, as pytest's -k takes it: CLIENTS="simulator and (aider or LangGraph)".
+CLIENTS ?=
+
+agents: setup ## run 14 agents and frameworks (npm, pip, Go) on simulated engines and real vLLM, in 15 minutes; CLIENTS="Codex or aider" for a part
 	$(RUN)/python -m agentserving_cli.local.vllm_env
-	$(RUN)/python -m pytest -v e2e/agents
+	$(RUN)/python -m pytest -v $(if $(CLIENTS),-k "$(CLIENTS)") e2e/clients
 
 epp-conformance: setup ## drive the endpoint picker with the Gateway API Inference Extension's own Go test tools (needs Go)
 	$(RUN)/python e2e/gaie/run.py

@@ -1,4 +1,4 @@
-"""`audit`: who changed what, and who was refused, from the logs of control planes, gateways and sidecars.
+"""`audit`: who changed what, and who was refused, from the logs of a cluster's parts.
 
 The lines are in the logs and nowhere else, so the command reads those: of the cluster of this machine, of pods, of a
 file or of standard input.

@@ -69,7 +69,8 @@ def run(
 
     Its environment leads OpenAI's and Anthropic's clients to the cluster, and their base URL names the program, so
     every call of the command and of what it starts belongs to it: agentserving run -- claude -p "fix the tests". The
-    program ends COMPLETED when the command exits with 0, else FAILED. Exits with the command's own status.
+    program ends COMPLETED when the command exits with 0, else FAILED. Exits with the command's own status, or with 1
+    if that is 0 and the program was cancelled.
     """
     if shutil.which(command[0]) is None:
         click.echo(f"Error: {command[0]}: no such command", err=True)
@@ -91,8 +92,9 @@ def run(
         )
     status = _status_of(command_of(planned, command), environment_of(planned, os.environ))
     with connect(address, api_key=key) as client:
-        _close(client, planned, Outcome.FAILED if status else Outcome.COMPLETED, quiet)
-    sys.exit(status)
+        outcome = _close(client, planned, Outcome.FAILED if status else Outcome.COMPLETED, quiet)
+    # Many agents take the end of a cancelled call for an answer, and report success.
+    sys.exit(status or int(outcome is Outcome.CANCELLED))
 
 
 def _key(state_dir: Path, address: str) -> str:
@@ -161,15 +163,18 @@ def _signals_for(child: subprocess.Popen[bytes]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _close(client: Client, run: Run, outcome: Outcome, quiet: bool) -> None:
-    """The command's own status counts, so an error here is a warning."""
+def _close(client: Client, run: Run, outcome: Outcome, quiet: bool) -> Outcome:
+    """The program's outcome. The command's own status counts, so an error here is a warning."""
     try:
         closed = client.close_program(run.program_id, outcome=outcome)
     except AgentServingError as error:
         click.echo(f"agentserving: {run.program_id} was not closed: {reason_of(error, run.control_plane)}", err=True)
-        return
+        return outcome
+    if closed.outcome is Outcome.CANCELLED:
+        click.echo(f"agentserving: {run.program_id} was cancelled", err=True)
     if not quiet:
         click.echo(f"agentserving: {_summary(closed)}", err=True)
+    return closed.outcome
 
 
 def _summary(program: Program) -> str:

@@ -64,7 +64,7 @@ def environment_of(run: Run, inherited: Mapping[str, str]) -> dict[str, str]:
     defaults = {"OPENCODE_CONFIG_CONTENT": _open_code(run)}
     if run.model:
         names = ("OPENAI_MODEL", "ANTHROPIC_MODEL", "ANTHROPIC_SMALL_FAST_MODEL", "ANTHROPIC_DEFAULT_HAIKU_MODEL")
-        defaults |= dict.fromkeys(names, run.model)
+        defaults |= dict.fromkeys(names, run.model) | {"AIDER_MODEL": f"openai/{run.model}"}
     return {**defaults, **inherited, **variables}
 
 

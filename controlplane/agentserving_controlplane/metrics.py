@@ -55,6 +55,7 @@ def _programs(plane: ControlPlane) -> Iterator[Metric]:
     for name, text, value in (
         ("agentserving_closed_programs", "Closed programs that are retained", len(index.closed)),
         ("agentserving_paused_programs", "Programs whose trees are paused", index.paused_of.total),
+        ("agentserving_spent_programs", "Trees that wait because their budgets are spent", len(index.spent)),
         ("agentserving_unreadable_rows", "Rows of the store that recovery could not read", plane.unreadable_rows),
     ):
         yield GaugeMetricFamily(name, text, value)

@@ -126,12 +126,12 @@ class ProgramOperations:
         return self._state.describe(row)
 
     async def close(self, key: ProgramKey, outcome: Outcome) -> ProgramView:
-        """Ends a program; calls in flight finish. NONE means COMPLETED."""
+        """Ends a program and its sub-agents; calls in flight finish. NONE means COMPLETED."""
         row, outcome = self._find(key), outcome or Outcome.COMPLETED
         if outcome not in (Outcome.COMPLETED, Outcome.FAILED):
             raise InvalidError("BAD_OUTCOME", "outcome: COMPLETED or FAILED", field="outcome")
         was_paused = row.paused
-        self._state.table.programs.close(row, outcome, self._state.now())
+        self._state.table.programs.close_tree(row, outcome, self._state.now())
         if was_paused:
             self._announce_pause(row)
         await self._state.settled()

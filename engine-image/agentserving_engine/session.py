@@ -34,6 +34,7 @@ from agentserving.contract.policy import FCFS, from_dict
 
 from agentserving_engine.calls import CallBook, OpenCall
 from agentserving_engine.calls.book import copy_record
+from agentserving_engine.calls.overtaken import Overtaken
 from agentserving_engine.calls.prefixes import Prefixes, Prompt
 from agentserving_engine.policy import CallEnd, CallQueue, Engine, EnginePolicy, Memory, origin_of
 
@@ -88,6 +89,7 @@ class EngineSession:
         self.policy_version = 0
         self.load = Load()
         self._prefixes = Prefixes()
+        self._overtaken = Overtaken()
         # None = there is no sidecar: the engine works with tickets alone.
         self.channel: Channel | None = None
         self._steps_in_flight: deque[int] = deque()
@@ -119,6 +121,7 @@ class EngineSession:
         if call is not None:
             call.record.prompt_tokens += prompt_tokens
             call.timeline.arrived(now_us, self.calls.stopped_us(call.program, now_us))
+            self._overtaken.arrived(CallId(call.record.call_id), key, now_us)
         return call
 
     def started(self, key: str, now_us: int) -> None:
@@ -215,8 +218,8 @@ class EngineSession:
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def abort_refused(self) -> None:
-        """Ends the requests that have come without a ticket although they need one."""
-        if refused := self.book.take_refused():
+        """Ends requests that have come without a ticket although they need one, or after their call was cancelled."""
+        if refused := [*self.book.take_refused(), *self._overtaken.take_late()]:
             self._engine.abort(refused)
 
     def decide(self, now_us: int) -> None:
@@ -306,7 +309,7 @@ class EngineSession:
             case SetShares():
                 self.calls.tenants.set_weights({Tenant(tenant): weight for tenant, weight in message.weights})
             case Cancel():
-                self._engine.abort([key for call in message.call_ids for key in self.book.requests_of(CallId(call))])
+                self._cancel([CallId(call) for call in message.call_ids], now_us)
             case SetPolicy() if steers:
                 self._set_policy(message, now_us)
             case SetPaused() if steers:
@@ -323,6 +326,12 @@ class EngineSession:
                     expected_us=message.expected_us,
                     now_us=now_us,
                 )
+
+    def _cancel(self, calls: Sequence[CallId], now_us: int) -> None:
+        requests = {call: self.book.requests_of(call) for call in calls}
+        self._engine.abort([key for keys in requests.values() for key in keys])
+        for call in (call for call, keys in requests.items() if not keys):
+            self._overtaken.cancelled(call, now_us)
 
     def _set_policy(self, message: SetPolicy, now_us: int) -> None:
         policy = from_dict(message.policy)

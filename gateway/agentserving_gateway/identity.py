@@ -51,7 +51,7 @@ class _Source:
 
 OWN = "agentserving"
 SOURCES = (
-    _Source(label=OWN, program=ours.PROGRAM_ID, parent=ours.PARENT_PROGRAM_ID),
+    _Source(label=OWN, program=ours.PROGRAM_ID, parent=ours.PARENT_PROGRAM_ID, final=ours.FINAL),
     _Source(label="llm-d", program="x-llm-d-inference-fairness-id"),
     _Source(
         label="dynamo",

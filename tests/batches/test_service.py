@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -11,7 +12,8 @@ from agentserving.contract.grant import HEADER, Grant, sign
 from agentserving_batches.limits import Limits
 from agentserving_batches.outcomes import MAX_FAILURES
 from aiohttp import web
-from batches.service_rig import KEY, create, ended, lines, played_gateway, request, service, text_of
+from batches.service_rig import KEY, create, echoes, ended, lines, played_gateway, request, service, text_of
+from structlog.testing import capture_logs
 from support.eventually import eventually_async
 
 REFUSED = (openai.APIStatusError,)
@@ -27,6 +29,23 @@ async def test_calls_name_their_batch_as_program_and_carry_its_grant(tmp_path: P
         assert headers["authorization"].startswith("Bearer asg_")
         (line,) = await lines(client, batch.output_file_id)
         assert line["response"] == {"status_code": 200, "request_id": "call-a", "body": {"said": "a"}}
+
+
+async def test_the_last_call_ends_the_batchs_program_and_so_does_one_that_is_made_again(tmp_path: Path) -> None:
+    async def script(text: str, before: int) -> web.Response:
+        if text == "a" and not before:
+            return web.json_response({}, status=429)
+        return await echoes(text, before)
+
+    limits = Limits(min_free_bytes=0, tenant_calls=1)
+    async with played_gateway(script) as (gateway, url), service(tmp_path, url, limits) as made:
+        client = made.client()
+        batch = await create(client, [request(name) for name in ("first", "second", "a")])
+        assert (await ended(client, batch)).status == "completed"
+        final = [headers.get("x-agentserving-final", "") for headers in gateway.headers]
+        assert list(zip(gateway.calls, final, strict=True)) == [
+            ("first", ""), ("second", ""), ("a", "true"), ("a", "true")
+        ]  # fmt: skip
 
 
 async def test_a_call_that_may_come_back_is_made_again_and_others_are_results(tmp_path: Path) -> None:
@@ -201,3 +220,29 @@ async def test_who_is_not_verified_is_not_served(tmp_path: Path, headers: dict[s
         with pytest.raises(openai.InternalServerError, match="could not be verified") as refused:
             await made.client(headers=headers).files.list()
         assert refused.value.status_code == 503
+
+
+async def test_changes_of_files_and_batches_are_in_the_audit_log_and_reading_is_not(tmp_path: Path) -> None:
+    def audited(logs: list[Any]) -> list[tuple[str, ...]]:
+        names = ("who", "tenant", "method", "object", "outcome", "reason")
+        return [tuple(each.get(name, "") for name in names) for each in logs if each["event"] == "audit"]
+
+    async with played_gateway() as (_, url), service(tmp_path, url) as made:
+        client = made.client()
+        with capture_logs() as logs:
+            batch = await ended(client, await create(client, [request("a")]))
+            await client.files.list()
+            await client.files.delete(batch.input_file_id)
+            with pytest.raises(openai.NotFoundError):
+                await client.batches.cancel("batch_none")
+            for _ in range(3):
+                with pytest.raises(openai.InternalServerError):
+                    await made.client(headers={}).files.list()
+        assert audited(logs) == [
+            ("k", "blue", "POST /v1/files", f"file/{batch.input_file_id}", "OK", ""),
+            ("k", "blue", "POST /v1/batches", f"batch/{batch.id}", "OK", ""),
+            ("k", "blue", "DELETE /v1/files/{id}", f"file/{batch.input_file_id}", "OK", ""),
+            ("k", "blue", "POST /v1/batches/{id}/cancel", "batch/batch_none", "NOT_FOUND", "not_found"),
+            # Anyone who reaches the port can cause these: equal ones are a line a minute.
+            ("", "", "GET /v1/files", "", "UNAUTHENTICATED", "invalid_grant"),
+        ]

@@ -112,13 +112,16 @@ def test_the_plugin_reads_the_logs_of_every_part_that_writes_audit_lines(
     cluster = {"metadata": {"name": "demo", "namespace": "x"}, "spec": {}, "status": {}}
     (tmp_path / f"{RESOURCE}.json").write_text(json.dumps({"items": [cluster]}))
     (tmp_path / "logs").write_text("[pod/demo-control-plane-0/control-plane] " + line(5) + "\n" + line(1) + "\n")
-    assert len(json.loads(run(kube.main, "-n", "x", "--since", "90s", "-o", "json"))) == 3
-    assert len(json.loads(run(kube.main, "-n", "x", "-o", "json"))) == 6
+    assert len(json.loads(run(kube.main, "-n", "x", "--since", "90s", "-o", "json"))) == 4
+    assert len(json.loads(run(kube.main, "-n", "x", "-o", "json"))) == 8
     asked = [json.loads(each) for each in (tmp_path / "asked").read_text().splitlines()]
-    logs_of = [words for words in asked if "logs" in words][:3]
+    logs_of = [words for words in asked if "logs" in words][:4]
     assert all("--since=90s" in words for words in logs_of)
     for words, component, container in zip(
-        logs_of, ("control-plane", "gateway", "engine"), ("control-plane", "picker", "sidecar"), strict=True
+        logs_of,
+        ("control-plane", "gateway", "engine", "batches"),
+        ("control-plane", "picker", "sidecar", "batches"),
+        strict=True,
     ):
         assert any(word.endswith(f"component={component}") for word in words)
         assert words[words.index("-c") + 1] == container

@@ -23,6 +23,7 @@ def test_every_client_family_is_led_to_the_program_of_the_run() -> None:
     assert found["OPENAI_API_KEY"] == found["ANTHROPIC_API_KEY"] == "as_k"
     assert found["AGENTSERVING_PROGRAM_ID"] == "p-1"
     assert found["ANTHROPIC_MODEL"] == found["OPENAI_MODEL"] == "m"
+    assert found["AIDER_MODEL"] == "openai/m"
     assert json.loads(found["OPENCODE_CONFIG_CONTENT"])["model"] == "agentserving/m"
 
 

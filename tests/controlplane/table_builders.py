@@ -9,7 +9,7 @@ from typing import Any
 
 from agentserving.contract.ids import CallId, EngineId, ProgramId, ProgramKey, Tenant
 from agentserving_controlplane.instant import Instant
-from agentserving_controlplane.table import rows
+from agentserving_controlplane.table import budgets, rows
 from agentserving_controlplane.table.admission_plan import AdmissionRequest
 from agentserving_controlplane.table.call_chunks import ROW
 from agentserving_controlplane.table.expiry import Limits
@@ -155,6 +155,7 @@ def check_invariants(table: ProcessTable) -> None:
     assert set(index.closed._cancelled) == {k for k, row in table.rows.items() if row.cancelled}
     assert index.busy == sum(bool(row.calls) for row in table.rows.values())
     assert index.paused == {row.key for row in table.rows.values() if row.paused}
+    assert index.spent == {row.key for row in table.rows.values() if row.state != 4 and budgets.is_spent(row)}
     on_engine: dict[EngineId, dict[CallId, ProgramKey]] = {}
     of_tree: dict[ProgramKey, dict[EngineId, int]] = {}
     for row in table.rows.values():

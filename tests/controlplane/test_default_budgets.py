@@ -9,6 +9,7 @@ from agentserving_controlplane.errors import BudgetSpentError
 from agentserving_controlplane.metrics import exposition
 from agentserving_controlplane.policy.tenants import TenantRow
 from agentserving_controlplane.table import budgets
+from agentserving_controlplane.table.budgets import Addition
 from agentserving_controlplane.table.programs import OpenRequest
 from agentserving_controlplane.table.states import Outcome
 from controlplane.leader_builders import ACME, GLOBEX, admit, attach, leader, report
@@ -48,3 +49,23 @@ async def test_an_admission_warns_from_four_fifths_on_and_a_refusal_changes_noth
         assert plane.commits.pending == 0
         assert plane.table.rows[key("p", "acme")].calls == {}
         assert "agentserving_budgets_spent_total 1.0" in exposition(plane).decode()
+
+
+async def test_the_trees_that_wait_for_an_addition_are_counted_until_one_comes_or_they_end() -> None:
+    async with leader() as plane:
+        session = await attach(plane)
+
+        def spent() -> str:
+            (line,) = [
+                each for each in exposition(plane).decode().splitlines() if each.startswith("agentserving_spent_")
+            ]
+            return line.removeprefix("agentserving_spent_programs ")
+
+        assert spent() == "0.0"
+        for program in ("p", "q"):
+            await report(session, admit(plane, program, budget=Budget(calls=1)), outcome=Outcome.COMPLETED)
+        assert spent() == "2.0"
+        await plane.programs.resume(key("p", "acme"), Addition(Budget(calls=1)))
+        assert spent() == "1.0"
+        await plane.programs.close(key("q", "acme"), Outcome.COMPLETED)
+        assert spent() == "0.0"

@@ -31,12 +31,15 @@ class Call:
 
 @dataclass
 class Program:
-    """`parent` "" = a root. Only roots are paused."""
+    """`parent` "" = a root. Only roots are paused, and have budgets."""
 
     state: State = State.OPEN
     parent: str = ""
     root: str = ""
     paused: bool = False
+    # Engine time of the whole tree; 0 = no limit. Additions by their ids: the program that was named, and how much.
+    limit_us: int = 0
+    additions: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -57,8 +60,10 @@ class Model:
             if below[0] == key[0] and program.parent == key[1]:
                 yield from self.tree(below)
 
-    def open_refusal(self, key: Key, parent: str) -> str:
+    def open_refusal(self, key: Key, parent: str, limit_us: int = 0) -> str:
         """Reason for which OpenProgram is refused; empty when it is not."""
+        if limit_us and parent:
+            return "BUDGET_OF_SUB_AGENT"
         known = self.programs.get(key)
         if known is not None:
             return "" if known.state is State.CANCELLED else "PROGRAM_EXISTS"
@@ -68,22 +73,27 @@ class Model:
             return "PARENT_NOT_FOUND"
         return "PROGRAM_CANCELLED" if parent and self.programs[key[0], parent].state is State.CANCELLED else ""
 
-    def opened(self, key: Key, parent: str) -> None:
+    def opened(self, key: Key, parent: str, limit_us: int = 0) -> None:
         """OpenProgram, or a call with a claim, has succeeded."""
         if key in self.programs:
             self.programs[key].state = State.OPEN
         else:
             root = self.programs[key[0], parent].root if parent else key[1]
             self.programs[key] = Program(parent=parent, root=root)
+        program = self.programs[key]
+        if program.root == key[1] and not program.limit_us:
+            program.limit_us = limit_us
 
-    def call_refusal(self, key: Key, *, implicit: bool) -> str:
-        """Reason for which a call of a program is refused."""
+    def call_refusal(self, key: Key, *, implicit: bool, spent_us: int) -> str:
+        """Reason for which a call of a program is refused. `spent_us`: what its tree has used."""
         known = self.programs.get(key)
         if known is None:
             return "" if implicit else "PROGRAM_NOT_FOUND"
         if known.state is State.CANCELLED:
             return "PROGRAM_CANCELLED"
-        return "" if implicit or known.state is State.OPEN else "PROGRAM_CLOSED"
+        if not implicit and known.state is not State.OPEN:
+            return "PROGRAM_CLOSED"
+        return "PROGRAM_BUDGET_SPENT" if 0 < self.root(key).limit_us <= spent_us else ""
 
     def pause_refusal(self, key: Key) -> str:
         """Reason for which a pause is refused: the program, or its root, has ended."""
@@ -93,6 +103,27 @@ class Model:
             if program.state is not State.OPEN:
                 return "PROGRAM_CANCELLED" if program.state is State.CANCELLED else "PROGRAM_CLOSED"
         return ""
+
+    def resume_refusal(self, key: Key, add_us: int, addition_id: str, spent_us: int) -> str:
+        """Reason for which ResumeProgram is refused."""
+        if key not in self.programs:
+            return "PROGRAM_NOT_FOUND"
+        root = self.root(key)
+        known = root.additions.get(addition_id)
+        if known is not None and known != (key[1], add_us):
+            return "IDEMPOTENCY_KEY_REUSED"
+        if add_us and not root.limit_us:
+            return "NO_SUCH_BUDGET"
+        return "BUDGET_SPENT" if 0 < root.limit_us + add_us * (known is None) <= spent_us else ""
+
+    def resumed(self, key: Key, add_us: int, addition_id: str) -> None:
+        """ResumeProgram has succeeded."""
+        root = self.root(key)
+        root.paused = False
+        if addition_id not in root.additions:
+            root.limit_us += add_us
+            if addition_id and add_us:
+                root.additions[addition_id] = (key[1], add_us)
 
     def close(self, key: Key) -> None:
         """CloseProgram has succeeded; the end of a root ends its pause."""
@@ -105,12 +136,13 @@ class Model:
         for program in self.tree(key):
             program.state, program.paused = State.CANCELLED, False
 
-    def service_us(self, key: Key, *, of_tree: bool = False) -> int:
-        """What engines have said about all calls of a program, or of its whole tree."""
+    def service_us(self, key: Key, *, of_tree: bool = False, over: bool = False) -> int:
+        """What engines have said about all calls of a program, or of its whole tree; `over`: of ended calls only."""
         root = self.programs[key].root
         return sum(
             call.service_us
             for call in self.calls
             if call.tenant == key[0]
+            and (call.over or not over)
             and (self.programs[key[0], call.program].root == root if of_tree else call.program == key[1])
         )

@@ -35,6 +35,12 @@ STATES = {
 TENANTS, IDS = ("acme", "globex"), ("p", "q", "r")
 tenants, ids = st.sampled_from(TENANTS), st.sampled_from(IDS)
 numbers = st.integers(0, 1000)
+# Of budgets and additions, microseconds of engines; a report adds up to 1000.
+amounts = st.one_of(st.just(0), st.integers(1, 1500))
+
+
+def _budget(engine_us: int) -> types_pb2.Budget | None:
+    return types_pb2.Budget(engine_us=engine_us) if engine_us else None
 
 
 class ApiMachine(RuleBasedStateMachine):
@@ -53,7 +59,7 @@ class ApiMachine(RuleBasedStateMachine):
     def make_keys(self) -> None:
         for tenant in TENANTS:
             self._make_key(tenant)
-        self.open(0, "")
+        self.open(0, "", 500)
         self.open(1, "")
 
     def teardown(self) -> None:
@@ -85,13 +91,19 @@ class ApiMachine(RuleBasedStateMachine):
 
     # -- programs ------------------------------------------------------------------------------------------------
 
-    @rule(which=numbers, parent=st.one_of(st.just(""), ids))
-    def open(self, which: int, parent: str) -> None:
+    @rule(which=numbers, parent=st.one_of(st.just(""), ids), limit_us=amounts)
+    def open(self, which: int, parent: str, limit_us: int = 0) -> None:
         tenant, program = self._named(which)
-        refused_for = self.model.open_refusal((tenant, program), parent)
-        request = pb.OpenProgramRequest(program_id=program, parent_program_id=parent)
+        refused_for = self.model.open_refusal((tenant, program), parent, limit_us)
+        request = pb.OpenProgramRequest(program_id=program, parent_program_id=parent, budget=_budget(limit_us))
         if self._ask(self.api.programs.OpenProgram, request, tenant, refused_for):
-            self.model.opened((tenant, program), parent)
+            self.model.opened((tenant, program), parent, limit_us)
+
+    def _spent_us(self, tenant: str, program: str) -> int:
+        """What the tree of a program has used, as its leader says; the invariant bounds it."""
+        rows = self.api.plane.table.rows
+        row = rows.get(key(program, tenant))
+        return 0 if row is None else rows[row.root_key].tree_engine_us
 
     def _named(self, which: int) -> tuple[str, str]:
         """A program, usually one that exists: most of what can go wrong does so with those."""
@@ -124,12 +136,14 @@ class ApiMachine(RuleBasedStateMachine):
         if self._ask(self.api.programs.PauseProgram, request, tenant, self.model.pause_refusal((tenant, program))):
             self.model.root((tenant, program)).paused = True
 
-    @rule(which=numbers)
-    def resume(self, which: int) -> None:
+    @rule(which=numbers, add_us=amounts, addition_id=st.sampled_from(("", "a", "b")))
+    def resume(self, which: int, add_us: int, addition_id: str) -> None:
         tenant, program = self._named(which)
-        request = pb.ResumeProgramRequest(program_id=program)
-        if self._ask(self.api.programs.ResumeProgram, request, tenant, self._known(tenant, program)):
-            self.model.root((tenant, program)).paused = False
+        spent_us = self._spent_us(tenant, program)
+        refused_for = self.model.resume_refusal((tenant, program), add_us, addition_id, spent_us)
+        request = pb.ResumeProgramRequest(program_id=program, add=_budget(add_us), addition_id=addition_id)
+        if self._ask(self.api.programs.ResumeProgram, request, tenant, refused_for):
+            self.model.resumed((tenant, program), add_us, addition_id)
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
@@ -140,7 +154,8 @@ class ApiMachine(RuleBasedStateMachine):
     def _admit(self, tenant: str, program: str, *, implicit: bool, retry: int | None) -> None:
         running = [c for c in self.model.calls if (c.tenant, c.program) == (tenant, program) and not c.over]
         retried = running[retry % len(running)].call_id if retry is not None and running else ""
-        refused_for = self.model.call_refusal((tenant, program), implicit=implicit)
+        spent_us = self._spent_us(tenant, program)
+        refused_for = self.model.call_refusal((tenant, program), implicit=implicit, spent_us=spent_us)
         request = calls_pb.AdmitCallRequest(program_id=program, implicit=implicit, retry_of_call_id=retried)
         admitted = self._ask(self.api.calls.AdmitCall, request, tenant, refused_for)
         if admitted is not None:
@@ -247,7 +262,12 @@ class ApiMachine(RuleBasedStateMachine):
         for each, program in self.model.programs.items():
             assert rows[each].cancelled == (program.state is State.CANCELLED), each
             assert (rows[each].state == 4) == (program.state is not State.OPEN), each
-            assert self.api.plane.table.index.root_of(rows[each]).paused == self.model.root(each).paused
+            root = self.api.plane.table.index.root_of(rows[each])
+            assert root.paused == self.model.root(each).paused
+            assert (root.budget.engine_us if root.budget else 0) == self.model.root(each).limit_us
+            # Calls that have ended count with all that was said of them, and others at most with that.
+            least, most = (self.model.service_us(each, of_tree=True, over=over) for over in (True, False))
+            assert least <= root.tree_engine_us <= most
 
     @rule(tenant=tenants)
     def a_tenant_sees_its_programs_and_no_others(self, tenant: str) -> None:

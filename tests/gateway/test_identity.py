@@ -100,6 +100,8 @@ def test_a_program_of_the_url_that_is_too_long_is_hashed() -> None:
 
 def test_the_last_call_of_a_dynamo_session_is_known() -> None:
     assert identify({"x-dynamo-session-id": "d", "x-dynamo-session-final": "true"}, Body()).final
+    assert identify({OURS: "p", client_headers.FINAL: "true"}, Body()).final
+    assert not identify({OURS: "p", client_headers.FINAL: "false"}, Body()).final
 
 
 @given(st.dictionaries(st.sampled_from([OURS, "session-id"]), st.text()), st.binary(max_size=300))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import openai
 import pytest
 from agentserving_simulator.answers.behaviour import ANSWER
 from agentserving_simulator.faults import HEADER
+from clients import installs
 from integration.local_cluster import Cluster
 
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(240)]
@@ -46,9 +48,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def run(cluster: Cluster, name: str, script: str, *arguments: str) -> tuple[str, dict[str, Any]]:
     """(what the agent prints, its program)."""
+    return run_command(cluster, name, sys.executable, str(AGENTS / script), *arguments)
+
+
+def run_command(cluster: Cluster, name: str, *argv: str) -> tuple[str, dict[str, Any]]:
+    """(what the command prints, its program)."""
     command = [sys.executable, "-m", "agentserving_cli.main", "run", "--state-dir", str(cluster.directory)]
     done = subprocess.run(
-        [*command, "--name", name, "--", sys.executable, str(AGENTS / script), *arguments],
+        [*command, "--name", name, "--", *argv],
         capture_output=True, text=True, timeout=120, env={**os.environ, "no_proxy": "*"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -63,6 +70,26 @@ def test_an_agent_runs_its_tools_and_gets_an_answer_as_one_program(script: str, 
     assert printed == f"{EXPECTED[script]} {ANSWER}"
     assert program["outcome"] == "OUTCOME_COMPLETED"
     assert int(program["calls_completed"]) == TURNS + 1
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="no npm on PATH: agents in JavaScript were NOT run")
+@pytest.mark.parametrize("script", ["openai_node.mjs", "vercel_ai.mjs"])
+def test_an_agent_in_javascript_is_one_program_with_its_sub_agent_below(
+    script: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "node_modules").symlink_to(installs.npm("js"))
+    for source in installs.HERE.glob("programs/*.mjs"):
+        shutil.copy(source, tmp_path)
+    printed, program = run_command(
+        cluster, f"run of {script}", "node", str(tmp_path / script), "--sub-agent", "find it"
+    )  # fmt: skip
+    assert json.loads(printed)["answer"] == ANSWER
+    assert (program["outcome"], int(program["calls_completed"])) == ("OUTCOME_COMPLETED", TURNS + 1)
+    listed = json.loads(cluster.cli("ps", "--all", "-o", "json"))["programs"]
+    helpers = [each for each in listed if each["parent_program_id"] == program["program_id"]]
+    assert helpers
+    for helper in helpers:
+        assert (helper["outcome"], int(helper["calls_completed"])) == ("OUTCOME_COMPLETED", TURNS + 1)
 
 
 def test_an_agent_gets_through_refusals_that_its_sdk_retries(cluster: Cluster) -> None:

@@ -89,6 +89,7 @@ def test_a_batch_from_upload_to_results(cluster: Cluster, client: openai.OpenAI)
     assert "max_tokens must be" in refused["response"]["body"]["error"]["message"]
     # One program, of class batch, of the tenant of the key that has created it.
     cluster.wait(lambda: cluster.program_or_none(batch.id).get("calls_completed") == "20")
+    cluster.wait(lambda: cluster.program(batch.id)["outcome"] == "OUTCOME_COMPLETED")
     program = cluster.program(batch.id)
     assert (program["tenant"], program["service_class"]) == ("default", "SERVICE_CLASS_BATCH")
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -109,6 +110,20 @@ def test_a_signal_reaches_the_command_and_its_end_closes_the_program(cluster: Cl
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     assert named(cluster, "stopped")[0]["outcome"] == "OUTCOME_FAILED"
+
+
+def test_a_cancelled_run_fails_though_its_command_reports_success(cluster: Cluster, tmp_path: Path) -> None:
+    started, ends = tmp_path / "started", tmp_path / "ends"
+    wait = f"until [ -e {shlex.quote(str(ends))} ]; do sleep 0.1; done"
+    command = ("sh", "-c", f"touch {shlex.quote(str(started))}; {wait}")
+    process = subprocess.Popen(argv(cluster, "--name", "late", "--", *command), stderr=subprocess.PIPE, text=True)
+    eventually(started.exists, "the command has started", 60)
+    (program,) = named(cluster, "late")
+    cluster.cli("cancel", program["program_id"])
+    ends.touch()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, named(cluster, "late")[0]["outcome"]) == (1, "OUTCOME_CANCELLED")
+    assert f"{program['program_id']} was cancelled" in err
 
 
 def test_what_cannot_run_is_refused_before_a_program_is_opened(cluster: Cluster) -> None:

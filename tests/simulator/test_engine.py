@@ -336,3 +336,17 @@ def test_a_call_that_is_aborted_between_steps_is_reported_although_no_step_follo
     engine.session.execute(Cancel([f"a.{TENANT}.0"]), now)
     (report,) = [message for message in channel.sent if isinstance(message, EngineReport)]
     assert [(call.call_id, call.outcome) for call in report.calls] == [(f"a.{TENANT}.0", "cancelled")]
+
+
+def test_a_cancel_that_overtakes_its_call_ends_it_when_it_arrives_though_its_tree_is_paused() -> None:
+    engine = engine_with(limits=Limits())
+    channel = engine.session.channel = RecordedChannel()
+    engine.session.execute(SetPaused([(TENANT, "a")]), 0)
+    engine.session.execute(Cancel([f"a.{TENANT}.0"]), 0)
+    engine.add(request("a", 16, 40), ticket("a"), 1, 0.0)
+    engine.add(request("b", 16, 1), ticket("b"), 1, 0.0)
+    drive(engine, 1)
+    reports = [message for message in channel.sent if isinstance(message, EngineReport)]
+    ended = {call.call_id: call.outcome for each in reports for call in each.calls if call.outcome}
+    assert ended == {f"a.{TENANT}.0": "cancelled", f"b.{TENANT}.0": "completed"}
+    assert not engine.requests

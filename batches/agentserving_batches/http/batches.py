@@ -13,6 +13,7 @@ from aiohttp import web
 
 from agentserving_batches.errors import RefusedError, no_batch, no_file
 from agentserving_batches.http.asker import ASKER, GRANT_TEXT
+from agentserving_batches.http.audit import CREATED
 from agentserving_batches.http.query import limit_of
 from agentserving_batches.limits import MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE, Limits
 from agentserving_batches.lines import ENDPOINTS
@@ -79,6 +80,7 @@ class Batches:
             metadata=asked.metadata or {},
         )
         await self._database.run(partial(_create, batch=batch, limits=self._limits))
+        request[CREATED] = batch.batch_id
         self._runner.created(batch.batch_id)
         return web.json_response(batch_object(batch))
 

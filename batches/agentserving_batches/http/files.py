@@ -12,6 +12,7 @@ from aiohttp import web
 
 from agentserving_batches.errors import RefusedError, no_file
 from agentserving_batches.http.asker import ASKER
+from agentserving_batches.http.audit import CREATED
 from agentserving_batches.http.query import is_newest_first, limit_of
 from agentserving_batches.http.upload import Uploads, read
 from agentserving_batches.limits import Limits
@@ -71,6 +72,7 @@ class Files:
             except RefusedError:
                 self._contents.delete(file_id)
                 raise
+        request[CREATED] = file_id
         return web.json_response(file_object(file))
 
     async def list(self, request: web.Request) -> web.Response:

@@ -14,6 +14,7 @@ from aiohttp import web
 from agentserving_batches import metrics
 from agentserving_batches.errors import RefusedError
 from agentserving_batches.http.asker import ASKER, GRANT_TEXT, Askers
+from agentserving_batches.http.audit import AuditLog
 
 log = structlog.get_logger()
 
@@ -27,22 +28,32 @@ _KEEP_ALIVE_S = 75.0
 
 
 def application(askers: Askers, routes: Iterable[web.AbstractRouteDef]) -> web.Application:
+    lines = AuditLog()
+
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             request[ASKER], request[GRANT_TEXT] = askers.of(request)
-            return await handler(request)
         except RefusedError as error:
+            lines.refused(request, error.code)
             return _refused(error)
+        try:
+            response = await handler(request)
+            lines.changed(request, request[ASKER])
+            return response
+        except RefusedError as error:
+            refusal = error
         except web.HTTPException as error:
-            return _refused(RefusedError(error.status, error.reason, "invalid_request"))
+            refusal = RefusedError(error.status, error.reason, "invalid_request")
         except ConnectionError:
             # The client has left.
             raise
         except Exception:
             log.exception("a request failed", method=request.method, route=_route(request))
             message = "the batch service failed; its log says why. Try again, and report it if that lasts"
-            return _refused(RefusedError(500, message, "internal_error", type="server_error"))
+            refusal = RefusedError(500, message, "internal_error", type="server_error")
+        lines.changed(request, request[ASKER], refusal.status, refusal.code)
+        return _refused(refusal)
 
     app = web.Application(middlewares=[answer], client_max_size=_MAX_BODY_BYTES)
     app.add_routes(routes)

@@ -64,23 +64,31 @@ class Calls:
 
     async def run(self, batch: Batch) -> None:
         """Returns when every line has a result. A failure of the store ends it, and what is missing is made again."""
+        all_begun = asyncio.Event()
         async with self._slots.of(batch.tenant) as own, asyncio.TaskGroup() as group:
-            after = 0
-            while lines := await self._database.run(
-                partial(batch_rows.pending, batch_id=batch.batch_id, after=after, limit=PAGE)
-            ):
+            lines = await self._pending(batch, 0)
+            while lines:
+                following = await self._pending(batch, lines[-1].number)
                 for line in lines:
                     await self._slots.acquire(own)
-                    call = group.create_task(self._call(batch, line))
+                    if line is lines[-1] and not following:
+                        all_begun.set()
+                    call = group.create_task(self._call(batch, line, all_begun))
                     call.add_done_callback(lambda _: self._slots.release(own))
-                after = lines[-1].number
+                lines = following
 
-    async def _call(self, batch: Batch, line: Line) -> None:
+    async def _pending(self, batch: Batch, after: int) -> list[Line]:
+        return await self._database.run(
+            partial(batch_rows.pending, batch_id=batch.batch_id, after=after, limit=PAGE)
+        )  # fmt: skip
+
+    async def _call(self, batch: Batch, line: Line, all_begun: asyncio.Event) -> None:
+        """`all_begun`: no other line waits for its first call, so each call may be the batch's last one."""
         with metrics.CALLS.track_inprogress():
             text = await asyncio.to_thread(self._contents.read, batch.input_file_id, line.offset, line.size_bytes)
             body, tries = body_of(text), Tries()
             while True:
-                answer = await self._gateway.call(batch, body)
+                answer = await self._gateway.call(batch, body, is_final=all_begun.is_set())
                 again = next_try(answer, tries)
                 if again is None:
                     break

@@ -19,7 +19,7 @@ from typing import Self
 import aiohttp
 from agentserving.contract.engine_http import MODELS
 from agentserving.contract.service_class import ServiceClass
-from agentserving.programs.headers import CALL_ID, headers_of
+from agentserving.programs.headers import CALL_ID, FINAL, headers_of
 from aiohttp import AddrInfoType
 
 from agentserving_batches.limits import MAX_ANSWER_BYTES
@@ -62,11 +62,12 @@ class Gateway:
         if self._session is not None:
             await self._session.close()
 
-    async def call(self, batch: Batch, body: bytes) -> Answer:
-        """One call of a batch. A cancelled one is cancelled at the gateway, too."""
+    async def call(self, batch: Batch, body: bytes, *, is_final: bool = False) -> Answer:
+        """One call of a batch; after a final one its program ends. A cancelled one is cancelled at the gateway, too."""
         headers = {
             **_credential(batch.grant),
             **headers_of(batch.batch_id, name=_PROGRAM_NAME, service_class=ServiceClass.BATCH.label),
+            **({FINAL: "true"} if is_final else {}),
             "content-type": "application/json",
         }
         assert self._session is not None

@@ -139,7 +139,12 @@ def _of_store(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # Where audit lines are written. The operator's own log is in another namespace, and is read with --file.
-AUDITED = (("control-plane", "control-plane"), ("gateway", "picker"), ("engine", "sidecar"))
+AUDITED = (
+    ("control-plane", "control-plane"),
+    ("gateway", "picker"),
+    ("engine", "sidecar"),
+    ("batches", "batches"),
+)
 
 
 def _logs(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,8 +6,9 @@ Its weights are a bigram chain: attention and MLP add nothing, each token of a c
 own, and the head maps that dimension to the chain's next token. The chat template looks at the conversation and ends
 the generation prompt with the first token of a chain:
 
-- The last user message contains USE_<word>: the tool calls of that word in SCRIPTS.
+- The last user message contains USE_<word>: the tool calls of that word in SCRIPTS, or its text in TEXTS.
 - Otherwise, and a known tool is offered: one harmless call of the first such tool.
+- A tool that ends the agent (`final_answer`) is offered, and the conversation has an answer already: a call of it.
 - After a tool's result, and where no known tool is offered: TEXT.
 
 So any coding agent runs a whole loop of tool call, result and answer. Tokens are of ordinary length (a vocabulary
@@ -47,6 +48,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "execute_command": {"command": HELLO, "requires_approval": False},
     "get_weather": {"city": "Paris"},
 }
+# Creates a file where the agent works, which shows that a call was carried out: USE_FILE_<tool>.
+FILE = "touch called"
+FILES: dict[str, dict[str, Any]] = {
+    "Bash": {"command": FILE, "description": "Create a file"},
+    "bash": {"command": FILE, "description": "Create a file"},
+    "exec_command": {"cmd": FILE},
+    "run_shell_command": {"command": FILE, "is_background": False},
+}
 # USE_<word> in the last user message: calls that a test or a demonstration asks for.
 SCRIPTS: dict[str, list[Call]] = {
     "BASH": [("Bash", {"command": SLOW_HELLO, "description": "Say hello"})],
@@ -56,12 +65,16 @@ SCRIPTS: dict[str, list[Call]] = {
         ("Agent", {**CLAUDE_AGENT, "prompt": "USE_BASH on the left"}),
         ("Agent", {**CLAUDE_AGENT, "prompt": "USE_BASH on the right"}),
     ],
+    "QWEN_AGENT": [("agent", {**CLAUDE_AGENT, "prompt": "say hello"})],
     "OPENCODE_TASK": [("task", {"description": "say hello", "prompt": "hello", "subagent_type": "general"})],
     "WEATHER": [("get_weather", {"city": "Paris"})],
     "TWO_CITIES": [("get_weather", {"city": "Rome"}), ("get_weather", {"city": "Oslo"})],
     "RESEARCH": [("transfer_to_research", {})],
     "FINAL_ANSWER": [("final_answer", {"answer": "forty two"})],
+    **{f"FILE_{tool}": [(tool, arguments)] for tool, arguments in FILES.items()},
 }
+# USE_<word> of agents that call no tools: aider writes a file's whole text.
+TEXTS = {"EDIT": "hello.txt\n```\nhello from agentserving\n```\n"}
 # Each word once: a bigram chain cannot say a word twice.
 TEXT = "Done. This is a scripted model, served by vLLM and scheduled as part of your program."
 
@@ -72,7 +85,7 @@ VOCABULARY = 6_000
 # The chain's next token beats every other at any temperature: hidden states have a norm of sqrt(HIDDEN) after RMSNorm.
 CHAIN_WEIGHT, NOISE = 20.0, 0.05
 
-TEMPLATE = """{%- set ns = namespace(user='', last='', tool='') %}
+TEMPLATE = """{%- set ns = namespace(user='', last='', tool='', answered=false) %}
 {%- if tools %}<|im_start|>tools
 {% for tool in tools %}{{ tool | tojson }}
 {% endfor %}<|im_end|>
@@ -86,15 +99,20 @@ TEMPLATE = """{%- set ns = namespace(user='', last='', tool='') %}
 {{ call['function']['name'] }} {{ call['function']['arguments'] | tojson }}</tool_call>{% endfor %}<|im_end|>
 {% if m['role'] not in ('system', 'developer') %}{% set ns.last = m['role'] %}{% endif %}
 {%- if m['role'] == 'user' %}{% set ns.user = ns.text %}{% endif %}
+{%- if m['role'] == 'assistant' %}{% set ns.answered = true %}{% endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}<|im_start|>assistant
 {% if ns.last == 'user' and tools %}
 {%- for known in KNOWN_TOOLS %}{% for tool in tools %}
 {%- if not ns.tool and (tool['function'] or tool)['name'] == known %}
 {%- set ns.tool = '<|tool:' ~ known ~ '|>' %}{% endif %}
+{%- if ns.answered and (tool['function'] or tool)['name'] == 'final_answer' %}
+{%- set ns.tool = '<|use:FINAL_ANSWER|>' %}{% endif %}
 {%- endfor %}{% endfor %}
 {%- for word in KNOWN_WORDS %}{% if 'USE_' ~ word in ns.user %}{% set ns.tool = '<|use:' ~ word ~ '|>' %}{% endif %}
 {%- endfor %}{% endif %}
+{%- for word in KNOWN_TEXTS %}{% if 'USE_' ~ word in ns.user %}{% set ns.tool = '<|use:' ~ word ~ '|>' %}{% endif %}
+{%- endfor %}
 {{- ns.tool or 'SAY_TOKEN' }}{% endif %}"""
 
 
@@ -111,6 +129,7 @@ def chat_template() -> str:
     return (
         TEMPLATE.replace("KNOWN_TOOLS", json.dumps(list(DEFAULTS)))
         .replace("KNOWN_WORDS", json.dumps(words))
+        .replace("KNOWN_TEXTS", json.dumps(list(TEXTS)))
         .replace("SAY_TOKEN", SAY)
     )
 
@@ -130,6 +149,7 @@ def chains() -> list[Chain]:
             used.add(token)
             tokens.append(token)
         found.append(Chain(tuple(tokens)))
+    found += [Chain((f"<|use:{word}|>", text)) for word, text in TEXTS.items()]
     words = TEXT.split(" ")
     assert len(set(words)) == len(words), "TEXT repeats a word"
     found.append(Chain((SAY, words[0], *(f" {word}" for word in words[1:]))))

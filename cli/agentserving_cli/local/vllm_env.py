@@ -146,7 +146,7 @@ def ensure_vllm() -> Path:
 
 
 # Change a directory's number when its script changes.
-_MODELS = {TINY: ("tiny-llama-1", "make_tiny_model.py"), SCRIPTED: ("scripted-llama-2", "make_scripted_model.py")}
+_MODELS = {TINY: ("tiny-llama-1", "make_tiny_model.py"), SCRIPTED: ("scripted-llama-3", "make_scripted_model.py")}
 
 
 def ensure_model(python: Path, name: str = TINY) -> Path:

@@ -232,6 +232,7 @@ class AdmissionPlanner:
                 budget=request.budget,
                 service_class=request.service_class,
                 service_class_limit=request.service_class_limit,
+                claimed=True,
             )
         )
         assert isinstance(opening, OpenPlan), "only a request with an idempotency key finds a row"
@@ -250,6 +251,7 @@ class AdmissionPlanner:
             budget=budget,
             service_class=request.service_class,
             service_class_limit=request.service_class_limit,
+            claimed=True,
         )
         plan = self._programs.plan_open(asked, {above.key: above} if above is not None else None)
         assert isinstance(plan, OpenPlan), "only a request with an idempotency key finds a row"

@@ -41,6 +41,8 @@ class ProgramIndex:
         self.busy = 0
         # Roots whose trees are paused.
         self.paused: set[ProgramKey] = set()
+        # Live roots whose trees have spent their budgets.
+        self.spent: set[ProgramKey] = set()
         # Steady time of the last sign of life: of a call in flight; of a program, or when it closed.
         # Calls are in the order of it.
         self.heard_us: OrderedDict[CallId, int] = OrderedDict()
@@ -172,6 +174,7 @@ class ProgramIndex:
         self.name_opening(row)
         if row.paused:
             self.note_pause(row)
+        self.note_budget(row)
         if row.state is ProgramState.CLOSED:
             self.closed.add(key, cancelled=row.cancelled)
         else:
@@ -191,6 +194,11 @@ class ProgramIndex:
         """The pause of a root's tree has begun or ended."""
         (self.paused.add if row.paused else self.paused.discard)(row.key)
         self.paused_of.add(row.tenant, 1 if row.paused else -1)
+
+    def note_budget(self, root: ProgramRow) -> None:
+        """A tree's budget may have been spent, or added to, or its root closed."""
+        is_waiting = budgets.is_spent(root) and root.state is not ProgramState.CLOSED
+        (self.spent.add if is_waiting else self.spent.discard)(root.key)
 
     def active(self, row: ProgramRow, steady_us: int) -> None:
         """Records a sign of life of a program, or its end."""
@@ -218,6 +226,7 @@ class ProgramIndex:
         del self.rows[key]
         del self.active_us[key]
         self.closed.discard(key)
+        self.spent.discard(key)
         ids = self._ids[row.tenant]
         ids.remove(row.program_id)
         if not ids:

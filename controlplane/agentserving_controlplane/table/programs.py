@@ -49,6 +49,8 @@ class OpenRequest:
     digest: str = ""
     # Of the whole tree.
     budget: Budget = UNLIMITED
+    # By a call that names it, not by OpenProgram.
+    claimed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,7 @@ class OpenPlan:
     generated: int = 0
     # As it was asked for; a default is not in it.
     budget: Budget = UNLIMITED
+    claimed: bool = False
 
 
 @dataclass(slots=True)
@@ -180,6 +183,7 @@ class Programs:
             reopens=known is not None,
             generated=generated,
             budget=request.budget,
+            claimed=request.claimed,
         )
 
     def commit_open(self, plan: OpenPlan, now: Instant) -> ProgramRow:
@@ -197,6 +201,7 @@ class Programs:
             idempotency_key=plan.idempotency_key,
             request=plan.digest,
             last_arrival_us=now.unix_us,
+            claimed=plan.claimed,
         )
         self._generated = max(self._generated, plan.generated)
         self._give_budget(row, plan.budget)
@@ -210,6 +215,7 @@ class Programs:
 
     def _commit_reopen(self, plan: OpenPlan, now: Instant) -> ProgramRow:
         row = self._index.rows[plan.key]
+        row.claimed = plan.claimed
         if plan.idempotency_key:
             self._index.unname_opening(row)
             row.idempotency_key, row.request = plan.idempotency_key, plan.digest
@@ -275,6 +281,7 @@ class Programs:
 
     def touch(self, row: ProgramRow, *, with_root: bool = False) -> None:
         """Records that a row changed; `with_root`: it and its root's row must land together."""
+        self._index.note_budget(self._index.root_of(row))
         root = row.root_key if with_root and row.root_key in self._index.rows else None
         self._changes.row(row.key, root)
 
@@ -298,6 +305,24 @@ class Programs:
         if self.endings is not None:
             origin = origin_of(row, self._index.root_of(row))
             self.endings.note(row.tenant, ClosedProgram(origin, outcome, now.unix_us, len(row.calls)))
+
+    def close_tree(self, row: ProgramRow, outcome: Outcome, now: Instant) -> None:
+        """Closes a program, and the sub-agents that only calls have opened; those with calls, when the last one ends.
+
+        What a client has opened below it stays open until that client closes it. Its sub-agents do so, too.
+        """
+        self.close(row, outcome, now)
+        ended = {row.program_id}
+        for below in list(self._index.tree(row)):
+            is_open = below.state is not ProgramState.CLOSED
+            if below.parent not in ended or (is_open and not below.claimed):
+                continue
+            ended.add(below.program_id)
+            if is_open and below.calls:
+                below.closing = True
+                self.touch(below)
+            else:
+                self.close(below, outcome, now)
 
     def take_ended(self) -> list[ProgramRow]:
         """Root programs closed since the last call of this method."""

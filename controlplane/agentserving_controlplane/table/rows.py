@@ -161,6 +161,8 @@ class ProgramRow(msgspec.Struct, omit_defaults=True, dict=True):
     idempotency_key: str = ""
     # Closes as COMPLETED when its last call ends.
     closing: bool = False
+    # Opened by a call that named it: there is no client that closes it.
+    claimed: bool = False
     # Digest of the OpenProgram request that carried the key.
     request: str = ""
     # On a root: its whole tree is paused.

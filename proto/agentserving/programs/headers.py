@@ -14,6 +14,8 @@ PARENT_CALL_IDS = "x-agentserving-parent-call-ids"
 BUDGET = "x-agentserving-budget"
 # interactive, standard or batch: of the program that the call opens.
 SERVICE_CLASS = "x-agentserving-service"
+# "true" with a program's last call: the program is completed when its calls have ended.
+FINAL = "x-agentserving-final"
 # In the gateway's responses.
 CALL_ID = "x-agentserving-call-id"
 

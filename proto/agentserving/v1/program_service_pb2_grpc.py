@@ -103,6 +103,7 @@ class ProgramServiceServicer(object):
 
     def CloseProgram(self, request, context):
         """Ends a program; calls in flight finish and are still charged. The first word on the outcome stands. Ends a hold.
+        Programs below it that were opened by calls (gateways' headers) end with it, or with their calls in flight.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -24,10 +24,11 @@ class BadRequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may call; `schema` of its arguments."""
+    """A function that the model may call; `schema` of its arguments. Few APIs have namespaces."""
 
     name: str
     schema: Mapping[str, Any]
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,13 +128,13 @@ def tools_of(
     return Tools(offered=chosen, must_call=mode == "required", parallel=parallel is not False)
 
 
-def tool(name: object, schema: object) -> Tool:
+def tool(name: object, schema: object, namespace: object = "") -> Tool:
     """Raises BadRequestError."""
     if not isinstance(name, str) or not name:
         raise BadRequestError("a tool has no name", "tools")
     if schema is not None and not isinstance(schema, Mapping):
         raise BadRequestError(f"the parameters of the tool {name} must be a JSON schema", "tools")
-    return Tool(name, {"type": "object", **(schema or {})})
+    return Tool(name, {"type": "object", **(schema or {})}, str(namespace or ""))
 
 
 def checked_prompt(text: str, max_model_len: int) -> str:

@@ -26,6 +26,8 @@ GREETING = "hello from agentserving"
 # Tools that end an agent: they are called when the budget of turns is spent and a call is required.
 _LAST = ("final", "attempt_completion", "finish", "submit")
 _COMMANDS = ("command", "cmd", "commands")
+# What a schema of a text has that not every text fits.
+_NARROW = {"enum", "const", "pattern", "format", "maxLength", "$ref"}
 # Seed -> a source of randomness.
 Rng = Callable[[int], "Random"]
 
@@ -48,7 +50,7 @@ class Behaviour:
 def plan_of(asked: Asked, behaviour: Behaviour, rng: Rng, seed: int, most: int) -> Plan:
     """The answer to a request; `seed` of its placeholder words, `most` tokens fit. Raises BadRequestError."""
     scripted = turn_of(behaviour.scripts, asked)
-    calls = _scripted_calls(scripted, asked, rng) if scripted else _calls(asked, behaviour, rng)
+    calls = _scripted_calls(scripted, asked, behaviour.answer, rng) if scripted else _calls(asked, behaviour, rng)
     parts = [Part(PartKind.REASONING, text) for text in (_reasoning(scripted, asked, behaviour, seed),) if text]
     text = scripted.text if scripted else ""
     if not calls and not text:
@@ -83,14 +85,14 @@ def _structured(schema: object, rng: Rng) -> str:
         raise BadRequestError(f"the simulator finds no value for this schema: {error}", "response_format") from error
 
 
-def _scripted_calls(scripted: ScriptedTurn, asked: Asked, rng: Rng) -> list[Part]:
+def _scripted_calls(scripted: ScriptedTurn, asked: Asked, answer: str, rng: Rng) -> list[Part]:
     offered = {tool.name: tool for tool in asked.tools.offered}
     calls = []
     for number, call in enumerate(scripted.calls):
         if call.name in offered:
             given = call.arguments
-            arguments = _arguments(offered[call.name], asked.turn, number, rng) if given is None else given
-            calls.append(_call(call.name, arguments))
+            arguments = _arguments(offered[call.name], asked.turn, number, answer, rng) if given is None else given
+            calls.append(_call(offered[call.name], arguments))
     return calls
 
 
@@ -109,7 +111,7 @@ def _calls(asked: Asked, behaviour: Behaviour, rng: Rng) -> list[Part]:
         if len(calls) == wanted:
             break
         try:
-            calls.append(_call(tool.name, _arguments(tool, asked.turn, len(calls), rng)))
+            calls.append(_call(tool, _arguments(tool, asked.turn, len(calls), behaviour.answer, rng)))
         except NoValueError as error:
             refused.append(f"{tool.name}: {error}")
     if not calls and tools.must_call:
@@ -120,7 +122,7 @@ def _calls(asked: Asked, behaviour: Behaviour, rng: Rng) -> list[Part]:
 def _preferred(offered: Sequence[Tool], start: int, *, ends: bool) -> Sequence[Tool]:
     """Shells alone where there is one: of all tools of an agent a command is the one whose effect is known to be
     harmless. Else each in turn; those that end the agent when the budget is spent."""
-    last = [tool for tool in offered if tool.name.lower().startswith(_LAST)]
+    last = [tool for tool in offered if _ends_agent(tool)]
     if ends:
         return [*last, *reversed(offered)]
     others = [tool for tool in offered if tool not in last] or last
@@ -135,8 +137,12 @@ def _properties(tool: Tool) -> list[tuple[str, Mapping[str, Any]]]:
     return [(name, each) for name, each in found.items() if isinstance(each, dict)] if isinstance(found, dict) else []
 
 
-def _arguments(tool: Tool, turn: int, number: int, rng: Rng) -> dict[str, Any]:
-    """Raises NoValueError."""
+def _ends_agent(tool: Tool) -> bool:
+    return tool.name.lower().startswith(_LAST)
+
+
+def _arguments(tool: Tool, turn: int, number: int, answer: str, rng: Rng) -> dict[str, Any]:
+    """Raises NoValueError. `answer`: the text of a tool that ends the agent."""
     found = value({"type": "object", **tool.schema}, rng(_digest(tool.name, turn * 64 + number)), _command)
     if not isinstance(found, dict):
         raise NoValueError("its schema is not of an object")
@@ -145,12 +151,14 @@ def _arguments(tool: Tool, turn: int, number: int, rng: Rng) -> dict[str, Any]:
         hinted = _command(name, schema)
         if hinted is not None:
             found.setdefault(name, hinted)
+        if _ends_agent(tool) and name in found and schema.get("type") == "string" and not schema.keys() & _NARROW:
+            found[name] = answer
     return found
 
 
 def _command(name: str, schema: Mapping[str, Any]) -> object:
     """A greeting for properties that take a command of a shell."""
-    if name not in _COMMANDS or schema.keys() & {"enum", "const", "pattern", "maxLength", "$ref"}:
+    if name not in _COMMANDS or schema.keys() & _NARROW:
         return None
     if schema.get("type") == "string":
         return f"echo {GREETING}"
@@ -160,8 +168,8 @@ def _command(name: str, schema: Mapping[str, Any]) -> object:
     return None
 
 
-def _call(name: str, arguments: object) -> Part:
-    return Part(PartKind.CALL, spelled(arguments), name)
+def _call(tool: Tool, arguments: object) -> Part:
+    return Part(PartKind.CALL, spelled(arguments), tool.name, tool.namespace)
 
 
 def _digest(name: str, number: int) -> int:

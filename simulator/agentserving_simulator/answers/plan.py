@@ -31,6 +31,7 @@ class Part:
     kind: PartKind
     text: str = ""
     name: str = ""
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

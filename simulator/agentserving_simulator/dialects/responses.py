@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agentserving_simulator.answers import asked as reading
-from agentserving_simulator.answers.asked import Asked, BadRequestError, Tools, tools_of
+from agentserving_simulator.answers.asked import Asked, BadRequestError, Tool, Tools, tools_of
 from agentserving_simulator.answers.conversation import (
     ASSISTANT,
     ToolCall,
@@ -121,11 +121,18 @@ def _other(item: dict[str, Any], kind: str) -> Turn:
 def _tools(listed: object, choice: object, parallel: object) -> Tools:
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
         raise BadRequestError("tools must be a list of objects", "tools")
-    # Others (web search, freeform tools with a grammar, namespaces) are never called.
-    functions = [each for each in listed if each.get("type") == "function"]
-    offered = [reading.tool(each.get("name"), each.get("parameters")) for each in functions]
+    offered = list(_functions(listed))
     mode, names = chosen(choice)
     return tools_of(offered, mode=mode, names=names, parallel=parallel)
+
+
+def _functions(listed: list[dict[str, Any]], namespace: object = "") -> Iterator[Tool]:
+    """Others (web search, freeform tools with a grammar) are never called."""
+    for each in listed:
+        if each.get("type") == "function":
+            yield reading.tool(each.get("name"), each.get("parameters"), namespace)
+        elif each.get("type") == "namespace" and not namespace:
+            yield from _functions(reading.objects(each, "tools"), each.get("name"))
 
 
 def _mapping(found: object) -> Mapping[str, Any]:

@@ -131,7 +131,9 @@ def _item(heading: Heading, number: int, part: Part, text: str | None, status: s
     match part.kind:
         case PartKind.CALL:
             call_id = heading.call_id(0, number)
-            return {**item, "type": "function_call", "call_id": call_id, "name": part.name, "arguments": text or ""}
+            named_in = {"namespace": part.namespace} if part.namespace else {}
+            call = {"type": "function_call", "call_id": call_id, "name": part.name, "arguments": text or ""}
+            return {**item, **call, **named_in}
         case PartKind.TEXT:
             content = [] if text is None else [_content(part.kind, text)]
             return {**item, "type": "message", "role": "assistant", "content": content}

@@ -74,6 +74,18 @@ def test_a_call_that_is_required_after_the_budget_is_that_of_the_tool_that_ends_
     assert calls(plan(FINAL, turn=0)) == ["final_result"]
 
 
+def test_the_text_of_a_tool_that_ends_the_agent_is_the_answer_where_any_text_fits() -> None:
+    def arguments(found: Plan) -> Any:
+        return json.loads(found.parts[0].text)
+
+    assert arguments(plan(FINAL, turn=1, must=True)) == {"answer": ANSWER}
+    narrow = tool("final_answer", answer={"type": "string", "enum": ["yes", "no"]}, score={"type": "integer"})
+    found = arguments(plan(narrow, turn=1, must=True))
+    assert found["answer"] in ("yes", "no")
+    assert isinstance(found["score"], int)
+    assert arguments(plan(READ))["path"] != ANSWER
+
+
 def test_parallel_calls_are_made_where_they_are_allowed() -> None:
     behaviour = Behaviour(parallel_calls=3)
     assert calls(plan(READ, EDIT, behaviour=behaviour)) == ["Read", "Edit", "Read"]

@@ -145,6 +145,21 @@ async def test_counted_tokens_are_those_of_the_prompt() -> None:
         assert answer.stop_reason == "max_tokens"
 
 
+async def test_a_tool_of_a_namespace_is_called_by_both_names_and_the_agent_gets_its_answer() -> None:
+    spawn: Any = {"type": "function", "name": "spawn", "parameters": {"type": "object", "properties": {}}}
+    tools: Any = [{"type": "namespace", "name": "team", "description": "Sub-agents.", "tools": [spawn]}]
+    async with simulated() as served:
+        sdk = served.openai()
+        async with sdk.responses.stream(model=MODEL, input=QUESTION, tools=tools) as stream:
+            (call,) = (await stream.get_final_response()).output
+        assert call.type == "function_call"
+        assert (call.name, call.namespace) == ("spawn", "team")
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": "spawned"}
+        items: Any = [{"role": "user", "content": QUESTION}, call.model_dump(exclude_none=True), result]
+        last = await sdk.responses.create(model=MODEL, input=items, tools=tools)
+        assert last.output_text == ANSWER
+
+
 async def test_an_agent_on_responses_gets_its_calls_and_then_its_answer() -> None:
     async with simulated(TWO_TURNS) as served:
         sdk = served.openai()
