@@ -51,8 +51,14 @@ VALID: list[dict[str, Any]] = [
             "maxLoraRank": 64,
             "chatTemplate": {"configMapName": "templates"},
             "loraAdapters": [{"name": "sql", "source": "org/sql"}],
+            "maxLoras": 1,
+            "maxCpuLoras": 1,
         },
-        "gateway": {"groupByContent": False},
+        "gateway": {
+            "groupByContent": False,
+            "programHeaders": [{"name": "x-run", "parent": "x-parent-run"}, {"name": "x-session-id"}],
+            "ignoredProgramHeaders": ["session-id"],
+        },
     },
     {**MINIMAL, "tls": {"issuer": "Operator"}},
     {**MINIMAL, "tls": {"engines": True}, "engine": {"extraArgs": ["--seed", "1"]}},
@@ -66,6 +72,7 @@ VALID: list[dict[str, Any]] = [
     {**MINIMAL, "tls": {"issuer": "CertManager", "issuerRef": {"name": "ca", "kind": "ClusterIssuer"}}},
 ]
 
+TWO_ADAPTERS = [{"name": "a", "source": "b"}, {"name": "c", "source": "d"}]
 JWT = {"issuer": "https://a.b/", "audience": "c", "jwksSecretName": "d"}
 
 # (spec, field, words of the parser)
@@ -87,6 +94,45 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
         {"model": {"name": "m", "loraAdapters": [{"name": "a", "source": "b"}]}, "engine": {"type": "Simulator"}},
         "spec.model",
         "type VLLM only",
+    ),
+    ({"model": {"name": "m", "maxLoras": 1}}, "spec.model.maxLoras", "at most the number of loraAdapters"),
+    (
+        {"model": {"name": "m", "loraAdapters": [{"name": "a", "source": "b"}], "maxCpuLoras": 2}},
+        "spec.model.maxCpuLoras",
+        "at most the number of loraAdapters",
+    ),
+    (
+        {"model": {"name": "m", "loraAdapters": TWO_ADAPTERS, "maxLoras": 2, "maxCpuLoras": 1}},
+        "spec.model.maxCpuLoras",
+        "must be at least maxLoras",
+    ),
+    (
+        {
+            "model": {"name": "m", "loraAdapters": TWO_ADAPTERS, "maxLoras": 2},
+            "engine": {"extraArgs": ["--max-loras=4"]},
+        },
+        "spec.engine.extraArgs",
+        "give each once",
+    ),
+    (
+        {**MINIMAL, "gateway": {"programHeaders": [{"name": "authorization"}]}},
+        "spec.gateway.programHeaders[0].name",
+        "cannot be a credential",
+    ),
+    (
+        {**MINIMAL, "gateway": {"programHeaders": [{"name": "x-run", "parent": "x-agentserving-tenant"}]}},
+        "spec.gateway.programHeaders[0].parent",
+        "cannot be a credential",
+    ),
+    (
+        {**MINIMAL, "gateway": {"programHeaders": [{"name": "X-Run"}]}},
+        "spec.gateway.programHeaders[0].name",
+        "does not match",
+    ),
+    (
+        {**MINIMAL, "gateway": {"ignoredProgramHeaders": ["x-run"]}},
+        "spec.gateway.ignoredProgramHeaders",
+        "those of known agents",
     ),
     ({**MINIMAL, "gateway": {"tls": {}}}, "spec.gateway.tls.secretName", "is required"),
     ({**MINIMAL, "auth": {"jwt": JWT}}, "spec.auth.jwt", "needs clients Keys"),

@@ -218,6 +218,8 @@ def _model_arguments(cluster: AgentServingCluster) -> list[str]:
         found += ["--chat-template", f"{TEMPLATE_DIR}/{TEMPLATE_FILE}"]
     if model.lora_adapters:
         found += ["--enable-lora", "--max-lora-rank", str(model.max_lora_rank)]
+        found += [] if model.max_loras is None else ["--max-loras", str(model.max_loras)]
+        found += [] if model.max_cpu_loras is None else ["--max-cpu-loras", str(model.max_cpu_loras)]
         found += ["--lora-modules", *(f"{each.name}={each.source}" for each in model.lora_adapters)]
     return found
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
+from agentserving.contract.program_headers import MAX_NAME as MAX_NAME_OF_HEADER
+
 from agentserving_operator.spec.accelerator import Accelerator
 from agentserving_operator.spec.auth import Auth, ClientAuth
 from agentserving_operator.spec.autoscaling import Autoscaling
@@ -27,10 +29,11 @@ from agentserving_operator.spec.fields import (
     text,
 )
 from agentserving_operator.spec.inference_pool import InferencePool
-from agentserving_operator.spec.model_files import ConfigMapKey, LoraAdapter
+from agentserving_operator.spec.model_files import ADAPTER_PLACES, ConfigMapKey, LoraAdapter
 from agentserving_operator.spec.network import Network
 from agentserving_operator.spec.parts import Resources, SecretKey
 from agentserving_operator.spec.pod_template import PodTemplate
+from agentserving_operator.spec.program_headers import IGNORED_ARE_KNOWN, ProgramHeader
 from agentserving_operator.spec.scheduling import Scheduling
 from agentserving_operator.spec.store import Store, StoreType
 from agentserving_operator.spec.tls import FrontTls, Tls
@@ -113,6 +116,8 @@ class ModelCache:
 class Model:
     """The model that all engines serve."""
 
+    RULES: ClassVar[tuple[Rule, ...]] = ADAPTER_PLACES
+
     name: str = text(
         "Hugging Face name or path, as in vLLM's --model. Immutable.",
         256,
@@ -157,6 +162,16 @@ class Model:
         64, list_type="map", keys=("name",),
     )  # fmt: skip
     max_lora_rank: int = integer("The highest rank among them.", 8, 512, default=16)
+    max_loras: int | None = integer(
+        "Adapters that one step computes with (--max-loras); each takes memory of the devices. Absent: vLLM's default, "
+        "1: calls of other adapters wait.",
+        1, 64, default=None,
+    )  # fmt: skip
+    max_cpu_loras: int | None = integer(
+        "Adapters kept in host memory (--max-cpu-loras); the others are read again when a call names them. Absent: "
+        "maxLoras.",
+        1, 64, default=None,
+    )  # fmt: skip
     load_format: str = text(
         "vLLM's --load-format. safetensors are data only; auto also takes pickled weights, which can run code.",
         64,
@@ -259,6 +274,8 @@ class Engine:
 class Gateway:
     """The OpenAI-compatible front: in each pod an Envoy and its picker."""
 
+    RULES: ClassVar[tuple[Rule, ...]] = (IGNORED_ARE_KNOWN,)
+
     replicas: int = integer("Number of gateways; they are stateless.", 1, 64, default=1)
     service_type: ServiceType = choice("Type of its Service.", default=ServiceType.CLUSTER_IP)
     port: int | None = integer("Port of the Service; absent: 80, or 443 with tls.", 1, 65_535, default=None)
@@ -271,6 +288,15 @@ class Gateway:
         "of its own.",
         default=True,
     )
+    program_headers: tuple[ProgramHeader, ...] = items(
+        "Headers of your clients that name a program. They are looked for after x-agentserving-program-id and before "
+        "those of known agents; the first that is there counts.",
+        16, list_type="map", keys=("name",),
+    )  # fmt: skip
+    ignored_program_headers: tuple[str, ...] = items(
+        "Headers of known agents that name no program here, such as x-session-id where a proxy sets it.",
+        16, list_type="set", max_length=MAX_NAME_OF_HEADER, min_length=1,
+    )  # fmt: skip
     drain_seconds: int = integer("How long a leaving gateway may finish its calls.", 0, 3_600, default=300)
     resources: Resources = struct("Requests and limits of Envoy.", default=Resources)
     picker_resources: Resources = struct(
@@ -326,6 +352,15 @@ class ClusterSpec:
             "model.alsoServedAs and model.loraAdapters go with engine.type VLLM only",
             lambda s: s.engine.type is EngineType.VLLM or not (s.model.also_served_as or s.model.lora_adapters),
             "model",
+        ),
+        Rule(
+            "(!has(self.model.maxLoras) && !has(self.model.maxCpuLoras)) || "
+            "!self.engine.extraArgs.exists(a, a.startsWith('--max-loras') || a.startsWith('--max-cpu-loras'))",
+            "engine.extraArgs may not contain --max-loras or --max-cpu-loras where model.maxLoras or model.maxCpuLoras "
+            "is set: give each once",
+            lambda s: (s.model.max_loras is None and s.model.max_cpu_loras is None)
+            or not any(each.startswith(("--max-loras", "--max-cpu-loras")) for each in s.engine.extra_args),
+            "engine.extraArgs",
         ),
         Rule(
             "self.engine.type == oldSelf.engine.type || self.model.cache.type != 'PersistentVolumeClaim'",
