@@ -23,6 +23,17 @@ VALID: list[dict[str, Any]] = [
     },
     {**MINIMAL, "engine": {"accelerator": {"count": 8, "dataParallelSize": 2, "tensorParallelSize": 4}}},
     {**MINIMAL, "engine": {"accelerator": {"count": 0, "dataParallelSize": 2}}},
+    {**MINIMAL, "engine": {"nodes": 2, "accelerator": {"count": 8}}},
+    {**MINIMAL, "engine": {"nodes": 2, "accelerator": {"count": 8, "tensorParallelSize": 16}}},
+    {
+        **MINIMAL,
+        "engine": {"nodes": 4, "accelerator": {"count": 8, "tensorParallelSize": 8, "pipelineParallelSize": 4}},
+    },
+    {
+        **MINIMAL,
+        "engine": {"nodes": 2, "accelerator": {"count": 0, "tensorParallelSize": 2}, "autoscaling": {"max": 2}},
+    },
+    {**MINIMAL, "engine": {"accelerator": {"count": 8, "tensorParallelSize": 4, "pipelineParallelSize": 2}}},
     {**MINIMAL, "engine": {"autoscaling": {"max": 4}}},
     {**MINIMAL, "engine": {"autoscaling": {"min": 0, "max": 1, "scaler": "External", "holdSeconds": 60}}},
     {
@@ -94,6 +105,48 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
         {"model": {"name": "m", "loraAdapters": [{"name": "a", "source": "b"}]}, "engine": {"type": "Simulator"}},
         "spec.model",
         "type VLLM only",
+    ),
+    (
+        {**MINIMAL, "engine": {"nodes": 2, "accelerator": {"count": 8, "tensorParallelSize": 3}}},
+        "spec.engine.accelerator.tensorParallelSize",
+        "must be accelerator.count times nodes",
+    ),
+    (
+        {
+            **MINIMAL,
+            "engine": {"nodes": 2, "accelerator": {"count": 8, "tensorParallelSize": 8, "pipelineParallelSize": 1}},
+        },
+        "spec.engine.accelerator.tensorParallelSize",
+        "must be accelerator.count times nodes",
+    ),
+    (
+        {**MINIMAL, "engine": {"nodes": 2, "accelerator": {"count": 0, "tensorParallelSize": 3}}},
+        "spec.engine.accelerator.tensorParallelSize",
+        "multiple of nodes",
+    ),
+    (
+        {**MINIMAL, "engine": {"accelerator": {"count": 4, "tensorParallelSize": 4, "pipelineParallelSize": 2}}},
+        "spec.engine.accelerator.tensorParallelSize",
+        "at most accelerator.count",
+    ),
+    (
+        {**MINIMAL, "engine": {"nodes": 2, "accelerator": {"count": 2, "dataParallelSize": 2}}},
+        "spec.engine.nodes",
+        "excludes accelerator.dataParallelSize",
+    ),
+    ({**MINIMAL, "engine": {"nodes": 2, "kvOffloadGiB": 8}}, "spec.engine.nodes", "excludes kvOffloadGiB"),
+    (
+        {**MINIMAL, "engine": {"nodes": 2, "extraArgs": ["--nnodes=3"]}},
+        "spec.engine.extraArgs",
+        "what the fields set",
+    ),
+    (
+        {
+            "model": {"name": "m", "cache": {"type": "PersistentVolumeClaim"}},
+            "engine": {"nodes": 2},
+        },
+        "spec.model.cache.type",
+        "engine.nodes 1 only",
     ),
     ({"model": {"name": "m", "maxLoras": 1}}, "spec.model.maxLoras", "at most the number of loraAdapters"),
     (
@@ -194,7 +247,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     (
         {**MINIMAL, "engine": {"accelerator": {"count": 2, "tensorParallelSize": 4}}},
         "spec.engine.accelerator.tensorParallelSize",
-        "at most count",
+        "at most accelerator.count",
     ),
     (
         {**MINIMAL, "engine": {"accelerator": {"count": 8, "dataParallelSize": 2, "tensorParallelSize": 2}}},

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-from agentserving.contract.program_headers import MAX_NAME as MAX_NAME_OF_HEADER
-
 from agentserving_operator.spec.accelerator import Accelerator
 from agentserving_operator.spec.auth import Auth, ClientAuth
 from agentserving_operator.spec.autoscaling import Autoscaling
@@ -28,16 +26,15 @@ from agentserving_operator.spec.fields import (
     struct,
     text,
 )
-from agentserving_operator.spec.inference_pool import InferencePool
+from agentserving_operator.spec.gateway import Gateway
 from agentserving_operator.spec.model_files import ADAPTER_PLACES, ConfigMapKey, LoraAdapter
 from agentserving_operator.spec.network import Network
+from agentserving_operator.spec.nodes import RULES_OF_NODES
 from agentserving_operator.spec.parts import Resources, SecretKey
 from agentserving_operator.spec.pod_template import PodTemplate
-from agentserving_operator.spec.program_headers import IGNORED_ARE_KNOWN, ProgramHeader
 from agentserving_operator.spec.scheduling import Scheduling
 from agentserving_operator.spec.store import Store, StoreType
-from agentserving_operator.spec.tls import FrontTls, Tls
-from agentserving_operator.spec.ways_in import HttpRoute, Ingress
+from agentserving_operator.spec.tls import Tls
 
 # The longest child name is <name>-control-plane. A StatefulSet appends a hash of 11 characters to <name>-engine in a
 # label of at most 63.
@@ -73,14 +70,6 @@ class PullPolicy(StrEnum):
     ALWAYS = "Always"
     IF_NOT_PRESENT = "IfNotPresent"
     NEVER = "Never"
-
-
-class ServiceType(StrEnum):
-    """As in Kubernetes."""
-
-    CLUSTER_IP = "ClusterIP"
-    NODE_PORT = "NodePort"
-    LOAD_BALANCER = "LoadBalancer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,9 +182,10 @@ class Simulator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """The engines, one pod each."""
+    """The engines: a pod each, or a group of pods on several nodes."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
+        *RULES_OF_NODES,
         Rule(
             "!has(self.simulator) || self.type == 'Simulator'",
             "simulator goes with type Simulator only",
@@ -223,6 +213,11 @@ class Engine:
         256,
         default=1,
     )
+    nodes: int = integer(
+        "Nodes of each engine: a model that needs more devices than one node has. One pod on each, as a group of a "
+        "LeaderWorkerSet, whose CRD and controller must be installed.",
+        1, 32, default=1, immutable=True,
+    )  # fmt: skip
     autoscaling: Autoscaling | None = struct(
         "The number of engines follows what programs need; absent: it is replicas.", default=None
     )
@@ -271,54 +266,6 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gateway:
-    """The OpenAI-compatible front: in each pod an Envoy and its picker."""
-
-    RULES: ClassVar[tuple[Rule, ...]] = (IGNORED_ARE_KNOWN,)
-
-    replicas: int = integer("Number of gateways; they are stateless.", 1, 64, default=1)
-    service_type: ServiceType = choice("Type of its Service.", default=ServiceType.CLUSTER_IP)
-    port: int | None = integer("Port of the Service; absent: 80, or 443 with tls.", 1, 65_535, default=None)
-    tls: FrontTls | None = struct(
-        "Clients use https, with your certificate; absent: http. HTTP/2 is offered with https only.", default=None
-    )
-    max_body_bytes: int = integer("Size limit of a request body.", 1_024, 1 << 30, default=64 << 20)
-    group_by_content: bool = flag(
-        "A call without an id whose messages extend those of an earlier call joins its program; false: it is a program "
-        "of its own.",
-        default=True,
-    )
-    program_headers: tuple[ProgramHeader, ...] = items(
-        "Headers of your clients that name a program. They are looked for after x-agentserving-program-id and before "
-        "those of known agents; the first that is there counts.",
-        16, list_type="map", keys=("name",),
-    )  # fmt: skip
-    ignored_program_headers: tuple[str, ...] = items(
-        "Headers of known agents that name no program here, such as x-session-id where a proxy sets it.",
-        16, list_type="set", max_length=MAX_NAME_OF_HEADER, min_length=1,
-    )  # fmt: skip
-    drain_seconds: int = integer("How long a leaving gateway may finish its calls.", 0, 3_600, default=300)
-    resources: Resources = struct("Requests and limits of Envoy.", default=Resources)
-    picker_resources: Resources = struct(
-        "Requests and limits of the picker; by default those of Envoy.", default=Resources
-    )
-    ingress: Ingress | None = struct("An Ingress that leads to gateways; absent: none.", default=None)
-    http_route: HttpRoute | None = struct(
-        "An HTTPRoute that leads to gateways (Gateway API); absent: none.", default=None
-    )
-    inference_pool: InferencePool = struct(
-        "For users of another gateway that supports InferencePools.", default=InferencePool
-    )
-    template: PodTemplate | None = struct(
-        "More about its pods; the containers are gateway (Envoy) and picker.", default=None
-    )
-
-    @property
-    def service_port(self) -> int:
-        return self.port or (80 if self.tls is None else 443)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSpec:
     """The desired state of a cluster."""
 
@@ -361,6 +308,13 @@ class ClusterSpec:
             lambda s: (s.model.max_loras is None and s.model.max_cpu_loras is None)
             or not any(each.startswith(("--max-loras", "--max-cpu-loras")) for each in s.engine.extra_args),
             "engine.extraArgs",
+        ),
+        Rule(
+            "self.engine.nodes == 1 || self.model.cache.type != 'PersistentVolumeClaim'",
+            "model.cache.type PersistentVolumeClaim goes with engine.nodes 1 only: such a volume is attached to one "
+            "node. Use ExistingClaim, a volume that all nodes share, or EmptyDir",
+            lambda s: s.engine.nodes == 1 or s.model.cache.type is not CacheType.CLAIM,
+            "model.cache.type",
         ),
         Rule(
             "self.engine.type == oldSelf.engine.type || self.model.cache.type != 'PersistentVolumeClaim'",
