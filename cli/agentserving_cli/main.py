@@ -29,6 +29,7 @@ from agentserving_cli.local.state_dir import StateDirError
 from agentserving_cli.local.vllm_env import EnvironmentFailedError
 from agentserving_cli.option_types import BudgetText
 from agentserving_cli.program_commands import program_commands
+from agentserving_cli.program_header_options import program_header_options
 from agentserving_cli.run_command import run
 from agentserving_cli.service_option import ServiceClassType
 from agentserving_cli.tenant_commands import tenant_commands
@@ -155,6 +156,7 @@ def main() -> None:
     type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
     help="PEM file of its private key.",
 )
+@program_header_options
 @token_options
 @state_dir_option
 def up(gateway_port: int, state_dir: Path, **chosen: Any) -> None:

@@ -35,7 +35,7 @@ cluster_down() { e2e/cluster/down; }
 cluster_images() {
   local image
   image=$(BUILDER=e2e/cluster/image-build scripts/images.sh agentserving)
-  e2e/cluster/image-load "$image" quay.io/coreos/etcd:v3.6.16
+  e2e/cluster/image-load "$image" quay.io/coreos/etcd:v3.6.16 "$(. e2e/cluster/lib.sh && echo "$LWS_IMAGE")"
   if [ "${E2E_WITH:-}" = autoscalers ]; then
     # shellcheck disable=SC2046  # a list
     e2e/cluster/image-load $(. e2e/cluster/lib.sh && echo "$AUTOSCALER_IMAGES")

@@ -48,6 +48,14 @@ def test_specs_that_the_operator_refuses_are_refused_at_the_same_field(
     assert field in message, (words, message)
 
 
+def test_the_number_of_nodes_cannot_be_changed(admin: Kube, namespace: str) -> None:
+    simulated = {**MINIMAL, "engine": {"type": "Simulator"}}
+    assert create(admin, namespace, cluster(simulated)).status_code == 201
+    answer = admin.ask("PATCH", f"{CLUSTERS.format(namespace)}/demo", {"spec": {"engine": {"nodes": 2}}}, MERGE)
+    assert answer.status_code == 422
+    assert "nodes cannot be changed: create a new AgentServingCluster" in answer.json()["message"]
+
+
 @pytest.mark.parametrize("first", range(0, 200, 20))
 def test_drawn_specs_are_accepted_by_both_or_by_neither(admin: Kube, namespace: str, first: int) -> None:
     """`null` stands for an absent field at the API server, which removes it before it validates."""

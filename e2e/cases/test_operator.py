@@ -15,11 +15,14 @@ from agentserving_operator.spec.crd import PLURAL
 from cryptography import x509
 from kube.client import CLUSTERS, TENANTS, Kube, eventually
 from kube.inference_extension import http_route_crd, inference_pool_crd
+from kube.leader_worker_set import leader_worker_set_crd
 from kube.operator_process import OperatorProcess
 from kube.paths import CHART
 from kube.server import ApiServer
 from kube.visiting import MERGE, SIMULATED, change, children, conditions, live, make, make_tenant, tenant_ready
 
+# Engines on two nodes each.
+PAIR = {**SIMULATED, "engine": {**SIMULATED["engine"], "nodes": 2, "replicas": 1}}
 CLUSTERS_EVERYWHERE = f"/apis/agentserving.io/v1alpha1/{PLURAL}"
 # Well below the chart's memory limit.
 MAX_RSS_MIB = 128
@@ -193,6 +196,45 @@ def test_a_route_is_changed_and_goes_with_its_field(admin: Kube, namespace: str,
     eventually("it is changed", lambda: admin.get(path)["spec"].get("hostnames") == ["llm.example.com"])
     change(admin, namespace, {"gateway": {"httpRoute": None}})
     eventually("it is gone", lambda: admin.get(path) is None)
+    admin.must("DELETE", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}")
+
+
+def test_groups_appear_with_their_kind_and_follow_the_spec(
+    admin: Kube, namespace: str, running: OperatorProcess
+) -> None:
+    make(admin, namespace, PAIR)
+    eventually("it says what is missing", lambda: _reason(admin, namespace) == "LeaderWorkerSetMissing", 30)
+    assert "install its controller and CRD" in conditions(live(admin, namespace))["Ready"]["message"]
+    crd = leader_worker_set_crd()
+    admin.define(crd)
+    path = path_of("LeaderWorkerSet", namespace, "demo-engine")
+    group = eventually("the group is there", lambda: admin.get(path))
+    assert group["spec"]["leaderWorkerTemplate"]["size"] == 2
+    assert admin.get(path_of("StatefulSet", namespace, "demo-engine")) is None
+    eventually("nothing is missing", lambda: _reason(admin, namespace) not in ("", "LeaderWorkerSetMissing"))
+
+    change(admin, namespace, {"engine": {"replicas": 2}})
+    eventually("it is scaled", lambda: admin.get(path)["spec"]["replicas"] == 2)
+    spec = admin.get(path)["spec"]
+    admin.must("PATCH", path, {"spec": {"leaderWorkerTemplate": {"restartPolicy": "None"}}}, MERGE)
+    change(admin, namespace, {"engine": {"drainSeconds": 7}})
+    eventually(
+        "it is repaired and changed",
+        lambda: admin.get(path)["spec"]["leaderWorkerTemplate"]["restartPolicy"] == "RecreateGroupOnPodRestart",
+    )
+    before = spec["leaderWorkerTemplate"]["leaderTemplate"]["spec"]["terminationGracePeriodSeconds"]
+    after = admin.get(path)["spec"]["leaderWorkerTemplate"]["leaderTemplate"]["spec"]["terminationGracePeriodSeconds"]
+    assert after < before
+    version = admin.get(path)["metadata"]["resourceVersion"]
+    change(admin, namespace, {"gateway": {"replicas": 2}})
+    deployment = path_of("Deployment", namespace, "demo-gateway")
+    eventually("another visit has come", lambda: admin.get(deployment)["spec"]["replicas"] == 2)
+    assert admin.get(path)["metadata"]["resourceVersion"] == version
+    # The cluster goes before the kind, or a visit would apply a group of a kind that is being deleted.
+    admin.must("DELETE", f"{CLUSTERS.format(namespace)}/demo")
+    make_tenant(admin, namespace, {"clusterName": "demo"})
+    eventually("its last visit is over", lambda: tenant_ready(admin, namespace) == ("False", "ClusterMissing"))
+    admin.must("DELETE", f"{TENANTS.format(namespace)}/research")
     admin.must("DELETE", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}")
 
 

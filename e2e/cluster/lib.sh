@@ -26,6 +26,8 @@ KEDA_IMAGE=ghcr.io/kedacore/keda:$KEDA KEDA_ADAPTER_IMAGE=ghcr.io/kedacore/keda-
 PROMETHEUS_ADAPTER_IMAGE=registry.k8s.io/prometheus-adapter/prometheus-adapter:v$PROMETHEUS_ADAPTER
 PROMETHEUS_IMAGE=docker.io/prom/prometheus:v$PROMETHEUS
 AUTOSCALER_IMAGES="$KEDA_IMAGE $KEDA_ADAPTER_IMAGE $PROMETHEUS_ADAPTER_IMAGE $PROMETHEUS_IMAGE"
+LWS=$(cat "$HERE/../kube/lws.version")
+LWS_IMAGE=registry.k8s.io/lws/lws:$LWS
 export PATH="$BIN:$PATH"
 
 say() { echo "$*" >&2; }

@@ -5,20 +5,17 @@ Its port is closed to all without a certificate of the cluster (`tls.engines`)."
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from kube import agents
+from kube.cpu_vllm import real_vllm
 from kube.demo import Demo
 from kube.kubectl import Kubectl
 
 NAMESPACE = "e2e-vllm"
 READY_BOUND_S = 420.0
 # In the agents' pod: long calls of two programs fill the engine and its queue, then a newcomer asks for little.
-# Cores of vLLM's threads.
-BIND = "VLLM_CPU_OMP_THREADS_BIND"
 OVERLOAD = """
 import asyncio, json, sys, time
 import aiohttp, agentserving
@@ -65,73 +62,10 @@ asyncio.run(main())
 """
 
 
-def volume(models: str) -> list[dict[str, Any]]:
-    """The machine's directory with vLLM and the model, as a claim: how a cluster gives models to its engines."""
-    size, modes = {"storage": "20Gi"}, ["ReadWriteMany"]
-    return [
-        {
-            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "e2e-models"},
-            "spec": {
-                "capacity": size, "accessModes": modes, "storageClassName": "e2e-models",
-                "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": models, "type": "Directory"},
-            },
-        },
-        {
-            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"},
-            "spec": {
-                "accessModes": modes, "storageClassName": "e2e-models", "volumeName": "e2e-models",
-                "resources": {"requests": size},
-            },
-        },
-    ]  # fmt: skip
-
-
-def cluster(image: str) -> dict[str, Any]:
-    """One engine with four slots, no accelerator."""
-    engine = {
-        "type": "VLLM", "image": image, "maxSequences": 4, "drainSeconds": 10, "startupSeconds": 400,
-        "accelerator": {"count": 0, "products": [], "tolerations": []}, "sharedMemory": "1Gi",
-        "extraArgs": ["--load-format", "dummy", "--enforce-eager", "--dtype", "float32"],
-        # All of vLLM's processes together have one core: with more they starve the others of a node of two, and a
-        # newcomer that the control plane has no time to admit waits behind all.
-        "resources": {"requests": {"cpu": "200m", "memory": "2Gi"}, "limits": {"cpu": "1"}},
-        "template": {"spec": {"containers": [{"name": "engine", "env": [{"name": BIND, "value": "0"}]}]}},
-    }  # fmt: skip
-    model = {
-        "name": "/models/tiny-llama-1", "servedName": "tiny", "maxLength": 8192,
-        "cache": {"type": "ExistingClaim", "claimName": "models"},
-    }  # fmt: skip
-    spec = {"model": model, "engine": engine, "scheduling": {"policy": "atlas"}, "store": {"type": "Memory"}}
-    # Next to the demo, on a node of two cores.
-    little = {"resources": {"requests": {"cpu": "100m", "memory": "64Mi"}}}
-    kind = {"apiVersion": "agentserving.io/v1alpha1", "kind": "AgentServingCluster", "metadata": {"name": "demo"}}
-    return {
-        **kind,
-        "spec": {
-            **spec,
-            "tls": {"issuer": "Operator", "engines": True},
-            "auth": {"clients": "None"},
-            "controlPlane": little,
-            "gateway": little | {"drainSeconds": 0},
-        },
-    }
-
-
 @pytest.fixture
 def real(operator: Kubectl) -> Iterator[Demo]:
-    models, image = os.environ.get("E2E_MODELS"), os.environ.get("E2E_ENGINE_IMAGE")
-    if not models or not image:
-        pytest.skip("no CPU vLLM for engine pods: CLUSTER=bare has it after `make test` has made the environment")
-    kubectl = Kubectl(NAMESPACE)
-    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-    try:
-        kubectl.apply(*volume(models), cluster(image))
-        agents.start(kubectl, "")
-        yield Demo(kubectl)
-    finally:
-        kubectl("delete", "asc/demo", "--ignore-not-found")
-        kubectl("delete", "namespace", NAMESPACE, "--wait=true")
-        kubectl("delete", "pv", "e2e-models", "--ignore-not-found")
+    with real_vllm(NAMESPACE, {"maxSequences": 4}) as demo:
+        yield demo
 
 
 @pytest.mark.timeout(900)

@@ -30,6 +30,7 @@ from agentserving_gateway.envoy_admin import EnvoyAdmin
 from agentserving_gateway.ext_proc.service import ExtProcOptions
 from agentserving_gateway.front_picker import FrontPicker
 from agentserving_gateway.grants import Grants
+from agentserving_gateway.identity_options import IdentityOptions
 from agentserving_gateway.own_tickets import OwnTickets
 
 log = structlog.get_logger()
@@ -68,6 +69,7 @@ class Settings:
     """All settings of the process, by topic."""
 
     serving: Serving
+    identity: IdentityOptions
     ext_proc: ExtProcOptions
     probes: ProbeOptions
     leader: LeaderOptions
@@ -100,7 +102,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> None:
         grants=Grants(keys) if keys is not None else None,
         group_by_content=serving.group_by_content, max_connections=serving.max_connections,
         tokens=tokens.verifier if tokens is not None else None, engine_tls=settings.tls.to_engines(),
-        hold_s=serving.hold_s, budget_hold_s=serving.budget_hold_s,
+        hold_s=serving.hold_s, budget_hold_s=serving.budget_hold_s, sources=settings.identity.sources(),
     )  # fmt: skip
     async with made as front:
         supervisor.start("admissions", front.admission.run)

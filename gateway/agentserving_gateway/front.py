@@ -24,6 +24,8 @@ from agentserving_gateway.credentials import ClientAuth
 from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.envoy import BUDGET_HOLD_S, MAX_CONNECTIONS, FrontSettings, bootstrap
 from agentserving_gateway.envoy.clusters import UNIX
+from agentserving_gateway.identity import headers_of
+from agentserving_gateway.identity_options import IdentityOptions
 
 log = structlog.get_logger()
 
@@ -63,6 +65,7 @@ class Settings:
     """All settings of the command, by topic."""
 
     front: Front
+    identity: IdentityOptions
     tls: FrontTls
 
 
@@ -95,9 +98,10 @@ def usable_cores(cpu_max: Path, cores: int) -> int:
         return cores
 
 
-def settings_of(front: Front) -> FrontSettings:
+def settings_of(front: Front, identity: IdentityOptions) -> FrontSettings:
     """What the options say."""
     return FrontSettings(
+        identity_headers=headers_of(identity.sources()),
         listen=front.listen,
         run_dir=front.run_dir.absolute(),
         client_keys=front.client_auth is ClientAuth.KEYS,
@@ -138,7 +142,8 @@ def main() -> None:
     argv = []
     try:
         open_files.raise_limit()
-        argv = command(settings.tls.added_to(settings_of(front)), envoy=front.envoy, workers=front.workers)
+        chosen = settings.tls.added_to(settings_of(front, settings.identity))
+        argv = command(chosen, envoy=front.envoy, workers=front.workers)
         os.execv(argv[0], argv)
     except (OSError, ValueError) as error:
         log.error("cannot start", reason=str(error), command=argv[:1])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from agentserving.contract.ids import CallId, EngineId, Tenant
+from agentserving.contract.program_headers import ProgramHeader
 from agentserving.transport.leader_channel import LeaderChannel
 from agentserving_process.engine_tls import EngineTls
 from agentserving_process.probes import Answer
@@ -28,6 +29,7 @@ from agentserving_gateway.exchange_log.verdict import Exchange, ending_of, faile
 from agentserving_gateway.ext_proc import service as ext_proc_service
 from agentserving_gateway.ext_proc.service import ExtProc, ExtProcOptions
 from agentserving_gateway.grants import Grants
+from agentserving_gateway.identity import SOURCES
 from agentserving_gateway.key_watch import KeyWatch
 from agentserving_gateway.own_tickets import OwnTickets
 from agentserving_gateway.picker import Picker
@@ -45,13 +47,15 @@ class FrontPicker:
         *, keys_channel: LeaderChannel | None = None, own_tickets: OwnTickets | None = None,
         group_by_content: bool = True, tokens: TokenVerifier | None = None, max_connections: int = MAX_CONNECTIONS,
         engine_tls: EngineTls | None = None, hold_s: float = 0.0, budget_hold_s: float = BUDGET_HOLD_S,
-        grants: Grants | None = None,
+        grants: Grants | None = None, sources: Sequence[ProgramHeader] = SOURCES,
     ) -> None:  # fmt: skip
         """`ext_proc`: also serves gateways of others. `keys_channel`: clients have keys, which come by it.
         `own_tickets`: for calls while there is no leader. `group_by_content`: calls without an id, too.
         `tokens`: clients may have JWTs as well. `max_connections`: Envoy's own bound. `engine_tls`: how
         engines are reached; in the clear by default. `hold_s`: how long calls wait while there is no engine,
-        `budget_hold_s`: while the budget of their program is spent. `grants`: for the batch service."""
+        `budget_hold_s`: while the budget of their program is spent. `grants`: for the batch service. `sources`:
+        headers that name programs; Envoy must send them."""
+        self._sources = sources
         self._engine_tls = engine_tls or EngineTls()
         self._runs = Runs() if group_by_content else None
         self.run_dir = run_dir.absolute()
@@ -87,7 +91,7 @@ class FrontPicker:
         stack.push_async_callback(responses.close)
         picker = self.core = Picker(
             self.admission, responses, self.authenticator, self._runs, refused=self._refused, uploads=self._uploads,
-            grants=self._grants,
+            grants=self._grants, sources=self._sources,
         )  # fmt: skip
         await stack.enter_async_context(authz.served(picker, Path(paths.picker_socket)))
         if self._ext_proc is not None:

@@ -11,10 +11,11 @@ own header names, and what an id or a name may be, are those of the client libra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from agentserving.contract.ids import ProgramId
+from agentserving.contract.program_headers import OF_AGENTS, ProgramHeader
 from agentserving.programs import headers as ours
 
 from agentserving_gateway.body import Body
@@ -35,57 +36,27 @@ class Identity:
     source: str = "none"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
-    """A header that names a program, with the headers that refine it."""
-
-    label: str
-    program: str
-    parent: str = ""
-    # A sub-agent's own id, unless it is that of `program`: then the program is the sub-agent, and its parent is
-    # `program`, or the sub-agent of it that `parent` names.
-    child: str = ""
-    name: str = ""
-    final: str = ""
-
-
 OWN = "agentserving"
-SOURCES = (
-    _Source(label=OWN, program=ours.PROGRAM_ID, parent=ours.PARENT_PROGRAM_ID, final=ours.FINAL),
-    _Source(label="llm-d", program="x-llm-d-inference-fairness-id"),
-    _Source(
-        label="dynamo",
-        program="x-dynamo-session-id",
-        parent="x-dynamo-parent-session-id",
-        final="x-dynamo-session-final",
-    ),
-    _Source(
-        label="claude-code",
-        program="x-claude-code-session-id",
-        parent="x-claude-code-parent-agent-id",
-        child="x-claude-code-agent-id",
-    ),
-    _Source(
-        label="codex",
-        program="session-id",
-        parent="x-codex-parent-thread-id",
-        child="thread-id",
-        name="x-openai-subagent",
-    ),
-    _Source(label="codex", program="session_id"),
-    _Source(label="opencode", program="x-session-id", parent="x-parent-session-id"),
-    _Source(label="opencode", program="x-session-affinity"),
-)
 
-# Every header that `from_headers` reads.
-HEADERS = tuple(
-    dict.fromkeys(
-        name
-        for source in SOURCES
-        for name in (source.program, source.parent, source.child, source.name, source.final, *ours.SENT)
-        if name
-    )
-)
+
+def sources(added: Iterable[ProgramHeader] = (), ignored: Iterable[str] = ()) -> tuple[ProgramHeader, ...]:
+    """Headers that name programs, in the order in which they are looked for: our own, those that a cluster adds, and
+    those of known agents without `ignored`."""
+    own = ProgramHeader(label=OWN, program=ours.PROGRAM_ID, parent=ours.PARENT_PROGRAM_ID, final=ours.FINAL)
+    left_out = set(ignored)
+    return (own, *added, *(each for each in OF_AGENTS if each.program not in left_out))
+
+
+SOURCES = sources()
+
+
+def headers_of(sources_: Iterable[ProgramHeader]) -> tuple[str, ...]:
+    """Every header that `from_head` reads."""
+    read = ((each.program, each.parent, each.child, each.name, each.final) for each in sources_)
+    return tuple(dict.fromkeys(name for names in read for name in (*names, *ours.SENT) if name))
+
+
+HEADERS = headers_of(SOURCES)
 
 
 def clean(text: str) -> ProgramId:
@@ -99,9 +70,11 @@ def _thread(text: str) -> str:
     return text if len(text.encode()) <= ours.MAX_NAME_BYTES else ours.thread_id(text)
 
 
-def from_head(headers: Mapping[str, str], program: ProgramId = _NONE) -> Identity | None:
+def from_head(
+    headers: Mapping[str, str], program: ProgramId = _NONE, sources_: Iterable[ProgramHeader] = SOURCES
+) -> Identity | None:
     """The identity that headers (names in lower case) and the program of the URL give; None when there is none."""
-    named, program = _from_headers(headers), clean(program)
+    named, program = _from_headers(headers, sources_), clean(program)
     above = clean(headers.get(ours.PARENT_PROGRAM_ID, ""))
     if not program:
         return named if named is None or named.parent_program_id else _below(named, above)
@@ -123,8 +96,8 @@ def _below(identity: Identity, parent: ProgramId) -> Identity:
     return identity if parent == identity.parent_program_id else replace(identity, parent_program_id=parent)
 
 
-def _from_headers(headers: Mapping[str, str]) -> Identity | None:
-    for source in SOURCES:
+def _from_headers(headers: Mapping[str, str], sources_: Iterable[ProgramHeader]) -> Identity | None:
+    for source in sources_:
         program = clean(headers.get(source.program, ""))
         if not program:
             continue

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from agentserving.contract import budgets, response_ids
 from agentserving.contract.budgets import UNLIMITED, Budget
 from agentserving.contract.engine_http import RESPONSES
 from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
+from agentserving.contract.program_headers import ProgramHeader
 from agentserving.contract.rates import Rate
 from agentserving.contract.service_class import ServiceClass, read_service_class
 from agentserving.programs.headers import BUDGET, SERVICE_CLASS
@@ -29,7 +30,7 @@ from agentserving_gateway.credentials import Authenticator, Client
 from agentserving_gateway.engines import Engine
 from agentserving_gateway.errors import DEFAULT_RETRY_S, HttpError
 from agentserving_gateway.grants import Grants
-from agentserving_gateway.identity import Identity, from_body, from_head
+from agentserving_gateway.identity import SOURCES, Identity, from_body, from_head
 from agentserving_gateway.leader import MAX_FALLBACKS
 from agentserving_gateway.rates import Rates, headers
 from agentserving_gateway.refused_clients import RefusedClients
@@ -98,10 +99,12 @@ class Picker:
     def __init__(
         self, admission: Admission, responses: Responses, authenticator: Authenticator, runs: Runs | None = None,
         *, refused: RefusedClients | None = None, uploads: Uploads | None = None, grants: Grants | None = None,
+        sources: Sequence[ProgramHeader] = SOURCES,
     ) -> None:  # fmt: skip
         """`runs`: groups calls without an id by what they say; None = each is a program of its own. `uploads`: a bound
-        of bodies that are awaited, of each tenant. `grants`: for the batch service; None = there is no key for them."""
-        self._grants = grants
+        of bodies that are awaited, of each tenant. `grants`: for the batch service; None = there is no key for them.
+        `sources`: headers that name programs, the first one that is there counts."""
+        self._grants, self._sources = grants, sources
         self._admission, self._responses, self._authenticator = admission, responses, authenticator
         self._runs = runs
         self._rates, self._refused = Rates(), refused or RefusedClients()
@@ -126,7 +129,7 @@ class Picker:
         client = self._authenticator.client_of(head.headers)
         if head.route.kind is Kind.BATCH:
             return self._to_batches(head, client)
-        named = from_head(head.headers, head.program) if head.route.kind is Kind.CALL else None
+        named = from_head(head.headers, head.program, self._sources) if head.route.kind is Kind.CALL else None
         if content is None and body_follows and self._needs_body(head, named):
             self._await_body(client)
             raise NeedsBodyError

@@ -56,10 +56,12 @@ PATHS = {
     "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
     "Event": ("/apis/events.k8s.io/v1", "events"),
     "Certificate": ("/apis/cert-manager.io/v1", "certificates"),
+    "LeaderWorkerSet": ("/apis/leaderworkerset.x-k8s.io/v1", "leaderworkersets"),
     "InferencePool": ("/apis/inference.networking.k8s.io/v1", "inferencepools"),
 }
 # The kinds of a cluster's objects that visits list and watches follow. Secrets are read by name only, so the operator
-# needs no right to list them. Certificates, InferencePools and HTTPRoutes are left out: those kinds may not exist.
+# needs no right to list them. Certificates, InferencePools, HTTPRoutes and
+# LeaderWorkerSets are left out: those kinds may not exist.
 CHILD_KINDS = (
     "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet", "Deployment", "Ingress",
 )  # fmt: skip

@@ -22,6 +22,7 @@ from agentserving_operator.errors import ConflictError, RefusedError
 from agentserving_operator.issuing import Issued, issue
 from agentserving_operator.manifests import AgentServingCluster, Component, Images, Manifest, desired
 from agentserving_operator.manifests.common import Port
+from agentserving_operator.manifests.engine_group import KIND as GROUP
 from agentserving_operator.manifests.inference_pool import goes_with
 from agentserving_operator.manifests.ticket_key_secret import (
     KEY_BYTES,
@@ -41,7 +42,13 @@ from agentserving_operator.observe.overview import Overview
 from agentserving_operator.observe.owned import is_owned, labels_of, may_take, name_taken, refused
 from agentserving_operator.observe.reasons import Reason, Trouble
 from agentserving_operator.observe.settled import Settled
-from agentserving_operator.observe.status import Observed, are_pods_waiting, invalid_status, status_of
+from agentserving_operator.observe.status import (
+    Observed,
+    are_pods_waiting,
+    invalid_status,
+    is_group_settling,
+    status_of,
+)
 from agentserving_operator.observe.tenants import Outcome
 from agentserving_operator.scaled_clusters import Scaling, scaled
 from agentserving_operator.spec.auth import in_force
@@ -221,7 +228,7 @@ class Reconciler:
         """Makes the objects as they should be, and returns what is there after that."""
         found = await self.api.children(cluster.namespace, labels_of(cluster.name))
         live = {(each["kind"], each["metadata"]["name"]): each for each in found}
-        engines = live.get(("StatefulSet", cluster.child(Component.ENGINE)))
+        engines = await self._engines(cluster, live)
         cluster, autoscaling = scaled(self.scaling, cluster, engines, previous)
         await self._ensure_ticket_key(cluster, troubles)
         wanted = {(each["kind"], each["metadata"]["name"]): each for each in desired(cluster)}
@@ -251,6 +258,16 @@ class Reconciler:
         if not are_pods_waiting(cluster, observed):
             return observed
         return replace(observed, warnings=await self.api.warnings(cluster.namespace))
+
+    async def _engines(self, cluster: AgentServingCluster, live: dict[tuple[str, str], Manifest]) -> Manifest | None:
+        """The live workload of the engines. LeaderWorkerSets are not listed, because their kind may not exist."""
+        name = cluster.child(Component.ENGINE)
+        if not cluster.spans_nodes:
+            return live.get(("StatefulSet", name))
+        found = await self.api.get(GROUP, cluster.namespace, name)
+        if found is not None:
+            live[GROUP, name] = {**found, "kind": GROUP}
+        return found
 
     async def _delete_with(self, cluster: AgentServingCluster, live: Manifest) -> None:
         """Deletes what goes with an object that is about to be deleted."""
@@ -371,7 +388,7 @@ def _is_routed(cluster: AgentServingCluster, observed: Observed) -> bool:
 def _result(cluster: AgentServingCluster, observed: Observed, issued: Issued) -> VisitResult:
     if observed.troubles or not _is_routed(cluster, observed):
         return VisitResult.REFUSED
-    if issued.pending:
+    if issued.pending or is_group_settling(cluster, observed):
         return VisitResult.PENDING
     if _serves(cluster, observed) and (observed.overview is None or observed.overview.pending_engines):
         return VisitResult.PENDING

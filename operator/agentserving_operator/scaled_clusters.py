@@ -53,6 +53,7 @@ def scaled(
             prefix=f"{cluster.child(Component.ENGINE)}-",
             recorded=recorded,
             desired=before.get("desired"),
+            from_zero=cluster.spans_nodes,
         ),
     )
     status = AutoscalingStatus(desired=wanted.desired, reason=wanted.reason.value, draining=wanted.recorded)

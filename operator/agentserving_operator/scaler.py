@@ -57,6 +57,8 @@ class Seen:
     recorded: tuple[str, ...] = ()
     # In the status; None = there is none yet.
     desired: int | None = None
+    # Ordinals begin with 0 always: engines on several nodes.
+    from_zero: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +228,7 @@ class Scaler:
             live, desired, _by_ordinal(entry.answer, seen.prefix),
             leaving=[_ordinal(each, seen.prefix) for each in seen.recorded if each not in entry.undrained],
             drained=[_ordinal(each, seen.prefix) for each in entry.drained_by_then] if self._is_fresh(entry) else (),
+            from_zero=seen.from_zero,
         )  # fmt: skip
         recorded = {f"{seen.prefix}{each}" for each in planned.leaving}
         recorded |= set(seen.recorded) - entry.undrained

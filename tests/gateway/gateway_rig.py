@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from agentserving.contract.program_headers import ProgramHeader
 from agentserving.contract.signatures import signing_key
 from agentserving.contract.ticket import IssuerKeys, verify
 from agentserving.transport.leader_channel import LeaderChannel
@@ -34,6 +35,7 @@ from agentserving_gateway.envoy import BUDGET_HOLD_S, MAX_CONNECTIONS, FrontSett
 from agentserving_gateway.front import command
 from agentserving_gateway.front_picker import FrontPicker
 from agentserving_gateway.grants import Grants
+from agentserving_gateway.identity import SOURCES, headers_of
 from agentserving_process.engine_tls import EngineTls
 from agentserving_process.web_tokens.verifier import TokenVerifier
 from gateway.link import Link
@@ -294,12 +296,14 @@ async def rig(
     keys: PlayedKeys | None = None,
     tokens: TokenVerifier | None = None,
     engine_tls: Callable[[str], ssl.SSLContext] | None = None,
+    sources: Sequence[ProgramHeader] = SOURCES,
     **front: Any,
 ) -> AsyncIterator[Rig]:
     """A front with an engine for each script; `models` of each engine, none by default; `front`: FrontSettings.
 
     `keys`: what the leader says of clients' keys; without them everybody is served. `tokens`: JWTs open as well.
-    `engine_tls`: of engines that speak TLS, by name, to a front with an `engine_ca`.
+    `engine_tls`: of engines that speak TLS, by name, to a front with an `engine_ca`. `sources`: headers that name
+    programs.
     """
     plane, server, port = await leader_with(keys)
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
@@ -314,7 +318,7 @@ async def rig(
         max_connections=front.get("max_connections", MAX_CONNECTIONS), hold_s=front.get("hold_s", 0.0),
         budget_hold_s=front.get("budget_hold_s", BUDGET_HOLD_S),
         engine_tls=EngineTls(*(front.get(f"engine_{each}") for each in ("ca", "cert", "key"))),
-        grants=Grants(lambda: [KEY]),
+        grants=Grants(lambda: [KEY]), sources=sources,
     )  # fmt: skip
     picker = await stack.enter_async_context(made)
     admission = picker.admission
@@ -323,6 +327,7 @@ async def rig(
         running.append(asyncio.create_task(picker.keys.run()))
     await until(lambda: admission.connected and len(admission.known_engines) == len(engines))
     chosen = {"listen": "127.0.0.1:0", "max_body_bytes": 1 << 20, "client_keys": keys is not None, **front}
+    chosen["identity_headers"] = headers_of(sources)
     envoy = await start_envoy(FrontSettings(run_dir=run_dir, **chosen))
     try:
         front_port = await port_of(picker, envoy)

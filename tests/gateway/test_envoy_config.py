@@ -14,6 +14,7 @@ from agentserving_gateway.envoy import FrontSettings, bootstrap, names
 from agentserving_gateway.envoy.replies import as_refusal, local_reply_config
 from agentserving_gateway.front import Front, command, find_envoy, settings_of, usable_cores
 from agentserving_gateway.identity import HEADERS
+from agentserving_gateway.identity_options import IdentityOptions
 from agentserving_gateway.routes import HEALTH, MODELS, ROUTES
 
 
@@ -48,7 +49,7 @@ def test_envoy_takes_the_configuration(chosen: dict[str, Any], tmp_path: Path) -
 
 def test_the_command_line_says_what_the_options_say(tmp_path: Path) -> None:
     front = Front(listen="127.0.0.1:1", run_dir=tmp_path, max_body_bytes=7, max_heap_mib=64, workers=3)
-    argv = command(settings_of(front), envoy="/opt/envoy", workers=front.workers)
+    argv = command(settings_of(front, IdentityOptions()), envoy="/opt/envoy", workers=front.workers)
     assert argv[0] == "/opt/envoy"
     assert argv[argv.index("--concurrency") + 1] == "3"
     document = json.loads(Path(argv[argv.index("--config-path") + 1]).read_text())

@@ -6,10 +6,12 @@ import json
 
 import pytest
 from agentserving.contract.ids import ProgramId
+from agentserving.contract.program_headers import may_name_programs, read_ignored, read_program_headers
 from agentserving.programs import headers as client_headers
 from agentserving_gateway.body import Body, read_body
+from agentserving_gateway.envoy.names import CREDENTIALS, RESERVED, TICKET
 from agentserving_gateway.errors import HttpError
-from agentserving_gateway.identity import Identity, clean, from_body, from_head
+from agentserving_gateway.identity import Identity, clean, from_body, from_head, headers_of, sources
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,6 +65,57 @@ def identify(headers: dict[str, str], body: Body, program: ProgramId = ProgramId
 def test_the_first_source_wins(headers: dict[str, str], body: object, wanted: tuple[str, str, str]) -> None:
     found = identify(headers, read_body(json.dumps(body).encode()))
     assert (found.program_id, found.parent_program_id, found.source) == wanted
+
+
+@pytest.mark.parametrize(
+    ("headers", "wanted"),
+    [
+        ({"x-run": "r", "session-id": "s"}, ("r", "", "configured")),
+        ({"x-run": "r", "x-parent-run": "q"}, ("r", "q", "configured")),
+        ({"x-parent-run": "q"}, None),
+        ({OURS: "p", "x-run": "r"}, ("p", "", "agentserving")),
+        ({"session-id": "s", "x-session-id": "o"}, ("s", "", "codex")),
+        ({"x-session-id": "o", "x-parent-session-id": "q"}, None),
+    ],
+)
+def test_a_cluster_adds_headers_before_those_of_agents_and_ignores_some(
+    headers: dict[str, str], wanted: tuple[str, str, str] | None
+) -> None:
+    chosen = sources(read_program_headers("X-Run:x-parent-run, x-other"), read_ignored("X-Session-Id"))
+    found = from_head(headers, sources_=chosen)
+    assert (found and (found.program_id, found.parent_program_id, found.source)) == wanted
+
+
+def test_envoy_sends_the_picker_what_is_looked_for_and_nothing_of_what_is_ignored() -> None:
+    chosen = headers_of(sources(read_program_headers("x-run:x-parent-run"), read_ignored("x-session-affinity")))
+    assert {"x-run", "x-parent-run", OURS, "session-id"} <= set(chosen)
+    assert "x-session-affinity" not in chosen
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("authorization", "credential"),
+        ("x-run:X-Api-Key", "credential"),
+        ("x-agentserving-tenant", "meaning of its own"),
+        ("x-request-id", "meaning of its own"),
+        ("x run", "expected NAME"),
+        ("x-run:", "expected NAME"),
+        ("x-run,X-Run:y", "twice"),
+    ],
+)
+def test_credentials_and_headers_with_a_meaning_name_no_programs(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_program_headers(text)
+
+
+def test_what_gateways_replace_in_requests_names_no_programs() -> None:
+    assert not [name for name in (*RESERVED, *CREDENTIALS) if may_name_programs(name) and name != TICKET]
+
+
+def test_only_headers_of_known_agents_are_ignored() -> None:
+    with pytest.raises(ValueError, match="these do: x-llm-d-inference-fairness-id"):
+        read_ignored("x-run")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.etcd, pytest.mark.timeout(120)]
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     directory = tmp_path_factory.mktemp("simulated") / "state"
-    cluster = Cluster(directory, "--engine", "simulator", "--engines", "2", auth=True)
+    headers = ("--program-headers", "x-run:x-parent-run", "--ignored-program-headers", "x-session-id")
+    cluster = Cluster(directory, "--engine", "simulator", "--engines", "2", *headers, auth=True)
     try:
         yield cluster
     finally:
@@ -43,6 +44,15 @@ def test_the_account_includes_streams_and_several_choices(cluster: Cluster) -> N
     cluster.wait(lambda: cluster.program("sim").get("calls_completed") == "2")
     assert cluster.program("sim")["output_tokens"] == "17"
     assert int(cluster.program("sim")["attained_service_us"]) > 0
+
+
+def test_a_header_of_ones_own_names_the_program_and_its_parent_and_an_ignored_one_does_not(cluster: Cluster) -> None:
+    headers = {"X-Run": "part", "x-parent-run": "whole", "x-session-id": "set-by-a-proxy"}
+    with client(cluster, "").with_options(default_headers=headers) as agent:
+        agent.completions.create(model="tiny", prompt="x", max_tokens=2)
+    cluster.wait(lambda: cluster.program("part").get("calls_completed") == "1")
+    assert cluster.program("part")["parent_program_id"] == "whole"
+    assert not cluster.program_or_none("set-by-a-proxy")
 
 
 def test_the_smoke_test_of_the_chart_makes_two_calls_and_names_what_does_not_serve(cluster: Cluster) -> None:

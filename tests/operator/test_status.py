@@ -10,7 +10,14 @@ from agentserving_operator.manifests import AgentServingCluster, Component, Mani
 from agentserving_operator.manifests.common import labels
 from agentserving_operator.observe.overview import EngineState, EngineView, Overview
 from agentserving_operator.observe.reasons import ConditionType, Reason, Trouble
-from agentserving_operator.observe.status import WORKLOADS, Observed, invalid_status, status_of
+from agentserving_operator.observe.status import (
+    WORKLOADS,
+    Observed,
+    are_pods_waiting,
+    invalid_status,
+    is_group_settling,
+    status_of,
+)
 from agentserving_operator.spec.auth import ClientAuth
 from agentserving_operator.spec.parsing import parse
 from agentserving_operator.spec.status import ClusterStatus
@@ -28,7 +35,7 @@ def running(cluster: AgentServingCluster) -> dict[tuple[str, str], Manifest]:
     """All its objects, with every pod ready."""
     found = {}
     for each in desired(cluster):
-        if each["kind"] in WORKLOADS.values():
+        if each["kind"] in (*WORKLOADS.values(), "LeaderWorkerSet"):
             wanted = each["spec"]["replicas"]
             each["metadata"]["generation"] = 1
             counts = dict.fromkeys(("replicas", "readyReplicas", "updatedReplicas"), wanted)
@@ -381,3 +388,50 @@ def test_a_cluster_without_keys_says_so_and_is_ready(
     assert found["ClientsAuthenticated"]["status"] == status
     assert says in found["ClientsAuthenticated"]["message"]
     assert found["Ready"]["status"] == "True"
+
+
+def groups(**status: Any) -> tuple[AgentServingCluster, dict[tuple[str, str], Manifest]]:
+    """Two engines on two nodes each; `status` of their LeaderWorkerSet."""
+    cluster = make_cluster(engine={"nodes": 2, "replicas": 2})
+    objects = running(cluster)
+    objects["LeaderWorkerSet", "demo-engine"]["status"] |= status
+    return cluster, objects
+
+
+def test_groups_of_pods_are_counted_as_engines() -> None:
+    cluster, objects = groups()
+    found = observe(cluster, objects=objects)
+    assert short(found)["EnginesReady"] == ("True", "Available")
+    assert (found["engines"]["summary"], found["selector"].rpartition("=")[2]) == ("2/2", "engine")
+    assert not is_group_settling(cluster, Observed(objects=objects, pods=[]))
+
+
+@pytest.mark.parametrize("status", [{"readyReplicas": 1}, {"updatedReplicas": 1}, {"observedGeneration": 0}])
+def test_a_group_that_is_not_ready_is_looked_at_again(status: dict[str, Any]) -> None:
+    cluster, objects = groups(**status)
+    assert is_group_settling(cluster, Observed(objects=objects, pods=[]))
+    assert not is_group_settling(make_cluster(), Observed(objects={}, pods=[]))
+
+
+def test_a_group_whose_controller_does_not_say_what_it_has_seen_settles_too() -> None:
+    cluster, objects = groups()
+    del objects["LeaderWorkerSet", "demo-engine"]["status"]["observedGeneration"]
+    assert short(observe(cluster, objects=objects))["Progressing"] == ("False", "Settled")
+
+
+def test_a_worker_that_has_no_node_explains_why_its_engine_is_not_ready() -> None:
+    cluster, objects = groups(readyReplicas=1)
+    no_node = {"type": "PodScheduled", "status": "False", "message": NO_GPU}
+    worker = pod(Component.ENGINE_WORKER, 1, conditions=[no_node])
+    found = by_type(observe(cluster, objects=objects, pods=[worker]))["EnginesReady"]
+    assert (found["reason"], NO_GPU in found["message"]) == ("Unschedulable", True)
+    assert "demo-engine-worker-1" in found["message"]
+
+
+def test_a_group_waits_while_it_lacks_any_of_its_pods() -> None:
+    cluster, objects = groups(readyReplicas=1)
+    started = {"containerStatuses": [{"name": "engine", "state": {"running": {}}}]}
+    of = (Component.ENGINE, Component.ENGINE_WORKER)
+    pods = [pod(component, index, **started) for component in of for index in range(2)]
+    assert not are_pods_waiting(cluster, Observed(objects=objects, pods=pods))
+    assert are_pods_waiting(cluster, Observed(objects=objects, pods=pods[:3]))

@@ -23,6 +23,17 @@ VALID: list[dict[str, Any]] = [
     },
     {**MINIMAL, "engine": {"accelerator": {"count": 8, "dataParallelSize": 2, "tensorParallelSize": 4}}},
     {**MINIMAL, "engine": {"accelerator": {"count": 0, "dataParallelSize": 2}}},
+    {**MINIMAL, "engine": {"nodes": 2, "accelerator": {"count": 8}}},
+    {**MINIMAL, "engine": {"nodes": 2, "accelerator": {"count": 8, "tensorParallelSize": 16}}},
+    {
+        **MINIMAL,
+        "engine": {"nodes": 4, "accelerator": {"count": 8, "tensorParallelSize": 8, "pipelineParallelSize": 4}},
+    },
+    {
+        **MINIMAL,
+        "engine": {"nodes": 2, "accelerator": {"count": 0, "tensorParallelSize": 2}, "autoscaling": {"max": 2}},
+    },
+    {**MINIMAL, "engine": {"accelerator": {"count": 8, "tensorParallelSize": 4, "pipelineParallelSize": 2}}},
     {**MINIMAL, "engine": {"autoscaling": {"max": 4}}},
     {**MINIMAL, "engine": {"autoscaling": {"min": 0, "max": 1, "scaler": "External", "holdSeconds": 60}}},
     {
@@ -51,8 +62,14 @@ VALID: list[dict[str, Any]] = [
             "maxLoraRank": 64,
             "chatTemplate": {"configMapName": "templates"},
             "loraAdapters": [{"name": "sql", "source": "org/sql"}],
+            "maxLoras": 1,
+            "maxCpuLoras": 1,
         },
-        "gateway": {"groupByContent": False},
+        "gateway": {
+            "groupByContent": False,
+            "programHeaders": [{"name": "x-run", "parent": "x-parent-run"}, {"name": "x-session-id"}],
+            "ignoredProgramHeaders": ["session-id"],
+        },
     },
     {**MINIMAL, "tls": {"issuer": "Operator"}},
     {**MINIMAL, "tls": {"engines": True}, "engine": {"extraArgs": ["--seed", "1"]}},
@@ -66,6 +83,7 @@ VALID: list[dict[str, Any]] = [
     {**MINIMAL, "tls": {"issuer": "CertManager", "issuerRef": {"name": "ca", "kind": "ClusterIssuer"}}},
 ]
 
+TWO_ADAPTERS = [{"name": "a", "source": "b"}, {"name": "c", "source": "d"}]
 JWT = {"issuer": "https://a.b/", "audience": "c", "jwksSecretName": "d"}
 
 # (spec, field, words of the parser)
@@ -87,6 +105,87 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
         {"model": {"name": "m", "loraAdapters": [{"name": "a", "source": "b"}]}, "engine": {"type": "Simulator"}},
         "spec.model",
         "type VLLM only",
+    ),
+    (
+        {**MINIMAL, "engine": {"nodes": 2, "accelerator": {"count": 8, "tensorParallelSize": 3}}},
+        "spec.engine.accelerator.tensorParallelSize",
+        "must be accelerator.count times nodes",
+    ),
+    (
+        {
+            **MINIMAL,
+            "engine": {"nodes": 2, "accelerator": {"count": 8, "tensorParallelSize": 8, "pipelineParallelSize": 1}},
+        },
+        "spec.engine.accelerator.tensorParallelSize",
+        "must be accelerator.count times nodes",
+    ),
+    (
+        {**MINIMAL, "engine": {"nodes": 2, "accelerator": {"count": 0, "tensorParallelSize": 3}}},
+        "spec.engine.accelerator.tensorParallelSize",
+        "multiple of nodes",
+    ),
+    (
+        {**MINIMAL, "engine": {"accelerator": {"count": 4, "tensorParallelSize": 4, "pipelineParallelSize": 2}}},
+        "spec.engine.accelerator.tensorParallelSize",
+        "at most accelerator.count",
+    ),
+    (
+        {**MINIMAL, "engine": {"nodes": 2, "accelerator": {"count": 2, "dataParallelSize": 2}}},
+        "spec.engine.nodes",
+        "excludes accelerator.dataParallelSize",
+    ),
+    ({**MINIMAL, "engine": {"nodes": 2, "kvOffloadGiB": 8}}, "spec.engine.nodes", "excludes kvOffloadGiB"),
+    (
+        {**MINIMAL, "engine": {"nodes": 2, "extraArgs": ["--nnodes=3"]}},
+        "spec.engine.extraArgs",
+        "what the fields set",
+    ),
+    (
+        {
+            "model": {"name": "m", "cache": {"type": "PersistentVolumeClaim"}},
+            "engine": {"nodes": 2},
+        },
+        "spec.model.cache.type",
+        "engine.nodes 1 only",
+    ),
+    ({"model": {"name": "m", "maxLoras": 1}}, "spec.model.maxLoras", "at most the number of loraAdapters"),
+    (
+        {"model": {"name": "m", "loraAdapters": [{"name": "a", "source": "b"}], "maxCpuLoras": 2}},
+        "spec.model.maxCpuLoras",
+        "at most the number of loraAdapters",
+    ),
+    (
+        {"model": {"name": "m", "loraAdapters": TWO_ADAPTERS, "maxLoras": 2, "maxCpuLoras": 1}},
+        "spec.model.maxCpuLoras",
+        "must be at least maxLoras",
+    ),
+    (
+        {
+            "model": {"name": "m", "loraAdapters": TWO_ADAPTERS, "maxLoras": 2},
+            "engine": {"extraArgs": ["--max-loras=4"]},
+        },
+        "spec.engine.extraArgs",
+        "give each once",
+    ),
+    (
+        {**MINIMAL, "gateway": {"programHeaders": [{"name": "authorization"}]}},
+        "spec.gateway.programHeaders[0].name",
+        "cannot be a credential",
+    ),
+    (
+        {**MINIMAL, "gateway": {"programHeaders": [{"name": "x-run", "parent": "x-agentserving-tenant"}]}},
+        "spec.gateway.programHeaders[0].parent",
+        "cannot be a credential",
+    ),
+    (
+        {**MINIMAL, "gateway": {"programHeaders": [{"name": "X-Run"}]}},
+        "spec.gateway.programHeaders[0].name",
+        "does not match",
+    ),
+    (
+        {**MINIMAL, "gateway": {"ignoredProgramHeaders": ["x-run"]}},
+        "spec.gateway.ignoredProgramHeaders",
+        "those of known agents",
     ),
     ({**MINIMAL, "gateway": {"tls": {}}}, "spec.gateway.tls.secretName", "is required"),
     ({**MINIMAL, "auth": {"jwt": JWT}}, "spec.auth.jwt", "needs clients Keys"),
@@ -148,7 +247,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     (
         {**MINIMAL, "engine": {"accelerator": {"count": 2, "tensorParallelSize": 4}}},
         "spec.engine.accelerator.tensorParallelSize",
-        "at most count",
+        "at most accelerator.count",
     ),
     (
         {**MINIMAL, "engine": {"accelerator": {"count": 8, "dataParallelSize": 2, "tensorParallelSize": 2}}},

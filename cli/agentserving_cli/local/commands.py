@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from agentserving.contract import program_headers
 from agentserving.contract.budgets import text_of
 
 from agentserving_cli.local.credentials import Credentials
@@ -156,7 +157,7 @@ def gateway(spec: ClusterSpec, run_dir: Path, ports: Ports, batches_dir: Path | 
     argv = component(
         # The picker is one loop, and each thread has connections of its own to it and to the engines.
         "agentserving_gateway.front", "--listen", f"127.0.0.1:{ports.gateway}", "--run-dir", str(run_dir),
-        "--workers", "1", *batches, _auth(spec), *_front_tls(spec),
+        "--workers", "1", *batches, _auth(spec), *_front_tls(spec), *_program_headers(spec),
     )  # fmt: skip
     if spec.front_cert is None:
         return _ours("gateway", argv, f"http://127.0.0.1:{ports.gateway}/health", ports.gateway)
@@ -168,13 +169,21 @@ def _front_tls(spec: ClusterSpec) -> Sequence[str]:
     return ("--front-cert", str(spec.front_cert), "--front-key", str(spec.front_key)) if spec.front_cert else ()
 
 
+def _program_headers(spec: ClusterSpec) -> Sequence[str]:
+    # Given in both cases, as the user's environment may have the variables.
+    return (
+        f"--program-headers={program_headers.text_of(spec.program_headers)}",
+        f"--ignored-program-headers={','.join(spec.ignored_program_headers)}",
+    )
+
+
 def picker(spec: ClusterSpec, home: Path, run_dir: Path, ports: Ports) -> Command:
     """Tells Envoy where each request goes."""
     argv = component(
         "agentserving_gateway", "--run-dir", str(run_dir),
         "--control-plane", ports.control_plane, "--http-port", str(ports.gateway_http), *_metrics(spec, home),
         _auth(spec), *spec.token_flags, *_front_tls(spec), *_token(spec, home, "gateway"),
-        "--ticket-key-file", str(home / "gateway.key"),
+        "--ticket-key-file", str(home / "gateway.key"), *_program_headers(spec),
     )  # fmt: skip
     return _ours("picker", argv, f"http://127.0.0.1:{ports.gateway_http}/readyz", ports.gateway_http)
 

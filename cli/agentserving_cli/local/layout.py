@@ -14,6 +14,7 @@ from agentserving.contract.budgets import Budget
 from agentserving.contract.channel import MAX_RANKS, RANKS_VARIABLE
 from agentserving.contract.engine_http import KEEP_ALIVE_S, VLLM_KEEP_ALIVE
 from agentserving.contract.policy import DEFAULT
+from agentserving.contract.program_headers import ProgramHeader
 from agentserving.contract.service_class import ServiceClass
 
 from agentserving_cli.local.ports import free_ports
@@ -58,6 +59,9 @@ class ClusterSpec:
     token_flags: tuple[str, ...] = ()
     # vLLM's parser of tool calls; empty = that of the built-in models, none for others.
     tool_parser: str = ""
+    # Headers of clients that name programs, and those of known agents that do not.
+    program_headers: tuple[ProgramHeader, ...] = ()
+    ignored_program_headers: tuple[str, ...] = ()
     # Flags for every engine; they come last, so they win.
     engine_args: tuple[str, ...] = ()
 

@@ -12,7 +12,6 @@ from agentserving_gateway.envoy import names
 from agentserving_gateway.envoy.extensions import Json, extension, header, seconds, typed
 from agentserving_gateway.envoy.replies import PICKER_AWAY
 from agentserving_gateway.envoy.settings import FrontSettings
-from agentserving_gateway.identity import HEADERS as IDENTITY_HEADERS
 
 PICKER = "picker"
 PICK, PICK_BY_BODY = "agentserving.pick", "agentserving.pick_by_body"
@@ -90,7 +89,7 @@ def _ask(settings: FrontSettings, name: str, prefix: str, bound_s: float, **fiel
         failure_mode_allow=not settings.client_keys,
         status_on_error={"code": PICKER_AWAY},
         clear_route_cache=True,
-        allowed_headers=_exact((*IDENTITY_HEADERS, *names.PICKER_READS)),
+        allowed_headers=_exact((*settings.identity_headers, *names.PICKER_READS)),
         http_service={
             "server_uri": {"uri": "http://picker", "cluster": PICKER, "timeout": seconds(bound_s)},
             "path_prefix": prefix,

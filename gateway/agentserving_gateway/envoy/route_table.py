@@ -8,7 +8,6 @@ from agentserving_gateway.envoy import filters, names
 from agentserving_gateway.envoy.clusters import BATCHES, ENGINES, READS
 from agentserving_gateway.envoy.extensions import Json, header, seconds, typed
 from agentserving_gateway.envoy.settings import FrontSettings
-from agentserving_gateway.identity import HEADERS as IDENTITY_HEADERS
 from agentserving_gateway.routes import BATCH_ROUTES, HEALTH, MODELS, PROGRAM_PREFIX, ROUTES, Route
 
 # A request that broke one engine is sent to one more, no further: it may be what breaks them.
@@ -95,14 +94,14 @@ def _two_matches(route: Route, prefix: str, settings: FrontSettings) -> list[Jso
     after_look = {
         "name": route.shown,
         "match": _match(prefix + route.path, _present(names.LOOK), *headers),
-        "route": _to_engines(route) | _without(prefix),
+        "route": _to_engines(route, settings) | _without(prefix),
         "typed_per_filter_config": filters.only_body(),
         **_heads(settings),
     }
     first = {
         "name": route.shown,
         "match": _match(prefix + route.path, *headers),
-        "route": _to_engines(route) | _without(prefix),
+        "route": _to_engines(route, settings) | _without(prefix),
         "typed_per_filter_config": filters.only_head(),
         **_heads(settings),
     }
@@ -137,7 +136,7 @@ def _without(prefix: str) -> Json:
     return {"regex_rewrite": {"pattern": {"regex": f"^{prefix}"}, "substitution": ""}} if prefix else {}
 
 
-def _to_engines(route: Route) -> Json:
+def _to_engines(route: Route, settings: FrontSettings) -> Json:
     return {
         "cluster": ENGINES,
         # A hung engine must leave time for another one.
@@ -145,7 +144,8 @@ def _to_engines(route: Route) -> Json:
         "idle_timeout": "0s",
         # Read only while the picker is away: programs stay where they are.
         "hash_policy": [
-            {"header": {"header_name": name}, "terminal": True} for name in (*IDENTITY_HEADERS, names.CLIENT_SESSION)
+            {"header": {"header_name": name}, "terminal": True}
+            for name in (*settings.identity_headers, names.CLIENT_SESSION)
         ],
         "retry_policy": _retries(route),
     }

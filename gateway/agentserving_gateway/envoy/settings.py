@@ -7,6 +7,8 @@ from pathlib import Path
 
 from agentserving_process.addresses import split_address
 
+from agentserving_gateway.identity import HEADERS
+
 MAX_CONNECTIONS = 20_000
 # Shorter than the timeouts of common clients (600 s of OpenAI's and Anthropic's), so that they get an answer that says
 # what to do, and not a broken connection.
@@ -45,6 +47,8 @@ class FrontSettings:
     hold_s: float = 0.0
     # And while the budget of its program is spent.
     budget_hold_s: float = BUDGET_HOLD_S
+    # Headers that name programs and what belongs to them, for the picker.
+    identity_headers: tuple[str, ...] = HEADERS
     # A client may take so long for the head, and for the whole request.
     head_s: float = 10.0
     request_s: float = 120.0

@@ -10,6 +10,8 @@ from agentserving_operator.manifests.certificate_objects import certificates
 from agentserving_operator.manifests.common import AgentServingCluster, Component, Images, Manifest, keys_are_needed
 from agentserving_operator.manifests.control_plane_deployment import control_plane_deployment
 from agentserving_operator.manifests.disruption_budgets import disruption_budget
+from agentserving_operator.manifests.engine_group import KIND as GROUP_KIND
+from agentserving_operator.manifests.engine_group import engine_group, for_workers
 from agentserving_operator.manifests.engine_statefulset import engine_statefulset
 from agentserving_operator.manifests.etcd_statefulset import etcd_statefulset
 from agentserving_operator.manifests.gateway_deployment import gateway_deployment
@@ -34,13 +36,17 @@ __all__ = ["HASH_ANNOTATION", "AgentServingCluster", "Component", "Images", "Man
 
 # Comparing fields cannot reveal one that we stopped setting; a changed hash of what was applied last does.
 HASH_ANNOTATION = f"{GROUP}/applied-hash"
+# Engines drain when they are evicted, and with a worker its whole engine does.
+_WITHOUT_BUDGET = (Component.ENGINE, Component.ENGINE_WORKER)
 
 
 def components(cluster: AgentServingCluster) -> list[Component]:
-    """Components of this cluster: etcd only where it is the store, batches only on request."""
+    """Components of this cluster: etcd only where it is the store, batches and workers of engines only on request."""
     absent = set() if cluster.spec.store.type is StoreType.ETCD else {Component.ETCD}
     if not cluster.spec.batches.enabled:
         absent.add(Component.BATCHES)
+    if not cluster.spans_nodes:
+        absent.add(Component.ENGINE_WORKER)
     return [part for part in Component if part not in absent]
 
 
@@ -50,17 +56,18 @@ def desired(cluster: AgentServingCluster) -> list[Manifest]:
     SpecError when a pod template of the spec changes what the parts rely on, or batches lack clients with keys.
     """
     parts = components(cluster)
-    found = [service_account(cluster, part) for part in parts]
+    found = [service_account(cluster, part) for part in parts if part is not Component.ENGINE_WORKER]
     if cluster.spec.tls.issuer is Issuer.CERT_MANAGER:
         found += certificates(cluster)
     found += [network_policy(cluster, part) for part in parts]
-    found += [disruption_budget(cluster, part) for part in parts if part is not Component.ENGINE]
+    found += [disruption_budget(cluster, part) for part in parts if part not in _WITHOUT_BUDGET]
     if Component.ETCD in parts:
         found += [*etcd_services(cluster), etcd_statefulset(cluster)]
     found += [control_plane_service(cluster), control_plane_deployment(cluster)]
     if keys_are_needed(cluster):
         found.append(clients_service(cluster))
-    found += [engine_service(cluster), engine_statefulset(cluster)]
+    engines = engine_group(cluster) if cluster.spans_nodes else engine_statefulset(cluster)
+    found += [engine_service(cluster), engines]
     if Component.BATCHES in parts:
         check_batches(cluster)
         found += [batches_service(cluster), batches_statefulset(cluster)]
@@ -88,6 +95,10 @@ def _merge_templates(cluster: AgentServingCluster, objects: list[Manifest]) -> N
         template, path = templates.get(each["metadata"]["name"], (None, ""))
         if template is not None and each["kind"] in ("Deployment", "StatefulSet"):
             each["spec"]["template"] = merged(each["spec"]["template"], template, path)
+        if template is not None and each["kind"] == GROUP_KIND:
+            of_group = each["spec"]["leaderWorkerTemplate"]
+            of_group["leaderTemplate"] = merged(of_group["leaderTemplate"], template, path)
+            of_group["workerTemplate"] = merged(of_group["workerTemplate"], for_workers(template), path)
 
 
 def _hash(manifest: Manifest) -> str:

@@ -32,6 +32,8 @@ class Component(StrEnum):
     """A part of a cluster; also the suffix of its objects' names."""
 
     ENGINE = "engine"
+    # The further pods of engines on several nodes.
+    ENGINE_WORKER = "engine-worker"
     CONTROL_PLANE = "control-plane"
     GATEWAY = "gateway"
     ETCD = "etcd"
@@ -42,6 +44,8 @@ class Port:
     """Container ports. Those named *_HTTP serve probes and metrics."""
 
     ENGINE = 8000
+    # Where the nodes of an engine meet. Their libraries (NCCL, gloo, ZeroMQ) choose further ports themselves.
+    ENGINE_GROUP = 29501
     SIDECAR = 7071
     SIDECAR_HTTP = 7072
     CONTROL_PLANE = 7070
@@ -104,6 +108,11 @@ class AgentServingCluster:
     def engines(self) -> Range:
         """Ordinals of its engines."""
         return self.engine_range or Range(0, self.spec.engine.replicas)
+
+    @property
+    def spans_nodes(self) -> bool:
+        """Whether an engine is a group of pods, one on each of its nodes."""
+        return self.spec.engine.nodes > 1
 
     @property
     def ticket_key_name(self) -> str:

@@ -27,6 +27,7 @@ from agentserving_operator.manifests.common import (
 )
 from agentserving_operator.manifests.tls import ENGINE_DIR, ENGINE_SERVED_DIR, flags
 from agentserving_operator.spec.cluster import EngineType, PrefixCache
+from agentserving_operator.spec.nodes import parallel_sizes
 
 SCHEDULER = "agentserving_engine.scheduler.ProgramScheduler"
 MIDDLEWARE = "agentserving_engine.http.middleware.EngineMiddleware"
@@ -61,8 +62,7 @@ def engine_container(cluster: AgentServingCluster) -> Manifest:
     """The container that runs vLLM or the simulator, as `spec.engine` says."""
     engine = cluster.spec.engine
     simulated = engine.type is EngineType.SIMULATOR
-    requests = {"cpu": "250m", "memory": "256Mi"} if simulated else {"cpu": "4", "memory": "16Gi"}
-    resources = resources_of(engine.resources, requests=requests)
+    resources = engine_resources(cluster)
     started: Manifest = {
         "ports": [port("https" if cluster.spec.tls.engines else "http", Port.ENGINE)],
         "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
@@ -82,17 +82,9 @@ def engine_container(cluster: AgentServingCluster) -> Manifest:
         return container(cluster, "engine", engine.image or cluster.images.agentserving, resources, **started)
     started |= {"command": ["python3", "-m", "vllm.entrypoints.openai.api_server"], "args": _vllm_arguments(cluster)}
     started["env"] += _vllm_env(cluster)
-    started["volumeMounts"] += [
-        {"name": "model-cache", "mountPath": MODELS_DIR},
-        {"name": HOME_VOLUME, "mountPath": HOME_DIR},
-    ]
-    if cluster.spec.model.token is not None:
-        started["volumeMounts"].append({"name": "model-token", "mountPath": MODEL_TOKEN_DIR, "readOnly": True})
+    started["volumeMounts"] += model_mounts(cluster)
     if cluster.spec.model.chat_template is not None:
         started["volumeMounts"].append({"name": "chat-template", "mountPath": TEMPLATE_DIR, "readOnly": True})
-    if engine.accelerator.count:
-        devices = {engine.accelerator.resource_name: str(engine.accelerator.count)}
-        resources["limits"] = {**resources.get("limits", {}), **devices}
     return container(cluster, "engine", engine.image or cluster.images.vllm, resources, **started)
 
 
@@ -175,9 +167,6 @@ def _vllm_access(cluster: AgentServingCluster) -> list[Manifest]:
 
 
 def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
-    engine = cluster.spec.engine
-    ranks = engine.accelerator.data_parallel_size
-    parallel = engine.accelerator.tensor_parallel_size or engine.accelerator.count // ranks
     found = [
         "--model", cluster.spec.model.name,
         "--served-model-name", served_name(cluster), *cluster.spec.model.also_served_as,
@@ -190,16 +179,42 @@ def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
             "--ssl-keyfile", f"{ENGINE_SERVED_DIR}/tls.key", "--ssl-cert-reqs", str(ssl.CERT_REQUIRED.value),
             "--enable-ssl-refresh",
         ]  # fmt: skip
-    found += ["--load-format", cluster.spec.model.load_format]
+    nodes = node_arguments(cluster, "0", "$(POD_IP)") if cluster.spans_nodes else []
+    return [
+        *found, *nodes, *loading_arguments(cluster), *_tool_arguments(cluster), *_front_arguments(cluster),
+        *shared_arguments(cluster),
+    ]  # fmt: skip
+
+
+def node_arguments(cluster: AgentServingCluster, rank: str, leader: str) -> list[str]:
+    """How vLLM finds the other nodes of an engine. `rank`: of this pod in its group; `leader`: the first pod's host."""
+    return [
+        "--nnodes", str(cluster.spec.engine.nodes), "--node-rank", rank,
+        "--master-addr", leader, "--master-port", str(Port.ENGINE_GROUP), "--distributed-executor-backend", "mp",
+    ]  # fmt: skip
+
+
+def loading_arguments(cluster: AgentServingCluster) -> list[str]:
+    """How the model is loaded, and split over devices: the same on all nodes of an engine."""
+    engine = cluster.spec.engine
+    found = ["--load-format", cluster.spec.model.load_format]
     if cluster.spec.model.trust_remote_code:
         found.append("--trust-remote-code")
-    if parallel > 1:
-        found += ["--tensor-parallel-size", str(parallel)]
-    if ranks > 1:
+    tensor, pipeline = parallel_sizes(engine.accelerator, engine.nodes)
+    if tensor > 1:
+        found += ["--tensor-parallel-size", str(tensor)]
+    if pipeline > 1:
+        found += ["--pipeline-parallel-size", str(pipeline)]
+    if (ranks := engine.accelerator.data_parallel_size) > 1:
         found += ["--data-parallel-size", str(ranks)]
     if engine.kv_offload_gib:
         found += ["--kv-offloading-size", str(engine.kv_offload_gib)]
-    return [*found, *_tool_arguments(cluster), *_model_arguments(cluster), *_limits(cluster), *engine.extra_args]
+    return found
+
+
+def shared_arguments(cluster: AgentServingCluster) -> list[str]:
+    """What else decides what a step computes: the same on all nodes of an engine. The user's come last, so they win."""
+    return [*_adapter_arguments(cluster), *_limits(cluster), *cluster.spec.engine.extra_args]
 
 
 def _tool_arguments(cluster: AgentServingCluster) -> list[str]:
@@ -211,13 +226,20 @@ def _tool_arguments(cluster: AgentServingCluster) -> list[str]:
     return ["--tool-call-parser", model.tool_parser, *automatic]
 
 
-def _model_arguments(cluster: AgentServingCluster) -> list[str]:
+def _front_arguments(cluster: AgentServingCluster) -> list[str]:
     model = cluster.spec.model
     found = [] if model.reasoning_parser is None else ["--reasoning-parser", model.reasoning_parser]
     if model.chat_template is not None:
         found += ["--chat-template", f"{TEMPLATE_DIR}/{TEMPLATE_FILE}"]
+    return found
+
+
+def _adapter_arguments(cluster: AgentServingCluster) -> list[str]:
+    model, found = cluster.spec.model, list[str]()
     if model.lora_adapters:
         found += ["--enable-lora", "--max-lora-rank", str(model.max_lora_rank)]
+        found += [] if model.max_loras is None else ["--max-loras", str(model.max_loras)]
+        found += [] if model.max_cpu_loras is None else ["--max-cpu-loras", str(model.max_cpu_loras)]
         found += ["--lora-modules", *(f"{each.name}={each.source}" for each in model.lora_adapters)]
     return found
 
@@ -229,15 +251,52 @@ def _vllm_env(cluster: AgentServingCluster) -> list[Manifest]:
         {"name": "AGENTSERVING_TICKET_KEY_FILE", "value": PUBLIC_KEY_FILE},
         {"name": "AGENTSERVING_SSE_KEEP_ALIVE_S", "value": str(cluster.spec.engine.sse_keep_alive_seconds)},
         *_vllm_access(cluster),
+        *process_env(cluster),
+        {"name": VLLM_KEEP_ALIVE, "value": str(KEEP_ALIVE_S)},
+    ]
+    if (ranks := cluster.spec.engine.accelerator.data_parallel_size) > 1:
+        found.append({"name": RANKS_VARIABLE, "value": str(ranks)})
+    return found
+
+
+def process_env(cluster: AgentServingCluster) -> list[Manifest]:
+    """What vLLM's processes need on every node."""
+    found: list[Manifest] = [
         {"name": "HF_HOME", "value": MODELS_DIR},
         {"name": "HOME", "value": HOME_DIR},
         # PyTorch asks for the user's name when it is imported and fails for a uid that /etc/passwd does not have.
         {"name": "USER", "value": USER_NAME},
         {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
-        {"name": VLLM_KEEP_ALIVE, "value": str(KEEP_ALIVE_S)},
     ]
-    if (ranks := cluster.spec.engine.accelerator.data_parallel_size) > 1:
-        found.append({"name": RANKS_VARIABLE, "value": str(ranks)})
     if cluster.spec.model.token is not None:
         found.append({"name": "HF_TOKEN_PATH", "value": f"{MODEL_TOKEN_DIR}/{MODEL_TOKEN_FILE}"})
+    if cluster.spans_nodes:
+        # vLLM would look for the address by which the machine reaches the internet.
+        found += [
+            {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            {"name": "VLLM_HOST_IP", "value": "$(POD_IP)"},
+        ]
+    return found
+
+
+def model_mounts(cluster: AgentServingCluster) -> list[Manifest]:
+    """Of what vLLM reads and writes on every node."""
+    found: list[Manifest] = [
+        {"name": "model-cache", "mountPath": MODELS_DIR},
+        {"name": HOME_VOLUME, "mountPath": HOME_DIR},
+    ]
+    if cluster.spec.model.token is not None:
+        found.append({"name": "model-token", "mountPath": MODEL_TOKEN_DIR, "readOnly": True})
+    return found
+
+
+def engine_resources(cluster: AgentServingCluster) -> Manifest:
+    """Of the container of an engine, on each of its nodes, with its devices."""
+    engine = cluster.spec.engine
+    if engine.type is EngineType.SIMULATOR:
+        return resources_of(engine.resources, requests={"cpu": "250m", "memory": "256Mi"})
+    found = resources_of(engine.resources, requests={"cpu": "4", "memory": "16Gi"})
+    if engine.accelerator.count:
+        devices = {engine.accelerator.resource_name: str(engine.accelerator.count)}
+        found["limits"] = {**found.get("limits", {}), **devices}
     return found

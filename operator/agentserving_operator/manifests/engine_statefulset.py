@@ -41,7 +41,7 @@ def engine_statefulset(cluster: AgentServingCluster) -> Manifest:
         "podManagementPolicy": "Parallel",
         "updateStrategy": {"type": "RollingUpdate"},
         "selector": {"matchLabels": selector(cluster.name, Component.ENGINE)},
-        "template": _template(cluster),
+        "template": engine_template(cluster),
         # Models can be downloaded again.
         "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Delete"},
     }
@@ -50,10 +50,11 @@ def engine_statefulset(cluster: AgentServingCluster) -> Manifest:
     return child_object(cluster, "apps/v1", "StatefulSet", Component.ENGINE, spec=spec)
 
 
-def _template(cluster: AgentServingCluster) -> Manifest:
+def engine_template(cluster: AgentServingCluster) -> Manifest:
+    """The pod of an engine; of one on several nodes, the first."""
     engine = cluster.spec.engine
     vllm = engine.type is EngineType.VLLM
-    placement = _placement(cluster) if vllm else {"topologySpreadConstraints": spread(cluster, Component.ENGINE)}
+    placement = placement_of(cluster) if vllm else {"topologySpreadConstraints": spread(cluster, Component.ENGINE)}
     return pod(
         cluster,
         Component.ENGINE,
@@ -69,31 +70,45 @@ def _template(cluster: AgentServingCluster) -> Manifest:
 
 
 def _volumes(cluster: AgentServingCluster) -> list[Manifest]:
-    engine, cache = cluster.spec.engine, cluster.spec.model.cache
+    engine = cluster.spec.engine
     found: list[Manifest] = [
         {"name": "channel", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
         # Outlives containers, not the pod: a pod that terminates has its reports acknowledged first.
         {"name": "journal", "emptyDir": {"sizeLimit": "1Gi"}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": engine.shared_memory}},
-        {"name": "tmp", "emptyDir": {}},
+        *scratch_volumes(cluster),
         secret_files("ticket-key", cluster.ticket_key_name, PUBLIC_KEYS),
         *metrics_token_volumes(cluster),
         *engine_volumes(cluster),
     ]
     if engine.type is EngineType.VLLM:
-        found.append({"name": HOME_VOLUME, "emptyDir": {}})
-        token = cluster.spec.model.token
-        if token is not None:
-            item = {"key": token.key, "path": MODEL_TOKEN_FILE}
-            secret = {"secretName": token.secret_name, "defaultMode": 0o440, "items": [item]}
-            found.append({"name": "model-token", "secret": secret})
+        found += model_volumes(cluster)
         if (template := cluster.spec.model.chat_template) is not None:
             item = {"key": template.key, "path": TEMPLATE_FILE}
             found.append({"name": "chat-template", "configMap": {"name": template.config_map_name, "items": [item]}})
-        if cache.type is CacheType.EMPTY_DIR:
-            found.append({"name": "model-cache", "emptyDir": {"sizeLimit": cache.size}})
-        if cache.type is CacheType.EXISTING:
-            found.append({"name": "model-cache", "persistentVolumeClaim": {"claimName": cache.claim_name}})
+    return found
+
+
+def scratch_volumes(cluster: AgentServingCluster) -> list[Manifest]:
+    """What an engine's processes write, on each of its nodes."""
+    size = cluster.spec.engine.shared_memory
+    return [
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+
+
+def model_volumes(cluster: AgentServingCluster) -> list[Manifest]:
+    """What vLLM reads and writes, on each of an engine's nodes."""
+    token, cache = cluster.spec.model.token, cluster.spec.model.cache
+    found: list[Manifest] = [{"name": HOME_VOLUME, "emptyDir": {}}]
+    if token is not None:
+        item = {"key": token.key, "path": MODEL_TOKEN_FILE}
+        secret = {"secretName": token.secret_name, "defaultMode": 0o440, "items": [item]}
+        found.append({"name": "model-token", "secret": secret})
+    if cache.type is CacheType.EMPTY_DIR:
+        found.append({"name": "model-cache", "emptyDir": {"sizeLimit": cache.size}})
+    if cache.type is CacheType.EXISTING:
+        found.append({"name": "model-cache", "persistentVolumeClaim": {"claimName": cache.claim_name}})
     return found
 
 
@@ -104,7 +119,8 @@ def _claim(cluster: AgentServingCluster, cache: ModelCache) -> Manifest:
     return {"metadata": {"name": "model-cache", "labels": labels(cluster.name, Component.ENGINE)}, "spec": spec}
 
 
-def _placement(cluster: AgentServingCluster) -> Manifest:
+def placement_of(cluster: AgentServingCluster) -> Manifest:
+    """Nodes with the engine's devices."""
     accelerator = cluster.spec.engine.accelerator
     found: Manifest = {}
     if accelerator.products and accelerator.count:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from agentserving.contract import program_headers
+
 from agentserving_operator.manifests.common import (
     ALIVE,
     PYTHON_ENV,
@@ -98,7 +100,7 @@ def _envoy(cluster: AgentServingCluster) -> Manifest:
             "agentserving_gateway.front",
             "--listen", listening(cluster, Port.GATEWAY), "--run-dir", RUN_DIR, *_client_auth(cluster),
             "--max-body-bytes", str(gateway.max_body_bytes), *_heap(gateway.resources), *_front_tls(cluster),
-            *_to_engines(cluster), *_hold(cluster), *_batches(cluster),
+            *_to_engines(cluster), *_hold(cluster), *_batches(cluster), *_program_headers(cluster),
         ),
         env=[*PYTHON_ENV],
         ports=[port("https" if https else "http", Port.GATEWAY)],
@@ -179,6 +181,19 @@ def _hold(cluster: AgentServingCluster) -> list[str]:
     return ["--hold-s", str(autoscaling.hold_seconds)]
 
 
+def _program_headers(cluster: AgentServingCluster) -> list[str]:
+    """For Envoy and the picker. Flags are given only where they are needed: images may be older than the operator."""
+    gateway = cluster.spec.gateway
+    added = [
+        program_headers.ProgramHeader(label=program_headers.CONFIGURED, program=each.name, parent=each.parent or "")
+        for each in gateway.program_headers
+    ]
+    found = ["--program-headers", program_headers.text_of(added)] if added else []
+    if gateway.ignored_program_headers:
+        found += ["--ignored-program-headers", ",".join(gateway.ignored_program_headers)]
+    return found
+
+
 def _heap(given: Resources) -> list[str]:
     """Envoy refuses requests before its container's limit kills it; without a limit its own default applies."""
     limit = memory_limit(given)
@@ -201,7 +216,7 @@ def _picker(cluster: AgentServingCluster) -> Manifest:
             "--run-dir", RUN_DIR, "--drain-s", str(gateway.drain_seconds),
             "--control-plane", cluster.address(Component.CONTROL_PLANE, Port.CONTROL_PLANE),
             "--http-host", any_host(cluster), "--http-port", str(Port.GATEWAY_HTTP), *metrics_token_flags(cluster),
-            *picker_flags(cluster), *_hold(cluster),
+            *picker_flags(cluster), *_hold(cluster), *_program_headers(cluster),
             *([] if gateway.group_by_content else ["--group-by-content", "false"]),
             *_client_auth(cluster), *token_flags(cluster), *_own_tickets(cluster), *_front_tls(cluster),
             *client_flags(cluster, directory(Leaf.GATEWAY)), *_to_engines(cluster),

@@ -77,8 +77,12 @@ def _ingress(cluster: AgentServingCluster, component: Component) -> list[Manifes
     readers = namespaces(cluster.spec.network.metrics_namespaces)
     pool = cluster.spec.gateway.inference_pool.enabled
     callers = [parts[Component.ENGINE], parts[Component.GATEWAY], clients, *_operator(cluster)]
+    # NCCL, gloo and ZeroMQ choose their ports themselves.
+    group = [{"from": [parts[Component.ENGINE], parts[Component.ENGINE_WORKER]]}] if cluster.spans_nodes else []
     rules = {
+        Component.ENGINE_WORKER: group,
         Component.ENGINE: [
+            *group,
             *_from([Port.ENGINE], [parts[Component.GATEWAY], clients, *gateway_peers(cluster)]),
             *_from([Port.SIDECAR], [clients]),
             *_from([Port.SIDECAR_HTTP], readers),
@@ -129,8 +133,11 @@ def _egress(cluster: AgentServingCluster, component: Component) -> list[Manifest
     parts = {part: _part(cluster, part) for part in Component}
     planes = [Port.CONTROL_PLANE, Port.CONTROL_PLANE_STREAMS]
     to_control_plane = _to(planes, [parts[Component.CONTROL_PLANE]])
+    group = [{"to": [parts[Component.ENGINE], parts[Component.ENGINE_WORKER]]}] if cluster.spans_nodes else []
     if component is Component.ENGINE:
-        return [to_control_plane, *_model_sources(cluster)]
+        return [to_control_plane, *group, *_model_sources(cluster)]
+    if component is Component.ENGINE_WORKER:
+        return [*group, *_model_sources(cluster)]
     if component is Component.GATEWAY:
         to_batches = [_to([Port.BATCHES], [parts[Component.BATCHES]])] if cluster.spec.batches.enabled else []
         return [to_control_plane, _to([Port.ENGINE], [parts[Component.ENGINE]]), *to_batches]

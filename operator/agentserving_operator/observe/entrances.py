@@ -12,7 +12,7 @@ from typing import Any
 from agentserving_operator.manifests import AgentServingCluster, Component, Manifest
 from agentserving_operator.manifests.ways_in import ROUTE_KIND
 from agentserving_operator.observe.reasons import Reason, Trouble
-from agentserving_operator.spec.cluster import ServiceType
+from agentserving_operator.spec.gateway import ServiceType
 
 Objects = Mapping[tuple[str, str], Manifest]
 

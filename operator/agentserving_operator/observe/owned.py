@@ -18,6 +18,12 @@ _OPTIONAL = {
         "the Gateway API Inference Extension is not installed in this Kubernetes cluster: install its CRDs "
         "(inference.networking.k8s.io/v1), or set spec.gateway.inferencePool.enabled to false",
     ),
+    "LeaderWorkerSet": Trouble(
+        Reason.LEADER_WORKER_SET_MISSING,
+        "spec.engine.nodes needs LeaderWorkerSet (leaderworkerset.x-k8s.io/v1), which is not installed in this "
+        "Kubernetes cluster: install its controller and CRD (https://lws.sigs.k8s.io), or create a cluster with "
+        "engine.nodes 1",
+    ),
     "HTTPRoute": Trouble(
         Reason.GATEWAY_API_MISSING,
         "the Gateway API is not installed in this Kubernetes cluster: install its CRDs (gateway.networking.k8s.io/v1), "

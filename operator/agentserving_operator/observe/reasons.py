@@ -115,6 +115,8 @@ class Reason(StrEnum):
     CERT_MANAGER_MISSING = "CertManagerMissing"
     # spec.gateway.inferencePool is enabled, but the Gateway API Inference Extension is not installed.
     INFERENCE_EXTENSION_MISSING = "InferenceExtensionMissing"
+    # spec.engine.nodes is more than 1, but LeaderWorkerSet is not installed.
+    LEADER_WORKER_SET_MISSING = "LeaderWorkerSetMissing"
     # spec.gateway.httpRoute is set, but the Gateway API is not installed.
     GATEWAY_API_MISSING = "GatewayApiMissing"
     # Engines do what the policy says, the control plane has what an AgentServingTenant says.

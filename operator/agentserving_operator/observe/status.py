@@ -12,6 +12,7 @@ from typing import Any
 
 from agentserving_operator.manifests import AgentServingCluster, Component, Manifest
 from agentserving_operator.manifests.common import keys_are_needed, selector
+from agentserving_operator.manifests.engine_group import KIND as GROUP
 from agentserving_operator.manifests.services import gateway_url
 from agentserving_operator.observe.engine_states import engine_trouble, rejection_trouble
 from agentserving_operator.observe.entrances import entrances_of
@@ -172,7 +173,10 @@ def _workload(cluster: AgentServingCluster, observed: Observed, component: Compo
     replicas, ready = int(status.get("replicas", 0)), int(status.get("readyReplicas", 0))
     updated = int(status.get("updatedReplicas", 0))
     # Until the controller has seen our last change, its numbers are those of the version before.
-    is_current = int(status.get("observedGeneration", 0)) >= int(workload["metadata"].get("generation", 0))
+    generation = int(workload["metadata"].get("generation", 0))
+    # Older LeaderWorkerSets do not say which generation they have seen.
+    unsaid = generation if workload["kind"] == GROUP and status else 0
+    is_current = int(status.get("observedGeneration", unsaid)) >= generation
     return _Workload(
         exists=True,
         wanted=wanted,
@@ -188,9 +192,25 @@ def _workload(cluster: AgentServingCluster, observed: Observed, component: Compo
 def _parts_of(
     cluster: AgentServingCluster, observed: Observed, component: Component
 ) -> tuple[Manifest | None, list[Manifest]]:
-    workload = observed.objects.get((WORKLOADS[component], cluster.child(component)))
-    wanted_labels = selector(cluster.name, component).items()
-    return workload, [pod for pod in observed.pods if wanted_labels <= pod["metadata"].get("labels", {}).items()]
+    """Its workload and pods; of engines on several nodes those of the workers, too."""
+    workload = observed.objects.get((_kind_of(cluster, component), cluster.child(component)))
+    of = (component, *((Component.ENGINE_WORKER,) if component is Component.ENGINE else ()))
+    wanted = [selector(cluster.name, each).items() for each in of]
+    return workload, [
+        pod for pod in observed.pods if any(each <= pod["metadata"].get("labels", {}).items() for each in wanted)
+    ]
+
+
+def _kind_of(cluster: AgentServingCluster, component: Component) -> str:
+    return GROUP if component is Component.ENGINE and cluster.spans_nodes else WORKLOADS[component]
+
+
+def is_group_settling(cluster: AgentServingCluster, observed: Observed) -> bool:
+    """Whether engines on several nodes are not all ready yet: their LeaderWorkerSet is not watched."""
+    if not cluster.spans_nodes:
+        return False
+    engines = _workload(cluster, observed, Component.ENGINE)
+    return not engines.settled or engines.ready < engines.wanted
 
 
 def are_pods_waiting(cluster: AgentServingCluster, observed: Observed) -> bool:
@@ -211,7 +231,9 @@ def _pods_ready(
 ) -> Finding:
     if not workload.exists:
         name = cluster.child(component)
-        return Finding(ConditionStatus.FALSE, Reason.CREATING, f"{WORKLOADS[component]} {name} does not exist yet")
+        return Finding(
+            ConditionStatus.FALSE, Reason.CREATING, f"{_kind_of(cluster, component)} {name} does not exist yet"
+        )
     counted = f"{workload.ready} of {workload.wanted} pods ready"
     if workload.ready >= (workload.wanted if needed is None else needed):
         return Finding(ConditionStatus.TRUE, Reason.AVAILABLE, counted)

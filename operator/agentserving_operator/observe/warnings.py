@@ -32,7 +32,7 @@ def are_waiting(workload: Manifest | None, pods: Sequence[Manifest]) -> bool:
     if workload is None:
         return False
     status = workload.get("status", {})
-    if "observedGeneration" not in status or int(status.get("readyReplicas", 0)) >= _wanted(workload):
+    if "observedGeneration" not in status or int(status.get("readyReplicas", 0)) >= _replicas(workload):
         # Its controller has not seen it yet, which a watch will report; or nothing is missing.
         return False
     alive = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
@@ -56,8 +56,13 @@ def claim_trouble(
     return warning_trouble(workload, pods, [each for each in warnings if _about(each)[0] == "PersistentVolumeClaim"])
 
 
-def _wanted(workload: Manifest) -> int:
+def _replicas(workload: Manifest) -> int:
     return int(workload["spec"].get("replicas", 1))
+
+
+def _wanted(workload: Manifest) -> int:
+    """Its pods: a replica of a LeaderWorkerSet has several."""
+    return _replicas(workload) * int(workload["spec"].get("leaderWorkerTemplate", {}).get("size", 1))
 
 
 def _has_started(pod: Manifest) -> bool:

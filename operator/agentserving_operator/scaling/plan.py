@@ -2,7 +2,8 @@
 
 A StatefulSet removes engines only at the ends of its ordinals: at the upper end by fewer replicas, at the lower one by
 a larger start. So of the two engines at the ends the one leaves whose programs have least context to compute again. It
-is drained first: programs move to other engines at their next call, and it goes when its last call has ended.
+is drained first: programs move to other engines at their next call, and it goes when its last call has ended. A
+LeaderWorkerSet's groups always begin with 0, so there the highest one leaves.
 """
 
 from __future__ import annotations
@@ -51,16 +52,18 @@ class Plan:
 
 
 def plan(
-    live: Range, desired: int, work: Mapping[int, Work], *, leaving: Collection[int], drained: Collection[int]
-) -> Plan:
+    live: Range, desired: int, work: Mapping[int, Work], *, leaving: Collection[int], drained: Collection[int],
+    from_zero: bool = False,
+) -> Plan:  # fmt: skip
     """What to do next for `desired` engines. Everything is by ordinal.
 
     `leaving` were chosen before; `drained` of these take no new programs since before `work` was seen. An engine that
-    `work` does not have is not known to the control plane: it has no calls.
+    `work` does not have is not known to the control plane: it has no calls. `from_zero`: engines leave at the upper end
+    only, as those of a LeaderWorkerSet.
     """
     if desired >= live.count:
         return Plan(range=_extended(live, desired))
-    chosen = _chosen(live, live.count - desired, work, leaving)
+    chosen = _chosen(live, live.count - desired, work, leaving, from_zero)
     low, high = live.start, live.start + live.count - 1
 
     def may_go(ordinal: int) -> bool:
@@ -68,7 +71,7 @@ def plan(
 
     while low <= high and may_go(high):
         high -= 1
-    while low <= high and may_go(low):
+    while not from_zero and low <= high and may_go(low):
         low += 1
     left = Range(low, high - low + 1) if high >= low else Range(0, 0)
     return Plan(leaving=frozenset(each for each in chosen if low <= each <= high), range=left)
@@ -80,7 +83,9 @@ def _extended(live: Range, desired: int) -> Range:
     return Range(live.start - below, desired)
 
 
-def _chosen(live: Range, surplus: int, work: Mapping[int, Work], before: Collection[int]) -> frozenset[int]:
+def _chosen(
+    live: Range, surplus: int, work: Mapping[int, Work], before: Collection[int], from_zero: bool
+) -> frozenset[int]:
     """`surplus` engines from the two ends; those that were chosen before go first, or the choice would flap."""
     low, high = live.start, live.start + live.count - 1
     chosen = set[int]()
@@ -89,7 +94,7 @@ def _chosen(live: Range, surplus: int, work: Mapping[int, Work], before: Collect
         return ordinal not in before, work.get(ordinal, Work()).kept_tokens, -ordinal
 
     while len(chosen) < surplus:
-        if worth(high) <= worth(low):
+        if from_zero or worth(high) <= worth(low):
             chosen.add(high)
             high -= 1
         else:

@@ -24,16 +24,13 @@ class Accelerator:
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "!has(self.tensorParallelSize) || self.tensorParallelSize <= self.count",
-            "tensorParallelSize must be at most count",
-            lambda a: a.tensor_parallel_size is None or a.tensor_parallel_size <= a.count,
-            "tensorParallelSize",
-        ),
-        Rule(
-            "self.dataParallelSize == 1 || self.count == 0 || "
-            "self.dataParallelSize * (has(self.tensorParallelSize) ? self.tensorParallelSize : 1) == self.count",
-            "count must be dataParallelSize times tensorParallelSize (absent: 1): the devices of all ranks",
-            lambda a: a.data_parallel_size == 1 or a.count in (0, a.data_parallel_size * (a.tensor_parallel_size or 1)),
+            "self.dataParallelSize == 1 || self.count == 0 || self.dataParallelSize * "
+            "(has(self.tensorParallelSize) ? self.tensorParallelSize : 1) * "
+            "(has(self.pipelineParallelSize) ? self.pipelineParallelSize : 1) == self.count",
+            "count must be dataParallelSize times tensorParallelSize times pipelineParallelSize (absent: 1): the "
+            "devices of all ranks",
+            lambda a: a.data_parallel_size == 1
+            or a.count in (0, a.data_parallel_size * (a.tensor_parallel_size or 1) * (a.pipeline_parallel_size or 1)),
             "dataParallelSize",
         ),
     )
@@ -45,10 +42,15 @@ class Accelerator:
         min_length=1,
         pattern=r"^[a-zA-Z0-9]([-./a-zA-Z0-9]*[a-zA-Z0-9])?$",
     )
-    count: int = integer("Devices per engine; 0: none (CPU).", 0, 64, default=1)
+    count: int = integer("Devices per engine, on each of its nodes; 0: none (CPU).", 0, 64, default=1)
     tensor_parallel_size: int | None = integer(
-        "Devices that compute one step together. Absent: count / dataParallelSize.", 1, 64, default=None
+        "Devices that compute one layer together. Absent: those that the other sizes leave.", 1, 512, default=None
     )
+    pipeline_parallel_size: int | None = integer(
+        "Stages, each with a part of the layers. Absent: 1; with several nodes what tensorParallelSize leaves, or one "
+        "for each node.",
+        1, 64, default=None,
+    )  # fmt: skip
     data_parallel_size: int = integer(
         "Ranks of an engine: copies of the model, or of all but its experts, behind one address. Each has a scheduler "
         "and a KV cache of its own; a program stays on one of them.",

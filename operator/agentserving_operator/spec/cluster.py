@@ -26,15 +26,15 @@ from agentserving_operator.spec.fields import (
     struct,
     text,
 )
-from agentserving_operator.spec.inference_pool import InferencePool
-from agentserving_operator.spec.model_files import ConfigMapKey, LoraAdapter
+from agentserving_operator.spec.gateway import Gateway
+from agentserving_operator.spec.model_files import ADAPTER_PLACES, ConfigMapKey, LoraAdapter
 from agentserving_operator.spec.network import Network
+from agentserving_operator.spec.nodes import RULES_OF_NODES
 from agentserving_operator.spec.parts import Resources, SecretKey
 from agentserving_operator.spec.pod_template import PodTemplate
 from agentserving_operator.spec.scheduling import Scheduling
 from agentserving_operator.spec.store import Store, StoreType
-from agentserving_operator.spec.tls import FrontTls, Tls
-from agentserving_operator.spec.ways_in import HttpRoute, Ingress
+from agentserving_operator.spec.tls import Tls
 
 # The longest child name is <name>-control-plane. A StatefulSet appends a hash of 11 characters to <name>-engine in a
 # label of at most 63.
@@ -72,14 +72,6 @@ class PullPolicy(StrEnum):
     NEVER = "Never"
 
 
-class ServiceType(StrEnum):
-    """As in Kubernetes."""
-
-    CLUSTER_IP = "ClusterIP"
-    NODE_PORT = "NodePort"
-    LOAD_BALANCER = "LoadBalancer"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCache:
     """The volume of the model's files."""
@@ -112,6 +104,8 @@ class ModelCache:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """The model that all engines serve."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = ADAPTER_PLACES
 
     name: str = text(
         "Hugging Face name or path, as in vLLM's --model. Immutable.",
@@ -157,6 +151,16 @@ class Model:
         64, list_type="map", keys=("name",),
     )  # fmt: skip
     max_lora_rank: int = integer("The highest rank among them.", 8, 512, default=16)
+    max_loras: int | None = integer(
+        "Adapters that one step computes with (--max-loras); each takes memory of the devices. Absent: vLLM's default, "
+        "1: calls of other adapters wait.",
+        1, 64, default=None,
+    )  # fmt: skip
+    max_cpu_loras: int | None = integer(
+        "Adapters kept in host memory (--max-cpu-loras); the others are read again when a call names them. Absent: "
+        "maxLoras.",
+        1, 64, default=None,
+    )  # fmt: skip
     load_format: str = text(
         "vLLM's --load-format. safetensors are data only; auto also takes pickled weights, which can run code.",
         64,
@@ -178,9 +182,10 @@ class Simulator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """The engines, one pod each."""
+    """The engines: a pod each, or a group of pods on several nodes."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
+        *RULES_OF_NODES,
         Rule(
             "!has(self.simulator) || self.type == 'Simulator'",
             "simulator goes with type Simulator only",
@@ -208,6 +213,11 @@ class Engine:
         256,
         default=1,
     )
+    nodes: int = integer(
+        "Nodes of each engine: a model that needs more devices than one node has. One pod on each, as a group of a "
+        "LeaderWorkerSet, whose CRD and controller must be installed.",
+        1, 32, default=1, immutable=True,
+    )  # fmt: skip
     autoscaling: Autoscaling | None = struct(
         "The number of engines follows what programs need; absent: it is replicas.", default=None
     )
@@ -256,43 +266,6 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gateway:
-    """The OpenAI-compatible front: in each pod an Envoy and its picker."""
-
-    replicas: int = integer("Number of gateways; they are stateless.", 1, 64, default=1)
-    service_type: ServiceType = choice("Type of its Service.", default=ServiceType.CLUSTER_IP)
-    port: int | None = integer("Port of the Service; absent: 80, or 443 with tls.", 1, 65_535, default=None)
-    tls: FrontTls | None = struct(
-        "Clients use https, with your certificate; absent: http. HTTP/2 is offered with https only.", default=None
-    )
-    max_body_bytes: int = integer("Size limit of a request body.", 1_024, 1 << 30, default=64 << 20)
-    group_by_content: bool = flag(
-        "A call without an id whose messages extend those of an earlier call joins its program; false: it is a program "
-        "of its own.",
-        default=True,
-    )
-    drain_seconds: int = integer("How long a leaving gateway may finish its calls.", 0, 3_600, default=300)
-    resources: Resources = struct("Requests and limits of Envoy.", default=Resources)
-    picker_resources: Resources = struct(
-        "Requests and limits of the picker; by default those of Envoy.", default=Resources
-    )
-    ingress: Ingress | None = struct("An Ingress that leads to gateways; absent: none.", default=None)
-    http_route: HttpRoute | None = struct(
-        "An HTTPRoute that leads to gateways (Gateway API); absent: none.", default=None
-    )
-    inference_pool: InferencePool = struct(
-        "For users of another gateway that supports InferencePools.", default=InferencePool
-    )
-    template: PodTemplate | None = struct(
-        "More about its pods; the containers are gateway (Envoy) and picker.", default=None
-    )
-
-    @property
-    def service_port(self) -> int:
-        return self.port or (80 if self.tls is None else 443)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSpec:
     """The desired state of a cluster."""
 
@@ -326,6 +299,22 @@ class ClusterSpec:
             "model.alsoServedAs and model.loraAdapters go with engine.type VLLM only",
             lambda s: s.engine.type is EngineType.VLLM or not (s.model.also_served_as or s.model.lora_adapters),
             "model",
+        ),
+        Rule(
+            "(!has(self.model.maxLoras) && !has(self.model.maxCpuLoras)) || "
+            "!self.engine.extraArgs.exists(a, a.startsWith('--max-loras') || a.startsWith('--max-cpu-loras'))",
+            "engine.extraArgs may not contain --max-loras or --max-cpu-loras where model.maxLoras or model.maxCpuLoras "
+            "is set: give each once",
+            lambda s: (s.model.max_loras is None and s.model.max_cpu_loras is None)
+            or not any(each.startswith(("--max-loras", "--max-cpu-loras")) for each in s.engine.extra_args),
+            "engine.extraArgs",
+        ),
+        Rule(
+            "self.engine.nodes == 1 || self.model.cache.type != 'PersistentVolumeClaim'",
+            "model.cache.type PersistentVolumeClaim goes with engine.nodes 1 only: such a volume is attached to one "
+            "node. Use ExistingClaim, a volume that all nodes share, or EmptyDir",
+            lambda s: s.engine.nodes == 1 or s.model.cache.type is not CacheType.CLAIM,
+            "model.cache.type",
         ),
         Rule(
             "self.engine.type == oldSelf.engine.type || self.model.cache.type != 'PersistentVolumeClaim'",

@@ -144,9 +144,11 @@ def quantity(doc: str, *, default: Any = MISSING, immutable: bool = False) -> An
     )  # fmt: skip
 
 
-def integer(doc: str, minimum: int, maximum: int, *, default: Any = MISSING, wire: str = "") -> Any:
+def integer(
+    doc: str, minimum: int, maximum: int, *, default: Any = MISSING, wire: str = "", immutable: bool = False
+) -> Any:
     """A whole number between bounds, both included. The API has no other numbers."""
-    return _field(Meta(doc=doc, default=default, minimum=minimum, maximum=maximum, wire=wire))
+    return _field(Meta(doc=doc, default=default, minimum=minimum, maximum=maximum, wire=wire, immutable=immutable))
 
 
 def flag(doc: str, *, default: bool, immutable: bool = False) -> Any:

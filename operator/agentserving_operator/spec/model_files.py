@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agentserving_operator.spec.fields import DNS_SUBDOMAIN, text
+from agentserving_operator.spec.fields import DNS_SUBDOMAIN, Rule, text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,3 +23,28 @@ class LoraAdapter:
     source: str = text(
         "Hugging Face name, or a path in the engine's container.", 1_024, min_length=1, pattern=r"^[^\s=-][^\s=]*$"
     )
+
+
+# Rules of `spec.model`: places for adapters fit the list of them, and each other.
+ADAPTER_PLACES = (
+    Rule(
+        "!has(self.maxLoras) || self.maxLoras <= size(self.loraAdapters)",
+        "maxLoras is at most the number of loraAdapters: each place takes memory of the devices. For adapters that are "
+        "loaded later give engine.extraArgs --max-loras",
+        lambda m: m.max_loras is None or m.max_loras <= len(m.lora_adapters),
+        "maxLoras",
+    ),
+    Rule(
+        "!has(self.maxCpuLoras) || self.maxCpuLoras <= size(self.loraAdapters)",
+        "maxCpuLoras is at most the number of loraAdapters. For adapters that are loaded later give engine.extraArgs "
+        "--max-cpu-loras",
+        lambda m: m.max_cpu_loras is None or m.max_cpu_loras <= len(m.lora_adapters),
+        "maxCpuLoras",
+    ),
+    Rule(
+        "!has(self.maxCpuLoras) || self.maxCpuLoras >= (has(self.maxLoras) ? self.maxLoras : 1)",
+        "maxCpuLoras must be at least maxLoras: what a step computes with is in host memory, too",
+        lambda m: m.max_cpu_loras is None or m.max_cpu_loras >= (m.max_loras or 1),
+        "maxCpuLoras",
+    ),
+)

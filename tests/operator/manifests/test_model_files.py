@@ -49,6 +49,15 @@ def test_adapters_are_loaded_by_name() -> None:
     assert not {"--enable-lora", "--lora-modules"} & set(engine()["args"])
 
 
+def test_adapters_have_the_places_that_the_spec_gives_them() -> None:
+    places = {"--max-loras", "--max-cpu-loras"}
+    assert not places & set(engine(loraAdapters=ADAPTERS)["args"])
+    arguments = engine(loraAdapters=ADAPTERS, maxLoras=1, maxCpuLoras=2)["args"]
+    assert [value_after(arguments, name) for name in sorted(places)] == ["2", "1"]
+    # The list of modules takes whatever follows it.
+    assert max(arguments.index(each) for each in places) < arguments.index("--lora-modules")
+
+
 @pytest.mark.parametrize("flag", ["--data-parallel-size=2", "--data-parallel-size", "-dp"])
 def test_the_flag_of_data_parallelism_is_refused_in_favour_of_the_field(flag: str) -> None:
     with pytest.raises(SpecError, match=r"set by engine\.accelerator\.dataParallelSize"):
@@ -62,3 +71,14 @@ def test_grouping_by_content_can_be_switched_off(by_content: bool, given: bool) 
     assert ("--group-by-content" in picker["args"]) is given
     if given:
         assert value_after(picker["args"], "--group-by-content") == "false"
+
+
+def test_envoy_and_the_picker_have_the_same_headers_of_programs() -> None:
+    added = [{"name": "x-run", "parent": "x-up"}, {"name": "x-b"}]
+    chosen = {"programHeaders": added, "ignoredProgramHeaders": ["session-id"]}
+    for gateway, given in ((chosen, ["x-run:x-up,x-b", "session-id"]), ({}, [])):
+        containers = pod_spec(gateway_deployment(make_cluster(gateway=gateway)))["containers"]
+        assert {each["name"] for each in containers} == {"gateway", "picker"}
+        for each in containers:
+            flags = [f for f in ("--program-headers", "--ignored-program-headers") if f in each["args"]]
+            assert [value_after(each["args"], flag) for flag in flags] == given

@@ -36,6 +36,14 @@ def test_when_more_are_needed_again_nobody_leaves() -> None:
     assert plan(Range(0, 3), 3, {}, leaving=[2], drained=[2]) == Plan(range=Range(0, 3))
 
 
+def test_groups_of_pods_leave_at_the_upper_end_only() -> None:
+    work = {0: Work(kept_tokens=1), 2: Work(kept_tokens=50)}
+    assert plan(Range(0, 3), 2, work, leaving=(), drained=(), from_zero=True).leaving == {2}
+    # The lower one is drained first, and still waits for the upper one.
+    assert plan(Range(0, 2), 0, {}, leaving=[0, 1], drained=[0], from_zero=True).range == Range(0, 2)
+    assert plan(Range(0, 2), 0, {}, leaving=[0, 1], drained=[0, 1], from_zero=True).range == Range(0, 0)
+
+
 works = st.dictionaries(st.integers(0, 12), st.builds(Work, kept_tokens=st.integers(0, 9), calls=st.integers(0, 2)))
 ordinals = st.frozensets(st.integers(0, 12))
 
