@@ -148,6 +148,14 @@ def connect(bucket: str, endpoint: str, region: str) -> S3Store:
     return S3Store(bucket, config=config, client_options={"allow_http": endpoint.startswith("http://")})
 
 
+def reason_of(error: Exception) -> str:
+    """One line. Of what the library adds for its developers, only why there is no connection: that is said nowhere
+    else."""
+    text, _, details = str(error).partition("Debug source")
+    cause = details.rpartition("client::legacy::Error(")[2] if "client::legacy::Error(" in details else ""
+    return " ".join(f"{text} {cause}".split()).rstrip(" ,(){}")
+
+
 def main(argv: Sequence[str]) -> int:
     """Returns 0 when the files are there. The last line says why not: the container's status quotes it."""
     parser = argparse.ArgumentParser(prog="model_download", description=__doc__.partition("\n")[0] if __doc__ else "")
@@ -165,8 +173,7 @@ def main(argv: Sequence[str]) -> int:
         target = Path(directory_of(given.root, given.uri, given.endpoint))
         _say("complete" if download(store, address.path.strip("/"), target) else "the files are there")
     except (DownloadError, OSError, ValueError, BaseError) as error:
-        # One line, without what the library adds for its developers.
-        _say(f"cannot download {given.uri}: {' '.join(str(error).partition('Debug source')[0].split())}")
+        _say(f"cannot download {given.uri}: {reason_of(error)}")
         return 1
     return 0
 

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from agentserving_cli.local.ports import free_ports
 from agentserving_operator.model_download import PART_BYTES
 from agentserving_operator.model_path import directory_of
+from support.certificate_files import CertificateFiles
 from support.s3_server import BUCKET, KEYS, s3_server
 
 # More than one part.
@@ -42,9 +44,9 @@ def put(port: int, key: str) -> None:
     connection.close()
 
 
-def start(root: Path, endpoint: str, uri: str = URI) -> subprocess.Popen[str]:
+def start(root: Path, endpoint: str, uri: str = URI, **variables: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "agentserving_operator.model_download", "--uri", uri, "--root", str(root)]
-    environment = {**os.environ, **KEYS}
+    environment = {**os.environ, **KEYS, **variables}
     return subprocess.Popen(
         [*command, "--endpoint", endpoint],
         env=environment,
@@ -54,9 +56,9 @@ def start(root: Path, endpoint: str, uri: str = URI) -> subprocess.Popen[str]:
     )
 
 
-def run(root: Path, endpoint: str, uri: str = URI) -> tuple[int, list[str]]:
+def run(root: Path, endpoint: str, uri: str = URI, **variables: str) -> tuple[int, list[str]]:
     """(exit status, lines of the log)."""
-    process = start(root, endpoint, uri)
+    process = start(root, endpoint, uri, **variables)
     _, log = process.communicate(timeout=120)
     return process.returncode, log.splitlines()
 
@@ -122,6 +124,23 @@ def test_the_last_line_says_why_there_is_no_model(tmp_path: Path, endpoint: str,
     assert log[-1].startswith(f"cannot download {uri}: ")
     assert says in log[-1]
     assert files_of(tmp_path, endpoint, uri) == {}
+
+
+def test_a_server_that_cannot_be_reached_is_said_with_the_cause(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    status, log = run(tmp_path, f"http://127.0.0.1:{port}")
+    assert (status, len(log)) == (1, 1)
+    assert "Connection refused" in log[-1]
+
+
+def test_a_private_authority_is_trusted_by_the_usual_variable(tmp_path: Path) -> None:
+    files = CertificateFiles(tmp_path).paths("etcd")
+    with s3_server(tmp_path / "moto.log", OBJECTS, files) as url:
+        status, log = run(tmp_path / "stranger", url)
+        assert (status, len(log)) == (1, 1)
+        assert "UnknownIssuer" in log[0]
+        assert run(tmp_path / "root", url, SSL_CERT_FILE=str(files["ca"]))[0] == 0
+    assert files_of(tmp_path / "root", url) == FILES
 
 
 def test_an_object_outside_of_the_directory_is_refused(tmp_path: Path, s3_log: Path) -> None:

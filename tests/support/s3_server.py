@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import http.client
+import ssl
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import obstore
 from agentserving_cli.local.ports import free_ports
 from agentserving_cli.local.vllm_env import cache_dir, only_one, run_uv
 from obstore.store import S3Store
 from support.eventually import eventually
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
 
 MOTO = "5.2.5"
 BUCKET = "models"
@@ -29,8 +34,11 @@ def _moto() -> Path:
     return home / "bin" / "moto_server"
 
 
-def _answers(port: int) -> bool:
+def _answers(port: int, ca: Path | None) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    if ca is not None:
+        trusting = ssl.create_default_context(cafile=str(ca))
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=trusting)
     try:
         connection.request("PUT", f"/{BUCKET}")
         return connection.getresponse().status == 200
@@ -41,17 +49,18 @@ def _answers(port: int) -> bool:
 
 
 @contextmanager
-def s3_server(log: Path, objects: Mapping[str, bytes]) -> Iterator[str]:
-    """Its URL; `objects` are in BUCKET. `log` has a line for each request."""
+def s3_server(log: Path, objects: Mapping[str, bytes], files: Mapping[str, Path] | None = None) -> Iterator[str]:
+    """Its URL; `objects` are in BUCKET, `log` has a line for each request. https with `files`: `ca`, `cert`, `key`."""
     (port,) = free_ports(1)
+    tls = ["-c", str(files["cert"]), "-k", str(files["key"])] if files else []
+    ca = files["ca"] if files else None
     with log.open("wb") as out:
-        process = subprocess.Popen([_moto(), "-H", "127.0.0.1", "-p", str(port)], stdout=out, stderr=out)
+        process = subprocess.Popen([_moto(), "-H", "127.0.0.1", "-p", str(port), *tls], stdout=out, stderr=out)
         try:
-            eventually(lambda: _answers(port), "moto answers", 120)
-            url = f"http://127.0.0.1:{port}"
-            store = S3Store(
-                BUCKET, endpoint=url, access_key_id="a", secret_access_key="b", client_options={"allow_http": True}
-            )
+            eventually(lambda: _answers(port, ca), "moto answers", 120)
+            url = f"{'https' if files else 'http'}://127.0.0.1:{port}"
+            options: ClientConfig = {"allow_http": True, "allow_invalid_certificates": ca is not None}
+            store = S3Store(BUCKET, endpoint=url, access_key_id="a", secret_access_key="b", client_options=options)
             for key, data in objects.items():
                 obstore.put(store, key, data)
             yield url
