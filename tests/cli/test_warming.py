@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from agentserving_cli.kube.clusters import RESOURCE
+from agentserving_cli.kube.clusters import RESOURCE, engines_of
 from agentserving_cli.kube.main import main
 from agentserving_cli.kube.warming import NothingToWarmError, warm_job
+from agentserving_operator.manifests.engine_group import engine_group
 from agentserving_operator.manifests.engine_statefulset import engine_statefulset
 from click.testing import CliRunner
 from support.kubectl_stand_in import install
@@ -51,6 +52,16 @@ def test_the_job_is_the_engines_download_with_their_claim_and_rights() -> None:
     assert warm_job(live)["metadata"]["name"] != warm_job(live, NEXT)["metadata"]["name"]
 
 
+def test_engines_on_several_nodes_have_the_same_job() -> None:
+    source = {"s3": {"uri": NOW, "endpoint": "https://minio", "secretName": "bucket"}}
+    model = {"name": "llama", "source": source, "cache": SHARED}
+    cluster = make_cluster(model=model, engine={"nodes": 2, "accelerator": {"count": 8}})
+    assert warm_job(engine_group(cluster)) == warm_job(engines())
+    assert engines_of({"metadata": {"name": "demo"}, "spec": {"engine": {"nodes": 2}}}) == (
+        "leaderworkersets.leaderworkerset.x-k8s.io", "demo-engine",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("model", "says"),
     [({"source": {"image": {"reference": "llama:1"}}}, "source.s3 is not set"), ({"cache": {}}, "do not share")],
@@ -64,7 +75,7 @@ def test_the_command_prints_the_job_or_why_there_is_none(tmp_path: Path, monkeyp
     install(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("KUBECTL_ANSWERS", str(tmp_path))
-    (tmp_path / f"{RESOURCE}.json").write_text(json.dumps({"items": [{"metadata": {"name": "demo"}}]}))
+    (tmp_path / f"{RESOURCE}.json").write_text(json.dumps({"items": [{"metadata": {"name": "demo"}, "spec": {}}]}))
     (tmp_path / "statefulset.json").write_text(json.dumps(engines()))
     done = CliRunner().invoke(main, ["render", "warm", "--uri", NEXT])
     assert done.exit_code == 0, done.output

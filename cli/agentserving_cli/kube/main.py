@@ -31,6 +31,7 @@ from agentserving_cli.kube.clusters import (
     client_secret,
     conditions,
     control_plane_service,
+    engines_of,
     labels,
     pod_at,
 )
@@ -139,12 +140,12 @@ def _of_store(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _of_engines(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options; the command's first argument reads the engines' StatefulSet."""
+    """Adds the options; the command's first argument reads the engines' StatefulSet, or LeaderWorkerSet."""
 
     @functools.wraps(command)
     def found(kubectl: Kubectl, cluster: str, *arguments: Any, **chosen: Any) -> Any:
         def read() -> Object:
-            return kubectl.get("statefulset", f"{_cluster(kubectl, cluster)['metadata']['name']}-engine")
+            return kubectl.get(*engines_of(_cluster(kubectl, cluster)))
 
         return command(read, *arguments, **chosen)
 

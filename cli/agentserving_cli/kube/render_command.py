@@ -20,7 +20,8 @@ Where = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 def render_command(where: Where, of_store: Where, of_engines: Where) -> click.Group:
     """Each adds the options that name a cluster. The command's first argument then reads that cluster, its etcd's
-    StatefulSet and its control plane's Deployment, or its engines' StatefulSet."""
+    StatefulSet and its control plane's Deployment, or its engines' StatefulSet or
+    LeaderWorkerSet."""
 
     @click.group()
     def render() -> None:

@@ -26,11 +26,13 @@ class NothingToWarmError(ValueError):
 
 
 def warm_job(engines: Object, uri: str = "") -> Object:
-    """From the live StatefulSet of the engines. `uri`: what to download instead of what they load now.
+    """From the engines' live StatefulSet or LeaderWorkerSet. `uri`: what to download instead of what they load now.
 
     NothingToWarmError when its model is not from S3, or its volume is not shared.
     """
-    metadata, template = engines["metadata"], engines["spec"]["template"]["spec"]
+    metadata = engines["metadata"]
+    template = engines["spec"].get("leaderWorkerTemplate", {}).get("leaderTemplate") or engines["spec"]["template"]
+    template = template["spec"]
     download = copy.deepcopy(next((e for e in template.get("initContainers", ()) if e["name"] == DOWNLOAD), None))
     if download is None:
         raise NothingToWarmError("spec.model.source.s3 is not set: only models from S3 are downloaded before they load")

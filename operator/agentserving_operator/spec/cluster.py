@@ -27,7 +27,7 @@ from agentserving_operator.spec.fields import (
     text,
 )
 from agentserving_operator.spec.gateway import Gateway
-from agentserving_operator.spec.model_files import ADAPTER_PLACES, ConfigMapKey, LoraAdapter, ModelSource, PullPolicy
+from agentserving_operator.spec.model_files import ADAPTER_PLACES, ConfigMapKey, FilesSource, LoraAdapter, PullPolicy
 from agentserving_operator.spec.network import Network
 from agentserving_operator.spec.nodes import RULES_OF_NODES
 from agentserving_operator.spec.parts import Resources, SecretKey
@@ -163,7 +163,7 @@ class Model:
     trust_remote_code: bool = flag(
         "Whether code that comes with the model runs in engines (--trust-remote-code).", default=False
     )
-    source: ModelSource | None = struct(
+    source: FilesSource | None = struct(
         "Where its files come from; absent: what name says. With it, name is only what clients use. With type VLLM "
         "only.",
         default=None,

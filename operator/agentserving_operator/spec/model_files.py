@@ -103,7 +103,7 @@ class S3Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSource:
+class FilesSource:
     """Where the model's files come from, when that is not the Hugging Face Hub."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from agentserving_operator.manifests import Manifest, desired
+from agentserving_operator.manifests.engine_group import engine_group
 from agentserving_operator.manifests.engine_statefulset import engine_statefulset
 from agentserving_operator.spec.parsing import SpecError
 from support.operator_objects import IMAGES, make_cluster, only_container, pod_spec, value_after
@@ -97,6 +98,22 @@ def test_there_is_one_source(source: dict[str, Any]) -> None:
 def test_a_simulated_engine_has_no_source() -> None:
     with pytest.raises(SpecError, match=r"model\.source goes with engine\.type VLLM only"):
         workload({"s3": S3}, engine={"type": "Simulator"})
+
+
+@pytest.mark.parametrize("source", [{"image": IMAGE}, {"s3": S3}])
+def test_each_node_of_an_engine_loads_from_the_same_place(source: dict[str, Any]) -> None:
+    model = {"name": "llama", "source": source}
+    group = engine_group(make_cluster(model=model, engine={"nodes": 2, "accelerator": {"count": 8}}))
+    pods = [group["spec"]["leaderWorkerTemplate"][f"{each}Template"]["spec"] for each in ("leader", "worker")]
+    loaded = [value_after(each["containers"][0]["args"], "--model") for each in pods]
+    assert loaded[0] == loaded[1] != "llama"
+    downloads, images = (
+        [[each for each in pod.get(field, []) if each["name"] in ("model", "model-image")] for pod in pods]
+        for field in ("initContainers", "volumes")
+    )
+    assert downloads[0] == downloads[1]
+    assert images[0] == images[1]
+    assert downloads[0] or images[0]
 
 
 def test_a_template_gives_the_download_variables_and_resources() -> None:
