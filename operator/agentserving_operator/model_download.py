@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -27,10 +28,12 @@ from obstore.store import S3Store
 from agentserving_operator.model_path import directory_of
 
 if TYPE_CHECKING:
-    from obstore.store import S3Config
+    from obstore.store import ClientConfig, S3Config
 
-# A file is fetched in parts, so many in parallel: 512 MiB of memory. Each part is tried again by the library.
-PARALLEL, PART_BYTES = 16, 32 << 20
+# A file is fetched in parts, so many in parallel: 256 MiB of memory. Each part is tried again by the library.
+PARALLEL, PART_BYTES = 16, 16 << 20
+# For a part, and without a byte. A model of 100 GB must arrive over 10 Mbit/s, too; the library's 30 s are for more.
+PART_TIMEOUT, READ_TIMEOUT = timedelta(minutes=10), timedelta(minutes=1)
 # Of a file that is not complete.
 PARTIAL = ".partial"
 
@@ -54,10 +57,12 @@ def objects_below(store: S3Store, prefix: str) -> dict[PurePosixPath, Remote]:
     found = {}
     for page in obstore.list(store, prefix or None):
         for each in page:
-            path = PurePosixPath(each["path"].removeprefix(f"{prefix}/"))
-            # A directory's marker is an object without content, which other objects lie below.
-            if each["size"] or path.suffix:
+            if each["path"] != prefix:
+                path = PurePosixPath(each["path"].removeprefix(f"{prefix}/"))
                 found[path] = Remote(each["path"], each["size"])
+    # Consoles create directories as empty objects, which other objects lie below.
+    for directory in {parent for path in found for parent in path.parents}:
+        found.pop(directory, None)
     if not found:
         raise DownloadError("there are no objects")
     return found
@@ -88,7 +93,7 @@ def remove_others(place: Path, wanted: Mapping[PurePosixPath, Remote]) -> int:
     return stay
 
 
-def fetch_file(store: S3Store, remote: Remote, path: Path, pool: ThreadPoolExecutor) -> None:
+def fetch_file(store: S3Store, remote: Remote, path: Path) -> None:
     """Writes the object into the file. It gets its name when it is complete and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
@@ -104,8 +109,9 @@ def fetch_file(store: S3Store, remote: Remote, path: Path, pool: ThreadPoolExecu
 
     file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
     try:
-        # All of them, for the first error.
-        list(pool.map(part, range(0, remote.size, PART_BYTES)))
+        # Also after an error, no part is written once the file is closed.
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            list(pool.map(part, range(0, remote.size, PART_BYTES)))
         os.fsync(file)
     finally:
         os.close(file)
@@ -120,11 +126,10 @@ def fetch(store: S3Store, prefix: str, place: Path) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise DownloadError(f"{_gb(needed)} are needed, and the volume has {_gb(free)} left: see model.cache.size")
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        for number, (name, remote) in enumerate(sorted(objects.items()), 1):
-            if not (place / name).exists():
-                _say(f"{name}, {_gb(remote.size)} ({number} of {len(objects)})")
-                fetch_file(store, remote, place / name, pool)
+    for number, (name, remote) in enumerate(sorted(objects.items()), 1):
+        if not (place / name).exists():
+            _say(f"{name}, {_gb(remote.size)} ({number} of {len(objects)})")
+            fetch_file(store, remote, place / name)
 
 
 def download(store: S3Store, prefix: str, target: Path) -> bool:
@@ -145,7 +150,12 @@ def connect(bucket: str, endpoint: str, region: str) -> S3Store:
         config["endpoint"] = endpoint
     if region:
         config["region"] = region
-    return S3Store(bucket, config=config, client_options={"allow_http": endpoint.startswith("http://")})
+    options: ClientConfig = {
+        "allow_http": endpoint.startswith("http://"),
+        "timeout": PART_TIMEOUT,
+        "read_timeout": READ_TIMEOUT,
+    }
+    return S3Store(bucket, config=config, client_options=options)
 
 
 def reason_of(error: Exception) -> str:

@@ -32,14 +32,17 @@ def s3_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def endpoint(s3_log: Path) -> Iterator[str]:
     # The name of another model begins with the prefix.
-    with s3_server(s3_log, {**OBJECTS, "llama/v1-large/config.json": b"no"}) as url:
+    with s3_server(s3_log, {**OBJECTS, "llama/v1-large/config.json": b"no", "v1.5/a.d/b": b"x"}) as url:
+        # Directories, as consoles create them.
+        for key in ("llama/v1/", "llama/v1/original/", "v1.5/", "v1.5/a.d/"):
+            put(int(url.rpartition(":")[2]), key, b"")
         yield url
 
 
-def put(port: int, key: str) -> None:
-    """As it is: clients, ours too, send no such key."""
+def put(port: int, key: str, data: bytes = b"x") -> None:
+    """As it is: our client sends no such key."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("PUT", f"/{BUCKET}/{key.replace('..', '%2E%2E')}", b"x")
+    connection.request("PUT", f"/{BUCKET}/{key.replace('..', '%2E%2E')}", data)
     assert connection.getresponse().status == 200
     connection.close()
 
@@ -77,6 +80,12 @@ def test_a_model_arrives_complete_and_later_starts_do_not_need_the_server(
     asked = s3_log.read_text().count("GET /")
     assert run(tmp_path, endpoint) == (0, ["the files are there"])
     assert s3_log.read_text().count("GET /") == asked > len(FILES)
+
+
+def test_a_directory_is_no_file_whatever_its_name(tmp_path: Path, endpoint: str) -> None:
+    uri = f"s3://{BUCKET}/v1.5"
+    assert run(tmp_path, endpoint, uri)[0] == 0
+    assert files_of(tmp_path, endpoint, uri) == {"a.d/b": b"x"}
 
 
 def test_an_interrupted_download_fetches_what_is_missing(tmp_path: Path, endpoint: str) -> None:
