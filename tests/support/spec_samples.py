@@ -71,6 +71,21 @@ VALID: list[dict[str, Any]] = [
             "ignoredProgramHeaders": ["session-id"],
         },
     },
+    {"model": {"name": "m", "source": {"image": {"reference": "r.io/m:1", "pullPolicy": "Always", "path": "a/b-1"}}}},
+    {
+        "model": {
+            "name": "m",
+            "source": {
+                "s3": {
+                    "uri": "s3://models/m/v1",
+                    "endpoint": "http://s3:9000",
+                    "region": "eu-west-1",
+                    "secretName": "s",
+                }
+            },
+            "cache": {"type": "ExistingClaim", "claimName": "c"},
+        }
+    },
     {**MINIMAL, "tls": {"issuer": "Operator"}},
     {**MINIMAL, "tls": {"engines": True}, "engine": {"extraArgs": ["--seed", "1"]}},
     {**MINIMAL, "gateway": {"tls": {"secretName": "front"}}},
@@ -88,6 +103,23 @@ JWT = {"issuer": "https://a.b/", "audience": "c", "jwksSecretName": "d"}
 
 # (spec, field, words of the parser)
 INVALID: list[tuple[dict[str, Any], str, str]] = [
+    ({"model": {"name": "m", "source": {}}}, "spec.model.source", "exactly one of image and s3"),
+    (
+        {"model": {"name": "m", "source": {"image": {"reference": "m:1"}, "s3": {"uri": "s3://models/m"}}}},
+        "spec.model.source",
+        "exactly one of image and s3",
+    ),
+    ({"model": {"name": "m", "source": {"s3": {"uri": "gs://b/m"}}}}, "spec.model.source.s3.uri", "does not match"),
+    (
+        {"model": {"name": "m", "source": {"image": {"reference": "m:1", "path": "../etc"}}}},
+        "spec.model.source.image.path",
+        "does not match",
+    ),
+    (
+        {"model": {"name": "m", "source": {"s3": {"uri": "s3://models/m"}}}, "engine": {"type": "Simulator"}},
+        "spec.model.source",
+        "VLLM only",
+    ),
     ({**MINIMAL, "engine": {"autoscaling": {}}}, "spec.engine.autoscaling.max", "is required"),
     ({**MINIMAL, "engine": {"autoscaling": {"min": 3, "max": 2}}}, "spec.engine.autoscaling.min", "at most max"),
     ({**MINIMAL, "engine": {"autoscaling": {"max": 0}}}, "spec.engine.autoscaling.max", "at least 1"),

@@ -65,3 +65,10 @@ def client_secret(cluster: Object) -> str:
 def conditions(cluster: Object) -> dict[str, Object]:
     """The cluster's conditions, by type."""
     return {condition["type"]: condition for condition in cluster.get("status", {}).get("conditions", [])}
+
+
+def engines_of(cluster: Object) -> tuple[str, str]:
+    """(kind, name) of what makes its engines, as arguments of kubectl: engines on several nodes are groups of pods."""
+    grouped = cluster["spec"].get("engine", {}).get("nodes", 1) > 1
+    kind = "leaderworkersets.leaderworkerset.x-k8s.io" if grouped else "statefulset"
+    return kind, f"{cluster['metadata']['name']}-engine"

@@ -31,6 +31,7 @@ from agentserving_cli.kube.clusters import (
     client_secret,
     conditions,
     control_plane_service,
+    engines_of,
     labels,
     pod_at,
 )
@@ -138,6 +139,19 @@ def _of_store(command: Callable[..., Any]) -> Callable[..., Any]:
     return _options(found)
 
 
+def _of_engines(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options; the command's first argument reads the engines' StatefulSet, or LeaderWorkerSet."""
+
+    @functools.wraps(command)
+    def found(kubectl: Kubectl, cluster: str, *arguments: Any, **chosen: Any) -> Any:
+        def read() -> Object:
+            return kubectl.get(*engines_of(_cluster(kubectl, cluster)))
+
+        return command(read, *arguments, **chosen)
+
+    return _options(found)
+
+
 # Where audit lines are written. The operator's own log is in another namespace, and is read with --file.
 AUDITED = (
     ("control-plane", "control-plane"),
@@ -180,7 +194,7 @@ _commands = (
     audit_command(_logs),
     trace_command(_where),
     ui_command(_where),
-    render_command(_read, _of_store),
+    render_command(_read, _of_store, _of_engines),
 )
 for _command in _commands:
     main.add_command(_command)

@@ -1,4 +1,4 @@
-"""`kubectl agentserving render keda|hpa|restore`: objects to be looked at and applied."""
+"""`kubectl agentserving render keda|hpa|restore|warm`: objects to be looked at and applied."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ import yaml
 from agentserving_cli.kube.autoscalers import adapter_rule, keda_objects, of_cluster, pod_autoscaler
 from agentserving_cli.kube.clusters import Object
 from agentserving_cli.kube.restoring import restore_pods
+from agentserving_cli.kube.warming import NothingToWarmError, warm_job
 
 Cluster = Callable[[], Object]
 Store = Callable[[], tuple[Object, Object]]
 Where = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def render_command(where: Where, of_store: Where) -> click.Group:
-    """Both add the options that name a cluster. The command's first argument then reads that cluster, or its etcd's
-    StatefulSet and its control plane's Deployment."""
+def render_command(where: Where, of_store: Where, of_engines: Where) -> click.Group:
+    """Each adds the options that name a cluster. The command's first argument then reads that cluster, its etcd's
+    StatefulSet and its control plane's Deployment, or its engines' StatefulSet or
+    LeaderWorkerSet."""
 
     @click.group()
     def render() -> None:
-        """Print objects for a cluster: autoscalers that set the number of engines, and pods that restore a backup.
+        """Print objects for a cluster: autoscalers that set the number of engines, pods that restore a backup, and a
+        Job that downloads a model.
 
         Autoscalers follow what programs need. Give the cluster spec.engine.autoscaling.scaler External, so that engines
         finish their calls before they leave.
@@ -60,6 +63,19 @@ def render_command(where: Where, of_store: Where) -> click.Group:
         kubectl cp table.db POD:/backup/table.db -c receive
         """
         click.echo("\n---\n".join(map(_yaml, restore_pods(*store()))))
+
+    @render.command()
+    @click.option("--uri", default="", help="The version to download; by default the one that engines load now.")
+    @of_engines
+    def warm(engines: Cluster, uri: str) -> None:
+        """Print a Job that downloads a model from S3 into the claim that engines share.
+
+        With --uri it fetches the next version while engines serve this one; then change spec.model.source.s3.uri.
+        """
+        try:
+            click.echo(_yaml(warm_job(engines(), uri)))
+        except NothingToWarmError as error:
+            raise click.ClickException(str(error)) from error
 
     return render
 

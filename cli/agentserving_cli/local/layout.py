@@ -20,10 +20,12 @@ from agentserving.contract.service_class import ServiceClass
 from agentserving_cli.local.ports import free_ports
 
 # Models that are made on this machine. TINY has random weights and a token for each byte: for measurements. SCRIPTED
-# calls tools and has the context that coding agents need.
-TINY, SCRIPTED = "tiny", "scripted"
-BUILT_IN_CONTEXT = {TINY: 8192, SCRIPTED: 131_072}
-# Of both; it needs no special tokens, of which TINY's tokenizer has none.
+# calls tools and has the context that coding agents need. WINDOWED is like TINY, with sliding windows in half of its
+# layers.
+TINY, SCRIPTED, WINDOWED = "tiny", "scripted", "windowed"
+BUILT_IN_CONTEXT = {TINY: 8192, SCRIPTED: 131_072, WINDOWED: 8192}
+RANDOM_WEIGHTS = (TINY, WINDOWED)
+# Of all; it needs no special tokens, of which TINY's tokenizer has none.
 BUILT_IN_TOOL_PARSER = "hermes"
 REPOSITORY_ROOTS = ("proto", "process", "controlplane", "gateway", "batches", "cli", "engine-image", "simulator")
 
@@ -156,7 +158,7 @@ def vllm_argv(python: Path, model: Path | str, port: int, spec: ClusterSpec, *mo
     context = BUILT_IN_CONTEXT.get(spec.model)
     built_in = [
         "--enforce-eager", "--dtype", cpu_dtype(), "--max-model-len", str(context),
-        "--max-num-seqs", str(spec.max_num_seqs), *(["--load-format", "dummy"] if spec.model == TINY else []),
+        "--max-num-seqs", str(spec.max_num_seqs), *(["--load-format", "dummy"] if spec.model in RANDOM_WEIGHTS else []),
     ]  # fmt: skip
     return [
         str(python), "-m", "vllm.entrypoints.openai.api_server",

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agentserving_cli.local.layout import SCRIPTED, TINY
+from agentserving_cli.local.layout import SCRIPTED, TINY, WINDOWED
 
 VLLM_VERSION = "0.32.0"
 PYTHON_VERSION = "3.11"
@@ -146,17 +146,21 @@ def ensure_vllm() -> Path:
 
 
 # Change a directory's number when its script changes.
-_MODELS = {TINY: ("tiny-llama-1", "make_tiny_model.py"), SCRIPTED: ("scripted-llama-3", "make_scripted_model.py")}
+_MODELS = {
+    TINY: ("tiny-llama-1", "make_tiny_model.py", ()),
+    WINDOWED: ("tiny-gemma-1", "make_tiny_model.py", ("windowed",)),
+    SCRIPTED: ("scripted-llama-3", "make_scripted_model.py", ()),
+}
 
 
 def ensure_model(python: Path, name: str = TINY) -> Path:
     """The directory of a built-in model, made by the script of its name."""
-    directory, script_name = _MODELS[name]
+    directory, script_name, arguments = _MODELS[name]
     model = cache_dir() / directory
     with only_one(cache_dir() / "model.lock"):
         if not (model / "config.json").exists():
             script = Path(__file__).with_name(script_name)
-            done = interrupt.run([str(python), str(script), str(model)])
+            done = interrupt.run([str(python), str(script), str(model), *arguments])
             if done.returncode:
                 raise EnvironmentFailedError(f"the model {name!r} could not be created:\n{done.stderr[-2000:]}")
     return model

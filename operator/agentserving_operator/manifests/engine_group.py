@@ -39,6 +39,7 @@ from agentserving_operator.manifests.engine_statefulset import (
     placement_of,
     scratch_volumes,
 )
+from agentserving_operator.manifests.model_source import download_containers, model_path
 from agentserving_operator.spec.cluster import EngineType
 from agentserving_operator.spec.pod_template import Foreign, PodTemplate
 
@@ -86,11 +87,14 @@ def worker_template(cluster: AgentServingCluster) -> Manifest:
     """The further pods of a group."""
     engine = cluster.spec.engine
     vllm = engine.type is EngineType.VLLM
+    # Each node loads the files itself. On a shared volume one downloads them.
+    downloads = download_containers(cluster)
     placement = placement_of(cluster) if vllm else {"topologySpreadConstraints": spread(cluster, Component.ENGINE)}
     made = pod(
         cluster,
         Component.ENGINE_WORKER,
         change_all_groups=vllm,
+        **({"initContainers": downloads} if downloads else {}),
         containers=[_worker(cluster)],
         # Longer than the leader's, which it waits for.
         terminationGracePeriodSeconds=engine.drain_seconds + 2 * GRACE_AFTER_DRAIN_S,
@@ -119,7 +123,7 @@ def _worker(cluster: AgentServingCluster) -> Manifest:
         cluster, "engine", engine.image or cluster.images.vllm, resources,
         command=["python3", "-m", "agentserving_engine.node_worker"],
         args=[
-            "--model", cluster.spec.model.name, *node_arguments(cluster, WORKER_INDEX, LEADER_ADDRESS),
+            "--model", model_path(cluster), *node_arguments(cluster, WORKER_INDEX, LEADER_ADDRESS),
             *loading_arguments(cluster), *shared_arguments(cluster),
         ],
         env=process_env(cluster), volumeMounts=[*mounts, *model_mounts(cluster)], lifecycle=stay,

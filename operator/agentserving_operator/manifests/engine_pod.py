@@ -25,13 +25,14 @@ from agentserving_operator.manifests.common import (
     python,
     resources_of,
 )
+from agentserving_operator.manifests.model_source import MODELS_DIR, model_path, source_mounts
 from agentserving_operator.manifests.tls import ENGINE_DIR, ENGINE_SERVED_DIR, flags
 from agentserving_operator.spec.cluster import EngineType, PrefixCache
 from agentserving_operator.spec.nodes import parallel_sizes
 
 SCHEDULER = "agentserving_engine.scheduler.ProgramScheduler"
 MIDDLEWARE = "agentserving_engine.http.middleware.EngineMiddleware"
-CHANNEL_DIR, KEY_DIR, MODELS_DIR = "/run/agentserving", "/etc/agentserving/ticket", "/models"
+CHANNEL_DIR, KEY_DIR = "/run/agentserving", "/etc/agentserving/ticket"
 KEY_FILE = f"{KEY_DIR}/key"
 # Of the control plane's keys, the public ones: engines verify tickets and make none.
 PUBLIC_KEY_FILE, GATEWAY_PUBLIC_KEY_FILE = f"{KEY_DIR}/public", f"{KEY_DIR}/gateway-public"
@@ -168,7 +169,7 @@ def _vllm_access(cluster: AgentServingCluster) -> list[Manifest]:
 
 def _vllm_arguments(cluster: AgentServingCluster) -> list[str]:
     found = [
-        "--model", cluster.spec.model.name,
+        "--model", model_path(cluster),
         "--served-model-name", served_name(cluster), *cluster.spec.model.also_served_as,
         "--host", any_host(cluster), "--port", str(Port.ENGINE),
         "--scheduler-cls", SCHEDULER, "--middleware", MIDDLEWARE,
@@ -284,6 +285,7 @@ def model_mounts(cluster: AgentServingCluster) -> list[Manifest]:
     found: list[Manifest] = [
         {"name": "model-cache", "mountPath": MODELS_DIR},
         {"name": HOME_VOLUME, "mountPath": HOME_DIR},
+        *source_mounts(cluster),
     ]
     if cluster.spec.model.token is not None:
         found.append({"name": "model-token", "mountPath": MODEL_TOKEN_DIR, "readOnly": True})

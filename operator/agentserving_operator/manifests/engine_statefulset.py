@@ -22,6 +22,7 @@ from agentserving_operator.manifests.engine_pod import (
     engine_container,
 )
 from agentserving_operator.manifests.metrics_token import metrics_token_volumes
+from agentserving_operator.manifests.model_source import download_containers, source_volumes
 from agentserving_operator.manifests.sidecar import sidecar_container
 from agentserving_operator.manifests.tls import engine_volumes
 from agentserving_operator.spec.cluster import CacheType, EngineType, ModelCache
@@ -61,7 +62,12 @@ def engine_template(cluster: AgentServingCluster) -> Manifest:
         # Volumes may hold models that an older version downloaded as root, into directories that only root can write.
         # They are few files, so giving all of them to the group at each start is cheap.
         change_all_groups=vllm,
-        initContainers=[*identity_containers(cluster), sidecar_container(cluster)],
+        # The sidecar comes last: until the model is there, it has nothing to register.
+        initContainers=[
+            *identity_containers(cluster),
+            *download_containers(cluster),
+            sidecar_container(cluster),
+        ],
         containers=[engine_container(cluster)],
         terminationGracePeriodSeconds=engine.drain_seconds + GRACE_AFTER_DRAIN_S,
         volumes=_volumes(cluster),
@@ -100,7 +106,7 @@ def scratch_volumes(cluster: AgentServingCluster) -> list[Manifest]:
 def model_volumes(cluster: AgentServingCluster) -> list[Manifest]:
     """What vLLM reads and writes, on each of an engine's nodes."""
     token, cache = cluster.spec.model.token, cluster.spec.model.cache
-    found: list[Manifest] = [{"name": HOME_VOLUME, "emptyDir": {}}]
+    found: list[Manifest] = [{"name": HOME_VOLUME, "emptyDir": {}}, *source_volumes(cluster)]
     if token is not None:
         item = {"key": token.key, "path": MODEL_TOKEN_FILE}
         secret = {"secretName": token.secret_name, "defaultMode": 0o440, "items": [item]}

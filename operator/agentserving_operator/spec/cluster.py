@@ -27,7 +27,7 @@ from agentserving_operator.spec.fields import (
     text,
 )
 from agentserving_operator.spec.gateway import Gateway
-from agentserving_operator.spec.model_files import ADAPTER_PLACES, ConfigMapKey, LoraAdapter
+from agentserving_operator.spec.model_files import ADAPTER_PLACES, ConfigMapKey, FilesSource, LoraAdapter, PullPolicy
 from agentserving_operator.spec.network import Network
 from agentserving_operator.spec.nodes import RULES_OF_NODES
 from agentserving_operator.spec.parts import Resources, SecretKey
@@ -62,14 +62,6 @@ class PrefixCache(StrEnum):
 
     PER_TENANT = "PerTenant"
     SHARED = "Shared"
-
-
-class PullPolicy(StrEnum):
-    """As in Kubernetes."""
-
-    ALWAYS = "Always"
-    IF_NOT_PRESENT = "IfNotPresent"
-    NEVER = "Never"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +162,11 @@ class Model:
     )
     trust_remote_code: bool = flag(
         "Whether code that comes with the model runs in engines (--trust-remote-code).", default=False
+    )
+    source: FilesSource | None = struct(
+        "Where its files come from; absent: what name says. With it, name is only what clients use. With type VLLM "
+        "only.",
+        default=None,
     )
     cache: ModelCache = struct("Where its files are stored. Immutable.", default=ModelCache, immutable=True)
 
@@ -315,6 +312,12 @@ class ClusterSpec:
             "node. Use ExistingClaim, a volume that all nodes share, or EmptyDir",
             lambda s: s.engine.nodes == 1 or s.model.cache.type is not CacheType.CLAIM,
             "model.cache.type",
+        ),
+        Rule(
+            "self.engine.type == 'VLLM' || !has(self.model.source)",
+            "model.source goes with engine.type VLLM only: simulated engines have no model",
+            lambda s: s.engine.type is EngineType.VLLM or s.model.source is None,
+            "model.source",
         ),
         Rule(
             "self.engine.type == oldSelf.engine.type || self.model.cache.type != 'PersistentVolumeClaim'",
