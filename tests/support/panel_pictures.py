@@ -60,7 +60,7 @@ def draw(panels: Sequence[Mapping[str, Any]], recorded: Callable[[str], Series],
                 times = [datetime.fromtimestamp(at_s, UTC) for at_s, _ in values]
                 axes.plot(times, [each for _, each in values], label=legend(target["legendFormat"], labels), lw=1.2)
                 count += 1
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1] * 1.25, 1e-9))
         axes.yaxis.set_major_formatter(FuncFormatter(UNITS[panel["fieldConfig"]["defaults"]["unit"]]))
         axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M", tz=UTC))
         axes.tick_params(labelsize=7)
