@@ -1,4 +1,4 @@
-"""The only module that writes into vLLM, and the only one that knows its scheduler's attributes.
+"""The only module that writes into vLLM's scheduler, and knows its attributes; `block_memory` knows its block pool.
 
 What differs between the supported versions (the range is in `conformance`, which checks every name at start-up):
 

@@ -1,13 +1,16 @@
 """Every panel of the dashboard and every recording rule has something to show of a cluster under load.
 
-With a real Prometheus; where none is installed, nothing is tried, and the report says so.
+With a real Prometheus; where none is installed, nothing is tried, and the report says so. DASHBOARD_PICTURE=path.png
+also draws the panels of DASHBOARD_MINUTES (5) minutes of load into the picture that the documentation shows.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -25,6 +28,7 @@ from agentserving.v1 import program_service_pb2_grpc
 from agentserving_cli.local.ports import free_ports
 from integration.local_cluster import Cluster
 from support.eventually import eventually
+from support.panel_pictures import Series, draw
 
 FILES = Path(__file__).parents[2] / "charts/agentserving/files"
 PROMETHEUS = shutil.which("prometheus")
@@ -80,7 +84,18 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Series that an expression gives now; none while Prometheus starts."""
-        url = f"{self._url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
+        return [each for each in self._ask("query", query=expression) if each["value"][1] != "NaN"]
+
+    def recorded(self, expression: str, since_s: float) -> Series:
+        """What an expression has given since then, every five seconds."""
+        found = self._ask("query_range", query=expression, start=since_s, end=time.time(), step=5)
+        return [
+            (each["metric"], [(float(at), float(value)) for at, value in each["values"] if value != "NaN"])
+            for each in found
+        ]
+
+    def _ask(self, what: str, **parameters: object) -> list[dict[str, Any]]:
+        url = f"{self._url}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
                 found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
@@ -88,10 +103,10 @@ class Prometheus:
             with error:
                 if error.code == 503:
                     return []
-                raise AssertionError(f"{expression}: {error.read().decode()}") from error
+                raise AssertionError(f"{parameters}: {error.read().decode()}") from error
         except OSError:
             return []
-        return [each for each in found if each["value"][1] != "NaN"]
+        return found
 
     def close(self) -> None:
         self._process.terminate()
@@ -114,7 +129,7 @@ def prometheus(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
         started.close()
 
 
-def load(cluster: Cluster) -> None:
+def load(cluster: Cluster, prefix: str = "p", programs: int = 16) -> None:
     """Programs of three calls, more at once than the engine has slots for their tokens."""
 
     channel = grpc.insecure_channel(cluster.addresses["control_plane"])
@@ -122,18 +137,18 @@ def load(cluster: Cluster) -> None:
     key = (("authorization", f"Bearer {cluster.key}"),)
 
     def agent(number: int) -> None:
-        opening = pb.OpenProgramRequest(program_id=f"p{number}", name=f"class-{number % 2}")
+        opening = pb.OpenProgramRequest(program_id=f"{prefix}{number}", name=f"class-{number % 2}")
         stub.OpenProgram(opening, metadata=key, timeout=30)
         with openai.OpenAI(
             base_url=cluster.addresses["gateway"], api_key=cluster.key, max_retries=0,
-            default_headers={"x-agentserving-program-id": f"p{number}"},
+            default_headers={"x-agentserving-program-id": f"{prefix}{number}"},
         ) as sdk:  # fmt: skip
             for _ in range(3):
                 sdk.completions.create(model="tiny", prompt="x " * 200, max_tokens=30, timeout=120)
-        stub.CloseProgram(pb.CloseProgramRequest(program_id=f"p{number}"), metadata=key, timeout=30)
+        stub.CloseProgram(pb.CloseProgramRequest(program_id=f"{prefix}{number}"), metadata=key, timeout=30)
 
-    with channel, ThreadPoolExecutor(8) as pool:
-        list(pool.map(agent, range(16)))
+    with channel, ThreadPoolExecutor(max(8, programs // 2)) as pool:
+        list(pool.map(agent, range(programs)))
 
 
 def panels() -> list[Any]:
@@ -149,6 +164,28 @@ def test_a_panel_has_something_to_show(prometheus: Prometheus, panel: dict[str, 
             prometheus.query(expression)
         return
     eventually(lambda: any(map(prometheus.query, expressions)), panel["title"], 60)
+
+
+def test_all_panels_are_drawn_from_what_is_recorded(cluster: Cluster, prometheus: Prometheus, tmp_path: Path) -> None:
+    wanted = os.environ.get("DASHBOARD_PICTURE")
+    # What `load` has left; for the picture of the documentation, minutes more of it.
+    since_s = time.time() - 60
+    ends_s = time.time() + 60 * float(os.environ.get("DASHBOARD_MINUTES", "5")) if wanted else 0.0
+    number = 1
+    while time.time() < ends_s:
+        load(cluster, f"wave{number}-", programs=8 + 24 * (number % 3 == 0))
+        number += 1
+    path = Path(wanted) if wanted else tmp_path / "dashboard.png"
+    shown = [param.values[0] for param in panels()]
+
+    def recorded(expression: str) -> Series:
+        return prometheus.recorded(_shorter(expression.replace("$namespace", ".+")), since_s)
+
+    def all_drawn() -> bool:
+        return all(count or title in MAY_BE_EMPTY for title, count in draw(shown, recorded, path).items())
+
+    eventually(all_drawn, "every panel has a line", 60)
+    assert path.stat().st_size > 10_000
 
 
 def test_recording_rules_give_series_by_their_labels(prometheus: Prometheus) -> None:
