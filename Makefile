@@ -53,6 +53,7 @@ paper: setup ## run the paper's experiments in virtual time into docs/results (a
 
 e2e-api: setup ## test the CRD and the operator on a real API server and etcd (builds kube-apiserver once, with Go)
 	[ -n "$${KUBE_APISERVER:-}" ] || e2e/kube/build >/dev/null
+	command -v kubectl >/dev/null || e2e/kube/build kubectl >/dev/null
 	$(RUN)/python -m pytest e2e/cases
 
 e2e: setup ## test everything on a real cluster: CLUSTER=bare (root, Go, Debian 12; builds it once) or kind

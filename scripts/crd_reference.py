@@ -18,6 +18,10 @@ HEAD = """# AgentServingCluster reference
 Fields of `spec`, generated from the CustomResourceDefinition (`make crd`). `kubectl explain asc.spec` shows the same in
 a cluster. **Required** fields have no default; "-" is an optional field that is absent by default.
 
+`agentserving.io/v1alpha1` and `agentserving.io/v1beta1` have the same fields and defaults; an object that was made with
+one of them can be read and changed with the other. Use v1alpha1 in manifests as long as you may roll back to a chart
+without v1beta1 ([upgrading](upgrade.md#versions-of-the-api)); everything here does.
+
 """
 TEMPLATES = """
 ## Pod templates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -119,11 +120,17 @@ def test_immutable_fields_are_refused(admin: Kube, namespace: str, change: Any, 
 CRD = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{PLURAL}.agentserving.io"
 
 
+def _specs(crd: dict[str, Any]) -> list[dict[str, Any]]:
+    """The schema of `spec` in each version."""
+    return [each["schema"]["openAPIV3Schema"]["properties"]["spec"] for each in crd["spec"]["versions"]]
+
+
 def _default_issuer(admin: Kube, issuer: str) -> None:
     """Changes the default in the CRD, as an upgrade does."""
     crd = admin.get(CRD)
-    tls = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["tls"]
-    tls["default"]["issuer"] = tls["properties"]["issuer"]["default"] = issuer
+    for spec in _specs(crd):
+        tls = spec["properties"]["tls"]
+        tls["default"]["issuer"] = tls["properties"]["issuer"]["default"] = issuer
     admin.must("PUT", CRD, crd)
 
 
@@ -145,37 +152,37 @@ def test_a_cluster_from_before_tls_was_the_default_stays_without(admin: Kube, na
     assert changed["spec"]["tls"] == {"issuer": "None", "engines": False}
 
 
-def _with_engines(admin: Kube, field: Any) -> Any:
-    """Sets the field `tls.engines` of the CRD, None = an older one without it; gives what was there."""
+def _without_engines(admin: Kube) -> list[dict[str, Any]]:
+    """Takes the field `tls.engines` out of the CRD, as an older one is; returns the schemas that were there."""
     crd = admin.get(CRD)
-    spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
-    tls = spec["properties"]["tls"]
-    before = {
-        "field": tls["properties"].pop("engines"), "default": tls["default"].pop("engines"),
-        "rules": (spec["x-kubernetes-validations"], tls["x-kubernetes-validations"]),
-    } if field is None else None  # fmt: skip
-    if field is None:
+    before = copy.deepcopy(_specs(crd))
+    for spec in _specs(crd):
+        tls = spec["properties"]["tls"]
+        del tls["properties"]["engines"], tls["default"]["engines"]
         for each in (spec, tls):
-            each["x-kubernetes-validations"] = [
-                rule for rule in each["x-kubernetes-validations"] if ".engines" not in rule["rule"]
-            ]
-    else:
-        tls["properties"]["engines"], tls["default"]["engines"] = field["field"], field["default"]
-        spec["x-kubernetes-validations"], tls["x-kubernetes-validations"] = field["rules"]
+            rules = each["x-kubernetes-validations"]
+            each["x-kubernetes-validations"] = [rule for rule in rules if ".engines" not in rule["rule"]]
     admin.must("PUT", CRD, crd)
     return before
+
+
+def _set_specs(admin: Kube, specs: list[dict[str, Any]]) -> None:
+    crd = admin.get(CRD)
+    for version, spec in zip(crd["spec"]["versions"], specs, strict=True):
+        version["schema"]["openAPIV3Schema"]["properties"]["spec"] = spec
+    admin.must("PUT", CRD, crd)
 
 
 def test_a_cluster_from_before_engines_could_have_tls_can_still_be_changed(admin: Kube, namespace: str) -> None:
     def of_a_new_one() -> Any:
         return create(admin, namespace, cluster(MINIMAL, "probe"), dryRun="All").json()["spec"]["tls"].get("engines")
 
-    before = _with_engines(admin, None)
+    before = _without_engines(admin)
     try:
         eventually("the old CRD is served", lambda: of_a_new_one() is None)
         assert create(admin, namespace, cluster(MINIMAL, "old")).status_code == 201
     finally:
-        _with_engines(admin, before)
+        _set_specs(admin, before)
     eventually("the new CRD is served", lambda: of_a_new_one() is False)
     path = f"{CLUSTERS.format(namespace)}/old"
     changed = admin.must("PATCH", path, {"spec": {"engine": {"replicas": 2}}}, MERGE)

@@ -6,12 +6,13 @@ import base64
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import yaml
 from agentserving.contract.names import engine_name
 from agentserving_operator.api_server import CHILD_KINDS, path_of
-from agentserving_operator.spec.crd import PLURAL
+from agentserving_operator.spec.crd import API_VERSION, BETA, GROUP, PLURAL, VERSION
 from cryptography import x509
 from kube.client import CLUSTERS, TENANTS, Kube, eventually
 from kube.inference_extension import http_route_crd, inference_pool_crd
@@ -56,6 +57,23 @@ def test_it_creates_repairs_and_follows_changes(admin: Kube, namespace: str, run
     found = live(admin, namespace)
     assert "finalizers" not in found["metadata"]
     assert "annotations" not in found["metadata"]
+
+
+def test_an_edit_as_v1beta1_leaves_no_trace_that_a_rollback_would_trip_over(
+    admin: Kube, namespace: str, running: OperatorProcess
+) -> None:
+    make(admin, namespace)
+    make_tenant(admin, namespace, {"clusterName": "demo"})
+
+    def versions(found: dict[str, Any]) -> set[str]:
+        return {entry["apiVersion"] for entry in found["metadata"]["managedFields"]}
+
+    edits = ((CLUSTERS, "demo", {"engine": {"replicas": 3}}), (TENANTS, "research", {"weight": 2}))
+    for collection, name, spec in edits:
+        path = f"{collection.format(namespace)}/{name}"
+        edited = admin.must("PATCH", path.replace(f"/{VERSION}/", f"/{BETA}/"), {"spec": spec}, MERGE)
+        assert f"{GROUP}/{BETA}" in versions(edited)
+        eventually("the stored version alone", lambda path=path: versions(admin.get(path)) == {API_VERSION})
 
 
 def test_it_deletes_leftovers_of_an_older_version(admin: Kube, namespace: str, running: OperatorProcess) -> None:

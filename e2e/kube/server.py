@@ -28,15 +28,15 @@ AUDIT = {
 }  # fmt: skip
 
 
-def find_apiserver() -> str:
-    """KUBE_APISERVER, else the one that `e2e/kube/build` built."""
-    given = os.environ.get("KUBE_APISERVER") or shutil.which("kube-apiserver")
+def find_program(name: str) -> str:
+    """KUBE_APISERVER and alike, else the one on PATH, else the one that `e2e/kube/build` built."""
+    given = os.environ.get(name.upper().replace("-", "_")) or shutil.which(name)
     if given:
         return given
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "agentserving"
-    for found in sorted(home.glob("kube-*/kube-apiserver"), reverse=True):
+    for found in sorted(home.glob(f"kube-*/{name}"), reverse=True):
         return str(found)
-    raise FileNotFoundError("no kube-apiserver: run `make e2e-api`, which builds one, or set KUBE_APISERVER")
+    raise FileNotFoundError(f"no {name}: run `make e2e-api`, which builds one")
 
 
 class ApiServer:
@@ -81,7 +81,7 @@ class ApiServer:
     def _argv(self) -> list[str]:
         home = self.directory
         return [
-            find_apiserver(), "--etcd-servers", f"http://{self._etcd.endpoint}",
+            find_program("kube-apiserver"), "--etcd-servers", f"http://{self._etcd.endpoint}",
             "--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1", "--secure-port", str(self._port),
             "--cert-dir", str(home / "certs"), "--endpoint-reconciler-type", "none",
             "--service-cluster-ip-range", "10.96.0.0/16", "--service-account-issuer", "https://kubernetes.default.svc",

@@ -33,7 +33,7 @@ WATCH_CONNECTIONS = 1024
 WATCH_S, WATCH_READ_TIMEOUT_S, CONNECT_TIMEOUT_S = 300, 330.0, 10.0
 # Objects per response of a list, so that its size does not depend on how many there are.
 PAGE = 500
-APPLY = "application/apply-patch+yaml"
+APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
 JSON = "application/json"
 # Objects without spec and status: watches need to know only whose object changed.
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -210,6 +210,15 @@ class ApiServer:
         query = [("fieldManager", MANAGER), ("force", "true")]
         applied: Manifest = await self._call("PATCH", path, query, manifest, APPLY)
         return applied
+
+    async def set_field_owners(self, live: Manifest, entries: Sequence[Manifest]) -> Manifest:
+        """Replaces managedFields of a custom resource. ConflictError when the object is not the newest."""
+        metadata = live["metadata"]
+        # Not by the subresource `status`, which ignores them.
+        path = path_of(live["kind"], metadata["namespace"], metadata["name"])
+        patch = {"metadata": {"resourceVersion": metadata["resourceVersion"], "managedFields": list(entries)}}
+        changed_object: Manifest = await self._call("PATCH", path, [("fieldManager", MANAGER)], patch, MERGE)
+        return changed_object
 
     @contextmanager
     def _audited(self, verb: str, manifest: Manifest) -> Iterator[None]:

@@ -19,6 +19,7 @@ from agentserving.client.values import TenantSettings
 
 from agentserving_operator.control_planes import PolicyRefusedError, Target
 from agentserving_operator.errors import ConflictError, RefusedError
+from agentserving_operator.field_owners import in_stored_version
 from agentserving_operator.issuing import Issued, issue
 from agentserving_operator.manifests import AgentServingCluster, Component, Images, Manifest, desired
 from agentserving_operator.manifests.common import Port
@@ -91,6 +92,9 @@ class Api(Protocol):
     async def apply_status(self, manifest: Manifest) -> Manifest:
         """Replaces the whole status. ConflictError when metadata names a resourceVersion that is not the newest."""
 
+    async def set_field_owners(self, live: Manifest, entries: Sequence[Manifest]) -> Manifest:
+        """Replaces managedFields. ConflictError when the object is not the newest."""
+
 
 class VisitResult(StrEnum):
     """How a visit ended; the label of a metric."""
@@ -148,7 +152,7 @@ class Reconciler:
             return VisitResult.GONE
         if await self._is_foreign(live):
             return VisitResult.FOREIGN
-        live = await self._claimed(live)
+        live = await in_stored_version(self.api, await self._claimed(live))
         generation, previous = int(live["metadata"]["generation"]), live.get("status", {})
         try:
             cluster = self._cluster(live)

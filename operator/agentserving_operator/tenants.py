@@ -13,6 +13,7 @@ import structlog
 from agentserving.client.values import TenantSettings
 
 from agentserving_operator.errors import RefusedError
+from agentserving_operator.field_owners import in_stored_version
 from agentserving_operator.manifests import Manifest
 from agentserving_operator.observe.reasons import Reason, Trouble
 from agentserving_operator.observe.tenants import (
@@ -39,6 +40,9 @@ class Api(Protocol):
 
     async def apply_status(self, manifest: Manifest) -> Manifest:
         """Replaces the whole status."""
+
+    async def set_field_owners(self, live: Manifest, entries: Sequence[Manifest]) -> Manifest:
+        """Replaces managedFields. ConflictError when the object is not the newest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +80,8 @@ async def report_missing(api: Api, namespace: str, cluster_name: str, now: str) 
 
 async def _tenants(api: Api, namespace: str, cluster_name: str) -> list[Manifest]:
     try:
-        return of_cluster(await api.find(TENANT_KIND, namespace), cluster_name)
+        objects = of_cluster(await api.find(TENANT_KIND, namespace), cluster_name)
+        return [await in_stored_version(api, each) for each in objects]
     except RefusedError as error:
         # During an upgrade the kind may not be there yet, and clusters must be visited all the same.
         if error.status != 404:

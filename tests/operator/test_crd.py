@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,21 @@ def test_columns_and_scale_point_at_fields_that_exist() -> None:
     plain_paths = [c["jsonPath"] for c in version["additionalPrinterColumns"] if "[" not in c["jsonPath"]]
     scale = version["subresources"]["scale"]
     assert {*plain_paths, *scale.values()} - {".metadata.creationTimestamp"} <= known
+
+
+@pytest.mark.parametrize("plural", [crd.PLURAL, crd.TENANT_PLURAL])
+def test_both_versions_are_served_with_one_schema_and_the_older_is_stored(plural: str) -> None:
+    spec = crd.definitions()[plural]["spec"]
+    old, new = spec["versions"]
+    assert [old["name"], new["name"], spec["conversion"]] == ["v1alpha1", "v1beta1", {"strategy": "None"}]
+    assert [(each.pop("served"), each.pop("storage")) for each in (old, new)] == [(True, True), (True, False)]
+    assert {**new, "name": ""} == {**old, "name": ""}
+
+
+def test_kubectl_apply_can_annotate_them() -> None:
+    """It writes the object into an annotation; 262,144 bytes is the API server's limit of all annotations."""
+    for definition in crd.definitions().values():
+        assert len(json.dumps(definition, separators=(",", ":"))) < 250_000
 
 
 def test_the_committed_file_is_what_is_generated() -> None:

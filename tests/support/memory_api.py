@@ -6,7 +6,7 @@ e2e/cases tests that a real API server keeps the same promises.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentserving_operator.api_server import CHILD_KINDS
@@ -125,3 +125,11 @@ class MemoryApi:
         if where.get("resourceVersion", newest) != newest:
             raise ConflictError(409, "Conflict", "the object has been modified")
         return self._store({**old, "status": copy.deepcopy(manifest["status"])})
+
+    async def set_field_owners(self, live: Manifest, entries: Sequence[Manifest]) -> Manifest:
+        where = live["metadata"]
+        self._write("owners", live["kind"], where["name"])
+        old = self.objects[live["kind"], where["namespace"], where["name"]]
+        if where["resourceVersion"] != old["metadata"]["resourceVersion"]:
+            raise ConflictError(409, "Conflict", "the object has been modified")
+        return self._store({**old, "metadata": {**old["metadata"], "managedFields": list(entries)}})

@@ -1,4 +1,7 @@
-"""The CustomResourceDefinitions, generated from the other modules. Pure except `main`, which `make crd` runs."""
+"""The CustomResourceDefinitions, generated from the other modules. Pure except `main`, which `make crd` runs.
+
+Both versions have one schema, so that the API server converts objects by their `apiVersion` alone, without a webhook.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from agentserving_operator.spec.schema import object_schema, validation
 from agentserving_operator.spec.status import ClusterStatus
 from agentserving_operator.spec.tenant import MAX_TENANT_NAME, TenantSpec, TenantStatus
 
-GROUP, VERSION = "agentserving.io", "v1alpha1"
+GROUP = "agentserving.io"
+# What is stored, and what the operator reads and writes. It moves one release after BETA appears, because a CRD without
+# BETA cannot be applied any more once an object is stored so: a rollback of the chart would fail (decision 0208).
+VERSION, BETA = "v1alpha1", "v1beta1"
 KIND, PLURAL, SHORT = "AgentServingCluster", "agentservingclusters", "asc"
 TENANT_KIND, TENANT_PLURAL, TENANT_SHORT = "AgentServingTenant", "agentservingtenants", "ast"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -69,7 +75,7 @@ def _schema(description: str, spec: type, status: type, rules: tuple[Rule, ...])
 
 
 def version() -> dict[str, Any]:
-    """The version v1alpha1 of AgentServingClusters."""
+    """The stored version of AgentServingClusters."""
     what = "A cluster of engines for agentic programs, with its control plane, gateway and store."
     return {
         "name": VERSION,
@@ -89,7 +95,7 @@ def version() -> dict[str, Any]:
 
 
 def tenant_version() -> dict[str, Any]:
-    """The version v1alpha1 of AgentServingTenants."""
+    """The stored version of AgentServingTenants."""
     what = "What a tenant is entitled to in a cluster: its share of the engines, and bounds of its use."
     return {
         "name": VERSION,
@@ -107,7 +113,7 @@ def tenant_version() -> dict[str, Any]:
     }
 
 
-def _definition(kind: str, plural: str, short: str, version: dict[str, Any]) -> dict[str, Any]:
+def _definition(kind: str, plural: str, short: str, stored: dict[str, Any]) -> dict[str, Any]:
     names = {
         "kind": kind, "listKind": f"{kind}List", "plural": plural, "singular": kind.lower(), "shortNames": [short],
         "categories": ["agentserving"],
@@ -116,7 +122,13 @@ def _definition(kind: str, plural: str, short: str, version: dict[str, Any]) -> 
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {"name": f"{plural}.{GROUP}"},
-        "spec": {"group": GROUP, "scope": "Namespaced", "names": names, "versions": [version]},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": names,
+            "conversion": {"strategy": "None"},
+            "versions": [stored, {**stored, "name": BETA, "storage": False}],
+        },
     }
 
 
