@@ -70,7 +70,7 @@ def interrupted(cluster: Cluster, program: str, more: dict[str, object] | None =
     answers: list[str] = []
     thread = threading.Thread(target=lambda: answers.append(ask(cluster, program, more)))
     thread.start()
-    cluster.wait(lambda: int((cluster.program_or_none(program) or {}).get("output_tokens", 0)) > 20, 120)
+    cluster.wait(lambda: load(cluster).running == 1, 120)
     cluster.cli("pause", program)
     cluster.wait(lambda: (load(cluster).running, load(cluster).waiting) == (0, 1), 120)
     cluster.cli("resume", program)
