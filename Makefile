@@ -5,7 +5,7 @@ UV := $(shell command -v uv || echo "python3 -m uv")
 RUN := .venv/bin
 PYTHON ?= 3.11
 
-.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-upgrade e2e-autoscalers agents epp-conformance skew images check docs sbom release fuzz proto crd clean
+.PHONY: help setup demo test test-busy test-matrix bench bench-peers scale paper e2e-api e2e e2e-upgrade e2e-autoscalers e2e-vllm-nodes agents epp-conformance skew images check docs sbom release fuzz proto crd clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -58,6 +58,9 @@ e2e-api: setup ## test the CRD and the operator on a real API server and etcd (b
 
 e2e: setup ## test everything on a real cluster: CLUSTER=bare (root, Go, Debian 12; builds it once) or kind
 	e2e/run
+
+e2e-vllm-nodes: setup ## compute with real vLLM (CPU) over two pods of a LeaderWorkerSet, in ten minutes
+	E2E_SLOW=1 e2e/run e2e/nodes/test_engine_groups.py
 
 e2e-autoscalers: setup ## scale by the real KEDA, and by an HPA with prometheus-adapter (builds KEDA once: half an hour)
 	E2E_WITH=autoscalers e2e/run e2e/autoscalers

@@ -5,6 +5,7 @@ Engines are simulated, except in the last case: real vLLM with tensor parallelis
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -170,6 +171,7 @@ def test_the_highest_group_leaves_as_a_whole_and_breaks_no_call(serving: Demo) -
     assert load.failures == []
 
 
+@pytest.mark.skipif("E2E_SLOW" not in os.environ, reason="make e2e-vllm-nodes runs it: minutes of real vLLM on CPUs")
 @pytest.mark.timeout(900)
 def test_real_vllm_computes_over_two_pods(controller: None) -> None:
     with real_vllm("e2e-vllm-nodes", {"nodes": 2, "accelerator": {"tensorParallelSize": 2}}) as real:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +14,7 @@ from agentserving_gateway.envoy.filters import PICKER
 # A stop must not wait for an Envoy that hangs.
 ASK_S = 2.0
 POLL_S = 0.05
+_NO_LISTENER = (errno.ENOENT, errno.ECONNREFUSED)
 _CONNECTIONS = "http.front.downstream_cx_active"
 _ACTIVE = "http.front.downstream_rq_active"
 
@@ -73,8 +75,9 @@ class EnvoyAdmin:
         try:
             async with self._session.get("http://admin/ready"):
                 return False
-        except aiohttp.ClientConnectorError:
-            return True
+        except aiohttp.ClientConnectorError as error:
+            # A socket whose backlog is full refuses, too, with another error.
+            return error.os_error.errno in _NO_LISTENER
         except (aiohttp.ClientError, OSError, TimeoutError):
             return False
 

@@ -117,7 +117,7 @@ UNIT = re.compile(
 )
 STATES = re.compile(
     r"_(healthy|ready|attached|connected|framed|stuck|running|completed|unmanaged|in_flight|waiting|held|needed|live"
-    r"|leader|state|health)$"
+    r"|leader|state|health|went_back|obstacle)$"
 )
 
 

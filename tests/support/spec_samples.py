@@ -134,6 +134,11 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({**MINIMAL, "network": {"ipFamilies": ["v6"]}}, "spec.network.ipFamilies[0]", "does not match"),
     ({**MINIMAL, "engine": {"extraArgs": ["--data-parallel-size=2"]}}, "spec.engine.extraArgs", "dataParallelSize"),
     (
+        {**MINIMAL, "engine": {"extraArgs": ['--kv-transfer-config={"kv_role":"kv_producer"}']}},
+        "spec.engine.extraArgs",
+        "prefill and decode are not divided",
+    ),
+    (
         {"model": {"name": "m", "loraAdapters": [{"name": "a", "source": "b"}]}, "engine": {"type": "Simulator"}},
         "spec.model",
         "type VLLM only",

@@ -201,6 +201,13 @@ class Engine:
             lambda e: not any(a.startswith(("--data-parallel", "-dp")) for a in e.extra_args),
             "extraArgs",
         ),
+        Rule(
+            "!self.extraArgs.exists(a, a.contains('kv_producer') || a.contains('kv_consumer'))",
+            "an engine that only prefills cannot preempt, so prefill and decode are not divided between engines: leave "
+            "out kv_producer and kv_consumer (kv_both is allowed)",
+            lambda e: not any("kv_producer" in a or "kv_consumer" in a for a in e.extra_args),
+            "extraArgs",
+        ),
     )
 
     type: EngineType = choice("VLLM, or Simulator: a cost model, no GPU.", default=EngineType.VLLM)
