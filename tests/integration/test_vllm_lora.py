@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -114,6 +115,18 @@ def test_a_prompt_is_cached_for_the_adapter_that_computed_it_alone(cluster: Clus
         assert cached_by(name) >= len(prompt) - 2 * BLOCK
 
 
+def is_known(cluster: Cluster, model: str) -> bool:
+    """A call finds an engine that has the model: the list may be there before the leader chooses by it."""
+    try:
+        call(cluster, model)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code != 404:
+            raise
+        return False
+    return True
+
+
 def test_an_adapter_that_one_engine_loads_is_listed_and_its_calls_go_there(cluster: Cluster, adapters: Path) -> None:
     first, second = engines(cluster)
     boots = [each.boot_id for each in (first, second)]
@@ -122,6 +135,7 @@ def test_an_adapter_that_one_engine_loads_is_listed_and_its_calls_go_there(clust
     cluster.wait(lambda: "late" in listed(cluster))
     # The gateway asks engines for the list; who chooses engines hears of it with the sidecar's next look.
     cluster.wait(lambda: any("late" in each.capabilities.models for each in engines(cluster)))
+    cluster.wait(lambda: is_known(cluster, "late"))
     before = [served(each) for each in (first, second)]
     for _ in range(6):
         call(cluster, "late")
