@@ -10,7 +10,13 @@ from collections.abc import Iterator
 import grpc
 import openai
 import pytest
-from agentserving.v1 import admin_service_pb2, admin_service_pb2_grpc, types_pb2
+from agentserving.v1 import (
+    admin_service_pb2,
+    admin_service_pb2_grpc,
+    program_service_pb2,
+    program_service_pb2_grpc,
+    types_pb2,
+)
 from integration.local_cluster import Cluster
 
 pytestmark = [pytest.mark.vllm, pytest.mark.etcd, pytest.mark.timeout(900)]
@@ -71,7 +77,10 @@ def interrupted(cluster: Cluster, program: str, more: dict[str, object] | None =
     thread = threading.Thread(target=lambda: answers.append(ask(cluster, program, more)))
     thread.start()
     cluster.wait(lambda: load(cluster).running == 1, 120)
-    cluster.cli("pause", program)
+    # By RPC: a command takes a second to start, and a grammar's answer is fast.
+    with grpc.insecure_channel(cluster.addresses["control_plane"]) as channel:
+        stub = program_service_pb2_grpc.ProgramServiceStub(channel)
+        stub.PauseProgram(program_service_pb2.PauseProgramRequest(program_id=program), timeout=60)
     cluster.wait(lambda: (load(cluster).running, load(cluster).waiting) == (0, 1), 120)
     cluster.cli("resume", program)
     thread.join(240)
