@@ -301,9 +301,8 @@ async def rig(
 ) -> AsyncIterator[Rig]:
     """A front with an engine for each script; `models` of each engine, none by default; `front`: FrontSettings.
 
-    `keys`: what the leader says of clients' keys; without them everybody is served. `tokens`: JWTs open as well.
-    `engine_tls`: of engines that speak TLS, by name, to a front with an `engine_ca`. `sources`: headers that name
-    programs.
+    `keys`: what the leader says of clients' keys; without them all are served. `tokens`: JWTs open as well. `sources`:
+    headers that name programs. `engine_tls`: of engines that speak TLS, by name, to a front with an `engine_ca`.
     """
     plane, server, port = await leader_with(keys)
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
@@ -327,14 +326,12 @@ async def rig(
         running.append(asyncio.create_task(picker.keys.run()))
     await until(lambda: admission.connected and len(admission.known_engines) == len(engines))
     chosen = {"listen": "127.0.0.1:0", "max_body_bytes": 1 << 20, "client_keys": keys is not None, **front}
-    chosen["identity_headers"] = headers_of(sources)
-    envoy = await start_envoy(FrontSettings(run_dir=run_dir, **chosen))
+    envoy = await start_envoy(FrontSettings(run_dir=run_dir, identity_headers=headers_of(sources), **chosen))
     try:
         front_port = await port_of(picker, envoy)
         await all_in_force(picker, engines)
-        address = f"127.0.0.1:{port}"
         yield Rig(
-            front_port, plane, server, admission, engines, picker, envoy, link, address,
+            front_port, plane, server, admission, engines, picker, envoy, link, f"127.0.0.1:{port}",
             prpc.ProgramServiceStub(channel),
         )  # fmt: skip
     finally:

@@ -21,7 +21,7 @@ class KvLayout:
 
     @property
     def groups(self) -> int:
-        """All groups."""
+        """Groups with full attention and groups with a window."""
         return self.full + len(self.windows)
 
     def held(self, units: int) -> int:

@@ -261,10 +261,7 @@ class Admission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCapabilities:
-    """What an engine can do; fixed for one boot but for the models, to which adapters may be added.
-
-    retention_obstacle, working_set_obstacle: why the engine does not do this part of a policy; empty = it does.
-    """
+    """What an engine can do, for one boot; adapters may be added to the models. Obstacles: why not; empty = it can."""
 
     engine_kind: str
     engine_version: str
@@ -394,7 +391,7 @@ class TenantSettings:
     # Prompt and answer tokens.
     tokens_per_minute: int
     tokens_per_day: int
-    # Budget of each program that is opened without one; 0 = the cluster's default.
+    # Budget of a program opened without one; 0 = the cluster's default.
     program_tokens: int
     program_engine_s: int
     program_calls: int
