@@ -23,10 +23,10 @@ from agentserving_process.backoff import Backoff
 from agentserving_process.options import REQUIRED, option
 from agentserving_process.probes import Answer, ProbeOptions
 from agentserving_process.supervision import CannotStartError, Supervisor
-from kubernetes.aio.config import ConfigException
 
 from agentserving_operator.api_server import ApiServer
 from agentserving_operator.control_planes import ControlPlanes
+from agentserving_operator.credentials import NoCredentialsError
 from agentserving_operator.handlers import ClusterEvents
 from agentserving_operator.lease import LostLeaseError, lead
 from agentserving_operator.manifests import Images
@@ -154,7 +154,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> int:
     """Runs until SIGTERM or SIGINT, or until the Lease is lost; returns the exit code."""
     try:
         api = await ApiServer.connect(settings.kubeconfig)
-    except (ConfigException, OSError) as error:
+    except (NoCredentialsError, OSError, ValueError) as error:
         raise CannotStartError(f"no access to a Kubernetes API server: {error}") from error
     async with api:
         operator = Operator(settings=settings, api=api, stop=supervisor.stop_requested)
@@ -173,7 +173,7 @@ async def serve(settings: Settings, supervisor: Supervisor) -> int:
 
 async def work_with_lease(operator: Operator, identity: str) -> None:
     """Works while it has the Lease. A stop ends standing by immediately, and work in an orderly way."""
-    leading = asyncio.create_task(lead(operator.api.api_client, operator.settings.lease, identity, operator.work))
+    leading = asyncio.create_task(lead(operator.api, operator.settings.lease, identity, operator.work))
     stopped = asyncio.ensure_future(operator.stop())
     try:
         await asyncio.wait({leading, stopped}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,24 +1,26 @@
-"""The only module that talks to the Kubernetes API server: plain dictionaries, by path, over `kubernetes.aio`.
+"""The only module that talks to the Kubernetes API server: plain dictionaries, by path, over aiohttp.
 
-The typed models of that package are not used: they drop fields they do not know, and server-side apply must send
-exactly the fields that we set.
+A client library with typed models is not used: models drop fields they do not know, and server-side apply must send
+exactly the fields that we set. Its import would also be a fifth of the operator's memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
 from urllib.parse import quote
 
+import agentserving
 import aiohttp
 from agentserving_process.audit import Refusals, changed
-from kubernetes.aio import client, config
 
 from agentserving_operator import metrics
+from agentserving_operator.credentials import Credentials, login
 from agentserving_operator.errors import ApiError, ConflictError, RefusedError, UnavailableError, WatchExpiredError
 from agentserving_operator.manifests.common import MANAGER, Manifest
 from agentserving_operator.spec.crd import GROUP, KIND, PLURAL, TENANT_KIND, TENANT_PLURAL, VERSION
@@ -79,22 +81,17 @@ def path_of(kind: str, namespace: str, name: str = "", subresource: str = "") ->
 class ApiServer:
     """A client of one API server: `async with await ApiServer.connect() as api`."""
 
-    def __init__(self, requests: client.ApiClient, watches: client.ApiClient) -> None:
-        self._requests, self._watches = requests, watches
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials, self._server = credentials, credentials.info.server.rstrip("/")
+        context = credentials.info.as_ssl_context()
+        self._requests = _session(credentials.info.proxy_url, context, REQUEST_CONNECTIONS)
+        self._watches = _session(credentials.info.proxy_url, context, WATCH_CONNECTIONS)
         self._refusals = Refusals(time.monotonic())
 
     @classmethod
     async def connect(cls, kubeconfig: str = "") -> Self:
-        """Uses the kubeconfig if given, else the pod's service account, else the user's kubeconfig.
-
-        Raises ConfigException when none of them exists.
-        """
-        return cls(await _client(kubeconfig, REQUEST_CONNECTIONS), await _client(kubeconfig, WATCH_CONNECTIONS))
-
-    @property
-    def api_client(self) -> client.ApiClient:
-        """The library's client, for the library's own leader election (`lease`)."""
-        return self._requests
+        """Uses what `login` finds. Raises NoCredentialsError."""
+        return cls(Credentials(lambda: login(kubeconfig)))
 
     async def __aenter__(self) -> Self:
         return self
@@ -192,6 +189,13 @@ class ApiServer:
             raise
         return created
 
+    async def replace(self, manifest: Manifest) -> Manifest:
+        """Replaces an object. ConflictError when it was changed after the resourceVersion in its metadata."""
+        metadata = manifest["metadata"]
+        path = path_of(manifest["kind"], metadata["namespace"], metadata["name"])
+        replaced: Manifest = await self._call("PUT", path, [("fieldManager", MANAGER)], manifest)
+        return replaced
+
     async def delete(self, live: Manifest) -> None:
         """Deletes exactly this object (by uid), not a later one of the same name."""
         metadata = live["metadata"]
@@ -255,17 +259,17 @@ class ApiServer:
 
     @asynccontextmanager
     async def _response(
-        self, api: client.ApiClient, verb: str, path: str, query: Sequence[tuple[str, str]] = (), body: object = None,
-        content: str = JSON, *, accept: str, limits: aiohttp.ClientTimeout,
+        self, session: aiohttp.ClientSession, verb: str, path: str, query: Sequence[tuple[str, str]] = (),
+        body: object = None, content: str = JSON, *, accept: str, limits: aiohttp.ClientTimeout,
     ) -> AsyncIterator[aiohttp.ClientResponse]:  # fmt: skip
         """A response whose status is below 400, its body unread. Raises ApiError."""
-        headers = {"Accept": accept, "Content-Type": content}
-        method, url, sent, payload, _ = await api.param_serialize(
-            verb, path, query_params=list(query), header_params=headers, body=body, auth_settings=["BearerToken"]
-        )
+        headers = {"Accept": accept, "Content-Type": content, **self._credentials.headers()}
+        data = None if body is None else json.dumps(body).encode()
         metrics.API_CALLS.labels(verb=verb).inc()
         try:
-            response = (await api.call_api(method, url, sent, payload, _request_timeout=limits)).response
+            response = await session.request(
+                verb, self._server + path, params=list(query), data=data, headers=headers, timeout=limits
+            )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _unavailable(f"{verb} {path}", error) from error
         async with response:
@@ -274,17 +278,11 @@ class ApiServer:
             yield response
 
 
-async def _client(kubeconfig: str, connections: int) -> client.ApiClient:
-    configuration = client.Configuration()
-    configuration.connection_pool_maxsize = connections
-    if kubeconfig:
-        await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
-    else:
-        try:
-            config.load_incluster_config(client_configuration=configuration)
-        except config.ConfigException:
-            await config.load_kube_config(client_configuration=configuration)
-    return client.ApiClient(configuration)
+def _session(proxy: str | None, context: ssl.SSLContext, connections: int) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=connections, ssl=context), proxy=proxy,
+        headers={"User-Agent": f"agentserving-operator/{agentserving.__version__}"},
+    )  # fmt: skip
 
 
 def _selector(labels: Mapping[str, str] | None) -> list[tuple[str, str]]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import kopf
 
+from agentserving_operator.credentials import login
 from agentserving_operator.spec.crd import GROUP, KIND, PLURAL, TENANT_KIND, TENANT_PLURAL, VERSION
 from agentserving_operator.visits import Touch
 
@@ -25,6 +25,8 @@ SERVER_TIMEOUT_S, CLIENT_TIMEOUT_S, CONNECT_TIMEOUT_S = 300, 330.0, 10.0
 REQUEST_TIMEOUT_S = 30.0
 # After these retries kopf fails, and its supervisor starts it again with longer delays.
 ERROR_BACKOFFS_S = (0.5, 1.0, 2.0, 4.0)
+# Between attempts to log in, as long as they fail. kopf's default is a minute.
+LOGIN_BACKOFF_S = 1.0
 
 
 class ClusterApi(Protocol):
@@ -102,14 +104,11 @@ def registry(touch: Touch, kubeconfig: str) -> kopf.OperatorRegistry:
         # Immutable, so no other cluster is concerned.
         touch(str(namespace), str(spec.get("clusterName", "")))
 
-    async def login(**context: Any) -> kopf.ConnectionInfo | None:
-        # In the order of `ApiServer.connect`. kopf's default is the synchronous client of the `kubernetes` package.
-        if kubeconfig:
-            os.environ["KUBECONFIG"] = kubeconfig
-            return kopf.login_with_kubeconfig(**context)
-        return kopf.login_with_service_account(**context) or kopf.login_with_kubeconfig(**context)
+    async def log_in(**_: Any) -> kopf.ConnectionInfo:
+        # Without a login of ours kopf would import the client libraries that it finds.
+        return login(kubeconfig)
 
-    kopf.on.login(registry=handlers)(login)
+    kopf.on.login(registry=handlers, backoff=LOGIN_BACKOFF_S)(log_in)
     kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)(cluster_event)
     kopf.on.event(GROUP, VERSION, TENANT_PLURAL, registry=handlers)(tenant_event)
     return handlers

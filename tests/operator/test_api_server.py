@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from agentserving_operator.api_server import ApiServer
-from agentserving_operator.errors import ApiError, RefusedError, UnavailableError, WatchExpiredError
+from agentserving_operator.errors import ApiError, ConflictError, RefusedError, UnavailableError, WatchExpiredError
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from structlog.testing import capture_logs
@@ -128,6 +128,21 @@ async def test_errors_say_whether_trying_again_helps(
             return
         with pytest.raises(error):
             await changes(api)
+
+
+async def test_a_replacement_names_the_version_it_read_and_conflicts_with_a_later_one(tmp_path: Path) -> None:
+    lease = {"kind": "Lease", "metadata": {"namespace": "ns", "name": "l", "resourceVersion": "7"}}
+
+    async def one_version(request: web.Request) -> web.Response:
+        assert (request.method, request.path) == ("PUT", "/apis/coordination.k8s.io/v1/namespaces/ns/leases/l")
+        if await request.json() == lease:
+            return web.json_response({"kind": "Lease", "metadata": {"resourceVersion": "8"}})
+        return web.json_response({"kind": "Status", "reason": "Conflict", "message": "modified"}, status=409)
+
+    async with connected(one_version, tmp_path) as api:
+        assert (await api.replace(lease))["metadata"] == {"resourceVersion": "8"}
+        with pytest.raises(ConflictError):
+            await api.replace({**lease, "metadata": {**lease["metadata"], "resourceVersion": "6"}})
 
 
 async def test_a_missing_object_is_none_and_a_connection_that_fails_is_worth_a_retry(tmp_path: Path) -> None:

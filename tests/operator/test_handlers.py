@@ -157,6 +157,19 @@ async def test_listed_and_changed_clusters_are_touched_and_nothing_is_written(
     assert paths == {f"/apis/{GROUP}/{VERSION}{scope}/{PLURAL}"}
 
 
+async def test_a_login_that_fails_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server, touched = ScriptedServer(), Touched()
+    server.listed = [cluster("one", "1")]
+    async with given(server, tmp_path, touched) as events:
+        kubeconfig = tmp_path / "kubeconfig"
+        kubeconfig.rename(tmp_path / "elsewhere")
+        async with running(events):
+            await eventually_async(lambda: "NoCredentialsError" in caplog.text)
+            assert touched.names == []
+            (tmp_path / "elsewhere").rename(kubeconfig)
+            await eventually_async(lambda: touched.names == ["ns/one"])
+
+
 async def test_a_tenant_touches_the_cluster_that_it_names(tmp_path: Path) -> None:
     server, touched = ScriptedServer(), Touched()
     server.kinds = {TENANT_PLURAL: TENANT_KIND}

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from kubernetes.utils.quantity import parse_quantity
-
+from agentserving_operator.quantity import parse_quantity
 from agentserving_operator.scaling.plan import Range
 from agentserving_operator.spec.auth import ClientAuth
 from agentserving_operator.spec.cluster import ClusterSpec
@@ -235,7 +234,7 @@ def resources_of(given: Resources, *, requests: Manifest, limits: Manifest | Non
 
 
 def _fits(request: str | None, limit: str | None) -> bool:
-    return request is None or limit is None or bool(parse_quantity(request) <= parse_quantity(limit))
+    return request is None or limit is None or parse_quantity(request) <= parse_quantity(limit)
 
 
 def memory_limit(given: Resources) -> int | None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from kubernetes.utils.quantity import parse_quantity
+from agentserving_operator.quantity import parse_quantity
 
 # Keys of an entry, and what the API server fills in for a key that was left out.
 _Keys = Mapping[str, Any]
