@@ -72,10 +72,7 @@ class Watch:
         while True:
             began = time.monotonic()
             try:
-                items, version = await self._api.metadata(self._kind, self._namespace, OURS)
-                for each in items:
-                    self._touch_clusters_of(each)
-                await self._follow(version)
+                await self._follow(await self._list())
             except WatchExpiredError:
                 # The API server's history is shorter than our pause was: the next list shows what changed meanwhile.
                 log.info("watch expired, will list again", kind=self._kind)
@@ -86,6 +83,16 @@ class Watch:
                 backoff_s = FIRST_BACKOFF_S
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+
+    async def _list(self) -> str:
+        """Touches the clusters of all objects. Returns the resource version that follows.
+
+        A function of its own, so that no local variable has the objects for as long as the watch runs.
+        """
+        items, version = await self._api.metadata(self._kind, self._namespace, OURS)
+        for each in items:
+            self._touch_clusters_of(each)
+        return version
 
     async def _follow(self, version: str) -> None:
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -182,3 +183,11 @@ def test_probes_have_the_flags_of_all_processes() -> None:
     given = settings("--http-host", "0.0.0.0", "--http-port", "8080")
     assert given.probes == ProbeOptions(http_host="0.0.0.0", http_port=8080)
     assert given.images == ImageOptions(image="a", vllm_image="v", etcd_image="e")
+
+
+def test_no_client_library_of_kubernetes_is_imported() -> None:
+    """`kubernetes` would be a fifth of its memory, with the pydantic and requests that come with it."""
+    libraries = {"kubernetes", "kubernetes_asyncio", "pykube", "lightkube", "pydantic", "requests"}
+    code = f"import agentserving_operator.__main__, sys; print(*sorted({libraries} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == ""

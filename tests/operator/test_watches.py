@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -143,3 +145,21 @@ def test_an_object_belongs_to_the_clusters_of_its_owner_and_of_its_labels() -> N
     assert clusters_of(owner | labels) == {"a", "b"}
     assert clusters_of({"labels": {"app.kubernetes.io/instance": "b"}}) == set()
     assert clusters_of({"ownerReferences": [{"kind": "ReplicaSet", "name": "a"}]}) == set()
+
+
+class Metadata(dict[str, Any]):
+    """Metadata to which a weak reference can point."""
+
+
+async def test_what_was_listed_is_released_while_changes_are_followed() -> None:
+    """The metadata of fifty clusters' objects takes 8 MB."""
+    api = ScriptedApi()
+    listed = Metadata(pod("a", "1"))
+    there = weakref.ref(listed)
+    api.lists = [[listed]]
+    del listed
+    async with running(api) as touched:
+        await eventually_async(lambda: ("watch since 100", "Pod", OURS) in api.requests)
+        gc.collect()
+        assert touched.names == ["ns/demo"]
+        assert there() is None
