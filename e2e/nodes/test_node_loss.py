@@ -1,4 +1,5 @@
-"""A node with an engine is lost without warning. Needs a second node: NODES=2 make e2e."""
+"""A node with an engine is lost without warning. Needs a second node, which e2e/run starts where it has the
+memory, or NODES=2."""
 
 from __future__ import annotations
 
