@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 from agentserving.v1 import types_pb2
+from agentserving_gateway.envoy_admin import EnvoyAdmin
 from gateway.gateway_rig import Engine, Script, answer_json, value
 from gateway.played_keys import PlayedKeys
 from gateway.test_picker_away import Front, front
+from support.eventually import DEADLINE_S
 
 # Between two calls of the load.
 EVERY_S = 0.02
+# Envoy's counter of questions to the picker.
+ASKED = "cluster.picker.upstream_rq_total"
 
 
 async def calls_within(found: Front, time_s: float) -> list[asyncio.Task[bytes]]:
@@ -78,6 +82,32 @@ async def test_calls_wait_for_a_picker_that_was_killed(tmp_path: Path) -> None:
         calls += await calls_within(found, 0.5)
         await found.start_picker()
         await assert_served(found, calls)
+
+
+async def test_a_call_that_is_held_for_a_leader_survives_the_restart_of_its_picker(tmp_path: Path) -> None:
+    """Its question with the body is asked again, with the whole body."""
+    async with front(tmp_path, keys=PlayedKeys()) as found, EnvoyAdmin(tmp_path / "admin.sock") as admin:
+        assert found.picker is not None
+        await begin(found)
+        await found.made.grpc_server.stop(None)
+
+        async def asked() -> int:
+            """Questions so far."""
+            text = await admin.ask("GET", f"/stats?filter=^{ASKED}$")
+            return int((text or "0").rpartition(":")[2])
+
+        before, body = await asked(), b'{"prompt": "%s"}' % (b"x" * (1 << 20))
+        calls = [asyncio.create_task(found.made.post(headers=found.headers, body=body)) for _ in range(4)]
+        async with asyncio.timeout(DEADLINE_S):
+            while await asked() < before + 2 * len(calls):
+                await asyncio.sleep(0.02)
+        found.picker.kill()
+        await found.picker.wait()
+        await found.start_picker()
+        answers = await asyncio.gather(*calls)
+        assert [answer.split(b" ")[1] for answer in answers] == [b"200"] * len(calls)
+        requests = [request for engine in found.made.engines for request in engine.requests]
+        assert [request.partition(b"\r\n\r\n")[2] for request in requests] == [body] * len(calls)
 
 
 async def test_a_picker_that_stays_away_is_waited_for_within_bounds(tmp_path: Path) -> None:
