@@ -74,8 +74,10 @@ def apart(operator: Kubectl, nodes: list[str]) -> Iterator[Demo]:
     """A cluster on two nodes, as for production: no part has one pod only. Its client is on the first node."""
     home, other = nodes
     spec, kubectl = simulator_spec(), Kubectl(NAMESPACE)
-    spec["spec"]["engine"]["replicas"] = spec["spec"]["gateway"]["replicas"] = REPLICAS
-    spec["spec"]["controlPlane"]["replicas"] = REPLICAS
+    # All pods fit on the first node, next to those of other cases.
+    spec["spec"]["engine"] |= {"resources": LITTLE, "sidecarResources": LITTLE}
+    for part in ("engine", "gateway", "controlPlane"):
+        spec["spec"][part]["replicas"] = REPLICAS
     # Kubernetes waits for half of the longest grace period of a namespace's pods before it deletes it.
     spec["spec"]["gateway"]["drainSeconds"] = 30
     spec["spec"]["store"] = {"type": "Etcd", "etcd": {"members": REPLICAS + 1, "size": "1Gi", "resources": LITTLE}}
