@@ -23,13 +23,10 @@ cluster_build() {
   [ -z "${E2E_WITH:-}" ] || e2e/cluster/build "$E2E_WITH"
 }
 cluster_is_up() { kubectl --kubeconfig "$ASC_CACHE/state/admin.kubeconfig" --request-timeout 5s get --raw /readyz >/dev/null 2>&1; }
-# A second node, for the cases that lose or drain one, where there is memory for it: all processes of the cluster and
-# its pods have taken 2 GiB.
-nodes_that_fit() { awk '/^MemAvailable/ { print ($2 >= 4 * 1024 * 1024 ? 2 : 1) }' /proc/meminfo; }
 cluster_up() {
   if ! cluster_is_up; then
     [ ! -e "$ASC_CACHE/state" ] || e2e/cluster/down >&2 # left over from a machine that went down
-    e2e/cluster/up "${NODES:-$(nodes_that_fit)}" >&2
+    e2e/cluster/up "${NODES:-1}" >&2
   fi
   echo "$ASC_CACHE/state/admin.kubeconfig"
 }

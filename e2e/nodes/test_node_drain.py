@@ -1,5 +1,5 @@
-"""A node is drained for maintenance, under load, and comes back. Needs a second node, which e2e/run starts where it
-has the memory, or NODES=2."""
+"""A node is drained for maintenance, under load, and comes back. Needs a second node: `make e2e` where there is
+memory for it, or NODES=2."""
 
 from __future__ import annotations
 
