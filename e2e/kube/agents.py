@@ -78,8 +78,8 @@ def python(kubectl: Kubectl, script: str, *arguments: str, bound_s: float = BOUN
 class Load:
     """Agents that call the gateway while the block runs. After it, `calls` and the other fields hold the results.
 
-    `unmanaged` calls were served without a control plane. Each of `failures` is an error after the time since the
-    start; a stream that broke off counts as a failure.
+    `unmanaged` calls were served without a control plane; `answered` has the number of the others of each program.
+    Each of `failures` is an error after the time since the start; a stream that broke off counts as a failure.
     """
 
     def __init__(self, kubectl: Kubectl, url: str, agents: int = 4, max_tokens: int = 60) -> None:
@@ -89,6 +89,7 @@ class Load:
         self._process: subprocess.Popen[str] | None = None
         self.calls = self.unmanaged = 0
         self.failures: list[str] = []
+        self.answered: dict[str, int] = {}
         self.slowest_s = 0.0
 
     def __enter__(self) -> Load:
@@ -114,5 +115,6 @@ class Load:
             result = json.loads(out.splitlines()[-1])
             self.calls, self.unmanaged = result["calls"], result["unmanaged"]
             self.failures, self.slowest_s = result["failures"], result["slowest_s"]
+            self.answered = result["answered"]
             summary = f"{len(self.failures)} failed, {self.unmanaged} unmanaged, slowest {self.slowest_s} s"
             print(f"load: {self.calls} calls, {summary}", *self.failures, sep="\n", file=sys.stderr)

@@ -1,4 +1,7 @@
-"""Runs in the agents' pod: URL AGENTS MAX_TOKENS. Streams calls until its input ends, then prints the results."""
+"""Runs in the agents' pod: URL AGENTS MAX_TOKENS. Calls until its input ends, then prints the results.
+
+Of three calls of a program the second one is not streamed.
+"""
 
 import asyncio
 import json
@@ -6,6 +9,7 @@ import os
 import sys
 import time
 import uuid
+from collections import Counter
 
 import aiohttp
 
@@ -13,10 +17,12 @@ STARTED = time.monotonic()
 CALL_ID = "x-agentserving-call-id"
 
 
-async def call(session: aiohttp.ClientSession, url: str, program: str, max_tokens: int) -> tuple[str, bool]:
+async def call(
+    session: aiohttp.ClientSession, url: str, program: str, max_tokens: int, stream: bool
+) -> tuple[str, bool]:
     """(Error, empty when the response was complete; whether a control plane admitted the call)."""
     body = {
-        "model": "tiny", "stream": True, "max_tokens": max_tokens,
+        "model": "tiny", "stream": stream, "max_tokens": max_tokens,
         "messages": [{"role": "user", "content": "Think about it. " * 20}],
     }  # fmt: skip
     try:
@@ -28,27 +34,35 @@ async def call(session: aiohttp.ClientSession, url: str, program: str, max_token
                 return f"HTTP {answer.status}: {text[:200]}", managed
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         return f"{type(error).__name__}: {error}", False
+    if not stream:
+        reason = json.loads(text)["choices"][0]["finish_reason"]
+        return _unless_finished(reason), managed
     events = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
     if not events or events[-1] != "[DONE]":
         return f"the stream broke off after {len(events)} events", managed
-    reason = json.loads(events[-2])["choices"][0]["finish_reason"]
-    return "" if reason in ("length", "stop") else f"finish_reason {reason}", managed
+    return _unless_finished(json.loads(events[-2])["choices"][0]["finish_reason"]), managed
+
+
+def _unless_finished(reason: str) -> str:
+    return "" if reason in ("length", "stop") else f"finish_reason {reason}"
 
 
 async def main() -> None:
     url, agents, max_tokens = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     stopping, first = asyncio.Event(), asyncio.Event()
     calls, unmanaged, slowest_s, failures = 0, 0, 0.0, []
+    answered = Counter[str]()
 
     async def agent(session: aiohttp.ClientSession) -> None:
         nonlocal calls, unmanaged, slowest_s
         while not stopping.is_set():
             program = f"load-{uuid.uuid4().hex[:12]}"
-            for _ in range(3):
+            for number in range(3):
                 began = time.monotonic()
-                wrong, managed = await call(session, url, program, max_tokens)
+                wrong, managed = await call(session, url, program, max_tokens, number != 1)
                 calls, slowest_s = calls + 1, max(slowest_s, time.monotonic() - began)
                 unmanaged += not (managed or wrong)
+                answered[program] += managed and not wrong
                 if wrong:
                     failures.append(f"{began - STARTED:.2f} s: {wrong}")
                 first.set()
@@ -65,7 +79,7 @@ async def main() -> None:
         print("running", flush=True)
         await asyncio.gather(*tasks)
     result = {"calls": calls, "unmanaged": unmanaged, "failures": failures, "slowest_s": round(slowest_s, 2)}
-    print(json.dumps(result), flush=True)
+    print(json.dumps({**result, "answered": answered}), flush=True)
 
 
 asyncio.run(main())

@@ -1,4 +1,5 @@
-"""A node with an engine is lost without warning. Needs a second node: NODES=2 make e2e."""
+"""A node with an engine is lost without warning. Needs a second node: `make e2e` where there is memory for it, or
+NODES=2."""
 
 from __future__ import annotations
 
@@ -53,6 +54,7 @@ def test_a_lost_node_takes_the_calls_of_its_engine_and_nothing_else(settled: Dem
         finally:
             power("start", spare)
         settled.until_settled(240)
-    assert "2 of 3" in found["EnginesReady"]
+    # Its control plane knows it earlier than Kubernetes, which gives a node 40 s.
+    assert "demo-engine-2" in found["EnginesReady"]
     # Each agent has one call at a time, which may have been on that engine.
     assert len(load.failures) <= AGENTS, load.failures

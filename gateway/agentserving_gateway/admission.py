@@ -32,6 +32,9 @@ ADMIT_DEADLINE_S = 1.0
 AWAY_WAIT_S = 8.0
 # Engines attach to a new leader within SETTLING_S; until then it has none to choose.
 SETTLING_S, ASK_AGAIN_S = 3.0, 0.1
+# A request that is no call waits so long for an engine: it has only the question about the head. A leader, and then a
+# gateway, learn a moment after the engine that it is ready.
+READY_WAIT_S = 1.5
 # Envoy reads a new engines file within some 15 ms.
 IN_FORCE_S, IN_FORCE_POLL_S = 1.0, 0.005
 # How long `close` waits for the last ends of calls to be acknowledged.
@@ -122,6 +125,14 @@ class Admission:
         """Engines that take calls now."""
         return self._engines.ready(settled=self._settled)
 
+    async def ready_engines_soon(self) -> list[Engine]:
+        """As `ready_engines`; waits READY_WAIT_S at most while there is none."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_WAIT_S):
+                while not self.ready_engines():
+                    await self.holding.change()
+        return self.ready_engines()
+
     @property
     def models_differ(self) -> bool:
         """True when engines serve different models: then a call's model decides where it may go."""
@@ -169,7 +180,7 @@ class Admission:
         avoided = self._engines.avoided(_now())
         if may_hold and (number := self.holding.number()):
             request = replace(request, hold_id=number)
-        while await self._leader_is_there(may_hold) and _now() < give_up_at:
+        while await self._leader_is_there(may_hold, give_up_at) and _now() < give_up_at:
             exclude = (*request.exclude, *(avoided.difference(request.exclude)))
             asked = replace(request, exclude=exclude) if avoided else request
             answer = await self._leader.admit(asked, ADMIT_DEADLINE_S)
@@ -219,11 +230,12 @@ class Admission:
                 while not await self._is_in_force(address):  # noqa: ASYNC110 - it does not tell
                     await asyncio.sleep(IN_FORCE_POLL_S)
 
-    async def _leader_is_there(self, may_hold: bool) -> bool:
-        """Waits for a leader; False when none has been there for too long."""
+    async def _leader_is_there(self, may_hold: bool, give_up_at: float) -> bool:
+        """Waits for a leader; False when none has been there for too long, or not until `give_up_at`: one that comes
+        and goes does not prolong the wait of a call."""
         if self._there.is_set():
             return True
-        left = self._wait_until - _now()
+        left = min(self._wait_until, give_up_at) - _now()
         if left <= 0:
             return False
         if not may_hold:

@@ -45,7 +45,8 @@ class EnvoyAdmin:
             return None
 
     async def is_ready(self) -> bool:
-        """True once Envoy serves, and asks the picker: until its first health check, calls would get no tickets."""
+        """True once Envoy serves, and asks the picker: until its first health check, calls would get no tickets. With
+        keys there is no health check: calls wait for the picker."""
         if await self.ask("GET", "/ready") is None:
             return False
         lines = (await self.ask("GET", "/clusters") or "").splitlines()

@@ -46,6 +46,10 @@ class Holding:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    async def change(self) -> None:
+        """Returns when engines have changed."""
+        await self._changed.wait()
+
     async def wait(self, since_s: float, now_s: float, refusal: Refusal) -> None:
         """Returns when a call that is held since then should ask again. HttpError when it is not held any longer."""
         left_s = since_s + self.limit_s - now_s

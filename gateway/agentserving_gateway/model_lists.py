@@ -104,7 +104,7 @@ class ModelLists:
     async def _answer(self, request: web.Request) -> Fetched:
         given = {name.lower(): value for name, value in request.headers.items()}
         client = self._authenticator.client_of(given)
-        engines = self._admission.ready_engines()
+        engines = await self._admission.ready_engines_soon()
         if not engines:
             raise no_engine()
         left_out = _HOP.union(self._authenticator.removed_headers)

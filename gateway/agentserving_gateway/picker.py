@@ -192,7 +192,7 @@ class Picker:
             if holder is not None and head.allows(holder.address):
                 ticket = self._admission.ticket_to_read(client.tenant, [holder])
                 return Pick(addresses=(holder.address,), ticket=ticket)
-        return self._any_engine(head, body.model_name, client.tenant)
+        return await self._any_engine(head, body.model_name, client.tenant)
 
     def drop(self, pick: Pick, *, was_read: bool = False) -> None:
         """The client has left before the request was sent; `was_read`: perhaps, so that an engine's report prevails."""
@@ -300,7 +300,8 @@ class Picker:
             return []
         return [engine.engine_id for engine in self._admission.known_engines if not head.allows(engine.address)]
 
-    def _any_engine(self, head: Head, model: str, tenant: Tenant) -> Pick:
+    async def _any_engine(self, head: Head, model: str, tenant: Tenant) -> Pick:
+        await self._admission.ready_engines_soon()
         engine = self._admission.engine_in_turn(model, self._not_allowed(head))
         if engine is None:
             raise no_engine()

@@ -14,11 +14,11 @@ from agentserving.client import messages
 from agentserving.client.values import Engine, EngineState
 from agentserving.contract.budgets import Budget
 from agentserving.contract.engine_http import VLLM_KEEP_ALIVE
-from agentserving.v1 import types_pb2
+from agentserving.v1 import engine_service_pb2, types_pb2
 from agentserving_cli.local import cluster as cluster_module
 from agentserving_cli.local.cluster import LocalCluster
 from agentserving_cli.local.commands import control_plane
-from agentserving_cli.local.engine_states import changes
+from agentserving_cli.local.engine_states import changes, until_given_calls
 from agentserving_cli.local.layout import (
     ClusterSpec,
     ControlPlaneAddress,
@@ -36,6 +36,8 @@ from agentserving_cli.local.state_dir import StateDir, StateDirError, is_claimed
 from agentserving_cli.up import proxy_in_the_way
 from agentserving_engine.http.middleware import EngineMiddleware
 from agentserving_gateway.envoy.clusters import ENGINE_IDLE_S
+from support.eventually import DEADLINE_S
+from support.served_plane import PlayedEngine, ServedPlane
 
 
 def test_a_port_with_a_listener_is_not_free() -> None:
@@ -175,6 +177,19 @@ def test_a_change_of_an_engines_state_is_one_line_with_the_reason() -> None:
     assert changes(known, down) == []
     assert changes(known, [engine("e0", EngineState.LOADING)]) == ["e0 is loading and gets no new calls"]
     assert changes(known, [engine("e0", EngineState.READY)]) == ["e0 is ready again"]
+
+
+async def test_a_cluster_is_ready_when_its_leader_gives_each_engine_calls() -> None:
+    async with ServedPlane() as served:
+        first, second = (PlayedEngine(served.engine_service) for _ in range(2))
+        await first.hello("e0")
+        ready = asyncio.create_task(until_given_calls(["e0", "e1"], f"127.0.0.1:{served.port}", ""))
+        # It asks several times before each change.
+        assert not (await asyncio.wait({ready}, timeout=0.5))[0], "the other engine has not attached"
+        await second.hello("e1", health=types_pb2.ENGINE_HEALTH_LOADING)
+        assert not (await asyncio.wait({ready}, timeout=0.5))[0], "it is loading"
+        await second.say(report=engine_service_pb2.Report(seq=1, health=types_pb2.ENGINE_HEALTH_SERVING))
+        await asyncio.wait_for(ready, DEADLINE_S)
 
 
 @pytest.mark.parametrize(

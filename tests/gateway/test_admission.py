@@ -51,6 +51,16 @@ async def test_the_old_engines_serve_while_a_new_leader_has_none_yet(tmp_path: P
             assert (admitted.engine_id, admitted.engine_address, admitted.ticket) == ("e0", "127.0.0.1:9", "")
 
 
+async def test_a_request_that_is_no_call_waits_a_moment_for_an_engine(tmp_path: Path) -> None:
+    async with ServedPlane() as served, admission_to(tmp_path / "e" / "eds.json", served.port) as admission:
+        assert await admission.ready_engines_soon() == []
+        waiting = asyncio.create_task(admission.ready_engines_soon())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await PlayedEngine(served.engine_service).hello("e0")
+        assert [engine.engine_id for engine in await waiting] == ["e0"]
+
+
 async def test_a_picker_without_engines_is_ready_once_a_leader_has_had_time_to_find_some(tmp_path: Path) -> None:
     async with ServedPlane() as served, admission_to(tmp_path / "e" / "eds.json", served.port) as admission:
         assert not admission.ready

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agentserving_gateway.admission import ADMIT_DEADLINE_S, AWAY_WAIT_S, IN_FORCE_S
 from agentserving_gateway.engines_file import EnginesFile
 from agentserving_gateway.envoy import FrontSettings, bootstrap, names
 from agentserving_gateway.envoy.replies import as_refusal, local_reply_config
@@ -28,6 +29,7 @@ def settings(run_dir: Path, **chosen: Any) -> FrontSettings:
         {},
         {"listen": "[::1]:8080"},
         {"listen": ":8080"},
+        {"client_keys": True},
         {"max_body_bytes": 1, "max_connections": 1, "max_heap_bytes": 64 << 20},
         {"max_body_bytes": 4_000_000_000, "keep_alive_s": 0.5, "head_s": 0.25, "request_s": 3600.0},
     ],
@@ -45,6 +47,14 @@ def test_envoy_takes_the_configuration(chosen: dict[str, Any], tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr.lower()
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_envoy_waits_longer_for_an_answer_than_the_picker_for_a_leader(keys: bool, tmp_path: Path) -> None:
+    made = settings(tmp_path, client_keys=keys, hold_s=3.0, budget_hold_s=5.0)
+    asked = [each for each in find_all(bootstrap(made), "server_uri") if each["cluster"] == "picker"]
+    _, by_body = (float(each["timeout"].removesuffix("s")) for each in asked)
+    assert by_body > AWAY_WAIT_S + ADMIT_DEADLINE_S + IN_FORCE_S + made.hold_s + made.budget_hold_s
 
 
 def test_the_command_line_says_what_the_options_say(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from agentserving_controlplane.table.states import Outcome
 from agentserving_gateway.envoy import FrontSettings
 from agentserving_gateway.envoy_admin import EnvoyAdmin
 from gateway.gateway_rig import Rig, answer_json, rig, start_envoy, until, value
+from gateway.played_keys import PlayedKeys
 from gateway.test_every_call_ends_once import refuses
 
 PROGRAM = "x-agentserving-program-id: p\r\n"
@@ -26,22 +27,31 @@ class Front:
 
     made: Rig
     run_dir: Path
+    # Of a client, where clients have keys.
+    key: str = ""
     picker: asyncio.subprocess.Process | None = None
     envoy: asyncio.subprocess.Process | None = None
 
     async def start_picker(self) -> None:
-        arguments = ("--run-dir", str(self.run_dir), "--control-plane", self.made.control_plane)
+        arguments = ["--run-dir", str(self.run_dir), "--control-plane", self.made.control_plane]
+        arguments += ["--client-auth", "keys"] if self.key else []
         with (self.run_dir / "picker.log").open("a") as log:
             self.picker = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "agentserving_gateway", *arguments, stdout=log, stderr=log
             )
 
     async def start_envoy(self) -> None:
-        self.envoy = await start_envoy(FrontSettings(listen="127.0.0.1:0", run_dir=self.run_dir))
+        settings = FrontSettings(listen="127.0.0.1:0", run_dir=self.run_dir, client_keys=bool(self.key))
+        self.envoy = await start_envoy(settings)
         async with EnvoyAdmin(self.run_dir / "admin.sock") as admin, asyncio.timeout(30):
             while await admin.ask("GET", "/ready") is None or not (text := await admin.ask("GET", "/listeners")):
                 await asyncio.sleep(0.02)
         self.made.port = int(text.rpartition(":")[2])
+
+    @property
+    def headers(self) -> str:
+        """Of a call of the program `p`."""
+        return PROGRAM + (f"authorization: Bearer {self.key}\r\n" if self.key else "")
 
     async def call(self, headers: str = PROGRAM) -> tuple[bytes, str]:
         """(answer, ticket that its engine got)."""
@@ -60,14 +70,15 @@ class Front:
         """An engine gets a call with a ticket. A front that has just started may have no engine in force yet."""
         for engine in self.made.engines:
             engine.requests.clear()
-        await self.made.post(headers=PROGRAM)
+        await self.made.post(headers=self.headers)
         return any(value(request, "x-session-id") for engine in self.made.engines for request in engine.requests)
 
 
 @asynccontextmanager
-async def front(tmp_path: Path, engines: int = 3) -> AsyncIterator[Front]:
-    async with rig(*[answer_json] * engines) as made:
-        found = Front(made, tmp_path)
+async def front(tmp_path: Path, engines: int = 3, keys: PlayedKeys | None = None) -> AsyncIterator[Front]:
+    """`keys`: clients have keys, and the front one of them."""
+    async with rig(*[answer_json] * engines, keys=keys) as made:
+        found = Front(made, tmp_path, keys.make("a") if keys is not None else "")
         await found.start_picker()
         await until(lambda: (tmp_path / "picker.sock").exists(), 30)
         await found.start_envoy()

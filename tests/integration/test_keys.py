@@ -14,6 +14,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import Any
 
 import agentserving
@@ -256,12 +258,12 @@ def test_nobody_gets_in_while_the_picker_is_gone_and_keys_are_known_when_it_is_b
     cluster.process.send_signal(signal.SIGSTOP)
     before.kill()
     try:
-        cluster.wait(lambda: call(cluster, cluster.key)[0] == 503)
-        for key in (cluster.key, None, "none"):
-            for path in ("/completions", "/messages"):
-                assert call(cluster, key, path=path)[0] == 503
-        message = call(cluster, cluster.key)[1]["error"]["message"]
-        assert "cannot verify API keys" in message
+        # Each waits for the picker before it is refused.
+        asked = list(product((cluster.key, None, "none"), ("/completions", "/messages")))
+        with ThreadPoolExecutor(len(asked)) as pool:
+            answers = list(pool.map(lambda each: call(cluster, each[0], path=each[1]), asked))
+        assert [status for status, _ in answers] == [503] * len(asked)
+        assert "cannot verify API keys" in answers[0][1]["error"]["message"]
     finally:
         cluster.process.send_signal(signal.SIGCONT)
     cluster.wait(lambda: call(cluster, cluster.key)[0] == 200)

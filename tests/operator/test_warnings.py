@@ -78,6 +78,21 @@ def test_a_pod_without_a_node_says_what_its_claim_waits_for() -> None:
     assert (claim.reason, note in claim.message) == (Reason.VOLUME_PENDING, True)
 
 
+@pytest.mark.parametrize(
+    ("message", "is_advised"),
+    [
+        ("0/2 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity, "
+         "1 node(s) were unschedulable.", True),
+        ("0/2 nodes are available: 2 Insufficient nvidia.com/gpu.", False),
+    ],
+)  # fmt: skip
+def test_a_pod_that_waits_for_a_drained_node_says_what_gives_it_back(message: str, is_advised: bool) -> None:
+    waiting = {"type": "PodScheduled", "status": "False", "message": message}
+    assert (trouble := trouble_of(workload(), [pod(conditions=[waiting])])) is not None
+    assert message in trouble.message
+    assert ("kubectl uncordon" in trouble.message) is is_advised
+
+
 def test_the_newest_words_count_whichever_field_has_their_time() -> None:
     old = event("Pod", "demo-engine-0", "FailedMount", "old", at="2026-01-01T00:00:09Z")
     new = {

@@ -23,7 +23,7 @@ import httpx
 from agentserving_cli.local import commands, vllm_env
 from agentserving_cli.local.commands import Command
 from agentserving_cli.local.credentials import Credentials
-from agentserving_cli.local.engine_states import until_led, watch_states
+from agentserving_cli.local.engine_states import until_given_calls, watch_states
 from agentserving_cli.local.etcd_versions import caution
 from agentserving_cli.local.layout import (
     BUILT_IN_CONTEXT,
@@ -170,7 +170,9 @@ class LocalCluster:
         self._tell("sidecars and gateway")
         await self._await_ready(*self.children.values())
         # A leader that has ended without a word, or that a restored store remembers, keeps its lease for a while.
-        await self._await_all({"a leader": until_led(self.control_plane, self.key("admin"))})
+        names = [each.engine_id for each in self.ports.engines]
+        given_calls = until_given_calls(names, self.control_plane, self.key("admin"))
+        await self._await_all({"a leader that gives the engines calls": given_calls})
         self._state.write_addresses(self._describe())
         for child in self.children.values():
             self._start_task(f"supervision of {child.name}", self._supervise(child))

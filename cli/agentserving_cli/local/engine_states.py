@@ -6,13 +6,15 @@ The leader answers for the engines, so this also knows when there is one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from agentserving import AgentServingError, AsyncClient
 from agentserving.client.values import Engine, EngineState
 from agentserving.transport.connection import Settings
 
 POLL_S = 0.5
+# Often while the cluster starts, which waits for it.
+STARTING_POLL_S = 0.1
 
 
 async def watch_states(control_plane: str, api_key: str, tell: Callable[[str], None]) -> None:
@@ -31,16 +33,19 @@ async def watch_states(control_plane: str, api_key: str, tell: Callable[[str], N
             await asyncio.sleep(POLL_S)
 
 
-async def until_led(control_plane: str, api_key: str) -> None:
-    """Returns when a control plane leads, which answers for the engines."""
+async def until_given_calls(engine_ids: Collection[str], control_plane: str, api_key: str) -> None:
+    """Returns when a control plane leads that gives calls to all of these engines: their sidecars know a moment earlier
+    that they are ready."""
     async with AsyncClient(control_plane, settings=Settings(tls=None, attempts=1, api_key=api_key)) as client:
         while True:
             try:
-                await client.list_engines()
+                engines = await client.list_engines()
             except AgentServingError:
-                await asyncio.sleep(POLL_S)
-            else:
+                engines = ()
+            ready = {str(engine.engine_id) for engine in engines if engine.state is EngineState.READY}
+            if ready.issuperset(engine_ids):
                 return
+            await asyncio.sleep(STARTING_POLL_S)
 
 
 def changes(before: Mapping[str, EngineState], engines: Iterable[Engine]) -> list[str]:

@@ -72,9 +72,12 @@ def _named_engine() -> Json:
 
 
 def _picker(settings: FrontSettings) -> Json:
+    picker = {**_socket(PICKER, settings.picker_socket), "typed_extension_protocol_options": _http1()}
+    if settings.client_keys:
+        # No health check: it would refuse calls that a slow picker serves a moment later, and nothing else serves them.
+        return picker
     return {
-        **_socket(PICKER, settings.picker_socket),
-        "typed_extension_protocol_options": _http1(),
+        **picker,
         # A picker that hangs must not delay each call by its whole timeout.
         "health_checks": [
             {

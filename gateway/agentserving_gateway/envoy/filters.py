@@ -17,11 +17,20 @@ PICKER = "picker"
 PICK, PICK_BY_BODY = "agentserving.pick", "agentserving.pick_by_body"
 # Paths of the picker's socket; the request's own path follows.
 HEAD_PREFIX, BODY_PREFIX = "/head", "/body"
-# A picker that hangs delays a call so long at most; its health check spares the next ones.
+# Calls are served without the picker: one that hangs delays a call by this at most, and its health check spares the
+# next ones.
 PICK_S = 2.0
-# The picker holds calls while a leader is elected (8 s), while there is no engine, and while the budget of a program is
-# spent: only here. One that hangs is found by its health check, which closes the connections of all questions.
-PICK_BY_BODY_S = 10.0
+# With keys nothing is served without it: calls wait for one that is slow or restarts.
+PATIENT_PICK_S = 8.0
+# The picker holds calls while a leader is elected (8 s, and two for its answer and for Envoy to know the engine), while
+# there is no engine, and while the budget of a program is spent: only in the question with the body.
+ELECTION_S = 10.0
+# Of a question that met no picker, or one that ended: until the question's own limit.
+RETRY_PICKER: Json = {
+    "retry_on": "connect-failure,reset",
+    "num_retries": 1_000,
+    "retry_back_off": {"base_interval": "0.02s", "max_interval": "0.25s"},
+}
 
 _AUTHZ = "extensions.filters.http.ext_authz.v3."
 
@@ -36,12 +45,12 @@ def http_filters(settings: FrontSettings) -> list[Json]:
             max_request_bytes=settings.max_body_bytes,
         ),
         _remove_reserved(),
-        _ask(settings, PICK, HEAD_PREFIX, PICK_S),
+        _ask(settings, PICK, HEAD_PREFIX, 0.0),
         _ask(
             settings,
             PICK_BY_BODY,
             BODY_PREFIX,
-            PICK_BY_BODY_S + settings.hold_s + settings.budget_hold_s,
+            ELECTION_S + settings.hold_s + settings.budget_hold_s,
             with_request_body={"max_request_bytes": settings.max_body_bytes, "pack_as_bytes": True},
         ),
         _retry_unasked(),
@@ -79,8 +88,11 @@ def _retry_unasked() -> Json:
     )
 
 
-def _ask(settings: FrontSettings, name: str, prefix: str, bound_s: float, **fields: object) -> Json:
-    """An ext_authz filter in front of the picker: HTTP/1.1, because grpc.aio costs five times as much a call."""
+def _ask(settings: FrontSettings, name: str, prefix: str, held_s: float, **fields: object) -> Json:
+    """An ext_authz filter in front of the picker: HTTP/1.1, because grpc.aio costs five times as much a call.
+
+    `held_s`: how long the picker may hold the question."""
+    bound_s = held_s + (PATIENT_PICK_S if settings.client_keys else PICK_S)
     rates = [*({"prefix": prefix} for prefix in names.RATES), {"exact": names.BUDGET}]
     config = typed(
         _AUTHZ + "ExtAuthz",
@@ -93,6 +105,7 @@ def _ask(settings: FrontSettings, name: str, prefix: str, bound_s: float, **fiel
         http_service={
             "server_uri": {"uri": "http://picker", "cluster": PICKER, "timeout": seconds(bound_s)},
             "path_prefix": prefix,
+            **({"retry_policy": RETRY_PICKER} if settings.client_keys else {}),
             "authorization_response": {
                 "allowed_upstream_headers": _exact(names.PICKER_SETS),
                 "allowed_client_headers": {"patterns": [*_exact(names.REFUSAL)["patterns"], *rates]},

@@ -16,6 +16,8 @@ RETRY_ON = "connect-failure,refused-stream,reset"
 # The engine, or something on its way, failed: another one may do better. In force where the picker names another one.
 SERVER_ERRORS = [500, 502, 503, 504]
 READS_S = 5.0
+# For some three seconds, so that the answer says that the picker is away, and not that it was too slow.
+RETRY_READS: Json = {**filters.RETRY_PICKER, "num_retries": 24}
 _EXPOSED = (names.CALL_ID, names.PROGRAM_ID, names.ENGINE, names.REQUEST_ID, names.BUDGET, "retry-after")
 
 
@@ -189,11 +191,13 @@ def _own_routes() -> list[Json]:
         {
             "name": "/v1/models",
             "match": _match(prefix + MODELS, _methods("GET", "HEAD"), *_NO_BODY),
-            "route": {"cluster": READS, "timeout": seconds(READS_S), **_without(prefix)},
+            "route": {
+                "cluster": READS, "timeout": seconds(READS_S), "retry_policy": RETRY_READS, **_without(prefix),
+            },
             "typed_per_filter_config": filters.not_asked(),
         }
         for prefix in ("", PROGRAM_PREFIX)
-    ]
+    ]  # fmt: skip
     return [*models, _answered("/health", _match(HEALTH, _methods("GET", "HEAD")), 200, "ok\n")]
 
 

@@ -22,6 +22,10 @@ _ADVICE = {
     Reason.CONTAINER_CONFIG_INVALID: "create the object it refers to",
     Reason.CRASHING: "see its log",
 }
+# The scheduler's words for a node that was cordoned, as `kubectl drain` does first. A pod with a volume of that node
+# waits for it.
+_CORDONED = "node(s) were unschedulable"
+UNCORDON = "; `kubectl uncordon NODE` lets a node that was drained take pods again"
 # The end of a container's log, as much as is worth a condition.
 MAX_LAST_WORDS = 300
 
@@ -41,7 +45,8 @@ def _of_pod(pod: Manifest) -> Iterator[Trouble]:
     for condition in status.get("conditions", []):
         if (condition["type"], condition["status"]) == ("PodScheduled", "False"):
             message = condition.get("message") or condition.get("reason", "no node")
-            yield Trouble(Reason.UNSCHEDULABLE, f"pod {name}: {message}")
+            advice = UNCORDON if _CORDONED in message else ""
+            yield Trouble(Reason.UNSCHEDULABLE, f"pod {name}: {message}{advice}")
     for container in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
         waiting = container.get("state", {}).get("waiting", {})
         reason = _WAITING.get(waiting.get("reason", ""))
