@@ -72,7 +72,7 @@ CONTENDERS = {
             "program-plas without KV retention",
         ),
         Contender("program-atlas", _every(PROGRAM_ATLAS), "program-plas with the account of ATLAS"),
-        Contender("auto", _every(AUTO), "the default: FCFS, program-fcfs or program-plas, by what it has seen"),
+        Contender("auto", _every(AUTO), "the default: chooses fcfs, program-fcfs or program-plas by what it has seen"),
         Contender("gittins", _every(GITTINS), "likeliest to end soonest, by finished programs of the class"),
         Contender(
             "srpt",

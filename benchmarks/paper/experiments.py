@@ -186,31 +186,40 @@ def switches(quick: bool) -> Iterable[Run]:
                 yield replace(base, contender=contender, seed=seed, tag=name, **change)  # type: ignore[arg-type]
 
 
-# (workload, rate, window): the default beginning with an empty cluster (0188 of docs/decisions).
-COLD = (
+# (workload, rate, window) of the default policy beside others, from an empty cluster (0263 of docs/decisions).
+DEFAULT_LOADS = (
     ("map-reduce", 0.3, 300.0),
-    ("map-reduce", 1.0, 200.0),
+    ("map-reduce", 1.0, 300.0),
     ("bfcl*1+map-reduce*0.4", 0.3, 300.0),
     ("bfcl*1+map-reduce*0.4", 0.5, 300.0),
-    ("map-reduce*1+sharegpt*3", 0.4, 300.0),
     ("sharegpt*1+map-reduce*0.03", 1.1, 300.0),
     ("sharegpt*1+map-reduce*0.1", 1.1, 300.0),
+    ("sharegpt*1+map-reduce*0.2", 1.0, 300.0),
+    ("map-reduce*1+sharegpt*3", 0.4, 300.0),
+    ("map-reduce*1+sharegpt*1", 0.5, 300.0),
+    ("map-reduce*1+sharegpt*0.5", 0.8, 300.0),
     ("mixed*1+map-reduce*0.2", 0.4, 300.0),
+    ("mixed*1+map-reduce*2.5", 0.2, 300.0),
+    ("lats*1+map-reduce*0.25", 0.2, 300.0),
+    ("bfcl*1+sharegpt*1", 0.6, 300.0),
+    ("bfcl*1+sharegpt*1", 0.8, 300.0),
+    ("bfcl*4+lats*1", 0.1, 300.0),
     ("bfcl", 0.85, 400.0),
-    ("sharegpt", 1.2, 400.0),
-    ("lats", 0.22, 400.0),
-    ("mixed", 0.45, 400.0),
+    ("bfcl", 1.0, 300.0),
+    ("sharegpt", 1.2, 300.0),
+    ("lats", 0.22, 300.0),
+    ("mixed", 0.45, 300.0),
     ("coding", 0.005, 3600.0),
     ("coding", 0.01, 3600.0),
 )
 # None of these chose anything in the rules of `auto`.
-HELD_OUT = range(20, 26)
+HELD_OUT = range(60, 66)
 
 
-def cold(quick: bool) -> Iterable[Run]:
-    """`auto` from an empty cluster beside FCFS and program-PLAS (beyond the paper)."""
-    for workload, rate, window_s in COLD[:1] if quick else COLD:
-        for contender in ("vllm-opt", "program-plas", "auto"):
+def default(quick: bool) -> Iterable[Run]:
+    """`auto` from an empty cluster beside the policies that it could be (beyond the paper)."""
+    for workload, rate, window_s in DEFAULT_LOADS[:2] if quick else DEFAULT_LOADS:
+        for contender in ("vllm-opt", "program-fcfs", "program-plas", "gittins", "auto"):
             for seed in HELD_OUT[:2] if quick else HELD_OUT:
                 yield Run(workload=workload, contender=contender, rate_per_s=rate, seed=seed, window_s=window_s)
 
@@ -224,6 +233,6 @@ EXPERIMENTS: dict[str, Callable[[bool], Iterable[Run]]] = {
     "scaling": scaling,
     "switches": switches,
     "bursts": bursty,
-    "cold": cold,
+    "default": default,
     "gpus": gpus,
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 from agentserving_replay.figures import interval
 
-from benchmarks.paper import bar_charts, curves, requirements
+from benchmarks.paper import bar_charts, curves, requirements, shares
 from benchmarks.paper.contenders import CONTENDERS
 from benchmarks.paper.runs import Run, bounds_of
 
@@ -175,6 +175,10 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
             rows, ("gpu", "model", "rate_per_s", "contender"), ["ms per token", "p99", "program s", "prefix hits"],
             ["token_ms", "token_p99_ms", "latency_s", "prefix_hits"],
         ),
+    ),
+    "default": (
+        "The default policy from an empty cluster, as a share of FCFS: mean program latency, then time per token",
+        lambda rows: table(shares.HEADS, shares.lines(rows)),
     ),
     "switches": (
         "Causes of the gain",

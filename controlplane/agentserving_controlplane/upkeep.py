@@ -16,8 +16,9 @@ from agentserving.contract.policy import Source
 
 from agentserving_controlplane.engine_sessions import ENDS_PER_SLICE, ROWS_PER_SLICE
 from agentserving_controlplane.engines.directives import ExecutePolicy, PauseCalls
-from agentserving_controlplane.policy.auto import Choice, Contention
+from agentserving_controlplane.policy.auto import Choice
 from agentserving_controlplane.policy.computed import computed
+from agentserving_controlplane.policy.contention import Contention
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
 from agentserving_controlplane.state import LeaderState
 from agentserving_controlplane.store.port import Write
@@ -140,13 +141,14 @@ class Upkeep:
             return
         self._relevel_due_us = now_us + RELEVEL_US
         sizes, live, closed = self._sizes, [], set[ProgramKey]()
-        open_calls = Counter[ProgramKey]()
+        open_calls, names = Counter[ProgramKey](), dict[ProgramKey, str]()
         for count, row in enumerate(list(state.table.rows.values()), start=1):
             if count % ROWS_PER_SLICE == 0:
                 await asyncio.sleep(0)
             open_calls[row.root_key] += len(row.calls)
             if row.root != row.program_id:
                 continue
+            names[row.key] = row.name
             if row.state is ProgramState.CLOSED and row.outcome in (Outcome.COMPLETED, Outcome.EXPIRED):
                 closed.add(row.key)
                 if row.key not in self._counted:
@@ -158,7 +160,8 @@ class Upkeep:
         before, unix_us = state.policy_in_force.choices, state.now().unix_us
         loads = [engine.load for engine in state.engines if engine.attached]
         waiting, running = sum(load.waiting for load in loads), sum(load.running for load in loads)
-        contention = Contention.of(waiting, running, open_calls.values())
+        opened = ((names.get(root, ""), calls) for root, calls in open_calls.items())
+        contention = Contention.of(waiting, running, opened)
         decided = await asyncio.to_thread(computed, policy, sizes, contention, before, unix_us)
         # Another policy may have been applied in the meantime.
         if state.policy.policy is not policy:

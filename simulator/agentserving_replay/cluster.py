@@ -20,8 +20,8 @@ from agentserving_controlplane.engines.health import Health
 from agentserving_controlplane.engines.load_balancer import Balancer, LoadBalancer, Wanted
 from agentserving_controlplane.engines.registry import EngineRegistry
 from agentserving_controlplane.instant import Instant
-from agentserving_controlplane.policy.auto import Contention
 from agentserving_controlplane.policy.computed import computed
+from agentserving_controlplane.policy.contention import Contention
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
 from agentserving_controlplane.table.expiry import Limits
@@ -196,7 +196,7 @@ class VirtualCluster:
         contention = Contention.of(
             sum(queue.waiting_count for queue in queues),
             sum(queue.running_count for queue in queues),
-            (live.open for live in self._live.values()),
+            ((live.program.name, live.open) for live in self._live.values()),
         )
         decided = computed(self.spec.policy, self._sizes, contention, self.choices, self.now_us)
         policy, self.choices = decided.policy, decided.choices

@@ -18,42 +18,40 @@ not finished, but the small ones move this immediately.
    until many of them wait for each running one, and programs finish one after the other from then on until few do.
 2. In the latter order, if sizes are alike only within each class, each class gets a level, those with less service left
    first.
-3. Otherwise, and until enough programs have finished, all go through the policy's own levels, unless many of the open
-   calls are of *wide* programs, which have many open at a time: then calls go in the order of their arrival, too. The
-   service of a wide program adds up in parallel, so it sinks through the levels before half of its calls have run,
-   every newcomer overtakes it, and under load no wide program ends before the arrivals do.
-4. At first, until calls wait, calls go in the order of their arrival: nothing else is known to be better.
+3. Otherwise, and until enough programs have finished, programs go through the policy's own levels, but for classes with
+   a level of their own: that in which their mean residual service falls. Those are classes of sizes that are alike, and
+   *wide* ones, most programs of which have many calls open at a time. The service of a wide program adds up in
+   parallel, so in the policy's levels it sinks before half of its calls have run, every newcomer overtakes it, and
+   under load none ends, so that its size would never be known.
+4. If many open calls are of wide programs of other classes, all calls go in the order of their arrival. So they do at
+   first, until calls wait: nothing else is known to be better.
 
 Engines know nothing of this: they execute levels, ranks and an order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from agentserving.contract.policy import Level, Order, Policy, level_of
 
-from agentserving_controlplane.policy.gittins import MIN_SAMPLES, MIN_SIZE_US, Sizes, Survival, with_ranks
+from agentserving_controlplane.policy.contention import BUSY, CALM, NARROW, WIDE, WIDE_CALLS, Contention
+from agentserving_controlplane.policy.gittins import MIN_SAMPLES, Sizes, with_ranks
+from agentserving_controlplane.policy.moments import Moments
 
 # Sizes are alike once CV^2 is below ALIKE, until it is above SPREAD.
 ALIKE, SPREAD = 0.6, 0.75
 # The same for the mean size times the mean inverse size. Seen on seeds 0 to 5: 1.4 to 1.9 where programs of one class
 # are alike, 4 and more where they are not or two classes are mixed (docs/results).
 ALIKE_STRETCH, SPREAD_STRETCH = 2.5, 3.0
-# Waiting calls for each running one from which programs of like sizes finish one after the other, and below which calls
-# go in the order of their arrival again. Chosen on two seeds of an airline ReAct trace, checked on others
-# (docs/results).
-BUSY, CALM = 4.0, 0.5
-# A program is wide with so many open calls; and the share of all open calls that are of wide programs from which calls
-# go in the order of their arrival, and below which levels apply again. Search trees have 5 open calls at most. Chosen
-# on seeds 0 to 5 of map-reduce alone and with others, checked on seeds 20 to 25 (docs/results).
-WIDE_CALLS, WIDE, NARROW = 8, 0.1, 0.05
 # Classes that are judged, those that ended programs most recently: a policy has at most 256.
 MAX_CHOICES = 64
 # Programs of classes too small to be judged, as a share of all, up to which rule 2 applies.
 UNKNOWN_SHARE = 0.1
+# Classes that a reason names.
+MAX_NAMED = 5
 
 
 class Chosen(StrEnum):
@@ -62,37 +60,6 @@ class Chosen(StrEnum):
     FCFS = "fcfs"
     PROGRAM_FCFS = "program-fcfs"
     PROGRAM_PLAS = "program-plas"
-
-
-@dataclass(frozen=True, slots=True)
-class Contention:
-    """Calls in all engines, waiting and running. Without any, nothing is known.
-
-    `wide_share`: of the open calls of all programs, those that are of programs with at least WIDE_CALLS.
-    """
-
-    waiting: int = 0
-    running: int = 0
-    wide_share: float = 0.0
-
-    @classmethod
-    def of(cls, waiting: int, running: int, open_calls: Iterable[int]) -> Contention:
-        """From the calls in all engines, and the number of open calls of each program."""
-        opened = list(open_calls)
-        wide = sum(calls for calls in opened if calls >= WIDE_CALLS)
-        return cls(waiting, running, wide / max(1, sum(opened)))
-
-    def is_busy(self, was_busy: bool) -> bool:
-        """Many calls wait; `was_busy` is the former answer, which stays between the bounds."""
-        if not self.waiting and not self.running:
-            return was_busy
-        return self.waiting >= (CALM if was_busy else BUSY) * self.running
-
-    def is_wide(self, was_wide: bool) -> bool:
-        """Many open calls are of wide programs; `was_wide` is the former answer, which stays if no call waits."""
-        if not self.waiting:
-            return was_wide
-        return self.wide_share >= (NARROW if was_wide else WIDE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,60 +77,11 @@ class Choice:
     residual_us: int = 0
     finished: int = 0
     live: int = 0
-    # For all programs together: many open calls are of wide programs, or no call has waited yet.
+    # For a class: most of its programs have many open calls. For all programs together: many of the calls open in
+    # classes without a level of their own are of wide programs, or no call has waited yet.
     wide: bool = False
     # When `chosen` became what it is, microseconds of Unix time.
     since_us: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Mean, second moment and mean inverse of a size; microseconds."""
-
-    mean: float
-    square: float
-    inverse: float
-
-    @classmethod
-    def of(cls, finished: Iterable[int], live: Sequence[int]) -> Moments:
-        """From the sizes of finished programs and the attained service of live ones.
-
-        Integrates the survival curve (Kaplan-Meier). Programs larger than every finished one get an exponential tail.
-        Its mean is that of all sizes below it, and at least half of the largest finished size and the mean of what live
-        programs have attained beyond it.
-        """
-        survival = Survival.of(finished, live)
-        ends, lasting = survival.ends, survival.lasting
-        mean = square = inverse = 0.0
-        for low, high, share, after in zip(ends, ends[1:], lasting, lasting[1:], strict=False):
-            mean += share * (high - low)
-            square += share * (high * high - low * low)
-            inverse += (share - after) / max(high, MIN_SIZE_US)
-        if lasting[-1] > 0:
-            beyond = [size - ends[-1] for size in live if size > ends[-1]]
-            tail = max(mean, ends[-1] / 2, sum(beyond) / max(1, len(beyond)), 1.0)
-            square += 2 * lasting[-1] * tail * (ends[-1] + tail)
-            mean += lasting[-1] * tail
-            inverse += lasting[-1] / (ends[-1] + tail)
-        return cls(mean, square, inverse)
-
-    @property
-    def cv2(self) -> float:
-        """Squared coefficient of variation; 0 if all sizes are 0."""
-        return max(0.0, self.square / self.mean**2 - 1) if self.mean else 0.0
-
-    @property
-    def stretch(self) -> float:
-        """Mean size times mean inverse size: 1 if all are equal, large if some are tiny beside the mean.
-
-        What a wait that is the same for all costs in time per token, relative to a wait in proportion to size.
-        """
-        return self.mean * self.inverse
-
-    @property
-    def residual(self) -> float:
-        """Mean remaining service of a program seen at a random moment of its service (renewal theory)."""
-        return self.square / (2 * self.mean) if self.mean else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +96,13 @@ class _Judged:
     live: int
     # Mean size times mean inverse size; 0 = judged before a restart, by choices that do not state it.
     stretch: float = 0.0
+    # Most programs of the class have many open calls.
+    wide: bool = False
+
+    @property
+    def stands_alone(self) -> bool:
+        """The class has a level of its own beside others that spread."""
+        return self.alike or (self.wide and self.stretch < SPREAD_STRETCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,46 +120,68 @@ def decide(policy: Policy, sizes: Sizes, contention: Contention, before: Iterabl
     a restart of the control plane forgets them.
     """
     known = {choice.class_name: choice for choice in before}
-    classes: dict[str, _Judged] = {}
-    present = [*reversed(sizes.finished), *sorted(sizes.live.keys() - sizes.finished.keys())]
-    absent = sorted(name for name in known if name is not None and name not in present)
-    for class_name in [*present, *absent]:
-        finished, live = sizes.finished.get(class_name, ()), sizes.live.get(class_name, ())
-        if len(classes) < MAX_CHOICES and (len(finished) >= MIN_SAMPLES or class_name in known):
-            classes[class_name] = _judge(list(finished), list(live), known.get(class_name))
+    classes = _judged_classes(sizes, contention, known)
     together = _judge(
         [size for each in sizes.finished.values() for size in each],
         [size for each in sizes.live.values() for size in each],
         known.get(None),
     )
-    unknown = together.finished + together.live - sum(each.finished + each.live for each in classes.values())
-    # Right after a restart no program is known, and all classes count.
-    counting = [each for each in classes.values() if each.finished or each.live] or list(classes.values())
-    all_alike = bool(counting) and all(each.alike for each in counting)
-    by_class = all_alike and unknown <= UNKNOWN_SHARE * (together.finished + together.live)
+    by_class = not together.alike and _alike_by_class(classes, together)
+    own = frozenset(name for name, each in classes.items() if by_class or each.stands_alone)
     former = known.get(None)
-    busy = contention.is_busy(former is not None and former.chosen is Chosen.PROGRAM_FCFS)
-    wide = contention.is_wide(former is None or former.wide)
-    chosen = Chosen.FCFS if wide else Chosen.PROGRAM_PLAS
     if together.alike or by_class:
+        wide = contention.is_wide(former is None or former.wide)
+        busy = contention.is_busy(former is not None and former.chosen is Chosen.PROGRAM_FCFS)
         chosen = Chosen.PROGRAM_FCFS if busy else Chosen.FCFS
-    within = " within the class" if by_class and not together.alike else ""
-    choices = [_choice(name, chosen, each, known.get(name), now_us, within) for name, each in sorted(classes.items())]
-    choice = replace(_choice(None, chosen, together, former, now_us, ""), wide=wide)
-    if together.alike or by_class:
-        choice = replace(choice, reason=choice.reason + _waiting(contention, chosen))
-    elif wide:
-        choice = replace(choice, reason=choice.reason + _width(contention))
-    return Decided(_executed(policy, chosen, classes if within else {}), (*choices, choice))
+        own = own if by_class and busy else frozenset()
+        after = _waiting(contention, chosen)
+    else:
+        wide = contention.is_wide(former is None or former.wide, without=own)
+        chosen = Chosen.FCFS if wide else Chosen.PROGRAM_PLAS
+        own = frozenset() if wide else own
+        after = _width(contention, own) if wide else _alone(own)
+    where = " within the class" if by_class else ""
+    choices = [
+        _choice(name, chosen, each, known.get(name), now_us, where, name in own)
+        for name, each in sorted(classes.items())
+    ]
+    choice = _choice(None, chosen, together, former, now_us, "", False)
+    choices.append(replace(choice, wide=wide, reason=choice.reason + after))
+    return Decided(_executed(policy, chosen, {name: classes[name] for name in sorted(own)}), tuple(choices))
 
 
-def _executed(policy: Policy, chosen: Chosen, classes: Mapping[str, _Judged]) -> Policy:
-    """The policy as engines execute it. `classes`: those that get a level each; none: all programs are one class."""
-    if chosen is Chosen.PROGRAM_PLAS:
+def _judged_classes(sizes: Sizes, contention: Contention, known: Mapping[str | None, Choice]) -> dict[str, _Judged]:
+    """The classes that are judged, now or before, and wide ones, of which fewer programs may have finished."""
+    classes: dict[str, _Judged] = {}
+    present = [*reversed(sizes.finished), *sorted(sizes.live.keys() - sizes.finished.keys())]
+    absent = sorted(name for name in known if name is not None and name not in present)
+    for class_name in [*present, *absent]:
+        finished, live = sizes.finished.get(class_name, ()), sizes.live.get(class_name, ())
+        before = known.get(class_name)
+        wide = contention.is_wide_class(class_name, before is not None and before.wide)
+        was_judged = before is not None and before.judged
+        if len(classes) < MAX_CHOICES and (len(finished) >= MIN_SAMPLES or was_judged or wide):
+            classes[class_name] = replace(_judge(list(finished), list(live), before), wide=wide)
+    return classes
+
+
+def _alike_by_class(classes: Mapping[str, _Judged], together: _Judged) -> bool:
+    """Sizes are alike within each class, and few programs are of classes that are not judged."""
+    judged = [each for each in classes.values() if each.judged]
+    unknown = together.finished + together.live - sum(each.finished + each.live for each in judged)
+    # Right after a restart no program is known, and all classes count.
+    counting = [each for each in judged if each.finished or each.live] or judged
+    all_alike = bool(counting) and all(each.alike for each in counting)
+    return all_alike and unknown <= UNKNOWN_SHARE * (together.finished + together.live)
+
+
+def _executed(policy: Policy, chosen: Chosen, alone: Mapping[str, _Judged]) -> Policy:
+    """The policy as engines execute it. `alone`: the classes that get a level each."""
+    if chosen is Chosen.PROGRAM_PLAS and not alone:
         return replace(policy, classes=())
-    if classes and chosen is Chosen.PROGRAM_FCFS:
+    if alone:
         own = with_ranks(policy.levels)
-        tables = tuple((name, _one_level(own, each.residual)) for name, each in sorted(classes.items()))
+        tables = tuple((name, _one_level(own, each.residual)) for name, each in alone.items())
         return _with_levels(policy, own, tables)
     one = _with_levels(policy, (Level(),), ())
     if chosen is Chosen.FCFS:
@@ -245,8 +192,9 @@ def _executed(policy: Policy, chosen: Chosen, classes: Mapping[str, _Judged]) ->
 
 def _judge(finished: list[int], live: list[int], before: Choice | None) -> _Judged:
     if len(finished) < MIN_SAMPLES:
-        if before is None:
-            return _Judged(False, False, 0.0, 0.0, len(finished), len(live))
+        if before is None or not before.judged:
+            residual = Moments.of(finished, live).residual
+            return _Judged(False, False, 0.0, residual, len(finished), len(live))
         return _Judged(before.judged, before.alike, before.cv2, before.residual_us, len(finished), len(live))
     moments = Moments.of(finished, live)
     was_alike = before is not None and before.alike
@@ -262,26 +210,31 @@ def _waiting(contention: Contention, chosen: Chosen) -> str:
     return f"{calls} (calls go by their arrival again below {CALM:g} waiting for each running one)"
 
 
-def _width(contention: Contention) -> str:
-    if not contention.waiting and contention.wide_share < WIDE:
+def _width(contention: Contention, own: Collection[str]) -> str:
+    share = contention.wide_share(own)
+    if not contention.waiting and share < WIDE:
         return "; calls go by their arrival until some wait"
-    share = f"; {contention.wide_share:.0%} of the open calls are of programs with {WIDE_CALLS} or more"
-    return f"{share} (calls go by their arrival from {WIDE:.0%} until below {NARROW:.0%})"
+    many = f"; {share:.0%} of the open calls are of programs with {WIDE_CALLS} or more, of classes that differ in width"
+    return f"{many} (calls go by their arrival from {WIDE:.0%} until below {NARROW:.0%})"
+
+
+def _alone(own: Collection[str]) -> str:
+    if not own:
+        return ""
+    return f"; with a level of their own: {', '.join(sorted(own)[:MAX_NAMED])}{', ...' * (len(own) > MAX_NAMED)}"
 
 
 def _choice(
-    class_name: str | None, chosen: Chosen, judged: _Judged, before: Choice | None, now_us: int, where: str
+    class_name: str | None, chosen: Chosen, judged: _Judged, before: Choice | None, now_us: int, where: str, alone: bool
 ) -> Choice:
-    if judged.judged:
-        reason = f"sizes {'are alike' if judged.alike else 'spread'}{where}: CV^2 of program service {judged.cv2:.2f}"
-        reason += f" over {judged.finished} finished and {judged.live} live programs"
-        reason += f" (alike below {ALIKE}, spread above {SPREAD})"
-        if judged.stretch:
-            reason += f", mean size times mean inverse {judged.stretch:.1f}"
-            reason += f" (alike below {ALIKE_STRETCH:g}, spread above {SPREAD_STRETCH:g})"
-    else:
-        reason = f"fewer than {MIN_SAMPLES} programs have finished: {judged.finished}"
-    if class_name is not None and judged.alike == (chosen is Chosen.PROGRAM_PLAS):
+    """`alone`: the class has a level of its own, in which its programs finish one after the other."""
+    chosen = Chosen.PROGRAM_FCFS if alone else chosen
+    reason = _sizes(judged, where)
+    if judged.wide:
+        reason += f", most programs have {WIDE_CALLS} or more open calls"
+    if alone:
+        reason += "; they finish one after the other, at the level of the service that they still need"
+    elif class_name is not None and judged.alike == (chosen is Chosen.PROGRAM_PLAS):
         reason += ", but all programs together decide"
     return Choice(
         class_name=class_name,
@@ -293,8 +246,21 @@ def _choice(
         residual_us=round(judged.residual),
         finished=judged.finished,
         live=judged.live,
+        wide=judged.wide,
         since_us=before.since_us if before is not None and before.chosen is chosen else now_us,
     )
+
+
+def _sizes(judged: _Judged, where: str) -> str:
+    if not judged.judged:
+        return f"fewer than {MIN_SAMPLES} programs have finished: {judged.finished}"
+    reason = f"sizes {'are alike' if judged.alike else 'spread'}{where}: CV^2 of program service {judged.cv2:.2f}"
+    reason += f" over {judged.finished} finished and {judged.live} live programs"
+    reason += f" (alike below {ALIKE}, spread above {SPREAD})"
+    if judged.stretch:
+        reason += f", mean size times mean inverse {judged.stretch:.1f}"
+        reason += f" (alike below {ALIKE_STRETCH:g}, spread above {SPREAD_STRETCH:g})"
+    return reason
 
 
 def _one_level(own: tuple[Level, ...], residual_us: float) -> tuple[Level, ...]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from agentserving.contract.policy import Policy, Source
 
-from agentserving_controlplane.policy.auto import Choice, Contention, Decided, decide
+from agentserving_controlplane.policy.auto import Choice, Decided, decide
+from agentserving_controlplane.policy.contention import Contention
 from agentserving_controlplane.policy.gittins import Sizes
 
 

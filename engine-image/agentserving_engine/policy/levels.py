@@ -16,7 +16,7 @@ BANDS = tuple((each or ServiceClass.STANDARD) * BAND - ServiceClass.STANDARD * B
 class LevelTable:
     """The levels of one class of programs, as columns."""
 
-    __slots__ = ("best", "best_rank", "front_rank", "last", "levels", "lower", "quanta", "ranks")
+    __slots__ = ("best", "best_rank", "floors", "front_rank", "last", "levels", "lower", "quanta", "ranks")
 
     def __init__(self, levels: tuple[Level, ...]) -> None:
         self.levels = levels
@@ -24,6 +24,8 @@ class LevelTable:
         self.quanta = [level.quantum_us for level in levels]
         self.lower = [0, *(level.upper_bound_us for level in levels[:-1])]
         self.ranks = [index if level.rank is None else level.rank for index, level in enumerate(levels)]
+        # The least service that counts as received when a call at this level waits: see Levels.
+        self.floors = [0] * len(levels)
         # Starving calls are promoted to this level,
         self.best_rank = min(self.ranks)
         self.best = self.ranks.index(self.best_rank)
@@ -32,7 +34,12 @@ class LevelTable:
 
 
 class Levels:
-    """The level tables of a policy."""
+    """The level tables of a policy.
+
+    A class may have a level that its programs have not sunk to but start at, because of what they are expected to need.
+    Starvation is wait relative to service, so their calls would starve immediately, newcomers first, and each would
+    overtake the programs before it. They count as having received what programs of no class have at that rank.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self._default = LevelTable(policy.levels)
@@ -41,7 +48,14 @@ class Levels:
         front = min(table.best_rank for table in tables)
         for table in tables:
             table.front_rank = front
+        for table in self._classes.values():
+            table.floors = [self._service_at(rank) for rank in table.ranks]
         self._unmanaged = self._behind_all()
+
+    def _service_at(self, rank: int) -> int:
+        """The least service, in microseconds, of programs of no class that have this rank or the next better one."""
+        pairs = zip(self._default.ranks, self._default.lower, strict=True)
+        return max((lower for each, lower in pairs if each <= rank), default=0)
 
     def _behind_all(self) -> LevelTable:
         """For calls without a ticket: the best level, for as long as a promotion lasts, and one behind BATCH."""
@@ -50,7 +64,9 @@ class Levels:
         rank, worst = self._default.best_rank, max(max(table.ranks) for table in tables)
         # They count as if their account were in the last level, so that waiting does not promote them early.
         bound_us = max(table.lower[-1] for table in tables)
-        return LevelTable((Level(bound_us, best.quanta[best.best], rank=rank), Level(rank=worst + 1 + BAND)))
+        table = LevelTable((Level(bound_us, best.quanta[best.best], rank=rank), Level(rank=worst + 1 + BAND)))
+        table.floors = table.lower
+        return table
 
     def of(self, class_name: str, attained_service_us: int, *, managed: bool) -> tuple[LevelTable, int]:
         """(table, level) of a call of a program with this account (Algorithm 1, line 'arrivals')."""

@@ -156,7 +156,7 @@ class CallState(msgspec.Struct, kw_only=True):
 
     def starves_at_us(self, program: ProgramState, beta_milli: int) -> int:
         """When wait / service reaches beta if the call keeps waiting (Algorithm 1, anti-starvation)."""
-        floor = MIN_SERVICE_US if self.facts.managed else max(MIN_SERVICE_US, self.table.lower[self.level])
+        floor = max(MIN_SERVICE_US, self.table.floors[self.level])
         service = max(floor, program.attained_us + self.service_us - self.service_mark_us)
         waited = program.wait_us + self.wait_us - self.wait_mark_us
         return self.waiting_since_us + -(-beta_milli * service // 1000) - waited

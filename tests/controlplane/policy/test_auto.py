@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from statistics import NormalDist
 
 import pytest
 from agentserving.contract.policy import AUTO, FCFS, PROGRAM_FCFS, PROGRAM_PLAS, Level, Policy, from_dict, to_dict
@@ -13,24 +11,12 @@ from agentserving.v1 import admin_service_pb2, call_service_pb2, engine_service_
 from agentserving_controlplane import upkeep
 from agentserving_controlplane.metrics import exposition
 from agentserving_controlplane.policy import auto
-from agentserving_controlplane.policy.auto import (
-    ALIKE,
-    BUSY,
-    CALM,
-    MAX_CHOICES,
-    NARROW,
-    SPREAD,
-    WIDE,
-    WIDE_CALLS,
-    Choice,
-    Chosen,
-    Contention,
-    Decided,
-    Moments,
-)
-from agentserving_controlplane.policy.gittins import MIN_SAMPLES, MIN_SIZE_US, Sizes
+from agentserving_controlplane.policy.auto import ALIKE, MAX_CHOICES, SPREAD, Choice, Chosen, Decided
+from agentserving_controlplane.policy.contention import BUSY, CALM, Contention
+from agentserving_controlplane.policy.gittins import MIN_SAMPLES, Sizes
 from hypothesis import given
 from hypothesis import strategies as st
+from support.program_sizes import sizes_of, spread
 from support.served_plane import PlayedEngine, ServedPlane
 
 SECOND = 1_000_000
@@ -41,22 +27,6 @@ def decide(
     policy: Policy, sizes: Sizes, before: Iterable[Choice], now_us: int, contention: Contention = LONG_QUEUES
 ) -> Decided:
     return auto.decide(policy, sizes, contention, before, now_us)
-
-
-def sizes_of(finished: dict[str, list[float]], live: dict[str, list[float]] | None = None) -> Sizes:
-    known = Sizes()
-    for class_name, sizes in finished.items():
-        for size in sizes:
-            known.end(class_name, round(size * SECOND))
-    known.go_on((name, round(size * SECOND)) for name, sizes in (live or {}).items() for size in sizes)
-    return known
-
-
-def spread(cv2: float, mean: float = 10.0, count: int = 400) -> list[float]:
-    """Quantiles of a lognormal distribution with this squared coefficient of variation; theirs is a little smaller."""
-    sigma, normal = math.sqrt(math.log(1 + cv2)), NormalDist()
-    quantiles = (normal.inv_cdf((index + 0.5) / count) for index in range(count))
-    return [mean * math.exp(sigma * each - sigma * sigma / 2) for each in quantiles]
 
 
 def chosen(decided: Decided) -> dict[str | None, Chosen]:
@@ -74,11 +44,6 @@ def test_sizes_are_not_alike_while_some_programs_are_tiny_beside_the_mean() -> N
     assert (choice.alike, choice.chosen) == (False, Chosen.PROGRAM_PLAS)
     assert "mean size times mean inverse 6." in choice.reason
     assert choice_of(decide(AUTO, sizes_of({"mixed": large}), (), 5)).alike
-
-
-@given(st.lists(st.integers(1, 10**12), min_size=1), st.lists(st.integers(0, 10**12)))
-def test_stretch_is_at_least_one(finished: list[int], live: list[int]) -> None:
-    assert Moments.of([max(each, MIN_SIZE_US) for each in finished], live).stretch >= 1 - 1e-9
 
 
 def test_programs_of_like_sizes_finish_one_after_the_other() -> None:
@@ -117,38 +82,6 @@ def test_calls_go_by_their_arrival_until_some_wait() -> None:
     decided = decide(AUTO, sizes_of({}), decided.choices, 6, Contention(waiting=1, running=10))
     assert chosen(decided) == {None: Chosen.PROGRAM_PLAS}
     assert chosen(decide(AUTO, sizes_of({}), decided.choices, 7, NO_QUEUES)) == {None: Chosen.PROGRAM_PLAS}
-
-
-def test_calls_of_wide_programs_go_by_their_arrival_unless_sizes_are_alike() -> None:
-    """Programs that ask for everything at once would otherwise overtake each other until none ends."""
-    wide = Contention.of(50, 10, [WIDE_CALLS] * 5 + [1] * 20)
-    for finished in ({}, {"map-reduce": spread(2.0)}):
-        decided = decide(AUTO, sizes_of(finished), (), 5, wide)
-        assert (decided.policy.levels, decided.policy.order) == (FCFS.levels, FCFS.order)
-        assert chosen(decided)[None] is Chosen.FCFS
-        assert "67% of the open calls are of programs with 8 or more" in choice_of(decided).reason
-    assert chosen(decide(AUTO, sizes_of({"map-reduce": spread(0.3)}), (), 5, wide))[None] is Chosen.PROGRAM_FCFS
-
-
-def test_between_many_and_few_wide_programs_a_choice_stays_what_it_is() -> None:
-    before: tuple[Choice, ...] = ()
-    between = (WIDE + NARROW) / 2
-    steps = (
-        (WIDE, Chosen.FCFS, 1),
-        (between, Chosen.FCFS, 1),
-        (NARROW * 0.9, Chosen.PROGRAM_PLAS, 3),
-        (between, Chosen.PROGRAM_PLAS, 3),
-        (WIDE, Chosen.FCFS, 5),
-    )
-    for now_us, (share, expected, since_us) in enumerate(steps, start=1):
-        decided = decide(AUTO, sizes_of({}), before, now_us, Contention(waiting=9, running=1, wide_share=share))
-        assert (choice_of(decided).chosen, choice_of(decided).since_us) == (expected, since_us), share
-        before = decided.choices
-
-
-def test_the_wide_share_counts_calls_of_programs_with_many_open() -> None:
-    assert Contention.of(0, 0, []).wide_share == 0.0
-    assert Contention.of(0, 0, [0, WIDE_CALLS - 1, WIDE_CALLS]).wide_share == WIDE_CALLS / (2 * WIDE_CALLS - 1)
 
 
 def test_classes_that_differ_only_from_each_other_go_by_the_arrival_of_calls_while_queues_are_short() -> None:
@@ -230,18 +163,11 @@ def test_classes_that_differ_only_from_each_other_get_a_level_each_smaller_ones_
     assert [level.rank for level in decided.policy.levels] == sorted(level.rank or 0 for level in decided.policy.levels)
 
 
-def test_one_class_of_different_sizes_keeps_the_levels_for_all() -> None:
-    decided = decide(AUTO, sizes_of({"react": spread(0.2), "chat": spread(3.0)}), (), 5)
-    assert (decided.policy.levels, decided.policy.classes) == (PROGRAM_PLAS.levels, ())
-    assert "sizes are alike" in choice_of(decided, "react").reason
-    assert "all programs together decide" in choice_of(decided, "react").reason
-
-
 def test_programs_of_unknown_classes_keep_the_levels_for_all_unless_they_are_few() -> None:
     finished = {"lookup": spread(0.2, 1.0), "report": spread(0.2, 100.0)}
     few, many = {"new": [1.0] * 10}, {"new": [1.0] * 200}
-    assert len(decide(AUTO, sizes_of(finished, few), (), 5).policy.classes) == 2
-    assert decide(AUTO, sizes_of(finished, many), (), 5).policy.classes == ()
+    assert chosen(decide(AUTO, sizes_of(finished, few), (), 5))[None] is Chosen.PROGRAM_FCFS
+    assert chosen(decide(AUTO, sizes_of(finished, many), (), 5))[None] is Chosen.PROGRAM_PLAS
 
 
 def test_a_choice_outlives_the_samples_that_it_was_made_from() -> None:
@@ -256,21 +182,17 @@ def test_the_number_of_judged_classes_is_bounded() -> None:
     assert len(decide(AUTO, sizes_of(finished), (), 5).choices) <= MAX_CHOICES + 1
 
 
-@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=60))
-def test_the_moments_of_programs_that_all_finished_are_those_of_their_sizes(sizes: list[int]) -> None:
-    moments = Moments.of(sizes, ())
-    mean = sum(sizes) / len(sizes)
-    assert moments.mean == pytest.approx(mean, rel=1e-6)
-    assert moments.square == pytest.approx(sum(size * size for size in sizes) / len(sizes), rel=1e-6)
-    assert moments.residual >= mean / 2 * (1 - 1e-6)
-
-
 @given(
     st.dictionaries(
         st.sampled_from("abc"),
         st.tuples(st.lists(st.integers(0, 10**10), max_size=40), st.lists(st.integers(0, 10**10), max_size=40)),
     ),
-    st.builds(Contention, st.integers(0, 100), st.integers(0, 10), st.floats(0, 1)),
+    st.builds(
+        Contention.of,
+        st.integers(0, 100),
+        st.integers(0, 10),
+        st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 20))),
+    ),
 )
 def test_every_decision_is_a_policy_that_engines_understand(
     drawn: dict[str, tuple[list[int], list[int]]], contention: Contention

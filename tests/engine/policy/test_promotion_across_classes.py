@@ -34,3 +34,22 @@ def test_a_call_of_the_worst_class_is_promoted_ahead_of_all_others() -> None:
     assert queue.first_waiting(3) == ["starving", "first", "newcomer"]
     # It is at the front already, so it does not starve.
     assert decide(queue, 100 * SECOND) == ()
+
+
+def test_a_level_that_programs_start_at_counts_as_service_when_they_wait() -> None:
+    """Otherwise newcomers of such a class would starve first, and each would overtake those before it."""
+    policy = Policy(
+        levels=(Level(SECOND, SECOND, 0), Level(7 * SECOND, 6 * SECOND, 4), Level(rank=8)),
+        classes=(("wide", (Level(rank=4),)), ("huge", (Level(rank=9),))),
+        order=Order.PROGRAM_ARRIVAL,
+        beta_milli=10_000,
+    )
+    queue = CallQueue(policy)
+    for name in ("wide", "huge"):
+        program = ProgramKey(Tenant("t"), ProgramId(name))
+        queue.arrive(CallFacts(name, program, class_name=name), 0)
+    # What programs of no class have received at that rank, and at the next better one.
+    assert decide(queue, 10 * SECOND - 1) == ()
+    assert decide(queue, 10 * SECOND) == ("wide",)
+    assert decide(queue, 70 * SECOND - 1) == ()
+    assert decide(queue, 70 * SECOND) == ("huge",)

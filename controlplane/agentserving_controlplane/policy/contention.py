@@ -1,0 +1,79 @@
+"""How many calls wait, run and are open, by class of programs: what `auto` decides by besides sizes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+# Waiting calls for each running one from which programs of like sizes finish one after the other, and below which calls
+# go in the order of their arrival again. Chosen on two seeds of an airline ReAct trace, checked on others
+# (docs/results).
+BUSY, CALM = 4.0, 0.5
+# A program is wide with so many open calls. Search trees have 5 open calls at most.
+WIDE_CALLS = 8
+# Share of all open calls that are of wide programs from which calls go in the order of their arrival, and below which
+# levels apply again. Chosen on seeds 0 to 5 of map-reduce alone and with others, checked on seeds 20 to 25
+# (docs/results).
+WIDE, NARROW = 0.1, 0.05
+# Share of a class's programs from which the class is wide, and below which it no longer is, if there are MIN_PROGRAMS:
+# the few that are left as a load ends have few open calls, too. Chosen on seeds 50 to 53, checked on seeds 60 to 65
+# (docs/results).
+WIDE_CLASS, NARROW_CLASS, MIN_PROGRAMS = 0.5, 0.1, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """Programs with open calls and those calls; `wide_*`: of them, programs with at least WIDE_CALLS, and theirs."""
+
+    programs: int = 0
+    calls: int = 0
+    wide_programs: int = 0
+    wide_calls: int = 0
+
+    def with_program(self, calls: int) -> Crowd:
+        """And one program more, with `calls` open calls; none changes nothing."""
+        if not calls:
+            return self
+        wide = calls >= WIDE_CALLS
+        return Crowd(self.programs + 1, self.calls + calls, self.wide_programs + wide, self.wide_calls + calls * wide)
+
+
+@dataclass(frozen=True, slots=True)
+class Contention:
+    """Calls that wait and run in all engines, and open calls by class of programs. Without any, nothing is known."""
+
+    waiting: int = 0
+    running: int = 0
+    crowds: Mapping[str, Crowd] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, waiting: int, running: int, programs: Iterable[tuple[str, int]]) -> Contention:
+        """From the calls in all engines, and the class and the number of open calls of each program."""
+        crowds: dict[str, Crowd] = {}
+        for class_name, calls in programs:
+            crowds[class_name] = crowds.get(class_name, Crowd()).with_program(calls)
+        return cls(waiting, running, crowds)
+
+    def is_busy(self, was_busy: bool) -> bool:
+        """Many calls wait; `was_busy` is the former answer, which stays between the bounds."""
+        if not self.waiting and not self.running:
+            return was_busy
+        return self.waiting >= (CALM if was_busy else BUSY) * self.running
+
+    def wide_share(self, without: Collection[str] = ()) -> float:
+        """Of the open calls of all classes but those `without`, the share that is of wide programs."""
+        crowds = [crowd for class_name, crowd in self.crowds.items() if class_name not in without]
+        return sum(crowd.wide_calls for crowd in crowds) / max(1, sum(crowd.calls for crowd in crowds))
+
+    def is_wide(self, was_wide: bool, without: Collection[str] = ()) -> bool:
+        """Many open calls are of wide programs; `was_wide` is the former answer, which stays if no call waits."""
+        if not self.waiting:
+            return was_wide
+        return self.wide_share(without) >= (NARROW if was_wide else WIDE)
+
+    def is_wide_class(self, class_name: str, was_wide: bool) -> bool:
+        """Most programs of the class are wide; `was_wide` is the former answer, which stays if no call waits."""
+        crowd = self.crowds.get(class_name, Crowd())
+        if not self.waiting or crowd.programs < (MIN_PROGRAMS if was_wide else 1):
+            return was_wide
+        return crowd.wide_programs >= (NARROW_CLASS if was_wide else WIDE_CLASS) * crowd.programs
