@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from agentserving.contract.ids import CallId, EngineId, ProgramKey
 from agentserving_controlplane.engines.contexts import Context
-from agentserving_controlplane.engines.engine import PREFILL_US_PER_TOKEN, Engine
+from agentserving_controlplane.engines.engine import CALL_PARTS, CALL_US, PREFILL_US_PER_TOKEN, Engine
 from agentserving_controlplane.engines.facts import Capabilities, Load
 from agentserving_controlplane.engines.health import EngineState, Health
 from agentserving_controlplane.engines.load_balancer import SHORT_PROMPT_TOKENS, Balancer, LoadBalancer, Wanted
@@ -64,6 +64,12 @@ class Reference:
         measured = [round(1000 * each.load.prefill_us_per_token) for each in same if each.load.prefill_us_per_token]
         return sum(measured) / (1000 * len(measured)) if measured else PREFILL_US_PER_TOKEN
 
+    def call_us(self, engine: Engine) -> int:
+        """The mean service of a call on engines with the same models, in microseconds."""
+        same = [each for each in self.engines if each.capabilities.models == engine.capabilities.models]
+        measured = [round(each.call_us) for each in same if each.call_us != CALL_US]
+        return sum(measured) // len(measured) if measured else int(CALL_US)
+
     @staticmethod
     def serves(engine: Engine, model: str) -> bool:
         return not model or not engine.capabilities.models or model in engine.capabilities.models
@@ -81,7 +87,8 @@ class Reference:
             case Balancer.PREFIX_AWARE:
                 context = self.contexts.get((wanted.program, engine.engine_id), Context(0, 0))
                 missing = wanted.prompt_tokens - context.hit_tokens(wanted.prompt_tokens, engine)
-                return engine.load_us + int(missing * self.price(engine)), *tie
+                waits = engine.queue_load * self.call_us(engine)
+                return waits + CALL_PARTS * int(missing * self.price(engine)), *tie
 
 
 class ChoiceMachine(RuleBasedStateMachine):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from agentserving.contract.ids import CallId, EngineId
 from agentserving_controlplane.engines import outliers, registry
-from agentserving_controlplane.engines.engine import PREFILL_US_PER_TOKEN, SMOOTHING
+from agentserving_controlplane.engines.engine import CALL_US, PREFILL_US_PER_TOKEN, SMOOTHING
 from agentserving_controlplane.engines.facts import Capabilities, Load
 from agentserving_controlplane.engines.health import EngineState, Health
 from agentserving_controlplane.engines.load_balancer import MAX_NAMED, LoadBalancer, Wanted
@@ -171,6 +171,23 @@ def test_the_prefill_costs_that_engines_measure_become_the_price_of_their_pool()
     before = engine.call_us
     engine.learn(8_000_000)
     assert engine.call_us == before + SMOOTHING * (8_000_000 - before)
+
+
+def test_a_call_takes_in_a_pool_what_calls_took_on_its_engines_so_that_load_alone_orders_them() -> None:
+    """An engine with short calls, because it computes contexts again and again, must not attract new programs."""
+    engines = EngineRegistry()
+    short, long = (attached(engines, name, capabilities=Capabilities(max_num_seqs=4)) for name in "ab")
+    (pool,) = engines.ranking.pools("")
+    assert pool.call_us == CALL_US
+    for _ in range(100):
+        short.learn(10_000)
+        long.learn(30_000_000)
+    engines.refresh()
+    assert pool.call_us == (round(short.call_us) + round(long.call_us)) // 2
+    short.calls = {CallId("1"): key("p"), CallId("2"): key("q")}
+    long.calls = {CallId("3"): key("p")}
+    chosen = LoadBalancer(engines).choose_many(Wanted(program=key("new"), prompt_tokens=1000), 0)
+    assert [engine.engine_id for engine in chosen] == ["b", "a"]
 
 
 def test_no_engine_is_a_refusal_that_names_the_states_and_when_to_retry() -> None:

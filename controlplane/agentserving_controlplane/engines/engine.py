@@ -13,6 +13,8 @@ from agentserving_controlplane.engines.outliers import OutlierRecord
 
 # Weight of the newest call in an engine's mean service time.
 SMOOTHING = 0.1
+# Parts of a call's service in which loads are counted, and how many of them a full batch takes from a further call.
+CALL_PARTS, SLOWED = 1_000_000, 50_000
 # Until an engine has measured its own: 8B parameters on one A100 take 30 to 100 us a token, and calls are seconds.
 PREFILL_US_PER_TOKEN, CALL_US = 50.0, 500_000.0
 
@@ -113,13 +115,18 @@ class Engine:
     # -- costs ---------------------------------------------------------------------------------------------------
 
     @property
-    def load_us(self) -> int:
-        """Time that a further call would wait here, and cost the other calls there."""
+    def measured_call_us(self) -> int:
+        """Smoothed service time of its calls; 0 = none has completed here."""
+        return 0 if self.call_us == CALL_US else max(1, round(self.call_us))
+
+    @property
+    def queue_load(self) -> int:
+        """How long a further call would wait here, and delay the calls there, in CALL_PARTS of a call's service."""
         slots, in_flight = self.capabilities.max_num_seqs or 1, len(self.calls)
         # Each call slows its batch a little, even a batch that is not full: spread out when all else is equal.
         if in_flight < slots:
-            return int(0.05 * self.call_us * in_flight / slots)
-        return int(self.call_us * ((in_flight + 1 - slots) / slots + 0.05))
+            return SLOWED * in_flight // slots
+        return CALL_PARTS * (in_flight + 1 - slots) // slots + SLOWED
 
     @property
     def capacity_tokens(self) -> int:

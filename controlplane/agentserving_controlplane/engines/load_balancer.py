@@ -113,13 +113,14 @@ class LoadBalancer:
         prices = self._kind is Balancer.PREFIX_AWARE
         found: list[Rank] = []
         for pool in pools if standing in RANKED else ():
-            prefill_us, room = int(wanted.prompt_tokens * pool.us_per_token) if prices else 0, count
+            room = count
             for load, chosen, joined, place in pool.groups[standing]:
                 engine = place.engine
                 engine_id = engine.engine_id
                 if engine_id in exclude or engine_id in apart or engine.heard_us < heard_after_us:
                     continue
-                found.append((load + prefill_us, chosen, joined, place))
+                cost = pool.cost(load, wanted.prompt_tokens) if prices else load
+                found.append((cost, chosen, joined, place))
                 room -= 1
                 if not room:
                     break
@@ -144,13 +145,13 @@ class LoadBalancer:
         return () if home is None else (home,)
 
     def _load(self, place: Place, wanted: Wanted) -> int:
-        """What the engine's load is for this call, which may find context of its program there."""
+        """What the engine costs for this call, which may find context of its program there."""
         engine = place.engine
         if self._kind is Balancer.PREFIX_AWARE:
             tokens = wanted.prompt_tokens
             context = self.contexts.of(wanted.program).get(engine.engine_id)
             missing = tokens - context.hit_tokens(tokens, engine) if context is not None else tokens
-            return place.load + int(missing * place.pool.us_per_token)
+            return place.pool.cost(place.load, missing)
         is_home = self._prefers_home(wanted) and self._homes.get(wanted.program) == engine.engine_id
         return -1 if is_home else place.load
 

@@ -4,9 +4,10 @@ Engines of one standing and one set of models form a group. Whatever the call, t
 order: by load, then least recently chosen. So a choice reads the first engines of each group, and a change moves one
 engine within its group.
 
-A prompt token has one price in a pool, the mean of what its engines have measured. What one engine measures depends on
-the calls that it happened to run, several times more behind long contexts than behind short ones: as a price of its
-own it would decide where new programs go, and an engine that is not chosen would keep it (0256 of docs/decisions).
+A prompt token has one price in a pool, and a call one service time: the means of what its engines have measured. What
+one engine measures depends on the calls that it happened to run, several times more behind long contexts than behind
+short ones: as a price of its own it would decide where new programs go, and an engine that is not chosen would keep it
+(0256 and 0266 of docs/decisions).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 from agentserving.contract.ids import EngineId
 
-from agentserving_controlplane.engines.engine import PREFILL_US_PER_TOKEN, Engine
+from agentserving_controlplane.engines.engine import CALL_PARTS, CALL_US, PREFILL_US_PER_TOKEN, Engine
 from agentserving_controlplane.engines.health import EngineState
 from agentserving_controlplane.policy.version import Balancer
 
@@ -57,8 +58,9 @@ class Place:
     chosen: int = 0
     standing: Standing = Standing.UNUSABLE
     load: int = 0
-    # What it contributes to the price of its pool, in thousandths of a microsecond; 0 = nothing measured.
-    measured: int = 0
+    # What it contributes to the means of its pool; 0 = nothing measured.
+    token_ns: int = 0
+    call_us: int = 0
     rank: Rank | None = None
     # The group that has the rank.
     group: list[Rank] | None = None
@@ -73,6 +75,20 @@ class Trial(NamedTuple):
     place: Place
 
 
+@dataclass(slots=True)
+class Mean:
+    """Of what engines have measured. Sums are whole numbers, so that nothing is left of engines that go."""
+
+    total: int = 0
+    count: int = 0
+
+    def replace(self, before: int, now: int) -> int:
+        """An engine measures `now` instead of `before`; 0 = nothing. Returns `now`."""
+        self.total += now - before
+        self.count += bool(now) - bool(before)
+        return now
+
+
 @dataclass(slots=True, eq=False)
 class Pool:
     """Engines that serve the same models; none named: any model."""
@@ -82,15 +98,23 @@ class Pool:
     groups: tuple[list[Rank], ...] = field(default_factory=lambda: ([], [], []))
     trials: list[Trial] = field(default_factory=list)
     engines: int = 0
-    # Sum of what its engines have measured, and of how many engines. Whole numbers, so that nothing is left of those
-    # that go.
-    measured: int = 0
-    measuring: int = 0
+    # Nanoseconds of a prompt token, and microseconds of a call.
+    tokens: Mean = field(default_factory=Mean)
+    calls: Mean = field(default_factory=Mean)
 
     @property
     def us_per_token(self) -> float:
         """Price of a prompt token, in microseconds."""
-        return self.measured / (1000 * self.measuring) if self.measuring else PREFILL_US_PER_TOKEN
+        return self.tokens.total / (1000 * self.tokens.count) if self.tokens.count else PREFILL_US_PER_TOKEN
+
+    @property
+    def call_us(self) -> int:
+        """Service time of a call, in microseconds."""
+        return self.calls.total // self.calls.count if self.calls.count else int(CALL_US)
+
+    def cost(self, load: int, prompt_tokens: float) -> int:
+        """A call on an engine with this `Engine.queue_load` and so many tokens to prefill; in CALL_PARTS of 1 us."""
+        return load * self.call_us + CALL_PARTS * int(prompt_tokens * self.us_per_token)
 
     def serves(self, model: str) -> bool:
         """False when its engines are known not to have the model; empty = any."""
@@ -162,9 +186,9 @@ class Ranking:
     def _move(self, place: Place) -> None:
         engine, kind = place.engine, self._kind
         load = 0
-        self._measured(place, round(1000 * engine.load.prefill_us_per_token))
+        self._measured(place, round(1000 * engine.load.prefill_us_per_token), engine.measured_call_us)
         if kind is Balancer.PREFIX_AWARE:
-            load = engine.load_us
+            load = engine.queue_load
         elif kind is not Balancer.ROUND_ROBIN:
             load = len(engine.calls)
         standing = Standing.READY if engine.is_ready else self._other_standing(place)
@@ -209,15 +233,14 @@ class Ranking:
         if place.trial is not None:
             _remove(place.pool.trials, place.trial)
         place.trial = None
-        self._measured(place, 0)
+        self._measured(place, 0, 0)
         self._leave(place.pool)
 
     @staticmethod
-    def _measured(place: Place, measured: int) -> None:
+    def _measured(place: Place, token_ns: int, call_us: int) -> None:
         pool = place.pool
-        pool.measured += measured - place.measured
-        pool.measuring += bool(measured) - bool(place.measured)
-        place.measured = measured
+        place.token_ns = pool.tokens.replace(place.token_ns, token_ns)
+        place.call_us = pool.calls.replace(place.call_us, call_us)
 
 
 def _remove(ordered: list[Any], item: object) -> None:
