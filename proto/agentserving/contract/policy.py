@@ -42,8 +42,8 @@ class Source(StrEnum):
     # The control plane computes them from the service of finished programs, per class of programs (Gittins index). The
     # policy's own levels apply until enough programs have finished.
     GITTINS = "gittins"
-    # The control plane chooses between these levels and a single one, which classes of programs may share, by how much
-    # the sizes of programs spread, and the order in the single one by how many calls wait.
+    # The control plane chooses, for each class of programs, between these levels and a single one, by how much sizes
+    # spread and how many calls programs have open, and the order in the single one by how many calls wait.
     AUTO = "auto"
 
 
@@ -205,8 +205,8 @@ PROGRAM_ATLAS = replace(PROGRAM_PLAS, name="program-atlas", accounting=Accountin
 # waits up to 1.12 times as long as under FCFS.
 GITTINS = replace(PROGRAM_PLAS, name="gittins", source=Source.GITTINS)
 
-# Chooses between FCFS, PROGRAM_FCFS (with retention) and PROGRAM_PLAS. Until 30 programs have finished it is
-# PROGRAM_PLAS, or FCFS where programs have many calls at once.
+# Chooses between FCFS, PROGRAM_FCFS (with retention) and PROGRAM_PLAS for each class. Until 30 programs have finished it
+# is PROGRAM_PLAS, or PROGRAM_FCFS for a class whose programs have many calls at a time.
 AUTO = replace(PROGRAM_PLAS, name="auto", source=Source.AUTO)
 
 PRESETS: dict[str, Policy] = {
