@@ -186,7 +186,7 @@ def switches(quick: bool) -> Iterable[Run]:
                 yield replace(base, contender=contender, seed=seed, tag=name, **change)  # type: ignore[arg-type]
 
 
-# (workload, rate, window) of the default policy beside others, from an empty cluster (0263 of docs/decisions).
+# (workload, rate, window) for the default policy and those it is compared with, from an empty cluster (0263 of docs/decisions).
 DEFAULT_LOADS = (
     ("map-reduce", 0.3, 300.0),
     ("map-reduce", 1.0, 300.0),
@@ -217,7 +217,7 @@ HELD_OUT = range(60, 66)
 
 
 def default(quick: bool) -> Iterable[Run]:
-    """`auto` from an empty cluster beside the policies that it could be (beyond the paper)."""
+    """`auto` from an empty cluster, compared with the presets that it could be (beyond the paper)."""
     for workload, rate, window_s in DEFAULT_LOADS[:2] if quick else DEFAULT_LOADS:
         for contender in ("vllm-opt", "program-fcfs", "program-plas", "gittins", "auto"):
             for seed in HELD_OUT[:2] if quick else HELD_OUT:

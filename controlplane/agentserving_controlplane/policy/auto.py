@@ -101,7 +101,7 @@ class _Judged:
 
     @property
     def stands_alone(self) -> bool:
-        """The class has a level of its own beside others that spread."""
+        """The class has a level of its own where others spread."""
         return self.alike or (self.wide and self.stretch < SPREAD_STRETCH)
 
 
@@ -151,7 +151,7 @@ def decide(policy: Policy, sizes: Sizes, contention: Contention, before: Iterabl
 
 
 def _judged_classes(sizes: Sizes, contention: Contention, known: Mapping[str | None, Choice]) -> dict[str, _Judged]:
-    """The classes that are judged, now or before, and wide ones, of which fewer programs may have finished."""
+    """The classes judged now or before, and wide ones, even if few of their programs have finished."""
     classes: dict[str, _Judged] = {}
     present = [*reversed(sizes.finished), *sorted(sizes.live.keys() - sizes.finished.keys())]
     absent = sorted(name for name in known if name is not None and name not in present)

@@ -46,7 +46,7 @@ class Moments:
 
     @property
     def stretch(self) -> float:
-        """Mean size times mean inverse size: 1 if all are equal, large if some are tiny beside the mean.
+        """Mean size times mean inverse size: 1 if all are equal, large if some are far below the mean.
 
         What a wait that is the same for all costs in time per token, relative to a wait in proportion to size.
         """
