@@ -186,7 +186,7 @@ def switches(quick: bool) -> Iterable[Run]:
                 yield replace(base, contender=contender, seed=seed, tag=name, **change)  # type: ignore[arg-type]
 
 
-# (workload, rate, window) for the default policy and those it is compared with, from an empty cluster (0263 of docs/decisions).
+# (workload, rate, window) of the comparison of the default with its presets, from an empty cluster (decision 0263).
 DEFAULT_LOADS = (
     ("map-reduce", 0.3, 300.0),
     ("map-reduce", 1.0, 300.0),
