@@ -205,8 +205,8 @@ PROGRAM_ATLAS = replace(PROGRAM_PLAS, name="program-atlas", accounting=Accountin
 # waits up to 1.12 times as long as under FCFS.
 GITTINS = replace(PROGRAM_PLAS, name="gittins", source=Source.GITTINS)
 
-# Chooses between FCFS, PROGRAM_FCFS (with retention) and PROGRAM_PLAS for each class. Until 30 programs have finished it
-# is PROGRAM_PLAS, or PROGRAM_FCFS for a class whose programs have many calls at a time.
+# Chooses between FCFS, PROGRAM_FCFS (with retention) and PROGRAM_PLAS for each class. Until 30 programs have finished
+# it is PROGRAM_PLAS, and PROGRAM_FCFS for a class most programs of which have many calls at a time.
 AUTO = replace(PROGRAM_PLAS, name="auto", source=Source.AUTO)
 
 PRESETS: dict[str, Policy] = {
