@@ -192,7 +192,7 @@ MLFQ = Policy(name="mlfq", levels=geometric_levels(), beta_milli=20_000, max_pre
 # level take turns and evict each other. The largest tenth waits up to 1.20 times as long as under FCFS (p99, search
 # trees).
 PLAS = replace(MLFQ, name="plas", accounting=Accounting.SUM)
-# Loses to PLAS on Mixed beyond saturation (57 against 47 ms a token, p99 187 against 91).
+# Loses to PLAS on Mixed beyond saturation (58 against 47 ms a token, p99 188 against 89).
 ATLAS = replace(MLFQ, name="atlas", accounting=Accounting.CRITICAL_PATH)
 # Within a level the program that arrived first runs first: fewer programs are in progress at a time, so their KV is
 # still cached when they return. Loses to PLAS on search trees beyond saturation (35 against 32 ms a token, p99 111
