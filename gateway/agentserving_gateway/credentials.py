@@ -66,7 +66,7 @@ _MESSAGES = {
 class Authenticator:
     """One per process. `keys` gives the current set, None while no leader has sent one; without it everybody comes in.
 
-    `now`: Unix time.
+    `is_current`: a key that is not in the set does not exist. `now`: Unix time.
     """
 
     def __init__(
@@ -75,9 +75,11 @@ class Authenticator:
         now: Callable[[], float] = time.time,
         tokens: TokenVerifier | None = None,
         grants: Grants | None = None,
+        is_current: Callable[[], bool] = lambda: True,
     ) -> None:
         """`tokens`: JWTs are accepted as well as keys. `grants`: so are grants of this gateway."""
         self._keys, self._now, self._tokens, self._grants = keys, now, tokens, grants
+        self._is_current = is_current
 
     @property
     def is_ready(self) -> bool:
@@ -92,6 +94,8 @@ class Authenticator:
     def client_of(self, headers: Mapping[str, str]) -> Client:
         """Who sends a request with these headers (names in lower case). HttpError 401, or 503 while no keys are known.
 
+        503, too, for a key that only the leader may know, while it is not connected.
+
         Takes a few microseconds: keys need no slow hash.
         """
         if self._keys is None:
@@ -101,14 +105,17 @@ class Authenticator:
             return self._by_token(self._tokens, sent)
         keys = self._keys()
         if keys is None:
-            metrics.UNAUTHENTICATED.labels("NO_KEYS_YET").inc()
-            message = "this gateway has not received the API keys of its clients yet: try again in a moment"
-            raise HttpError(503, message, "server_error", "no_keys", retry_after_s=KEYS_COME_S)
+            raise _not_yet("NO_KEYS_YET", "this gateway has not received the API keys of its clients yet")
         if self._grants is not None and is_grant(sent):
             return self._by_grant(self._grants, keys, sent)
         try:
             row = keys.verify(sent, self._now())
         except KeyRefusedError as error:
+            if error.reason is KeyRefusal.UNKNOWN_KEY and parse(sent) is not None and not self._is_current():
+                # Clients give up after 401, and a leader that is not connected may know the key.
+                raise _not_yet(
+                    "KEYS_NOT_CURRENT", "this gateway does not know the API key, and reaches no leader"
+                ) from None
             metrics.UNAUTHENTICATED.labels(error.reason.value).inc()
             raise _refused(error, self._tokens is not None) from None
         return Client(tenant=row.tenant, credential=row.key_id, limits=_limits_of(row), service_class=row.service_class)
@@ -168,6 +175,11 @@ def _sent(headers: Mapping[str, str]) -> str:
         return api_key
     # A credential of another kind is no key, and is not nothing.
     return bearer or headers.get(AUTHORIZATION, "")
+
+
+def _not_yet(reason: str, message: str) -> HttpError:
+    metrics.UNAUTHENTICATED.labels(reason).inc()
+    return HttpError(503, f"{message}: try again in a moment", "server_error", "no_keys", retry_after_s=KEYS_COME_S)
 
 
 def _refused(error: KeyRefusedError, takes_tokens: bool) -> HttpError:

@@ -72,7 +72,10 @@ class FrontPicker:
         self.keys = KeyWatch(keys_channel, self._paths.keys_file) if keys_channel is not None else None
         self._grants = grants
         self.authenticator = Authenticator(
-            self.keys.current if self.keys is not None else None, tokens=tokens, grants=grants
+            self.keys.current if self.keys is not None else None,
+            tokens=tokens,
+            grants=grants,
+            is_current=lambda: self.keys is None or self.keys.is_current,
         )
         self._ext_proc = ext_proc if ext_proc is not None and ext_proc.ext_proc_listen else None
         self._endpoint_picker: ExtProc | None = None

@@ -35,6 +35,8 @@ class KeyWatch:
         self._keys: KeySet | None = _loaded(file)
         # A set that is not complete yet.
         self._coming: list[KeyRow] | None = None
+        # The set is the one of the leader that is connected.
+        self._is_current = False
         self._stream: LeaderStream[pb.WatchKeysRequest, pb.WatchKeysResponse] = LeaderStream(
             "keys",
             channel,
@@ -51,6 +53,11 @@ class KeyWatch:
         """True while the leader sends changes."""
         return self._stream.is_connected
 
+    @property
+    def is_current(self) -> bool:
+        """True while the leader is connected and has sent its whole set: keys that are not in it do not exist."""
+        return self._is_current
+
     async def run(self) -> None:
         """Watches until it is cancelled."""
         await self._stream.run()
@@ -66,11 +73,11 @@ class KeyWatch:
 
     def connected(self) -> None:
         """The set follows."""
-        self._coming = None
+        self._coming, self._is_current = None, False
 
     def lost(self) -> None:
         """The last complete set stays in force."""
-        self._coming = None
+        self._coming, self._is_current = None, False
 
     def received(self, response: pb.WatchKeysResponse) -> None:
         """A part of the set, or changes of it."""
@@ -79,7 +86,7 @@ class KeyWatch:
             self._coming = [*([] if response.reset else self._coming or ()), *rows]
             if response.more:
                 return
-            self._keys, self._coming = KeySet(self._coming), None
+            self._keys, self._coming, self._is_current = KeySet(self._coming), None, True
         elif self._keys is not None:
             for row in rows:
                 self._keys.put(row)

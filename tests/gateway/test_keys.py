@@ -213,6 +213,24 @@ async def test_a_key_revoked_while_the_leader_was_away_opens_nothing_once_it_is_
     assert status(await doors.made.post(headers=bearer(other) + PROGRAM)) == 200
 
 
+async def test_a_key_made_while_the_leader_is_away_may_be_tried_again_and_opens_once_it_is_back(doors: Doors) -> None:
+    """Clients give up after 401: it is for keys that do not exist."""
+    watch = doors.made.picker.keys
+    assert watch is not None
+    doors.made.link.stall()
+    doors.made.link.cut()
+    await until(lambda: not watch.is_connected)
+    text = doors.keys.make("a")
+    answer = await doors.made.post(headers=bearer(text) + PROGRAM)
+    assert (status(answer), body(answer)["error"]["code"]) == (503, "no_keys")
+    assert value(answer, "retry-after")
+    assert status(await doors.made.post(headers=bearer("sk-of-another-service") + PROGRAM)) == 401
+    doors.made.link.flow()
+    await until(lambda: watch.is_current)
+    assert status(await doors.made.post(headers=bearer(text) + PROGRAM)) == 200
+    assert status(await doors.made.post(headers=bearer(text[:-1] + "x") + PROGRAM)) == 401
+
+
 async def test_browsers_may_read_a_refusal(doors: Doors) -> None:
     answer = await doors.made.post(headers="origin: https://x.example\r\n" + PROGRAM)
     assert status(answer) == 401
