@@ -47,8 +47,8 @@ control_plane_option = click.option(
     "--control-plane", default="", help="host:port of another cluster, or several with commas."
 )
 MODEL_HELP = "A directory or a name that vLLM's --model takes, or one that is made here: scripted (the default) calls "
-MODEL_HELP += "tools and gives fixed answers in a context of 128k, tiny has random weights, windowed too, with sliding "
-MODEL_HELP += "windows in half of its layers."
+MODEL_HELP += "tools and gives fixed answers in a context of 128k, tiny has random weights, and so have windowed, with "
+MODEL_HELP += "sliding windows in half of its layers, and state-space, with Mamba 2 in half of them."
 ENGINE_ARG_HELP = "A flag for every engine, such as --engine-arg=--max-num-seqs=32; it wins. May be repeated."
 TOOL_PARSER_HELP = "vLLM's parser of tool calls, such as llama3_json; without one, requests with tools are refused. "
 TOOL_PARSER_HELP += "Models that are made here have one."

@@ -20,11 +20,11 @@ from agentserving.contract.service_class import ServiceClass
 from agentserving_cli.local.ports import free_ports
 
 # Models that are made on this machine. TINY has random weights and a token for each byte: for measurements. SCRIPTED
-# calls tools and has the context that coding agents need. WINDOWED is like TINY, with sliding windows in half of its
-# layers.
-TINY, SCRIPTED, WINDOWED = "tiny", "scripted", "windowed"
-BUILT_IN_CONTEXT = {TINY: 8192, SCRIPTED: 131_072, WINDOWED: 8192}
-RANDOM_WEIGHTS = (TINY, WINDOWED)
+# calls tools and has the context that coding agents need. WINDOWED and STATE_SPACE are like TINY, with sliding
+# windows or Mamba 2 in half of their layers.
+TINY, SCRIPTED, WINDOWED, STATE_SPACE = "tiny", "scripted", "windowed", "state-space"
+BUILT_IN_CONTEXT = {TINY: 8192, SCRIPTED: 131_072, WINDOWED: 8192, STATE_SPACE: 8192}
+RANDOM_WEIGHTS = (TINY, WINDOWED, STATE_SPACE)
 # Of all; it needs no special tokens, of which TINY's tokenizer has none.
 BUILT_IN_TOOL_PARSER = "hermes"
 REPOSITORY_ROOTS = ("proto", "process", "controlplane", "gateway", "batches", "cli", "engine-image", "simulator")

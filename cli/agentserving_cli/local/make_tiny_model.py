@@ -1,19 +1,27 @@
 """Creates a tiny random Llama with a byte-level tokenizer: a model to serve without a download.
 
 With `windowed` it is a Gemma 3, whose layers with a sliding window and with full attention have a group each in the KV
-cache.
+cache; with `state-space` a Granite 4, which has Mamba 2 layers beside attention.
 
-Usage: python make_tiny_model.py OUT_DIR [windowed]   (needs transformers and tokenizers: the vLLM environment has both)
-Weights are not written: serve it with ``--load-format dummy``.
+Usage: python make_tiny_model.py OUT_DIR [windowed | state-space]
+Needs transformers and tokenizers: the vLLM environment has both. Weights are not written: serve it with
+``--load-format dummy``.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import Gemma3TextConfig, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    Gemma3TextConfig,
+    GraniteMoeHybridConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
 
@@ -70,12 +78,41 @@ def gemma(vocabulary: int) -> Gemma3TextConfig:
     return config
 
 
-def make(out: Path, windowed: bool) -> None:
+def granite(vocabulary: int) -> GraniteMoeHybridConfig:
+    """Two Mamba 2 layers, and two with full attention; no experts."""
+    config = GraniteMoeHybridConfig(
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=512,
+        shared_intermediate_size=512,
+        num_hidden_layers=4,
+        layer_types=["mamba", "attention"] * 2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        num_local_experts=0,
+        num_experts_per_tok=0,
+        mamba_n_heads=8,
+        mamba_n_groups=1,
+        mamba_d_state=64,
+        mamba_d_head=64,
+        max_position_embeddings=8192,
+        position_embedding_type="rope",
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    config.architectures = ["GraniteMoeHybridForCausalLM"]
+    return config
+
+
+# By the argument.
+KINDS: dict[str, Callable[[int], PretrainedConfig]] = {"": llama, "windowed": gemma, "state-space": granite}
+
+
+def make(out: Path, kind: str) -> None:
     """Writes config.json and the tokenizer into `out`."""
-    vocabulary = save_tokenizer(out)
-    config = gemma(vocabulary) if windowed else llama(vocabulary)
-    config.save_pretrained(out)
+    KINDS[kind](save_tokenizer(out)).save_pretrained(out)
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), sys.argv[2:] == ["windowed"])
+    make(Path(sys.argv[1]), "".join(sys.argv[2:]))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agentserving_cli.local.layout import SCRIPTED, TINY, WINDOWED
+from agentserving_cli.local.layout import SCRIPTED, STATE_SPACE, TINY, WINDOWED
 
 VLLM_VERSION = "0.32.0"
 PYTHON_VERSION = "3.11"
@@ -149,6 +149,7 @@ def ensure_vllm() -> Path:
 _MODELS = {
     TINY: ("tiny-llama-1", "make_tiny_model.py", ()),
     WINDOWED: ("tiny-gemma-1", "make_tiny_model.py", ("windowed",)),
+    STATE_SPACE: ("tiny-granite-1", "make_tiny_model.py", ("state-space",)),
     SCRIPTED: ("scripted-llama-3", "make_scripted_model.py", ()),
 }
 
