@@ -158,7 +158,9 @@ def _judged_classes(sizes: Sizes, contention: Contention, known: Mapping[str | N
     for class_name in [*present, *absent]:
         finished, live = sizes.finished.get(class_name, ()), sizes.live.get(class_name, ())
         before = known.get(class_name)
-        wide = contention.is_wide_class(class_name, before is not None and before.wide)
+        # A class that is gone and was never judged is forgotten: names may be as many as programs.
+        is_there = bool(finished or live)
+        wide = is_there and contention.is_wide_class(class_name, before is not None and before.wide)
         was_judged = before is not None and before.judged
         if len(classes) < MAX_CHOICES and (len(finished) >= MIN_SAMPLES or was_judged or wide):
             classes[class_name] = replace(_judge(list(finished), list(live), before), wide=wide)

@@ -16,7 +16,7 @@ from agentserving_controlplane.policy.contention import (
     Contention,
     Crowd,
 )
-from agentserving_controlplane.policy.gittins import MIN_SAMPLES, Sizes, with_ranks
+from agentserving_controlplane.policy.gittins import MIN_SAMPLES, with_ranks
 from support.program_sizes import sizes_of, spread
 
 FEW = [("chat", 1)] * 9
@@ -123,12 +123,19 @@ def test_the_wide_share_counts_calls_of_programs_with_many_open() -> None:
 
 
 def test_a_restart_keeps_what_is_wide() -> None:
-    """The control plane knows no open call yet."""
+    """The control plane knows the live programs, and no open call yet."""
     sizes = sizes_of({}, {"map-reduce": [0.0]})
     before = decide(AUTO, sizes, contention(*FEW, ("map-reduce", WIDE_CALLS)), (), 5).choices
-    again = decide(AUTO, Sizes(), Contention(), before, 9)
+    again = decide(AUTO, sizes, Contention(), before, 9)
     assert chosen(again)["map-reduce"] is Chosen.PROGRAM_FCFS
     assert again.choices[0].since_us == 5
+
+
+def test_wide_classes_that_were_never_judged_are_forgotten_with_their_programs() -> None:
+    """Where each program has a name of its own."""
+    before = decide(AUTO, sizes_of({}, {"run-1": [1.0]}), contention(("run-1", WIDE_CALLS)), (), 5).choices
+    after = decide(AUTO, sizes_of({}, {"run-2": [1.0]}), contention(("run-2", WIDE_CALLS)), before, 6)
+    assert set(chosen(after)) == {"run-2", None}
 
 
 def test_wide_classes_that_are_not_judged_yet_do_not_make_classes_differ() -> None:
