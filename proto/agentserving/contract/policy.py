@@ -188,7 +188,7 @@ PROGRAM_FCFS = Policy(name="program-fcfs", order=Order.PROGRAM_ARRIVAL, max_pree
 # saturation.
 MLFQ = Policy(name="mlfq", levels=geometric_levels(), beta_milli=20_000, max_preemptions=64)
 # Beyond saturation loses to stock vLLM with attained service as priority (most on BFCL: 2,597 against 1,413 ms a
-# token), and to FCFS in the mean program latency of ShareGPT on 70B on four A100 (174 against 157 s): programs of one
+# token), and to FCFS in the mean program latency of ShareGPT on 70B on four A100 (164 against 157 s): programs of one
 # level take turns and evict each other. The largest tenth waits up to 1.20 times as long as under FCFS (p99, search
 # trees).
 PLAS = replace(MLFQ, name="plas", accounting=Accounting.SUM)
