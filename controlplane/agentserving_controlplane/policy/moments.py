@@ -15,6 +15,8 @@ class Moments:
     mean: float
     square: float
     inverse: float
+    # Share of programs that are larger than every finished one: of their sizes nothing is known.
+    unseen: float
 
     @classmethod
     def of(cls, finished: Iterable[int], live: Sequence[int]) -> Moments:
@@ -37,7 +39,7 @@ class Moments:
             square += 2 * lasting[-1] * tail * (ends[-1] + tail)
             mean += lasting[-1] * tail
             inverse += lasting[-1] / (ends[-1] + tail)
-        return cls(mean, square, inverse)
+        return cls(mean, square, inverse, lasting[-1])
 
     @property
     def cv2(self) -> float:

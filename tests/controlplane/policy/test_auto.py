@@ -138,6 +138,18 @@ def test_large_programs_that_have_not_finished_count_as_large() -> None:
     assert decide(AUTO, sizes_of(finished, live), (), 5).policy.levels == PROGRAM_PLAS.levels
 
 
+def test_sizes_are_not_known_while_many_programs_are_larger_than_all_that_have_finished() -> None:
+    """Of agents that began together the small ones end first, and for hours these are all that is known."""
+    finished, live = {"agents": spread(0.1, 10.0, MIN_SAMPLES)}, {"agents": [20.0] * 40}
+    choice = choice_of(decide(AUTO, sizes_of(finished, live), (), 5))
+    assert (choice.alike, choice.chosen) == (False, Chosen.PROGRAM_PLAS)
+    assert "sizes are not known yet" in choice.reason
+    assert "of the programs are larger than all that have finished" in choice.reason
+    # What is known to be alike stays so unless the sizes spread.
+    before = decide(AUTO, sizes_of(finished), (), 5).choices
+    assert choice_of(decide(AUTO, sizes_of(finished, {"agents": [20.0] * 4}), before, 6)).alike
+
+
 def test_between_the_bounds_a_choice_stays_what_it_is() -> None:
     """A spread between the bounds keeps either choice, and each changes beyond its own bound."""
     between = sizes_of({"react": spread(0.72)})
