@@ -15,7 +15,7 @@ class Moments:
     mean: float
     square: float
     inverse: float
-    # Share of programs that are larger than every finished one: of their sizes nothing is known.
+    # Share of all programs that are larger than nine tenths of the finished ones: a tenth if no program is live.
     unseen: float
 
     @classmethod
@@ -39,7 +39,7 @@ class Moments:
             square += 2 * lasting[-1] * tail * (ends[-1] + tail)
             mean += lasting[-1] * tail
             inverse += lasting[-1] / (ends[-1] + tail)
-        return cls(mean, square, inverse, lasting[-1])
+        return cls(mean, square, inverse, lasting[len(lasting) * 9 // 10])
 
     @property
     def cv2(self) -> float:
