@@ -28,6 +28,17 @@ def engine(cluster: Cluster) -> types_pb2.Engine:
     return found
 
 
+def is_there(programs: program_service_pb2_grpc.ProgramServiceStub, program: str) -> bool:
+    """The control plane knows the program."""
+    try:
+        programs.GetProgram(program_service_pb2.GetProgramRequest(program_id=program), timeout=60)
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.NOT_FOUND:
+            raise
+        return False
+    return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Caller:
     """Asks for `tokens` tokens after `prompt`, greedily. The cluster's policy must preempt."""
@@ -55,11 +66,12 @@ class Caller:
         thread = threading.Thread(target=lambda: answers.append(self.ask(program, more)))
         thread.start()
         cluster = self.cluster
-        cluster.wait(lambda: engine(cluster).load.running == 1, 120)
         # By RPC: a command takes a second to start, and a grammar's answer is fast.
         with grpc.insecure_channel(cluster.addresses["control_plane"]) as channel:
-            stub = program_service_pb2_grpc.ProgramServiceStub(channel)
-            stub.PauseProgram(program_service_pb2.PauseProgramRequest(program_id=program), timeout=60)
+            programs = program_service_pb2_grpc.ProgramServiceStub(channel)
+            # The engine's last report may be of the call before.
+            cluster.wait(lambda: is_there(programs, program) and engine(cluster).load.running == 1, 120)
+            programs.PauseProgram(program_service_pb2.PauseProgramRequest(program_id=program), timeout=60)
         cluster.wait(lambda: (engine(cluster).load.running, engine(cluster).load.waiting) == (0, 1), 120)
         cluster.cli("resume", program)
         thread.join(240)
