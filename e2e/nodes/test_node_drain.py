@@ -19,9 +19,6 @@ from kube.kubectl import Kubectl
 NAMESPACE = "e2e-drain"
 LITTLE: dict[str, Any] = {"requests": {"cpu": "20m", "memory": "64Mi"}}
 # Of each part; etcd has one more.
-# Calls at most that were served without an account: on a busy machine no control plane may lead for longer than a
-# gateway waits. None on a quiet one.
-UNMANAGED = 0.02
 REPLICAS = 2
 AGENTS = 4
 DRAIN_BOUND_S = 300
@@ -150,7 +147,7 @@ def test_a_drained_node_gives_its_pods_away_and_no_call_fails(apart: Demo, nodes
         apart.kubectl("uncordon", other)
         apart.until_settled(240)
     assert load.failures == []
-    assert load.unmanaged <= load.calls * UNMANAGED
+    assert load.unmanaged == 0
     assert_counted_once(apart, load)
 
 
@@ -174,4 +171,4 @@ def test_a_drain_that_would_take_the_majority_of_the_store_is_refused_and_said(a
         apart.kubectl("uncordon", home)
         apart.until_settled(240)
     assert load.failures == []
-    assert load.unmanaged <= load.calls * UNMANAGED
+    assert load.unmanaged == 0

@@ -111,14 +111,15 @@ class Authenticator:
         try:
             row = keys.verify(sent, self._now())
         except KeyRefusedError as error:
-            if error.reason is KeyRefusal.UNKNOWN_KEY and parse(sent) is not None and not self._is_current():
-                # Clients give up after 401, and a leader that is not connected may know the key.
-                raise _not_yet(
-                    "KEYS_NOT_CURRENT", "this gateway does not know the API key, and reaches no leader"
-                ) from None
-            metrics.UNAUTHENTICATED.labels(error.reason.value).inc()
-            raise _refused(error, self._tokens is not None) from None
+            raise self._refusal(error, is_a_key=parse(sent) is not None) from None
         return Client(tenant=row.tenant, credential=row.key_id, limits=_limits_of(row), service_class=row.service_class)
+
+    def _refusal(self, error: KeyRefusedError, *, is_a_key: bool) -> HttpError:
+        """`is_a_key`: by its form. Clients give up after 401, and a leader that is not connected may know the key."""
+        if error.reason is KeyRefusal.UNKNOWN_KEY and is_a_key and not self._is_current():
+            return _not_yet("KEYS_NOT_CURRENT", "this gateway does not know the API key, and reaches no leader")
+        metrics.UNAUTHENTICATED.labels(error.reason.value).inc()
+        return _refused(error, self._tokens is not None)
 
     def _by_grant(self, grants: Grants, keys: KeySet, text: str) -> Client:
         """The client that has created a batch, while its key is valid; its calls are of class batch."""
@@ -135,8 +136,7 @@ class Authenticator:
         is_of_key = not found.credential.startswith(OF_TOKENS)
         refusal = row.refusal(self._now()) if row is not None else KeyRefusal.UNKNOWN_KEY if is_of_key else None
         if refusal is not None:
-            metrics.UNAUTHENTICATED.labels(refusal.value).inc()
-            raise _refused(KeyRefusedError(refusal, found.credential), self._tokens is not None)
+            raise self._refusal(KeyRefusedError(refusal, found.credential), is_a_key=True)
         return Client(
             tenant=Tenant(found.tenant),
             credential=found.credential,

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 from agentserving.contract.grant import CALLS_S, HEADER, Grant, sign, verify
+from agentserving.contract.keys import KeySet
 from agentserving.contract.ticket import verify as verify_ticket
 from agentserving_cli.local.ports import free_ports
+from agentserving_gateway.credentials import Authenticator
+from agentserving_gateway.errors import HttpError
+from agentserving_gateway.grants import Grants
 from aiohttp import web
 from gateway.gateway_rig import KEY, KEYS, Rig, answer_json, rig, until, value
 from gateway.played_keys import PlayedKeys
@@ -146,6 +150,18 @@ async def test_other_grants_open_nothing(grant: str) -> None:
         await until(lambda: made.picker.authenticator.is_ready)
         assert status(await send(made, "POST", "/v1/chat/completions", bearer(grant), CHAT)) == 401
         assert made.engines[0].requests == []
+
+
+async def test_a_batch_does_not_lose_its_lines_to_a_gateway_that_may_not_know_its_key_yet() -> None:
+    """The service writes 401 as the line's result, and tries again after 503."""
+    grant = sign(Grant(tenant="blue", credential="of-batch", expires_unix_s=1 << 40, may_call=True), KEY)
+    for is_current, expected in ((False, 503), (True, 401)):
+        authenticator = Authenticator(
+            lambda: KeySet([]), grants=Grants(lambda: [KEY]), is_current=lambda is_current=is_current: is_current
+        )
+        with pytest.raises(HttpError) as caught:
+            authenticator.client_of({"authorization": f"Bearer {grant}"})
+        assert (caught.value.status, caught.value.retry_after_s > 0) == (expected, expected == 503)
 
 
 async def test_without_keys_the_tenant_is_default_and_without_a_service_there_is_no_route(tmp_path: Path) -> None:

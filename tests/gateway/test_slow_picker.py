@@ -92,7 +92,6 @@ async def test_a_call_that_is_held_for_a_leader_survives_the_restart_of_its_pick
         await found.made.grpc_server.stop(None)
 
         async def asked() -> int:
-            """Questions so far."""
             text = await admin.ask("GET", f"/stats?filter=^{ASKED}$")
             return int((text or "0").rpartition(":")[2])
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,6 +29,17 @@ def engine(cluster: Cluster) -> types_pb2.Engine:
         stub = admin_service_pb2_grpc.AdminServiceStub(channel)
         (found,) = stub.GetOverview(admin_service_pb2.GetOverviewRequest(), timeout=60).engines
     return found
+
+
+@contextmanager
+def preempting(state_dir: Path, *flags: str) -> Iterator[Cluster]:
+    """A cluster under a policy that preempts: a pause interrupts its running calls."""
+    made = Cluster(state_dir, *flags)
+    try:
+        assert "acknowledged by every engine" in made.cli("policy", "set", "atlas")
+        yield made
+    finally:
+        made.close()
 
 
 def is_there(programs: program_service_pb2_grpc.ProgramServiceStub, program: str) -> bool:

@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from integration.interrupted_calls import Caller
+from integration.interrupted_calls import Caller, preempting
 from integration.local_cluster import Cluster
 
 pytestmark = [pytest.mark.vllm, pytest.mark.etcd, pytest.mark.timeout(900)]
@@ -25,13 +25,8 @@ GRAMMAR: dict[str, object] = {"structured_outputs": {"regex": PATTERN}}
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("speculation") / "state", *FLAGS)
-    # A pause interrupts running calls under policies that preempt.
-    assert "acknowledged by every engine" in made.cli("policy", "set", "atlas")
-    try:
+    with preempting(tmp_path_factory.mktemp("speculation") / "state", *FLAGS) as made:
         yield made
-    finally:
-        made.close()
 
 
 def accepted_tokens(cluster: Cluster) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from integration.interrupted_calls import Caller, engine
+from integration.interrupted_calls import Caller, engine, preempting
 from integration.local_cluster import Cluster
 
 pytestmark = [pytest.mark.vllm, pytest.mark.etcd, pytest.mark.timeout(900)]
@@ -21,13 +21,8 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("state-space") / "state", *FLAGS)
-    # A pause interrupts running calls under policies that preempt.
-    assert "acknowledged by every engine" in made.cli("policy", "set", "atlas")
-    try:
+    with preempting(tmp_path_factory.mktemp("state-space") / "state", *FLAGS) as made:
         yield made
-    finally:
-        made.close()
 
 
 def test_a_call_of_state_space_layers_is_preempted_and_its_answer_stays_what_it_is(cluster: Cluster) -> None:

@@ -41,7 +41,7 @@ class TlsServer:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[int]:
-        """Its port."""
+        """Serves HTTPS on a port of 127.0.0.1, which it yields."""
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
         server = TestServer(app, scheme="https", host="127.0.0.1")

@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps to the next timer: code that waits for hours runs in an instant, always alike.
+"""An event loop with a clock that jumps to the next timer: code that waits for hours runs in an instant, always alike.
 
 For coroutines that wait for each other and for timers alone. Threads and sockets do not move its clock.
 """

@@ -40,69 +40,48 @@ def save_tokenizer(out: Path) -> int:
     return len(vocabulary)
 
 
+def small(vocabulary: int, layers: int) -> dict[str, int]:
+    """What the models have in common; `layers`: of all kinds."""
+    return {
+        "vocab_size": vocabulary, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 8192, "bos_token_id": 0,
+        "eos_token_id": 1,
+    }  # fmt: skip
+
+
 def llama(vocabulary: int) -> LlamaConfig:
     """Two layers with full attention."""
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=8192,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    config.architectures = ["LlamaForCausalLM"]
-    return config
+    return LlamaConfig(**small(vocabulary, 2), architectures=["LlamaForCausalLM"])
 
 
 def gemma(vocabulary: int) -> Gemma3TextConfig:
     """Two layers with full attention, and two with a window of four blocks of CPU vLLM."""
-    config = Gemma3TextConfig(
-        vocab_size=vocabulary,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+    return Gemma3TextConfig(
+        **small(vocabulary, 4),
         head_dim=64,
-        max_position_embeddings=8192,
         sliding_window=512,
         layer_types=["sliding_attention", "full_attention"] * 2,
-        bos_token_id=0,
-        eos_token_id=1,
         pad_token_id=1,
+        architectures=["Gemma3ForCausalLM"],
     )
-    config.architectures = ["Gemma3ForCausalLM"]
-    return config
 
 
 def granite(vocabulary: int) -> GraniteMoeHybridConfig:
     """Two Mamba 2 layers, and two with full attention; no experts."""
-    config = GraniteMoeHybridConfig(
-        vocab_size=vocabulary,
-        hidden_size=256,
-        intermediate_size=512,
+    return GraniteMoeHybridConfig(
+        **small(vocabulary, 4),
         shared_intermediate_size=512,
-        num_hidden_layers=4,
         layer_types=["mamba", "attention"] * 2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
         num_local_experts=0,
         num_experts_per_tok=0,
         mamba_n_heads=8,
         mamba_n_groups=1,
         mamba_d_state=64,
         mamba_d_head=64,
-        max_position_embeddings=8192,
         position_embedding_type="rope",
-        bos_token_id=0,
-        eos_token_id=1,
         pad_token_id=1,
+        architectures=["GraniteMoeHybridForCausalLM"],
     )
-    config.architectures = ["GraniteMoeHybridForCausalLM"]
-    return config
 
 
 # By the argument.

@@ -113,14 +113,14 @@ class LoadBalancer:
         prices = self._kind is Balancer.PREFIX_AWARE
         found: list[Rank] = []
         for pool in pools if standing in RANKED else ():
-            room = count
+            room, unit = count, pool.call_us if prices else 1
+            prefill = pool.cost(0, wanted.prompt_tokens) if prices else 0
             for load, chosen, joined, place in pool.groups[standing]:
                 engine = place.engine
                 engine_id = engine.engine_id
                 if engine_id in exclude or engine_id in apart or engine.heard_us < heard_after_us:
                     continue
-                cost = pool.cost(load, wanted.prompt_tokens) if prices else load
-                found.append((cost, chosen, joined, place))
+                found.append((load * unit + prefill, chosen, joined, place))
                 room -= 1
                 if not room:
                     break

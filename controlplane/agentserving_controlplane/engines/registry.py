@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from agentserving.contract.ids import CallId, EngineId, ProgramKey
 
-from agentserving_controlplane.engines.engine import CALL_US, Engine
+from agentserving_controlplane.engines.engine import Engine
 from agentserving_controlplane.engines.health import EngineState
 from agentserving_controlplane.engines.outliers import Cause
 from agentserving_controlplane.engines.ranking import Ranking, Standing
@@ -133,7 +133,7 @@ class EngineRegistry:
     def _examine(self, engine: Engine) -> None:
         engine_id, outliers = engine.engine_id, engine.outliers
         is_ready = self.ranking.put(engine).standing is Standing.READY
-        if is_ready and not outliers.rejections and (engine.calls or engine.call_us != CALL_US):
+        if is_ready and not outliers.rejections and (engine.calls or engine.measured_call_us):
             self._proven.add(engine_id)
         else:
             self._proven.discard(engine_id)

@@ -47,8 +47,8 @@ ALIKE, SPREAD = 0.6, 0.75
 # are alike, 4 and more where they are not or two classes are mixed (docs/results).
 ALIKE_STRETCH, SPREAD_STRETCH = 2.5, 3.0
 # Share of programs larger than nine tenths of the finished ones up to which sizes can become alike. Seen where they are
-# alike: 0.1 to 0.34 (BFCL, map-reduce, seed 60); with recorded coding agents, whose sizes spread, in the hours until
-# most of those that began together have ended: 0.39 to 0.73 (seeds 7 to 9).
+# alike: 0.1 to 0.34 (BFCL, map-reduce, seed 60). Sizes of recorded coding agents spread: 0.39 to 0.73 for hours, until
+# most of those that began together have ended (seeds 7 to 9).
 UNSEEN = 0.35
 # Classes that are judged, those that ended programs most recently: a policy has at most 256.
 MAX_CHOICES = 64
