@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
-import psutil
 import pytest
 import structlog
 import yaml
@@ -26,6 +26,7 @@ from agentserving_controlplane.api.gate import Gate
 from click.testing import CliRunner, Result
 from support.certificate_files import CertificateFiles
 from support.kubectl_stand_in import install
+from support.processes import running
 from support.served_plane import ServedPlane
 
 
@@ -83,8 +84,7 @@ async def test_programs_are_listed_through_a_forwarded_port_that_is_gone_afterwa
     asked = [json.loads(line) for line in (answers / "asked").read_text().splitlines()]
     assert all({"--namespace=x", "--context=c"} <= set(each) for each in asked)
     assert asked[-1][-2:] == ["svc/demo-control-plane", ":7070"]
-    children = psutil.Process().children(recursive=True)
-    assert not [child for child in children if "port-forward" in child.cmdline()]
+    assert not running(os.getpid(), "port-forward")
 
 
 async def test_a_follower_behind_the_service_leads_to_the_leaders_pod(served: ServedPlane, answers: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 from support.eventually import eventually
+from support.processes import running
 
 
 class Cluster:
@@ -70,11 +71,7 @@ class Cluster:
 
     def kill(self, module: str) -> None:
         """SIGKILL to every process that runs this module."""
-        found = [
-            p
-            for p in psutil.Process(self.process.pid).children(recursive=True)
-            if p.status() != psutil.STATUS_ZOMBIE and module in " ".join(p.cmdline())
-        ]
+        found = running(self.process.pid, module)
         assert found, f"no process of {module}"
         for process in found:
             process.kill()

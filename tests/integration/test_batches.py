@@ -120,16 +120,17 @@ def test_a_killed_service_continues_and_gives_each_line_one_result(cluster: Clus
 
 
 def test_a_cancelled_batch_has_a_line_for_each_request(cluster: Cluster, client: openai.OpenAI) -> None:
-    requests = [request(f"long-{n}", max_tokens=2000, ignore_eos=True) for n in range(100)]
-    batch = create(client, [request("short"), *requests])
+    requests = [request(f"ask-{n}", max_tokens=400, ignore_eos=True) for n in range(100)]
+    batch = create(client, requests)
     cluster.wait(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 1)  # type: ignore[union-attr]
     assert client.batches.cancel(batch.id).status in ("cancelling", "cancelled")
     done = ended(cluster, client, batch)
     assert done.status == "cancelled"
     assert done.cancelling_at is not None
     output, errors = lines(client, done.output_file_id), lines(client, done.error_file_id)
-    assert ids(output, errors) == sorted(["short", *(each["custom_id"] for each in requests)])
-    assert "short" in ids(output)
+    assert ids(output, errors) == sorted(each["custom_id"] for each in requests)
+    assert done.request_counts is not None
+    assert len(output) == done.request_counts.completed >= 1
     assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
     # Its calls end in the engines as well.
     cluster.wait(lambda: cluster.program(batch.id).get("running_calls", 0) in (0, "0"))

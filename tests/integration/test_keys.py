@@ -31,6 +31,7 @@ from agentserving.v1 import engine_service_pb2_grpc as erpc
 from agentserving_cli.load import run_mixed_load
 from agentserving_cli.local.etcd_certificates import EtcdCertificates
 from integration.local_cluster import Cluster
+from support.processes import command_lines
 
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(240)]
 
@@ -248,8 +249,8 @@ async def test_the_load_generator_sends_the_key(cluster: Cluster) -> None:
 
 
 def picker_of(cluster: Cluster) -> psutil.Process:
-    children = psutil.Process(cluster.process.pid).children(recursive=True)
-    (found,) = [each for each in children if each.cmdline()[2:3] == ["agentserving_gateway"]]
+    children = command_lines(cluster.process.pid)
+    (found,) = [each for each, argv in children.items() if argv[2:3] == ["agentserving_gateway"]]
     return found
 
 

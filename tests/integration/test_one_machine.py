@@ -27,6 +27,7 @@ from agentserving.v1 import program_service_pb2, program_service_pb2_grpc
 from integration.local_cluster import Cluster
 from prometheus_client.parser import text_string_to_metric_families
 from support.front import Front
+from support.processes import running
 
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(120)]
 
@@ -64,11 +65,7 @@ def settled(cluster: Cluster) -> None:
 
 
 def process(cluster: Cluster, marker: str) -> psutil.Process:
-    (found,) = [
-        each
-        for each in psutil.Process(cluster.process.pid).children(recursive=True)
-        if each.status() != psutil.STATUS_ZOMBIE and marker in " ".join(each.cmdline())
-    ]
+    (found,) = running(cluster.process.pid, marker)
     return found
 
 

@@ -11,10 +11,10 @@ import urllib.request
 from pathlib import Path
 
 import openai
-import psutil
 import pytest
 from agentserving_replay.traces.file import read_trace
 from integration.local_cluster import Cluster
+from support.processes import command_lines
 
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(180)]
 
@@ -52,8 +52,8 @@ def complete(cluster: Cluster, program: str) -> None:
 def kill_leader(cluster: Cluster) -> None:
     """Kills the leader and waits until the other one leads."""
     old = leader(cluster)
-    children = psutil.Process(cluster.process.pid).children(recursive=True)
-    (process,) = [each for each in children if ["--listen", addresses(cluster)[old]] == each.cmdline()[3:5]]
+    children = command_lines(cluster.process.pid)
+    (process,) = [each for each, argv in children.items() if ["--listen", addresses(cluster)[old]] == argv[3:5]]
     # Stop the supervisor meanwhile: a restarted leader would take over its own lease immediately.
     cluster.process.send_signal(signal.SIGSTOP)
     process.kill()

@@ -21,6 +21,7 @@ from agentserving.contract.signatures import public_bytes
 from agentserving_cli.local import vllm_env
 from agentserving_cli.local.layout import ClusterSpec, engine_env, vllm_argv
 from support.eventually import eventually
+from support.processes import running
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -94,7 +95,7 @@ class Engine:
             yield chunks
 
     def kill_core(self) -> None:
-        (core,) = (p for p in psutil.Process(self.process.pid).children() if "EngineCore" in " ".join(p.cmdline()))
+        (core,) = running(self.process.pid, "EngineCore")
         core.kill()
 
     def close(self) -> None:

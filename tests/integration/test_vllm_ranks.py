@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import grpc
 import openai
-import psutil
 import pytest
 from agentserving.v1 import admin_service_pb2, admin_service_pb2_grpc, types_pb2
 from integration.local_cluster import Cluster
+from support.processes import running
 
 pytestmark = [pytest.mark.vllm, pytest.mark.etcd, pytest.mark.timeout(900)]
 
@@ -125,13 +125,8 @@ def test_programs_are_paused_resumed_and_cancelled_on_each_rank(cluster: Cluster
 
 def test_an_engine_that_loses_a_rank_is_lost_and_comes_back_whole(cluster: Cluster) -> None:
     boot = engine(cluster).boot_id
-    victims = [
-        process
-        for process in psutil.Process(cluster.process.pid).children(recursive=True)
-        if "EngineCore_DP1" in " ".join(process.cmdline())
-    ]
-    assert len(victims) == 1
-    victims[0].kill()
+    (victim,) = running(cluster.process.pid, "EngineCore_DP1")
+    victim.kill()
     cluster.wait(lambda: has_started_again(cluster, boot), 500)
     assert engine(cluster).capabilities.max_num_seqs == 8
     complete(cluster, "after", TOKENS)
