@@ -18,7 +18,7 @@ import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -26,6 +26,7 @@ import msgspec
 from agentserving.contract.ids import ProgramId, Tenant
 
 from agentserving_gateway.body import Body
+from agentserving_gateway.program_names import from_instructions
 
 # A call with more messages is not grouped: half a microsecond each on the picker's only thread.
 MAX_MESSAGES = 10_000
@@ -40,6 +41,8 @@ STEP_BYTES = 1 << 18
 # An answer of this many bytes is hardly given twice. "Hello! How can I help you today?" is.
 LONG_TURN_BYTES = 256
 
+_NOTHING = (b"", b"null", b'""')
+_INSTRUCTING = ("system", "developer")
 _GENERATED_TYPES = re.compile(r"reasoning|.*_call")
 _IDS = re.compile(rb'"(?:id|call_id)"\s*:\s*"([^"\\]{9,128})"')
 # A random part of an id, with letters and digits: not `functions.search:0`, which counts.
@@ -67,10 +70,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Digests of a call's messages: all of them, and at its assistant turns, the newest first."""
+    """Digests of a call's messages: all of them, and at its assistant turns, the newest first.
+
+    `name`: of programs whose instructions begin alike; empty without instructions.
+    """
 
     whole: bytes
     turns: tuple[Turn, ...]
+    name: str = ""
 
 
 class _Item(msgspec.Struct):
@@ -115,7 +122,8 @@ def reading(body: Body, secret: bytes) -> Reading:
         state = hashlib.sha256(secret)
         for text in texts[:2]:
             yield from _digested(state, text)
-        return (yield from _walk(state, texts[2:]))
+        found = yield from _walk(state, texts[2:])
+        return replace(found, name=from_instructions(_instructions(texts)))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
@@ -129,7 +137,14 @@ def _digested(state: Any, text: bytes) -> Generator[None, None, None]:
     state.update(b"\0")
 
 
-def _walk(state: Any, texts: list[bytes]) -> Reading:
+def _instructions(texts: list[bytes]) -> bytes:
+    """Of the fields `system` and `instructions`, or else of a first message for the system."""
+    *fields, first = texts[:3]
+    given = next((field for field in fields if field not in _NOTHING), b"")
+    return given or (first if _ITEM.decode(first).role in _INSTRUCTING else b"")
+
+
+def _walk(state: Any, texts: list[bytes]) -> Generator[None, None, Conversation]:
     turns: list[Turn] = []
     before, size, is_unique = b"", 0, False
 

@@ -32,6 +32,7 @@ from agentserving_gateway.errors import DEFAULT_RETRY_S, HttpError
 from agentserving_gateway.grants import Grants
 from agentserving_gateway.identity import SOURCES, Identity, from_body, from_head
 from agentserving_gateway.leader import MAX_FALLBACKS
+from agentserving_gateway.program_names import from_headers as name_from_headers
 from agentserving_gateway.rates import Rates, headers
 from agentserving_gateway.refused_clients import RefusedClients
 from agentserving_gateway.responses import Responses
@@ -216,11 +217,12 @@ class Picker:
     ) -> Pick:
         began = time.perf_counter()
         body = Body() if content is None else read_body(content)
-        identity = named or from_body(body)
+        identity, name = named or from_body(body), ""
         if not identity.program_id and self._runs is not None:
             conversation = await in_turns(self._runs.reading(body), began)
-            program = self._runs.join(client.tenant, conversation) if conversation is not None else ProgramId("")
-            identity = Identity(program_id=program, source="content") if program else identity
+            if conversation is not None:
+                program, name = self._runs.join(client.tenant, conversation), conversation.name
+                identity = Identity(program_id=program, source="content") if program else identity
         holder = None
         if head.path == RESPONSES and is_response_id(body.previous_response_id):
             holder = await self._holder(client, body.previous_response_id)
@@ -231,7 +233,7 @@ class Picker:
             parent_program_id=identity.parent_program_id,
             thread_id=identity.thread_id,
             parent_call_ids=identity.parent_call_ids,
-            program_name=identity.name,
+            program_name=identity.name or name_from_headers(head.headers) or name,
             prompt_tokens=_prompt_tokens(head, content),
             model=body.model_name,
             final=identity.final,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from agentserving.contract import grant
 from agentserving.programs import headers as ours
 
+from agentserving_gateway import program_names
+
 PROGRAM_ID, CALL_ID, ENGINE = ours.PROGRAM_ID, ours.CALL_ID, "x-agentserving-engine"
 # Set by the picker on the request: the engines to try in this order (Gateway API Inference Extension's name).
 ENDPOINTS = "x-gateway-destination-endpoint"
@@ -47,5 +49,8 @@ RESERVED = (
 TRACE_PARENT = "traceparent"
 
 # What the picker reads of a request besides the headers that identify programs, and what it sets.
-PICKER_READS = (CLIENT_SESSION, CLIENT_LENGTH, CLIENT_ADDRESS, TRACE_PARENT, ours.SERVICE_CLASS, *CREDENTIALS)
+PICKER_READS = (
+    CLIENT_SESSION, CLIENT_LENGTH, CLIENT_ADDRESS, TRACE_PARENT, ours.SERVICE_CLASS, *program_names.HEADERS,
+    *CREDENTIALS,
+)  # fmt: skip
 PICKER_SETS = (ENDPOINTS, TICKET, REQUEST_ID, PROGRAM_ID, CALL_ID, LOOK, RETRY_ON, TENANT, CREDENTIAL, GRANT)
