@@ -62,6 +62,8 @@ class Client:
     environment: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     grouping: Grouping
+    # How the names of its programs begin then: a product, or a digest of its instructions.
+    named: str = "prompt-"
     # Makes it call its tool, by engine.
     prompt: Mapping[str, str]
     # A file that the tool makes, and what is in it; "" = the client prints how often its tool has run.
@@ -154,9 +156,10 @@ CLIENTS = {
         quiet={"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"},
         options=("--model", MODEL),
         grouping=Grouping.HEADER,
+        named="claude-cli",
         prompt=file_by("Bash"),
         makes="called",
-        sub_agents=SubAgents(prompt=both("USE_AGENT please"), name=both("")),
+        sub_agents=SubAgents(prompt=both("USE_AGENT please"), name=both("claude-cli")),
         sees_refusal=ENGINES,
     ),
     "Codex": Client(
@@ -164,6 +167,7 @@ CLIENTS = {
         command=("codex", "exec", *CODEX_FLAGS, "{prompt}"),
         files={".codex/config.toml": CODEX_CONFIG},
         grouping=Grouping.HEADER,
+        named="codex_exec",
         prompt=file_by("exec_command"),
         makes="called",
         sub_agents=SubAgents(
@@ -179,9 +183,10 @@ CLIENTS = {
         options=("--model", f"agentserving/{MODEL}"),
         files={".config/opencode/opencode.json": json.dumps(OPENCODE_CONFIG)},
         grouping=Grouping.HEADER,
+        named="opencode",
         prompt=file_by("bash"),
         makes="called",
-        sub_agents=SubAgents(prompt=both("USE_OPENCODE_TASK please"), name=both("")),
+        sub_agents=SubAgents(prompt=both("USE_OPENCODE_TASK please"), name=both("opencode")),
         sees_refusal=ENGINES,
     ),
     "Qwen Code": Client(
@@ -189,6 +194,7 @@ CLIENTS = {
         command=("qwen", "--auth-type", "openai", "-y", "-p", "{prompt}"),
         environment=OPENAI_MODEL,
         grouping=Grouping.CONTENT,
+        named="QwenCode",
         prompt=file_by("run_shell_command"),
         makes="called",
         sub_agents=SubAgents(prompt=both("USE_QWEN_AGENT please")),

@@ -90,6 +90,7 @@ def test_without_run_a_client_is_grouped_by_what_it_sends(name: str, place: Call
     new = {key: each for key, each in programs(there.cluster).items() if key not in before}
     total = sum(map(calls, new.values()))
     assert total >= 2, done.out
+    assert all(each["name"].startswith(there.client.named) for each in new.values()), new
     match there.client.grouping:
         case Grouping.HEADER:
             assert len(new) == 1, new

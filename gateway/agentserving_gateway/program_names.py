@@ -25,10 +25,11 @@ _DIGITS = 8
 _PRODUCT = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}(?=$|[/ ])")
 # Products that say which library an application was written with, in lower case.
 LIBRARIES = frozenset({
-    "ai", "ai-sdk", "aiohttp", "anthropic", "asyncanthropic", "asyncazureopenai", "asyncopenai", "axios",
-    "azureopenai", "bun", "curl", "deno", "go-http-client", "got", "java", "java-http-client", "jakarta", "langchain",
-    "litellm", "mozilla", "node", "node-fetch", "node.js", "okhttp", "openai", "openai-go", "postmanruntime", "python",
-    "python-httpx", "python-requests", "python-urllib", "reqwest", "ruby", "undici", "wget",
+    "agents", "ai", "ai-sdk", "aiohttp", "anthropic", "asyncanthropic", "asyncazureopenai", "asyncopenai", "axios",
+    "azureopenai", "bun", "crewai", "curl", "deno", "go-http-client", "got", "java", "java-http-client", "jakarta",
+    "langchain", "langgraph", "litellm", "llama-index", "mozilla", "node", "node-fetch", "node.js", "okhttp", "openai",
+    "openai-go", "postmanruntime", "pydantic-ai", "python", "python-httpx", "python-requests", "python-urllib",
+    "reqwest", "ruby", "smolagents", "undici", "wget",
 })  # fmt: skip
 
 

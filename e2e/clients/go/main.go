@@ -23,7 +23,7 @@ func answer(prompt string, weather tool, options ...option.RequestOption) string
 	client := openai.NewClient(options...)
 	parameters := openai.ChatCompletionNewParams{
 		Model:    os.Getenv("OPENAI_MODEL"),
-		Messages: []openai.ChatCompletionMessageParamUnion{openai.UserMessage(prompt)},
+		Messages: []openai.ChatCompletionMessageParamUnion{openai.SystemMessage("Be brief."), openai.UserMessage(prompt)},
 		Tools: []openai.ChatCompletionToolUnionParam{openai.ChatCompletionFunctionTool(shared.FunctionDefinitionParam{
 			Name:        "get_weather",
 			Description: openai.String("Tells the weather."),

@@ -9,7 +9,7 @@ from shared import MODEL, main
 
 def answer(prompt: str, tool: Callable[[str], str]) -> str:
     """The agent's last message."""
-    agent = create_agent(ChatOpenAI(model=MODEL), tools=[tool])
+    agent = create_agent(ChatOpenAI(model=MODEL), tools=[tool], system_prompt="Be brief.")
     return str(agent.invoke({"messages": [("user", prompt)]})["messages"][-1].content)
 
 

@@ -7,7 +7,10 @@ import { main } from "./shared.mjs";
 await main(async (prompt, tool, headers) => {
   const runner = new OpenAI({ defaultHeaders: headers }).chat.completions.runTools({
     model: process.env.OPENAI_MODEL,
-    messages: [{ role: "user", content: prompt }],
+    messages: [
+      { role: "system", content: "Be brief." },
+      { role: "user", content: prompt },
+    ],
     tools: [
       {
         type: "function",

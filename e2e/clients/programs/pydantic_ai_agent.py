@@ -9,7 +9,7 @@ from shared import MODEL, main
 
 def answer(prompt: str, tool: Callable[[str], str]) -> str:
     """The run's output."""
-    return Agent(OpenAIChatModel(MODEL), tools=[tool]).run_sync(prompt).output
+    return Agent(OpenAIChatModel(MODEL), tools=[tool], instructions="Be brief.").run_sync(prompt).output
 
 
 main(answer)

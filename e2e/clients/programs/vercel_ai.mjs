@@ -19,5 +19,6 @@ await main(async (prompt, tool, headers) => {
     execute: tool,
   });
   const model = provider(process.env.OPENAI_MODEL);
-  return (await generateText({ model, prompt, tools: { get_weather: weather }, stopWhen: stepCountIs(9) })).text;
+  const tools = { get_weather: weather };
+  return (await generateText({ model, system: "Be brief.", prompt, tools, stopWhen: stepCountIs(9) })).text;
 });
