@@ -113,8 +113,8 @@ class Load:
             raise AssertionError(f"the agents failed: {err[-2000:]}")
         if out:
             result = json.loads(out.splitlines()[-1])
-            self.calls, self.unmanaged = result["calls"], result["unmanaged"]
+            self.calls, self.unmanaged = result["calls"], len(result["unmanaged"])
             self.failures, self.slowest_s = result["failures"], result["slowest_s"]
             self.answered = result["answered"]
             summary = f"{len(self.failures)} failed, {self.unmanaged} unmanaged, slowest {self.slowest_s} s"
-            print(f"load: {self.calls} calls, {summary}", *self.failures, sep="\n", file=sys.stderr)
+            print(f"load: {self.calls} calls, {summary}", *self.failures, *result["unmanaged"], sep="\n", file=sys.stderr)

@@ -50,21 +50,23 @@ def _unless_finished(reason: str) -> str:
 async def main() -> None:
     url, agents, max_tokens = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     stopping, first = asyncio.Event(), asyncio.Event()
-    calls, unmanaged, slowest_s, failures = 0, 0, 0.0, []
+    calls, slowest_s, failures, unmanaged = 0, 0.0, list[str](), list[str]()
     answered = Counter[str]()
 
     async def agent(session: aiohttp.ClientSession) -> None:
-        nonlocal calls, unmanaged, slowest_s
+        nonlocal calls, slowest_s
         while not stopping.is_set():
             program = f"load-{uuid.uuid4().hex[:12]}"
             for number in range(3):
                 began = time.monotonic()
                 wrong, managed = await call(session, url, program, max_tokens, number != 1)
-                calls, slowest_s = calls + 1, max(slowest_s, time.monotonic() - began)
-                unmanaged += not (managed or wrong)
+                took_s = time.monotonic() - began
+                calls, slowest_s = calls + 1, max(slowest_s, took_s)
                 answered[program] += managed and not wrong
                 if wrong:
                     failures.append(f"{began - STARTED:.2f} s: {wrong}")
+                elif not managed:
+                    unmanaged.append(f"{began - STARTED:.2f} s: without the control plane, in {took_s:.2f} s")
                 first.set()
                 if stopping.is_set():
                     return

@@ -73,7 +73,7 @@ class Settings:
     )
     kubeconfig: str = option("", "path of a kubeconfig; none: the pod's service account, else the user's kubeconfig")
     round_s: float = option(
-        30.0, "seconds between rounds: each asks all control planes, each tenth visits all", above=0
+        30.0, "seconds between rounds: each asks all control planes, and visits a twentieth of the clusters", above=0
     )
     stuck_s: float = option(180.0, "seconds without a visit or a round after which /healthz fails", above=0)
     lease: str = option(

@@ -10,7 +10,7 @@ import pytest
 from agentserving_operator import rounds as rounds_module
 from agentserving_operator.errors import UnavailableError
 from agentserving_operator.reconcile import VisitResult
-from agentserving_operator.rounds import FULL_ROUND_EVERY, Rounds
+from agentserving_operator.rounds import VISIT_EVERY, Rounds
 from agentserving_operator.visits import ClusterKey, Visits
 from support.eventually import eventually_async
 
@@ -59,15 +59,24 @@ async def world() -> AsyncIterator[Cluster]:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_the_first_and_each_tenth_round_visit_all_clusters_and_the_others_none(world: Cluster) -> None:
-    for _ in range(FULL_ROUND_EVERY):
-        await world.round()
-    assert world.visited == {"a": 1, "b": 1}
+async def test_each_cluster_is_visited_once_in_so_many_rounds_and_few_in_the_same_one(world: Cluster) -> None:
+    world.names = [f"cluster-{number}" for number in range(50)]
+    # They are new.
     await world.round()
-    assert world.visited == {"a": 2, "b": 2}
+    assert set(world.visited.values()) == {1}
+    most = 0
+    for _ in range(VISIT_EVERY):
+        before = sum(world.visited.values())
+        await world.round()
+        most = max(most, sum(world.visited.values()) - before)
+    assert set(world.visited.values()) == {2}
+    assert most < 10
 
 
-async def test_a_changed_and_a_new_cluster_are_visited_in_between(world: Cluster) -> None:
+async def test_a_changed_and_a_new_cluster_are_visited_in_between(
+    world: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rounds, "_is_due", lambda *_: False)
     await world.round()
     world.changed.add("b")
     world.names.append("c")
@@ -112,6 +121,7 @@ async def test_rounds_are_no_progress_while_a_visit_hangs(world: Cluster) -> Non
 
 async def test_a_bug_in_a_round_is_raised(world: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """The supervisor then ends the process: rounds that silently stopped would leave clusters unattended."""
-    monkeypatch.setattr(rounds_module, "FULL_ROUND_EVERY", 0)
+    await world.round()
+    monkeypatch.setattr(rounds_module, "VISIT_EVERY", 0)
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(world.rounds.run(0.01), 30)
