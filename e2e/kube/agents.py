@@ -78,7 +78,8 @@ def python(kubectl: Kubectl, script: str, *arguments: str, bound_s: float = BOUN
 class Load:
     """Agents that call the gateway while the block runs. After it, `calls` and the other fields hold the results.
 
-    `unmanaged` calls were served without a control plane; `answered` has the number of the others of each program.
+    `unmanaged_s`: how long each call took that was served without a control plane; `answered` has the number of the
+    other calls of each program.
     Each of `failures` is an error after the time since the start; a stream that broke off counts as a failure.
     """
 
@@ -87,7 +88,8 @@ class Load:
         argv += ["python", "-c", LOAD.read_text(), url, str(agents), str(max_tokens)]
         self._argv = argv
         self._process: subprocess.Popen[str] | None = None
-        self.calls = self.unmanaged = 0
+        self.calls = 0
+        self.unmanaged_s: list[float] = []
         self.failures: list[str] = []
         self.answered: dict[str, int] = {}
         self.slowest_s = 0.0
@@ -113,8 +115,9 @@ class Load:
             raise AssertionError(f"the agents failed: {err[-2000:]}")
         if out:
             result = json.loads(out.splitlines()[-1])
-            self.calls, self.unmanaged = result["calls"], len(result["unmanaged"])
+            self.calls, self.unmanaged_s = result["calls"], [took_s for _, took_s in result["unmanaged"]]
             self.failures, self.slowest_s = result["failures"], result["slowest_s"]
             self.answered = result["answered"]
-            summary = f"{len(self.failures)} failed, {self.unmanaged} unmanaged, slowest {self.slowest_s} s"
-            print(f"load: {self.calls} calls, {summary}", *self.failures, *result["unmanaged"], sep="\n", file=sys.stderr)
+            summary = f"{len(self.failures)} failed, {len(self.unmanaged_s)} unmanaged, slowest {self.slowest_s} s"
+            unmanaged = [f"{at_s} s: unmanaged, took {took_s} s" for at_s, took_s in result["unmanaged"]]
+            print(f"load: {self.calls} calls, {summary}", *self.failures, *unmanaged, sep="\n", file=sys.stderr)

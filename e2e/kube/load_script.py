@@ -50,7 +50,7 @@ def _unless_finished(reason: str) -> str:
 async def main() -> None:
     url, agents, max_tokens = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     stopping, first = asyncio.Event(), asyncio.Event()
-    calls, slowest_s, failures, unmanaged = 0, 0.0, list[str](), list[str]()
+    calls, slowest_s, failures, unmanaged = 0, 0.0, list[str](), list[tuple[float, float]]()
     answered = Counter[str]()
 
     async def agent(session: aiohttp.ClientSession) -> None:
@@ -66,7 +66,7 @@ async def main() -> None:
                 if wrong:
                     failures.append(f"{began - STARTED:.2f} s: {wrong}")
                 elif not managed:
-                    unmanaged.append(f"{began - STARTED:.2f} s: without the control plane, in {took_s:.2f} s")
+                    unmanaged.append((round(began - STARTED, 2), round(took_s, 2)))
                 first.set()
                 if stopping.is_set():
                     return

@@ -75,7 +75,7 @@ def test_agents_and_clients_with_a_certificate_are_served_and_nobody_else(encryp
         refused = agents.python(encrypted.kubectl, REFUSED, encrypted.control_plane)
     assert output.split() == ["200", "12"]
     assert [line.split()[0] for line in refused.splitlines()] == ["refused", "refused"]
-    assert (load.failures, load.unmanaged) == ([], 0)
+    assert (load.failures, load.unmanaged_s) == ([], [])
 
 
 def test_an_engine_serves_nobody_without_a_certificate_of_the_cluster(encrypted: Demo) -> None:
