@@ -16,9 +16,10 @@ from agentserving.contract.policy import Source
 
 from agentserving_controlplane.engine_sessions import ENDS_PER_SLICE, ROWS_PER_SLICE
 from agentserving_controlplane.engines.directives import ExecutePolicy, PauseCalls
+from agentserving_controlplane.engines.sizing import context_share
 from agentserving_controlplane.policy.auto import Choice
 from agentserving_controlplane.policy.computed import computed
-from agentserving_controlplane.policy.contention import Contention
+from agentserving_controlplane.policy.contention import Contention, Recent
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
 from agentserving_controlplane.state import LeaderState
 from agentserving_controlplane.store.port import Write
@@ -45,7 +46,7 @@ class Upkeep:
         self._state = state
         self._relevel_due_us = 0
         # Sizes of finished programs. They outlive their rows; `_counted` are the programs in it that still have one.
-        self._sizes, self._counted = Sizes(), set[ProgramKey]()
+        self._sizes, self._counted, self._contention = Sizes(), set[ProgramKey](), Recent()
         settings = state.settings
         self._limits = Limits(
             program_idle_us=int(settings.program_idle_s * 1e6),
@@ -56,7 +57,7 @@ class Upkeep:
     def relevel_now(self) -> None:
         """The policy has changed: levels are computed at the next tick, from what it counts as service."""
         self._relevel_due_us = 0
-        self._sizes, self._counted = Sizes(), set()
+        self._sizes, self._counted, self._contention = Sizes(), set(), Recent()
 
     async def tick(self) -> None:
         """One round."""
@@ -158,10 +159,15 @@ class Upkeep:
         self._counted = closed
         sizes.go_on(live)
         before, unix_us = state.policy_in_force.choices, state.now().unix_us
-        loads = [engine.load for engine in state.engines if engine.attached]
-        waiting, running = sum(load.waiting for load in loads), sum(load.running for load in loads)
-        opened = ((names.get(root, ""), calls) for root, calls in open_calls.items())
-        contention = Contention.of(waiting, running, opened)
+        attached = [engine for engine in state.engines if engine.attached]
+        contention = self._contention.with_past(
+            Contention.of(
+                sum(engine.load.waiting for engine in attached),
+                sum(engine.load.running for engine in attached),
+                ((names.get(root, ""), calls) for root, calls in open_calls.items()),
+                context_share(state.table.demand.signals(now_us), attached),
+            )
+        )
         decided = await asyncio.to_thread(computed, policy, sizes, contention, before, unix_us)
         # Another policy may have been applied in the meantime.
         if state.policy.policy is not policy:

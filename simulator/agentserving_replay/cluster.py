@@ -19,9 +19,10 @@ from agentserving_controlplane.engines.facts import Capabilities, Load
 from agentserving_controlplane.engines.health import Health
 from agentserving_controlplane.engines.load_balancer import Balancer, LoadBalancer, Wanted
 from agentserving_controlplane.engines.registry import EngineRegistry
+from agentserving_controlplane.engines.sizing import context_share
 from agentserving_controlplane.instant import Instant
 from agentserving_controlplane.policy.computed import computed
-from agentserving_controlplane.policy.contention import Contention
+from agentserving_controlplane.policy.contention import Contention, Recent
 from agentserving_controlplane.policy.gittins import RELEVEL_US, Sizes
 from agentserving_controlplane.table.admission_plan import AdmissionPlan, AdmissionRequest
 from agentserving_controlplane.table.expiry import Limits
@@ -112,7 +113,7 @@ class VirtualCluster:
         self._table = ProcessTable(1, spec.policy.accounting)
         self._registry = EngineRegistry(self._table.index.calls_on, self._table.index.engines_changed)
         self._balancer = LoadBalancer(self._registry, spec.balancer)
-        self._sizes = Sizes()
+        self._sizes, self._contention = Sizes(), Recent()
         # What engines execute, and what `auto` has chosen.
         decided = computed(spec.policy, self._sizes, Contention(), (), 0)
         self._executed, self.choices = decided.policy, decided.choices
@@ -193,10 +194,13 @@ class VirtualCluster:
         self._relevel_scheduled = False
         self._sizes.go_on((live.program.name, live.row.attained_service_us) for live in self._live.values())
         queues = [engine.model.queue for engine in self.engines]
-        contention = Contention.of(
-            sum(queue.waiting_count for queue in queues),
-            sum(queue.running_count for queue in queues),
-            ((live.program.name, live.open) for live in self._live.values()),
+        contention = self._contention.with_past(
+            Contention.of(
+                sum(queue.waiting_count for queue in queues),
+                sum(queue.running_count for queue in queues),
+                ((live.program.name, live.open) for live in self._live.values()),
+                context_share(self._table.demand.signals(self.now_us), self._registry),
+            )
         )
         decided = computed(self.spec.policy, self._sizes, contention, self.choices, self.now_us)
         policy, self.choices = decided.policy, decided.choices

@@ -7,7 +7,15 @@ from agentserving.contract.ids import EngineId
 from agentserving_controlplane.engines.engine import Engine
 from agentserving_controlplane.engines.facts import Capabilities, Load
 from agentserving_controlplane.engines.health import Health
-from agentserving_controlplane.engines.sizing import LASTING_US, LastingWaits, Needed, Size, needed, size_of
+from agentserving_controlplane.engines.sizing import (
+    LASTING_US,
+    LastingWaits,
+    Needed,
+    Size,
+    context_share,
+    needed,
+    size_of,
+)
 from agentserving_controlplane.table.live_demand import HORIZON_US, Signals
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +39,12 @@ def test_each_signal_is_in_full_engines() -> None:
 def test_before_an_engine_has_said_how_large_it_is_one_is_needed_for_any_call() -> None:
     assert needed(Signals(held_calls=5), [], Size()) == Needed(calls=1.0)
     assert needed(Signals(), [], Size()) == Needed()
+
+
+def test_contexts_are_a_share_of_the_kv_caches_that_are_known() -> None:
+    signals = Signals(context_tokens=960)
+    assert context_share(signals, [engine(blocks=10), engine(blocks=20)]) == 2.0
+    assert context_share(signals, [engine(blocks=0)]) == context_share(signals, []) == 0.0
 
 
 def test_a_size_is_remembered_while_there_is_no_engine() -> None:

@@ -108,6 +108,12 @@ def needed(signals: Signals, engines: Iterable[Engine], size: Size) -> Needed:
     )
 
 
+def context_share(signals: Signals, engines: Iterable[Engine]) -> float:
+    """Context of live programs as a share of what the KV caches of these engines contain; 0 = that is not known."""
+    capacity_tokens = sum(engine.capacity_tokens for engine in engines)
+    return signals.context_tokens / capacity_tokens if capacity_tokens else 0.0
+
+
 def _engines_without_waiting(ready: list[Engine]) -> float:
     """So that as many calls run on each engine as now on those where calls wait; 0 while hardly any waits.
 

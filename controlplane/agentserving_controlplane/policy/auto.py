@@ -7,15 +7,17 @@ Systems II, section 4.4); contexts that sharing evicts move the point down.
 
 Finishing one after the other has a price: every program waits for all before it, which costs small programs the most,
 so the latency per token rises where the mean latency falls. While queues are short and contexts fit, that is all that
-any order does, and calls go in the order of their arrival (`fcfs`). Once queues are long, programs that were begun
-together evict each other's contexts and all end late, and the price is small compared with that. So:
+any order does, and calls go in the order of their arrival (`fcfs`). Once queues are long, or contexts no longer
+fit, programs that were begun together evict each other's contexts and all end late, and the price is small compared
+with that. So:
 
 Sizes count as alike only if few programs are larger than most that have finished, and if small programs are few: the
 price in time per token is the mean size times the mean inverse size. A few conversations among programs of one size
 hardly move the CV^2 at first, since the large ones have not finished, but the small ones move this immediately.
 
 1. If the sizes of all programs together are alike, or those within each class, calls go in the order of their arrival
-   until many of them wait for each running one, and programs finish one after the other from then on until few do.
+   until many of them wait for each running one, or some do while the contexts of live programs exceed the KV caches.
+   Programs finish one after the other from then on until neither is so.
 2. In the latter order, if sizes are alike only within each class, each class gets a level, those with less service left
    first.
 3. Otherwise, and until enough programs have finished, programs go through the policy's own levels, but for classes with
@@ -23,8 +25,8 @@ hardly move the CV^2 at first, since the large ones have not finished, but the s
    *wide* ones, most programs of which have many calls open at a time. The service of a wide program adds up in
    parallel, so in the policy's levels it sinks before half of its calls have run, every newcomer overtakes it, and
    under load none ends, so that its size would never be known.
-4. If many open calls are of wide programs of other classes, all calls go in the order of their arrival. So they do at
-   first, until calls wait: nothing else is known to be better.
+4. If many open calls of the last minutes are of wide programs of other classes, all calls go in the order of their
+   arrival. So they do at first, until calls wait: nothing else is known to be better.
 
 Engines know nothing of this: they execute levels, ranks and an order.
 """
@@ -37,7 +39,17 @@ from enum import StrEnum
 
 from agentserving.contract.policy import Level, Order, Policy, level_of
 
-from agentserving_controlplane.policy.contention import BUSY, CALM, NARROW, WIDE, WIDE_CALLS, Contention
+from agentserving_controlplane.policy.contention import (
+    BUSY,
+    CALM,
+    CROWDED,
+    NARROW,
+    ROOMY,
+    WIDE,
+    WIDE_CALLS,
+    WINDOW_S,
+    Contention,
+)
 from agentserving_controlplane.policy.gittins import MIN_SAMPLES, Sizes, with_ranks
 from agentserving_controlplane.policy.moments import Moments
 
@@ -216,16 +228,25 @@ def _judge(finished: list[int], live: list[int], before: Choice | None) -> _Judg
 
 def _waiting(contention: Contention, chosen: Chosen) -> str:
     calls = f"; {contention.waiting} calls wait and {contention.running} run"
+    if contention.context:
+        calls += f", contexts take {contention.context:.0%} of the KV caches"
     if chosen is Chosen.FCFS:
-        return f"{calls} (programs finish one after the other from {BUSY:g} waiting for each running one)"
-    return f"{calls} (calls go by their arrival again below {CALM:g} waiting for each running one)"
+        return (
+            f"{calls} (programs finish one after the other from {BUSY:g} waiting for each running one, or from "
+            f"{CROWDED:.0%} of the KV caches while calls wait)"
+        )
+    return (
+        f"{calls} (calls go by their arrival again below {CALM:g} waiting for each running one and {ROOMY:.0%} of the "
+        "KV caches)"
+    )
 
 
 def _width(contention: Contention, own: Collection[str]) -> str:
     share = contention.wide_share(own)
     if not contention.waiting and share < WIDE:
         return "; calls go by their arrival until some wait"
-    many = f"; {share:.0%} of the open calls are of programs with {WIDE_CALLS} or more, of classes that differ in width"
+    programs = f"programs with {WIDE_CALLS} or more, of classes that differ in width"
+    many = f"; {share:.0%} of the open calls of the last {WINDOW_S} s are of {programs}"
     return f"{many} (calls go by their arrival from {WIDE:.0%} until below {NARROW:.0%})"
 
 

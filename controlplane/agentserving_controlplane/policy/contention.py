@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from agentserving_controlplane.policy.gittins import RELEVEL_US
 
 # Waiting calls for each running one from which programs of like sizes finish one after the other, and below which calls
 # go in the order of their arrival again. Chosen on two seeds of an airline ReAct trace, checked on others
 # (docs/results).
 BUSY, CALM = 4.0, 0.5
+# Context of live programs, as a share of what the KV caches of all engines contain, from which waiting calls have the
+# same effect, and below which they no longer have it.
+CROWDED, ROOMY = 1.0, 0.8
 # A program is wide with so many open calls. Search trees have 5 open calls at most.
 WIDE_CALLS = 8
-# Share of all open calls that are of wide programs from which calls go in the order of their arrival, and below which
-# levels apply again. Chosen on seeds 0 to 5 of map-reduce alone and with others, checked on seeds 20 to 25
-# (docs/results).
+# Share of the open calls of the last WINDOW decisions that are of wide programs from which calls go in the order of
+# their arrival, and below which levels apply again. Chosen on seeds 0 to 5 of map-reduce alone and with others, checked
+# on seeds 20 to 25 (docs/results). A decision every 10 s by itself let single wide programs turn the order back and
+# forth, which is worse than either order.
 WIDE, NARROW = 0.1, 0.05
+WINDOW = 12
+WINDOW_S = WINDOW * RELEVEL_US // 1_000_000
 # Share of a class's programs from which the class is wide, and below which it no longer is, if there are MIN_PROGRAMS:
 # the few that are left as a load ends have few open calls, too. Chosen on seeds 50 to 53, checked on seeds 60 to 65
 # (docs/results).
@@ -40,29 +49,41 @@ class Crowd:
 
 @dataclass(frozen=True, slots=True)
 class Contention:
-    """Calls that wait and run in all engines, and open calls by class of programs. Without any, nothing is known."""
+    """Calls that wait and run in all engines, and open calls by class of programs. Without any, nothing is known.
+
+    `context`: of live programs, as a share of what the KV caches of all engines contain; 0 = not known. `past`: former
+    `crowds`.
+    """
 
     waiting: int = 0
     running: int = 0
     crowds: Mapping[str, Crowd] = field(default_factory=dict)
+    context: float = 0.0
+    past: tuple[Mapping[str, Crowd], ...] = ()
 
     @classmethod
-    def of(cls, waiting: int, running: int, programs: Iterable[tuple[str, int]]) -> Contention:
+    def of(
+        cls, waiting: int, running: int, programs: Iterable[tuple[str, int]], context: float = 0.0
+    ) -> Contention:  # fmt: skip
         """From the calls in all engines, and the class and the number of open calls of each program."""
         crowds: dict[str, Crowd] = {}
         for class_name, calls in programs:
             crowds[class_name] = crowds.get(class_name, Crowd()).with_program(calls)
-        return cls(waiting, running, crowds)
+        return cls(waiting, running, crowds, context)
 
     def is_busy(self, was_busy: bool) -> bool:
-        """Many calls wait; `was_busy` is the former answer, which stays between the bounds."""
+        """Many calls wait, or some do while contexts evict each other. `was_busy` is the former answer, which stays
+        between the bounds."""
         if not self.waiting and not self.running:
             return was_busy
+        if self.waiting and self.context >= (ROOMY if was_busy else CROWDED):
+            return True
         return self.waiting >= (CALM if was_busy else BUSY) * self.running
 
     def wide_share(self, without: Collection[str] = ()) -> float:
-        """Of the open calls of all classes but those `without`, the share that is of wide programs."""
-        crowds = [crowd for class_name, crowd in self.crowds.items() if class_name not in without]
+        """Of the open calls of all classes but those `without`, now and in the past, the share of wide programs."""
+        times = (self.crowds, *self.past)
+        crowds = [crowd for each in times for class_name, crowd in each.items() if class_name not in without]
         return sum(crowd.wide_calls for crowd in crowds) / max(1, sum(crowd.calls for crowd in crowds))
 
     def is_wide(self, was_wide: bool, without: Collection[str] = ()) -> bool:
@@ -77,3 +98,16 @@ class Contention:
         if not self.waiting or crowd.programs < (MIN_PROGRAMS if was_wide else 1):
             return was_wide
         return crowd.wide_programs >= (NARROW_CLASS if was_wide else WIDE_CLASS) * crowd.programs
+
+
+class Recent:
+    """The contention of the last WINDOW decisions."""
+
+    def __init__(self) -> None:
+        self._crowds: deque[Mapping[str, Crowd]] = deque(maxlen=WINDOW - 1)
+
+    def with_past(self, now: Contention) -> Contention:
+        """The contention of a new decision, with that of former ones."""
+        found = replace(now, past=tuple(self._crowds))
+        self._crowds.append(now.crowds)
+        return found

@@ -12,7 +12,7 @@ from agentserving_controlplane import upkeep
 from agentserving_controlplane.metrics import exposition
 from agentserving_controlplane.policy import auto
 from agentserving_controlplane.policy.auto import ALIKE, MAX_CHOICES, SPREAD, Choice, Chosen, Decided
-from agentserving_controlplane.policy.contention import BUSY, CALM, Contention
+from agentserving_controlplane.policy.contention import BUSY, CALM, CROWDED, ROOMY, Contention
 from agentserving_controlplane.policy.gittins import MIN_SAMPLES, Sizes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,6 +109,24 @@ def test_between_short_and_long_queues_a_choice_stays_what_it_is() -> None:
     for now_us, (contention, expected, since_us) in enumerate(steps, start=1):
         decided = decide(AUTO, sizes, before, now_us, contention)
         assert (choice_of(decided).chosen, choice_of(decided).since_us) == (expected, since_us), contention
+        before = decided.choices
+
+
+def test_waiting_calls_count_as_many_while_contexts_exceed_the_kv_caches() -> None:
+    """With few waiting calls, but programs that evict each other's contexts, all would end late."""
+    sizes, between = sizes_of({"react": spread(0.3)}), (CROWDED + ROOMY) / 2
+    before: tuple[Choice, ...] = ()
+    steps = (
+        (1, between, Chosen.FCFS, 1),
+        (0, 2 * CROWDED, Chosen.FCFS, 1),
+        (1, CROWDED, Chosen.PROGRAM_FCFS, 3),
+        (1, between, Chosen.PROGRAM_FCFS, 3),
+        (1, ROOMY * 0.9, Chosen.FCFS, 5),
+    )
+    for now_us, (waiting, context, expected, since_us) in enumerate(steps, start=1):
+        decided = decide(AUTO, sizes, before, now_us, Contention(waiting, 100, context=context))
+        assert (choice_of(decided).chosen, choice_of(decided).since_us) == (expected, since_us), (waiting, context)
+        assert f"{context:.0%} of the KV caches" in choice_of(decided).reason
         before = decided.choices
 
 

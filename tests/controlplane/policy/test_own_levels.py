@@ -13,8 +13,10 @@ from agentserving_controlplane.policy.contention import (
     WIDE,
     WIDE_CALLS,
     WIDE_CLASS,
+    WINDOW,
     Contention,
     Crowd,
+    Recent,
 )
 from agentserving_controlplane.policy.gittins import MIN_SAMPLES, with_ranks
 from support.program_sizes import sizes_of, spread
@@ -74,7 +76,7 @@ def test_a_wide_class_of_which_many_programs_are_tiny_goes_through_the_levels() 
     decided = decide(AUTO, sizes, contention(*[("", WIDE_CALLS)] * 9, ("", 1)), (), 5)
     assert (decided.policy.classes, decided.policy.order) == ((), FCFS.order)
     assert chosen(decided) == {"": Chosen.FCFS, None: Chosen.FCFS}
-    assert "of the open calls are of programs with 8 or more" in reason(decided)
+    assert "of the open calls of the last 120 s are of programs with 8 or more" in reason(decided)
 
 
 def test_between_many_and_few_wide_programs_of_other_classes_the_order_stays_what_it_is() -> None:
@@ -92,6 +94,21 @@ def test_between_many_and_few_wide_programs_of_other_classes_the_order_stays_wha
         choices = decide(AUTO, sizes, Contention(9, 1, {"": crowd}), before, now_us).choices
         assert (choices[-1].chosen, choices[-1].since_us) == (expected, since_us), share
         before = choices[-1:]
+
+
+def test_single_wide_programs_do_not_turn_the_order_back_and_forth() -> None:
+    """The share is that of the last decisions together."""
+    sizes, recent = sizes_of({"": spread(3.0)}), Recent()
+    before: tuple[Choice, ...] = (Choice(class_name=None, chosen=Chosen.PROGRAM_PLAS, reason=""),)
+    orders = list[Chosen]()
+    # One decision of six sees a program with 16 of the 46 open calls, and then every one does.
+    for now_us, wide in enumerate([*[*[False] * 5, True] * 4, *[True] * WINDOW], start=1):
+        programs = [("", 1)] * 30 + [("", 2 * WIDE_CALLS)] * wide
+        choices = decide(AUTO, sizes, recent.with_past(contention(*programs)), before, now_us).choices
+        orders.append(choices[-1].chosen)
+        before = choices
+    assert orders[:-WINDOW] == [Chosen.PROGRAM_PLAS] * 24
+    assert orders[-1] == Chosen.FCFS
 
 
 def crowd_of(wide_share: float, programs: int = 20) -> Contention:
