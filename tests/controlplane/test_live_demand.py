@@ -56,6 +56,8 @@ def test_calls_in_parallel_count_together_and_a_continued_context_once() -> None
     assert demand.signals(3).context_tokens == 1200
     began(demand, "p", "3", 500, 3)
     assert demand.signals(3).context_tokens == 1700
+    # They may be a fork of one context.
+    assert demand.signals(3).least_context_tokens == 1100
 
 
 def test_context_is_kept_by_the_engine_of_the_last_call() -> None:
@@ -171,6 +173,12 @@ class Sums(RuleBasedStateMachine):
         self._expire()
         signals = self.demand.signals(self.now)
         tokens = {each: max(sum(self.open.get(each, {}).values()), self.kept.get(each, 0)) for each in self.heard}
+        shared = (
+            max(sum(calls.values()) // max(1, len(calls)), self.kept.get(each, 0))
+            for each in self.heard
+            for calls in [self.open.get(each, {})]
+        )
+        assert signals.least_context_tokens == sum(shared)
         assert signals.programs == len(self.heard)
         assert signals.calls == sum(map(len, self.open.values()))
         assert signals.context_tokens == sum(tokens.values()) == sum(signals.kept_tokens.values())

@@ -42,7 +42,7 @@ def test_before_an_engine_has_said_how_large_it_is_one_is_needed_for_any_call() 
 
 
 def test_contexts_are_a_share_of_the_kv_caches_that_are_known() -> None:
-    signals = Signals(context_tokens=960)
+    signals = Signals(context_tokens=2000, least_context_tokens=960)
     assert context_share(signals, [engine(blocks=10), engine(blocks=20)]) == 2.0
     assert context_share(signals, [engine(blocks=0)]) == context_share(signals, []) == 0.0
 

@@ -109,9 +109,10 @@ def needed(signals: Signals, engines: Iterable[Engine], size: Size) -> Needed:
 
 
 def context_share(signals: Signals, engines: Iterable[Engine]) -> float:
-    """Context of live programs as a share of what the KV caches of these engines contain; 0 = that is not known."""
+    """Context that live programs have at least, as a share of what the KV caches of these engines contain; 0 = that is
+    not known."""
     capacity_tokens = sum(engine.capacity_tokens for engine in engines)
-    return signals.context_tokens / capacity_tokens if capacity_tokens else 0.0
+    return signals.least_context_tokens / capacity_tokens if capacity_tokens else 0.0
 
 
 def _engines_without_waiting(ready: list[Engine]) -> float:

@@ -46,6 +46,8 @@ class Signals:
     programs: int = 0
     calls: int = 0
     context_tokens: int = 0
+    # If the calls in flight of a tree share their prompts, as a fork does: each tree counts one of its calls.
+    least_context_tokens: int = 0
     # Within HORIZON_US.
     owed_us: int = 0
     held_calls: int = 0
@@ -112,6 +114,11 @@ class _Tree:
         """Tokens of context that the tree has in KV caches."""
         return max(self.kept_tokens, self.prompt_tokens)
 
+    @property
+    def least_tokens(self) -> int:
+        """The same if its calls in flight share their prompts: that of a mean one."""
+        return max(self.kept_tokens, self.prompt_tokens // self.calls if self.calls else 0)
+
 
 @dataclass(slots=True)
 class _Held:
@@ -130,7 +137,7 @@ class LiveDemand:
         self._calls: dict[CallId, int] = {}
         self._classes: OrderedDict[str, Finished] = OrderedDict()
         self._held: OrderedDict[int, _Held] = OrderedDict()
-        self._tokens = self._owed_us = 0
+        self._tokens = self._least_tokens = self._owed_us = 0
         # Of one call: no engine takes a longer one, whatever its sender estimates. 0 = not known.
         self.most_tokens = 0
         self._kept_tokens: dict[EngineId, int] = {}
@@ -209,6 +216,7 @@ class LiveDemand:
             programs=len(self._trees),
             calls=len(self._calls),
             context_tokens=self._tokens + sum(each.tokens for each in self._held.values()),
+            least_context_tokens=self._least_tokens,
             owed_us=self._owed_us,
             held_calls=len(self._held),
             held_programs=len(programs) + nameless,
@@ -251,6 +259,7 @@ class LiveDemand:
         known = self._classes.get(tree.class_name)
         tree.owed_us = known.owed_us(tree.service_us) if known is not None else min(tree.service_us, HORIZON_US)
         self._tokens += tree.tokens
+        self._least_tokens += tree.least_tokens
         self._owed_us += tree.owed_us
         self._kept_tokens[tree.engine_id] = self._kept_tokens.get(tree.engine_id, 0) + tree.tokens
         self._kept_programs[tree.engine_id] = self._kept_programs.get(tree.engine_id, 0) + 1
@@ -258,6 +267,7 @@ class LiveDemand:
     def _leave(self, tree: _Tree) -> None:
         """Inverse of `_enter`, before a tree changes."""
         self._tokens -= tree.tokens
+        self._least_tokens -= tree.least_tokens
         self._owed_us -= tree.owed_us
         self._kept_tokens[tree.engine_id] -= tree.tokens
         self._kept_programs[tree.engine_id] -= 1
