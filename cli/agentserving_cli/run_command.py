@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePath
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -20,13 +20,14 @@ from agentserving import AgentServingError, Client
 from agentserving.client.values import Outcome, Program
 from agentserving.contract.budgets import Budget
 from agentserving.contract.service_class import ServiceClass
+from agentserving.programs.headers import short_name
 from agentserving.transport.connection import key_from_environment
 
 from agentserving_cli.connection import address_of, connect, connected, default_state_dir, fail, reason_of
 from agentserving_cli.local.credentials import Credentials
 from agentserving_cli.local.state_dir import read_addresses
 from agentserving_cli.option_types import BudgetText
-from agentserving_cli.run_environment import PROGRAM_ID, Run, command_of, environment_of, new_program_id
+from agentserving_cli.run_environment import PROGRAM_ID, Run, command_of, environment_of, name_of, new_program_id
 from agentserving_cli.service_option import ServiceClassType
 
 MODELS_BOUND_S = 10.0
@@ -35,7 +36,7 @@ NOT_FOUND, BY_SIGNAL = 127, 128
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--name", default="", help="Of the program; by default the command's.")
+@click.option("--name", default="", help="Of the program; by default the command's, or that of the script it runs.")
 @click.option("--model", default="", help="By default the one that is served, when it is only one.")
 @click.option("--gateway", default="", help="Its URL; by default AGENTSERVING_GATEWAY, or the local cluster's.")
 @click.option("--control-plane", default="", help="host:port of another cluster, or several with commas.")
@@ -75,7 +76,7 @@ def run(
     if shutil.which(command[0]) is None:
         click.echo(f"Error: {command[0]}: no such command", err=True)
         sys.exit(NOT_FOUND)
-    name = name or PurePath(command[0]).name
+    name = name or short_name(name_of(command))
     address = address_of(state_dir, control_plane)
     key = _key(state_dir, address)
     url = gateway or os.environ.get("AGENTSERVING_GATEWAY", "") or _local_gateway(state_dir, address)

@@ -19,6 +19,18 @@ PROGRAM_ID = "AGENTSERVING_PROGRAM_ID"
 # SDKs refuse to start without a key.
 NO_KEY = "none"
 _CONTEXT_TOKENS, _OUTPUT_TOKENS = 131072, 4096
+# Commands that run another program, which their arguments name.
+_LAUNCHERS = (
+    r"python[0-9.]*|pypy[0-9.]*|node|deno|bun|bunx|npx|npm|pnpm|yarn|tsx|ts-node|ruby|perl|java|bash|dash|sh|zsh|env|"
+    r"uv|uvx|pipx|poetry|hatch|pdm|go|sudo|nice|nohup|time|timeout|xargs"
+)
+# Options of theirs that take a value.
+_VALUED = (
+    "--with", "--python", "-p", "--package", "--extra", "--group", "--project", "--directory", "--env-file",
+    "--require", "-r", "--import", "-W", "-X",
+)  # fmt: skip
+# Other options, variables, durations and subcommands.
+_NOT_A_PROGRAM = r"-.*|.*=.*|[0-9.]+[smhd]?|run|exec|dlx|x|start|"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +52,25 @@ class Run:
     def base_url(self) -> str:
         """Of Anthropic's clients; OpenAI's add /v1."""
         return f"{self.origin}/p/{self.program_id}"
+
+
+def name_of(command: Sequence[str]) -> str:
+    """The program's name, which is its class: `my_agent.py` of `uv run python -u my_agent.py`, `agents.triage` of
+    `python3 -m agents.triage`. Policies learn by class, so all of Python must not be one."""
+    first, *more = command
+    name = PurePath(first).name
+    if re.fullmatch(_LAUNCHERS, name) is None:
+        return name
+    for index, argument in enumerate(more):
+        if argument == "-m" and more[index + 1 :]:
+            return more[index + 1]
+        if argument == "-c":
+            break
+        if index and more[index - 1] in _VALUED:
+            continue
+        if re.fullmatch(_NOT_A_PROGRAM, argument) is None:
+            return name_of(more[index:])
+    return name
 
 
 def new_program_id(name: str) -> str:

@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 from agentserving.programs.headers import is_program_id
-from agentserving_cli.run_environment import Run, command_of, environment_of, new_program_id
+from agentserving_cli.run_environment import Run, command_of, environment_of, name_of, new_program_id
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,6 +48,32 @@ def test_codex_gets_its_provider_as_options_and_other_commands_stay_as_they_are(
     assert settings["model"] == "m"
     assert settings["model_providers"]["agentserving"]["base_url"] == "http://h:1/p/p-1/v1"
     assert command_of(RUN, ["python", "codex"]) == ["python", "codex"]
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("claude -p hello", "claude"),
+        ("/usr/bin/aider --message hello", "aider"),
+        ("python my_agent.py --fast", "my_agent.py"),
+        ("python3.12 -u agents/triage.py", "triage.py"),
+        ("python -m agents.triage 1", "agents.triage"),
+        ("uv run --with openai python -u my_agent.py", "my_agent.py"),
+        ("uv run my_agent.py", "my_agent.py"),
+        ("env KEY=1 timeout 10m node ./my_agent.mjs", "my_agent.mjs"),
+        ("npx --yes @scope/agent", "agent"),
+        ("python -c pass x", "python"),
+        ("python -m", "python"),
+        ("bash", "bash"),
+    ],
+)
+def test_a_program_is_named_after_what_the_command_runs(command: str, name: str) -> None:
+    assert name_of(command.split()) == name
+
+
+@given(st.lists(st.one_of(st.text(), st.sampled_from(["python", "-m", "run", "env", "A=1"])), min_size=1))
+def test_any_command_has_a_name(command: list[str]) -> None:
+    assert isinstance(name_of(command), str)
 
 
 @given(st.text())

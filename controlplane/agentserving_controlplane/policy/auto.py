@@ -7,9 +7,9 @@ Systems II, section 4.4); contexts that sharing evicts move the point down.
 
 Finishing one after the other has a price: every program waits for all before it, which costs small programs the most,
 so the latency per token rises where the mean latency falls. While queues are short and contexts fit, that is all that
-any order does, and calls go in the order of their arrival (`fcfs`). Once queues are long, or contexts no longer
-fit, programs that were begun together evict each other's contexts and all end late, and the price is small compared
-with that. So:
+any order does, and calls go in the order of their arrival (`fcfs`). Once queues are long, or contexts no longer fit,
+programs that were begun together evict each other's contexts and all end late, and the price is small compared with
+that. So:
 
 Sizes count as alike only if few programs are larger than most that have finished, and if small programs are few: the
 price in time per token is the mean size times the mean inverse size. A few conversations among programs of one size
