@@ -166,7 +166,8 @@ class Upkeep:
                 sum(engine.load.running for engine in attached),
                 ((names.get(root, ""), calls) for root, calls in open_calls.items()),
                 context_share(state.table.demand.signals(now_us), attached),
-            )
+            ),
+            state.table.totals.times,
         )
         decided = await asyncio.to_thread(computed, policy, sizes, contention, before, unix_us)
         # Another policy may have been applied in the meantime.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from agentserving.contract.ids import CallId, EngineId, ProgramId, Tenant
+from agentserving.contract.ids import CallId, EngineId, ProgramId
 from agentserving.contract.policy import Policy, Source
 from agentserving_controlplane.engines.engine import Engine
 from agentserving_controlplane.engines.facts import Capabilities, Load
@@ -28,7 +28,6 @@ from agentserving_controlplane.table.admission_plan import AdmissionPlan, Admiss
 from agentserving_controlplane.table.expiry import Limits
 from agentserving_controlplane.table.process_table import ProcessTable
 from agentserving_controlplane.table.programs import OpenRequest
-from agentserving_controlplane.table.reports import CallReport
 from agentserving_controlplane.table.rows import ProgramRow
 from agentserving_controlplane.table.states import Outcome
 from agentserving_engine.policy import CallFacts
@@ -39,10 +38,10 @@ from agentserving_simulator.virtual.limits import EngineLimits
 from agentserving_simulator.virtual.requests import Ended, Request
 
 from agentserving_replay.contexts import Contexts
+from agentserving_replay.reports import TENANT, final_report
 from agentserving_replay.results import CallResult, ProgramResult
 from agentserving_replay.traces.trace import Call, Program
 
-TENANT = Tenant("default")
 # Closed programs are removed from the table immediately: nothing asks about them.
 NO_RETENTION = Limits(program_idle_us=0, call_idle_us=0, closed_retention_us=0)
 
@@ -82,6 +81,8 @@ class _Live:
     children: list[list[int]]
     # Contexts on each engine that the program has run on.
     contexts: dict[EngineId, Contexts] = field(default_factory=dict)
+    # The engine of each call that has ended.
+    ran_on: dict[int, _Engine] = field(default_factory=dict)
     open: int = 0
     done: int = 0
     idle_since_us: int = 0
@@ -200,7 +201,8 @@ class VirtualCluster:
                 sum(queue.running_count for queue in queues),
                 ((live.program.name, live.open) for live in self._live.values()),
                 context_share(self._table.demand.signals(self.now_us), self._registry),
-            )
+            ),
+            self._table.totals.times,
         )
         decided = computed(self.spec.policy, self._sizes, contention, self.choices, self.now_us)
         policy, self.choices = decided.policy, decided.choices
@@ -322,7 +324,10 @@ class VirtualCluster:
         live, index = self._calls.pop(call_id)
         row = live.row
         root = row.root_key
-        report = self._report(engine, ended, row)
+        call = live.program.calls[index]
+        common = call.shared_tokens if live.ran_on.get(call.extends) is engine else 0
+        live.ran_on[index] = engine
+        report = final_report(engine.engine_id, ended, row, common, engine.model.limits.block_size)
         self._table.report(report, self._now)
         if self._feed is not None:
             self.calls.append(CallResult.of(ended.request, self.now_us))
@@ -344,27 +349,6 @@ class VirtualCluster:
                 self._issue_after(live, child, live.program.calls[child].gap_s)
         if live.done == len(live.program.calls):
             self._close(live)
-
-    @staticmethod
-    def _report(engine: _Engine, ended: Ended, row: ProgramRow) -> CallReport:
-        """The engine's final report on a call."""
-        request, stats = ended.request, ended.stats
-        return CallReport(
-            call_id=CallId(request.key),
-            program_id=row.program_id,
-            engine_id=engine.engine_id,
-            tenant=TENANT,
-            root=row.root,
-            boot_id="virtual",
-            service_us=stats.service_us,
-            wait_us=stats.wait_us,
-            prompt_tokens=request.prompt,
-            cached_tokens=max(0, request.cached),
-            output_tokens=request.output,
-            preemptions=stats.preemptions,
-            level=stats.level,
-            outcome=Outcome.COMPLETED,
-        )
 
     def _close(self, live: _Live) -> None:
         row, program = live.row, live.program

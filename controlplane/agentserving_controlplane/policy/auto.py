@@ -16,8 +16,8 @@ price in time per token is the mean size times the mean inverse size. A few conv
 hardly move the CV^2 at first, since the large ones have not finished, but the small ones move this immediately.
 
 1. If the sizes of all programs together are alike, or those within each class, calls go in the order of their arrival
-   until many of them wait for each running one, or some do while the contexts of live programs exceed the KV caches.
-   Programs finish one after the other from then on until neither is so.
+   until many of them wait for each running one, or some do while the contexts of live programs exceed the KV caches and
+   some are evicted. Programs finish one after the other from then on until neither is so.
 2. In the latter order, if sizes are alike only within each class, each class gets a level, those with less service left
    first.
 3. Otherwise, and until enough programs have finished, programs go through the policy's own levels, but for classes with
@@ -43,6 +43,7 @@ from agentserving_controlplane.policy.contention import (
     BUSY,
     CALM,
     CROWDED,
+    EVICTED,
     NARROW,
     ROOMY,
     WIDE,
@@ -229,11 +230,11 @@ def _judge(finished: list[int], live: list[int], before: Choice | None) -> _Judg
 def _waiting(contention: Contention, chosen: Chosen) -> str:
     calls = f"; {contention.waiting} calls wait and {contention.running} run"
     if contention.context:
-        calls += f", contexts take {contention.context:.0%} of the KV caches"
+        calls += f", contexts take {contention.context:.0%} of the KV caches, {contention.evicted:.0%} were evicted"
     if chosen is Chosen.FCFS:
         return (
             f"{calls} (programs finish one after the other from {BUSY:g} waiting for each running one, or from "
-            f"{CROWDED:.0%} of the KV caches while calls wait)"
+            f"{CROWDED:.0%} of the KV caches and {EVICTED:.0%} evicted while calls wait)"
         )
     return (
         f"{calls} (calls go by their arrival again below {CALM:g} waiting for each running one and {ROOMY:.0%} of the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from agentserving_controlplane.policy.gittins import RELEVEL_US
 
@@ -13,8 +14,9 @@ from agentserving_controlplane.policy.gittins import RELEVEL_US
 # (docs/results).
 BUSY, CALM = 4.0, 0.5
 # Context of live programs, as a share of what the KV caches of all engines contain, from which waiting calls have the
-# same effect, and below which they no longer have it.
-CROWDED, ROOMY = 1.0, 0.8
+# same effect, and below which they no longer have it. And the share of prompts that must have been evicted: contexts of
+# programs that share a long prompt seem larger than they are.
+CROWDED, ROOMY, EVICTED = 1.0, 0.8, 0.01
 # A program is wide with so many open calls. Search trees have 5 open calls at most.
 WIDE_CALLS = 8
 # Share of the open calls of the last WINDOW decisions that are of wide programs from which calls go in the order of
@@ -51,14 +53,15 @@ class Crowd:
 class Contention:
     """Calls that wait and run in all engines, and open calls by class of programs. Without any, nothing is known.
 
-    `context`: of live programs, as a share of what the KV caches of all engines contain; 0 = not known. `past`: former
-    `crowds`.
+    `context`: of live programs, as a share of what the KV caches of all engines contain; 0 = not known. `evicted`: the
+    share of the prompts of late that had been in the caches and was evicted. `past`: former `crowds`.
     """
 
     waiting: int = 0
     running: int = 0
     crowds: Mapping[str, Crowd] = field(default_factory=dict)
     context: float = 0.0
+    evicted: float = 0.0
     past: tuple[Mapping[str, Crowd], ...] = ()
 
     @classmethod
@@ -69,14 +72,16 @@ class Contention:
         crowds: dict[str, Crowd] = {}
         for class_name, calls in programs:
             crowds[class_name] = crowds.get(class_name, Crowd()).with_program(calls)
-        return cls(waiting, running, crowds, context)
+        return cls(waiting, running, crowds, context=context)
 
     def is_busy(self, was_busy: bool) -> bool:
         """Many calls wait, or some do while contexts evict each other. `was_busy` is the former answer, which stays
         between the bounds."""
         if not self.waiting and not self.running:
             return was_busy
-        if self.waiting and self.context >= (ROOMY if was_busy else CROWDED):
+        # Order ends evictions: what shows that it is still needed is the context alone.
+        is_crowded = self.context >= ROOMY if was_busy else self.context >= CROWDED and self.evicted >= EVICTED
+        if self.waiting and is_crowded:
             return True
         return self.waiting >= (CALM if was_busy else BUSY) * self.running
 
@@ -100,14 +105,31 @@ class Contention:
         return crowd.wide_programs >= (NARROW_CLASS if was_wide else WIDE_CLASS) * crowd.programs
 
 
+class Prompts(Protocol):
+    """Of all calls that have ended so far."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    @property
+    def evicted_tokens(self) -> int:
+        """Computed again because engines had evicted them."""
+
+
 class Recent:
     """The contention of the last WINDOW decisions."""
 
     def __init__(self) -> None:
         self._crowds: deque[Mapping[str, Crowd]] = deque(maxlen=WINDOW - 1)
+        # (Prompt tokens, evicted tokens) at each decision.
+        self._prompts: deque[tuple[int, int]] = deque(maxlen=WINDOW)
 
-    def with_past(self, now: Contention) -> Contention:
+    def with_past(self, now: Contention, prompts: Prompts) -> Contention:
         """The contention of a new decision, with that of former ones."""
-        found = replace(now, past=tuple(self._crowds))
+        tokens, evicted = prompts.prompt_tokens, prompts.evicted_tokens
+        before = self._prompts[0] if self._prompts else (tokens, evicted)
+        share = (evicted - before[1]) / max(1, tokens - before[0])
+        found = replace(now, past=tuple(self._crowds), evicted=share)
         self._crowds.append(now.crowds)
+        self._prompts.append((tokens, evicted))
         return found

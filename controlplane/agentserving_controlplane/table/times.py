@@ -30,6 +30,12 @@ class TimeTotals:
     times: TimeRow = field(default_factory=TimeRow)
     misses: dict[int, tuple[int, int]] = field(default_factory=dict)
     distributions: Distributions = field(default_factory=Distributions)
+    prompt_tokens: int = 0
+
+    @property
+    def evicted_tokens(self) -> int:
+        """Tokens of these prompts that were computed again because engines had evicted them."""
+        return self.misses.get(int(PrefixMiss.EVICTED), (0, 0))[1]
 
 
 def call_admitted(row: ProgramRow, totals: TimeTotals, now_us: int) -> None:
@@ -44,6 +50,7 @@ def call_charged(row: ProgramRow, call: CallRow, totals: TimeTotals) -> None:
     """A call that its engine has reported has ended."""
     totals.distributions.call_ended(row, call)
     call.prefix_miss = prefix_miss(row, call)
+    totals.prompt_tokens += call.prompt_tokens
     lost = max(0, call.common_tokens - call.cached_tokens) if call.prefix_miss == PrefixMiss.EVICTED else 0
     for times, misses in ((row.times, row.prefix_misses), (totals.times, totals.misses)):
         times.gateway_us = min(times.gateway_us + call.gateway_us, MAX_SUM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from agentserving.contract.phases import PrefixMiss
 from agentserving.contract.policy import AUTO, FCFS, PROGRAM_PLAS, Level
 from agentserving_controlplane.policy.auto import Choice, Chosen, Decided, decide
 from agentserving_controlplane.policy.contention import (
@@ -19,6 +20,7 @@ from agentserving_controlplane.policy.contention import (
     Recent,
 )
 from agentserving_controlplane.policy.gittins import MIN_SAMPLES, with_ranks
+from agentserving_controlplane.table.times import TimeTotals
 from support.program_sizes import sizes_of, spread
 
 FEW = [("chat", 1)] * 9
@@ -104,11 +106,24 @@ def test_single_wide_programs_do_not_turn_the_order_back_and_forth() -> None:
     # One decision of six sees a program with 16 of the 46 open calls, and then every one does.
     for now_us, wide in enumerate([*[*[False] * 5, True] * 4, *[True] * WINDOW], start=1):
         programs = [("", 1)] * 30 + [("", 2 * WIDE_CALLS)] * wide
-        choices = decide(AUTO, sizes, recent.with_past(contention(*programs)), before, now_us).choices
+        choices = decide(AUTO, sizes, recent.with_past(contention(*programs), TimeTotals()), before, now_us).choices
         orders.append(choices[-1].chosen)
         before = choices
     assert orders[:-WINDOW] == [Chosen.PROGRAM_PLAS] * 24
     assert orders[-1] == Chosen.FCFS
+
+
+def test_evictions_are_a_share_of_the_prompts_of_the_last_decisions() -> None:
+    recent, totals, shares = Recent(), TimeTotals(prompt_tokens=1000), list[float]()
+    totals.misses[PrefixMiss.EVICTED] = (1, 500)
+    # What was evicted before the first decision does not count, and nothing is divided by zero.
+    for evicted in [0, *[100] * 2, *[0] * WINDOW]:
+        calls, tokens = totals.misses[PrefixMiss.EVICTED]
+        totals.misses[PrefixMiss.EVICTED] = (calls + 1, tokens + evicted)
+        shares.append(recent.with_past(Contention(), totals).evicted)
+        totals.prompt_tokens += 1000
+    assert shares[:3] == [0.0, 0.1, 0.1]
+    assert shares[-1] == 0.0
 
 
 def crowd_of(wide_share: float, programs: int = 20) -> Contention:
