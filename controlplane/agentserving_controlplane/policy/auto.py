@@ -16,8 +16,8 @@ price in time per token is the mean size times the mean inverse size. A few conv
 hardly move the CV^2 at first, since the large ones have not finished, but the small ones move this immediately.
 
 1. If the sizes of all programs together are alike, or those within each class, calls go in the order of their arrival
-   until many of them wait for each running one, or some do while the contexts of live programs exceed the KV caches and
-   some are evicted. Programs finish one after the other from then on until neither is so.
+   until many of them wait for each running one, unless the price is high, or some do while the contexts of live
+   programs exceed the KV caches and some are evicted. Programs finish one after the other until neither is so.
 2. In the latter order, if sizes are alike only within each class, each class gets a level, those with less service left
    first.
 3. Otherwise, and until enough programs have finished, programs go through the policy's own levels, but for classes with
@@ -59,6 +59,8 @@ ALIKE, SPREAD = 0.6, 0.75
 # The same for the mean size times the mean inverse size. Seen on seeds 0 to 5: 1.4 to 1.9 where programs of one class
 # are alike, 4 and more where they are not or two classes are mixed (docs/results).
 ALIKE_STRETCH, SPREAD_STRETCH = 2.5, 3.0
+# Price in time per token up to which programs finish one after the other for long queues alone.
+PRICE = 1.3
 # Share of programs larger than nine tenths of the finished ones up to which sizes can become alike. Seen where they are
 # alike: 0.1 to 0.34 (BFCL, map-reduce, seed 60). Sizes of recorded coding agents spread: 0.39 to 0.73 for hours, until
 # most of those that began together have ended (seeds 7 to 9).
@@ -119,6 +121,12 @@ class _Judged:
     wide: bool = False
 
     @property
+    def price(self) -> float:
+        """Time per token of finishing one after the other, as a multiple of that of sharing, where no context is
+        evicted: for M/G/1 the mean waits are as (1 + CV^2) / 2, and each token bears its program's."""
+        return (1 + self.cv2) / 2 * self.stretch
+
+    @property
     def stands_alone(self) -> bool:
         """The class has a level of its own where others spread."""
         return self.alike or (self.wide and self.stretch < SPREAD_STRETCH)
@@ -150,10 +158,12 @@ def decide(policy: Policy, sizes: Sizes, contention: Contention, before: Iterabl
     former = known.get(None)
     if together.alike or by_class:
         wide = contention.is_wide(former is None or former.wide)
-        busy = contention.is_busy(former is not None and former.chosen is Chosen.PROGRAM_FCFS)
+        price = 0.0 if by_class else together.price
+        was_busy = former is not None and former.chosen is Chosen.PROGRAM_FCFS
+        busy = contention.is_busy(was_busy, only_if_crowded=price > PRICE)
         chosen = Chosen.PROGRAM_FCFS if busy else Chosen.FCFS
         own = own if by_class and busy else frozenset()
-        after = _waiting(contention, chosen)
+        after = _waiting(contention, chosen, price)
     else:
         wide = contention.is_wide(former is None or former.wide, without=own)
         chosen = Chosen.FCFS if wide else Chosen.PROGRAM_PLAS
@@ -227,14 +237,17 @@ def _judge(finished: list[int], live: list[int], before: Choice | None) -> _Judg
     )
 
 
-def _waiting(contention: Contention, chosen: Chosen) -> str:
+def _waiting(contention: Contention, chosen: Chosen, price: float) -> str:
     calls = f"; {contention.waiting} calls wait and {contention.running} run"
     if contention.context:
         calls += f", contexts take {contention.context:.0%} of the KV caches, {contention.evicted:.0%} were evicted"
     if chosen is Chosen.FCFS:
+        queues = f"from {BUSY:g} waiting for each running one, or "
+        if price > PRICE:
+            queues = f"at {price:.1f} times the time per token, not for long queues alone: "
         return (
-            f"{calls} (programs finish one after the other from {BUSY:g} waiting for each running one, or from "
-            f"{CROWDED:.0%} of the KV caches and {EVICTED:.0%} evicted while calls wait)"
+            f"{calls} (programs finish one after the other {queues}from {CROWDED:.0%} of the KV caches and "
+            f"{EVICTED:.0%} evicted while calls wait)"
         )
     return (
         f"{calls} (calls go by their arrival again below {CALM:g} waiting for each running one and {ROOMY:.0%} of the "

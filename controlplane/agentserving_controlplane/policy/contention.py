@@ -74,7 +74,7 @@ class Contention:
             crowds[class_name] = crowds.get(class_name, Crowd()).with_program(calls)
         return cls(waiting, running, crowds, context=context)
 
-    def is_busy(self, was_busy: bool) -> bool:
+    def is_busy(self, was_busy: bool, *, only_if_crowded: bool = False) -> bool:
         """Many calls wait, or some do while contexts evict each other. `was_busy` is the former answer, which stays
         between the bounds."""
         if not self.waiting and not self.running:
@@ -83,7 +83,7 @@ class Contention:
         is_crowded = self.context >= ROOMY if was_busy else self.context >= CROWDED and self.evicted >= EVICTED
         if self.waiting and is_crowded:
             return True
-        return self.waiting >= (CALM if was_busy else BUSY) * self.running
+        return not only_if_crowded and self.waiting >= (CALM if was_busy else BUSY) * self.running
 
     def wide_share(self, without: Collection[str] = ()) -> float:
         """Of the open calls of all classes but those `without`, now and in the past, the share of wide programs."""

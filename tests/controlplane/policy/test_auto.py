@@ -20,6 +20,7 @@ from support.program_sizes import sizes_of, spread
 from support.served_plane import PlayedEngine, ServedPlane
 
 SECOND = 1_000_000
+FULL_CACHES = Contention(waiting=1000, running=10, context=2 * CROWDED, evicted=2 * EVICTED)
 LONG_QUEUES, NO_QUEUES = Contention(waiting=1000, running=10), Contention(waiting=0, running=10)
 
 
@@ -133,6 +134,15 @@ def test_waiting_calls_count_as_many_while_contexts_evict_each_other() -> None:
         before = decided.choices
 
 
+def test_where_small_programs_would_pay_for_it_long_queues_alone_are_no_reason() -> None:
+    """Sizes are alike, but a third of the programs are small."""
+    sizes = sizes_of({"react": spread(0.1, 2.5, 30) + spread(0.1, 16.0, 60)})
+    decided = decide(AUTO, sizes, (), 5, LONG_QUEUES)
+    assert choice_of(decided).chosen is Chosen.FCFS
+    assert "times the time per token, not for long queues alone" in choice_of(decided).reason
+    assert choice_of(decide(AUTO, sizes, (), 5, FULL_CACHES)).chosen is Chosen.PROGRAM_FCFS
+
+
 def test_programs_of_different_sizes_go_through_the_levels() -> None:
     decided = decide(AUTO, sizes_of({"chat": spread(2.0)}), (), 5)
     assert (decided.policy.levels, decided.policy.classes) == (PROGRAM_PLAS.levels, ())
@@ -181,9 +191,9 @@ def test_between_the_bounds_a_choice_stays_what_it_is() -> None:
     assert ALIKE < cv2 < SPREAD
     was_alike = decide(AUTO, sizes_of({"react": spread(0.3)}), (), 1).choices
     was_spread = decide(AUTO, sizes_of({"react": spread(2.0)}), (), 2).choices
-    kept = decide(AUTO, between, was_alike, 9)
+    kept = decide(AUTO, between, was_alike, 9, FULL_CACHES)
     assert (choice_of(kept).chosen, choice_of(kept).since_us) == (Chosen.PROGRAM_FCFS, 1)
-    kept = decide(AUTO, between, was_spread, 9)
+    kept = decide(AUTO, between, was_spread, 9, FULL_CACHES)
     assert (choice_of(kept).chosen, choice_of(kept).since_us) == (Chosen.PROGRAM_PLAS, 2)
     changed = decide(AUTO, sizes_of({"react": spread(2.0)}), was_alike, 9)
     assert (choice_of(changed).chosen, choice_of(changed).since_us) == (Chosen.PROGRAM_PLAS, 9)
