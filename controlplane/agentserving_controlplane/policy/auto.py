@@ -158,7 +158,8 @@ def decide(policy: Policy, sizes: Sizes, contention: Contention, before: Iterabl
     former = known.get(None)
     if together.alike or by_class:
         wide = contention.is_wide(former is None or former.wide)
-        price = 0.0 if by_class else together.price
+        # Wide programs gain more than small ones pay: by the arrival of calls they would all end late.
+        price = 0.0 if by_class or contention.wide_share() >= WIDE else together.price
         was_busy = former is not None and former.chosen is Chosen.PROGRAM_FCFS
         busy = contention.is_busy(was_busy, only_if_crowded=price > PRICE)
         chosen = Chosen.PROGRAM_FCFS if busy else Chosen.FCFS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from agentserving.contract.policy import AUTO, FCFS, PROGRAM_FCFS, PROGRAM_PLAS, Level, Policy, from_dict, to_dict
@@ -12,7 +13,7 @@ from agentserving_controlplane import upkeep
 from agentserving_controlplane.metrics import exposition
 from agentserving_controlplane.policy import auto
 from agentserving_controlplane.policy.auto import ALIKE, MAX_CHOICES, SPREAD, Choice, Chosen, Decided
-from agentserving_controlplane.policy.contention import BUSY, CALM, CROWDED, EVICTED, ROOMY, Contention
+from agentserving_controlplane.policy.contention import BUSY, CALM, CROWDED, EVICTED, ROOMY, Contention, Crowd
 from agentserving_controlplane.policy.gittins import MIN_SAMPLES, Sizes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -141,6 +142,9 @@ def test_where_small_programs_would_pay_for_it_long_queues_alone_are_no_reason()
     assert choice_of(decided).chosen is Chosen.FCFS
     assert "times the time per token, not for long queues alone" in choice_of(decided).reason
     assert choice_of(decide(AUTO, sizes, (), 5, FULL_CACHES)).chosen is Chosen.PROGRAM_FCFS
+    # Wide programs would all end late by the arrival of their calls.
+    wide = replace(LONG_QUEUES, crowds={"react": Crowd(20, 100, 1, 10)})
+    assert choice_of(decide(AUTO, sizes, (), 5, wide)).chosen is Chosen.PROGRAM_FCFS
 
 
 def test_programs_of_different_sizes_go_through_the_levels() -> None:
