@@ -157,7 +157,8 @@ def vllm_argv(python: Path, model: Path | str, port: int, spec: ClusterSpec, *mo
     """Command line of a vLLM with our scheduler (started as a module: the `vllm` script looks for another name)."""
     context = BUILT_IN_CONTEXT.get(spec.model)
     built_in = [
-        "--enforce-eager", "--dtype", cpu_dtype(), "--max-model-len", str(context),
+        "--enforce-eager", "--dtype", cpu_dtype(), "--worker-extension-cls", "agentserving_engine.amx.AmxWorker",
+        "--max-model-len", str(context),
         "--max-num-seqs", str(spec.max_num_seqs), *(["--load-format", "dummy"] if spec.model in RANDOM_WEIGHTS else []),
     ]  # fmt: skip
     return [
