@@ -72,7 +72,7 @@ class Turn:
 class Conversation:
     """Digests of a call's messages: all of them, and at its assistant turns, the newest first.
 
-    `name`: of programs whose instructions begin alike; empty without instructions.
+    `name`: a program's, from how its instructions begin; empty without instructions.
     """
 
     whole: bytes

@@ -1,4 +1,4 @@
-"""Names for programs whose clients send none: the scheduler learns by class, and a class is all programs of one name.
+"""Names programs after their client where it sends none: policies learn by class, all programs of one name.
 
 In this order: the title that a client gives itself, the product in its User-Agent unless that is a library, and a
 digest of how its instructions begin. Pure; a call without any of them has no name.
@@ -43,7 +43,7 @@ def from_headers(headers: Mapping[str, str]) -> str:
 
 
 def from_instructions(text: bytes) -> str:
-    """The name of all programs whose instructions begin alike, the same on every gateway; empty without any."""
+    """The name that follows from the beginning of instructions, the same on every gateway; empty without any."""
     if not text:
         return ""
     return "prompt-" + hashlib.sha256(text[:INSTRUCTIONS_BYTES]).hexdigest()[:_DIGITS]

@@ -1,4 +1,4 @@
-"""Names of programs whose clients send none."""
+"""Programs are named after their client where it sends no name."""
 
 from __future__ import annotations
 

@@ -19,5 +19,5 @@ def command_lines(pid: int) -> dict[psutil.Process, list[str]]:
 
 
 def running(pid: int, word: str) -> list[psutil.Process]:
-    """The descendants of a process whose command line contains `word`."""
+    """The descendants of a process that have `word` in their command line."""
     return [process for process, argv in command_lines(pid).items() if word in " ".join(argv)]
